@@ -1,0 +1,191 @@
+//! What a backend does: hold states, and step parameters by them.
+
+use crate::philox::Words;
+use crate::update::Coefficients;
+use crate::{Bits, Slice, SliceMut, State};
+use std::error::Error as StdError;
+use std::fmt;
+
+/// Where the arithmetic runs: the door through which the CPU, CUDA, or a backend of one's own joins.
+///
+/// The optimizer checks names, lengths, types and hyper-parameters before it calls a backend, so an
+/// implementation may rely on what [`TensorStep`] promises. A backend returns the same bits as the
+/// specification; `cargo xtask verify` holds the ones here against it.
+///
+/// A backend may hold another one and pass calls on, to count, time or trace them:
+///
+/// ```
+/// use lion_core::{Backend, BackendError, Bits, State, TensorStep};
+/// use std::sync::atomic::{AtomicUsize, Ordering};
+///
+/// #[derive(Debug)]
+/// struct Counting<B> { inner: B, steps: AtomicUsize }
+///
+/// impl<B: Backend> Backend for Counting<B> {
+///     fn name(&self) -> &str { "counting" }
+///     fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
+///         self.inner.allocate(bits, len)
+///     }
+///     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+///         self.steps.fetch_add(1, Ordering::Relaxed);
+///         self.inner.step(tensors)
+///     }
+///     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+///         self.inner.count_non_finite(tensors)
+///     }
+/// }
+/// ```
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// Its name, as reports and errors print it.
+    fn name(&self) -> &str;
+
+    /// A state for a parameter of `len` elements before its first step: momentum 0 everywhere.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] where the memory cannot be had; what else the backend meets.
+    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError>;
+
+    /// Steps every tensor: parameter and state change, and
+    /// [`skipped_blocks`](TensorStep::skipped_blocks) is set.
+    ///
+    /// # Errors
+    /// [`BackendError::ForeignState`] before anything changes, where a state is not one of this
+    /// backend; what else it meets.
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
+
+    /// Sets [`skipped_blocks`](TensorStep::skipped_blocks) to what [`step`](Backend::step) would
+    /// skip, and changes nothing else.
+    ///
+    /// # Errors
+    /// As [`step`](Backend::step).
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
+}
+
+impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
+        (**self).allocate(bits, len)
+    }
+
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        (**self).step(tensors)
+    }
+
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        (**self).count_non_finite(tensors)
+    }
+}
+
+impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
+        (**self).allocate(bits, len)
+    }
+
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        (**self).step(tensors)
+    }
+
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        (**self).count_non_finite(tensors)
+    }
+}
+
+/// One tensor of a step, checked: parameter, gradient and state have the same number of elements,
+/// and the state comes from [`Backend::allocate`] of the optimizer's backend.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct TensorStep<'a> {
+    /// Name of the parameter.
+    pub name: &'a str,
+    /// The parameter, to change.
+    pub param: SliceMut<'a>,
+    /// The gradient.
+    pub grad: Slice<'a>,
+    /// The state, to change.
+    pub state: &'a mut (dyn State + 'static),
+    /// The constants of the update, before a limit by `max_unorm`.
+    pub coefficients: Coefficients,
+    /// The full learning rate in `f64`, which a limit by `max_unorm` starts from.
+    pub lr: f64,
+    /// Limit on the norm of the update in norms of the parameter; 0 is none.
+    pub max_unorm: f64,
+    /// The random words of this step, for either kind of stochastic rounding.
+    pub words: Words,
+    /// Whether the parameter is rounded stochastically. Only for `bf16`.
+    pub stochastic_param: bool,
+    /// Whether codes are chosen stochastically. Only for an 8-bit state.
+    pub stochastic_state: bool,
+    /// Blocks left as they were because a new momentum in them is not finite. Set by the backend.
+    pub skipped_blocks: u64,
+}
+
+/// What goes wrong in a backend.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// Memory for a state cannot be had.
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// A state was allocated by another backend.
+    ForeignState {
+        /// The backend that was asked to step it.
+        backend: String,
+        /// The parameter it belongs to.
+        parameter: String,
+    },
+    /// Planes of another width than the state's.
+    WrongPlanes {
+        /// Width of the planes.
+        given: Bits,
+        /// Width of the state.
+        wanted: Bits,
+    },
+    /// The backend cannot be used on this machine.
+    Unavailable {
+        /// The backend that was asked for.
+        backend: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// An error of a backend from outside this project.
+    Other(Box<dyn StdError + Send + Sync>),
+}
+
+impl fmt::Display for BackendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BackendError::OutOfMemory { bytes } => {
+                write!(f, "{bytes} bytes of memory for a state cannot be had")
+            }
+            BackendError::ForeignState { backend, parameter } => write!(
+                f,
+                "the state of parameter `{parameter}` was not allocated by the backend `{backend}`"
+            ),
+            BackendError::WrongPlanes { given, wanted } => {
+                write!(f, "the planes have {given}, wanted {wanted}")
+            }
+            BackendError::Unavailable { backend, reason } => {
+                write!(f, "backend `{backend}` cannot be used here: {reason}")
+            }
+            BackendError::Other(_) => f.write_str("the backend failed"),
+        }
+    }
+}
+
+impl StdError for BackendError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            BackendError::Other(source) => Some(source.as_ref()),
+            _ => None,
+        }
+    }
+}

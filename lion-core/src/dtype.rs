@@ -1,0 +1,231 @@
+//! The three element types and the conversions between them and `f32`, as integer arithmetic
+//! without branches so that a loop over them vectorizes.
+
+use half::{bf16, f16};
+use std::fmt;
+
+/// Type of the elements of a parameter or a gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE-754 binary32, 4 bytes.
+    F32,
+    /// IEEE-754 binary16, 2 bytes.
+    F16,
+    /// bfloat16 (the upper half of a binary32), 2 bytes.
+    Bf16,
+}
+
+impl Dtype {
+    /// All element types, in the order of their declaration.
+    pub const ALL: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+    /// Bytes an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+        }
+    }
+
+    /// The short name: `f32`, `f16` or `bf16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "f32",
+            Dtype::F16 => "f16",
+            Dtype::Bf16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// An element type of parameters and gradients: `f32`, [`f16`] or [`bf16`].
+pub trait Element: sealed::Sealed + Copy + Send + Sync + fmt::Debug + 'static {
+    /// The type as a value.
+    const DTYPE: Dtype;
+
+    /// The value in `f32`, exactly.
+    fn widen(self) -> f32;
+
+    /// The nearest value of this type, ties to even; beyond the largest it is infinite.
+    fn narrow(x: f32) -> Self;
+
+    /// As [`narrow`](Element::narrow), but for `bf16` rounded up or down with odds by the position
+    /// between the two neighbours: the low 16 bits of `word` are added below the kept bits, then
+    /// the sum is cut. Infinities and NaN ignore the word.
+    fn narrow_stochastic(x: f32, word: u32) -> Self {
+        let _ = word;
+        Self::narrow(x)
+    }
+}
+
+impl Element for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        x
+    }
+}
+
+impl Element for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        let b = x.to_bits();
+        bf16_from(b, b.wrapping_add(0x7FFF + ((b >> 16) & 1)))
+    }
+
+    #[inline(always)]
+    fn narrow_stochastic(x: f32, word: u32) -> Self {
+        let b = x.to_bits();
+        bf16_from(b, b.wrapping_add(word & 0xFFFF))
+    }
+}
+
+/// Cuts `rounded`, unless `bits` are infinite (cut as they are) or NaN (cut and made quiet).
+#[inline(always)]
+fn bf16_from(bits: u32, rounded: u32) -> bf16 {
+    let magnitude = bits & 0x7FFF_FFFF;
+    let kept = if magnitude < 0x7F80_0000 {
+        rounded
+    } else {
+        bits
+    };
+    let quiet = if magnitude > 0x7F80_0000 { 0x40 } else { 0 };
+    bf16::from_bits((kept >> 16) as u16 | quiet)
+}
+
+impl Element for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        // A subnormal f16 is read with the exponent of the smallest normal and an implicit one that
+        // does not belong to it; subtracting that one leaves the value. No subnormal f32 appears.
+        const SMALLEST_NORMAL: u32 = (127 - 14) << 23;
+        let h = u32::from(self.to_bits());
+        let magnitude = (h & 0x7FFF) << 13;
+        let normal = magnitude + ((127 - 15) << 23);
+        let subnormal =
+            f32::from_bits(magnitude + SMALLEST_NORMAL) - f32::from_bits(SMALLEST_NORMAL);
+        let bits = if h & 0x7C00 == 0 {
+            subnormal.to_bits()
+        } else if h & 0x7C00 == 0x7C00 {
+            magnitude | 0x7F80_0000
+        } else {
+            normal
+        };
+        f32::from_bits(bits | ((h & 0x8000) << 16))
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        let b = x.to_bits();
+        let magnitude = b & 0x7FFF_FFFF;
+        // The unit in the last place of [0.5, 1) is 2^-24, that of a subnormal f16: the addition
+        // rounds as the conversion must.
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits() & 0xFFFF;
+        let odd = (magnitude >> 13) & 1;
+        let normal = magnitude
+            .wrapping_sub((127 - 15) << 23)
+            .wrapping_add(0xFFF + odd)
+            >> 13;
+        let h = if magnitude < (127 - 14) << 23 {
+            subnormal
+        } else if magnitude < (127 + 16) << 23 {
+            normal // carries into 0x7C00, infinity, from half a unit above the largest
+        } else if magnitude <= 0x7F80_0000 {
+            0x7C00
+        } else {
+            0x7E00
+        };
+        f16::from_bits((h | ((b >> 16) & 0x8000)) as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every 16-bit value, its neighbours in f32, and the midpoints to the next value with theirs:
+    /// all places where a rounding can go either way. `half` is the reference.
+    #[test]
+    fn conversions_agree_with_half_at_every_rounding_boundary() {
+        let mut tried = 0u32;
+        let mut check = |bits: u32| {
+            let x = f32::from_bits(bits);
+            if !x.is_nan() {
+                assert_eq!(
+                    f16::narrow(x).to_bits(),
+                    f16::from_f32_const(x).to_bits(),
+                    "f16 of {x:e} ({bits:#010x})"
+                );
+                assert_eq!(
+                    bf16::narrow(x).to_bits(),
+                    bf16::from_f32_const(x).to_bits(),
+                    "bf16 of {x:e} ({bits:#010x})"
+                );
+                tried += 1;
+            } else {
+                assert!(f16::narrow(x).is_nan() && bf16::narrow(x).is_nan());
+            }
+        };
+        for h in 0..=u16::MAX {
+            let (a, b) = (f16::from_bits(h), bf16::from_bits(h));
+            assert_eq!(a.is_nan(), a.widen().is_nan());
+            if !a.is_nan() {
+                assert_eq!(a.widen().to_bits(), a.to_f32_const().to_bits(), "{h:#06x}");
+            }
+            assert_eq!(b.widen().to_bits(), u32::from(h) << 16);
+            for center in [
+                a.widen().to_bits(),
+                // half a unit of a normal f16, of a subnormal one, and of a bf16
+                a.widen().to_bits().wrapping_add(0x1000),
+                (a.widen() + 2f32.powi(-25)).to_bits(),
+                b.widen().to_bits(),
+                b.widen().to_bits().wrapping_add(0x8000),
+            ] {
+                for near in -1i32..=1 {
+                    check(center.wrapping_add_signed(near));
+                }
+            }
+        }
+        assert!(tried > 900_000, "only {tried} values were numbers");
+    }
+
+    #[test]
+    fn stochastic_bf16_cuts_after_adding_the_low_half_of_the_word() {
+        let x = f32::from_bits(0x3F80_4000); // a quarter of the way from 1.0 to the next bf16
+        assert_eq!(bf16::narrow_stochastic(x, 0xFFFF_BFFF).to_bits(), 0x3F80);
+        assert_eq!(bf16::narrow_stochastic(x, 0x0000_C000).to_bits(), 0x3F81);
+        assert_eq!(bf16::narrow_stochastic(-x, 0xC000).to_bits(), 0xBF81);
+        let inf = f32::INFINITY;
+        assert_eq!(bf16::narrow_stochastic(inf, 0xFFFF).to_bits(), 0x7F80);
+        let signalling = f32::from_bits(0x7F80_0001);
+        assert_eq!(bf16::narrow_stochastic(signalling, 0).to_bits(), 0x7FC0);
+        assert_eq!(f16::narrow_stochastic(x, 0xFFFF), f16::narrow(x));
+    }
+}

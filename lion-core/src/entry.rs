@@ -1,0 +1,199 @@
+//! One registered parameter, and the checks of what is given for it.
+
+use crate::philox::Words;
+use crate::update::Coefficients;
+use crate::{
+    BLOCK, BackendError, Dtype, Error, GradRef, Hyper, Layout, Operand, Overrides, PlaneSpec,
+    SkippedBlocks, State, StateRecord, StepArgs, TensorStep, Update,
+};
+use crate::{Bits, ParamMut};
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: Arc<str>,
+    /// Hash of the name.
+    pub(crate) tag: u64,
+    pub(crate) len: usize,
+    pub(crate) dtype: Dtype,
+    pub(crate) group: Option<usize>,
+    pub(crate) overrides: Overrides,
+    /// Defaults, group and overrides merged; `seed` is the parameter's own.
+    pub(crate) hyper: Hyper,
+    pub(crate) steps: u64,
+    pub(crate) state: Box<dyn State>,
+    /// The order in memory of its first step, which the state has ever after.
+    pub(crate) layout: Option<Layout>,
+}
+
+/// An update that has passed all checks of its parameter.
+pub(crate) struct Checked<'a> {
+    param: ParamMut<'a>,
+    grad: GradRef<'a>,
+    lr: f64,
+}
+
+/// What is written back to a parameter after its step succeeded.
+pub(crate) struct Progress<'a> {
+    pub(crate) name: &'a Arc<str>,
+    pub(crate) len: usize,
+    steps: &'a mut u64,
+    layout: &'a mut Option<Layout>,
+    stepped: Layout,
+}
+
+impl Progress<'_> {
+    pub(crate) fn commit(self) {
+        *self.steps += 1;
+        *self.layout = Some(self.stepped);
+    }
+}
+
+impl Entry {
+    pub(crate) fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    pub(crate) fn backend_error(&self, source: BackendError) -> Error {
+        Error::Backend {
+            parameter: Some(self.name()),
+            source,
+        }
+    }
+
+    pub(crate) fn check<'a>(
+        &self,
+        args: &StepArgs,
+        update: Update<'a>,
+    ) -> Result<Checked<'a>, Error> {
+        let Update { param, grad, .. } = update;
+        let Some(grad) = grad else {
+            return Err(Error::MissingGradient {
+                parameter: self.name(),
+            });
+        };
+        self.check_array(Operand::Parameter, &param.layout, param.data.len())?;
+        self.check_array(Operand::Gradient, &grad.layout, grad.data.len())?;
+        if param.data.dtype() != self.dtype {
+            return Err(Error::WrongDtype {
+                parameter: self.name(),
+                given: param.data.dtype(),
+                wanted: self.dtype,
+            });
+        }
+        let earlier = self.layout.as_ref().unwrap_or(&param.layout);
+        self.check_layout(Operand::Parameter, &param.layout, earlier)?;
+        self.check_layout(Operand::Gradient, &grad.layout, &param.layout)?;
+        let lr = args.lr_for(&self.hyper, &self.name)?;
+        Ok(Checked { param, grad, lr })
+    }
+
+    fn check_array(&self, operand: Operand, layout: &Layout, given: usize) -> Result<(), Error> {
+        if let Layout::Strided { shape, strides } = layout {
+            return Err(Error::NotContiguous {
+                parameter: self.name(),
+                operand,
+                shape: shape.to_vec(),
+                strides: strides.to_vec(),
+            });
+        }
+        if given != self.len {
+            return Err(Error::WrongLength {
+                parameter: self.name(),
+                operand,
+                given,
+                wanted: self.len,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_layout(&self, operand: Operand, given: &Layout, wanted: &Layout) -> Result<(), Error> {
+        if given == wanted {
+            return Ok(());
+        }
+        Err(Error::LayoutMismatch {
+            parameter: self.name(),
+            operand,
+            given: given.clone(),
+            wanted: wanted.clone(),
+        })
+    }
+
+    pub(crate) fn tensor_step<'a>(
+        &'a mut self,
+        grad_scale: f64,
+        checked: Checked<'a>,
+    ) -> (TensorStep<'a>, Progress<'a>) {
+        let Checked { param, grad, lr } = checked;
+        let hyper = &self.hyper;
+        let words = Words {
+            seed: hyper.seed,
+            step: self.steps + 1,
+        };
+        let eight = self.state.layout().bits() == Bits::Eight;
+        let tensor = TensorStep {
+            name: &self.name,
+            param: param.data,
+            grad: grad.data,
+            coefficients: Coefficients::new(hyper, lr, grad_scale),
+            lr,
+            max_unorm: hyper.max_unorm,
+            words,
+            stochastic_param: hyper.stochastic_param && self.dtype == Dtype::Bf16,
+            stochastic_state: hyper.stochastic_state && eight,
+            skipped_blocks: 0,
+            state: &mut *self.state,
+        };
+        let progress = Progress {
+            name: &self.name,
+            len: self.len,
+            steps: &mut self.steps,
+            layout: &mut self.layout,
+            stepped: param.layout,
+        };
+        (tensor, progress)
+    }
+
+    /// Checks that a record could have come from this state.
+    pub(crate) fn check_record(&self, record: &StateRecord) -> Result<(), Error> {
+        let mismatch = |plane, given: String, wanted: String| {
+            Err(Error::StateMismatch {
+                parameter: self.name(),
+                plane,
+                given,
+                wanted,
+            })
+        };
+        let layout = self.state.layout();
+        let (given, wanted) = (record.planes.bits(), layout.bits());
+        if given != wanted {
+            return mismatch("bits", given.to_string(), wanted.to_string());
+        }
+        for ((name, given, valid), plane) in record.planes.describe().iter().zip(layout.planes()) {
+            let wanted = PlaneSpec::len(plane, self.len);
+            if *given != wanted {
+                let [given, wanted] = [given, &wanted].map(|n| format!("{n} numbers"));
+                return mismatch(name, given, wanted);
+            }
+            if !valid {
+                let wanted = "finite numbers, and none below 0 in absmax";
+                return mismatch(name, "others".to_owned(), wanted.to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Those of the tensors that have skipped blocks.
+pub(crate) fn skipped(tensors: &[TensorStep<'_>], progress: &[Progress<'_>]) -> Vec<SkippedBlocks> {
+    let pairs = tensors.iter().zip(progress);
+    pairs
+        .filter(|(tensor, _)| tensor.skipped_blocks > 0)
+        .map(|(tensor, progress)| SkippedBlocks {
+            parameter: Arc::clone(progress.name),
+            skipped: tensor.skipped_blocks,
+            blocks: progress.len.div_ceil(BLOCK) as u64,
+        })
+        .collect()
+}

@@ -1,0 +1,320 @@
+//! Everything that can be wrong with a call, and what to say about it.
+
+use crate::{BackendError, Bits, Dtype, Layout};
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// Where a hyper-parameter was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scope {
+    /// For the whole optimizer.
+    Defaults,
+    /// For a group, by name.
+    Group(String),
+    /// For one parameter, by name.
+    Parameter(String),
+    /// For one step.
+    Step,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::Defaults => f.write_str("the optimizer's defaults"),
+            Scope::Group(name) => write!(f, "group `{name}`"),
+            Scope::Parameter(name) => write!(f, "parameter `{name}`"),
+            Scope::Step => f.write_str("this step"),
+        }
+    }
+}
+
+/// Which of the two arrays of an update is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// The array that is changed.
+    Parameter,
+    /// The array it is changed by.
+    Gradient,
+}
+
+impl fmt::Display for Operand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Operand::Parameter => "parameter",
+            Operand::Gradient => "gradient",
+        })
+    }
+}
+
+/// Blocks of one parameter whose new momentum is not finite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkippedBlocks {
+    /// Name of the parameter.
+    pub parameter: Arc<str>,
+    /// Blocks left as they were.
+    pub skipped: u64,
+    /// Blocks of 256 elements in the parameter.
+    pub blocks: u64,
+}
+
+impl fmt::Display for SkippedBlocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, skipped, blocks) = (&self.parameter, self.skipped, self.blocks);
+        write!(f, "`{name}` ({skipped} of {blocks} blocks)")
+    }
+}
+
+/// What is wrong with a call. Whatever it says, the call has changed nothing, unless it is
+/// [`Error::Backend`] from a step, where the backend says what it did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A hyper-parameter outside its range.
+    InvalidHyper {
+        /// Where it was given.
+        scope: Scope,
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        given: f64,
+        /// What it may be.
+        wanted: &'static str,
+    },
+    /// A parameter of this name is registered already.
+    DuplicateParameter {
+        /// The name.
+        parameter: String,
+    },
+    /// No parameter of this name is registered.
+    UnknownParameter {
+        /// The name.
+        parameter: String,
+    },
+    /// A parameter or group without a name.
+    EmptyName,
+    /// A group of this name exists already.
+    DuplicateGroup {
+        /// The name.
+        group: String,
+    },
+    /// No group of this name exists.
+    UnknownGroup {
+        /// The name.
+        group: String,
+    },
+    /// A handle that this optimizer did not give out.
+    UnknownHandle {
+        /// The position it stands for.
+        index: usize,
+        /// How many parameters this optimizer has.
+        registered: usize,
+    },
+    /// An array with another number of elements than the parameter was registered with.
+    WrongLength {
+        /// Name of the parameter.
+        parameter: String,
+        /// Which array.
+        operand: Operand,
+        /// Its elements.
+        given: usize,
+        /// Elements of the parameter.
+        wanted: usize,
+    },
+    /// A parameter of another type than it was registered with.
+    WrongDtype {
+        /// Name of the parameter.
+        parameter: String,
+        /// The type it has.
+        given: Dtype,
+        /// The type it was registered with.
+        wanted: Dtype,
+    },
+    /// An update without a gradient.
+    MissingGradient {
+        /// Name of the parameter.
+        parameter: String,
+    },
+    /// The same parameter twice in one step.
+    RepeatedParameter {
+        /// Name of the parameter.
+        parameter: String,
+    },
+    /// An array with gaps between its elements.
+    NotContiguous {
+        /// Name of the parameter.
+        parameter: String,
+        /// Which array.
+        operand: Operand,
+        /// Length of each axis.
+        shape: Vec<usize>,
+        /// Elements from one index of an axis to the next.
+        strides: Vec<isize>,
+    },
+    /// A gradient that lies in memory in another order than its parameter, or a parameter in
+    /// another order than in its earlier steps: elements would be paired wrongly.
+    LayoutMismatch {
+        /// Name of the parameter.
+        parameter: String,
+        /// Which array.
+        operand: Operand,
+        /// Its order.
+        given: Layout,
+        /// The order of the parameter.
+        wanted: Layout,
+    },
+    /// A change of hyper-parameters that asks for another width of an existing state.
+    BitsFixed {
+        /// Name of the parameter.
+        parameter: String,
+        /// The width that the change asks for.
+        given: Bits,
+        /// The width that the state has.
+        wanted: Bits,
+    },
+    /// A record that does not fit the state it is to replace.
+    StateMismatch {
+        /// Name of the parameter.
+        parameter: String,
+        /// The plane, or `bits`.
+        plane: &'static str,
+        /// What the record has.
+        given: String,
+        /// What the state has.
+        wanted: String,
+    },
+    /// Momenta that are not finite, under [`OnNonFinite::RejectStep`](crate::OnNonFinite).
+    NonFinite {
+        /// The parameters they are in.
+        parameters: Vec<SkippedBlocks>,
+    },
+    /// A backend that failed for a parameter or as a whole.
+    Backend {
+        /// Name of the parameter, if it is about one.
+        parameter: Option<String>,
+        /// What went wrong.
+        source: BackendError,
+    },
+}
+
+impl From<BackendError> for Error {
+    fn from(source: BackendError) -> Self {
+        Error::Backend {
+            parameter: None,
+            source,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::InvalidHyper {
+                scope,
+                name,
+                given,
+                wanted,
+            } => write!(f, "{scope}: {name} is {given}, wanted {wanted}"),
+            Error::DuplicateParameter { parameter } => {
+                write!(f, "parameter `{parameter}` is registered already")
+            }
+            Error::UnknownParameter { parameter } => {
+                write!(f, "no parameter `{parameter}` is registered")
+            }
+            Error::EmptyName => f.write_str("a name is empty, wanted at least one character"),
+            Error::DuplicateGroup { group } => write!(f, "group `{group}` exists already"),
+            Error::UnknownGroup { group } => write!(f, "no group `{group}` exists"),
+            Error::UnknownHandle { index, registered } => write!(
+                f,
+                "handle {index} is not of this optimizer, which has {registered} parameters"
+            ),
+            Error::WrongLength {
+                parameter,
+                operand,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "parameter `{parameter}`: the {operand} has {given} elements, wanted {wanted}"
+            ),
+            Error::WrongDtype {
+                parameter,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "parameter `{parameter}`: its elements are {given}, wanted {wanted}"
+            ),
+            Error::MissingGradient { parameter } => {
+                write!(f, "parameter `{parameter}`: the gradient is missing")
+            }
+            Error::RepeatedParameter { parameter } => {
+                write!(f, "parameter `{parameter}` is given twice in one step")
+            }
+            Error::NotContiguous {
+                parameter,
+                operand,
+                shape,
+                strides,
+            } => write!(
+                f,
+                "parameter `{parameter}`: the {operand} of shape {shape:?} has strides \
+                 {strides:?}, wanted a contiguous array"
+            ),
+            Error::LayoutMismatch {
+                parameter,
+                operand,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "parameter `{parameter}`: the {operand} lies in memory as {given:?}, \
+                 wanted {wanted:?} as the parameter"
+            ),
+            Error::BitsFixed {
+                parameter,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "parameter `{parameter}`: its state was made with {wanted} and cannot become {given}"
+            ),
+            Error::StateMismatch {
+                parameter,
+                plane,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "parameter `{parameter}`: state {plane}: the record has {given}, wanted {wanted}"
+            ),
+            Error::NonFinite { parameters } => {
+                f.write_str("step rejected: the new momentum is not finite in ")?;
+                for (i, parameter) in parameters.iter().enumerate() {
+                    let comma = if i == 0 { "" } else { ", " };
+                    write!(f, "{comma}{parameter}")?;
+                }
+                Ok(())
+            }
+            Error::Backend {
+                parameter: Some(parameter),
+                source,
+            } => write!(f, "parameter `{parameter}`: {source}"),
+            Error::Backend {
+                parameter: None,
+                source,
+            } => write!(f, "{source}"),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            // Its own message is part of this one's; what caused it comes next.
+            Error::Backend { source, .. } => source.source(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The Lion optimizer without a backend: the update, its hyper-parameters, the traits that a state
+//! layout and a backend implement, and the [`Optimizer`] that owns named parameters and drives a
+//! [`Backend`].
+//!
+//! Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675) moves each
+//! parameter by the sign of an interpolation between its momentum and its gradient:
+//!
+//! ```text
+//! c  = beta1 * m + (1 - beta1) * g
+//! p' = p * (1 - lr * weight_decay) - lr * sign(c)        sign(0) = 0
+//! m' = beta2 * m + (1 - beta2) * g
+//! ```
+//!
+//! Each operation is one IEEE-754 binary32 operation rounded to nearest even, in the order written.
+//! That order is the contract which lets every backend return the same bits; [`update`] holds it.
+//!
+//! Most users want the crate `lion`, which adds the backends and the choice between them. This crate
+//! is for those who write a backend: implement [`Backend`], [`State`] and, for a new kind of state,
+//! [`StateLayout`].
+#![forbid(unsafe_code)]
+
+mod backend;
+mod dtype;
+mod entry;
+mod error;
+mod hyper;
+mod optimizer;
+mod report;
+mod state;
+mod step;
+mod tensor;
+
+pub mod norm;
+pub mod philox;
+pub mod update;
+
+pub use backend::{Backend, BackendError, TensorStep};
+pub use dtype::{Dtype, Element};
+pub use error::{Error, Operand, Scope, SkippedBlocks};
+pub use half::{bf16, f16};
+pub use hyper::{Bits, Hyper, LionArgs, OnNonFinite, Overrides, StepArgs};
+pub use optimizer::{Handle, Optimizer, ParamSpec};
+pub use report::{ParamInfo, StepReport};
+pub use state::{Momentum32, PlaneSpec, PlaneType, Planes, State, StateLayout, StateRecord};
+pub use tensor::{GradRef, Layout, ParamMut, Slice, SliceMut, Update};
+
+/// Elements that share one absmax in the 8-bit state, and the unit in which a non-finite momentum
+/// is skipped in either state.
+pub const BLOCK: usize = 256;

@@ -1,0 +1,103 @@
+//! `max_unorm`: a limit on the norm of the update, relative to the norm of the parameter.
+
+use crate::{BLOCK, Element};
+
+const LANES: usize = 8;
+
+/// Sum of the squares of at most one block of elements, in `f64`, as eight lanes.
+///
+/// Element `i` adds to lane `i % 8`; the lanes are added as `((0+4)+(2+6)) + ((1+5)+(3+7))`.
+#[inline]
+pub fn block_sum_squares<P: Element>(p: &[P]) -> f64 {
+    debug_assert!(p.len() <= BLOCK);
+    let mut lane = [0f64; LANES];
+    let (rows, tail) = p.as_chunks::<LANES>();
+    for row in rows {
+        for (sum, x) in lane.iter_mut().zip(row) {
+            let x = f64::from(x.widen());
+            *sum += x * x;
+        }
+    }
+    for (sum, x) in lane.iter_mut().zip(tail) {
+        let x = f64::from(x.widen());
+        *sum += x * x;
+    }
+    ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]))
+}
+
+/// Where the tree over `blocks` blocks (two or more) splits: adjacent pairs are added level by
+/// level, an odd one carried up, so the left subtree holds the largest power of two below `blocks`.
+#[inline]
+pub fn tree_split(blocks: usize) -> usize {
+    debug_assert!(blocks >= 2);
+    1 << (blocks - 1).ilog2()
+}
+
+/// Sum of the squares of a whole parameter in the fixed order of the specification; 0 when empty.
+///
+/// ```
+/// assert_eq!(lion_core::norm::sum_squares(&[3.0f32, -4.0]), 25.0);
+/// ```
+pub fn sum_squares<P: Element>(p: &[P]) -> f64 {
+    let blocks = p.len().div_ceil(BLOCK);
+    if blocks < 2 {
+        return block_sum_squares(p);
+    }
+    let (left, right) = p.split_at(tree_split(blocks) * BLOCK);
+    sum_squares(left) + sum_squares(right)
+}
+
+/// The learning rate of this step under `max_unorm`: shrunk so that the norm of
+/// `lr_step / lr * sign(c)` stays under `max_unorm * |p|`. A parameter of norm 0 is not limited.
+///
+/// `sum_squares` is that of the parameter, `moves` the number of elements with `sign(c) != 0`.
+/// The weight decay keeps the full `lr`.
+///
+/// ```
+/// // |p| = 5, and 100 elements that move have norm 10: the bound 0.02 * 5 is a hundredth of it.
+/// let lr = lion_core::norm::limited_lr(1.0, 0.02, 25.0, 100);
+/// assert!((lr - 0.01).abs() < 1e-15);
+/// assert_eq!(lion_core::norm::limited_lr(1.0, 0.02, 0.0, 100), 1.0);
+/// ```
+pub fn limited_lr(lr: f64, max_unorm: f64, sum_squares: f64, moves: u64) -> f64 {
+    let bound = max_unorm * sum_squares.sqrt();
+    let norm = (moves as f64).sqrt();
+    if 0.0 < bound && bound < norm {
+        lr * bound / norm
+    } else {
+        lr
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tree as the specification writes it: level by level.
+    fn by_levels(mut sums: Vec<f64>) -> f64 {
+        while sums.len() > 1 {
+            sums = sums.chunks(2).map(|pair| pair.iter().sum()).collect();
+        }
+        sums[0]
+    }
+
+    #[test]
+    fn the_recursion_is_the_tree_of_adjacent_pairs() {
+        for blocks in 1..70 {
+            for short in [0, 1, 255] {
+                let p: Vec<f32> = (0..blocks * BLOCK - short)
+                    .map(|i| ((i * 2_654_435_761) % 65_537) as f32 / 65_537.0)
+                    .collect();
+                let expected = by_levels(p.chunks(BLOCK).map(block_sum_squares).collect());
+                assert_eq!(sum_squares(&p).to_bits(), expected.to_bits());
+            }
+        }
+        assert_eq!(sum_squares::<f32>(&[]), 0.0);
+    }
+
+    #[test]
+    fn a_norm_that_is_not_a_number_does_not_limit() {
+        assert_eq!(limited_lr(0.5, 0.1, f64::NAN, 9), 0.5);
+        assert_eq!(limited_lr(0.5, 0.1, f64::INFINITY, 9), 0.5);
+    }
+}

@@ -1,0 +1,394 @@
+//! The optimizer: parameters by name, groups and overrides. Its step is in `step.rs`.
+
+use crate::entry::Entry;
+use crate::{Backend, Dtype, Error, Hyper, OnNonFinite, Overrides, ParamInfo, Scope, StateRecord};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A registered parameter: what a step names it by. Cheap to copy, valid for the optimizer that
+/// gave it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Handle {
+    index: usize,
+    /// Hash of the name, so that a handle of another optimizer is noticed.
+    tag: u64,
+}
+
+/// A parameter to register: its stable name, its length and type, and what is special about it.
+///
+/// ```
+/// use lion_core::{Dtype, Overrides, ParamSpec};
+/// let embedding = ParamSpec::new("tok_emb", 50_257 * 768, Dtype::Bf16)
+///     .group("embeddings")
+///     .overrides(Overrides::new().optim_bits(32).lr_multiplier(0.5));
+/// assert_eq!(embedding.name(), "tok_emb");
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamSpec {
+    name: String,
+    len: usize,
+    dtype: Dtype,
+    group: Option<String>,
+    overrides: Overrides,
+}
+
+impl ParamSpec {
+    /// A parameter of `len` elements with the optimizer's defaults.
+    pub fn new(name: impl Into<String>, len: usize, dtype: Dtype) -> Self {
+        ParamSpec {
+            name: name.into(),
+            len,
+            dtype,
+            group: None,
+            overrides: Overrides::new(),
+        }
+    }
+
+    /// Puts it into a group, which must exist when it is registered.
+    #[must_use]
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Hyper-parameters of this parameter alone.
+    #[must_use]
+    pub fn overrides(mut self, overrides: Overrides) -> Self {
+        self.overrides = overrides;
+        self
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+#[derive(Debug)]
+struct Group {
+    name: String,
+    overrides: Overrides,
+}
+
+/// The Lion optimizer over any backend.
+///
+/// It knows parameters by the name their trainer gave them and owns their states; the parameters
+/// and gradients themselves stay with the trainer and are lent to each step. Two optimizers share
+/// nothing.
+#[derive(Debug)]
+pub struct Optimizer {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) on_non_finite: OnNonFinite,
+    defaults: Overrides,
+    groups: Vec<Group>,
+    pub(crate) params: Vec<Entry>,
+    by_name: HashMap<Arc<str>, usize>,
+}
+
+impl Optimizer {
+    /// An optimizer without parameters. What `defaults` leaves open is as in [`Hyper::default`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidHyper`] where a default is outside its range.
+    pub fn new(
+        backend: Box<dyn Backend>,
+        defaults: Overrides,
+        on_non_finite: OnNonFinite,
+    ) -> Result<Self, Error> {
+        defaults.check(|| Scope::Defaults)?;
+        Ok(Optimizer {
+            backend,
+            on_non_finite,
+            defaults,
+            groups: Vec::new(),
+            params: Vec::new(),
+            by_name: HashMap::new(),
+        })
+    }
+
+    /// The backend that holds the states and runs the steps.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// Adds a group of parameters with hyper-parameters of its own.
+    ///
+    /// # Errors
+    /// [`Error::EmptyName`], [`Error::DuplicateGroup`], [`Error::InvalidHyper`].
+    pub fn add_group(&mut self, name: &str, overrides: Overrides) -> Result<(), Error> {
+        if name.is_empty() {
+            return Err(Error::EmptyName);
+        }
+        if self.find_group(name).is_ok() {
+            return Err(Error::DuplicateGroup {
+                group: name.to_owned(),
+            });
+        }
+        overrides.check(|| Scope::Group(name.to_owned()))?;
+        self.groups.push(Group {
+            name: name.to_owned(),
+            overrides,
+        });
+        Ok(())
+    }
+
+    /// Registers a parameter and allocates its state: 8 bits if its hyper-parameters ask for it and
+    /// it has at least `min_8bit_size` elements, else 32.
+    ///
+    /// # Errors
+    /// [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`],
+    /// [`Error::InvalidHyper`], and [`Error::Backend`] where the state cannot be allocated.
+    pub fn register(&mut self, spec: ParamSpec) -> Result<Handle, Error> {
+        let ParamSpec {
+            name,
+            len,
+            dtype,
+            group,
+            overrides,
+        } = spec;
+        if name.is_empty() {
+            return Err(Error::EmptyName);
+        }
+        if self.by_name.contains_key(name.as_str()) {
+            return Err(Error::DuplicateParameter { parameter: name });
+        }
+        let group = group.map(|group| self.find_group(&group)).transpose()?;
+        overrides.check(|| Scope::Parameter(name.clone()))?;
+        let hyper = self.resolve(&name, group, overrides);
+        let state = self
+            .backend
+            .allocate(hyper.bits_for(len), len)
+            .map_err(|source| Error::Backend {
+                parameter: Some(name.clone()),
+                source,
+            })?;
+        let name: Arc<str> = name.into();
+        let handle = Handle {
+            index: self.params.len(),
+            tag: hash(&name),
+        };
+        self.by_name.insert(Arc::clone(&name), handle.index);
+        self.params.push(Entry {
+            name,
+            tag: handle.tag,
+            len,
+            dtype,
+            group,
+            overrides,
+            hyper,
+            steps: 0,
+            state,
+            layout: None,
+        });
+        Ok(handle)
+    }
+
+    /// The handle of a parameter by its name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`].
+    pub fn handle(&self, name: &str) -> Result<Handle, Error> {
+        match self.by_name.get(name) {
+            Some(&index) => Ok(self.handle_at(index)),
+            None => Err(Error::UnknownParameter {
+                parameter: name.to_owned(),
+            }),
+        }
+    }
+
+    /// Sets the learning rate of all parameters that neither a group nor an override gives another.
+    ///
+    /// # Errors
+    /// [`Error::InvalidHyper`].
+    pub fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
+        self.configure(Overrides::new().lr(lr))
+    }
+
+    /// Changes the defaults that are set in `changes`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidHyper`], and [`Error::BitsFixed`] where the width of an existing state would
+    /// have to change.
+    pub fn configure(&mut self, changes: Overrides) -> Result<(), Error> {
+        changes.check(|| Scope::Defaults)?;
+        let before = self.defaults;
+        self.defaults = changes.or(before);
+        self.refresh().inspect_err(|_| self.defaults = before)
+    }
+
+    /// Changes the hyper-parameters of a group that are set in `changes`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownGroup`]; else as [`configure`](Optimizer::configure).
+    pub fn configure_group(&mut self, group: &str, changes: Overrides) -> Result<(), Error> {
+        let index = self.find_group(group)?;
+        changes.check(|| Scope::Group(group.to_owned()))?;
+        let before = self.groups[index].overrides;
+        self.groups[index].overrides = changes.or(before);
+        self.refresh()
+            .inspect_err(|_| self.groups[index].overrides = before)
+    }
+
+    /// Changes the hyper-parameters of one parameter that are set in `changes`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`]; else as [`configure`](Optimizer::configure).
+    pub fn configure_parameter(&mut self, handle: Handle, changes: Overrides) -> Result<(), Error> {
+        let index = self.index(handle)?;
+        changes.check(|| Scope::Parameter(self.params[index].name.to_string()))?;
+        let before = self.params[index].overrides;
+        self.params[index].overrides = changes.or(before);
+        self.refresh()
+            .inspect_err(|_| self.params[index].overrides = before)
+    }
+
+    /// What is held of one parameter.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`].
+    pub fn info(&self, handle: Handle) -> Result<ParamInfo<'_>, Error> {
+        Ok(self.info_at(self.index(handle)?))
+    }
+
+    /// What is held of each parameter, in the order of registration.
+    pub fn parameters(&self) -> impl ExactSizeIterator<Item = ParamInfo<'_>> {
+        (0..self.params.len()).map(|index| self.info_at(index))
+    }
+
+    /// Bytes of state in total.
+    pub fn state_bytes(&self) -> usize {
+        self.parameters().map(|info| info.state_bytes).sum()
+    }
+
+    /// A copy of what a run needs to go on with this parameter elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`], [`Error::Backend`].
+    pub fn export_state(&self, handle: Handle) -> Result<StateRecord, Error> {
+        let entry = &self.params[self.index(handle)?];
+        Ok(StateRecord {
+            steps: entry.steps,
+            seed: entry.hyper.seed,
+            planes: entry.state.export().map_err(|e| entry.backend_error(e))?,
+        })
+    }
+
+    /// Puts a parameter where a record left off; its seed becomes that of the record.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`]; [`Error::StateMismatch`] where the record has other bits, other
+    /// lengths, or numbers that no step leaves behind; [`Error::Backend`].
+    pub fn import_state(&mut self, handle: Handle, record: &StateRecord) -> Result<(), Error> {
+        let index = self.index(handle)?;
+        let entry = &mut self.params[index];
+        entry.check_record(record)?;
+        if let Err(source) = entry.state.import(&record.planes) {
+            return Err(entry.backend_error(source));
+        }
+        entry.steps = record.steps;
+        entry.overrides = entry.overrides.seed(record.seed);
+        entry.hyper.seed = record.seed;
+        Ok(())
+    }
+
+    fn info_at(&self, index: usize) -> ParamInfo<'_> {
+        let entry = &self.params[index];
+        let layout = entry.state.layout();
+        ParamInfo {
+            handle: self.handle_at(index),
+            name: &entry.name,
+            len: entry.len,
+            dtype: entry.dtype,
+            group: entry.group.map(|group| self.groups[group].name.as_str()),
+            bits: layout.bits(),
+            layout: layout.name(),
+            state_bytes: layout.bytes(entry.len),
+            steps: entry.steps,
+            hyper: entry.hyper,
+        }
+    }
+
+    fn handle_at(&self, index: usize) -> Handle {
+        Handle {
+            index,
+            tag: self.params[index].tag,
+        }
+    }
+
+    pub(crate) fn index(&self, handle: Handle) -> Result<usize, Error> {
+        match self.params.get(handle.index) {
+            Some(entry) if entry.tag == handle.tag => Ok(handle.index),
+            _ => Err(Error::UnknownHandle {
+                index: handle.index,
+                registered: self.params.len(),
+            }),
+        }
+    }
+
+    fn find_group(&self, name: &str) -> Result<usize, Error> {
+        let found = self.groups.iter().position(|group| group.name == name);
+        found.ok_or_else(|| Error::UnknownGroup {
+            group: name.to_owned(),
+        })
+    }
+
+    fn resolve(&self, name: &str, group: Option<usize>, overrides: Overrides) -> Hyper {
+        let mut hyper = self.defaults.resolve(Hyper::default());
+        if let Some(group) = group {
+            hyper = self.groups[group].overrides.resolve(hyper);
+        }
+        // A seed shared by many parameters would round all of them with the same words.
+        hyper.seed = mix(hyper.seed ^ hash(name));
+        overrides.resolve(hyper)
+    }
+
+    /// Resolves every parameter anew, or none if the width of a state would have to change.
+    fn refresh(&mut self) -> Result<(), Error> {
+        let resolve = |entry: &Entry| self.resolve(&entry.name, entry.group, entry.overrides);
+        let hypers: Vec<Hyper> = self.params.iter().map(resolve).collect();
+        for (entry, hyper) in self.params.iter().zip(&hypers) {
+            let (given, wanted) = (hyper.bits_for(entry.len), entry.state.layout().bits());
+            if given != wanted {
+                return Err(Error::BitsFixed {
+                    parameter: entry.name.to_string(),
+                    given,
+                    wanted,
+                });
+            }
+        }
+        for (entry, hyper) in self.params.iter_mut().zip(hypers) {
+            entry.hyper = hyper;
+        }
+        Ok(())
+    }
+}
+
+/// FNV-1a, 64 bits.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, byte| {
+        (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+    })
+}
+
+/// The finalizer of SplitMix64: every bit of the result depends on every bit of `x`.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A seed that is not the same for ever makes a resumed run another run.
+    #[test]
+    fn seeds_from_names_do_not_change() {
+        // FNV-1a's published test values.
+        assert_eq!(hash(""), 0xCBF2_9CE4_8422_2325);
+        assert_eq!(hash("a"), 0xAF63_DC4C_8601_EC8C);
+        assert_eq!(hash("foobar"), 0x8594_4171_F739_67E8);
+        // The first output of SplitMix64 from the seed 0 finalizes its increment.
+        assert_eq!(mix(0x9E37_79B9_7F4A_7C15), 0xE220_A839_7B1D_CDAF);
+    }
+}

@@ -1,0 +1,48 @@
+//! What a step did, and what an optimizer holds.
+
+use crate::{Bits, Dtype, Handle, Hyper, SkippedBlocks};
+
+/// What a step did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StepReport {
+    /// The parameters of this step, in the order they were given.
+    pub updated: Vec<Handle>,
+    /// Their elements in total.
+    pub elements: u64,
+    /// Those with blocks left as they were, because a new momentum in the block is not finite.
+    pub skipped: Vec<SkippedBlocks>,
+}
+
+impl StepReport {
+    /// Blocks left as they were, over all parameters.
+    pub fn skipped_blocks(&self) -> u64 {
+        self.skipped.iter().map(|s| s.skipped).sum()
+    }
+}
+
+/// What an optimizer holds of one parameter.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ParamInfo<'a> {
+    /// The parameter.
+    pub handle: Handle,
+    /// Its name.
+    pub name: &'a str,
+    /// Its elements.
+    pub len: usize,
+    /// Their type.
+    pub dtype: Dtype,
+    /// Its group, if it is in one.
+    pub group: Option<&'a str>,
+    /// Width of its state.
+    pub bits: Bits,
+    /// Name of the state's layout.
+    pub layout: &'static str,
+    /// Bytes of its state.
+    pub state_bytes: usize,
+    /// Steps done.
+    pub steps: u64,
+    /// Hyper-parameters after defaults, group and overrides are merged. `seed` is the parameter's own.
+    pub hyper: Hyper,
+}

@@ -1,0 +1,121 @@
+//! A part of one tensor to step or to read: what is split between threads and handed to a kernel.
+
+use crate::state::CpuState;
+use lion_core::philox::Words;
+use lion_core::update::Coefficients;
+use lion_core::{BLOCK, Slice, SliceMut};
+
+/// What is the same for all elements of a tensor in one step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rule {
+    pub(crate) coefficients: Coefficients,
+    pub(crate) words: Words,
+    pub(crate) stochastic_param: bool,
+    pub(crate) stochastic_state: bool,
+}
+
+/// The state of a run of whole blocks, to change.
+#[derive(Debug)]
+pub(crate) enum StateMut<'a> {
+    Momentum32(&'a mut [f32]),
+    Blockwise8(&'a mut [u8], &'a mut [f32]),
+}
+
+/// The state of one whole tensor, to read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StateRef<'a> {
+    Momentum32(&'a [f32]),
+    Blockwise8(&'a [u8], &'a [f32]),
+}
+
+/// A run of whole blocks of one tensor (the last of the tensor may be short), to step.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) param: SliceMut<'a>,
+    pub(crate) grad: Slice<'a>,
+    pub(crate) state: StateMut<'a>,
+    /// Index in the tensor of the first element, a multiple of the block.
+    pub(crate) first: u64,
+    pub(crate) rule: Rule,
+}
+
+/// One whole tensor, to read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    pub(crate) param: Slice<'a>,
+    pub(crate) grad: Slice<'a>,
+    pub(crate) state: StateRef<'a>,
+    pub(crate) coefficients: Coefficients,
+}
+
+impl CpuState {
+    pub(crate) fn as_mut(&mut self) -> StateMut<'_> {
+        match self {
+            CpuState::Momentum32 { momentum } => StateMut::Momentum32(momentum),
+            CpuState::Blockwise8 { codes, absmax } => StateMut::Blockwise8(codes, absmax),
+        }
+    }
+}
+
+impl<'a> Job<'a> {
+    pub(crate) fn len(&self) -> usize {
+        self.param.len()
+    }
+
+    pub(crate) fn reborrow(&mut self) -> Job<'_> {
+        Job {
+            param: self.param.reborrow(),
+            grad: self.grad,
+            state: match &mut self.state {
+                StateMut::Momentum32(momentum) => StateMut::Momentum32(momentum),
+                StateMut::Blockwise8(codes, absmax) => StateMut::Blockwise8(codes, absmax),
+            },
+            first: self.first,
+            rule: self.rule,
+        }
+    }
+
+    pub(crate) fn view(&self) -> View<'_> {
+        View {
+            param: self.param.as_slice(),
+            grad: self.grad,
+            state: match &self.state {
+                StateMut::Momentum32(momentum) => StateRef::Momentum32(momentum),
+                StateMut::Blockwise8(codes, absmax) => StateRef::Blockwise8(codes, absmax),
+            },
+            coefficients: self.rule.coefficients,
+        }
+    }
+
+    /// The first `blocks` blocks and the rest.
+    pub(crate) fn split_at(self, blocks: usize) -> (Job<'a>, Job<'a>) {
+        let at = blocks * BLOCK;
+        let (param_a, param_b) = self.param.split_at(at);
+        let (grad_a, grad_b) = self.grad.split_at(at);
+        let (state_a, state_b) = match self.state {
+            StateMut::Momentum32(m) => {
+                let (a, b) = m.split_at_mut(at);
+                (StateMut::Momentum32(a), StateMut::Momentum32(b))
+            }
+            StateMut::Blockwise8(codes, absmax) => {
+                let (codes_a, codes_b) = codes.split_at_mut(at);
+                let (absmax_a, absmax_b) = absmax.split_at_mut(blocks);
+                (
+                    StateMut::Blockwise8(codes_a, absmax_a),
+                    StateMut::Blockwise8(codes_b, absmax_b),
+                )
+            }
+        };
+        let job = |param, grad, state, first| Job {
+            param,
+            grad,
+            state,
+            first,
+            rule: self.rule,
+        };
+        (
+            job(param_a, grad_a, state_a, self.first),
+            job(param_b, grad_b, state_b, self.first + at as u64),
+        )
+    }
+}

@@ -1,0 +1,32 @@
+//! The CPU backend of lion: kernels for each instruction set, chosen at run time, over one pool of
+//! work for all tensors and blocks of a step.
+//!
+//! Every kernel returns the bits of the scalar one, on any number of threads: blocks of 256 elements
+//! are independent, and the one sum over a whole parameter (under `max_unorm`) has a fixed order.
+//!
+//! ```
+//! use lion_core::{Dtype, OnNonFinite, Optimizer, Overrides, ParamSpec, StepArgs, Update};
+//! use lion_cpu::{Cpu, Isa};
+//!
+//! let backend = Box::new(Cpu::with_isa(Isa::Scalar)?);
+//! let mut lion = Optimizer::new(backend, Overrides::new().lr(0.5), OnNonFinite::default())?;
+//! let handle = lion.register(ParamSpec::new("w", 3, Dtype::F32))?;
+//! let (mut w, g) = ([1.0f32, 2.0, 3.0], [0.1f32, 0.0, -0.1]);
+//! lion.step(StepArgs::new(), [Update {
+//!     handle,
+//!     param: w.as_mut_slice().into(),
+//!     grad: Some(g.as_slice().into()),
+//! }])?;
+//! assert_eq!(w, [0.5, 2.0, 3.5]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod arch;
+mod backend;
+mod job;
+mod pool;
+mod state;
+
+pub use arch::Isa;
+pub use backend::Cpu;

@@ -1,0 +1,250 @@
+//! Blockwise quantization: 256 elements share one absmax, each keeps the code of a codeword.
+
+use crate::codebook::{CODEBOOK, ZERO_CODE};
+use crate::position::position;
+use lion_core::BLOCK;
+use lion_core::philox::Words;
+use std::fmt;
+
+/// A block whose largest magnitude is below the smallest normal `f32` becomes zero.
+const TINY: f32 = f32::MIN_POSITIVE;
+
+/// A buffer that does not fit, or a number that has no code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QuantError {
+    /// A buffer of the wrong length.
+    WrongLength {
+        /// Its name.
+        buffer: &'static str,
+        /// Its length.
+        given: usize,
+        /// The length it must have.
+        wanted: usize,
+    },
+    /// A number that is infinite or not a number.
+    NonFinite {
+        /// Its index.
+        index: usize,
+    },
+}
+
+impl fmt::Display for QuantError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            QuantError::WrongLength {
+                buffer,
+                given,
+                wanted,
+            } => write!(f, "{buffer} has {given} elements, wanted {wanted}"),
+            QuantError::NonFinite { index } => {
+                write!(
+                    f,
+                    "element {index} is not finite, wanted a number with a code"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for QuantError {}
+
+fn check_length(buffer: &'static str, given: usize, wanted: usize) -> Result<(), QuantError> {
+    if given == wanted {
+        Ok(())
+    } else {
+        Err(QuantError::WrongLength {
+            buffer,
+            given,
+            wanted,
+        })
+    }
+}
+
+/// Bits of the largest magnitude; `0x7F80_0000` or more if an element is not finite.
+///
+/// Magnitudes of floats are ordered as their bits are, and every NaN lies above infinity.
+#[inline(always)]
+pub fn top_bits(x: &[f32]) -> u32 {
+    x.iter()
+        .fold(0, |top, x| top.max(x.to_bits() & 0x7FFF_FFFF))
+}
+
+/// The code of the codeword nearest to `x`, a number already divided by its block's absmax.
+#[inline(always)]
+pub fn nearest_code(x: f32) -> u8 {
+    // Adding 1.5 * 2^23 leaves no bit below 1: the sum is rounded to an integer, half to even.
+    const ROUND: f32 = 12_582_912.0;
+    let k = (position(x.abs()) + ROUND).to_bits() - ROUND.to_bits();
+    signed_code(x, k)
+}
+
+/// The code of one of the two codewords around `x`: the upper one with odds by the position of `x`
+/// between them, drawn with the high 16 bits of `word`.
+#[inline(always)]
+pub fn stochastic_code(x: f32, word: u32) -> u8 {
+    let fraction = (word >> 16) as f32 * (1.0 / 65_536.0);
+    signed_code(x, (position(x.abs()) + fraction) as u32)
+}
+
+/// The code of magnitude `k` with the sign of `x`; there is no -1.0.
+#[inline(always)]
+fn signed_code(x: f32, k: u32) -> u8 {
+    let zero = u32::from(ZERO_CODE);
+    if x.is_sign_negative() {
+        (zero - k.min(127)) as u8
+    } else {
+        (zero + k.min(128)) as u8
+    }
+}
+
+/// Quantizes at most one block of finite numbers and returns its absmax.
+///
+/// Each `x / absmax` (as `x * (1 / absmax)`) goes to the nearest codeword, or with `words` to one
+/// of the two around it. A block below the smallest normal `f32` becomes zero, its absmax 0.
+#[inline]
+pub fn quantize_block(m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+    debug_assert!(m.len() <= BLOCK && m.len() == codes.len());
+    let top = f32::from_bits(top_bits(m));
+    debug_assert!(top.is_finite());
+    if top < TINY {
+        codes.fill(ZERO_CODE);
+        return 0.0;
+    }
+    let inverse = 1.0 / top;
+    match words {
+        None => {
+            for (code, &x) in codes.iter_mut().zip(m) {
+                *code = nearest_code(x * inverse);
+            }
+        }
+        Some(words) => {
+            for ((code, &x), &word) in codes.iter_mut().zip(m).zip(words) {
+                *code = stochastic_code(x * inverse, word);
+            }
+        }
+    }
+    top
+}
+
+/// Dequantizes at most one block: `CODEBOOK[code] * absmax`.
+#[inline]
+pub fn dequantize_block(codes: &[u8], absmax: f32, m: &mut [f32]) {
+    debug_assert!(codes.len() == m.len());
+    for (x, &code) in m.iter_mut().zip(codes) {
+        *x = CODEBOOK[usize::from(code)] * absmax;
+    }
+}
+
+/// Quantizes `m` into `codes` (one an element) and `absmax` (one a block of 256).
+///
+/// With `words` the codes are chosen stochastically, element `i` by its word `i`.
+///
+/// ```
+/// let m = [0.5f32, -0.25, 0.0, 1e-3];
+/// let (mut codes, mut absmax) = ([0; 4], [0.0]);
+/// lion_quant::quantize(&m, &mut codes, &mut absmax, None)?;
+/// assert_eq!(absmax, [0.5]);
+/// assert_eq!((codes[0], codes[2]), (255, 127)); // 1.0 and 0.0 of the codebook
+///
+/// let mut back = [0.0; 4];
+/// lion_quant::dequantize(&codes, &absmax, &mut back)?;
+/// assert_eq!(back[0], 0.5);
+/// assert!((back[1] + 0.25).abs() < 0.005);
+/// # Ok::<(), lion_quant::QuantError>(())
+/// ```
+///
+/// # Errors
+/// [`QuantError::WrongLength`] unless `codes` has `m.len()` elements and `absmax` has
+/// `ceil(m.len() / 256)`; [`QuantError::NonFinite`]. Nothing is written then.
+pub fn quantize(
+    m: &[f32],
+    codes: &mut [u8],
+    absmax: &mut [f32],
+    words: Option<Words>,
+) -> Result<(), QuantError> {
+    check_length("codes", codes.len(), m.len())?;
+    check_length("absmax", absmax.len(), m.len().div_ceil(BLOCK))?;
+    if let Some(index) = m.iter().position(|x| !x.is_finite()) {
+        return Err(QuantError::NonFinite { index });
+    }
+    let mut drawn = [0; BLOCK];
+    let blocks = m.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(absmax);
+    for (b, ((m, codes), absmax)) in blocks.enumerate() {
+        let words = words.map(|words| {
+            words.fill((b * BLOCK) as u64, &mut drawn[..m.len()]);
+            &drawn[..m.len()]
+        });
+        *absmax = quantize_block(m, words, codes);
+    }
+    Ok(())
+}
+
+/// Dequantizes: `m[i] = CODEBOOK[codes[i]] * absmax[i / 256]`.
+///
+/// # Errors
+/// [`QuantError::WrongLength`] unless `codes` has `m.len()` elements and `absmax` has
+/// `ceil(m.len() / 256)`. Nothing is written then.
+pub fn dequantize(codes: &[u8], absmax: &[f32], m: &mut [f32]) -> Result<(), QuantError> {
+    check_length("codes", codes.len(), m.len())?;
+    check_length("absmax", absmax.len(), m.len().div_ceil(BLOCK))?;
+    let blocks = codes.chunks(BLOCK).zip(m.chunks_mut(BLOCK));
+    for ((codes, m), &absmax) in blocks.zip(absmax) {
+        dequantize_block(codes, absmax, m);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_half_to_even_and_clamps() {
+        // The largest element divided by itself may come out just above 1.
+        assert_eq!(nearest_code(1.0), 255);
+        assert_eq!(nearest_code(1.0 + f32::EPSILON), 255);
+        assert_eq!(nearest_code(-1.0 - f32::EPSILON), 0);
+        assert_eq!(stochastic_code(1.0, u32::MAX), 255);
+        assert_eq!(stochastic_code(-1.0, u32::MAX), 0);
+        assert_eq!(nearest_code(-0.0), ZERO_CODE);
+    }
+
+    #[test]
+    fn tiny_blocks_become_zero() {
+        let below = f32::from_bits(f32::MIN_POSITIVE.to_bits() - 1);
+        let mut codes = [1; 3];
+        assert_eq!(quantize_block(&[below, -below, 0.0], None, &mut codes), 0.0);
+        assert_eq!(codes, [ZERO_CODE; 3]);
+        let m = [f32::MIN_POSITIVE, -below, 0.0];
+        assert_eq!(quantize_block(&m, None, &mut codes), f32::MIN_POSITIVE);
+        assert_eq!(codes, [255, 0, 127]);
+        // The inverse of the largest float is subnormal.
+        assert_eq!(quantize_block(&[f32::MAX; 3], None, &mut codes), f32::MAX);
+        assert_eq!(codes, [255; 3]);
+    }
+
+    #[test]
+    fn the_top_of_a_block_tells_whether_it_is_finite() {
+        assert_eq!(top_bits(&[0.5, -2.0]), 2f32.to_bits());
+        assert!(top_bits(&[0.5, -f32::NAN]) >= 0x7F80_0000);
+        assert!(top_bits(&[f32::NEG_INFINITY, 0.5]) >= 0x7F80_0000);
+        assert!(top_bits(&[f32::MAX]) < 0x7F80_0000);
+    }
+
+    #[test]
+    fn errors_name_the_buffer_and_write_nothing() {
+        let (mut codes, mut absmax) = ([9; 300], [9.0; 2]);
+        let error = quantize(&[1.0; 300], &mut codes[..299], &mut absmax, None).unwrap_err();
+        assert_eq!(error.to_string(), "codes has 299 elements, wanted 300");
+        let error = quantize(&[1.0; 300], &mut codes, &mut absmax[..1], None).unwrap_err();
+        assert_eq!(error.to_string(), "absmax has 1 elements, wanted 2");
+        let mut m = [1.0; 300];
+        m[299] = f32::NAN;
+        let error = quantize(&m, &mut codes, &mut absmax, None).unwrap_err();
+        assert_eq!(error, QuantError::NonFinite { index: 299 });
+        assert!(codes == [9; 300] && absmax == [9.0; 2]);
+        assert!(dequantize(&codes, &absmax[..1], &mut m).is_err());
+        assert!(dequantize(&codes[1..], &absmax, &mut m).is_err());
+    }
+}

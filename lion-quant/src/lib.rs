@@ -1,0 +1,61 @@
+//! Blockwise 8-bit quantization with the signed dynamic codebook, and the 8-bit state layout.
+//!
+//! A block is 256 elements. It keeps its largest magnitude, the absmax, as `f32`, and of each element
+//! the code of the codeword nearest to `element / absmax`: 8.125 bits an element. The codewords are
+//! dense around 0 on a logarithmic scale, so that small momenta beside large ones keep their sign
+//! and about two digits.
+//!
+//! ```
+//! let momentum: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0) * 1e-5).collect();
+//! let (mut codes, mut absmax) = (vec![0; 1000], vec![0.0; 4]);
+//! lion_quant::quantize(&momentum, &mut codes, &mut absmax, None)?;
+//!
+//! let mut back = vec![0.0; 1000];
+//! lion_quant::dequantize(&codes, &absmax, &mut back)?;
+//! let worst = momentum.iter().zip(&back).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+//! assert!(worst < 0.01 * 500e-5);
+//! # Ok::<(), lion_quant::QuantError>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod blockwise;
+mod codebook;
+mod position;
+
+pub use blockwise::{
+    QuantError, dequantize, dequantize_block, nearest_code, quantize, quantize_block,
+    stochastic_code, top_bits,
+};
+pub use codebook::{CODEBOOK, MAGNITUDES, ZERO_CODE};
+pub use position::{OFFSETS, PIECES, SLOPES, THRESHOLDS, position};
+
+use lion_core::{BLOCK, Bits, PlaneSpec, PlaneType, StateLayout};
+
+/// The blockwise 8-bit state: `codes: u8[n]` and `absmax: f32[ceil(n / 256)]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blockwise8;
+
+impl StateLayout for Blockwise8 {
+    fn name(&self) -> &'static str {
+        "blockwise8"
+    }
+
+    fn bits(&self) -> Bits {
+        Bits::Eight
+    }
+
+    fn planes(&self) -> &'static [PlaneSpec] {
+        &[
+            PlaneSpec {
+                name: "codes",
+                plane_type: PlaneType::U8,
+                elements: 1,
+            },
+            PlaneSpec {
+                name: "absmax",
+                plane_type: PlaneType::F32,
+                elements: BLOCK,
+            },
+        ]
+    }
+}

@@ -1,0 +1,162 @@
+//! The builder of an optimizer: hyper-parameters, device, and what to do about non-finite gradients.
+
+use crate::{Device, Lion};
+use lion_core::{Backend, Error, LionArgs, OnNonFinite, Optimizer, Overrides};
+use std::fmt;
+use std::marker::PhantomData;
+
+/// Builds a [`Lion`], or one of the types with a fixed width of state.
+///
+/// What is not set has the default of bitsandbytes: `lr` 1e-4, `betas` (0.9, 0.99), `weight_decay` 0,
+/// `optim_bits` 32, `min_8bit_size` 4096.
+///
+/// ```
+/// let lion = lion::Lion::builder().lr(3e-4).betas(0.95, 0.98).optim_bits(8).build()?;
+/// assert_eq!(lion.parameters().len(), 0);
+///
+/// let error = lion::Lion::builder().lr(-1.0).build().unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "the optimizer's defaults: lr is -1, wanted 0 or more, and finite in f32"
+/// );
+/// # Ok::<(), lion::Error>(())
+/// ```
+pub struct LionBuilder<T = Lion> {
+    defaults: Overrides,
+    on_non_finite: OnNonFinite,
+    device: Device,
+    backend: Option<Box<dyn Backend>>,
+    built: PhantomData<fn() -> T>,
+}
+
+impl<T> fmt::Debug for LionBuilder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LionBuilder")
+            .field("defaults", &self.defaults)
+            .field("on_non_finite", &self.on_non_finite)
+            .field("device", &self.device)
+            .field("backend", &self.backend)
+            .finish()
+    }
+}
+
+impl<T: From<Lion>> LionBuilder<T> {
+    pub(crate) fn with_defaults(defaults: Overrides) -> Self {
+        LionBuilder {
+            defaults,
+            on_non_finite: OnNonFinite::default(),
+            device: Device::default(),
+            backend: None,
+            built: PhantomData,
+        }
+    }
+
+    /// Learning rate: finite, 0 or more. Lion wants a third to a tenth of AdamW's.
+    #[must_use]
+    pub fn lr(self, lr: f64) -> Self {
+        self.set(|d| d.lr(lr))
+    }
+
+    /// Shares of the momentum in the direction of the step and in the new momentum, each in `[0, 1)`.
+    #[must_use]
+    pub fn betas(self, beta1: f64, beta2: f64) -> Self {
+        self.set(|d| d.betas((beta1, beta2)))
+    }
+
+    /// Decoupled weight decay, multiplied by the learning rate: finite, 0 or more.
+    #[must_use]
+    pub fn weight_decay(self, weight_decay: f64) -> Self {
+        self.set(|d| d.weight_decay(weight_decay))
+    }
+
+    /// Parameters with fewer elements keep a 32-bit state.
+    #[must_use]
+    pub fn min_8bit_size(self, elements: usize) -> Self {
+        self.set(|d| d.min_8bit_size(elements))
+    }
+
+    /// Limits the norm of the update to this many norms of the parameter: finite, 0 (no limit) or more.
+    #[must_use]
+    pub fn max_unorm(self, max_unorm: f64) -> Self {
+        self.set(|d| d.max_unorm(max_unorm))
+    }
+
+    /// Elements whose gradient is exactly 0 keep parameter and momentum.
+    #[must_use]
+    pub fn skip_zeros(self, skip_zeros: bool) -> Self {
+        self.set(|d| d.skip_zeros(skip_zeros))
+    }
+
+    /// Rounds `bf16` parameters stochastically, so that steps below their resolution are not lost.
+    #[must_use]
+    pub fn stochastic_param(self, stochastic_param: bool) -> Self {
+        self.set(|d| d.stochastic_param(stochastic_param))
+    }
+
+    /// Chooses 8-bit codes stochastically, so that the momentum is right on average.
+    #[must_use]
+    pub fn stochastic_state(self, stochastic_state: bool) -> Self {
+        self.set(|d| d.stochastic_state(stochastic_state))
+    }
+
+    /// Seed of stochastic rounding. Each parameter draws from a seed of its own, made of this and its name.
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        self.set(|d| d.seed(seed))
+    }
+
+    /// What a step does where a new momentum is not finite.
+    #[must_use]
+    pub fn on_non_finite(mut self, on_non_finite: OnNonFinite) -> Self {
+        self.on_non_finite = on_non_finite;
+        self
+    }
+
+    /// Where the optimizer runs. The default is [`Device::auto`].
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self.backend = None;
+        self
+    }
+
+    /// A backend of one's own, or a [`Cpu`](crate::cpu::Cpu) with a chosen kernel or pool.
+    #[must_use]
+    pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
+        self.backend = Some(Box::new(backend));
+        self
+    }
+
+    /// The optimizer, without parameters yet.
+    ///
+    /// # Errors
+    /// [`Error::InvalidHyper`] where a hyper-parameter is outside its range; [`Error::Backend`] where
+    /// the device cannot be used.
+    pub fn build(self) -> Result<T, Error> {
+        let backend = match self.backend {
+            Some(backend) => backend,
+            None => self.device.backend()?,
+        };
+        let inner = Optimizer::new(backend, self.defaults, self.on_non_finite)?;
+        Ok(T::from(Lion { inner }))
+    }
+
+    fn set(mut self, change: impl FnOnce(Overrides) -> Overrides) -> Self {
+        self.defaults = change(self.defaults);
+        self
+    }
+}
+
+impl LionBuilder<Lion> {
+    /// Bits of state an element, 8 or 32.
+    #[must_use]
+    pub fn optim_bits(self, bits: u32) -> Self {
+        self.set(|d| d.optim_bits(bits))
+    }
+
+    /// What bitsandbytes passes as `args`.
+    #[must_use]
+    pub fn args(self, args: LionArgs) -> Self {
+        self.set(|d| d.args(args))
+    }
+}

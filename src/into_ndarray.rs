@@ -1,0 +1,63 @@
+//! `ndarray` arrays and views as parameters and gradients.
+//!
+//! Elements are taken in the order in which they lie in memory, so that an array of any contiguous
+//! order is stepped without a copy. The layout goes with them: the step compares it between parameter,
+//! gradient and earlier steps, and refuses what would pair elements wrongly.
+
+use crate::{IntoGrad, IntoParam};
+use lion_core::{GradRef, Layout, ParamMut, Slice, SliceMut};
+use ndarray::{ArrayBase, ArrayView, ArrayViewMut, Data, DataMut, Dimension};
+
+impl<'a, T, D> IntoParam<'a> for ArrayViewMut<'a, T, D>
+where
+    D: Dimension,
+    &'a mut [T]: Into<SliceMut<'a>>,
+{
+    fn into_param(self) -> ParamMut<'a> {
+        let contiguous = self.as_slice_memory_order().is_some();
+        let layout = Layout::of(self.shape(), self.strides(), contiguous);
+        // Nothing is read of an array with gaps but its layout.
+        let slice = self.into_slice_memory_order().unwrap_or_default();
+        ParamMut {
+            data: slice.into(),
+            layout,
+        }
+    }
+}
+
+impl<'a, S, D> IntoParam<'a> for &'a mut ArrayBase<S, D>
+where
+    S: DataMut,
+    D: Dimension,
+    &'a mut [S::Elem]: Into<SliceMut<'a>>,
+{
+    fn into_param(self) -> ParamMut<'a> {
+        self.view_mut().into_param()
+    }
+}
+
+impl<'a, T, D> IntoGrad<'a> for ArrayView<'a, T, D>
+where
+    D: Dimension,
+    &'a [T]: Into<Slice<'a>>,
+{
+    fn into_grad(self) -> Option<GradRef<'a>> {
+        let slice = self.to_slice_memory_order();
+        let layout = Layout::of(self.shape(), self.strides(), slice.is_some());
+        Some(GradRef {
+            data: slice.unwrap_or_default().into(),
+            layout,
+        })
+    }
+}
+
+impl<'a, S, D> IntoGrad<'a> for &'a ArrayBase<S, D>
+where
+    S: Data,
+    D: Dimension,
+    &'a [S::Elem]: Into<Slice<'a>>,
+{
+    fn into_grad(self) -> Option<GradRef<'a>> {
+        self.view().into_grad()
+    }
+}

@@ -1,0 +1,77 @@
+//! The Lion optimizer for people who write their own trainers.
+//!
+//! Lion (Chen et al., arXiv:2302.06675) keeps one momentum a parameter, in 32 bits or, blockwise
+//! quantized as in bitsandbytes (Dettmers et al., arXiv:2110.02861), in 8. This crate knows no
+//! framework: parameters and gradients are slices or `ndarray` arrays of `f32`, `f16` or `bf16`
+//! that stay with the trainer and are lent to each step. The arithmetic is specified bit for bit
+//! and returns the same bits on every backend and for any number of threads.
+//!
+//! ```
+//! use lion::{Device, Dtype, Lion8bit, Overrides, ParamSpec};
+//!
+//! struct Layer { weight: Vec<f32>, bias: Vec<f32> }
+//! let mut layer = Layer { weight: vec![0.5; 8192], bias: vec![0.0; 128] };
+//!
+//! // The weight gets an 8-bit state; the bias is small and keeps 32 bits, and its group no decay.
+//! let mut lion = Lion8bit::builder().lr(1e-3).weight_decay(0.1).device(Device::auto()).build()?;
+//! lion.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
+//! let weight = lion.register(ParamSpec::new("layer.weight", 8192, Dtype::F32))?;
+//! let bias = lion.register(ParamSpec::new("layer.bias", 128, Dtype::F32).group("no_decay"))?;
+//! assert_eq!(lion.state_bytes(), (8192 + 32 * 4) + 128 * 4);
+//!
+//! // One step by the gradients of the trainer's own backward pass.
+//! let (weight_grad, bias_grad) = (vec![1.0; 8192], vec![-1.0; 128]);
+//! let report = lion.step([
+//!     (weight, &mut layer.weight, &weight_grad),
+//!     (bias, &mut layer.bias, &bias_grad),
+//! ])?;
+//! assert_eq!((report.updated.len(), report.skipped_blocks()), (2, 0));
+//! assert_eq!(layer.weight[0], 0.5 * (1.0 - 1e-4) - 1e-3);
+//! assert_eq!(layer.bias[0], 1e-3);
+//! # Ok::<(), lion::Error>(())
+//! ```
+//!
+//! # Features
+//! - `ndarray` (default): a step takes `ndarray` arrays and views of any contiguous order.
+#![forbid(unsafe_code)]
+
+mod builder;
+mod device;
+mod into;
+mod optimizer;
+
+#[cfg(feature = "ndarray")]
+mod into_ndarray;
+
+pub use builder::LionBuilder;
+pub use device::Device;
+pub use into::{IntoGrad, IntoParam, IntoUpdate, update};
+pub use lion_core::{
+    BLOCK, Backend, BackendError, Bits, Dtype, Element, Error, GradRef, Handle, Hyper, Layout,
+    LionArgs, OnNonFinite, Operand, Optimizer, Overrides, ParamInfo, ParamMut, ParamSpec,
+    PlaneSpec, PlaneType, Planes, Scope, SkippedBlocks, Slice, SliceMut, State, StateLayout,
+    StateRecord, StepArgs, StepReport, TensorStep, Update, bf16, f16,
+};
+pub use optimizer::{Lion, Lion8bit, Lion32bit};
+
+/// The CPU backend, for those who choose its instruction set or its thread pool themselves.
+pub mod cpu {
+    pub use lion_cpu::{Cpu, Isa};
+}
+
+/// Blockwise 8-bit quantization, on its own.
+pub mod quant {
+    pub use lion_quant::{
+        Blockwise8, CODEBOOK, MAGNITUDES, QuantError, ZERO_CODE, dequantize, position, quantize,
+    };
+}
+
+/// The arithmetic of a step, element by element: for those who write a backend or check one.
+pub mod arithmetic {
+    pub use lion_core::{norm, philox, update};
+}
+
+/// The examples of README.md as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
