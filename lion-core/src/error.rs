@@ -215,7 +215,16 @@ impl fmt::Display for Error {
                 name,
                 given,
                 wanted,
-            } => write!(f, "{scope}: {name} is {given}, wanted {wanted}"),
+            } => {
+                write!(f, "{scope}: {name} is ")?;
+                // A float as large as 1e300 is not written out; a whole number gets no point.
+                if given.abs() < 1e15 {
+                    write!(f, "{given}")?;
+                } else {
+                    write!(f, "{given:?}")?;
+                }
+                write!(f, ", wanted {wanted}")
+            }
             Error::DuplicateParameter { parameter } => {
                 write!(f, "parameter `{parameter}` is registered already")
             }

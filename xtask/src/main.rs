@@ -1,1 +1,39 @@
-fn main() {}
+//! The project's own commands: `cargo xtask check` and `cargo xtask verify`.
+#![forbid(unsafe_code)]
+
+mod check;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Commands for those who work on lion.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Formats, lints, documents and tests the workspace, stopping at the first failure.
+    Check,
+    /// Compares the backends of this machine with recorded trajectories, bit for bit.
+    Verify(verify::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Check => check::run(),
+        Command::Verify(args) => verify::run(&args),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,21 @@
+//! What the tests of lion and `cargo xtask verify` share: tensors of any element type, comparison bit
+//! for bit, trajectories in files and their replay on a backend, and properties with a printed seed.
+#![forbid(unsafe_code)]
 
+mod backends;
+mod bits;
+mod file;
+mod model;
+mod property;
+mod replay;
+mod tensor;
+mod trajectory;
+
+pub use backends::{Candidate, backends};
+pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
+pub use file::{RecordFile, is_codebook};
+pub use model::{Model, Param, Snapshot};
+pub use property::{Rng, property};
+pub use replay::{Difference, Mode, replay};
+pub use tensor::Tensor;
+pub use trajectory::Trajectory;

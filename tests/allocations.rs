@@ -1,0 +1,39 @@
+//! A step allocates nothing that grows with the number of elements.
+#![allow(clippy::unwrap_used)]
+
+use lion::{Dtype, Lion, Overrides, ParamSpec};
+
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;
+
+/// Bytes that three steps of one parameter of `n` elements allocate.
+fn bytes_of_steps(n: usize, overrides: Overrides) -> u64 {
+    let mut lion = Lion::builder().build().unwrap();
+    let spec = ParamSpec::new("p", n, Dtype::F32).overrides(overrides);
+    let handle = lion.register(spec).unwrap();
+    let (mut param, grad) = (vec![0.5f32; n], vec![0.25f32; n]);
+    lion.step([(handle, &mut param, &grad)]).unwrap();
+    let before = dhat::HeapStats::get().total_bytes;
+    for _ in 0..3 {
+        lion.step([(handle, &mut param, &grad)]).unwrap();
+    }
+    dhat::HeapStats::get().total_bytes - before
+}
+
+#[test]
+fn a_step_allocates_nothing_that_grows_with_n() {
+    let _profiler = dhat::Profiler::builder().testing().build();
+    for bits in [8, 32] {
+        let plain = Overrides::new().optim_bits(bits).min_8bit_size(0);
+        let limited = plain.max_unorm(0.01).stochastic_state(true);
+        for overrides in [plain, limited] {
+            let small = bytes_of_steps(1_000, overrides);
+            let large = bytes_of_steps(4_000_000, overrides);
+            // A list of parts of 32,768 elements, 8 bytes each, would take another 3 KiB.
+            assert!(
+                large <= small + 1024,
+                "{bits} bits: {small} bytes for 1,000 elements, {large} for 4,000,000"
+            );
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! A backend of one's own joins through the same door as those of the project.
+#![allow(clippy::unwrap_used)]
+
+use lion::cpu::Cpu;
+use lion::{
+    Backend, BackendError, Bits, Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec, Planes,
+    State, StateLayout, TensorStep,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts calls and passes them on to the CPU.
+#[derive(Debug, Default)]
+struct Counting {
+    cpu: Cpu,
+    allocations: AtomicUsize,
+    steps: AtomicUsize,
+    tensors: AtomicUsize,
+    scans: AtomicUsize,
+}
+
+impl Backend for Counting {
+    fn name(&self) -> &str {
+        "counting"
+    }
+
+    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
+        self.allocations.fetch_add(1, Ordering::Relaxed);
+        self.cpu.allocate(bits, len)
+    }
+
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.tensors.fetch_add(tensors.len(), Ordering::Relaxed);
+        self.cpu.step(tensors)
+    }
+
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.scans.fetch_add(1, Ordering::Relaxed);
+        self.cpu.count_non_finite(tensors)
+    }
+}
+
+#[test]
+fn all_tensors_of_a_step_reach_the_backend_in_one_call() {
+    let counting = Arc::new(Counting::default());
+    let builder = Lion::builder().optim_bits(8).backend(Arc::clone(&counting));
+    let mut lion = builder
+        .on_non_finite(OnNonFinite::RejectStep)
+        .build()
+        .unwrap();
+    assert_eq!(lion.backend().name(), "counting");
+    let handles: Vec<_> = (0..5)
+        .map(|i| {
+            lion.register(ParamSpec::new(format!("p{i}"), 5000, Dtype::F32))
+                .unwrap()
+        })
+        .collect();
+    let mut params = vec![vec![0.0f32; 5000]; 5];
+    let grad = vec![1.0f32; 5000];
+    for _ in 0..2 {
+        let updates = handles.iter().zip(&mut params);
+        lion.step(updates.map(|(&handle, p)| (handle, p, &grad)))
+            .unwrap();
+    }
+    let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+    assert_eq!(count(&counting.allocations), 5);
+    assert_eq!(count(&counting.steps), 2);
+    assert_eq!(count(&counting.tensors), 10);
+    assert_eq!(count(&counting.scans), 2);
+    assert_eq!(params[4][4999], -2e-4);
+}
+
+/// Holds no numbers; what is allocated here cannot be stepped by the CPU.
+#[derive(Debug)]
+struct Nothing;
+
+impl State for Nothing {
+    fn layout(&self) -> &'static dyn StateLayout {
+        &lion::quant::Blockwise8
+    }
+
+    fn export(&self) -> Result<Planes, BackendError> {
+        Err(BackendError::Other("there is nothing to export".into()))
+    }
+
+    fn import(&mut self, _: &Planes) -> Result<(), BackendError> {
+        Err(BackendError::Other("there is nowhere to import".into()))
+    }
+}
+
+#[derive(Debug)]
+struct Foreign(Cpu);
+
+impl Backend for Foreign {
+    fn name(&self) -> &str {
+        "foreign"
+    }
+
+    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
+        match len {
+            0..10 => self.0.allocate(bits, len),
+            10..20 => Ok(Box::new(Nothing)),
+            bytes => Err(BackendError::OutOfMemory { bytes }),
+        }
+    }
+
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.0.step(tensors)
+    }
+
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.0.count_non_finite(tensors)
+    }
+}
+
+#[test]
+fn errors_of_a_backend_name_the_parameter_and_keep_their_source() {
+    let mut lion = Lion::builder()
+        .backend(Foreign(Cpu::new()))
+        .build()
+        .unwrap();
+    let eight = Overrides::new().optim_bits(8).min_8bit_size(0);
+    let spec = |name: &str, n| ParamSpec::new(name, n, Dtype::F32).overrides(eight);
+    let error = lion.register(spec("big", 20)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "parameter `big`: 20 bytes of memory for a state cannot be had"
+    );
+    assert!(lion.handle("big").is_err());
+
+    let own = lion.register(spec("own", 4)).unwrap();
+    let odd = lion.register(spec("odd", 12)).unwrap();
+    let (mut p4, mut p12) = ([1.0f32; 4], [1.0f32; 12]);
+    let updates = [
+        lion::update(own, &mut p4, &[1.0f32; 4]),
+        lion::update(odd, &mut p12, &[1.0f32; 12]),
+    ];
+    let error = lion.step(updates).unwrap_err();
+    assert!(
+        matches!(&error, Error::Backend { source: BackendError::ForeignState { parameter, .. }, .. }
+            if parameter == "odd"),
+        "{error}"
+    );
+    assert_eq!((p4, p12), ([1.0; 4], [1.0; 12]));
+    assert_eq!(lion.info(own).unwrap().steps, 0);
+
+    let error = lion.export_state(odd).unwrap_err();
+    assert_eq!(error.to_string(), "parameter `odd`: the backend failed");
+    let source = std::error::Error::source(&error).unwrap();
+    assert_eq!(source.to_string(), "there is nothing to export");
+}
+
+/// More memory than an address space has is an error and not an abort.
+#[test]
+fn memory_that_cannot_be_had_is_an_error() {
+    let mut lion = Lion::builder().build().unwrap();
+    let spec = ParamSpec::new("vast", usize::MAX / 4, Dtype::F32);
+    let error = lion.register(spec).unwrap_err();
+    assert!(
+        matches!(&error, Error::Backend { parameter: Some(name), source: BackendError::OutOfMemory { .. } }
+            if name == "vast"),
+        "{error}"
+    );
+    assert_eq!(lion.parameters().len(), 0);
+}

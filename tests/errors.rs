@@ -1,0 +1,307 @@
+//! Every misuse is a typed error that names the parameter, says what was given and what was wanted,
+//! and leaves everything as it was.
+#![allow(clippy::unwrap_used)]
+
+use lion::{
+    Dtype, Error, GradRef, Handle, Lion, Overrides, ParamSpec, Planes, StateRecord, StepArgs,
+    Update, bf16, update,
+};
+
+/// Two parameters of four elements, one step done.
+struct Fixture {
+    lion: Lion,
+    a: Handle,
+    b: Handle,
+    pa: Vec<f32>,
+    pb: Vec<f32>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let mut lion = Lion::builder().lr(0.5).build().unwrap();
+        lion.add_group("group", Overrides::new()).unwrap();
+        let a = lion.register(ParamSpec::new("a", 4, Dtype::F32)).unwrap();
+        let b = lion.register(ParamSpec::new("b", 4, Dtype::F32)).unwrap();
+        let mut fixture = Fixture {
+            lion,
+            a,
+            b,
+            pa: vec![1.0; 4],
+            pb: vec![2.0; 4],
+        };
+        let Fixture { lion, pa, pb, .. } = &mut fixture;
+        let g = [1.0f32; 4];
+        lion.step([update(a, pa, &g), update(b, pb, &g)]).unwrap();
+        fixture
+    }
+
+    /// Everything that a failed call must leave as it was.
+    fn all(&self) -> String {
+        let records = [self.a, self.b].map(|h| self.lion.export_state(h).unwrap());
+        let infos: Vec<_> = self.lion.parameters().collect();
+        format!("{records:?} {infos:?} {:?} {:?}", self.pa, self.pb)
+    }
+
+    /// Steps `a` rightly and then `second`, which must fail with `message` and change nothing.
+    fn fails(&mut self, second: Update<'_>, message: &str) {
+        let before = self.all();
+        let g = [1.0f32; 4];
+        let first = update(self.a, &mut self.pa, &g);
+        let error = self.lion.step([first, second]).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(self.all(), before, "{message}");
+    }
+}
+
+#[test]
+fn a_step_that_cannot_be_changes_nothing() {
+    let mut fixture = Fixture::new();
+    let (a, b) = (fixture.a, fixture.b);
+    let g = [1.0f32; 4];
+    let mut p = [0.0f32; 4];
+
+    let short = update(b, &mut p[..3], &g);
+    fixture.fails(
+        short,
+        "parameter `b`: the parameter has 3 elements, wanted 4",
+    );
+    let long = update(b, &mut p, &[0.0f32; 5]);
+    fixture.fails(long, "parameter `b`: the gradient has 5 elements, wanted 4");
+    let mut narrow = [bf16::ONE; 4];
+    let narrow = update(b, &mut narrow, &g);
+    fixture.fails(narrow, "parameter `b`: its elements are bf16, wanted f32");
+    let without = update(b, &mut p, None::<GradRef<'_>>);
+    fixture.fails(without, "parameter `b`: the gradient is missing");
+    let twice = update(a, &mut p, &g);
+    fixture.fails(twice, "parameter `a` is given twice in one step");
+
+    let mut other = Lion::builder().build().unwrap();
+    let spec = |i: i32| ParamSpec::new(format!("other{i}"), 4, Dtype::F32);
+    let handles: Vec<_> = (0..3).map(|i| other.register(spec(i)).unwrap()).collect();
+    for (i, &handle) in handles.iter().enumerate() {
+        let message = format!("handle {i} is not of this optimizer, which has 2 parameters");
+        fixture.fails(update(handle, &mut p, &g), &message);
+        assert!(fixture.lion.info(handle).is_err());
+    }
+
+    // All of it is right at last: the fixture still steps.
+    let Fixture { lion, pa, pb, .. } = &mut fixture;
+    lion.step([update(a, pa, &g), update(b, pb, &g)]).unwrap();
+    assert_eq!((fixture.pa[0], fixture.pb[0]), (0.0, 1.0));
+}
+
+#[test]
+fn arguments_of_a_step_are_checked() {
+    let mut fixture = Fixture::new();
+    let before = fixture.all();
+    for (args, message) in [
+        (
+            StepArgs::new().lr(-0.5),
+            "this step: lr is -0.5, wanted 0 or more, and finite in f32",
+        ),
+        (
+            StepArgs::new().lr(1e300),
+            "this step: lr is 1e300, wanted 0 or more, and finite in f32",
+        ),
+        (
+            StepArgs::new().grad_scale(f64::NAN),
+            "this step: grad_scale is NaN, wanted finite in f32",
+        ),
+    ] {
+        let update = (fixture.a, &mut fixture.pa, &[1.0f32; 4]);
+        let error = fixture.lion.step_with(args, [update]).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(fixture.all(), before);
+    }
+}
+
+#[test]
+fn hyper_parameters_are_refused_where_they_are_set() {
+    let nan = f64::NAN;
+    let inf = f64::INFINITY;
+    let set = Overrides::new;
+    let bad = [
+        ("lr", set().lr(-1.0)),
+        ("lr", set().lr(nan)),
+        ("lr", set().lr(inf)),
+        ("lr", set().lr(1e39)),
+        ("lr_multiplier", set().lr_multiplier(-0.1)),
+        ("weight_decay", set().weight_decay(-0.1)),
+        ("weight_decay", set().weight_decay(inf)),
+        ("max_unorm", set().max_unorm(-1e-9)),
+        ("max_unorm", set().max_unorm(nan)),
+        ("beta1", set().betas((1.0, 0.5))),
+        ("beta1", set().betas((-0.1, 0.5))),
+        ("beta2", set().betas((0.5, 1.0))),
+        ("beta2", set().betas((0.5, nan))),
+        ("optim_bits", set().optim_bits(16)),
+        ("optim_bits", set().optim_bits(0)),
+    ];
+    let mut fixture = Fixture::new();
+    let before = fixture.all();
+    let check = |error: Error, place: &str, hyper: &str| {
+        let message = error.to_string();
+        assert!(
+            message.starts_with(&format!("{place}: {hyper} is ")),
+            "{message}"
+        );
+        assert!(message.contains(", wanted "), "{message}");
+    };
+    let Fixture { lion, a, .. } = &mut fixture;
+    for (hyper, overrides) in bad {
+        let spec = ParamSpec::new("c", 4, Dtype::F32).overrides(overrides);
+        check(lion.register(spec).unwrap_err(), "parameter `c`", hyper);
+        let error = lion.configure(overrides).unwrap_err();
+        check(error, "the optimizer's defaults", hyper);
+        let error = lion.add_group("new", overrides).unwrap_err();
+        check(error, "group `new`", hyper);
+        let error = lion.configure_group("group", overrides).unwrap_err();
+        check(error, "group `group`", hyper);
+        let error = lion.configure_parameter(*a, overrides).unwrap_err();
+        check(error, "parameter `a`", hyper);
+        assert!(lion.handle("c").is_err());
+    }
+    assert_eq!(fixture.all(), before);
+    for builder in [
+        Lion::builder().lr(-1.0),
+        Lion::builder().betas(0.9, 1.0),
+        Lion::builder().weight_decay(nan),
+        Lion::builder().optim_bits(4),
+        Lion::builder().max_unorm(-1.0),
+    ] {
+        assert!(matches!(builder.build(), Err(Error::InvalidHyper { .. })));
+    }
+}
+
+#[test]
+fn names_are_checked() {
+    let mut fixture = Fixture::new();
+    let before = fixture.all();
+    let lion = &mut fixture.lion;
+    let register = |lion: &mut Lion, name: &str, group: Option<&str>| {
+        let spec = ParamSpec::new(name, 4, Dtype::F32);
+        let spec = group.map_or(spec.clone(), |group| spec.group(group));
+        lion.register(spec).unwrap_err().to_string()
+    };
+    assert_eq!(
+        register(lion, "a", None),
+        "parameter `a` is registered already"
+    );
+    assert_eq!(register(lion, "c", Some("none")), "no group `none` exists");
+    assert_eq!(
+        register(lion, "", None),
+        "a name is empty, wanted at least one character"
+    );
+    let message = |result: Result<(), Error>| result.unwrap_err().to_string();
+    assert_eq!(
+        message(lion.handle("c").map(drop)),
+        "no parameter `c` is registered"
+    );
+    let set = Overrides::new();
+    assert_eq!(
+        message(lion.add_group("group", set)),
+        "group `group` exists already"
+    );
+    assert!(matches!(lion.add_group("", set), Err(Error::EmptyName)));
+    assert_eq!(
+        message(lion.configure_group("none", set)),
+        "no group `none` exists"
+    );
+    assert_eq!(fixture.all(), before);
+}
+
+#[test]
+fn the_width_of_an_existing_state_is_fixed() {
+    let mut lion = Lion::builder().lr(0.5).build().unwrap();
+    lion.add_group("group", Overrides::new()).unwrap();
+    let spec = ParamSpec::new("w", 5000, Dtype::F32).group("group");
+    let w = lion.register(spec).unwrap();
+    let before = lion.info(w).unwrap().hyper;
+    let eight = Overrides::new().optim_bits(8).lr(9.0);
+    for result in [
+        lion.configure(eight),
+        lion.configure_group("group", eight),
+        lion.configure_parameter(w, eight),
+    ] {
+        assert_eq!(
+            result.unwrap_err().to_string(),
+            "parameter `w`: its state was made with 32 bits and cannot become 8 bits"
+        );
+    }
+    assert_eq!(lion.info(w).unwrap().hyper, before);
+    // What was refused left no trace that a later change would bring out.
+    lion.configure(Overrides::new().weight_decay(0.1)).unwrap();
+    let hyper = lion.info(w).unwrap().hyper;
+    assert_eq!((hyper.lr, hyper.weight_decay), (0.5, 0.1));
+}
+
+#[test]
+fn a_decay_beyond_f32_is_refused_before_anything_changes() {
+    let mut fixture = Fixture::new();
+    fixture
+        .lion
+        .configure(Overrides::new().weight_decay(1e30))
+        .unwrap();
+    let before = fixture.all();
+    let update = (fixture.a, &mut fixture.pa, &[1.0f32; 4]);
+    let error = fixture
+        .lion
+        .step_with(StepArgs::new().lr(1e30), [update])
+        .unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            Error::InvalidHyper {
+                name: "1 - lr * weight_decay",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(fixture.all(), before);
+}
+
+#[test]
+fn records_that_do_not_fit_are_refused() {
+    let mut lion = Lion::builder().build().unwrap();
+    let eight = Overrides::new().optim_bits(8).min_8bit_size(0);
+    let spec = ParamSpec::new("w", 300, Dtype::F32).overrides(eight);
+    let w = lion.register(spec).unwrap();
+    let before = lion.export_state(w).unwrap();
+    let blockwise = |codes: usize, absmax: &[f32]| Planes::Blockwise8 {
+        codes: vec![1; codes],
+        absmax: absmax.to_vec(),
+    };
+    let momentum = vec![0.0; 300];
+    for (planes, message) in [
+        (
+            Planes::Momentum32 { momentum },
+            "state bits: the record has 32 bits, wanted 8 bits",
+        ),
+        (
+            blockwise(299, &[1.0; 2]),
+            "state codes: the record has 299 numbers, wanted 300 numbers",
+        ),
+        (
+            blockwise(300, &[1.0; 3]),
+            "state absmax: the record has 3 numbers, wanted 2 numbers",
+        ),
+        (
+            blockwise(300, &[1.0, f32::NAN]),
+            "state absmax: the record has others, wanted finite numbers, and none below 0 in absmax",
+        ),
+        (
+            blockwise(300, &[1.0, -1.0]),
+            "state absmax: the record has others, wanted finite numbers, and none below 0 in absmax",
+        ),
+    ] {
+        let record = StateRecord {
+            steps: 3,
+            seed: 4,
+            planes,
+        };
+        let error = lion.import_state(w, &record).unwrap_err();
+        assert_eq!(error.to_string(), format!("parameter `w`: {message}"));
+        assert_eq!(lion.export_state(w).unwrap(), before);
+    }
+}

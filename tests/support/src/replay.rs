@@ -1,0 +1,149 @@
+//! Replay of a trajectory on a backend, and where its bits differ.
+
+use crate::bits::{BitDifference, compare_codes, compare_f32, compare_params};
+use crate::{Tensor, Trajectory};
+use lion::{Backend, Error, Handle, Lion, ParamSpec, Planes, StateRecord, StepArgs, update};
+use std::fmt;
+
+/// Where each step of a replay begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// From the recorded parameter and state before it.
+    Recorded,
+    /// From what the step before it left.
+    FreeRunning,
+}
+
+impl Mode {
+    /// Its name, as reports print it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Recorded => "recorded",
+            Mode::FreeRunning => "free-running",
+        }
+    }
+}
+
+/// A plane that a step left with other bits than the recorded ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Where the step began.
+    pub mode: Mode,
+    /// The step, from 0.
+    pub step: usize,
+    /// `p`, `m`, `c`, `a`, or `skipped` for the number of skipped blocks.
+    pub plane: &'static str,
+    /// The first place.
+    pub at: BitDifference,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Difference {
+            mode,
+            step,
+            plane,
+            at,
+        } = self;
+        write!(f, "{} step {step} plane {plane} {at}", mode.name())
+    }
+}
+
+/// Runs all steps of a trajectory through a backend and lists every plane that differs after a step.
+///
+/// # Errors
+/// Where the optimizer refuses a hyper-parameter, a state or a step.
+pub fn replay(
+    trajectory: &Trajectory,
+    backend: impl Backend + 'static,
+    mode: Mode,
+) -> Result<Vec<Difference>, Error> {
+    let mut lion = Lion::builder().backend(backend).build()?;
+    let spec = ParamSpec::new("p", trajectory.elements(), trajectory.param_dtype);
+    let handle = lion.register(spec.overrides(trajectory.overrides))?;
+    let mut param = trajectory.params[0].clone();
+    let mut differences = Vec::new();
+    for step in 0..trajectory.steps() {
+        if mode == Mode::Recorded || step == 0 {
+            param = trajectory.params[step].clone();
+            restore(&mut lion, handle, trajectory, step)?;
+        }
+        let args = StepArgs::new().grad_scale(trajectory.grad_scale);
+        let grad = trajectory.grads[step].slice();
+        let report = lion.step_with(args, [update(handle, param.slice_mut(), grad)])?;
+        let skipped = report.skipped_blocks();
+        let planes = lion.export_state(handle)?.planes;
+        let found = compare(trajectory, step, &param, &planes, skipped);
+        differences.extend(found.into_iter().map(|(plane, at)| Difference {
+            mode,
+            step,
+            plane,
+            at,
+        }));
+    }
+    Ok(differences)
+}
+
+fn restore(
+    lion: &mut Lion,
+    handle: Handle,
+    trajectory: &Trajectory,
+    step: usize,
+) -> Result<(), Error> {
+    let record = StateRecord {
+        steps: step as u64,
+        seed: trajectory.seed,
+        planes: trajectory.states[step].clone(),
+    };
+    lion.import_state(handle, &record)
+}
+
+/// The planes after a step that are not as recorded.
+fn compare(
+    trajectory: &Trajectory,
+    step: usize,
+    param: &Tensor,
+    planes: &Planes,
+    skipped: u64,
+) -> Vec<(&'static str, BitDifference)> {
+    let mut found = vec![("p", compare_params(param, &trajectory.params[step + 1]))];
+    match (planes, &trajectory.states[step + 1]) {
+        (Planes::Momentum32 { momentum: given }, Planes::Momentum32 { momentum: wanted }) => {
+            found.push(("m", compare_f32(given, wanted)));
+        }
+        (
+            Planes::Blockwise8 { codes, absmax },
+            Planes::Blockwise8 {
+                codes: wanted_codes,
+                absmax: wanted_absmax,
+            },
+        ) => {
+            found.push(("c", compare_codes(codes, wanted_codes)));
+            found.push(("a", compare_f32(absmax, wanted_absmax)));
+        }
+        (given, wanted) => found.push((
+            "bits",
+            Some(numbers(
+                given.bits().get().into(),
+                wanted.bits().get().into(),
+            )),
+        )),
+    }
+    let wanted = trajectory.skipped[step];
+    let count = (skipped != wanted).then(|| numbers(skipped, wanted));
+    found.push(("skipped", count));
+    found
+        .into_iter()
+        .filter_map(|(plane, at)| Some((plane, at?)))
+        .collect()
+}
+
+fn numbers(given: u64, wanted: u64) -> BitDifference {
+    BitDifference {
+        index: 0,
+        given: given.to_string(),
+        given_hex: format!("{given:#x}"),
+        wanted: wanted.to_string(),
+        wanted_hex: format!("{wanted:#x}"),
+    }
+}

@@ -1,0 +1,88 @@
+//! A vector of any of the three element types.
+
+use lion::{Dtype, Slice, SliceMut, bf16, f16};
+
+/// A vector of any of the three element types.
+#[derive(Clone, Debug)]
+pub enum Tensor {
+    /// `f32`.
+    F32(Vec<f32>),
+    /// `f16`.
+    F16(Vec<f16>),
+    /// `bf16`.
+    Bf16(Vec<bf16>),
+}
+
+impl Tensor {
+    /// Values narrowed to a type, to nearest even, by the crate `half`.
+    pub fn from_f32(dtype: Dtype, values: &[f32]) -> Self {
+        match dtype {
+            Dtype::F32 => Tensor::F32(values.to_vec()),
+            Dtype::F16 => Tensor::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
+            Dtype::Bf16 => Tensor::Bf16(values.iter().map(|&x| bf16::from_f32(x)).collect()),
+        }
+    }
+
+    /// Little-endian bytes as a file has them.
+    pub fn from_bytes(dtype: Dtype, bytes: &[u8]) -> Self {
+        let halves = || {
+            let (pairs, _) = bytes.as_chunks::<2>();
+            pairs.iter().map(|&pair| u16::from_le_bytes(pair))
+        };
+        match dtype {
+            Dtype::F32 => {
+                let (fours, _) = bytes.as_chunks::<4>();
+                Tensor::F32(fours.iter().map(|&four| f32::from_le_bytes(four)).collect())
+            }
+            Dtype::F16 => Tensor::F16(halves().map(f16::from_bits).collect()),
+            Dtype::Bf16 => Tensor::Bf16(halves().map(bf16::from_bits).collect()),
+        }
+    }
+
+    /// Type of the elements.
+    pub fn dtype(&self) -> Dtype {
+        self.slice().dtype()
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.slice().len()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements from `start` on, to read.
+    pub fn from(&self, start: usize) -> Slice<'_> {
+        self.slice().split_at(start).1
+    }
+
+    /// The elements, to read.
+    pub fn slice(&self) -> Slice<'_> {
+        match self {
+            Tensor::F32(x) => x.as_slice().into(),
+            Tensor::F16(x) => x.as_slice().into(),
+            Tensor::Bf16(x) => x.as_slice().into(),
+        }
+    }
+
+    /// The elements, to change.
+    pub fn slice_mut(&mut self) -> SliceMut<'_> {
+        match self {
+            Tensor::F32(x) => x.as_mut_slice().into(),
+            Tensor::F16(x) => x.as_mut_slice().into(),
+            Tensor::Bf16(x) => x.as_mut_slice().into(),
+        }
+    }
+
+    /// Bits and value of each element.
+    pub fn bits(&self) -> Vec<(u32, f32)> {
+        match self {
+            Tensor::F32(x) => x.iter().map(|x| (x.to_bits(), *x)).collect(),
+            Tensor::F16(x) => x.iter().map(|x| (x.to_bits().into(), x.to_f32())).collect(),
+            Tensor::Bf16(x) => x.iter().map(|x| (x.to_bits().into(), x.to_f32())).collect(),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `cargo xtask verify --replay` as it is run: its rows, its exit code, and bad input.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+const FILE: &str = "spec8_f32_f32_plain.safetensors";
+
+fn vectors() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/spec")
+}
+
+/// Exit code, standard output and standard error of a replay.
+fn verify(directory: &Path, more: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command
+        .args(["verify", "--replay"])
+        .arg(directory)
+        .args(more);
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+/// A directory with one trajectory, its bytes changed.
+fn directory_with(change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
+    let directory = TempDir::new().unwrap();
+    let mut bytes = fs::read(vectors().join(FILE)).unwrap();
+    change(&mut bytes);
+    fs::write(directory.path().join(FILE), bytes).unwrap();
+    directory
+}
+
+/// Puts text into the metadata, at its start.
+fn insert_metadata(bytes: &mut Vec<u8>, text: &str) {
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let at = 8 + r#"{"__metadata__": {"#.len();
+    bytes.splice(at..at, text.bytes());
+    let longer = length + text.len() as u64;
+    bytes[..8].copy_from_slice(&longer.to_le_bytes());
+}
+
+#[test]
+fn the_vectors_are_identical() {
+    let (code, out, err) = verify(&vectors(), &[]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let rows = out.lines().filter(|line| line.contains(" scalar ")).count();
+    assert_eq!(rows, 60, "{out}");
+    let row = out.lines().find(|line| line.starts_with(FILE)).unwrap();
+    assert!(row.ends_with("identical"), "{row}");
+}
+
+#[test]
+fn json_is_one_object_a_row() {
+    let directory = directory_with(|bytes| *bytes.last_mut().unwrap() ^= 1);
+    let (code, out, _) = verify(directory.path(), &["--json", "--backend", "scalar"]);
+    assert_eq!(code, 1);
+    let rows: Vec<Value> = out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(rows.len(), 1);
+    let row = &rows[0];
+    assert_eq!(row["file"], FILE);
+    assert_eq!(row["backend"], "scalar");
+    assert_eq!(row["result"], "differs");
+    assert_eq!((&row["state"], &row["steps"]), (&8.into(), &4.into()));
+    let difference = &row["differences"][0];
+    assert_eq!(
+        (&difference["step"], &difference["plane"]),
+        (&3.into(), &"a".into())
+    );
+    let hex = |key: &str| {
+        let text = difference[key].as_str().unwrap().trim_start_matches("0x");
+        u32::from_str_radix(text, 16).unwrap()
+    };
+    // The last byte of the file is the sign and exponent of the last absmax.
+    assert_eq!(hex("given_hex") ^ hex("wanted_hex"), 1 << 24);
+}
+
+#[test]
+fn a_difference_names_step_plane_index_and_values() {
+    let directory = directory_with(|bytes| *bytes.last_mut().unwrap() ^= 0x80);
+    let (code, out, _) = verify(directory.path(), &[]);
+    assert_eq!(code, 1);
+    for mode in ["recorded", "free-running"] {
+        let start = format!("    {mode} step 3 plane a index 0: ");
+        let line = out.lines().find(|line| line.starts_with(&start));
+        assert!(
+            line.is_some_and(|line| line.contains(", wanted -")),
+            "{out}"
+        );
+    }
+}
+
+/// Everything that cannot be replayed fails with a reason, and nothing is passed over.
+#[test]
+fn bad_input_fails_with_a_reason() {
+    let empty = TempDir::new().unwrap();
+    let cases = [
+        (
+            directory_with(|bytes| bytes.truncate(1000)),
+            "ERROR: not a safetensors file",
+        ),
+        (directory_with(Vec::clear), "ERROR: not a safetensors file"),
+        (
+            directory_with(|bytes| insert_metadata(bytes, r#""nesterov": "true", "#)),
+            "ERROR: metadata `nesterov` is unknown",
+        ),
+        (
+            directory_with(|bytes| {
+                let at = bytes.windows(8).position(|w| w == b"\"0.001\",").unwrap();
+                bytes[at..at + 7].copy_from_slice(b"\"-1e-3\"");
+            }),
+            "ERROR: parameter `p`: lr is -0.001, wanted 0 or more",
+        ),
+        (
+            directory_with(|bytes| {
+                let at = bytes.windows(5).position(|w| w == b"\"c.2\"").unwrap();
+                bytes[at + 1] = b'x';
+            }),
+            "ERROR: tensor `c.2` is missing",
+        ),
+    ];
+    for (directory, reason) in &cases {
+        let (code, out, _) = verify(directory.path(), &[]);
+        assert_eq!(code, 1);
+        assert!(out.contains(reason), "wanted {reason} in:\n{out}");
+    }
+    let (code, _, err) = verify(empty.path(), &[]);
+    assert_eq!(code, 1);
+    assert!(
+        err.starts_with("error: no trajectory (*.safetensors) in "),
+        "{err}"
+    );
+    let (code, _, err) = verify(&empty.path().join("none"), &[]);
+    assert_eq!(code, 1);
+    assert!(err.contains("cannot be read"), "{err}");
+    let (code, _, err) = verify(&vectors(), &["--backend", "abacus"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("`abacus`, wanted one of scalar"), "{err}");
+    // A codebook alone is no trajectory.
+    let name = "qmap_signed.safetensors";
+    fs::copy(vectors().join(name), empty.path().join(name)).unwrap();
+    let (code, _, err) = verify(empty.path(), &[]);
+    assert_eq!(code, 1);
+    assert!(err.contains("no trajectory"), "{err}");
+}
