@@ -20,7 +20,7 @@ impl Device {
     /// The backend for it.
     pub(crate) fn backend(self) -> Result<Box<dyn Backend>, BackendError> {
         match self {
-            Device::Cpu => Ok(Box::new(Cpu::new())),
+            Device::Cpu => Ok(Box::new(Cpu::new()?)),
         }
     }
 }

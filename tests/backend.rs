@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts calls and passes them on to the CPU.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counting {
     cpu: Cpu,
     allocations: AtomicUsize,
@@ -43,7 +43,13 @@ impl Backend for Counting {
 
 #[test]
 fn all_tensors_of_a_step_reach_the_backend_in_one_call() {
-    let counting = Arc::new(Counting::default());
+    let counting = Arc::new(Counting {
+        cpu: Cpu::new().unwrap(),
+        allocations: AtomicUsize::new(0),
+        steps: AtomicUsize::new(0),
+        tensors: AtomicUsize::new(0),
+        scans: AtomicUsize::new(0),
+    });
     let builder = Lion::builder().optim_bits(8).backend(Arc::clone(&counting));
     let mut lion = builder
         .on_non_finite(OnNonFinite::RejectStep)
@@ -117,7 +123,7 @@ impl Backend for Foreign {
 #[test]
 fn errors_of_a_backend_name_the_parameter_and_keep_their_source() {
     let mut lion = Lion::builder()
-        .backend(Foreign(Cpu::new()))
+        .backend(Foreign(Cpu::new().unwrap()))
         .build()
         .unwrap();
     let eight = Overrides::new().optim_bits(8).min_8bit_size(0);

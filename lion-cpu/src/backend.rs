@@ -50,12 +50,16 @@ impl Slot<'_> {
 }
 
 impl Cpu {
-    /// The fastest kernel of this CPU.
-    pub fn new() -> Self {
-        Cpu {
-            kernel: Kernel::fastest(),
+    /// The fastest kernel of this CPU, or the one that the environment variable `LION_CPU_ISA` names:
+    /// `scalar`, `avx2`, `avx512` or `avx512vbmi`.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where `LION_CPU_ISA` names what is not there.
+    pub fn new() -> Result<Self, BackendError> {
+        Ok(Cpu {
+            kernel: Kernel::choose()?,
             pool: None,
-        }
+        })
     }
 
     /// The kernel of one instruction set.
@@ -123,12 +127,6 @@ impl Cpu {
             max_unorm: tensor.max_unorm,
             skipped: &mut tensor.skipped_blocks,
         })
-    }
-}
-
-impl Default for Cpu {
-    fn default() -> Self {
-        Cpu::new()
     }
 }
 

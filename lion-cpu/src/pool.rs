@@ -44,22 +44,26 @@ pub(crate) fn step(kernel: Kernel, job: Job<'_>) -> u64 {
 
 /// Sum of the squares of the parameter and number of elements that move, for blocks of a tensor.
 pub(crate) fn norm(kernel: Kernel, view: View<'_>, blocks: Range<usize>) -> (f64, u64) {
-    if blocks.len() * BLOCK <= GRAIN {
-        return kernel.norm(view, blocks);
+    if blocks.len() == 1 {
+        return kernel.norm(view, blocks.start);
     }
     // The tree of the specification: the sum depends on where it splits.
     let middle = blocks.start + tree_split(blocks.len());
-    let ((sum_a, moves_a), (sum_b, moves_b)) = join(
-        || norm(kernel, view, blocks.start..middle),
-        || norm(kernel, view, middle..blocks.end),
-    );
-    (sum_a + sum_b, moves_a + moves_b)
+    let left = || norm(kernel, view, blocks.start..middle);
+    let right = || norm(kernel, view, middle..blocks.end);
+    let (left, right) = if blocks.len() * BLOCK > GRAIN {
+        join(left, right)
+    } else {
+        (left(), right())
+    };
+    (left.0 + right.0, left.1 + right.1)
 }
 
 /// Number of blocks with a new momentum that is not finite.
 pub(crate) fn count_non_finite(kernel: Kernel, view: View<'_>, blocks: Range<usize>) -> u64 {
     if blocks.len() * BLOCK <= GRAIN {
-        return kernel.count_non_finite(view, blocks);
+        let bad = blocks.filter(|&block| !kernel.is_finite(view, block));
+        return bad.count() as u64;
     }
     let middle = blocks.start + blocks.len() / 2;
     let (left, right) = join(

@@ -2,11 +2,21 @@
 
 mod scalar;
 
+#[cfg(target_arch = "x86_64")]
+mod generic;
+#[cfg(target_arch = "x86_64")]
+mod vector;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
 use crate::job::{Job, View};
 use lion_core::BackendError;
+use std::env;
 use std::fmt;
-use std::ops::Range;
 use std::str::FromStr;
+
+/// Forces an instruction set by its name.
+const VARIABLE: &str = "LION_CPU_ISA";
 
 /// An instruction set that kernels are written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,16 +24,25 @@ use std::str::FromStr;
 pub enum Isa {
     /// What the compiler makes of plain loops for the target's baseline. On every CPU.
     Scalar,
+    /// AVX2 and F16C: 8 lanes.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL: 16 lanes.
+    Avx512,
+    /// AVX-512 with VBMI, which looks codewords up byte-wise in registers.
+    Avx512Vbmi,
 }
 
 impl Isa {
     /// All instruction sets, the fastest last.
-    pub const ALL: &[Isa] = &[Isa::Scalar];
+    pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Vbmi];
 
     /// Its name, in lower case.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Vbmi => "avx512vbmi",
         }
     }
 }
@@ -39,16 +58,15 @@ impl FromStr for Isa {
 
     fn from_str(name: &str) -> Result<Self, BackendError> {
         let found = Isa::ALL.iter().copied().find(|isa| isa.name() == name);
-        found.ok_or_else(|| BackendError::Unavailable {
-            backend: name.to_owned(),
-            reason: format!(
-                "there is no such instruction set, wanted one of {}",
-                Isa::ALL
-                    .iter()
-                    .map(|isa| isa.name())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            ),
+        found.ok_or_else(|| {
+            let names: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
+            BackendError::Unavailable {
+                backend: name.to_owned(),
+                reason: format!(
+                    "no such instruction set, wanted one of {}",
+                    names.join(", ")
+                ),
+            }
         })
     }
 }
@@ -57,44 +75,89 @@ impl FromStr for Isa {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kernel {
     Scalar(scalar::Kernel),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(x86_64::avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(x86_64::avx512::Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vbmi(x86_64::avx512::Avx512<true>),
+}
+
+/// Calls the same method on whichever kernel it is.
+macro_rules! dispatch {
+    ($kernel:expr, $name:ident($($argument:expr),*)) => {
+        match $kernel {
+            Kernel::Scalar(kernel) => kernel.$name($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2(kernel) => kernel.$name($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512(kernel) => kernel.$name($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512Vbmi(kernel) => kernel.$name($($argument),*),
+        }
+    };
 }
 
 impl Kernel {
+    /// The kernel of an instruction set, if this CPU has it.
     pub(crate) fn new(isa: Isa) -> Result<Self, BackendError> {
-        match isa {
-            Isa::Scalar => Ok(Kernel::Scalar(scalar::Kernel)),
-        }
+        Self::find(isa).ok_or_else(|| BackendError::Unavailable {
+            backend: isa.name().to_owned(),
+            reason: "this CPU does not have the instruction set".to_owned(),
+        })
     }
 
-    pub(crate) fn fastest() -> Self {
-        Kernel::Scalar(scalar::Kernel)
+    fn find(isa: Isa) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        match isa {
+            Isa::Scalar => {}
+            Isa::Avx2 => return x86_64::avx2::Avx2::new().map(Kernel::Avx2),
+            Isa::Avx512 => return x86_64::avx512::Avx512::new().map(Kernel::Avx512),
+            Isa::Avx512Vbmi => return x86_64::avx512::Avx512::new().map(Kernel::Avx512Vbmi),
+        }
+        (isa == Isa::Scalar).then_some(Kernel::Scalar(scalar::Kernel))
+    }
+
+    /// The one that `LION_CPU_ISA` names, or the fastest.
+    pub(crate) fn choose() -> Result<Self, BackendError> {
+        match env::var(VARIABLE) {
+            Ok(name) => Self::new(name.parse()?),
+            Err(env::VarError::NotPresent) => {
+                let found = Isa::ALL.iter().rev().find_map(|&isa| Self::find(isa));
+                Ok(found.unwrap_or(Kernel::Scalar(scalar::Kernel)))
+            }
+            Err(error) => Err(BackendError::Unavailable {
+                backend: VARIABLE.to_owned(),
+                reason: error.to_string(),
+            }),
+        }
     }
 
     pub(crate) fn isa(self) -> Isa {
         match self {
             Kernel::Scalar(_) => Isa::Scalar,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2(_) => Isa::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512(_) => Isa::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512Vbmi(_) => Isa::Avx512Vbmi,
         }
     }
 
     /// Steps a run of blocks and returns how many it skipped.
     pub(crate) fn step(self, job: Job<'_>) -> u64 {
-        match self {
-            Kernel::Scalar(kernel) => kernel.step(job),
-        }
+        dispatch!(self, step(job))
     }
 
-    /// Sum of the squares of the parameter, and number of elements that move.
-    pub(crate) fn norm(self, view: View<'_>, blocks: Range<usize>) -> (f64, u64) {
-        match self {
-            Kernel::Scalar(kernel) => kernel.norm(view, blocks),
-        }
+    /// Sum of the squares of one block of the parameter, and how many of its elements move.
+    pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
+        dispatch!(self, norm(view, block))
     }
 
-    /// Number of blocks with a new momentum that is not finite.
-    pub(crate) fn count_non_finite(self, view: View<'_>, blocks: Range<usize>) -> u64 {
-        match self {
-            Kernel::Scalar(kernel) => kernel.count_non_finite(view, blocks),
-        }
+    /// Whether all new momenta of one block are finite.
+    pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
+        dispatch!(self, is_finite(view, block))
     }
 }
 

@@ -6,8 +6,7 @@
 
 use super::for_each_pair;
 use crate::job::{Job, Rule, StateMut, StateRef, View};
-use lion_core::norm::{block_sum_squares, tree_split};
-use lion_core::update::Coefficients;
+use lion_core::norm::block_sum_squares;
 use lion_core::{BLOCK, Element, Slice, SliceMut};
 use lion_quant::{dequantize_block, quantize_block, top_bits};
 use std::ops::Range;
@@ -36,33 +35,65 @@ impl Kernel {
         })
     }
 
-    pub(crate) fn norm(self, view: View<'_>, blocks: Range<usize>) -> (f64, u64) {
-        for_each_pair!(Slice, view.param, view.grad, |p, g| {
-            let parts = Parts {
-                p,
-                g,
-                state: view.state,
-                coefficients: &view.coefficients,
-            };
-            parts.norm(blocks)
-        })
+    pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
+        norm(view, block)
     }
 
-    pub(crate) fn count_non_finite(self, view: View<'_>, blocks: Range<usize>) -> u64 {
-        for_each_pair!(Slice, view.param, view.grad, |p, g| {
-            let parts = Parts {
-                p,
-                g,
-                state: view.state,
-                coefficients: &view.coefficients,
-            };
-            blocks.map(|block| u64::from(!parts.is_finite(block))).sum()
-        })
+    pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
+        is_finite(view, block)
+    }
+}
+
+/// Sum of the squares of one block of the parameter, and how many of its elements move.
+#[inline(always)]
+pub(super) fn norm(view: View<'_>, block: usize) -> (f64, u64) {
+    let c = view.coefficients;
+    for_each_pair!(Slice, view.param, view.grad, |p, g| {
+        let range = block * BLOCK..((block + 1) * BLOCK).min(p.len());
+        let mut buffer = [0.0; BLOCK];
+        let m = momentum(view.state, block, range.clone(), &mut buffer);
+        let elements = g[range.clone()].iter().zip(m);
+        let moves = elements
+            .map(|(g, &m)| u32::from(c.moves(g.widen(), m)))
+            .sum::<u32>();
+        (block_sum_squares(&p[range]), u64::from(moves))
+    })
+}
+
+/// Whether all new momenta of one block are finite.
+#[inline(always)]
+pub(super) fn is_finite(view: View<'_>, block: usize) -> bool {
+    let c = view.coefficients;
+    for_each_pair!(Slice, view.param, view.grad, |p, g| {
+        let range = block * BLOCK..((block + 1) * BLOCK).min(p.len());
+        let mut buffer = [0.0; BLOCK];
+        let m = momentum(view.state, block, range.clone(), &mut buffer);
+        let elements = g[range].iter().zip(m);
+        let bits = elements.map(|(g, &m)| c.momentum(g.widen(), m).to_bits() & 0x7FFF_FFFF);
+        bits.fold(0, u32::max) < INFINITE
+    })
+}
+
+/// The momentum of one block, if need be dequantized into the buffer.
+#[inline(always)]
+fn momentum<'a>(
+    state: StateRef<'a>,
+    block: usize,
+    range: Range<usize>,
+    buffer: &'a mut [f32; BLOCK],
+) -> &'a [f32] {
+    match state {
+        StateRef::Momentum32(m) => &m[range],
+        StateRef::Blockwise8(codes, absmax) => {
+            let m = &mut buffer[..range.len()];
+            dequantize_block(&codes[range], absmax[block], m);
+            m
+        }
     }
 }
 
 /// The state of one block.
-trait Block {
+pub(super) trait Block {
     /// Writes the momentum into `m`.
     fn load(&self, m: &mut [f32]);
 
@@ -110,7 +141,7 @@ fn step<P: Element, G: Element, S: Block>(
 }
 
 /// Steps one block, or leaves it as it is and returns false if a new momentum is not finite.
-fn step_block<P: Element, G: Element, S: Block>(
+pub(super) fn step_block<P: Element, G: Element, S: Block>(
     p: &mut [P],
     g: &[G],
     state: S,
@@ -150,57 +181,4 @@ fn step_block<P: Element, G: Element, S: Block>(
     }
     state.store(new, rule.stochastic_state.then_some(&*words));
     true
-}
-
-/// A whole tensor, to read.
-struct Parts<'a, P, G> {
-    p: &'a [P],
-    g: &'a [G],
-    state: StateRef<'a>,
-    coefficients: &'a Coefficients,
-}
-
-impl<P: Element, G: Element> Parts<'_, P, G> {
-    /// Calls `visit` with the gradient (widened) and the momentum of each element of a block.
-    fn for_each(&self, block: usize, mut visit: impl FnMut(f32, f32)) {
-        let range = self.range(block);
-        let mut buffer = [0.0; BLOCK];
-        let m = match self.state {
-            StateRef::Momentum32(m) => &m[range.clone()],
-            StateRef::Blockwise8(codes, absmax) => {
-                let m = &mut buffer[..range.len()];
-                dequantize_block(&codes[range.clone()], absmax[block], m);
-                m
-            }
-        };
-        for (g, &m) in self.g[range].iter().zip(m) {
-            visit(g.widen(), m);
-        }
-    }
-
-    fn range(&self, block: usize) -> Range<usize> {
-        block * BLOCK..((block + 1) * BLOCK).min(self.p.len())
-    }
-
-    fn norm(&self, blocks: Range<usize>) -> (f64, u64) {
-        if blocks.len() > 1 {
-            let middle = blocks.start + tree_split(blocks.len());
-            let (sum_a, moves_a) = self.norm(blocks.start..middle);
-            let (sum_b, moves_b) = self.norm(middle..blocks.end);
-            return (sum_a + sum_b, moves_a + moves_b);
-        }
-        let mut moves = 0;
-        self.for_each(blocks.start, |g, m| {
-            moves += u64::from(self.coefficients.moves(g, m));
-        });
-        (block_sum_squares(&self.p[self.range(blocks.start)]), moves)
-    }
-
-    fn is_finite(&self, block: usize) -> bool {
-        let mut top = 0;
-        self.for_each(block, |g, m| {
-            top = top.max(self.coefficients.momentum(g, m).to_bits() & 0x7FFF_FFFF);
-        });
-        top < INFINITE
-    }
 }

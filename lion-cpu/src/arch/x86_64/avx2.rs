@@ -1,0 +1,418 @@
+//! AVX2: 8 lanes. The codebook is looked up in memory, the piece of a magnitude by a binary search in
+//! registers.
+
+use super::super::vector::{Lane, Vector};
+use super::super::{for_each_pair, generic, scalar};
+use super::tables::{OFFSET, SLOPE};
+use crate::job::{Job, Rule, StateMut, View};
+use half::{bf16, f16};
+use lion_core::philox::Words;
+use lion_core::{Slice, SliceMut};
+use lion_quant::{CODEBOOK, THRESHOLDS};
+use std::arch::x86_64::*;
+
+/// AVX2 and F16C.
+///
+/// The private field makes [`new`](Avx2::new) the only way to a value, so a value proves that this CPU
+/// has these instructions. That is the argument of every `intrinsics!` block below.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2(());
+
+/// Intrinsics in a method of [`Avx2`].
+macro_rules! intrinsics {
+    ($($body:tt)*) => {{
+        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`), and the pointers
+        // are as the method's caller promises.
+        unsafe { $($body)* }
+    }};
+}
+
+const SIGN: i32 = i32::MIN;
+const MAGNITUDE: i32 = i32::MAX;
+
+/// The codewords by code, in memory.
+static CODEWORDS: [f32; 256] = CODEBOOK;
+
+/// The thresholds of the position as a search tree: 15 with two that no magnitude is beyond, a level of
+/// it in each table, entry `s` for those who come from the left `s` times.
+struct Search {
+    level1: f32,
+    level2: [f32; 8],
+    level3: [f32; 8],
+    level4: [f32; 8],
+}
+
+static SEARCH: Search = {
+    let mut sorted = [f32::INFINITY; 15];
+    let mut s = 0;
+    while s < THRESHOLDS.len() {
+        sorted[s] = THRESHOLDS[s];
+        s += 1;
+    }
+    let mut search = Search {
+        level1: sorted[7],
+        level2: [f32::INFINITY; 8],
+        level3: [f32::INFINITY; 8],
+        level4: [f32::INFINITY; 8],
+    };
+    let mut s = 0;
+    while s < 8 {
+        if s < 2 {
+            search.level2[s] = sorted[8 * s + 3];
+        }
+        if s < 4 {
+            search.level3[s] = sorted[4 * s + 1];
+        }
+        search.level4[s] = sorted[2 * s];
+        s += 1;
+    }
+    search
+};
+
+impl Avx2 {
+    /// A value, if this CPU has the instructions.
+    pub(crate) fn new() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+        has.then_some(Avx2(()))
+    }
+
+    /// Steps a run of blocks and returns how many it skipped.
+    pub(crate) fn step(self, job: Job<'_>) -> u64 {
+        let Job {
+            param,
+            grad,
+            state,
+            first,
+            rule,
+        } = job;
+        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
+        for_each_pair!(SliceMut, param, grad, |p, g| unsafe {
+            step(self, p, g, state, first, &rule)
+        })
+    }
+
+    /// Sum of the squares of one block of the parameter, and how many of its elements move.
+    pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
+        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
+        unsafe { norm(view, block) }
+    }
+
+    /// Whether all new momenta of one block are finite.
+    pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
+        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
+        unsafe { is_finite(view, block) }
+    }
+
+    #[inline(always)]
+    fn table(self, table: &'static [f32; 8]) -> __m256 {
+        intrinsics!(_mm256_loadu_ps(table.as_ptr()))
+    }
+
+    /// Eight codewords.
+    #[inline(always)]
+    fn codewords(self, codes: [u8; 8]) -> __m256 {
+        let [a, b, c, d, e, f, g, h] = codes.map(|code| CODEWORDS[usize::from(code)]);
+        intrinsics!(_mm256_setr_ps(a, b, c, d, e, f, g, h))
+    }
+
+    /// Of 16 entries in two registers the one of each lane's index.
+    #[inline(always)]
+    fn look_up(self, table: &'static [f32; 16], s: __m256i) -> __m256 {
+        intrinsics! {
+            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), s);
+            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), s);
+            let bit3 = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(s));
+            _mm256_blendv_ps(low, high, bit3)
+        }
+    }
+
+    /// [`lion_quant::position`] of the magnitudes.
+    #[inline(always)]
+    fn position(self, x: __m256) -> __m256 {
+        let Search {
+            level1,
+            level2,
+            level3,
+            level4,
+        } = &SEARCH;
+        intrinsics! {
+            let a = _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(MAGNITUDE)));
+            // A comparison that holds is -1: 2 * s - beyond.
+            let beyond = _mm256_cmp_ps::<_CMP_LT_OQ>(_mm256_set1_ps(*level1), a);
+            let s = _mm256_srli_epi32::<31>(_mm256_castps_si256(beyond));
+            let threshold = _mm256_permutevar8x32_ps(self.table(level2), s);
+            let beyond = _mm256_cmp_ps::<_CMP_LT_OQ>(threshold, a);
+            let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), _mm256_castps_si256(beyond));
+            let threshold = _mm256_permutevar8x32_ps(self.table(level3), s);
+            let beyond = _mm256_cmp_ps::<_CMP_LT_OQ>(threshold, a);
+            let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), _mm256_castps_si256(beyond));
+            let threshold = _mm256_permutevar8x32_ps(self.table(level4), s);
+            let beyond = _mm256_cmp_ps::<_CMP_LT_OQ>(threshold, a);
+            let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), _mm256_castps_si256(beyond));
+            let (slope, offset) = (self.look_up(&SLOPE, s), self.look_up(&OFFSET, s));
+            _mm256_add_ps(_mm256_mul_ps(a, slope), offset)
+        }
+    }
+
+    /// The index of the magnitude of each lane, before it is limited to those there are.
+    #[inline(always)]
+    fn index(self, x: __m256, words: Option<*const u32>) -> __m256i {
+        let at = self.position(x);
+        match words {
+            None => intrinsics!(_mm256_cvtps_epi32(at)),
+            Some(words) => intrinsics! {
+                let high = _mm256_srli_epi32::<16>(_mm256_loadu_si256(words.cast()));
+                let unit = _mm256_set1_ps(1.0 / 65_536.0);
+                let fraction = _mm256_mul_ps(_mm256_cvtepi32_ps(high), unit);
+                _mm256_cvttps_epi32(_mm256_add_ps(at, fraction))
+            },
+        }
+    }
+
+    /// Four counters of Philox4x32-10, one in the low half of each lane of 64 bits; the high halves
+    /// hold what the products leave there, which no product reads.
+    #[inline(always)]
+    fn philox(self, counter: [__m256i; 4], key: [u32; 2]) -> [__m256i; 4] {
+        let [mut c0, mut c1, mut c2, mut c3] = counter;
+        let [mut k0, mut k1] = key;
+        for _ in 0..10 {
+            intrinsics! {
+                let a = _mm256_mul_epu32(c0, _mm256_set1_epi32(0xD251_1F53_u32 as i32));
+                let b = _mm256_mul_epu32(c2, _mm256_set1_epi32(0xCD9E_8D57_u32 as i32));
+                let key0 = _mm256_set1_epi32(k0 as i32);
+                let key1 = _mm256_set1_epi32(k1 as i32);
+                c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64::<32>(b), c1), key0);
+                c1 = b;
+                c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64::<32>(a), c3), key1);
+                c3 = a;
+            }
+            k0 = k0.wrapping_add(0x9E37_79B9);
+            k1 = k1.wrapping_add(0xBB67_AE85);
+        }
+        [c0, c1, c2, c3]
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn step<P: Lane, G: Lane>(
+    v: Avx2,
+    p: &mut [P],
+    g: &[G],
+    state: StateMut<'_>,
+    first: u64,
+    rule: &Rule,
+) -> u64 {
+    generic::step(v, p, g, state, first, rule)
+}
+
+/// The scalar loop, compiled for these instructions.
+#[target_feature(enable = "avx2,f16c")]
+fn norm(view: View<'_>, block: usize) -> (f64, u64) {
+    scalar::norm(view, block)
+}
+
+/// The scalar loop, compiled for these instructions.
+#[target_feature(enable = "avx2,f16c")]
+fn is_finite(view: View<'_>, block: usize) -> bool {
+    scalar::is_finite(view, block)
+}
+
+impl Vector for Avx2 {
+    const LANES: usize = 8;
+    type F = __m256;
+    type I = __m256i;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        intrinsics!(_mm256_set1_ps(x))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const f32) -> __m256 {
+        intrinsics!(_mm256_loadu_ps(from))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> __m256 {
+        intrinsics!(_mm256_cvtph_ps(_mm_loadu_si128(from.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> __m256 {
+        intrinsics! {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f32(self, x: __m256, to: *mut f32) {
+        intrinsics!(_mm256_storeu_ps(to, x))
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, x: __m256, to: *mut f16) {
+        intrinsics! {
+            let narrow = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(x);
+            _mm_storeu_si128(to.cast(), narrow)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, x: __m256, words: Option<*const u32>, to: *mut bf16) {
+        intrinsics! {
+            let bits = _mm256_castps_si256(x);
+            let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE));
+            let infinity = _mm256_set1_epi32(0x7F80_0000);
+            let finite = _mm256_cmpgt_epi32(infinity, magnitude);
+            let nan = _mm256_cmpgt_epi32(magnitude, infinity);
+            let more = match words {
+                None => {
+                    let odd = _mm256_srli_epi32::<16>(bits);
+                    let odd = _mm256_and_si256(odd, _mm256_set1_epi32(1));
+                    _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))
+                }
+                Some(words) => {
+                    let low = _mm256_set1_epi32(0xFFFF);
+                    _mm256_and_si256(_mm256_loadu_si256(words.cast()), low)
+                }
+            };
+            let rounded = _mm256_add_epi32(bits, _mm256_and_si256(finite, more));
+            let quiet = _mm256_and_si256(nan, _mm256_set1_epi32(0x0040_0000));
+            let upper = _mm256_srli_epi32::<16>(_mm256_or_si256(rounded, quiet));
+            // Packing works within lanes of 128 bits; the second permutation closes the gap.
+            let packed = _mm256_packus_epi32(upper, upper);
+            let packed = _mm256_permute4x64_epi64::<0b1000>(packed);
+            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed))
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        intrinsics!(_mm256_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        intrinsics!(_mm256_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        intrinsics!(_mm256_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn step(self, c: __m256, lr: __m256) -> __m256 {
+        intrinsics! {
+            let moves = _mm256_cmp_ps::<_CMP_NEQ_OQ>(c, _mm256_setzero_ps());
+            let sign = _mm256_and_ps(c, _mm256_castsi256_ps(_mm256_set1_epi32(SIGN)));
+            _mm256_and_ps(moves, _mm256_or_ps(lr, sign))
+        }
+    }
+
+    #[inline(always)]
+    fn where_zero(self, g: __m256, zero: __m256, other: __m256) -> __m256 {
+        intrinsics! {
+            let is_zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(g, _mm256_setzero_ps());
+            _mm256_blendv_ps(other, zero, is_zero)
+        }
+    }
+
+    #[inline(always)]
+    fn no_top(self) -> __m256i {
+        intrinsics!(_mm256_setzero_si256())
+    }
+
+    #[inline(always)]
+    fn top(self, top: __m256i, x: __m256) -> __m256i {
+        intrinsics! {
+            let bits = _mm256_castps_si256(x);
+            let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE));
+            _mm256_max_epu32(top, magnitude)
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self, top: __m256i) -> u32 {
+        intrinsics! {
+            let (low, high) = (_mm256_castsi256_si128(top), _mm256_extracti128_si256::<1>(top));
+            let four = _mm_max_epu32(low, high);
+            let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b1110>(four));
+            let one = _mm_max_epu32(two, _mm_shuffle_epi32::<0b01>(two));
+            _mm_cvtsi128_si32(one) as u32
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dequantize(self, codes: *const u8) -> [__m256; 4] {
+        intrinsics! {
+            let codes: *const [u8; 8] = codes.cast();
+            [
+                self.codewords(*codes),
+                self.codewords(*codes.add(1)),
+                self.codewords(*codes.add(2)),
+                self.codewords(*codes.add(3)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quantize(self, x: [__m256; 4], words: Option<*const u32>, codes: *mut u8) {
+        // SAFETY: the caller promises 32 words.
+        let words = |j: usize| words.map(|words| unsafe { words.add(8 * j) });
+        let k0 = self.index(x[0], words(0));
+        let k1 = self.index(x[1], words(1));
+        let k2 = self.index(x[2], words(2));
+        let k3 = self.index(x[3], words(3));
+        intrinsics! {
+            let k = _mm256_packus_epi16(_mm256_packus_epi32(k0, k1), _mm256_packus_epi32(k2, k3));
+            // Saturation keeps the signs, so they are packed as the indices are.
+            let sign01 = _mm256_packs_epi32(_mm256_castps_si256(x[0]), _mm256_castps_si256(x[1]));
+            let sign23 = _mm256_packs_epi32(_mm256_castps_si256(x[2]), _mm256_castps_si256(x[3]));
+            let sign = _mm256_packs_epi16(sign01, sign23);
+            let negative = _mm256_cmpgt_epi8(_mm256_setzero_si256(), sign); // -1 or 0
+            let last = _mm256_add_epi8(_mm256_set1_epi8(i8::MIN), negative);
+            let k = _mm256_min_epu8(k, last);
+            let signed = _mm256_sub_epi8(_mm256_xor_si256(k, negative), negative);
+            let code = _mm256_add_epi8(_mm256_set1_epi8(127), signed);
+            // Packing works within lanes of 128 bits: put the dwords in order.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let code = _mm256_permutevar8x32_epi32(code, order);
+            _mm256_storeu_si256(codes.cast(), code)
+        }
+    }
+
+    #[inline(always)]
+    fn words(self, words: Words, first: u64, out: &mut [u32; 256]) {
+        let key = [words.seed as u32, (words.seed >> 32) as u32];
+        intrinsics! {
+            let step = (
+                _mm256_set1_epi64x(i64::from(words.step as u32)),
+                _mm256_set1_epi64x((words.step >> 32) as i64),
+            );
+            for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                let group = first / 4 + 4 * i as u64;
+                // Groups 0 and 2 in the lower lane of 128 bits, so that interleaving brings 0 and 1
+                // into the lower halves and 2 and 3 into the upper ones.
+                let groups = _mm256_add_epi64(
+                    _mm256_set1_epi64x(group as i64),
+                    _mm256_setr_epi64x(0, 2, 1, 3),
+                );
+                let counter = [groups, _mm256_srli_epi64::<32>(groups), step.0, step.1];
+                let [c0, c1, c2, c3] = self.philox(counter, key);
+                let pair01 = _mm256_blend_epi32::<0b1010_1010>(c0, _mm256_slli_epi64::<32>(c1));
+                let pair23 = _mm256_blend_epi32::<0b1010_1010>(c2, _mm256_slli_epi64::<32>(c3));
+                let front = _mm256_unpacklo_epi64(pair01, pair23); // groups 0 and 1
+                let back = _mm256_unpackhi_epi64(pair01, pair23); // groups 2 and 3
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), front);
+                _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), back);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
+}
