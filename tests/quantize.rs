@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::arithmetic::philox::Words;
-use lion::quant::{CODEBOOK, MAGNITUDES, dequantize, position, quantize};
+use lion::cpu::{Cpu, Isa};
+use lion::quant::{self, CODEBOOK, MAGNITUDES, position};
 use lion_test_support::{RecordFile, Rng, compare_f32, property};
 use quickcheck::TestResult;
 use sha2::{Digest, Sha256};
@@ -46,12 +47,35 @@ fn is_nearest(x: f32, code: u8) -> bool {
     right_side && (k == best || (k.abs_diff(best) == 1 && ulps <= 7))
 }
 
-#[test]
-fn quantize_picks_the_nearest_codeword() {
-    property("quantize picks the nearest codeword", |seed: u64| {
+/// A quantizer of one instruction set.
+struct Quantizer(Cpu);
+
+impl Quantizer {
+    /// `None`, and a line that says so, where this CPU does not have it.
+    fn new(isa: Isa) -> Option<Self> {
+        let cpu = Cpu::with_isa(isa);
+        if let Err(reason) = &cpu {
+            println!("SKIPPED {isa}: {reason}");
+        }
+        cpu.ok().map(Quantizer)
+    }
+
+    fn quantize(&self, m: &[f32], words: Option<Words>) -> (Vec<u8>, Vec<f32>) {
+        let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(256)]);
+        self.0.quantize(m, &mut codes, &mut absmax, words).unwrap();
+        (codes, absmax)
+    }
+
+    fn dequantize(&self, codes: &[u8], absmax: &[f32]) -> Vec<f32> {
+        let mut m = vec![0.0; codes.len()];
+        self.0.dequantize(codes, absmax, &mut m).unwrap();
+        m
+    }
+
+    /// Every number gets the nearest codeword, at midpoints in particular.
+    fn picks_the_nearest(&self, seed: u64) -> TestResult {
         let mut rng = Rng::new(seed);
         let mut m = rng.spread(255, 8.0);
-        // Around the midpoints is where a wrong code would be.
         for x in &mut m[100..] {
             let k = rng.below(128);
             let midpoint = (MAGNITUDES[k] + MAGNITUDES[k + 1]) / 2.0;
@@ -61,8 +85,7 @@ fn quantize_picks_the_nearest_codeword() {
             *x = f32::from_bits(near).copysign(*x);
         }
         m.push(1.0); // the absmax, so that every quotient is exact
-        let (mut codes, mut absmax) = (vec![0; 256], [0.0]);
-        quantize(&m, &mut codes, &mut absmax, None).unwrap();
+        let (codes, absmax) = self.quantize(&m, None);
         let bad = m
             .iter()
             .zip(&codes)
@@ -71,55 +94,31 @@ fn quantize_picks_the_nearest_codeword() {
             None => TestResult::from_bool(absmax == [1.0]),
             Some((x, code)) => TestResult::error(format!("{x:e} got code {code}")),
         }
-    });
-}
-
-#[test]
-fn the_sign_of_small_numbers_survives() {
-    for (k, &v) in MAGNITUDES.iter().enumerate().take(128).skip(1) {
-        let (mut codes, mut absmax) = ([0; 3], [0.0]);
-        quantize(&[v, -v, 1.0], &mut codes, &mut absmax, None).unwrap();
-        assert_eq!(codes, [127 + k as u8, 127 - k as u8, 255]);
     }
-}
 
-/// Quantizing what was dequantized gives the same state again, wherever the largest magnitude of a
-/// block has a codeword: 1.0 does and -1.0 does not.
-#[test]
-fn dequantized_blocks_are_stable() {
-    property(
-        "dequantize(quantize) is stable",
-        |(seed, scale): (u64, i8)| {
-            let mut rng = Rng::new(seed);
-            let n = 1 + rng.below(1000);
-            let mut m = rng.spread(n, 7.0);
-            for block in m.chunks_mut(256) {
-                block[0] = 1.5;
-            }
-            for x in &mut m {
-                *x *= 2f32.powi(i32::from(scale) / 2);
-            }
-            let (mut codes, mut absmax) = (vec![0; n], vec![0.0; n.div_ceil(256)]);
-            quantize(&m, &mut codes, &mut absmax, None).unwrap();
-            let mut back = vec![0.0; n];
-            dequantize(&codes, &absmax, &mut back).unwrap();
-            let (mut codes2, mut absmax2) = (codes.clone(), absmax.clone());
-            quantize(&back, &mut codes2, &mut absmax2, None).unwrap();
-            codes == codes2 && compare_f32(&absmax2, &absmax).is_none()
-        },
-    );
-}
+    /// Quantizing what was dequantized gives the same state again, wherever the largest magnitude of a
+    /// block has a codeword: 1.0 does and -1.0 does not.
+    fn is_stable(&self, (seed, scale): (u64, i8)) -> bool {
+        let mut rng = Rng::new(seed);
+        let n = 1 + rng.below(1000);
+        let mut m = rng.spread(n, 7.0);
+        for block in m.chunks_mut(256) {
+            block[0] = 1.5;
+        }
+        for x in &mut m {
+            *x *= 2f32.powi(i32::from(scale) / 2);
+        }
+        let (codes, absmax) = self.quantize(&m, None);
+        let (codes2, absmax2) = self.quantize(&self.dequantize(&codes, &absmax), None);
+        codes == codes2 && compare_f32(&absmax2, &absmax).is_none()
+    }
 
-#[test]
-fn the_error_is_at_most_half_a_gap() {
-    property("the error is at most half a gap", |seed: u64| {
+    fn errs_by_half_a_gap_at_most(&self, seed: u64) -> bool {
         let mut rng = Rng::new(seed);
         let n = 1 + rng.below(600);
         let m = rng.spread(n, 7.0);
-        let (mut codes, mut absmax) = (vec![0; n], vec![0.0; n.div_ceil(256)]);
-        quantize(&m, &mut codes, &mut absmax, None).unwrap();
-        let mut back = vec![0.0; n];
-        dequantize(&codes, &absmax, &mut back).unwrap();
+        let (codes, absmax) = self.quantize(&m, None);
+        let back = self.dequantize(&codes, &absmax);
         m.iter().zip(&back).enumerate().all(|(i, (&x, &y))| {
             let top = f64::from(absmax[i / 256]);
             if top == 0.0 {
@@ -134,32 +133,131 @@ fn the_error_is_at_most_half_a_gap() {
             let share = if x < 0.0 && above == 128 { 1.0 } else { 0.5 };
             (f64::from(x) - f64::from(y)).abs() <= top * (gap * share + 1e-6 * a)
         })
-    });
-}
+    }
 
-/// Stochastic codes are one of the two around a number, and right on average.
-#[test]
-fn stochastic_codes_are_right_on_average() {
-    const DRAWS: usize = 100_000;
-    let mut m = vec![0.3f32; 256];
-    m[0] = 1.0;
-    m[1] = -0.3;
-    let at = position(0.3);
-    let (mut codes, mut absmax) = (vec![0; 256], [0.0]);
-    let (mut sum, mut count) = (0u64, 0u64);
-    for step in 0..(DRAWS / 254) as u64 {
-        let words = Words { seed: 42, step };
-        quantize(&m, &mut codes, &mut absmax, Some(words)).unwrap();
-        assert!([-at.floor(), -at.ceil()].contains(&(f32::from(codes[1]) - 127.0)));
-        for &code in &codes[2..] {
-            let k = f32::from(code) - 127.0;
-            assert!(k == at.floor() || k == at.ceil(), "{k} for {at}");
-            sum += u64::from(code) - 127;
-            count += 1;
+    /// The codes, numbers and random choices of the plain functions, at any length.
+    fn agrees_with_the_plain_one(&self, seed: u64) -> bool {
+        let mut rng = Rng::new(seed);
+        let n = rng.below(1100);
+        let scale = 10f32.powi(rng.below(76) as i32 - 38);
+        let m: Vec<f32> = rng.spread(n, 9.0).iter().map(|x| x * scale).collect();
+        let drawn = Words {
+            seed,
+            step: rng.next_u64(),
+        };
+        [None, Some(drawn)].into_iter().all(|words| {
+            let (codes, absmax) = self.quantize(&m, words);
+            let (mut codes2, mut absmax2) = (vec![0; n], vec![0.0; n.div_ceil(256)]);
+            quant::quantize(&m, &mut codes2, &mut absmax2, words).unwrap();
+            let mut back = vec![0.0; n];
+            quant::dequantize(&codes, &absmax, &mut back).unwrap();
+            codes == codes2
+                && compare_f32(&absmax, &absmax2).is_none()
+                && compare_f32(&self.dequantize(&codes, &absmax), &back).is_none()
+        })
+    }
+
+    fn keeps_the_sign_of_small_numbers(&self) {
+        for (k, &v) in MAGNITUDES.iter().enumerate().take(128).skip(1) {
+            let mut m = [0.0; 256];
+            m[..3].copy_from_slice(&[v, -v, 1.0]);
+            let (codes, _) = self.quantize(&m, None);
+            assert_eq!(codes[..4], [127 + k as u8, 127 - k as u8, 255, 127]);
         }
     }
-    let (mean, at) = (sum as f64 / count as f64, f64::from(at));
-    // Five standard deviations of the mean of `count` draws of odds up to 1/2.
-    let allowed = 5.0 * 0.5 / (count as f64).sqrt();
-    assert!((mean - at).abs() < allowed, "mean {mean}, wanted {at}");
+
+    fn dequantizes_every_code(&self) {
+        let codes: Vec<u8> = (0..=255).collect();
+        for absmax in [1.0, 0.3, f32::MAX, f32::MIN_POSITIVE, 0.0] {
+            let expected = CODEBOOK.map(|v| v * absmax);
+            let back = self.dequantize(&codes, &[absmax]);
+            assert_eq!(compare_f32(&back, &expected), None);
+        }
+    }
+
+    /// Stochastic codes are one of the two around a number, and right on average.
+    fn is_right_on_average(&self) {
+        const DRAWS: usize = 100_000;
+        let mut m = vec![0.3f32; 256];
+        m[0] = 1.0;
+        m[1] = -0.3;
+        let at = position(0.3);
+        let (mut sum, mut count) = (0u64, 0u64);
+        for step in 0..(DRAWS / 254) as u64 {
+            let (codes, _) = self.quantize(&m, Some(Words { seed: 42, step }));
+            assert!([-at.floor(), -at.ceil()].contains(&(f32::from(codes[1]) - 127.0)));
+            for &code in &codes[2..] {
+                let k = f32::from(code) - 127.0;
+                assert!(k == at.floor() || k == at.ceil(), "{k} for {at}");
+                sum += u64::from(code) - 127;
+                count += 1;
+            }
+        }
+        let (mean, at) = (sum as f64 / count as f64, f64::from(at));
+        // Five standard deviations of the mean of `count` draws of odds up to 1/2.
+        let allowed = 5.0 * 0.5 / (count as f64).sqrt();
+        assert!((mean - at).abs() < allowed, "mean {mean}, wanted {at}");
+    }
+}
+
+macro_rules! for_each_isa {
+    ($($name:ident $isa:expr;)*) => {
+        $(mod $name {
+            use super::*;
+
+            const ISA: Isa = $isa;
+
+            /// Whether a property holds; where the instruction set is missing nothing is tried.
+            fn holds<A>(input: A, of: fn(&Quantizer, A) -> bool) -> bool {
+                Quantizer::new(ISA).is_none_or(|q| of(&q, input))
+            }
+
+            #[test]
+            fn quantize_picks_the_nearest_codeword() {
+                property("quantize picks the nearest codeword", |seed: u64| {
+                    match Quantizer::new(ISA) {
+                        Some(q) => q.picks_the_nearest(seed),
+                        None => TestResult::passed(),
+                    }
+                });
+            }
+
+            #[test]
+            fn dequantized_blocks_are_stable() {
+                property("dequantize(quantize) is stable", |input: (u64, i8)| {
+                    holds(input, Quantizer::is_stable)
+                });
+            }
+
+            #[test]
+            fn the_error_is_at_most_half_a_gap() {
+                property("the error is at most half a gap", |seed: u64| {
+                    holds(seed, Quantizer::errs_by_half_a_gap_at_most)
+                });
+            }
+
+            #[test]
+            fn it_agrees_with_the_plain_functions() {
+                property("it agrees with the plain functions", |seed: u64| {
+                    holds(seed, Quantizer::agrees_with_the_plain_one)
+                });
+            }
+
+            #[test]
+            fn single_numbers() {
+                if let Some(q) = Quantizer::new(ISA) {
+                    q.keeps_the_sign_of_small_numbers();
+                    q.dequantizes_every_code();
+                    q.is_right_on_average();
+                }
+            }
+        })*
+    };
+}
+
+for_each_isa! {
+    scalar Isa::Scalar;
+    avx2 Isa::Avx2;
+    avx512 Isa::Avx512;
+    avx512vbmi Isa::Avx512Vbmi;
 }

@@ -2,29 +2,31 @@
 
 use crate::arch::{Isa, Kernel};
 use crate::job::{Job, Rule};
-use crate::pool::{self, GRAIN};
+use crate::pool::Pool;
 use crate::state::CpuState;
 use lion_core::norm::limited_lr;
 use lion_core::{BLOCK, Backend, BackendError, Bits, State, TensorStep};
 use rayon::ThreadPool;
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// The CPU: one kernel, and the threads of rayon's global pool or of a pool of the caller's.
 ///
-/// A step small enough to be done before a thread wakes stays on the caller's thread.
+/// The caller's thread takes part in a step, and does a small one alone.
 #[derive(Clone, Debug)]
 pub struct Cpu {
-    kernel: Kernel,
+    pub(crate) kernel: Kernel,
     pool: Option<Arc<ThreadPool>>,
 }
 
 /// One tensor of a step, as the threads share it.
-pub(crate) struct Slot<'a> {
-    pub(crate) job: Job<'a>,
+struct Slot<'a> {
+    job: Job<'a>,
     lr: f64,
     max_unorm: f64,
-    skipped: &'a mut u64,
+    skipped: AtomicU64,
+    result: &'a mut u64,
 }
 
 impl Slot<'_> {
@@ -32,20 +34,14 @@ impl Slot<'_> {
         self.job.len().div_ceil(BLOCK)
     }
 
-    fn step(&mut self, kernel: Kernel) {
-        let mut job = self.job.reborrow();
-        if self.max_unorm > 0.0 && job.len() > 0 {
-            let blocks = 0..job.len().div_ceil(BLOCK);
-            let (sum_squares, moves) = pool::norm(kernel, job.view(), blocks);
-            let lr = limited_lr(self.lr, self.max_unorm, sum_squares, moves);
-            job.rule.coefficients = job.rule.coefficients.with_lr(lr);
+    /// Limits the size of the step by `max_unorm`.
+    fn limit(&mut self, pool: Pool<'_>, kernel: Kernel) {
+        if self.max_unorm > 0.0 {
+            let (squares, moves) = pool.norm(kernel, self.job.view(), 0..self.blocks());
+            let lr = limited_lr(self.lr, self.max_unorm, squares, moves);
+            let coefficients = &mut self.job.rule.coefficients;
+            *coefficients = coefficients.with_lr(lr);
         }
-        *self.skipped = pool::step(kernel, job);
-    }
-
-    fn count_non_finite(&mut self, kernel: Kernel) {
-        let view = self.job.view();
-        *self.skipped = pool::count_non_finite(kernel, view, 0..self.blocks());
     }
 }
 
@@ -80,26 +76,24 @@ impl Cpu {
         self
     }
 
-    /// The instruction set of the kernel.
-    pub fn isa(&self) -> Isa {
-        self.kernel.isa()
+    /// Not an optimizer: its steps read and write what a step does, change bits of parameters and
+    /// states at no sense, and compute nothing. `ahead` is the prefetch distance in elements, 0 for
+    /// none. Benchmarks measure by it what memory allows.
+    #[doc(hidden)]
+    pub fn memory_limit(ahead: usize) -> Self {
+        Cpu {
+            kernel: Kernel::limit(ahead),
+            pool: None,
+        }
     }
 
-    /// Runs `work` on every tensor, or none if a state is not one of this backend.
-    fn run(
-        &self,
-        tensors: &mut [TensorStep<'_>],
-        work: impl Fn(&mut Slot<'_>) + Sync,
-    ) -> Result<(), BackendError> {
-        let slots: Result<Vec<_>, _> = tensors.iter_mut().map(|t| self.slot(t)).collect();
-        let mut slots = slots?;
-        match &self.pool {
-            Some(pool) if pool::elements(&slots) > GRAIN => {
-                pool.install(|| pool::for_each(&mut slots, &work));
-            }
-            _ => pool::for_each(&mut slots, &work),
-        }
-        Ok(())
+    fn threads(&self) -> Pool<'_> {
+        Pool(self.pool.as_deref())
+    }
+
+    /// All tensors, or an error if a state is not one of this backend.
+    fn slots<'a>(&self, tensors: &'a mut [TensorStep<'_>]) -> Result<Vec<Slot<'a>>, BackendError> {
+        tensors.iter_mut().map(|tensor| self.slot(tensor)).collect()
     }
 
     fn slot<'a>(&self, tensor: &'a mut TensorStep<'_>) -> Result<Slot<'a>, BackendError> {
@@ -125,14 +119,15 @@ impl Cpu {
             },
             lr: tensor.lr,
             max_unorm: tensor.max_unorm,
-            skipped: &mut tensor.skipped_blocks,
+            skipped: AtomicU64::new(0),
+            result: &mut tensor.skipped_blocks,
         })
     }
 }
 
 impl Backend for Cpu {
     fn name(&self) -> &str {
-        self.isa().name()
+        self.kernel.name()
     }
 
     fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
@@ -140,10 +135,29 @@ impl Backend for Cpu {
     }
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
-        self.run(tensors, |slot| slot.step(self.kernel))
+        let (pool, kernel) = (self.threads(), self.kernel);
+        let mut slots = self.slots(tensors)?;
+        if slots.iter().any(|slot| slot.max_unorm > 0.0) {
+            let elements = |slot: &Slot<'_>| slot.job.len();
+            pool.for_each(&mut slots, elements, &|slot| slot.limit(pool, kernel));
+        }
+        let jobs = slots
+            .iter_mut()
+            .map(|slot| (slot.job.reborrow(), &slot.skipped));
+        pool.step(kernel, jobs.collect());
+        for slot in slots {
+            *slot.result = slot.skipped.into_inner();
+        }
+        Ok(())
     }
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
-        self.run(tensors, |slot| slot.count_non_finite(self.kernel))
+        let (pool, kernel) = (self.threads(), self.kernel);
+        let elements = |slot: &Slot<'_>| slot.job.len();
+        pool.for_each(&mut self.slots(tensors)?, elements, &|slot| {
+            let blocks = 0..slot.blocks();
+            *slot.result = pool.count_non_finite(kernel, slot.job.view(), blocks);
+        });
+        Ok(())
     }
 }

@@ -27,6 +27,7 @@ mod arch;
 mod backend;
 mod job;
 mod pool;
+mod quantize;
 mod state;
 
 pub use arch::Isa;

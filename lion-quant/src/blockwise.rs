@@ -163,6 +163,20 @@ pub fn quantize(
     absmax: &mut [f32],
     words: Option<Words>,
 ) -> Result<(), QuantError> {
+    quantize_by(m, codes, absmax, words, quantize_block)
+}
+
+/// As [`quantize`], by a function that does what [`quantize_block`] does.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_by(
+    m: &[f32],
+    codes: &mut [u8],
+    absmax: &mut [f32],
+    words: Option<Words>,
+    block: impl Fn(&[f32], Option<&[u32]>, &mut [u8]) -> f32,
+) -> Result<(), QuantError> {
     check_length("codes", codes.len(), m.len())?;
     check_length("absmax", absmax.len(), m.len().div_ceil(BLOCK))?;
     if let Some(index) = m.iter().position(|x| !x.is_finite()) {
@@ -175,7 +189,7 @@ pub fn quantize(
             words.fill((b * BLOCK) as u64, &mut drawn[..m.len()]);
             &drawn[..m.len()]
         });
-        *absmax = quantize_block(m, words, codes);
+        *absmax = block(m, words, codes);
     }
     Ok(())
 }
@@ -186,11 +200,24 @@ pub fn quantize(
 /// [`QuantError::WrongLength`] unless `codes` has `m.len()` elements and `absmax` has
 /// `ceil(m.len() / 256)`. Nothing is written then.
 pub fn dequantize(codes: &[u8], absmax: &[f32], m: &mut [f32]) -> Result<(), QuantError> {
+    dequantize_by(codes, absmax, m, dequantize_block)
+}
+
+/// As [`dequantize`], by a function that does what [`dequantize_block`] does.
+///
+/// # Errors
+/// As [`dequantize`].
+pub fn dequantize_by(
+    codes: &[u8],
+    absmax: &[f32],
+    m: &mut [f32],
+    block: impl Fn(&[u8], f32, &mut [f32]),
+) -> Result<(), QuantError> {
     check_length("codes", codes.len(), m.len())?;
     check_length("absmax", absmax.len(), m.len().div_ceil(BLOCK))?;
     let blocks = codes.chunks(BLOCK).zip(m.chunks_mut(BLOCK));
     for ((codes, m), &absmax) in blocks.zip(absmax) {
-        dequantize_block(codes, absmax, m);
+        block(codes, absmax, m);
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
-//! The project's own commands: `cargo xtask check` and `cargo xtask verify`.
+//! The project's own commands: `cargo xtask check | verify | bench`.
 #![forbid(unsafe_code)]
 
 mod check;
+mod exhaustive;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -19,14 +20,17 @@ struct Cli {
 enum Command {
     /// Formats, lints, documents and tests the workspace, stopping at the first failure.
     Check,
-    /// Compares the backends of this machine with recorded trajectories, bit for bit.
+    /// Compares the backends of this machine with the specification, bit for bit.
     Verify(verify::Args),
+    /// Measures each kernel against a memory limit measured beside it.
+    Bench(xtask::bench::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check => check::run(),
         Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => xtask::bench::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

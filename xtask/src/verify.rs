@@ -1,5 +1,6 @@
-//! `cargo xtask verify --replay DIR`: recorded trajectories on every backend of this machine.
+//! `cargo xtask verify`: recorded trajectories on every backend of this machine, bit for bit.
 
+use crate::exhaustive;
 use anyhow::{Context, Result, bail, ensure};
 use lion::quant::CODEBOOK;
 use lion_test_support::{
@@ -11,11 +12,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
+#[group(id = "what", required = true, multiple = true, args = ["replay", "exhaustive"])]
 pub(crate) struct Args {
     /// Replays every .safetensors trajectory in this directory, each step from its recorded state
     /// and all steps from the first.
     #[arg(long, value_name = "DIR")]
-    replay: PathBuf,
+    replay: Option<PathBuf>,
+
+    /// Runs the quantizer of every instruction set over all floats of [0, 1] and their negatives, and
+    /// the dequantizer over all codes.
+    #[arg(long)]
+    exhaustive: bool,
 
     /// Replays on this backend only.
     #[arg(long, value_name = "NAME")]
@@ -45,7 +52,7 @@ struct Row<'a> {
     outcome: Outcome,
 }
 
-/// Replays a directory and returns whether all bits are the recorded ones.
+/// Compares what is asked for and returns whether all bits are the right ones.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let mut candidates = backends();
     if let Some(name) = &args.backend {
@@ -61,13 +68,24 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             candidate.open()?;
         }
     }
-    let files = trajectory_files(&args.replay)
-        .with_context(|| format!("--replay {}", args.replay.display()))?;
-    let mut report = Report::new(args.json);
-    for path in &files {
-        report_file(path, &candidates, &mut report)?;
+    let mut right = true;
+    if let Some(directory) = &args.replay {
+        right &= replay_directory(directory, &candidates, args.json)?;
     }
-    report.finish(&args.replay)
+    if args.exhaustive {
+        right &= exhaustive::run(args.json, args.backend.as_deref())?;
+    }
+    Ok(right)
+}
+
+fn replay_directory(directory: &Path, candidates: &[Candidate], json: bool) -> Result<bool> {
+    let files =
+        trajectory_files(directory).with_context(|| format!("--replay {}", directory.display()))?;
+    let mut report = Report::new(json);
+    for path in &files {
+        report_file(path, candidates, &mut report)?;
+    }
+    report.finish(directory)
 }
 
 /// The .safetensors files of a directory, by name.

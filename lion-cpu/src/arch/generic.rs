@@ -28,7 +28,7 @@ const BOUND: f32 = f32::from_bits((127 + 126) << 23); // 2^126
 
 /// The constants of a step, one vector each.
 #[derive(Clone, Copy)]
-struct Constants<V: Vector> {
+struct Constants<V: Vector, const PLAIN: bool> {
     lr: V::F,
     decay: V::F,
     grad_scale: V::F,
@@ -39,7 +39,7 @@ struct Constants<V: Vector> {
     skip_zeros: bool,
 }
 
-impl<V: Vector> Constants<V> {
+impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
     #[inline(always)]
     fn new(v: V, c: &Coefficients) -> Self {
         Constants {
@@ -73,7 +73,7 @@ impl<V: Vector> Constants<V> {
 
     #[inline(always)]
     fn unless_zero(&self, v: V, g: V::F, old: V::F, new: V::F) -> V::F {
-        if self.skip_zeros {
+        if !PLAIN && self.skip_zeros {
             v.where_zero(g, old, new)
         } else {
             new
@@ -82,8 +82,11 @@ impl<V: Vector> Constants<V> {
 }
 
 /// Steps a run of blocks and returns how many it skipped.
+///
+/// `PLAIN` is for a step without `skip_zeros` and stochastic rounding: a choice in the innermost loop
+/// costs it a tenth of its speed.
 #[inline(always)]
-pub(crate) fn step<V: Vector, P: Lane, G: Lane>(
+pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
     v: V,
     p: &mut [P],
     g: &[G],
@@ -91,10 +94,11 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane>(
     first: u64,
     rule: &Rule,
 ) -> u64 {
+    debug_assert!(!PLAIN || rule.is_plain());
     debug_assert_eq!(p.len(), g.len());
     let (p, p_tail) = p.as_chunks_mut::<BLOCK>();
     let (g, g_tail) = g.as_chunks::<BLOCK>();
-    let run = Run {
+    let run = Run::<V, PLAIN> {
         v,
         constants: Constants::new(v, &rule.coefficients),
         rule,
@@ -143,14 +147,82 @@ fn gradient_bound(grad_scale: f32) -> u32 {
     (bound.min(f64::from(f32::MAX)) as f32).to_bits()
 }
 
-/// What all blocks of a run share.
-struct Run<'a, V: Vector> {
+/// Quantizes a block whose largest magnitude has the bits `top`, finite, and returns its absmax.
+#[inline(always)]
+fn quantize<V: Vector>(
     v: V,
-    constants: Constants<V>,
+    m: &[f32; BLOCK],
+    top: u32,
+    words: Option<&[u32; BLOCK]>,
+    codes: &mut [u8; BLOCK],
+) -> f32 {
+    let top = f32::from_bits(top);
+    debug_assert!(top.is_finite());
+    if top < f32::MIN_POSITIVE {
+        codes.fill(ZERO_CODE);
+        return 0.0;
+    }
+    let inverse = v.splat(1.0 / top);
+    for i in (0..BLOCK).step_by(4 * V::LANES) {
+        // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
+        unsafe {
+            let mut x = f32::load(v, m.as_ptr().add(i));
+            for x in &mut x {
+                *x = v.mul(*x, inverse);
+            }
+            let words = words.map(|words| words.as_ptr().add(i));
+            v.quantize(x, words, codes.as_mut_ptr().add(i));
+        }
+    }
+    top
+}
+
+/// [`lion_quant::quantize_block`].
+#[inline(always)]
+pub(crate) fn quantize_block<V: Vector>(
+    v: V,
+    m: &[f32],
+    words: Option<&[u32]>,
+    codes: &mut [u8],
+) -> f32 {
+    debug_assert!(words.is_none_or(|words| words.len() == m.len()));
+    match (m.first_chunk(), codes.first_chunk_mut()) {
+        (Some(whole), Some(codes)) => {
+            let words = words.and_then(<[u32]>::first_chunk);
+            quantize(v, whole, f32::top(v, whole), words, codes)
+        }
+        _ => lion_quant::quantize_block(m, words, codes),
+    }
+}
+
+/// [`lion_quant::dequantize_block`].
+#[inline(always)]
+pub(crate) fn dequantize_block<V: Vector>(v: V, codes: &[u8], absmax: f32, m: &mut [f32]) {
+    let (Some(codes), Some(m)) = (codes.first_chunk::<BLOCK>(), m.first_chunk_mut::<BLOCK>())
+    else {
+        return lion_quant::dequantize_block(codes, absmax, m);
+    };
+    let scale = v.splat(absmax);
+    for i in (0..BLOCK).step_by(4 * V::LANES) {
+        // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
+        unsafe {
+            let mut x = v.dequantize(codes.as_ptr().add(i));
+            for x in &mut x {
+                *x = v.mul(*x, scale);
+            }
+            f32::store(v, x, None, m.as_mut_ptr().add(i));
+        }
+    }
+}
+
+/// What all blocks of a run share.
+struct Run<'a, V: Vector, const PLAIN: bool> {
+    v: V,
+    constants: Constants<V, PLAIN>,
     rule: &'a Rule,
 }
 
-impl<V: Vector> Run<'_, V> {
+impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
     /// Steps one block with a 32-bit state, or leaves it and returns false.
     #[inline(always)]
     fn block32<P: Lane, G: Lane>(
@@ -162,27 +234,34 @@ impl<V: Vector> Run<'_, V> {
     ) -> bool {
         let (v, c) = (self.v, &self.constants);
         let mut top = v.no_top();
-        for i in (0..BLOCK).step_by(V::LANES) {
+        for i in (0..BLOCK).step_by(4 * V::LANES) {
             self.prefetch(g, i);
             self.prefetch(m, i);
-            // SAFETY: LANES divides BLOCK, so LANES elements from i on are in the arrays.
-            let (g, m) = unsafe { (G::load(v, g.as_ptr().add(i)), v.load_f32(m.as_ptr().add(i))) };
-            top = v.top(top, c.momentum(v, g, m));
+            // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
+            let (g, m) = unsafe {
+                (
+                    G::load(v, g.as_ptr().add(i)),
+                    f32::load(v, m.as_ptr().add(i)),
+                )
+            };
+            for (&g, &m) in g.iter().zip(&m) {
+                top = v.top(top, c.momentum(v, g, m));
+            }
         }
         if v.largest(top) >= INFINITE {
             return false;
         }
         let mut buffer = [0; BLOCK];
         let words = self.words(first, self.rule.stochastic_param, &mut buffer);
-        for i in (0..BLOCK).step_by(V::LANES) {
+        for i in (0..BLOCK).step_by(4 * V::LANES) {
             self.prefetch(p, i);
-            // SAFETY: LANES divides BLOCK, so LANES elements from i on are in the arrays.
+            // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
             unsafe {
                 let (p, m) = (p.as_mut_ptr().add(i), m.as_mut_ptr().add(i));
-                let old = (P::load(v, p), G::load(v, g.as_ptr().add(i)), v.load_f32(m));
                 let words = words.map(|words| words.as_ptr().add(i));
-                P::store(v, c.parameter(v, old.0, old.1, old.2), words, p);
-                v.store_f32(c.momentum(v, old.1, old.2), m);
+                let old = f32::load(v, m);
+                let new = self.update(p, G::load(v, g.as_ptr().add(i)), old, words);
+                f32::store(v, new, None, m);
             }
         }
         true
@@ -199,15 +278,9 @@ impl<V: Vector> Run<'_, V> {
         bound: u32,
         first: u64,
     ) -> bool {
-        let (v, c) = (self.v, &self.constants);
-        let mut top = v.no_top();
-        for i in (0..BLOCK).step_by(V::LANES) {
-            self.prefetch(g, i);
-            // SAFETY: LANES divides BLOCK, so LANES elements from i on are in the array.
-            top = v.top(top, unsafe { G::load(v, g.as_ptr().add(i)) });
-        }
+        let v = self.v;
         // An absmax that is not a number fails the comparison as well.
-        let bounded = v.largest(top) <= bound && *absmax <= BOUND;
+        let bounded = G::top(v, g) <= bound && *absmax <= BOUND;
         if !bounded {
             return scalar::step_block(p, g, (&mut codes[..], absmax), first, self.rule);
         }
@@ -222,49 +295,51 @@ impl<V: Vector> Run<'_, V> {
         let scale = v.splat(*absmax);
         let mut top = v.no_top();
         for i in (0..BLOCK).step_by(4 * V::LANES) {
+            self.prefetch(p, i);
+            self.prefetch(g, i);
             self.prefetch(codes, i);
-            // SAFETY: 4 * LANES divides BLOCK, so 4 * LANES codes from i on are in the array.
-            let codewords = unsafe { v.dequantize(codes.as_ptr().add(i)) };
-            for (j, &codeword) in codewords.iter().enumerate() {
-                let i = i + j * V::LANES;
-                self.prefetch(p, i);
-                let m = v.mul(codeword, scale);
-                // SAFETY: LANES divides BLOCK, so LANES elements from i on are in the arrays.
-                unsafe {
-                    let (p, g) = (p.as_mut_ptr().add(i), G::load(v, g.as_ptr().add(i)));
-                    let words = param_words.map(|words| words.as_ptr().add(i));
-                    P::store(v, c.parameter(v, P::load(v, p), g, m), words, p);
-                    let m = c.momentum(v, g, m);
-                    top = v.top(top, m);
-                    v.store_f32(m, new.as_mut_ptr().add(i));
+            // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
+            unsafe {
+                let mut m = v.dequantize(codes.as_ptr().add(i));
+                for m in &mut m {
+                    *m = v.mul(*m, scale);
                 }
+                let g = G::load(v, g.as_ptr().add(i));
+                let words = param_words.map(|words| words.as_ptr().add(i));
+                let m = self.update(p.as_mut_ptr().add(i), g, m, words);
+                for &m in &m {
+                    top = v.top(top, m);
+                }
+                f32::store(v, m, None, new.as_mut_ptr().add(i));
             }
         }
 
-        let top = f32::from_bits(v.largest(top));
-        if top < f32::MIN_POSITIVE {
-            codes.fill(ZERO_CODE);
-            *absmax = 0.0;
-            return true;
-        }
-        *absmax = top;
-        let inverse = v.splat(1.0 / top);
-        for i in (0..BLOCK).step_by(4 * V::LANES) {
-            // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
-            unsafe {
-                // No closure: its body would not be compiled for the instruction set.
-                let from = new.as_ptr().add(i);
-                let x = [
-                    v.mul(v.load_f32(from), inverse),
-                    v.mul(v.load_f32(from.add(V::LANES)), inverse),
-                    v.mul(v.load_f32(from.add(2 * V::LANES)), inverse),
-                    v.mul(v.load_f32(from.add(3 * V::LANES)), inverse),
-                ];
-                let words = state_words.map(|words| words.as_ptr().add(i));
-                v.quantize(x, words, codes.as_mut_ptr().add(i));
-            }
-        }
+        *absmax = quantize(v, &new, v.largest(top), state_words, codes);
         true
+    }
+
+    /// Steps the parameters at `p` and returns the new momenta.
+    ///
+    /// # Safety
+    /// `4 * LANES` elements from `p` on can be read and written, and as many words be read.
+    #[inline(always)]
+    unsafe fn update<P: Lane>(
+        &self,
+        p: *mut P,
+        g: [V::F; 4],
+        mut m: [V::F; 4],
+        words: Option<*const u32>,
+    ) -> [V::F; 4] {
+        let (v, c) = (self.v, &self.constants);
+        // SAFETY: as the caller promises.
+        let mut x = unsafe { P::load(v, p) };
+        for ((x, &g), m) in x.iter_mut().zip(&g).zip(&mut m) {
+            *x = c.parameter(v, *x, g, *m);
+            *m = c.momentum(v, g, *m);
+        }
+        // SAFETY: as the caller promises.
+        unsafe { P::store(v, x, words, p) };
+        m
     }
 
     #[inline(always)]
@@ -274,22 +349,21 @@ impl<V: Vector> Run<'_, V> {
         wanted: bool,
         buffer: &'b mut [u32; BLOCK],
     ) -> Option<&'b [u32; BLOCK]> {
-        if !wanted {
+        if PLAIN || !wanted {
             return None;
         }
         self.v.words(self.rule.words, first, buffer);
         Some(buffer)
     }
 
-    /// Asks for what lies [`AHEAD`] of element `i`, once a cache line.
+    /// Asks for what lies [`AHEAD`] of the `4 * LANES` elements from `i` on.
     #[inline(always)]
     fn prefetch<T>(&self, array: &[T; BLOCK], i: usize) {
         let line = 64 / size_of::<T>();
-        if i.is_multiple_of(line) {
-            let steps = (V::LANES / line).max(1);
-            for k in 0..steps {
-                let at = array.as_ptr().wrapping_add(i + AHEAD + k * line);
-                self.v.prefetch(at.cast());
+        for at in (i..i + 4 * V::LANES).step_by(line) {
+            if at.is_multiple_of(line) {
+                self.v
+                    .prefetch(array.as_ptr().wrapping_add(at + AHEAD).cast());
             }
         }
     }

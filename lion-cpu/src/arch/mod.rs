@@ -1,5 +1,6 @@
 //! The kernels, one file an instruction set, and the choice between them.
 
+mod limit;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
@@ -75,6 +76,8 @@ impl FromStr for Isa {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kernel {
     Scalar(scalar::Kernel),
+    /// Not a step: its traffic, to measure memory by.
+    Limit(limit::Limit),
     #[cfg(target_arch = "x86_64")]
     Avx2(x86_64::avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
@@ -88,6 +91,7 @@ macro_rules! dispatch {
     ($kernel:expr, $name:ident($($argument:expr),*)) => {
         match $kernel {
             Kernel::Scalar(kernel) => kernel.$name($($argument),*),
+            Kernel::Limit(limit) => limit.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(kernel) => kernel.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
@@ -133,15 +137,22 @@ impl Kernel {
         }
     }
 
-    pub(crate) fn isa(self) -> Isa {
+    /// The traffic of a step without its arithmetic.
+    pub(crate) fn limit(ahead: usize) -> Self {
+        Kernel::Limit(limit::Limit::new(ahead))
+    }
+
+    /// The name that reports print.
+    pub(crate) fn name(self) -> &'static str {
         match self {
-            Kernel::Scalar(_) => Isa::Scalar,
+            Kernel::Scalar(_) => Isa::Scalar.name(),
+            Kernel::Limit(_) => "memory limit",
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2(_) => Isa::Avx2,
+            Kernel::Avx2(_) => Isa::Avx2.name(),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512(_) => Isa::Avx512,
+            Kernel::Avx512(_) => Isa::Avx512.name(),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512Vbmi(_) => Isa::Avx512Vbmi,
+            Kernel::Avx512Vbmi(_) => Isa::Avx512Vbmi.name(),
         }
     }
 
@@ -158,6 +169,16 @@ impl Kernel {
     /// Whether all new momenta of one block are finite.
     pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
         dispatch!(self, is_finite(view, block))
+    }
+
+    /// Quantizes at most one block of finite numbers and returns its absmax.
+    pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+        dispatch!(self, quantize(m, words, codes))
+    }
+
+    /// Dequantizes at most one block.
+    pub(crate) fn dequantize(self, codes: &[u8], absmax: f32, m: &mut [f32]) {
+        dispatch!(self, dequantize(codes, absmax, m))
     }
 }
 

@@ -42,6 +42,14 @@ impl Kernel {
     pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
         is_finite(view, block)
     }
+
+    pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+        quantize_block(m, words, codes)
+    }
+
+    pub(crate) fn dequantize(self, codes: &[u8], absmax: f32, m: &mut [f32]) {
+        dequantize_block(codes, absmax, m);
+    }
 }
 
 /// Sum of the squares of one block of the parameter, and how many of its elements move.

@@ -24,31 +24,34 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
 
     /// # Safety
     /// `LANES` elements from `from` on can be read.
-    unsafe fn load_f32(self, from: *const f32) -> Self::F;
-
-    /// # Safety
-    /// As [`load_f32`](Vector::load_f32).
-    unsafe fn load_f16(self, from: *const f16) -> Self::F;
-
-    /// # Safety
-    /// As [`load_f32`](Vector::load_f32).
-    unsafe fn load_bf16(self, from: *const bf16) -> Self::F;
+    unsafe fn load(self, from: *const f32) -> Self::F;
 
     /// # Safety
     /// `LANES` elements from `to` on can be written.
-    unsafe fn store_f32(self, x: Self::F, to: *mut f32);
+    unsafe fn store(self, x: Self::F, to: *mut f32);
+
+    /// # Safety
+    /// `4 * LANES` elements from `from` on can be read.
+    unsafe fn load_f16(self, from: *const f16) -> [Self::F; 4];
+
+    /// # Safety
+    /// As [`load_f16`](Vector::load_f16).
+    unsafe fn load_bf16(self, from: *const bf16) -> [Self::F; 4];
 
     /// Rounds to nearest even.
     ///
     /// # Safety
-    /// As [`store_f32`](Vector::store_f32).
-    unsafe fn store_f16(self, x: Self::F, to: *mut f16);
+    /// `4 * LANES` elements from `to` on can be written.
+    unsafe fn store_f16(self, x: [Self::F; 4], to: *mut f16);
 
     /// Rounds to nearest even, or stochastically by the low 16 bits of `words`.
     ///
     /// # Safety
-    /// As [`store_f32`](Vector::store_f32), and `LANES` words can be read.
-    unsafe fn store_bf16(self, x: Self::F, words: Option<*const u32>, to: *mut bf16);
+    /// As [`store_f16`](Vector::store_f16), and `4 * LANES` words can be read.
+    unsafe fn store_bf16(self, x: [Self::F; 4], words: Option<*const u32>, to: *mut bf16);
+
+    /// The largest of the numbers without their highest bits.
+    fn top_u16(self, x: &[u16; 256]) -> u16;
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
 
@@ -91,55 +94,93 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     fn prefetch(self, at: *const u8);
 }
 
-/// An element type that vectors load and store.
+/// An element type that vectors load and store, four at a time.
 pub(crate) trait Lane: Element {
     /// # Safety
-    /// As [`Vector::load_f32`].
-    unsafe fn load<V: Vector>(v: V, from: *const Self) -> V::F;
+    /// `4 * LANES` elements from `from` on can be read.
+    unsafe fn load<V: Vector>(v: V, from: *const Self) -> [V::F; 4];
 
+    /// Rounds to nearest even, or `bf16` stochastically by `words`.
+    ///
     /// # Safety
-    /// As [`Vector::store_bf16`].
-    unsafe fn store<V: Vector>(v: V, x: V::F, words: Option<*const u32>, to: *mut Self);
+    /// `4 * LANES` elements from `to` on can be written, and as many words be read.
+    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], words: Option<*const u32>, to: *mut Self);
+
+    /// Bits of the largest magnitude of a block, as `f32`.
+    fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32;
 }
 
 impl Lane for f32 {
     #[inline(always)]
-    unsafe fn load<V: Vector>(v: V, from: *const Self) -> V::F {
+    unsafe fn load<V: Vector>(v: V, from: *const Self) -> [V::F; 4] {
         // SAFETY: as the caller promises.
-        unsafe { v.load_f32(from) }
+        unsafe {
+            [
+                v.load(from),
+                v.load(from.add(V::LANES)),
+                v.load(from.add(2 * V::LANES)),
+                v.load(from.add(3 * V::LANES)),
+            ]
+        }
     }
 
     #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, x: V::F, _: Option<*const u32>, to: *mut Self) {
-        // SAFETY: as the caller promises.
-        unsafe { v.store_f32(x, to) }
+    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], _: Option<*const u32>, to: *mut Self) {
+        for (j, &x) in x.iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe { v.store(x, to.add(j * V::LANES)) };
+        }
+    }
+
+    #[inline(always)]
+    fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32 {
+        let mut top = v.no_top();
+        for i in (0..block.len()).step_by(V::LANES) {
+            // SAFETY: LANES divides 256, so LANES elements from i on are in the block.
+            top = v.top(top, unsafe { v.load(block.as_ptr().add(i)) });
+        }
+        v.largest(top)
     }
 }
 
 impl Lane for f16 {
     #[inline(always)]
-    unsafe fn load<V: Vector>(v: V, from: *const Self) -> V::F {
+    unsafe fn load<V: Vector>(v: V, from: *const Self) -> [V::F; 4] {
         // SAFETY: as the caller promises.
         unsafe { v.load_f16(from) }
     }
 
     #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, x: V::F, _: Option<*const u32>, to: *mut Self) {
+    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], _: Option<*const u32>, to: *mut Self) {
         // SAFETY: as the caller promises.
         unsafe { v.store_f16(x, to) }
+    }
+
+    #[inline(always)]
+    fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32 {
+        // SAFETY: an f16 is a u16 (`repr(transparent)`), and any bits are both.
+        let bits = unsafe { &*std::ptr::from_ref(block).cast::<[u16; 256]>() };
+        f16::from_bits(v.top_u16(bits)).widen().to_bits()
     }
 }
 
 impl Lane for bf16 {
     #[inline(always)]
-    unsafe fn load<V: Vector>(v: V, from: *const Self) -> V::F {
+    unsafe fn load<V: Vector>(v: V, from: *const Self) -> [V::F; 4] {
         // SAFETY: as the caller promises.
         unsafe { v.load_bf16(from) }
     }
 
     #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, x: V::F, words: Option<*const u32>, to: *mut Self) {
+    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], words: Option<*const u32>, to: *mut Self) {
         // SAFETY: as the caller promises.
         unsafe { v.store_bf16(x, words, to) }
+    }
+
+    #[inline(always)]
+    fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32 {
+        // SAFETY: a bf16 is a u16 (`repr(transparent)`), and any bits are both.
+        let bits = unsafe { &*std::ptr::from_ref(block).cast::<[u16; 256]>() };
+        bf16::from_bits(v.top_u16(bits)).widen().to_bits()
     }
 }

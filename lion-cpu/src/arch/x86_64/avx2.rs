@@ -103,6 +103,18 @@ impl Avx2 {
         unsafe { is_finite(view, block) }
     }
 
+    /// [`lion_quant::quantize_block`].
+    pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
+        unsafe { quantize(self, m, words, codes) }
+    }
+
+    /// [`lion_quant::dequantize_block`].
+    pub(crate) fn dequantize(self, codes: &[u8], absmax: f32, m: &mut [f32]) {
+        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
+        unsafe { dequantize(self, codes, absmax, m) }
+    }
+
     #[inline(always)]
     fn table(self, table: &'static [f32; 8]) -> __m256 {
         intrinsics!(_mm256_loadu_ps(table.as_ptr()))
@@ -169,6 +181,40 @@ impl Avx2 {
         }
     }
 
+    #[inline(always)]
+    fn widen_bf16(self, x: __m128i) -> __m256 {
+        intrinsics!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(
+            _mm256_cvtepu16_epi32(x)
+        )))
+    }
+
+    /// `bf16` in the lower half of each lane; the upper half is 0.
+    #[inline(always)]
+    fn round_bf16(self, x: __m256, words: Option<*const u32>) -> __m256i {
+        intrinsics! {
+            let bits = _mm256_castps_si256(x);
+            let rounded = match words {
+                None => {
+                    // Infinity stays what it is: less than a unit is added.
+                    let odd = _mm256_srli_epi32::<16>(bits);
+                    let odd = _mm256_and_si256(odd, _mm256_set1_epi32(1));
+                    _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7FFF))
+                }
+                Some(words) => {
+                    let words = _mm256_loadu_si256(words.cast());
+                    let infinity = _mm256_set1_epi32(0x7F80_0000);
+                    let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE));
+                    let finite = _mm256_cmpgt_epi32(infinity, magnitude);
+                    let low = _mm256_and_si256(words, _mm256_set1_epi32(0xFFFF));
+                    _mm256_add_epi32(bits, _mm256_and_si256(finite, low))
+                }
+            };
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+        }
+    }
+
     /// Four counters of Philox4x32-10, one in the low half of each lane of 64 bits; the high halves
     /// hold what the products leave there, which no product reads.
     #[inline(always)]
@@ -202,7 +248,21 @@ fn step<P: Lane, G: Lane>(
     first: u64,
     rule: &Rule,
 ) -> u64 {
-    generic::step(v, p, g, state, first, rule)
+    if rule.is_plain() {
+        generic::step::<_, _, _, true>(v, p, g, state, first, rule)
+    } else {
+        generic::step::<_, _, _, false>(v, p, g, state, first, rule)
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn quantize(v: Avx2, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+    generic::quantize_block(v, m, words, codes)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dequantize(v: Avx2, codes: &[u8], absmax: f32, m: &mut [f32]) {
+    generic::dequantize_block(v, codes, absmax, m);
 }
 
 /// The scalar loop, compiled for these instructions.
@@ -228,62 +288,83 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_f32(self, from: *const f32) -> __m256 {
+    unsafe fn load(self, from: *const f32) -> __m256 {
         intrinsics!(_mm256_loadu_ps(from))
     }
 
     #[inline(always)]
-    unsafe fn load_f16(self, from: *const f16) -> __m256 {
-        intrinsics!(_mm256_cvtph_ps(_mm_loadu_si128(from.cast())))
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(self, from: *const bf16) -> __m256 {
-        intrinsics! {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store_f32(self, x: __m256, to: *mut f32) {
+    unsafe fn store(self, x: __m256, to: *mut f32) {
         intrinsics!(_mm256_storeu_ps(to, x))
     }
 
     #[inline(always)]
-    unsafe fn store_f16(self, x: __m256, to: *mut f16) {
+    unsafe fn load_f16(self, from: *const f16) -> [__m256; 4] {
         intrinsics! {
-            let narrow = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(x);
-            _mm_storeu_si128(to.cast(), narrow)
+            let from: *const __m128i = from.cast();
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(from)),
+                _mm256_cvtph_ps(_mm_loadu_si128(from.add(1))),
+                _mm256_cvtph_ps(_mm_loadu_si128(from.add(2))),
+                _mm256_cvtph_ps(_mm_loadu_si128(from.add(3))),
+            ]
         }
     }
 
     #[inline(always)]
-    unsafe fn store_bf16(self, x: __m256, words: Option<*const u32>, to: *mut bf16) {
+    unsafe fn store_f16(self, x: [__m256; 4], to: *mut f16) {
         intrinsics! {
-            let bits = _mm256_castps_si256(x);
-            let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE));
-            let infinity = _mm256_set1_epi32(0x7F80_0000);
-            let finite = _mm256_cmpgt_epi32(infinity, magnitude);
-            let nan = _mm256_cmpgt_epi32(magnitude, infinity);
-            let more = match words {
-                None => {
-                    let odd = _mm256_srli_epi32::<16>(bits);
-                    let odd = _mm256_and_si256(odd, _mm256_set1_epi32(1));
-                    _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))
-                }
-                Some(words) => {
-                    let low = _mm256_set1_epi32(0xFFFF);
-                    _mm256_and_si256(_mm256_loadu_si256(words.cast()), low)
-                }
-            };
-            let rounded = _mm256_add_epi32(bits, _mm256_and_si256(finite, more));
-            let quiet = _mm256_and_si256(nan, _mm256_set1_epi32(0x0040_0000));
-            let upper = _mm256_srli_epi32::<16>(_mm256_or_si256(rounded, quiet));
-            // Packing works within lanes of 128 bits; the second permutation closes the gap.
-            let packed = _mm256_packus_epi32(upper, upper);
-            let packed = _mm256_permute4x64_epi64::<0b1000>(packed);
-            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed))
+            let to: *mut __m128i = to.cast();
+            for (j, &x) in x.iter().enumerate() {
+                _mm_storeu_si128(to.add(j), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> [__m256; 4] {
+        intrinsics! {
+            let from: *const __m128i = from.cast();
+            [
+                self.widen_bf16(_mm_loadu_si128(from)),
+                self.widen_bf16(_mm_loadu_si128(from.add(1))),
+                self.widen_bf16(_mm_loadu_si128(from.add(2))),
+                self.widen_bf16(_mm_loadu_si128(from.add(3))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, x: [__m256; 4], words: Option<*const u32>, to: *mut bf16) {
+        // SAFETY: the caller promises 32 words.
+        let words = |j: usize| words.map(|words| unsafe { words.add(8 * j) });
+        let b0 = self.round_bf16(x[0], words(0));
+        let b1 = self.round_bf16(x[1], words(1));
+        let b2 = self.round_bf16(x[2], words(2));
+        let b3 = self.round_bf16(x[3], words(3));
+        intrinsics! {
+            // Packing works within lanes of 128 bits: put the quarters in order.
+            const ORDER: i32 = 0b11_01_10_00;
+            let to: *mut __m256i = to.cast();
+            let front = _mm256_permute4x64_epi64::<ORDER>(_mm256_packus_epi32(b0, b1));
+            let back = _mm256_permute4x64_epi64::<ORDER>(_mm256_packus_epi32(b2, b3));
+            _mm256_storeu_si256(to, front);
+            _mm256_storeu_si256(to.add(1), back);
+        }
+    }
+
+    #[inline(always)]
+    fn top_u16(self, x: &[u16; 256]) -> u16 {
+        intrinsics! {
+            let mut top = _mm256_setzero_si256();
+            for x in x.as_chunks::<16>().0 {
+                let magnitude = _mm256_set1_epi16(i16::MAX);
+                let x = _mm256_and_si256(_mm256_loadu_si256(x.as_ptr().cast()), magnitude);
+                top = _mm256_max_epu16(top, x);
+            }
+            // The larger word of each dword.
+            let low = _mm256_and_si256(top, _mm256_set1_epi32(0xFFFF));
+            let high = _mm256_srli_epi32::<16>(top);
+            self.largest(_mm256_max_epu32(low, high)) as u16
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::super::vector::{Lane, Vector};
 use super::super::{for_each_pair, generic, scalar};
-use super::tables::{BINADES, Binades, LOWEST_EXPONENT, OFFSET, SLOPE};
+use super::tables::{LOWEST_PAIR, OFFSET, PAIRS, SLOPE};
 use crate::job::{Job, Rule, StateMut, View};
 use half::{bf16, f16};
 use lion_core::philox::Words;
@@ -60,6 +60,29 @@ static MAGNITUDE_BYTES: [[u8; BOTH_SIGNS]; 4] = [
 /// work within lanes of 128 bits, and this puts their results in order.
 static TRANSPOSE: [i32; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
 
+/// Takes words 0 to 15, or 16 to 31, to the dwords of a vector.
+static SPREAD: [[u16; 32]; 2] = {
+    let mut spread = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 32 {
+        spread[0][i] = (i / 2) as u16;
+        spread[1][i] = (16 + i / 2) as u16;
+        i += 1;
+    }
+    spread
+};
+
+/// Takes the upper words of the dwords of two vectors, in order.
+static UPPER_WORDS: [u16; 32] = {
+    let mut words = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        words[i] = (2 * i + 1) as u16;
+        i += 1;
+    }
+    words
+};
+
 impl<const VBMI: bool> Avx512<VBMI> {
     /// A value, if this CPU has the instructions.
     pub(crate) fn new() -> Option<Self> {
@@ -100,6 +123,30 @@ impl<const VBMI: bool> Avx512<VBMI> {
     pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
         // SAFETY: `self` proves that the CPU has the instructions (see `Avx512`).
         unsafe { is_finite(view, block) }
+    }
+
+    /// [`lion_quant::quantize_block`].
+    pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+        // SAFETY: `self` proves that the CPU has the instructions (see `Avx512`).
+        unsafe {
+            if VBMI {
+                quantize_vbmi(Avx512(()), m, words, codes)
+            } else {
+                quantize_floats(Avx512(()), m, words, codes)
+            }
+        }
+    }
+
+    /// [`lion_quant::dequantize_block`].
+    pub(crate) fn dequantize(self, codes: &[u8], absmax: f32, m: &mut [f32]) {
+        // SAFETY: `self` proves that the CPU has the instructions (see `Avx512`).
+        unsafe {
+            if VBMI {
+                dequantize_vbmi(Avx512(()), codes, absmax, m)
+            } else {
+                dequantize_floats(Avx512(()), codes, absmax, m)
+            }
+        }
     }
 
     #[inline(always)]
@@ -192,31 +239,28 @@ impl<const VBMI: bool> Avx512<VBMI> {
     /// [`lion_quant::position`] of the magnitudes.
     #[inline(always)]
     fn position(self, x: __m512) -> __m512 {
-        let Binades {
-            base,
-            first,
-            second,
-        } = &BINADES;
-        let base = (self.load_table(&base[..16]), self.load_table(&base[16..]));
-        let first = (self.load_table(&first[..16]), self.load_table(&first[16..]));
-        let second = (
-            self.load_table(&second[..16]),
-            self.load_table(&second[16..]),
+        let [none, one, two] = &PAIRS.piece;
+        let (none, one, two) = (
+            self.load_table(none),
+            self.load_table(one),
+            self.load_table(two),
         );
+        let [first, second] = &PAIRS.threshold;
+        let (first, second) = (self.load_table(first), self.load_table(second));
         let (slope, offset) = (self.load_table(&SLOPE), self.load_table(&OFFSET));
         intrinsics! {
             let bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(MAGNITUDE));
             let a = _mm512_castsi512_ps(bits);
-            // A look-up reads five bits of the exponent: 96 is 0 there and 127, that of 1.0, is 31.
-            let exponent = _mm512_srli_epi32::<23>(bits);
-            let binade = _mm512_max_epi32(exponent, _mm512_set1_epi32(LOWEST_EXPONENT as i32));
-            let s = _mm512_permutex2var_epi32(base.0, binade, base.1);
-            let first = _mm512_permutex2var_epi32(first.0, binade, first.1);
-            let second = _mm512_permutex2var_epi32(second.0, binade, second.1);
-            let beyond = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_castsi512_ps(first), a);
-            let s = _mm512_mask_add_epi32(s, beyond, s, _mm512_set1_epi32(1));
-            let beyond = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_castsi512_ps(second), a);
-            let s = _mm512_mask_add_epi32(s, beyond, s, _mm512_set1_epi32(1));
+            // A look-up reads four bits: the lowest pair is 0 there and that of 1.0 is 15.
+            let pair = _mm512_srli_epi32::<24>(bits);
+            let pair = _mm512_max_epi32(pair, _mm512_set1_epi32(LOWEST_PAIR as i32));
+            let first = _mm512_castsi512_ps(_mm512_permutexvar_epi32(pair, first));
+            let second = _mm512_castsi512_ps(_mm512_permutexvar_epi32(pair, second));
+            let s = _mm512_permutexvar_epi32(pair, none);
+            let beyond = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(first, a);
+            let s = _mm512_mask_permutexvar_epi32(s, beyond, pair, one);
+            let beyond = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(second, a);
+            let s = _mm512_mask_permutexvar_epi32(s, beyond, pair, two);
             let slope = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, slope));
             let offset = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, offset));
             _mm512_add_ps(_mm512_mul_ps(a, slope), offset)
@@ -235,6 +279,31 @@ impl<const VBMI: bool> Avx512<VBMI> {
                 let fraction = _mm512_mul_ps(_mm512_cvtepi32_ps(high), unit);
                 _mm512_cvttps_epi32(_mm512_add_ps(at, fraction))
             },
+        }
+    }
+
+    /// `bf16` in the upper half of each lane; the lower half is left over.
+    #[inline(always)]
+    fn round_bf16(self, x: __m512, words: Option<*const u32>) -> __m512i {
+        intrinsics! {
+            let bits = _mm512_castps_si512(x);
+            let rounded = match words {
+                None => {
+                    // Infinity stays what it is: less than a unit is added.
+                    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), self.splat_u32(1));
+                    _mm512_add_epi32(_mm512_add_epi32(bits, odd), self.splat_u32(0x7FFF))
+                }
+                Some(words) => {
+                    let words = _mm512_loadu_si512(words.cast());
+                    let infinity = self.splat_u32(0x7F80_0000);
+                    let magnitude = _mm512_and_si512(bits, self.splat_u32(MAGNITUDE));
+                    let finite = _mm512_cmplt_epi32_mask(magnitude, infinity);
+                    let low = _mm512_and_si512(words, self.splat_u32(0xFFFF));
+                    _mm512_mask_add_epi32(bits, finite, bits, low)
+                }
+            };
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            _mm512_mask_or_epi32(rounded, nan, bits, self.splat_u32(0x0040_0000))
         }
     }
 
@@ -270,7 +339,11 @@ fn step_vbmi<P: Lane, G: Lane>(
     first: u64,
     rule: &Rule,
 ) -> u64 {
-    generic::step(v, p, g, state, first, rule)
+    if rule.is_plain() {
+        generic::step::<_, _, _, true>(v, p, g, state, first, rule)
+    } else {
+        generic::step::<_, _, _, false>(v, p, g, state, first, rule)
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -282,7 +355,31 @@ fn step_floats<P: Lane, G: Lane>(
     first: u64,
     rule: &Rule,
 ) -> u64 {
-    generic::step(v, p, g, state, first, rule)
+    if rule.is_plain() {
+        generic::step::<_, _, _, true>(v, p, g, state, first, rule)
+    } else {
+        generic::step::<_, _, _, false>(v, p, g, state, first, rule)
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn quantize_vbmi(v: Avx512<true>, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+    generic::quantize_block(v, m, words, codes)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn dequantize_vbmi(v: Avx512<true>, codes: &[u8], absmax: f32, m: &mut [f32]) {
+    generic::dequantize_block(v, codes, absmax, m);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn quantize_floats(v: Avx512<false>, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+    generic::quantize_block(v, m, words, codes)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn dequantize_floats(v: Avx512<false>, codes: &[u8], absmax: f32, m: &mut [f32]) {
+    generic::dequantize_block(v, codes, absmax, m);
 }
 
 /// The scalar loop, compiled for these instructions.
@@ -308,58 +405,85 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    unsafe fn load_f32(self, from: *const f32) -> __m512 {
+    unsafe fn load(self, from: *const f32) -> __m512 {
         intrinsics!(_mm512_loadu_ps(from))
     }
 
     #[inline(always)]
-    unsafe fn load_f16(self, from: *const f16) -> __m512 {
-        intrinsics!(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())))
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(self, from: *const bf16) -> __m512 {
-        intrinsics! {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store_f32(self, x: __m512, to: *mut f32) {
+    unsafe fn store(self, x: __m512, to: *mut f32) {
         intrinsics!(_mm512_storeu_ps(to, x))
     }
 
     #[inline(always)]
-    unsafe fn store_f16(self, x: __m512, to: *mut f16) {
+    unsafe fn load_f16(self, from: *const f16) -> [__m512; 4] {
         intrinsics! {
-            let narrow = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-            _mm256_storeu_si256(to.cast(), narrow)
+            let from: *const __m256i = from.cast();
+            [
+                _mm512_cvtph_ps(_mm256_loadu_si256(from)),
+                _mm512_cvtph_ps(_mm256_loadu_si256(from.add(1))),
+                _mm512_cvtph_ps(_mm256_loadu_si256(from.add(2))),
+                _mm512_cvtph_ps(_mm256_loadu_si256(from.add(3))),
+            ]
         }
     }
 
     #[inline(always)]
-    unsafe fn store_bf16(self, x: __m512, words: Option<*const u32>, to: *mut bf16) {
+    unsafe fn store_f16(self, x: [__m512; 4], to: *mut f16) {
         intrinsics! {
-            let bits = _mm512_castps_si512(x);
-            let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(MAGNITUDE));
-            let infinity = _mm512_set1_epi32(0x7F80_0000);
-            let finite = _mm512_cmplt_epi32_mask(magnitude, infinity);
-            let nan = _mm512_cmpgt_epi32_mask(magnitude, infinity);
-            let low = _mm512_set1_epi32(0xFFFF);
-            let more = match words {
-                None => {
-                    let odd = _mm512_srli_epi32::<16>(bits);
-                    let odd = _mm512_and_si512(odd, _mm512_set1_epi32(1));
-                    _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))
-                }
-                Some(words) => _mm512_and_si512(_mm512_loadu_si512(words.cast()), low),
-            };
-            let rounded = _mm512_mask_add_epi32(bits, finite, bits, more);
-            let quiet = _mm512_set1_epi32(0x0040_0000);
-            let rounded = _mm512_mask_or_epi32(rounded, nan, rounded, quiet);
-            let narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded));
-            _mm256_storeu_si256(to.cast(), narrow)
+            let to: *mut __m256i = to.cast();
+            for (j, &x) in x.iter().enumerate() {
+                const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+                _mm256_storeu_si256(to.add(j), _mm512_cvtps_ph::<NEAREST>(x));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> [__m512; 4] {
+        intrinsics! {
+            // The words of the lower and of the upper half, each into the upper half of its dword.
+            let from: *const __m512i = from.cast();
+            let upper = 0xAAAA_AAAA;
+            let (low, high) = (self.load_table(&SPREAD[0]), self.load_table(&SPREAD[1]));
+            let (front, back) = (_mm512_loadu_si512(from), _mm512_loadu_si512(from.add(1)));
+            [
+                _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(upper, low, front)),
+                _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(upper, high, front)),
+                _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(upper, low, back)),
+                _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(upper, high, back)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, x: [__m512; 4], words: Option<*const u32>, to: *mut bf16) {
+        // SAFETY: the caller promises 64 words.
+        let words = |j: usize| words.map(|words| unsafe { words.add(16 * j) });
+        let b0 = self.round_bf16(x[0], words(0));
+        let b1 = self.round_bf16(x[1], words(1));
+        let b2 = self.round_bf16(x[2], words(2));
+        let b3 = self.round_bf16(x[3], words(3));
+        intrinsics! {
+            let to: *mut __m512i = to.cast();
+            let upper = self.load_table(&UPPER_WORDS);
+            _mm512_storeu_si512(to, _mm512_permutex2var_epi16(b0, upper, b1));
+            _mm512_storeu_si512(to.add(1), _mm512_permutex2var_epi16(b2, upper, b3));
+        }
+    }
+
+    #[inline(always)]
+    fn top_u16(self, x: &[u16; 256]) -> u16 {
+        intrinsics! {
+            let mut top = _mm512_setzero_si512();
+            for x in x.as_chunks::<32>().0 {
+                let magnitude = _mm512_set1_epi16(i16::MAX);
+                let x = _mm512_and_si512(_mm512_loadu_si512(x.as_ptr().cast()), magnitude);
+                top = _mm512_max_epu16(top, x);
+            }
+            // The larger word of each dword.
+            let low = _mm512_and_si512(top, _mm512_set1_epi32(0xFFFF));
+            let high = _mm512_srli_epi32::<16>(top);
+            _mm512_reduce_max_epu32(_mm512_max_epu32(low, high)) as u16
         }
     }
 

@@ -2,45 +2,44 @@
 
 use lion_quant::{OFFSETS, PIECES, SLOPES, THRESHOLDS};
 
-/// The lowest biased exponent with an entry of its own; all thresholds lie above.
-pub(super) const LOWEST_EXPONENT: u32 = 96;
+/// The lowest pair of binades with an entry of its own, as the upper seven bits of the exponent; all
+/// thresholds lie above.
+pub(super) const LOWEST_PAIR: u32 = 48;
 
-/// Where the pieces of the position begin, by the exponent of a magnitude from [`LOWEST_EXPONENT`] to 127.
-pub(super) struct Binades {
-    /// Thresholds below the binade.
-    pub(super) base: [i32; 32],
-    /// The thresholds in the binade, infinite where there is none.
-    pub(super) first: [f32; 32],
-    pub(super) second: [f32; 32],
+/// Where the pieces of the position begin, by the pair of binades that a magnitude lies in, from
+/// [`LOWEST_PAIR`] to 63, that of 1.0. No pair has more than two thresholds.
+pub(super) struct Pairs {
+    /// The piece of a magnitude that is beyond none, one or two of the thresholds of its pair.
+    pub(super) piece: [[i32; 16]; 3],
+    /// The thresholds of the pair, infinite where there is none.
+    pub(super) threshold: [[f32; 16]; 2],
 }
 
-pub(super) static BINADES: Binades = {
-    let mut binades = Binades {
-        base: [0; 32],
-        first: [f32::INFINITY; 32],
-        second: [f32::INFINITY; 32],
+pub(super) static PAIRS: Pairs = {
+    let mut pairs = Pairs {
+        piece: [[0; 16]; 3],
+        threshold: [[f32::INFINITY; 16]; 2],
     };
-    let mut binade = 0;
-    while binade < 32 {
+    let mut pair = 0;
+    while pair < 16 {
+        let (mut below, mut own) = (0, 0);
         let mut s = 0;
         while s < PIECES - 1 {
-            let exponent = THRESHOLDS[s].to_bits() >> 23;
-            let own = LOWEST_EXPONENT + binade as u32;
-            if exponent < own {
-                binades.base[binade] += 1;
-            } else if exponent == own {
-                if binades.first[binade] == f32::INFINITY {
-                    binades.first[binade] = THRESHOLDS[s];
-                } else {
-                    assert!(binades.second[binade] == f32::INFINITY);
-                    binades.second[binade] = THRESHOLDS[s];
-                }
+            let of_threshold = THRESHOLDS[s].to_bits() >> 24;
+            if of_threshold < LOWEST_PAIR + pair as u32 {
+                below += 1;
+            } else if of_threshold == LOWEST_PAIR + pair as u32 {
+                pairs.threshold[own][pair] = THRESHOLDS[s]; // a third would not compile
+                own += 1;
             }
             s += 1;
         }
-        binade += 1;
+        pairs.piece[0][pair] = below;
+        pairs.piece[1][pair] = below + 1;
+        pairs.piece[2][pair] = below + 2;
+        pair += 1;
     }
-    binades
+    pairs
 };
 
 /// The lines of the pieces, filled up to a register.

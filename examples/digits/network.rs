@@ -1,0 +1,186 @@
+//! A network of dense layers with ReLU between them: forward pass, loss, and backward pass by hand.
+
+use crate::random::Random;
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip};
+
+/// A dense layer, or the gradients of one.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    /// `[inputs, outputs]`.
+    pub(crate) weight: Array2<f32>,
+    /// `[outputs]`.
+    pub(crate) bias: Array1<f32>,
+}
+
+/// The layers in their order, or the gradients of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) layers: Vec<Layer>,
+}
+
+impl Network {
+    /// Weights by He et al. (arXiv:1502.01852), which keep the size of activations; biases 0.
+    pub(crate) fn new(sizes: &[usize], random: &mut Random) -> Self {
+        let layers = sizes.windows(2).map(|size| {
+            let deviation = (2.0 / size[0] as f32).sqrt();
+            Layer {
+                weight: Array2::from_shape_simple_fn((size[0], size[1]), || {
+                    deviation * random.normal()
+                }),
+                bias: Array1::zeros(size[1]),
+            }
+        });
+        Network {
+            layers: layers.collect(),
+        }
+    }
+
+    /// Room for the gradients of this network.
+    pub(crate) fn gradients(&self) -> Network {
+        let layers = self.layers.iter().map(|layer| Layer {
+            weight: Array2::zeros(layer.weight.raw_dim()),
+            bias: Array1::zeros(layer.bias.raw_dim()),
+        });
+        Network {
+            layers: layers.collect(),
+        }
+    }
+
+    /// Elements of all weights and biases.
+    pub(crate) fn len(&self) -> usize {
+        let of_layer = |layer: &Layer| layer.weight.len() + layer.bias.len();
+        self.layers.iter().map(of_layer).sum()
+    }
+
+    /// The output of each layer, one row an image; that of the last layer is one logit a class.
+    pub(crate) fn forward(&self, images: ArrayView2<f32>) -> Vec<Array2<f32>> {
+        let mut outputs: Vec<Array2<f32>> = Vec::with_capacity(self.layers.len());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let input = outputs.last().map_or(images, |output| output.view());
+            let mut output = input.dot(&layer.weight) + &layer.bias;
+            if index + 1 < self.layers.len() {
+                output.mapv_inplace(|x| x.max(0.0));
+            }
+            outputs.push(output);
+        }
+        outputs
+    }
+
+    /// The mean loss over the images; its gradients replace what `gradients` holds.
+    pub(crate) fn backward(
+        &self,
+        images: ArrayView2<f32>,
+        labels: &[usize],
+        gradients: &mut Network,
+    ) -> f32 {
+        let mut outputs = self.forward(images);
+        // Of the loss by the output of a layer, from the last one to the first.
+        let mut delta = outputs.pop().unwrap_or_default();
+        let loss = softmax_cross_entropy(&mut delta, labels);
+        for (layer, gradient) in self.layers.iter().zip(&mut gradients.layers).rev() {
+            let input = outputs.pop();
+            let input_view = input.as_ref().map_or(images, |input| input.view());
+            general_mat_mul(1.0, &input_view.t(), &delta, 0.0, &mut gradient.weight);
+            gradient.bias.assign(&delta.sum_axis(Axis(0)));
+            if let Some(input) = input {
+                delta = delta.dot(&layer.weight.t());
+                // ReLU lets through what was above 0.
+                Zip::from(&mut delta)
+                    .and(&input)
+                    .for_each(|d, &x| *d = if x > 0.0 { *d } else { 0.0 });
+            }
+        }
+        loss
+    }
+
+    /// Mean loss over the images, and the share of them whose greatest logit is that of their label.
+    pub(crate) fn evaluate(&self, images: ArrayView2<f32>, labels: &[usize]) -> (f32, f64) {
+        let mut logits = self.forward(images).pop().unwrap_or_default();
+        let guesses = logits.rows().into_iter().map(greatest);
+        let right = guesses.zip(labels).filter(|(guess, label)| guess == *label);
+        let accuracy = right.count() as f64 / labels.len() as f64;
+        let loss = softmax_cross_entropy(&mut logits, labels);
+        (loss, accuracy)
+    }
+}
+
+/// The first place of the greatest value.
+fn greatest(row: ArrayView1<f32>) -> usize {
+    let first = |best, place| if row[place] > row[best] { place } else { best };
+    (0..row.len()).fold(0, first)
+}
+
+/// The mean over rows of `-ln softmax(logits)[label]`; its gradient replaces the logits.
+fn softmax_cross_entropy(logits: &mut Array2<f32>, labels: &[usize]) -> f32 {
+    let rows = labels.len() as f32;
+    let mut loss = 0.0;
+    for (mut row, &label) in logits.rows_mut().into_iter().zip(labels) {
+        // Without the greatest logit the exponentials of great logits would be infinite.
+        let shift = row[greatest(row.view())];
+        row.mapv_inplace(|x| x - shift);
+        let of_label = row[label];
+        row.mapv_inplace(f32::exp);
+        let sum = row.sum();
+        loss += sum.ln() - of_label;
+        row.mapv_inplace(|x| x / sum / rows);
+        row[label] -= 1.0 / rows;
+    }
+    loss / rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backward_pass_agrees_with_finite_differences() {
+        let mut random = Random::new(3, 0);
+        let mut network = Network::new(&[5, 7, 6, 4], &mut random);
+        for layer in &mut network.layers {
+            layer.bias.mapv_inplace(|_| 0.1 * random.normal());
+        }
+        let images = Array2::from_shape_simple_fn((3, 5), || random.normal());
+        let labels = [2, 0, 3];
+        let mut gradients = network.gradients();
+        let loss = network.backward(images.view(), &labels, &mut gradients);
+        assert!((loss - network.evaluate(images.view(), &labels).0).abs() < 1e-6);
+
+        let h = 1e-3;
+        let difference = |layer: usize, index: Option<(usize, usize)>, output: usize| {
+            let loss_at = |step: f32| {
+                let mut moved = network.clone();
+                match index {
+                    Some(at) => moved.layers[layer].weight[at] += step,
+                    None => moved.layers[layer].bias[output] += step,
+                }
+                moved.evaluate(images.view(), &labels).0
+            };
+            (loss_at(h) - loss_at(-h)) / (2.0 * h)
+        };
+        for (layer, gradient) in gradients.layers.iter().enumerate() {
+            for (at, &g) in gradient.weight.indexed_iter() {
+                let d = difference(layer, Some(at), 0);
+                assert!(
+                    (g - d).abs() < 2e-3,
+                    "layer {layer}, weight {at:?}: {g} and {d}"
+                );
+            }
+            for (at, &g) in gradient.bias.indexed_iter() {
+                let d = difference(layer, None, at);
+                assert!(
+                    (g - d).abs() < 2e-3,
+                    "layer {layer}, bias {at}: {g} and {d}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn equal_logits_lose_the_logarithm_of_the_classes() {
+        let mut logits = Array2::zeros((2, 4));
+        let loss = softmax_cross_entropy(&mut logits, &[1, 3]);
+        assert!((loss - 4f32.ln()).abs() < 1e-6);
+        assert_eq!(logits.row(0).to_vec(), [0.125, -0.375, 0.125, 0.125]);
+    }
+}

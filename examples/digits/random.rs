@@ -1,0 +1,81 @@
+//! A small generator of random numbers, so that a seed gives the same run everywhere.
+
+/// SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014).
+#[derive(Clone, Debug)]
+pub(crate) struct Random(u64);
+
+impl Random {
+    /// Generators of one seed and different streams are independent of each other.
+    pub(crate) fn new(seed: u64, stream: u64) -> Self {
+        let of_seed = Random(seed).next();
+        Random(Random(of_seed ^ stream).next())
+    }
+
+    /// Uniform in `[0, 1)`.
+    pub(crate) fn uniform(&mut self) -> f32 {
+        // An f32 below 1 has room for 24 bits.
+        (self.next() >> 40) as f32 / (1 << 24) as f32
+    }
+
+    /// Normal with mean 0 and deviation 1, by Box and Muller.
+    pub(crate) fn normal(&mut self) -> f32 {
+        // 1 - u is never 0, which has no logarithm.
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (std::f32::consts::TAU * self.uniform()).cos()
+    }
+
+    /// Puts the items into an order in which each one is as likely at any place.
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let chosen = self.next() % (last as u64 + 1);
+            items.swap(last, chosen as usize);
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shuffle_is_a_permutation() {
+        let mut items: Vec<usize> = (0..1000).collect();
+        Random::new(7, 0).shuffle(&mut items);
+        assert_ne!(items, (0..1000).collect::<Vec<_>>());
+        items.sort_unstable();
+        assert_eq!(items, (0..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_seed_repeats_and_streams_differ() {
+        let draw = |seed, stream| Random::new(seed, stream).next();
+        assert_eq!(draw(1, 2), draw(1, 2));
+        assert_ne!(draw(1, 2), draw(2, 1));
+        assert_ne!(draw(1, 1), draw(2, 2));
+    }
+
+    #[test]
+    fn normal_numbers_have_mean_0_and_deviation_1() {
+        let mut random = Random::new(0, 0);
+        let n = 100_000;
+        let (mut sum, mut squares) = (0.0, 0.0);
+        for _ in 0..n {
+            let x = f64::from(random.normal());
+            sum += x;
+            squares += x * x;
+        }
+        let (mean, variance) = (sum / f64::from(n), squares / f64::from(n));
+        assert!(
+            mean.abs() < 0.02 && (variance - 1.0).abs() < 0.02,
+            "{mean} {variance}"
+        );
+    }
+}

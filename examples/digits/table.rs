@@ -1,0 +1,70 @@
+//! The table of what came of each run.
+
+use crate::train::Outcome;
+use indicatif::HumanCount;
+
+/// One line an optimizer, and under them what the columns do not say.
+pub(crate) fn table(outcomes: &[Outcome]) -> String {
+    let header = [
+        "optimizer",
+        "test accuracy (%)",
+        "final loss",
+        "state (bytes)",
+        "step (µs)",
+    ];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(outcomes.iter().map(|outcome| {
+        [
+            outcome.name.to_owned(),
+            format!("{:.2}", 100.0 * outcome.accuracy),
+            format!("{:.5}", outcome.final_loss),
+            HumanCount(outcome.state_bytes as u64).to_string(),
+            format!("{:.0}", 1e6 * outcome.step_time.as_secs_f64()),
+        ]
+    }));
+    let mut text = aligned(&rows);
+    text +=
+        "\nfinal loss: mean over the training images; step: median time of the optimizer alone\n";
+    let mut eight_bit: Vec<&[String]> = outcomes.iter().map(|o| &o.eight_bit[..]).collect();
+    eight_bit.dedup();
+    for names in eight_bit.into_iter().filter(|names| !names.is_empty()) {
+        let names = names.join(" and ");
+        text += &format!("8-bit state: {names}; smaller parameters keep 32 bits\n");
+    }
+    text
+}
+
+/// The first column begins at the left, the others end at the right; a rule under the first row.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            text += &match column {
+                0 => format!("{cell:width$}"),
+                _ => format!("   {cell:>width$}"),
+            };
+        }
+        text += "\n";
+        if index == 0 {
+            text += &"-".repeat(widths.iter().sum::<usize>() + 3 * (N - 1));
+            text += "\n";
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [["name", "µs"], ["a", "1"], ["b", "1,000"]].map(|row| row.map(str::to_owned));
+        assert_eq!(
+            aligned(&rows),
+            "name      µs\n------------\na          1\nb      1,000\n"
+        );
+    }
+}

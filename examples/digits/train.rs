@@ -1,0 +1,164 @@
+//! Training: one loop for every optimizer, from the same start and over the same minibatches.
+
+use crate::data::{CLASSES, Digits, PIXELS};
+use crate::network::Network;
+use crate::random::Random;
+use anyhow::{Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use lion::{Bits, Dtype, Handle, Lion, Overrides, ParamSpec, StepArgs, update};
+use std::f64::consts::PI;
+use std::time::{Duration, Instant};
+
+/// Inputs, hidden units and outputs of the network.
+const SIZES: [usize; 4] = [PIXELS, 256, 128, CLASSES];
+/// Images of a minibatch.
+const BATCH: usize = 16;
+
+/// What is the same for every optimizer.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) training: Digits,
+    pub(crate) test: Digits,
+    pub(crate) epochs: u32,
+    pub(crate) lr: f64,
+    pub(crate) seed: u64,
+}
+
+/// What came of a training run.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) name: &'static str,
+    /// Share of the test images that are told right.
+    pub(crate) accuracy: f64,
+    /// Mean loss over the training images, after the last step.
+    pub(crate) final_loss: f32,
+    /// Bytes of the optimizer's state.
+    pub(crate) state_bytes: usize,
+    /// The parameters with an 8-bit state.
+    pub(crate) eight_bit: Vec<String>,
+    /// Median time of the optimizer's step.
+    pub(crate) step_time: Duration,
+    /// Loss of each minibatch.
+    pub(crate) losses: Vec<f32>,
+}
+
+impl Plan {
+    /// The network at the start of every run.
+    pub(crate) fn network(&self) -> Network {
+        Network::new(&SIZES, &mut Random::new(self.seed, 1))
+    }
+
+    /// Trains the network by this optimizer.
+    pub(crate) fn train(&self, name: &'static str, mut lion: Lion) -> Result<Outcome> {
+        let mut network = self.network();
+        let mut gradients = network.gradients();
+        let handles = register(&mut lion, &network)?;
+
+        let mut random = Random::new(self.seed, 2);
+        let mut order: Vec<usize> = (0..self.training.labels.len()).collect();
+        let steps = self.epochs as usize * (order.len() / BATCH);
+        let (mut losses, mut times) = (Vec::new(), Vec::new());
+        let progress = progress(name, self.epochs)?;
+        for _ in 0..self.epochs {
+            random.shuffle(&mut order);
+            for places in order.chunks_exact(BATCH) {
+                let batch = self.training.select(places).jittered(&mut random);
+                let loss = network.backward(batch.images.view(), &batch.labels, &mut gradients);
+                let step = losses.len();
+                ensure!(
+                    loss.is_finite(),
+                    "{name}: the loss is {loss} in step {}, a smaller --lr may help",
+                    step + 1
+                );
+                losses.push(loss);
+
+                let args = StepArgs::new().lr(cosine(self.lr, step, steps));
+                let start = Instant::now();
+                step_network(&mut lion, args, &mut network, &gradients, &handles)?;
+                times.push(start.elapsed());
+            }
+            progress.inc(1);
+        }
+        progress.finish_and_clear();
+
+        let (final_loss, _) = network.evaluate(self.training.images.view(), &self.training.labels);
+        let (_, accuracy) = network.evaluate(self.test.images.view(), &self.test.labels);
+        let eight_bit = lion.parameters().filter(|info| info.bits == Bits::Eight);
+        times.sort_unstable();
+        Ok(Outcome {
+            name,
+            accuracy,
+            final_loss,
+            state_bytes: lion.state_bytes(),
+            eight_bit: eight_bit.map(|info| info.name.to_owned()).collect(),
+            step_time: times[times.len() / 2],
+            losses,
+        })
+    }
+}
+
+/// The handles of a layer.
+struct Registered {
+    weight: Handle,
+    bias: Handle,
+}
+
+/// Registers every weight and bias under a name that stays the same from run to run.
+fn register(lion: &mut Lion, network: &Network) -> Result<Vec<Registered>, lion::Error> {
+    lion.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
+    let mut handles = Vec::new();
+    for (number, layer) in (1..).zip(&network.layers) {
+        let spec = |what, len| ParamSpec::new(format!("layer{number}.{what}"), len, Dtype::F32);
+        handles.push(Registered {
+            weight: lion.register(spec("weight", layer.weight.len()))?,
+            bias: lion.register(spec("bias", layer.bias.len()).group("no_decay"))?,
+        });
+    }
+    Ok(handles)
+}
+
+/// Lends the optimizer the arrays of the network and of its gradients, as they are, for a step.
+fn step_network(
+    lion: &mut Lion,
+    args: StepArgs,
+    network: &mut Network,
+    gradients: &Network,
+    handles: &[Registered],
+) -> Result<(), lion::Error> {
+    let layers = network.layers.iter_mut().zip(&gradients.layers);
+    let updates = layers
+        .zip(handles)
+        .flat_map(|((layer, gradient), handles)| {
+            [
+                update(handles.weight, &mut layer.weight, &gradient.weight),
+                update(handles.bias, &mut layer.bias, &gradient.bias),
+            ]
+        });
+    lion.step_with(args, updates)?;
+    Ok(())
+}
+
+/// The learning rate of a step, from `lr` down to 0 along half a wave.
+fn cosine(lr: f64, step: usize, steps: usize) -> f64 {
+    lr * 0.5 * (1.0 + (PI * step as f64 / steps as f64).cos())
+}
+
+/// A bar on stderr; nothing is drawn where that is not a terminal.
+fn progress(name: &'static str, epochs: u32) -> Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{msg:22} [{bar:40}] epoch {pos}/{len}, {eta} left")?;
+    Ok(ProgressBar::new(epochs.into())
+        .with_style(style.progress_chars("=> "))
+        .with_message(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_falls_from_all_to_nothing() {
+        assert_eq!(cosine(0.5, 0, 100), 0.5);
+        assert!((cosine(0.5, 50, 100) - 0.25).abs() < 1e-12);
+        assert!(cosine(0.5, 100, 100).abs() < 1e-12);
+    }
+}

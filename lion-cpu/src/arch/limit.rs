@@ -1,0 +1,200 @@
+//! The memory limit: the traffic of a step with next to no arithmetic.
+//!
+//! It reads and writes what a step does, through the same queue and threads: each parameter and each
+//! number of the state is read, changed in its last bit, and written; each gradient is read. What the
+//! arrays hold afterwards means nothing. A kernel is as fast as memory where it is as fast as this.
+
+use super::for_each_pair;
+use crate::job::{Job, StateMut, View};
+use half::{bf16, f16};
+use lion_core::{BLOCK, Element, Slice, SliceMut};
+use std::hint::black_box;
+use std::ops::BitXor;
+
+/// The loop, and how far ahead of itself it asks for its arrays.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    /// Elements; 0 leaves it to the CPU.
+    pub(crate) ahead: usize,
+    /// The widest registers of this CPU.
+    width: Width,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Width {
+    Baseline,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// A number whose last bit can be changed.
+trait Touch: Copy {
+    type Bits: Copy + Default + BitXor<Output = Self::Bits>;
+    fn bits(self) -> Self::Bits;
+    fn flipped(self) -> Self;
+}
+
+macro_rules! touch {
+    ($($kind:ty, $bits:ty, $to_bits:expr, $from_bits:expr;)*) => {
+        $(impl Touch for $kind {
+            type Bits = $bits;
+
+            #[inline(always)]
+            fn bits(self) -> $bits {
+                $to_bits(self)
+            }
+
+            #[inline(always)]
+            fn flipped(self) -> Self {
+                $from_bits($to_bits(self) ^ 1)
+            }
+        })*
+    };
+}
+
+touch! {
+    f32, u32, f32::to_bits, f32::from_bits;
+    f16, u16, f16::to_bits, f16::from_bits;
+    bf16, u16, bf16::to_bits, bf16::from_bits;
+    u8, u8, u8::from, u8::from;
+}
+
+impl Limit {
+    pub(crate) fn new(ahead: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        let width = if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+            Width::Avx512
+        } else if is_x86_feature_detected!("avx2") {
+            Width::Avx2
+        } else {
+            Width::Baseline
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let width = Width::Baseline;
+        Limit { ahead, width }
+    }
+
+    pub(crate) fn step(self, job: Job<'_>) -> u64 {
+        let Job {
+            param, grad, state, ..
+        } = job;
+        for_each_pair!(SliceMut, param, grad, |p, g| match self.width {
+            Width::Baseline => run(p, g, state, self.ahead),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `new` has found the instructions on this CPU.
+            Width::Avx2 => unsafe { run_avx2(p, g, state, self.ahead) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `new` has found the instructions on this CPU.
+            Width::Avx512 => unsafe { run_avx512(p, g, state, self.ahead) },
+        });
+        0
+    }
+
+    /// The norm is not part of the traffic that is measured.
+    pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
+        super::scalar::norm(view, block)
+    }
+
+    pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
+        super::scalar::is_finite(view, block)
+    }
+
+    pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+        lion_quant::quantize_block(m, words, codes)
+    }
+
+    pub(crate) fn dequantize(self, codes: &[u8], absmax: f32, m: &mut [f32]) {
+        lion_quant::dequantize_block(codes, absmax, m);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn run_avx512<P: Element + Touch, G: Element + Touch>(
+    p: &mut [P],
+    g: &[G],
+    state: StateMut<'_>,
+    ahead: usize,
+) {
+    run(p, g, state, ahead);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn run_avx2<P: Element + Touch, G: Element + Touch>(
+    p: &mut [P],
+    g: &[G],
+    state: StateMut<'_>,
+    ahead: usize,
+) {
+    run(p, g, state, ahead);
+}
+
+#[inline(always)]
+fn run<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, ahead: usize) {
+    let (p, p_tail) = p.as_chunks_mut::<BLOCK>();
+    let (g, g_tail) = g.as_chunks::<BLOCK>();
+    let mut seen = G::Bits::default();
+    match state {
+        StateMut::Momentum32(m) => {
+            let (m, m_tail) = m.as_chunks_mut::<BLOCK>();
+            for ((p, g), m) in p.iter_mut().zip(g).zip(m) {
+                prefetch(p, ahead);
+                prefetch(g, ahead);
+                prefetch(m, ahead);
+                flip(p);
+                seen = seen ^ read(g);
+                flip(m);
+            }
+            flip(m_tail);
+        }
+        StateMut::Blockwise8(codes, absmax) => {
+            let (codes, codes_tail) = codes.as_chunks_mut::<BLOCK>();
+            for (((p, g), codes), absmax) in p.iter_mut().zip(g).zip(codes).zip(&mut *absmax) {
+                prefetch(p, ahead);
+                prefetch(g, ahead);
+                prefetch(codes, ahead);
+                flip(p);
+                seen = seen ^ read(g);
+                flip(codes);
+                *absmax = absmax.flipped();
+            }
+            flip(codes_tail);
+        }
+    }
+    flip(p_tail);
+    black_box(seen ^ read(g_tail));
+}
+
+#[inline(always)]
+fn flip<T: Touch>(numbers: &mut [T]) {
+    for x in numbers {
+        *x = x.flipped();
+    }
+}
+
+#[inline(always)]
+fn read<T: Touch>(numbers: &[T]) -> T::Bits {
+    let bits = numbers.iter().map(|x| x.bits());
+    bits.fold(T::Bits::default(), BitXor::bitxor)
+}
+
+/// Asks for the block that lies `ahead` elements on.
+#[inline(always)]
+fn prefetch<T>(block: &[T; BLOCK], ahead: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if ahead > 0 {
+        for line in (0..BLOCK).step_by(64 / size_of::<T>()) {
+            let at = block.as_ptr().wrapping_add(line + ahead);
+            // SAFETY: a prefetch reads nothing that the program could see, from any address.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(at.cast());
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (block, ahead);
+}

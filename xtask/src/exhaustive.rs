@@ -1,0 +1,186 @@
+//! `cargo xtask verify --exhaustive`: the quantizer of every instruction set over every float of
+//! [-1, 1], and the dequantizer over every code.
+
+use anyhow::{Result, ensure};
+use indicatif::ProgressBar;
+use lion::BLOCK;
+use lion::cpu::{Cpu, Isa};
+use lion::quant::{CODEBOOK, MAGNITUDES, position};
+use rayon::prelude::*;
+
+/// Floats of [0, 1]: all bits up to those of 1.0.
+const FLOATS: u32 = 0x3F80_0000 + 1;
+
+/// Floats that one task quantizes: 255 a block beside the 1.0 that makes the absmax 1.
+const TASK: u32 = 255 * 1024;
+
+/// What was found of one instruction set, or of a part of the floats.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    /// Codes other than by position() computed plainly.
+    wrong: u64,
+    /// Codes other than that of the nearest codeword, by midpoints rounded to `f32`.
+    not_nearest: u64,
+    /// Codes whose codeword is farther away than another, exactly: not those on a midpoint, or where
+    /// rounding has moved it.
+    farther: u64,
+    /// Of those the largest distance from the midpoint of the two codewords.
+    ulps: u32,
+}
+
+impl Found {
+    fn and(self, other: Found) -> Found {
+        Found {
+            wrong: self.wrong + other.wrong,
+            not_nearest: self.not_nearest + other.not_nearest,
+            farther: self.farther + other.farther,
+            ulps: self.ulps.max(other.ulps),
+        }
+    }
+}
+
+/// Runs all of it and returns whether every code is the right one.
+pub(crate) fn run(json: bool, only: Option<&str>) -> Result<bool> {
+    let mut right = true;
+    let isas = Isa::ALL
+        .iter()
+        .filter(|isa| only.is_none_or(|name| isa.name() == name));
+    for &isa in isas {
+        let cpu = match Cpu::with_isa(isa) {
+            Ok(cpu) => cpu,
+            Err(reason) => {
+                print_skip(json, isa, &reason.to_string());
+                continue;
+            }
+        };
+        let tasks = FLOATS.div_ceil(TASK);
+        let bar = ProgressBar::new(tasks.into());
+        let found = (0..tasks).into_par_iter().map(|task| {
+            let found = quantize(&cpu, task * TASK);
+            bar.inc(1);
+            found
+        });
+        let found = found.try_reduce(Found::default, |a, b| Ok(a.and(b)));
+        bar.finish_and_clear();
+        let found = found?;
+        let decoded_wrong = dequantize(&cpu)?;
+        right &= found.wrong == 0 && decoded_wrong == 0;
+        print(json, isa, found, decoded_wrong);
+    }
+    Ok(right)
+}
+
+/// Quantizes the floats with the bits from `first` on, with either sign.
+fn quantize(cpu: &Cpu, first: u32) -> Result<Found> {
+    let end = (first + TASK).min(FLOATS);
+    let mut m = Vec::with_capacity(BLOCK * (end - first).div_ceil(255) as usize);
+    for block in (first..end).step_by(255) {
+        m.extend((block..(block + 255).min(end)).map(f32::from_bits));
+        m.push(1.0);
+    }
+    let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(BLOCK)]);
+    cpu.quantize(&m, &mut codes, &mut absmax, None)?;
+    // The 1.0 of each block stays, so that the absmax does.
+    let turned: Vec<f32> = m.iter().map(|&x| if x == 1.0 { x } else { -x }).collect();
+    let mut turned_codes = vec![0; m.len()];
+    cpu.quantize(&turned, &mut turned_codes, &mut absmax, None)?;
+    ensure!(absmax.iter().all(|&a| a == 1.0), "an absmax is not 1");
+
+    let mut found = Found::default();
+    let mut nearest = 0;
+    for ((&a, &code), &turned_code) in m.iter().zip(&codes).zip(&turned_codes) {
+        let k = position(a).round_ties_even() as u32;
+        let mirrored = if a == 1.0 {
+            code
+        } else {
+            (127 - k.min(127)) as u8
+        };
+        found.wrong += u64::from(u32::from(code) != 127 + k.min(128));
+        found.wrong += u64::from(turned_code != mirrored);
+        // The floats rise within a block, and fall back where the next begins after a 1.0.
+        if nearest > 0 && a <= middle(nearest - 1) {
+            nearest = (0..128).take_while(|&k| middle(k) < a).count();
+        }
+        while nearest < 128 && middle(nearest) < a {
+            nearest += 1;
+        }
+        let k = usize::from(code.saturating_sub(127));
+        if k != nearest {
+            found.not_nearest += 1;
+            let middle = middle(k.min(nearest));
+            found.ulps = found.ulps.max(middle.to_bits().abs_diff(a.to_bits()));
+            found.farther += u64::from(distance(a, k) > distance(a, nearest));
+        } else if [k.wrapping_sub(1), k + 1]
+            .iter()
+            .any(|&j| distance(a, k) > distance(a, j))
+        {
+            found.farther += 1;
+        }
+    }
+    Ok(found)
+}
+
+/// The midpoint between two magnitudes, rounded.
+fn middle(k: usize) -> f32 {
+    (MAGNITUDES[k] + MAGNITUDES[k + 1]) / 2.0
+}
+
+/// How far a number is from a magnitude, exact in `f64`.
+fn distance(a: f32, k: usize) -> f64 {
+    let v = MAGNITUDES.get(k).map_or(f64::INFINITY, |&v| f64::from(v));
+    (v - f64::from(a)).abs()
+}
+
+/// The number of codes that are not dequantized to their codeword times the absmax.
+fn dequantize(cpu: &Cpu) -> Result<usize> {
+    let codes: Vec<u8> = (0..=255).collect();
+    let mut wrong = 0;
+    for absmax in [1.0, 0.1, 3e38, f32::MIN_POSITIVE, 0.0] {
+        let mut m = [0.0; BLOCK];
+        cpu.dequantize(&codes, &[absmax], &mut m)?;
+        let pairs = m.iter().zip(&CODEBOOK);
+        wrong += pairs
+            .filter(|&(x, v)| x.to_bits() != (v * absmax).to_bits())
+            .count();
+    }
+    Ok(wrong)
+}
+
+fn print(json: bool, isa: Isa, found: Found, decoded_wrong: usize) {
+    let Found {
+        wrong,
+        not_nearest,
+        farther,
+        ulps,
+    } = found;
+    if json {
+        let row = serde_json::json!({
+            "exhaustive": isa.name(),
+            "floats": FLOATS,
+            "wrong_codes": wrong,
+            "not_nearest": not_nearest,
+            "farther": farther,
+            "largest_ulps": ulps,
+            "wrong_codewords": decoded_wrong,
+        });
+        println!("{row}");
+    } else {
+        println!(
+            "{:<11} {FLOATS} floats of [0, 1] and their negatives: {wrong} codes differ from position(); \
+             {not_nearest} are not the nearest (exactly {farther} are farther than another), by {ulps} ulp at most; \
+             {decoded_wrong} of 256 codes are dequantized wrongly",
+            isa.name()
+        );
+    }
+}
+
+fn print_skip(json: bool, isa: Isa, reason: &str) {
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({ "exhaustive": isa.name(), "result": "skipped", "reason": reason })
+        );
+    } else {
+        println!("{:<11} SKIPPED: {reason}", isa.name());
+    }
+}
