@@ -4,9 +4,9 @@
 //! read, parameter and momentum written. Two things make it more than that:
 //!
 //! - A block with a non-finite new momentum must stay as it was, so this is found out before
-//!   anything is written: from the new momenta themselves in the 32-bit state, from a bound in the
-//!   8-bit one. The gradients that this reads are in the cache when the update reads them again. A
-//!   block beyond the bound goes to the scalar kernel, which decides exactly; so does a short last one.
+//!   anything is written, from bounds on gradients and momenta. What this reads is in the cache when
+//!   the update reads it again. A block beyond the bounds goes to the scalar kernel, which decides
+//!   exactly; so does a short last one.
 //! - The codes of an 8-bit block depend on its largest momentum, known at its end. The momenta wait
 //!   for it in a buffer of 1 KiB on the stack.
 
@@ -17,11 +17,8 @@ use lion_core::BLOCK;
 use lion_core::update::Coefficients;
 use lion_quant::ZERO_CODE;
 
-/// Bits of infinity: a magnitude is finite if its bits are below.
-const INFINITE: u32 = 0x7F80_0000;
-
 /// How far ahead of the update its arrays are asked for, in elements.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 512;
 
 /// A momentum or a scaled gradient up to this bound makes a finite new momentum with any other.
 const BOUND: f32 = f32::from_bits((127 + 126) << 23); // 2^126
@@ -105,13 +102,14 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
     };
     let start = |block: usize| first + (block * BLOCK) as u64;
     let tail = start(p.len());
+    let bound = gradient_bound(rule.coefficients.grad_scale);
     let mut skipped = 0;
     match state {
         StateMut::Momentum32(m) => {
             debug_assert_eq!(m.len(), p.len() * BLOCK + p_tail.len());
             let (m, m_tail) = m.as_chunks_mut::<BLOCK>();
             for (block, ((p, g), m)) in p.iter_mut().zip(g).zip(m).enumerate() {
-                skipped += u64::from(!run.block32(p, g, m, start(block)));
+                skipped += u64::from(!run.block32(p, g, m, bound, start(block)));
             }
             if !p_tail.is_empty() {
                 let stepped = scalar::step_block(p_tail, g_tail, m_tail, tail, rule);
@@ -121,13 +119,10 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
         StateMut::Blockwise8(codes, absmax) => {
             debug_assert_eq!(codes.len(), p.len() * BLOCK + p_tail.len());
             debug_assert_eq!(absmax.len(), codes.len().div_ceil(BLOCK));
-            let bound = gradient_bound(rule.coefficients.grad_scale);
             let (codes, codes_tail) = codes.as_chunks_mut::<BLOCK>();
             let mut absmax = absmax.iter_mut();
             let arrays = p.iter_mut().zip(g).zip(codes).zip(&mut absmax);
-            for (block, (((p, g), codes), absmax)) in arrays.enumerate() {
-                skipped += u64::from(!run.block8(p, g, codes, absmax, bound, start(block)));
-            }
+            skipped += run.blocks8(arrays, bound, first);
             if let Some(absmax) = absmax.next() {
                 let state = (codes_tail, absmax);
                 let stepped = scalar::step_block(p_tail, g_tail, state, tail, rule);
@@ -215,6 +210,35 @@ pub(crate) fn dequantize_block<V: Vector>(v: V, codes: &[u8], absmax: f32, m: &m
     }
 }
 
+/// A block with an 8-bit state: parameters, gradients, codes and absmax.
+type Block8<'b, P, G> = (
+    ((&'b mut [P; BLOCK], &'b [G; BLOCK]), &'b mut [u8; BLOCK]),
+    &'b mut f32,
+);
+
+/// New momenta that wait to be quantized, and the random words to do it with.
+struct Buffer {
+    m: [f32; BLOCK],
+    words: [u32; BLOCK],
+}
+
+impl Buffer {
+    fn new() -> Self {
+        Buffer {
+            m: [0.0; BLOCK],
+            words: [0; BLOCK],
+        }
+    }
+}
+
+/// A block whose momenta wait in a buffer.
+struct Waiting<'b> {
+    codes: &'b mut [u8; BLOCK],
+    absmax: &'b mut f32,
+    /// Bits of the largest of them.
+    top: u32,
+}
+
 /// What all blocks of a run share.
 struct Run<'a, V: Vector, const PLAIN: bool> {
     v: V,
@@ -230,31 +254,19 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         p: &mut [P; BLOCK],
         g: &[G; BLOCK],
         m: &mut [f32; BLOCK],
+        bound: u32,
         first: u64,
     ) -> bool {
-        let (v, c) = (self.v, &self.constants);
-        let mut top = v.no_top();
-        for i in (0..BLOCK).step_by(4 * V::LANES) {
-            self.prefetch(g, i);
-            self.prefetch(m, i);
-            // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
-            let (g, m) = unsafe {
-                (
-                    G::load(v, g.as_ptr().add(i)),
-                    f32::load(v, m.as_ptr().add(i)),
-                )
-            };
-            for (&g, &m) in g.iter().zip(&m) {
-                top = v.top(top, c.momentum(v, g, m));
-            }
-        }
-        if v.largest(top) >= INFINITE {
-            return false;
+        let v = self.v;
+        if G::top(v, g) > bound || f32::top(v, m) > BOUND.to_bits() {
+            return scalar::step_block(p, g, &mut m[..], first, self.rule);
         }
         let mut buffer = [0; BLOCK];
         let words = self.words(first, self.rule.stochastic_param, &mut buffer);
         for i in (0..BLOCK).step_by(4 * V::LANES) {
             self.prefetch(p, i);
+            self.prefetch(g, i);
+            self.prefetch(m, i);
             // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
             unsafe {
                 let (p, m) = (p.as_mut_ptr().add(i), m.as_mut_ptr().add(i));
@@ -267,32 +279,66 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         true
     }
 
-    /// Steps one block with an 8-bit state, or leaves it and returns false.
+    /// Steps blocks with an 8-bit state and returns how many it left as they were.
+    ///
+    /// A block is quantized after the next one is updated: to find its largest momentum and divide by
+    /// it takes as long as a fifth of a block, and the update of the next one does not wait for it.
     #[inline(always)]
-    fn block8<P: Lane, G: Lane>(
+    fn blocks8<'b, P: Lane, G: Lane>(
+        &self,
+        mut blocks: impl Iterator<Item = Block8<'b, P, G>>,
+        bound: u32,
+        first: u64,
+    ) -> u64 {
+        let v = self.v;
+        let mut buffers = [Buffer::new(), Buffer::new()];
+        let [mut now, mut before] = buffers.each_mut();
+        let mut waiting: Option<Waiting<'_>> = None;
+        let mut first = first;
+        let mut skipped = 0;
+        loop {
+            let next = blocks.next();
+            let last = next.is_none();
+            let mut updated = None;
+            if let Some((((p, g), codes), absmax)) = next {
+                // An absmax that is not a number fails the comparison as well.
+                if G::top(v, g) <= bound && *absmax <= BOUND {
+                    let top = self.update8(p, g, codes, *absmax, first, now);
+                    updated = Some(Waiting { codes, absmax, top });
+                } else {
+                    let state = (&mut codes[..], absmax);
+                    skipped += u64::from(!scalar::step_block(p, g, state, first, self.rule));
+                }
+                first += BLOCK as u64;
+            }
+            if let Some(block) = std::mem::replace(&mut waiting, updated) {
+                let words = (!PLAIN && self.rule.stochastic_state).then_some(&before.words);
+                *block.absmax = quantize(v, &before.m, block.top, words, block.codes);
+            }
+            if last {
+                return skipped;
+            }
+            std::mem::swap(&mut now, &mut before);
+        }
+    }
+
+    /// Steps the parameters of one block, writes its new momenta into the buffer, and returns the bits of
+    /// the largest one.
+    #[inline(always)]
+    fn update8<P: Lane, G: Lane>(
         &self,
         p: &mut [P; BLOCK],
         g: &[G; BLOCK],
-        codes: &mut [u8; BLOCK],
-        absmax: &mut f32,
-        bound: u32,
+        codes: &[u8; BLOCK],
+        absmax: f32,
         first: u64,
-    ) -> bool {
+        buffer: &mut Buffer,
+    ) -> u32 {
         let v = self.v;
-        // An absmax that is not a number fails the comparison as well.
-        let bounded = G::top(v, g) <= bound && *absmax <= BOUND;
-        if !bounded {
-            return scalar::step_block(p, g, (&mut codes[..], absmax), first, self.rule);
-        }
-
-        let (param, state) = (self.rule.stochastic_param, self.rule.stochastic_state);
-        let mut buffer = [0; BLOCK];
-        let words = self.words(first, param | state, &mut buffer);
-        let param_words = words.filter(|_| param);
-        let state_words = words.filter(|_| state);
-
-        let mut new = [0f32; BLOCK];
-        let scale = v.splat(*absmax);
+        let drawn = self.rule.stochastic_param | self.rule.stochastic_state;
+        let words = self.words(first, drawn, &mut buffer.words);
+        let words = words.filter(|_| self.rule.stochastic_param);
+        let scale = v.splat(absmax);
         let mut top = v.no_top();
         for i in (0..BLOCK).step_by(4 * V::LANES) {
             self.prefetch(p, i);
@@ -305,17 +351,15 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
                     *m = v.mul(*m, scale);
                 }
                 let g = G::load(v, g.as_ptr().add(i));
-                let words = param_words.map(|words| words.as_ptr().add(i));
+                let words = words.map(|words| words.as_ptr().add(i));
                 let m = self.update(p.as_mut_ptr().add(i), g, m, words);
                 for &m in &m {
                     top = v.top(top, m);
                 }
-                f32::store(v, m, None, new.as_mut_ptr().add(i));
+                f32::store(v, m, None, buffer.m.as_mut_ptr().add(i));
             }
         }
-
-        *absmax = quantize(v, &new, v.largest(top), state_words, codes);
-        true
+        v.largest(top)
     }
 
     /// Steps the parameters at `p` and returns the new momenta.

@@ -32,6 +32,9 @@ const OR_AND: i32 = 0b1111_1000;
 /// `a ^ b ^ c`, as a table of three bits.
 const XOR3: i32 = 0b1001_0110;
 
+/// For `range`: the larger of two magnitudes, without a sign.
+const LARGER_MAGNITUDE: i32 = 0b1011;
+
 const SIGN: i32 = i32::MIN;
 const MAGNITUDE: i32 = i32::MAX;
 
@@ -236,49 +239,55 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// [`lion_quant::position`] of the magnitudes.
+    /// [`lion_quant::position`] of magnitudes that are 2^-31 or more.
     #[inline(always)]
-    fn position(self, x: __m512) -> __m512 {
-        let [none, one, two] = &PAIRS.piece;
-        let (none, one, two) = (
-            self.load_table(none),
-            self.load_table(one),
-            self.load_table(two),
-        );
+    fn position(self, a: __m512) -> __m512 {
+        let (piece, slope) = (self.load_table(&PAIRS.piece), self.load_table(&SLOPE));
+        let offset = self.load_table(&OFFSET);
         let [first, second] = &PAIRS.threshold;
         let (first, second) = (self.load_table(first), self.load_table(second));
-        let (slope, offset) = (self.load_table(&SLOPE), self.load_table(&OFFSET));
         intrinsics! {
-            let bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(MAGNITUDE));
-            let a = _mm512_castsi512_ps(bits);
             // A look-up reads four bits: the lowest pair is 0 there and that of 1.0 is 15.
+            let bits = _mm512_castps_si512(a);
             let pair = _mm512_srli_epi32::<24>(bits);
-            let pair = _mm512_max_epi32(pair, _mm512_set1_epi32(LOWEST_PAIR as i32));
-            let first = _mm512_castsi512_ps(_mm512_permutexvar_epi32(pair, first));
-            let second = _mm512_castsi512_ps(_mm512_permutexvar_epi32(pair, second));
-            let s = _mm512_permutexvar_epi32(pair, none);
-            let beyond = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(first, a);
-            let s = _mm512_mask_permutexvar_epi32(s, beyond, pair, one);
-            let beyond = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(second, a);
-            let s = _mm512_mask_permutexvar_epi32(s, beyond, pair, two);
+            // Magnitudes are ordered as their bits are: beyond a threshold the difference is
+            // negative. Comparisons into mask registers take longer.
+            let first = _mm512_sub_epi32(_mm512_permutexvar_epi32(pair, first), bits);
+            let second = _mm512_sub_epi32(_mm512_permutexvar_epi32(pair, second), bits);
+            let s = _mm512_permutexvar_epi32(pair, piece);
+            let s = _mm512_sub_epi32(s, _mm512_srai_epi32::<31>(first));
+            let s = _mm512_sub_epi32(s, _mm512_srai_epi32::<31>(second));
             let slope = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, slope));
             let offset = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, offset));
             _mm512_add_ps(_mm512_mul_ps(a, slope), offset)
         }
     }
 
-    /// The index of the magnitude of each lane, before it is limited to those there are.
+    /// The index of the magnitude nearest to each lane, before it is limited to those there are.
     #[inline(always)]
-    fn index(self, x: __m512, words: Option<*const u32>) -> __m512i {
-        let at = self.position(x);
-        match words {
-            None => intrinsics!(_mm512_cvtps_epi32(at)),
-            Some(words) => intrinsics! {
-                let high = _mm512_srli_epi32::<16>(_mm512_loadu_si512(words.cast()));
-                let unit = _mm512_set1_ps(1.0 / 65_536.0);
-                let fraction = _mm512_mul_ps(_mm512_cvtepi32_ps(high), unit);
-                _mm512_cvttps_epi32(_mm512_add_ps(at, fraction))
-            },
+    fn nearest(self, x: __m512) -> __m512i {
+        intrinsics! {
+            // What is below the lowest pair is nearest to 0, and so is what the pair begins with.
+            let lowest = _mm512_set1_ps(f32::from_bits(LOWEST_PAIR << 24));
+            let a = _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(x)), _mm512_castps_si512(lowest)));
+            _mm512_cvtps_epi32(self.position(a))
+        }
+    }
+
+    /// The index of one of the two magnitudes around each lane, before it is limited.
+    #[inline(always)]
+    fn drawn(self, x: __m512, words: __m512i) -> __m512i {
+        intrinsics! {
+            let a = _mm512_abs_ps(x);
+            let lowest = _mm512_set1_ps(f32::from_bits(LOWEST_PAIR << 24));
+            let low = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, lowest);
+            let at = self.position(_mm512_max_ps(a, lowest));
+            // The first piece begins at 0 and has no offset.
+            let at = _mm512_mask_mul_ps(at, low, a, _mm512_set1_ps(SLOPE[0]));
+            let unit = _mm512_set1_ps(1.0 / 65_536.0);
+            let high = _mm512_srli_epi32::<16>(words);
+            let fraction = _mm512_mul_ps(_mm512_cvtepi32_ps(high), unit);
+            _mm512_cvttps_epi32(_mm512_add_ps(at, fraction))
         }
     }
 
@@ -558,14 +567,26 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
 
     #[inline(always)]
     unsafe fn quantize(self, x: [__m512; 4], words: Option<*const u32>, codes: *mut u8) {
-        // SAFETY: the caller promises 64 words.
-        let words = |j: usize| words.map(|words| unsafe { words.add(16 * j) });
-        let k0 = self.index(x[0], words(0));
-        let k1 = self.index(x[1], words(1));
-        let k2 = self.index(x[2], words(2));
-        let k3 = self.index(x[3], words(3));
+        let k = match words {
+            None => [
+                self.nearest(x[0]),
+                self.nearest(x[1]),
+                self.nearest(x[2]),
+                self.nearest(x[3]),
+            ],
+            Some(words) => intrinsics! {
+                let words: *const __m512i = words.cast();
+                [
+                    self.drawn(x[0], _mm512_loadu_si512(words)),
+                    self.drawn(x[1], _mm512_loadu_si512(words.add(1))),
+                    self.drawn(x[2], _mm512_loadu_si512(words.add(2))),
+                    self.drawn(x[3], _mm512_loadu_si512(words.add(3))),
+                ]
+            },
+        };
         intrinsics! {
-            let k = _mm512_packus_epi16(_mm512_packus_epi32(k0, k1), _mm512_packus_epi32(k2, k3));
+            let k01 = _mm512_packus_epi32(k[0], k[1]);
+            let k = _mm512_packus_epi16(k01, _mm512_packus_epi32(k[2], k[3]));
             // Saturation keeps the signs, so they are packed as the indices are.
             let sign01 = _mm512_packs_epi32(_mm512_castps_si512(x[0]), _mm512_castps_si512(x[1]));
             let sign23 = _mm512_packs_epi32(_mm512_castps_si512(x[2]), _mm512_castps_si512(x[3]));
