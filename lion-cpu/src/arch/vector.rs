@@ -59,7 +59,7 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
 
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
 
-    /// `lr * sign(c)`, 0 where `c` is 0 or not a number. The sign bit of `lr` is 0.
+    /// `lr * sign(c)`, 0 where `c` is 0. `c` is a number, and the sign bit of `lr` is 0.
     fn step(self, c: Self::F, lr: Self::F) -> Self::F;
 
     /// `zero` in the lanes where `g` is 0, `other` in the others.

@@ -188,17 +188,18 @@ impl<const VBMI: bool> Avx512<VBMI> {
             let codes = _mm512_permutexvar_epi32(self.load_table(&TRANSPOSE), codes);
             let zero_code = _mm512_set1_epi8(127);
             // 128, the index of 1.0, is 0 in the seven bits that a look-up reads.
-            let k = _mm512_abs_epi8(_mm512_sub_epi8(codes, zero_code));
+            let place = _mm512_sub_epi8(codes, zero_code);
+            let k = _mm512_abs_epi8(place);
             let one = _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8(-1));
-            let negative = _mm512_cmplt_epu8_mask(codes, zero_code);
             let b0 = _mm512_permutex2var_epi8(t0.0, k, t0.1);
             let b1 = _mm512_permutex2var_epi8(t1.0, k, t1.1);
             let b2 = _mm512_permutex2var_epi8(t2.0, k, t2.1);
             let b3 = _mm512_permutex2var_epi8(t3.0, k, t3.1);
             let sign = _mm512_set1_epi8(i8::MIN);
-            let b2 = _mm512_mask_mov_epi8(b2, one, sign); // 1.0 is 0x3F800000
+            // The sign of the place, wrong at 1.0, which is 0x3F800000.
+            let b3 = _mm512_ternarylogic_epi32::<OR_AND>(b3, place, sign);
+            let b2 = _mm512_mask_mov_epi8(b2, one, sign);
             let b3 = _mm512_mask_mov_epi8(b3, one, _mm512_set1_epi8(0x3F));
-            let b3 = _mm512_mask_add_epi8(b3, negative, b3, sign);
             let (low01, high01) = (_mm512_unpacklo_epi8(b0, b1), _mm512_unpackhi_epi8(b0, b1));
             let (low23, high23) = (_mm512_unpacklo_epi8(b2, b3), _mm512_unpackhi_epi8(b2, b3));
             [
@@ -242,21 +243,23 @@ impl<const VBMI: bool> Avx512<VBMI> {
     /// [`lion_quant::position`] of magnitudes that are 2^-31 or more.
     #[inline(always)]
     fn position(self, a: __m512) -> __m512 {
-        let (piece, slope) = (self.load_table(&PAIRS.piece), self.load_table(&SLOPE));
-        let offset = self.load_table(&OFFSET);
+        let [none, one, two] = &PAIRS.piece;
+        let (none, one) = (self.load_table(none), self.load_table(one));
+        let two = self.load_table(two);
         let [first, second] = &PAIRS.threshold;
         let (first, second) = (self.load_table(first), self.load_table(second));
+        let (slope, offset) = (self.load_table(&SLOPE), self.load_table(&OFFSET));
         intrinsics! {
             // A look-up reads four bits: the lowest pair is 0 there and that of 1.0 is 15.
             let bits = _mm512_castps_si512(a);
             let pair = _mm512_srli_epi32::<24>(bits);
-            // Magnitudes are ordered as their bits are: beyond a threshold the difference is
-            // negative. Comparisons into mask registers take longer.
-            let first = _mm512_sub_epi32(_mm512_permutexvar_epi32(pair, first), bits);
-            let second = _mm512_sub_epi32(_mm512_permutexvar_epi32(pair, second), bits);
-            let s = _mm512_permutexvar_epi32(pair, piece);
-            let s = _mm512_sub_epi32(s, _mm512_srai_epi32::<31>(first));
-            let s = _mm512_sub_epi32(s, _mm512_srai_epi32::<31>(second));
+            // Magnitudes are ordered as their bits are, and comparing those is the faster.
+            let first = _mm512_cmpgt_epi32_mask(bits, _mm512_permutexvar_epi32(pair, first));
+            let second = _mm512_cmpgt_epi32_mask(bits, _mm512_permutexvar_epi32(pair, second));
+            // Looking the piece up again takes one operation, adding one by a mask takes two.
+            let s = _mm512_permutexvar_epi32(pair, none);
+            let s = _mm512_mask_permutexvar_epi32(s, first, pair, one);
+            let s = _mm512_mask_permutexvar_epi32(s, second, pair, two);
             let slope = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, slope));
             let offset = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, offset));
             _mm512_add_ps(_mm512_mul_ps(a, slope), offset)
@@ -514,8 +517,8 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     #[inline(always)]
     fn step(self, c: __m512, lr: __m512) -> __m512 {
         intrinsics! {
-            let moves = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(c, _mm512_setzero_ps());
             let (c, lr) = (_mm512_castps_si512(c), _mm512_castps_si512(lr));
+            let moves = _mm512_test_epi32_mask(c, self.splat_u32(MAGNITUDE));
             let signed = _mm512_maskz_ternarylogic_epi32::<OR_AND>(moves, lr, c, self.splat_u32(SIGN));
             _mm512_castsi512_ps(signed)
         }
@@ -594,10 +597,9 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
             let zero_code = _mm512_set1_epi8(127);
             let last = _mm512_mask_mov_epi8(_mm512_set1_epi8(i8::MIN), negative, zero_code);
             let k = _mm512_min_epu8(k, last);
-            let code = _mm512_add_epi8(zero_code, k);
-            let code = _mm512_mask_sub_epi8(code, negative, zero_code, k);
-            let code = _mm512_permutexvar_epi32(self.load_table(&TRANSPOSE), code);
-            _mm512_storeu_si512(codes.cast(), code)
+            let place = _mm512_mask_sub_epi8(k, negative, _mm512_setzero_si512(), k);
+            let place = _mm512_permutexvar_epi32(self.load_table(&TRANSPOSE), place);
+            _mm512_storeu_si512(codes.cast(), _mm512_add_epi8(zero_code, place))
         }
     }
 

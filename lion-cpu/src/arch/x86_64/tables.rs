@@ -9,15 +9,15 @@ pub(super) const LOWEST_PAIR: u32 = 48;
 /// Where the pieces of the position begin, by the pair of binades that a magnitude lies in, from
 /// [`LOWEST_PAIR`] to 63, that of 1.0. No pair has more than two thresholds.
 pub(super) struct Pairs {
-    /// The piece that the pair begins in.
-    pub(super) piece: [i32; 16],
+    /// The piece of a magnitude that is beyond none, one or two of the thresholds of its pair.
+    pub(super) piece: [[i32; 16]; 3],
     /// The thresholds of the pair, infinite where there is none.
     pub(super) threshold: [[f32; 16]; 2],
 }
 
 pub(super) static PAIRS: Pairs = {
     let mut pairs = Pairs {
-        piece: [0; 16],
+        piece: [[0; 16]; 3],
         threshold: [[f32::INFINITY; 16]; 2],
     };
     let mut pair = 0;
@@ -34,7 +34,9 @@ pub(super) static PAIRS: Pairs = {
             }
             s += 1;
         }
-        pairs.piece[pair] = below;
+        pairs.piece[0][pair] = below;
+        pairs.piece[1][pair] = below + 1;
+        pairs.piece[2][pair] = below + 2;
         pair += 1;
     }
     pairs
