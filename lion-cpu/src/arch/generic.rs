@@ -150,6 +150,7 @@ fn quantize<V: Vector>(
     top: u32,
     words: Option<&[u32; BLOCK]>,
     codes: &mut [u8; BLOCK],
+    ahead: impl Fn(usize),
 ) -> f32 {
     let top = f32::from_bits(top);
     debug_assert!(top.is_finite());
@@ -159,6 +160,7 @@ fn quantize<V: Vector>(
     }
     let inverse = v.splat(1.0 / top);
     for i in (0..BLOCK).step_by(4 * V::LANES) {
+        ahead(i);
         // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
         unsafe {
             let mut x = f32::load(v, m.as_ptr().add(i));
@@ -184,7 +186,7 @@ pub(crate) fn quantize_block<V: Vector>(
     match (m.first_chunk(), codes.first_chunk_mut()) {
         (Some(whole), Some(codes)) => {
             let words = words.and_then(<[u32]>::first_chunk);
-            quantize(v, whole, f32::top(v, whole), words, codes)
+            quantize(v, whole, f32::top(v, whole), words, codes, |_| ())
         }
         _ => lion_quant::quantize_block(m, words, codes),
     }
@@ -300,7 +302,9 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             let next = blocks.next();
             let last = next.is_none();
             let mut updated = None;
+            let mut next_p = std::ptr::null();
             if let Some((((p, g), codes), absmax)) = next {
+                next_p = p.as_ptr();
                 // An absmax that is not a number fails the comparison as well.
                 if G::top(v, g) <= bound && *absmax <= BOUND {
                     let top = self.update8(p, g, codes, *absmax, first, now);
@@ -313,7 +317,8 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             }
             if let Some(block) = std::mem::replace(&mut waiting, updated) {
                 let words = (!PLAIN && self.rule.stochastic_state).then_some(&before.words);
-                *block.absmax = quantize(v, &before.m, block.top, words, block.codes);
+                let ahead = |i| self.prefetch_at(next_p, i);
+                *block.absmax = quantize(v, &before.m, block.top, words, block.codes, ahead);
             }
             if last {
                 return skipped;
@@ -341,7 +346,6 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         let scale = v.splat(absmax);
         let mut top = v.no_top();
         for i in (0..BLOCK).step_by(4 * V::LANES) {
-            self.prefetch(p, i);
             self.prefetch(g, i);
             self.prefetch(codes, i);
             // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
@@ -403,11 +407,15 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
     /// Asks for what lies [`AHEAD`] of the `4 * LANES` elements from `i` on.
     #[inline(always)]
     fn prefetch<T>(&self, array: &[T; BLOCK], i: usize) {
+        self.prefetch_at(array.as_ptr(), i);
+    }
+
+    #[inline(always)]
+    fn prefetch_at<T>(&self, array: *const T, i: usize) {
         let line = 64 / size_of::<T>();
         for at in (i..i + 4 * V::LANES).step_by(line) {
             if at.is_multiple_of(line) {
-                self.v
-                    .prefetch(array.as_ptr().wrapping_add(at + AHEAD).cast());
+                self.v.prefetch(array.wrapping_add(at + AHEAD).cast());
             }
         }
     }

@@ -32,9 +32,6 @@ const OR_AND: i32 = 0b1111_1000;
 /// `a ^ b ^ c`, as a table of three bits.
 const XOR3: i32 = 0b1001_0110;
 
-/// For `range`: the larger of two magnitudes, without a sign.
-const LARGER_MAGNITUDE: i32 = 0b1011;
-
 const SIGN: i32 = i32::MIN;
 const MAGNITUDE: i32 = i32::MAX;
 
@@ -240,9 +237,9 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// [`lion_quant::position`] of magnitudes that are 2^-31 or more.
+    /// [`lion_quant::position`] of the magnitudes.
     #[inline(always)]
-    fn position(self, a: __m512) -> __m512 {
+    fn position(self, x: __m512) -> __m512 {
         let [none, one, two] = &PAIRS.piece;
         let (none, one) = (self.load_table(none), self.load_table(one));
         let two = self.load_table(two);
@@ -251,8 +248,9 @@ impl<const VBMI: bool> Avx512<VBMI> {
         let (slope, offset) = (self.load_table(&SLOPE), self.load_table(&OFFSET));
         intrinsics! {
             // A look-up reads four bits: the lowest pair is 0 there and that of 1.0 is 15.
-            let bits = _mm512_castps_si512(a);
+            let bits = _mm512_and_si512(_mm512_castps_si512(x), self.splat_u32(MAGNITUDE));
             let pair = _mm512_srli_epi32::<24>(bits);
+            let pair = _mm512_max_epi32(pair, self.splat_u32(LOWEST_PAIR as i32));
             // Magnitudes are ordered as their bits are, and comparing those is the faster.
             let first = _mm512_cmpgt_epi32_mask(bits, _mm512_permutexvar_epi32(pair, first));
             let second = _mm512_cmpgt_epi32_mask(bits, _mm512_permutexvar_epi32(pair, second));
@@ -262,35 +260,24 @@ impl<const VBMI: bool> Avx512<VBMI> {
             let s = _mm512_mask_permutexvar_epi32(s, second, pair, two);
             let slope = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, slope));
             let offset = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, offset));
-            _mm512_add_ps(_mm512_mul_ps(a, slope), offset)
+            _mm512_add_ps(_mm512_mul_ps(_mm512_castsi512_ps(bits), slope), offset)
         }
     }
 
     /// The index of the magnitude nearest to each lane, before it is limited to those there are.
     #[inline(always)]
     fn nearest(self, x: __m512) -> __m512i {
-        intrinsics! {
-            // What is below the lowest pair is nearest to 0, and so is what the pair begins with.
-            let lowest = _mm512_set1_ps(f32::from_bits(LOWEST_PAIR << 24));
-            let a = _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(x)), _mm512_castps_si512(lowest)));
-            _mm512_cvtps_epi32(self.position(a))
-        }
+        intrinsics!(_mm512_cvtps_epi32(self.position(x)))
     }
 
     /// The index of one of the two magnitudes around each lane, before it is limited.
     #[inline(always)]
     fn drawn(self, x: __m512, words: __m512i) -> __m512i {
         intrinsics! {
-            let a = _mm512_abs_ps(x);
-            let lowest = _mm512_set1_ps(f32::from_bits(LOWEST_PAIR << 24));
-            let low = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, lowest);
-            let at = self.position(_mm512_max_ps(a, lowest));
-            // The first piece begins at 0 and has no offset.
-            let at = _mm512_mask_mul_ps(at, low, a, _mm512_set1_ps(SLOPE[0]));
             let unit = _mm512_set1_ps(1.0 / 65_536.0);
             let high = _mm512_srli_epi32::<16>(words);
             let fraction = _mm512_mul_ps(_mm512_cvtepi32_ps(high), unit);
-            _mm512_cvttps_epi32(_mm512_add_ps(at, fraction))
+            _mm512_cvttps_epi32(_mm512_add_ps(self.position(x), fraction))
         }
     }
 
