@@ -50,7 +50,7 @@ pub use lion_core::{
     BLOCK, Backend, BackendError, Bits, Dtype, Element, Error, GradRef, Handle, Hyper, Layout,
     LionArgs, OnNonFinite, Operand, Optimizer, Overrides, ParamInfo, ParamMut, ParamSpec,
     PlaneSpec, PlaneType, Planes, Scope, SkippedBlocks, Slice, SliceMut, State, StateLayout,
-    StateRecord, StepArgs, StepReport, TensorStep, Update, bf16, f16,
+    StateRecord, StepArgs, StepReport, Strides, TensorStep, Update, bf16, f16,
 };
 pub use optimizer::{Lion, Lion8bit, Lion32bit};
 

@@ -3,10 +3,9 @@
 use crate::philox::Words;
 use crate::update::Coefficients;
 use crate::{
-    BLOCK, BackendError, Dtype, Error, GradRef, Hyper, Layout, Operand, Overrides, PlaneSpec,
-    SkippedBlocks, State, StateRecord, StepArgs, TensorStep, Update,
+    BackendError, Bits, Dtype, Error, Hyper, Layout, Operand, Overrides, PlaneSpec, Slice,
+    SliceMut, State, StateRecord, StepArgs, TensorStep, Update,
 };
-use crate::{Bits, ParamMut};
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -28,25 +27,9 @@ pub(crate) struct Entry {
 
 /// An update that has passed all checks of its parameter.
 pub(crate) struct Checked<'a> {
-    param: ParamMut<'a>,
-    grad: GradRef<'a>,
+    param: SliceMut<'a>,
+    grad: Slice<'a>,
     lr: f64,
-}
-
-/// What is written back to a parameter after its step succeeded.
-pub(crate) struct Progress<'a> {
-    pub(crate) name: &'a Arc<str>,
-    pub(crate) len: usize,
-    steps: &'a mut u64,
-    layout: &'a mut Option<Layout>,
-    stepped: Layout,
-}
-
-impl Progress<'_> {
-    pub(crate) fn commit(self) {
-        *self.steps += 1;
-        *self.layout = Some(self.stepped);
-    }
 }
 
 impl Entry {
@@ -61,11 +44,12 @@ impl Entry {
         }
     }
 
+    /// Checks an update, and gives back its layout beside the rest.
     pub(crate) fn check<'a>(
         &self,
         args: &StepArgs,
         update: Update<'a>,
-    ) -> Result<Checked<'a>, Error> {
+    ) -> Result<(Checked<'a>, Layout), Error> {
         let Update { param, grad, .. } = update;
         let Some(grad) = grad else {
             return Err(Error::MissingGradient {
@@ -85,16 +69,21 @@ impl Entry {
         self.check_layout(Operand::Parameter, &param.layout, earlier)?;
         self.check_layout(Operand::Gradient, &grad.layout, &param.layout)?;
         let lr = args.lr_for(&self.hyper, &self.name)?;
-        Ok(Checked { param, grad, lr })
+        let checked = Checked {
+            param: param.data,
+            grad: grad.data,
+            lr,
+        };
+        Ok((checked, param.layout))
     }
 
     fn check_array(&self, operand: Operand, layout: &Layout, given: usize) -> Result<(), Error> {
-        if let Layout::Strided { shape, strides } = layout {
+        if let Layout::Strided(gaps) = layout {
             return Err(Error::NotContiguous {
                 parameter: self.name(),
                 operand,
-                shape: shape.to_vec(),
-                strides: strides.to_vec(),
+                shape: gaps.shape.clone(),
+                strides: gaps.strides.clone(),
             });
         }
         if given != self.len {
@@ -124,7 +113,7 @@ impl Entry {
         &'a mut self,
         grad_scale: f64,
         checked: Checked<'a>,
-    ) -> (TensorStep<'a>, Progress<'a>) {
+    ) -> TensorStep<'a> {
         let Checked { param, grad, lr } = checked;
         let hyper = &self.hyper;
         let words = Words {
@@ -132,10 +121,10 @@ impl Entry {
             step: self.steps + 1,
         };
         let eight = self.state.layout().bits() == Bits::Eight;
-        let tensor = TensorStep {
+        TensorStep {
             name: &self.name,
-            param: param.data,
-            grad: grad.data,
+            param,
+            grad,
             coefficients: Coefficients::new(hyper, lr, grad_scale),
             lr,
             max_unorm: hyper.max_unorm,
@@ -144,15 +133,7 @@ impl Entry {
             stochastic_state: hyper.stochastic_state && eight,
             skipped_blocks: 0,
             state: &mut *self.state,
-        };
-        let progress = Progress {
-            name: &self.name,
-            len: self.len,
-            steps: &mut self.steps,
-            layout: &mut self.layout,
-            stepped: param.layout,
-        };
-        (tensor, progress)
+        }
     }
 
     /// Checks that a record could have come from this state.
@@ -183,17 +164,4 @@ impl Entry {
         }
         Ok(())
     }
-}
-
-/// Those of the tensors that have skipped blocks.
-pub(crate) fn skipped(tensors: &[TensorStep<'_>], progress: &[Progress<'_>]) -> Vec<SkippedBlocks> {
-    let pairs = tensors.iter().zip(progress);
-    pairs
-        .filter(|(tensor, _)| tensor.skipped_blocks > 0)
-        .map(|(tensor, progress)| SkippedBlocks {
-            parameter: Arc::clone(progress.name),
-            skipped: tensor.skipped_blocks,
-            blocks: progress.len.div_ceil(BLOCK) as u64,
-        })
-        .collect()
 }

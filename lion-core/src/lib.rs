@@ -42,7 +42,7 @@ pub use hyper::{Bits, Hyper, LionArgs, OnNonFinite, Overrides, StepArgs};
 pub use optimizer::{Handle, Optimizer, ParamSpec};
 pub use report::{ParamInfo, StepReport};
 pub use state::{Momentum32, PlaneSpec, PlaneType, Planes, State, StateLayout, StateRecord};
-pub use tensor::{GradRef, Layout, ParamMut, Slice, SliceMut, Update};
+pub use tensor::{GradRef, Layout, ParamMut, Slice, SliceMut, Strides, Update};
 
 /// Elements that share one absmax in the 8-bit state, and the unit in which a non-finite momentum
 /// is skipped in either state.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// gave it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle {
-    index: usize,
+    pub(crate) index: usize,
     /// Hash of the name, so that a handle of another optimizer is noticed.
     tag: u64,
 }

@@ -1,7 +1,10 @@
 //! The step of the optimizer: check everything, then change everything.
 
-use crate::entry::{Entry, skipped};
-use crate::{Error, OnNonFinite, Optimizer, StepArgs, StepReport, Update};
+use crate::entry::{Checked, Entry};
+use crate::{
+    BLOCK, Error, OnNonFinite, Optimizer, SkippedBlocks, StepArgs, StepReport, TensorStep, Update,
+};
+use std::sync::Arc;
 
 impl Optimizer {
     /// Steps some or all parameters, in any order.
@@ -19,9 +22,14 @@ impl Optimizer {
         updates: impl IntoIterator<Item = Update<'a>>,
     ) -> Result<StepReport, Error> {
         args.check()?;
+        let updates = updates.into_iter();
+        let expected = updates.size_hint().0;
         let mut report = StepReport::default();
+        report.updated.reserve(expected);
+        let mut checked = Vec::with_capacity(expected);
+        // Of parameters that are stepped for the first time.
+        let mut layouts = Vec::new();
         let mut seen = vec![false; self.params.len()];
-        let mut checked = Vec::new();
         for update in updates {
             let handle = update.handle;
             let index = self.index(handle)?;
@@ -31,29 +39,70 @@ impl Optimizer {
                     parameter: entry.name(),
                 });
             }
-            checked.push((index, entry.check(&args, update)?));
+            let (update, layout) = entry.check(&args, update)?;
+            if entry.layout.is_none() {
+                layouts.push((index, layout));
+            }
+            checked.push((index, update));
             report.updated.push(handle);
             report.elements += entry.len as u64;
         }
 
+        report.skipped = self.step_checked(args.get_grad_scale(), checked)?;
+        for handle in &report.updated {
+            self.params[handle.index].steps += 1;
+        }
+        for (index, layout) in layouts {
+            self.params[index].layout = Some(layout);
+        }
+        Ok(report)
+    }
+
+    /// Hands parameters to the backend and returns those with skipped blocks.
+    fn step_checked(
+        &mut self,
+        grad_scale: f64,
+        checked: Vec<(usize, Checked<'_>)>,
+    ) -> Result<Vec<SkippedBlocks>, Error> {
+        let mut indices = Vec::with_capacity(checked.len());
+        let mut tensors = Vec::with_capacity(checked.len());
         let mut entries: Vec<Option<&mut Entry>> = self.params.iter_mut().map(Some).collect();
-        let (mut tensors, progress): (Vec<_>, Vec<_>) = checked
-            .into_iter()
-            .filter_map(|(index, update)| Some((entries[index].take()?, update)))
-            .map(|(entry, update)| entry.tensor_step(args.get_grad_scale(), update))
-            .unzip();
+        for (index, update) in checked {
+            // Taken once: a parameter given twice has been refused.
+            if let Some(entry) = entries[index].take() {
+                tensors.push(entry.tensor_step(grad_scale, update));
+                indices.push(index);
+            }
+        }
+        let skipped = |tensors: &[TensorStep<'_>]| -> Vec<(usize, u64)> {
+            let counts = tensors.iter().map(|tensor| tensor.skipped_blocks);
+            let pairs = indices.iter().copied().zip(counts);
+            pairs.filter(|&(_, count)| count > 0).collect()
+        };
         if self.on_non_finite == OnNonFinite::RejectStep {
             self.backend.count_non_finite(&mut tensors)?;
-            let parameters = skipped(&tensors, &progress);
-            if !parameters.is_empty() {
+            let bad = skipped(&tensors);
+            if !bad.is_empty() {
+                drop(tensors);
+                let parameters = self.name_skipped(&bad);
                 return Err(Error::NonFinite { parameters });
             }
         }
         self.backend.step(&mut tensors)?;
-        report.skipped = skipped(&tensors, &progress);
-        for counters in progress {
-            counters.commit();
-        }
-        Ok(report)
+        let skipped = skipped(&tensors);
+        drop(tensors);
+        Ok(self.name_skipped(&skipped))
+    }
+
+    fn name_skipped(&self, skipped: &[(usize, u64)]) -> Vec<SkippedBlocks> {
+        let name = |&(index, skipped): &(usize, u64)| {
+            let entry = &self.params[index];
+            SkippedBlocks {
+                parameter: Arc::clone(&entry.name),
+                skipped,
+                blocks: entry.len.div_ceil(BLOCK) as u64,
+            }
+        };
+        skipped.iter().map(name).collect()
     }
 }

@@ -125,12 +125,16 @@ pub enum Layout {
     /// Without gaps, but in another order: length and stride (in elements) of each axis longer than 1.
     Permuted(Box<[(usize, isize)]>),
     /// With gaps between elements: such an array cannot be stepped.
-    Strided {
-        /// Length of each axis.
-        shape: Box<[usize]>,
-        /// Elements from one index of an axis to the next.
-        strides: Box<[isize]>,
-    },
+    Strided(Box<Strides>),
+}
+
+/// Shape and strides of an array with gaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Strides {
+    /// Length of each axis.
+    pub shape: Vec<usize>,
+    /// Elements from one index of an axis to the next.
+    pub strides: Vec<isize>,
 }
 
 impl Layout {
@@ -141,14 +145,14 @@ impl Layout {
     /// use lion_core::Layout;
     /// assert_eq!(Layout::of(&[2, 3], &[3, 1], true), Layout::RowMajor);
     /// assert!(matches!(Layout::of(&[2, 3], &[1, 2], true), Layout::Permuted(_)));
-    /// assert!(matches!(Layout::of(&[2, 3], &[6, 2], false), Layout::Strided { .. }));
+    /// assert!(matches!(Layout::of(&[2, 3], &[6, 2], false), Layout::Strided(_)));
     /// ```
     pub fn of(shape: &[usize], strides: &[isize], contiguous: bool) -> Self {
         if !contiguous {
-            return Layout::Strided {
-                shape: shape.into(),
-                strides: strides.into(),
-            };
+            return Layout::Strided(Box::new(Strides {
+                shape: shape.to_vec(),
+                strides: strides.to_vec(),
+            }));
         }
         let axes = || {
             let pairs = shape.iter().copied().zip(strides.iter().copied());

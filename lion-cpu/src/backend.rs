@@ -1,15 +1,13 @@
 //! The CPU as a [`Backend`].
 
 use crate::arch::{Isa, Kernel};
-use crate::job::{Job, Rule};
+use crate::job::View;
 use crate::pool::Pool;
 use crate::state::CpuState;
 use lion_core::norm::limited_lr;
-use lion_core::{BLOCK, Backend, BackendError, Bits, State, TensorStep};
+use lion_core::{Backend, BackendError, Bits, State, TensorStep};
 use rayon::ThreadPool;
-use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 /// The CPU: one kernel, and the threads of rayon's global pool or of a pool of the caller's.
 ///
@@ -18,31 +16,6 @@ use std::sync::atomic::AtomicU64;
 pub struct Cpu {
     pub(crate) kernel: Kernel,
     pool: Option<Arc<ThreadPool>>,
-}
-
-/// One tensor of a step, as the threads share it.
-struct Slot<'a> {
-    job: Job<'a>,
-    lr: f64,
-    max_unorm: f64,
-    skipped: AtomicU64,
-    result: &'a mut u64,
-}
-
-impl Slot<'_> {
-    fn blocks(&self) -> usize {
-        self.job.len().div_ceil(BLOCK)
-    }
-
-    /// Limits the size of the step by `max_unorm`.
-    fn limit(&mut self, pool: Pool<'_>, kernel: Kernel) {
-        if self.max_unorm > 0.0 {
-            let (squares, moves) = pool.norm(kernel, self.job.view(), 0..self.blocks());
-            let lr = limited_lr(self.lr, self.max_unorm, squares, moves);
-            let coefficients = &mut self.job.rule.coefficients;
-            *coefficients = coefficients.with_lr(lr);
-        }
-    }
 }
 
 impl Cpu {
@@ -91,37 +64,15 @@ impl Cpu {
         Pool(self.pool.as_deref())
     }
 
-    /// All tensors, or an error if a state is not one of this backend.
-    fn slots<'a>(&self, tensors: &'a mut [TensorStep<'_>]) -> Result<Vec<Slot<'a>>, BackendError> {
-        tensors.iter_mut().map(|tensor| self.slot(tensor)).collect()
-    }
-
-    fn slot<'a>(&self, tensor: &'a mut TensorStep<'_>) -> Result<Slot<'a>, BackendError> {
-        let state: &mut dyn Any = tensor.state;
-        let Some(state) = state.downcast_mut::<CpuState>() else {
-            return Err(BackendError::ForeignState {
+    /// Refuses states of other backends.
+    fn check(&self, tensors: &[TensorStep<'_>]) -> Result<(), BackendError> {
+        match tensors.iter().find(|tensor| View::new(tensor).is_none()) {
+            None => Ok(()),
+            Some(tensor) => Err(BackendError::ForeignState {
                 backend: self.name().to_owned(),
                 parameter: tensor.name.to_owned(),
-            });
-        };
-        Ok(Slot {
-            job: Job {
-                param: tensor.param.reborrow(),
-                grad: tensor.grad,
-                state: state.as_mut(),
-                first: 0,
-                rule: Rule {
-                    coefficients: tensor.coefficients,
-                    words: tensor.words,
-                    stochastic_param: tensor.stochastic_param,
-                    stochastic_state: tensor.stochastic_state,
-                },
-            },
-            lr: tensor.lr,
-            max_unorm: tensor.max_unorm,
-            skipped: AtomicU64::new(0),
-            result: &mut tensor.skipped_blocks,
-        })
+            }),
+        }
     }
 }
 
@@ -135,28 +86,30 @@ impl Backend for Cpu {
     }
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.check(tensors)?;
         let (pool, kernel) = (self.threads(), self.kernel);
-        let mut slots = self.slots(tensors)?;
-        if slots.iter().any(|slot| slot.max_unorm > 0.0) {
-            let elements = |slot: &Slot<'_>| slot.job.len();
-            pool.for_each(&mut slots, elements, &|slot| slot.limit(pool, kernel));
+        if tensors.iter().any(|tensor| tensor.max_unorm > 0.0) {
+            pool.for_each(tensors, &|tensor| {
+                if tensor.max_unorm > 0.0
+                    && let Some(view) = View::new(tensor)
+                {
+                    let (squares, moves) = pool.norm(kernel, view, view.blocks());
+                    let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
+                    tensor.coefficients = tensor.coefficients.with_lr(lr);
+                }
+            });
         }
-        let jobs = slots
-            .iter_mut()
-            .map(|slot| (slot.job.reborrow(), &slot.skipped));
-        pool.step(kernel, jobs.collect());
-        for slot in slots {
-            *slot.result = slot.skipped.into_inner();
-        }
+        pool.step(kernel, tensors);
         Ok(())
     }
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.check(tensors)?;
         let (pool, kernel) = (self.threads(), self.kernel);
-        let elements = |slot: &Slot<'_>| slot.job.len();
-        pool.for_each(&mut self.slots(tensors)?, elements, &|slot| {
-            let blocks = 0..slot.blocks();
-            *slot.result = pool.count_non_finite(kernel, slot.job.view(), blocks);
+        pool.for_each(tensors, &|tensor| {
+            if let Some(view) = View::new(tensor) {
+                tensor.skipped_blocks = pool.count_non_finite(kernel, view, view.blocks());
+            }
         });
         Ok(())
     }

@@ -3,7 +3,9 @@
 use crate::state::CpuState;
 use lion_core::philox::Words;
 use lion_core::update::Coefficients;
-use lion_core::{BLOCK, Slice, SliceMut};
+use lion_core::{BLOCK, Slice, SliceMut, TensorStep};
+use std::any::Any;
+use std::ops::Range;
 
 /// What is the same for all elements of a tensor in one step.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +58,7 @@ pub(crate) struct View<'a> {
 }
 
 impl CpuState {
-    pub(crate) fn as_mut(&mut self) -> StateMut<'_> {
+    fn as_mut(&mut self) -> StateMut<'_> {
         match self {
             CpuState::Momentum32 { momentum } => StateMut::Momentum32(momentum),
             CpuState::Blockwise8 { codes, absmax } => StateMut::Blockwise8(codes, absmax),
@@ -65,33 +67,25 @@ impl CpuState {
 }
 
 impl<'a> Job<'a> {
+    /// All blocks of a tensor, if its state is one of this backend.
+    pub(crate) fn new(tensor: &'a mut TensorStep<'_>) -> Option<Self> {
+        let state: &mut dyn Any = tensor.state;
+        Some(Job {
+            param: tensor.param.reborrow(),
+            grad: tensor.grad,
+            state: state.downcast_mut::<CpuState>()?.as_mut(),
+            first: 0,
+            rule: Rule {
+                coefficients: tensor.coefficients,
+                words: tensor.words,
+                stochastic_param: tensor.stochastic_param,
+                stochastic_state: tensor.stochastic_state,
+            },
+        })
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.param.len()
-    }
-
-    pub(crate) fn reborrow(&mut self) -> Job<'_> {
-        Job {
-            param: self.param.reborrow(),
-            grad: self.grad,
-            state: match &mut self.state {
-                StateMut::Momentum32(momentum) => StateMut::Momentum32(momentum),
-                StateMut::Blockwise8(codes, absmax) => StateMut::Blockwise8(codes, absmax),
-            },
-            first: self.first,
-            rule: self.rule,
-        }
-    }
-
-    pub(crate) fn view(&self) -> View<'_> {
-        View {
-            param: self.param.as_slice(),
-            grad: self.grad,
-            state: match &self.state {
-                StateMut::Momentum32(momentum) => StateRef::Momentum32(momentum),
-                StateMut::Blockwise8(codes, absmax) => StateRef::Blockwise8(codes, absmax),
-            },
-            coefficients: self.rule.coefficients,
-        }
     }
 
     /// The first `blocks` blocks and the rest.
@@ -124,5 +118,25 @@ impl<'a> Job<'a> {
             job(param_a, grad_a, state_a, self.first),
             job(param_b, grad_b, state_b, self.first + at as u64),
         )
+    }
+}
+
+impl<'a> View<'a> {
+    /// A tensor, if its state is one of this backend.
+    pub(crate) fn new(tensor: &'a TensorStep<'_>) -> Option<Self> {
+        let state: &dyn Any = tensor.state;
+        Some(View {
+            param: tensor.param.as_slice(),
+            grad: tensor.grad,
+            state: match state.downcast_ref()? {
+                CpuState::Momentum32 { momentum } => StateRef::Momentum32(momentum),
+                CpuState::Blockwise8 { codes, absmax } => StateRef::Blockwise8(codes, absmax),
+            },
+            coefficients: tensor.coefficients,
+        })
+    }
+
+    pub(crate) fn blocks(&self) -> Range<usize> {
+        0..self.param.len().div_ceil(BLOCK)
     }
 }

@@ -5,17 +5,18 @@
 //! to wake; a small one ends before that would be worth it. What a run returns does not depend on who
 //! takes it, or where the cuts are.
 
-use crate::arch::Kernel;
+use crate::arch::{self, Kernel};
 use crate::job::{Job, View};
-use lion_core::BLOCK;
 use lion_core::norm::tree_split;
+use lion_core::{BLOCK, TensorStep};
 use rayon::{Scope, ThreadPool};
+use std::iter::Enumerate;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::slice::IterMut;
 use std::sync::{Mutex, PoisonError};
 
 /// Elements up to which a step stays on the caller's thread: it is done before another would be awake.
-const SMALL: usize = 65_536;
+const SMALL: usize = 262_144;
 
 /// Elements below which a reduction is not split between threads.
 const GRAIN: usize = 32_768;
@@ -24,6 +25,9 @@ const GRAIN: usize = 32_768;
 /// where there are few for all.
 const LARGEST_RUN: usize = 65_536;
 const SMALLEST_RUN: usize = 8_192;
+
+/// Tensors that a thread takes at once, at most.
+const BATCH: usize = 16;
 
 /// The thread pool of rayon that a backend uses: its own or the global one.
 #[derive(Clone, Copy)]
@@ -52,9 +56,9 @@ impl<'p> Pool<'p> {
         }
     }
 
-    /// Steps all jobs and adds the blocks that each skipped to its counter.
-    pub(crate) fn step<'a>(self, kernel: Kernel, jobs: Vec<(Job<'a>, &'a AtomicU64)>) {
-        let elements: usize = jobs.iter().map(|(job, _)| job.len()).sum();
+    /// Steps all tensors, whose states are ones of this backend.
+    pub(crate) fn step(self, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
+        let elements: usize = tensors.iter().map(|tensor| tensor.param.len()).sum();
         let threads = if elements <= SMALL { 1 } else { self.threads() };
         let run = if threads == 1 {
             usize::MAX
@@ -62,28 +66,30 @@ impl<'p> Pool<'p> {
             // A few runs for each thread, so that one that is interrupted does not hold up the rest.
             (elements / (8 * threads)).clamp(SMALLEST_RUN, LARGEST_RUN)
         };
-        let queue = Mutex::new(Queue {
-            jobs: jobs.into_iter(),
-            current: None,
-            blocks: (run / BLOCK).max(1),
-        });
-        let work = || {
-            loop {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((job, skipped)) = next else { break };
-                skipped.fetch_add(kernel.step(job), Ordering::Relaxed);
-            }
-        };
-        if threads == 1 {
-            return work();
+        for tensor in &mut *tensors {
+            tensor.skipped_blocks = 0;
         }
-        let helpers = (threads - 1).min(elements / run);
-        self.scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| work());
-            }
-            work();
+        let queue = Mutex::new(Queue {
+            tensors: tensors.iter_mut().enumerate(),
+            rest: None,
+            run,
+            skipped: Vec::new(),
         });
+        if threads == 1 {
+            work(kernel, &queue);
+        } else {
+            let helpers = (threads - 1).min(elements / run);
+            self.scope(|scope| {
+                for _ in 0..helpers {
+                    scope.spawn(|_| work(kernel, &queue));
+                }
+                work(kernel, &queue);
+            });
+        }
+        let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for (tensor, skipped) in queue.skipped {
+            tensors[tensor].skipped_blocks += skipped;
+        }
     }
 
     /// Sum of the squares of the parameter and number of elements that move, for blocks of a tensor.
@@ -124,44 +130,82 @@ impl<'p> Pool<'p> {
         left + right
     }
 
-    /// Calls `work` for every item, the items shared between threads if there is much to do.
-    pub(crate) fn for_each<T: Send>(
+    /// Calls `work` for every tensor, the tensors shared between threads if there is much to do.
+    pub(crate) fn for_each(
         self,
-        items: &mut [T],
-        elements: impl Fn(&T) -> usize + Copy + Sync,
-        work: &(impl Fn(&mut T) + Sync),
+        tensors: &mut [TensorStep<'_>],
+        work: &(impl Fn(&mut TensorStep<'_>) + Sync),
     ) {
-        let all: usize = items.iter().map(elements).sum();
-        if items.len() > 1 && all > GRAIN {
-            let (left, right) = items.split_at_mut(items.len() / 2);
-            self.join(
-                || self.for_each(left, elements, work),
-                || self.for_each(right, elements, work),
-            );
+        let elements: usize = tensors.iter().map(|tensor| tensor.param.len()).sum();
+        if tensors.len() > 1 && elements > GRAIN {
+            let (left, right) = tensors.split_at_mut(tensors.len() / 2);
+            self.join(|| self.for_each(left, work), || self.for_each(right, work));
         } else {
-            items.iter_mut().for_each(work);
+            tensors.iter_mut().for_each(work);
+        }
+    }
+}
+
+/// Takes jobs from the queue until there is none.
+fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
+    let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut batch = [const { None }; BATCH];
+    loop {
+        lock().fill(&mut batch);
+        if batch[0].is_none() {
+            return;
+        }
+        for i in 0..BATCH {
+            if let Some(Some((_, next))) = batch.get(i + 1) {
+                // A kernel asks for what lies ahead in its own tensor only.
+                arch::prefetch(next);
+            }
+            let Some((tensor, job)) = batch[i].take() else {
+                break;
+            };
+            let skipped = kernel.step(job);
+            if skipped > 0 {
+                lock().skipped.push((tensor, skipped));
+            }
         }
     }
 }
 
 /// All that is left of a step.
-struct Queue<'a> {
-    jobs: std::vec::IntoIter<(Job<'a>, &'a AtomicU64)>,
-    current: Option<(Job<'a>, &'a AtomicU64)>,
-    /// Blocks of a run.
-    blocks: usize,
+struct Queue<'q, 't> {
+    tensors: Enumerate<IterMut<'q, TensorStep<'t>>>,
+    /// What is left of the tensor that was cut last, and its index.
+    rest: Option<(usize, Job<'q>)>,
+    /// Elements that a thread takes at once.
+    run: usize,
+    /// Blocks that were skipped, by the index of their tensor.
+    skipped: Vec<(usize, u64)>,
 }
 
-impl<'a> Iterator for Queue<'a> {
-    type Item = (Job<'a>, &'a AtomicU64);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (job, skipped) = self.current.take().or_else(|| self.jobs.next())?;
-        if job.len().div_ceil(BLOCK) <= self.blocks {
-            return Some((job, skipped));
+impl<'q> Queue<'q, '_> {
+    /// Fills a batch from its start with the jobs of one run: a part of a tensor, or some small ones.
+    fn fill(&mut self, batch: &mut [Option<(usize, Job<'q>)>]) {
+        let mut room = self.run;
+        for place in batch {
+            let next = self.rest.take().or_else(|| self.next_tensor());
+            let Some((tensor, job)) = next else { return };
+            let blocks = (room / BLOCK).max(1);
+            if job.len().div_ceil(BLOCK) > blocks {
+                let (run, rest) = job.split_at(blocks);
+                self.rest = Some((tensor, rest));
+                *place = Some((tensor, run));
+                return;
+            }
+            room = room.saturating_sub(job.len());
+            *place = Some((tensor, job));
+            if room < BLOCK {
+                return;
+            }
         }
-        let (run, rest) = job.split_at(self.blocks);
-        self.current = Some((rest, skipped));
-        Some((run, skipped))
+    }
+
+    fn next_tensor(&mut self) -> Option<(usize, Job<'q>)> {
+        self.tensors
+            .find_map(|(index, tensor)| Some((index, Job::new(tensor)?)))
     }
 }

@@ -4,7 +4,6 @@
 //! number of the state is read, changed in its last bit, and written; each gradient is read. What the
 //! arrays hold afterwards means nothing. A kernel is as fast as memory where it is as fast as this.
 
-use super::for_each_pair;
 use crate::job::{Job, StateMut, View};
 use half::{bf16, f16};
 use lion_core::{BLOCK, Element, Slice, SliceMut};

@@ -1,5 +1,22 @@
 //! The kernels, one file an instruction set, and the choice between them.
 
+/// Calls a function generic over the types of parameter and gradient with the slices themselves.
+macro_rules! for_each_pair {
+    ($enum:ident, $param:expr, $grad:expr, |$p:ident, $g:ident| $call:expr) => {
+        match ($param, $grad) {
+            ($enum::F32($p), Slice::F32($g)) => $call,
+            ($enum::F32($p), Slice::F16($g)) => $call,
+            ($enum::F32($p), Slice::Bf16($g)) => $call,
+            ($enum::F16($p), Slice::F32($g)) => $call,
+            ($enum::F16($p), Slice::F16($g)) => $call,
+            ($enum::F16($p), Slice::Bf16($g)) => $call,
+            ($enum::Bf16($p), Slice::F32($g)) => $call,
+            ($enum::Bf16($p), Slice::F16($g)) => $call,
+            ($enum::Bf16($p), Slice::Bf16($g)) => $call,
+        }
+    };
+}
+
 mod limit;
 mod scalar;
 
@@ -10,8 +27,8 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-use crate::job::{Job, View};
-use lion_core::BackendError;
+use crate::job::{Job, StateMut, View};
+use lion_core::{BackendError, Slice};
 use std::env;
 use std::fmt;
 use std::str::FromStr;
@@ -182,20 +199,32 @@ impl Kernel {
     }
 }
 
-/// Calls a function generic over the types of parameter and gradient with the slices themselves.
-macro_rules! for_each_pair {
-    ($enum:ident, $param:expr, $grad:expr, |$p:ident, $g:ident| $call:expr) => {
-        match ($param, $grad) {
-            ($enum::F32($p), Slice::F32($g)) => $call,
-            ($enum::F32($p), Slice::F16($g)) => $call,
-            ($enum::F32($p), Slice::Bf16($g)) => $call,
-            ($enum::F16($p), Slice::F32($g)) => $call,
-            ($enum::F16($p), Slice::F16($g)) => $call,
-            ($enum::F16($p), Slice::Bf16($g)) => $call,
-            ($enum::Bf16($p), Slice::F32($g)) => $call,
-            ($enum::Bf16($p), Slice::F16($g)) => $call,
-            ($enum::Bf16($p), Slice::Bf16($g)) => $call,
+/// Elements at the start of a run that [`prefetch`] asks for.
+const HEAD: usize = 512;
+
+/// Asks for the start of a run that is stepped soon.
+pub(crate) fn prefetch(job: &Job<'_>) {
+    let (param, grad) = (job.param.as_slice(), job.grad);
+    for_each_pair!(Slice, param, grad, |p, g| {
+        prefetch_slice(p);
+        prefetch_slice(g);
+    });
+    match &job.state {
+        StateMut::Momentum32(m) => prefetch_slice(m),
+        StateMut::Blockwise8(codes, absmax) => {
+            prefetch_slice(codes);
+            prefetch_slice(&absmax[..absmax.len().min(1)]);
         }
-    };
+    }
 }
-use for_each_pair;
+
+fn prefetch_slice<T>(slice: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in slice[..slice.len().min(HEAD)].chunks(64 / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that the program could see, from any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}

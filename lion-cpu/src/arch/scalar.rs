@@ -4,7 +4,6 @@
 //! other. Each loop does one thing to all elements of a block without branches, so the compiler
 //! vectorizes it for the target's baseline; only the look-ups of the codebook stay scalar.
 
-use super::for_each_pair;
 use crate::job::{Job, Rule, StateMut, StateRef, View};
 use lion_core::norm::block_sum_squares;
 use lion_core::{BLOCK, Element, Slice, SliceMut};

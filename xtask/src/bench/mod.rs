@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lion::cpu::{Cpu, Isa};
 use lion::{Dtype, Overrides};
 use measure::Bench;
-use report::{Row, Table};
+use report::{Comparison, Figure, Row, Table};
 use std::fs::File;
 use std::path::PathBuf;
 
@@ -70,10 +70,14 @@ pub fn run(args: &Args) -> Result<bool> {
             .with_context(|| format!("--plot {} cannot be written", path.display()))?;
     }
     let cases = cases(args.quick, &isas, n, threads);
+    let comparisons = match isas.last() {
+        Some(&best) => comparisons(args.quick, best, n, threads),
+        None => Vec::new(),
+    };
 
-    let mut bench = Bench::new(if args.quick { 5 } else { 9 });
+    let mut bench = Bench::new(if args.quick { 5 } else { 11 });
     let mut table = Table::new(args.json);
-    let bar = progress_bar(cases.len());
+    let bar = progress_bar(cases.len() + comparisons.len());
     let mut rows: Vec<Row> = Vec::new();
     for case in cases {
         bar.set_message(case.name.unwrap_or("kernels"));
@@ -83,10 +87,15 @@ pub fn run(args: &Args) -> Result<bool> {
         bar.inc(1);
         rows.push(row);
     }
-    bar.finish_and_clear();
-    if !args.json {
-        report::print_targets(&rows);
+    let mut figures = Figure::of_rows(&rows);
+    bar.set_message("comparisons");
+    for comparison in comparisons {
+        let times = bench.pair(&comparison.one, &comparison.other)?;
+        figures.push(Figure::of(comparison, times));
+        bar.inc(1);
     }
+    bar.finish_and_clear();
+    report::print_figures(args.json, &figures);
     if let Some(path) = &args.plot {
         plot::draw(path, &rows).with_context(|| format!("--plot {}", path.display()))?;
         if !args.json {
@@ -122,11 +131,7 @@ fn cases(quick: bool, isas: &[Isa], n: usize, threads: usize) -> Vec<Case> {
     cases.push(stochastic.named("stochastic"));
     for bits in [32, 8] {
         for tensors in [1, 1000] {
-            let case = Case {
-                tensors,
-                ..Case::new(best, bits, threads, 1000 * 4096)
-            };
-            cases.push(case.named("tensors"));
+            cases.push(model(best, bits, threads, tensors).named("tensors"));
         }
     }
     let decaying = Case {
@@ -134,14 +139,36 @@ fn cases(quick: bool, isas: &[Isa], n: usize, threads: usize) -> Vec<Case> {
         ..Case::new(best, 32, threads, n.min(1 << 22))
     };
     cases.push(decaying.named("decaying"));
-    let sizes: &[usize] = if quick {
-        &[1_000, 30_000, 100_000, 1 << 25]
+    for &n in sizes(quick) {
+        for threads in if threads > 1 {
+            vec![1, threads]
+        } else {
+            vec![1]
+        } {
+            for &bits in if quick { &[8][..] } else { &[32, 8] } {
+                cases.push(Case::new(best, bits, threads, n).named("size"));
+            }
+        }
+    }
+    cases
+}
+
+/// 4,096,000 elements in one tensor or in 1,000.
+fn model(isa: Isa, bits: u32, threads: usize, tensors: usize) -> Case {
+    Case {
+        tensors,
+        ..Case::new(isa, bits, threads, 1000 * 4096)
+    }
+}
+
+/// Sizes of a tensor, from small ones that stay on one thread to a gigabyte of parameters.
+fn sizes(quick: bool) -> &'static [usize] {
+    if quick {
+        &[1_000, 100_000, LARGE]
     } else {
         &[
             1_000,
-            10_000,
             30_000,
-            70_000,
             100_000,
             200_000,
             400_000,
@@ -150,17 +177,57 @@ fn cases(quick: bool, isas: &[Isa], n: usize, threads: usize) -> Vec<Case> {
             LARGE,
             1 << 28,
         ]
+    }
+}
+
+/// What is compared in turn.
+fn comparisons(quick: bool, isa: Isa, n: usize, threads: usize) -> Vec<Comparison> {
+    let of = |bits, threads, n| Case::new(isa, bits, threads, n);
+    let stochastic = Case {
+        overrides: Overrides::new().stochastic_state(true),
+        ..of(8, threads, n)
     };
-    for &n in sizes {
-        let mut counts = vec![1, threads];
-        counts.dedup();
-        for threads in counts {
-            for bits in if quick { &[8][..] } else { &[32, 8] } {
-                cases.push(Case::new(best, *bits, threads, n).named("size"));
+    let mut all = vec![
+        Comparison {
+            name: "8-bit f32/f32 against 32-bit".to_owned(),
+            one: of(8, threads, n),
+            other: of(32, threads, n),
+            wanted: 1.25,
+        },
+        Comparison {
+            name: "stochastic against nearest state, 8-bit f32/f32".to_owned(),
+            one: stochastic,
+            other: of(8, threads, n),
+            wanted: 0.7,
+        },
+    ];
+    for bits in [32, 8] {
+        all.push(Comparison {
+            name: format!("1,000 tensors of 4,096 against one of the total, {bits}-bit"),
+            one: model(isa, bits, threads, 1000),
+            other: model(isa, bits, threads, 1),
+            wanted: 0.8,
+        });
+        if threads > 1 {
+            for &n in sizes(quick) {
+                all.push(Comparison {
+                    name: format!("{threads} threads against 1, {bits}-bit, n = {n}"),
+                    one: of(bits, threads, n),
+                    other: of(bits, 1, n),
+                    wanted: if n >= LARGE { 1.75 } else { 1.0 },
+                });
             }
         }
+        if !quick {
+            all.push(Comparison {
+                name: format!("n = 2^28 against 2^25, {bits}-bit"),
+                one: of(bits, threads, 1 << 28),
+                other: of(bits, threads, LARGE),
+                wanted: 0.95,
+            });
+        }
     }
-    cases
+    all
 }
 
 fn progress_bar(cases: usize) -> ProgressBar {

@@ -6,6 +6,7 @@ use lion::Dtype;
 use lion::cpu::Isa;
 use serde_json::json;
 use std::io::{self, Write};
+use std::time::Duration;
 
 /// One measured case.
 pub(super) struct Row {
@@ -17,7 +18,7 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn new(case: Case, times: Times) -> Self {
-        let speed = |time: std::time::Duration| case.n as f64 / time.as_secs_f64() / 1e9;
+        let speed = |time: Duration| case.n as f64 / time.as_secs_f64() / 1e9;
         let (gelem_s, limit_gelem_s) = (speed(times.step), speed(times.limit));
         Row {
             case,
@@ -92,120 +93,98 @@ impl Table {
     }
 }
 
-/// Prints the figures that the project has targets for, each as a ratio within this run.
-pub(super) fn print_targets(rows: &[Row]) {
-    let Some(best) = rows
-        .iter()
-        .filter(|row| row.case.name.is_none())
-        .next_back()
-    else {
-        return;
-    };
-    let (best, threads) = (best.case.isa, best.case.threads);
-    let kernel = |isa: Isa, bits: u32, dtype: Dtype| {
-        rows.iter().find(|row| {
-            let case = &row.case;
-            case.name.is_none()
-                && (case.isa, case.bits) == (isa, bits)
-                && (case.param, case.grad) == (dtype, dtype)
-        })
-    };
-    let named = |name: &str, bits: u32, tensors: usize, threads: usize, n: Option<usize>| {
-        rows.iter().find(|row| {
-            let case = &row.case;
-            case.name == Some(name)
-                && (case.bits, case.tensors, case.threads) == (bits, tensors, threads)
-                && n.is_none_or(|n| case.n == n)
-        })
-    };
-    let speed = |row: Option<&Row>| row.map(|row| row.gelem_s);
-    let ratio = |row: Option<&Row>| row.map(Row::ratio);
-    let over = |a: Option<f64>, b: Option<f64>| Some(a? / b?);
-    let f32_of = |bits| kernel(best, bits, Dtype::F32);
-    let size = |bits, threads, n| speed(named("size", bits, 1, threads, Some(n)));
-    let large = super::LARGE;
+/// Two cases of which the first is to be so many times as fast as the second.
+pub(super) struct Comparison {
+    pub(super) name: String,
+    pub(super) one: Case,
+    pub(super) other: Case,
+    /// The least quotient of elements a second.
+    pub(super) wanted: f64,
+}
 
-    let mut lines: Vec<(String, Option<f64>, f64)> = vec![
-        (
-            "32-bit f32/f32 against its limit".into(),
-            ratio(f32_of(32)),
-            0.95,
-        ),
-        (
-            "8-bit f32/f32 against its limit".into(),
-            ratio(f32_of(8)),
-            0.95,
-        ),
-        (
-            "8-bit f32/f32 against 32-bit".into(),
-            over(speed(f32_of(8)), speed(f32_of(32))),
-            1.25,
-        ),
-        (
-            "8-bit bf16/bf16, G elements/s".into(),
-            speed(kernel(best, 8, Dtype::Bf16)),
-            2.8,
-        ),
-        (
-            "avx512 without VBMI, 8-bit f32/f32 against its limit".into(),
-            ratio(kernel(Isa::Avx512, 8, Dtype::F32)),
-            0.75,
-        ),
-        (
-            "avx2, 8-bit f32/f32 against its limit".into(),
-            ratio(kernel(Isa::Avx2, 8, Dtype::F32)),
-            0.6,
-        ),
-        (
-            "stochastic against nearest state, 8-bit f32".into(),
-            over(
-                speed(rows.iter().find(|row| row.case.name == Some("stochastic"))),
-                speed(f32_of(8)),
-            ),
-            0.7,
-        ),
-    ];
-    for bits in [32, 8] {
-        lines.push((
-            format!("1,000 tensors of 4,096 against one, {bits}-bit"),
-            over(
-                speed(named("tensors", bits, 1000, threads, None)),
-                speed(named("tensors", bits, 1, threads, None)),
-            ),
-            0.8,
-        ));
-    }
-    if threads > 1 {
-        for bits in [32, 8] {
-            lines.push((
-                format!("{threads} threads against 1, {bits}-bit, n = {large}"),
-                over(size(bits, threads, large), size(bits, 1, large)),
-                1.75,
-            ));
-            let sizes = rows.iter().filter(|row| row.case.name == Some("size"));
-            let worst = sizes
-                .filter(|row| (row.case.bits, row.case.threads) == (bits, threads))
-                .filter_map(|row| over(Some(row.gelem_s), size(bits, 1, row.case.n)))
-                .min_by(f64::total_cmp);
-            lines.push((
-                format!("{threads} threads against 1, {bits}-bit, the worst size"),
-                worst,
-                1.0,
-            ));
+/// A figure that the project has a target for.
+pub(super) struct Figure {
+    name: String,
+    measured: f64,
+    wanted: f64,
+}
+
+impl Figure {
+    /// Of two cases measured in turn.
+    pub(super) fn of(comparison: Comparison, (one, other): (Duration, Duration)) -> Self {
+        let Comparison {
+            name,
+            one: a,
+            other: b,
+            wanted,
+        } = comparison;
+        // An element a second of one over an element a second of the other.
+        let measured = (a.n as f64 / one.as_secs_f64()) / (b.n as f64 / other.as_secs_f64());
+        Figure {
+            name,
+            measured,
+            wanted,
         }
     }
-    for bits in [32, 8] {
-        lines.push((
-            format!("speed at n = 2^28 against 2^25, {bits}-bit"),
-            over(size(bits, threads, 1 << 28), size(bits, threads, large)),
-            0.95,
-        ));
+
+    /// Those that rows hold by themselves.
+    pub(super) fn of_rows(rows: &[Row]) -> Vec<Figure> {
+        let kernels = rows.iter().filter(|row| row.case.name.is_none());
+        let Some(best) = kernels.clone().map(|row| row.case.isa).next_back() else {
+            return Vec::new();
+        };
+        let find = |isa: Isa, bits: u32, dtype: Dtype| {
+            kernels.clone().find(|row| {
+                let Case { param, grad, .. } = row.case;
+                (row.case.isa, row.case.bits) == (isa, bits) && (param, grad) == (dtype, dtype)
+            })
+        };
+        let mut figures = Vec::new();
+        for (isa, bits, wanted) in [
+            (best, 32, 0.95),
+            (best, 8, 0.95),
+            (Isa::Avx512, 8, 0.75),
+            (Isa::Avx2, 8, 0.6),
+        ] {
+            if let Some(row) = find(isa, bits, Dtype::F32) {
+                figures.push(Figure {
+                    name: format!("{isa}, {bits}-bit f32/f32: ratio to its memory limit"),
+                    measured: row.ratio(),
+                    wanted,
+                });
+            }
+        }
+        if let Some(row) = find(best, 8, Dtype::Bf16) {
+            figures.push(Figure {
+                name: format!("{best}, 8-bit bf16/bf16: G elements/s"),
+                measured: row.gelem_s,
+                wanted: 2.8,
+            });
+        }
+        figures
     }
-    println!("\n{:<58} {:>9} {:>9}", "target", "measured", "at least");
-    for (name, measured, wanted) in lines {
-        if let Some(measured) = measured {
-            let verdict = if measured >= wanted { "" } else { "  MISSED" };
-            println!("{name:<58} {measured:>9.2} {wanted:>9.2}{verdict}");
+}
+
+/// Prints figures beside their targets.
+pub(super) fn print_figures(json: bool, figures: &[Figure]) {
+    if !json {
+        println!("\n{:<64} {:>9} {:>9}", "figure", "measured", "target");
+    }
+    for Figure {
+        name,
+        measured,
+        wanted,
+    } in figures
+    {
+        if json {
+            let measured = (measured * 1000.0).round() / 1000.0;
+            println!(
+                "{}",
+                json!({ "figure": name, "measured": measured, "target": wanted })
+            );
+        } else {
+            let verdict = if measured >= wanted { "" } else { "  missed" };
+            println!("{name:<64} {measured:>9.2} {wanted:>9.2}{verdict}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //! registers.
 
 use super::super::vector::{Lane, Vector};
-use super::super::{for_each_pair, generic, scalar};
+use super::super::{generic, scalar};
 use super::tables::{OFFSET, SLOPE};
 use crate::job::{Job, Rule, StateMut, View};
 use half::{bf16, f16};

@@ -1,7 +1,7 @@
 //! AVX-512: 16 lanes; with VBMI the codebook is looked up in registers a byte at a time.
 
 use super::super::vector::{Lane, Vector};
-use super::super::{for_each_pair, generic, scalar};
+use super::super::{generic, scalar};
 use super::tables::{LOWEST_PAIR, OFFSET, PAIRS, SLOPE};
 use crate::job::{Job, Rule, StateMut, View};
 use half::{bf16, f16};
