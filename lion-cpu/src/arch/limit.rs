@@ -14,7 +14,9 @@ use std::ops::BitXor;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     /// Elements; 0 leaves it to the CPU.
-    pub(crate) ahead: usize,
+    ahead: usize,
+    /// Whether it goes through 64 elements of all arrays at a time, and not through 256.
+    fine: bool,
     /// The widest registers of this CPU.
     width: Width,
 }
@@ -61,7 +63,7 @@ touch! {
 }
 
 impl Limit {
-    pub(crate) fn new(ahead: usize) -> Self {
+    pub(crate) fn new(ahead: usize, fine: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
         let width = if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
             Width::Avx512
@@ -72,7 +74,7 @@ impl Limit {
         };
         #[cfg(not(target_arch = "x86_64"))]
         let width = Width::Baseline;
-        Limit { ahead, width }
+        Limit { ahead, fine, width }
     }
 
     pub(crate) fn step(self, job: Job<'_>) -> u64 {
@@ -80,13 +82,13 @@ impl Limit {
             param, grad, state, ..
         } = job;
         for_each_pair!(SliceMut, param, grad, |p, g| match self.width {
-            Width::Baseline => run(p, g, state, self.ahead),
+            Width::Baseline => run(p, g, state, self),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `new` has found the instructions on this CPU.
-            Width::Avx2 => unsafe { run_avx2(p, g, state, self.ahead) },
+            Width::Avx2 => unsafe { run_avx2(p, g, state, self) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `new` has found the instructions on this CPU.
-            Width::Avx512 => unsafe { run_avx512(p, g, state, self.ahead) },
+            Width::Avx512 => unsafe { run_avx512(p, g, state, self) },
         });
         0
     }
@@ -115,9 +117,9 @@ fn run_avx512<P: Element + Touch, G: Element + Touch>(
     p: &mut [P],
     g: &[G],
     state: StateMut<'_>,
-    ahead: usize,
+    limit: Limit,
 ) {
-    run(p, g, state, ahead);
+    run(p, g, state, limit);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -126,20 +128,38 @@ fn run_avx2<P: Element + Touch, G: Element + Touch>(
     p: &mut [P],
     g: &[G],
     state: StateMut<'_>,
-    ahead: usize,
+    limit: Limit,
 ) {
-    run(p, g, state, ahead);
+    run(p, g, state, limit);
 }
 
 #[inline(always)]
-fn run<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, ahead: usize) {
-    let (p, p_tail) = p.as_chunks_mut::<BLOCK>();
-    let (g, g_tail) = g.as_chunks::<BLOCK>();
-    let mut seen = G::Bits::default();
+fn run<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, limit: Limit) {
+    if limit.fine {
+        touch_all::<P, G, 64>(p, g, state, limit.ahead);
+    } else {
+        touch_all::<P, G, BLOCK>(p, g, state, limit.ahead);
+    }
+}
+
+/// Goes through `N` elements of all arrays at a time.
+#[inline(always)]
+fn touch_all<P: Touch, G: Touch, const N: usize>(
+    p: &mut [P],
+    g: &[G],
+    state: StateMut<'_>,
+    ahead: usize,
+) {
+    let (p, p_tail) = p.as_chunks_mut::<N>();
+    let (g, g_tail) = g.as_chunks::<N>();
+    let mut seen = read(g_tail);
+    flip(p_tail);
+    let arrays = p.iter_mut().zip(g);
     match state {
         StateMut::Momentum32(m) => {
-            let (m, m_tail) = m.as_chunks_mut::<BLOCK>();
-            for ((p, g), m) in p.iter_mut().zip(g).zip(m) {
+            let (m, m_tail) = m.as_chunks_mut::<N>();
+            flip(m_tail);
+            for ((p, g), m) in arrays.zip(m) {
                 prefetch(p, ahead);
                 prefetch(g, ahead);
                 prefetch(m, ahead);
@@ -147,24 +167,22 @@ fn run<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, ahead: usi
                 seen = seen ^ read(g);
                 flip(m);
             }
-            flip(m_tail);
         }
         StateMut::Blockwise8(codes, absmax) => {
-            let (codes, codes_tail) = codes.as_chunks_mut::<BLOCK>();
-            for (((p, g), codes), absmax) in p.iter_mut().zip(g).zip(codes).zip(&mut *absmax) {
+            flip(absmax);
+            let (codes, codes_tail) = codes.as_chunks_mut::<N>();
+            flip(codes_tail);
+            for ((p, g), codes) in arrays.zip(codes) {
                 prefetch(p, ahead);
                 prefetch(g, ahead);
                 prefetch(codes, ahead);
                 flip(p);
                 seen = seen ^ read(g);
                 flip(codes);
-                *absmax = absmax.flipped();
             }
-            flip(codes_tail);
         }
     }
-    flip(p_tail);
-    black_box(seen ^ read(g_tail));
+    black_box(seen);
 }
 
 #[inline(always)]
@@ -180,12 +198,12 @@ fn read<T: Touch>(numbers: &[T]) -> T::Bits {
     bits.fold(T::Bits::default(), BitXor::bitxor)
 }
 
-/// Asks for the block that lies `ahead` elements on.
+/// Asks for the elements that lie `ahead` elements on.
 #[inline(always)]
-fn prefetch<T>(block: &[T; BLOCK], ahead: usize) {
+fn prefetch<T, const N: usize>(block: &[T; N], ahead: usize) {
     #[cfg(target_arch = "x86_64")]
     if ahead > 0 {
-        for line in (0..BLOCK).step_by(64 / size_of::<T>()) {
+        for line in (0..N).step_by(64 / size_of::<T>()) {
             let at = block.as_ptr().wrapping_add(line + ahead);
             // SAFETY: a prefetch reads nothing that the program could see, from any address.
             unsafe {

@@ -155,8 +155,8 @@ impl Kernel {
     }
 
     /// The traffic of a step without its arithmetic.
-    pub(crate) fn limit(ahead: usize) -> Self {
-        Kernel::Limit(limit::Limit::new(ahead))
+    pub(crate) fn limit(ahead: usize, fine: bool) -> Self {
+        Kernel::Limit(limit::Limit::new(ahead, fine))
     }
 
     /// The name that reports print.

@@ -3,7 +3,7 @@
 use super::case::Case;
 use anyhow::{Result, bail};
 use lion::cpu::Cpu;
-use lion::{Handle, Lion, ParamSpec, Planes, StateRecord, update};
+use lion::{Dtype, Handle, Lion, ParamSpec, Planes, StateRecord, update};
 use lion_test_support::{Rng, Tensor};
 use rayon::ThreadPool;
 use std::collections::HashMap;
@@ -13,13 +13,43 @@ use std::time::{Duration, Instant};
 /// The least time of one sample: below it the clock and the scheduler would show.
 const SAMPLE: Duration = Duration::from_millis(4);
 
-/// Prefetch distances that the limit loop is tuned over, in elements.
-const DISTANCES: [usize; 5] = [0, 512, 1024, 2048, 4096];
+/// What the limit loop is tuned over: the prefetch distance in elements, and whether it goes through
+/// the arrays in fine steps.
+const TUNINGS: [(usize, bool); 8] = [
+    (0, false),
+    (0, true),
+    (512, false),
+    (512, true),
+    (1024, false),
+    (1024, true),
+    (2048, true),
+    (4096, true),
+];
 
 /// Parameters with gradients, and an optimizer to step them.
 struct Model {
     lion: Lion,
     tensors: Vec<(Handle, Tensor, Tensor)>,
+}
+
+/// Large arrays that were used before: to make them anew would take longer than to measure.
+#[derive(Default)]
+struct Arrays(HashMap<(u64, Dtype, usize, u32), Vec<Tensor>>);
+
+impl Arrays {
+    fn take(&mut self, seed: u64, dtype: Dtype, n: usize, scale: f32) -> Tensor {
+        let kept = self.0.get_mut(&(seed, dtype, n, scale.to_bits()));
+        kept.and_then(Vec::pop)
+            .unwrap_or_else(|| Tensor::from_f32(dtype, &numbers(seed, n, scale)))
+    }
+
+    fn put(&mut self, seed: u64, tensor: Tensor, scale: f32) {
+        let key = (seed, tensor.dtype(), tensor.len(), scale.to_bits());
+        // Arrays of gigabytes are used once.
+        if (1 << 20..=super::LARGE).contains(&tensor.len()) {
+            self.0.entry(key).or_default().push(tensor);
+        }
+    }
 }
 
 /// `n` numbers of a pattern that is random but not made anew for each.
@@ -37,7 +67,7 @@ fn numbers(seed: u64, n: usize, scale: f32) -> Vec<f32> {
 }
 
 impl Model {
-    fn new(case: &Case, cpu: Cpu) -> Result<Self> {
+    fn new(case: &Case, cpu: Cpu, arrays: &mut Arrays) -> Result<Self> {
         let mut lion = Lion::builder()
             .lr(1e-4)
             .weight_decay(0.1)
@@ -49,24 +79,31 @@ impl Model {
             let overrides = case.overrides.optim_bits(case.bits).min_8bit_size(0);
             let spec = ParamSpec::new(format!("p{i}"), n, case.param).overrides(overrides);
             let handle = lion.register(spec)?;
-            let scale = if case.decaying { 0.0 } else { 1e-2 };
-            let param = Tensor::from_f32(case.param, &numbers(1, n, 0.05));
-            let grad = Tensor::from_f32(case.grad, &numbers(2, n, scale));
+            let param = arrays.take(1, case.param, n, 0.05);
+            let grad = arrays.take(2, case.grad, n, if case.decaying { 0.0 } else { 1e-2 });
             tensors.push((handle, param, grad));
             if case.decaying {
-                // One step of the decay leaves half of these subnormal and a third zero.
+                // Products with the betas of half of these are subnormal.
                 let momentum = numbers(3, n, 2.0 * f32::MIN_POSITIVE);
-                lion.import_state(
-                    handle,
-                    &StateRecord {
-                        steps: 1,
-                        seed: 0,
-                        planes: Planes::Momentum32 { momentum },
-                    },
-                )?;
+                let record = StateRecord {
+                    steps: 1,
+                    seed: 0,
+                    planes: Planes::Momentum32 { momentum },
+                };
+                lion.import_state(handle, &record)?;
             }
         }
         Ok(Model { lion, tensors })
+    }
+
+    /// Lays the arrays by for another model.
+    fn give_back(self, case: &Case, arrays: &mut Arrays) {
+        for (_, param, grad) in self.tensors {
+            arrays.put(1, param, 0.05);
+            if !case.decaying {
+                arrays.put(2, grad, 1e-2);
+            }
+        }
     }
 
     fn step(&mut self) -> Result<()> {
@@ -109,24 +146,28 @@ pub(super) struct Times {
 /// What measurements have in common: thread pools, and how the limit loop is tuned.
 pub(super) struct Bench {
     samples: usize,
+    arrays: Arrays,
     pools: HashMap<usize, Arc<ThreadPool>>,
-    distances: HashMap<(usize, usize, u32, usize), usize>,
+    tunings: HashMap<(usize, usize, u32, usize), (usize, bool)>,
 }
 
 impl Bench {
     pub(super) fn new(samples: usize) -> Self {
         Bench {
             samples,
+            arrays: Arrays::default(),
             pools: HashMap::new(),
-            distances: HashMap::new(),
+            tunings: HashMap::new(),
         }
     }
 
     pub(super) fn measure(&mut self, case: &Case) -> Result<Times> {
         let pool = self.pool(case.threads)?;
-        let distance = self.tuned(case, &pool)?;
-        let mut limit = Model::new(case, Cpu::memory_limit(distance).pool(Arc::clone(&pool)))?;
-        let mut model = Model::new(case, Cpu::with_isa(case.isa)?.pool(pool))?;
+        let (ahead, fine) = self.tuned(case, &pool)?;
+        let limit = Cpu::memory_limit(ahead, fine).pool(Arc::clone(&pool));
+        let mut limit = Model::new(case, limit, &mut self.arrays)?;
+        let cpu = Cpu::with_isa(case.isa)?.pool(pool);
+        let mut model = Model::new(case, cpu, &mut self.arrays)?;
         let steps = model.steps_of_a_sample()?;
         let limit_steps = limit.steps_of_a_sample()?;
         let mut times = (Vec::new(), Vec::new());
@@ -134,6 +175,8 @@ impl Bench {
             times.0.push(model.time(steps)?);
             times.1.push(limit.time(limit_steps)?);
         }
+        model.give_back(case, &mut self.arrays);
+        limit.give_back(case, &mut self.arrays);
         Ok(Times {
             step: median(times.0)?,
             limit: median(times.1)?,
@@ -145,18 +188,23 @@ impl Bench {
         let mut models = Vec::new();
         for case in [one, other] {
             let pool = self.pool(case.threads)?;
-            let mut model = Model::new(case, Cpu::with_isa(case.isa)?.pool(pool))?;
+            let cpu = Cpu::with_isa(case.isa)?.pool(pool);
+            let mut model = Model::new(case, cpu, &mut self.arrays)?;
             let steps = model.steps_of_a_sample()?;
-            models.push((model, steps, Vec::new()));
+            models.push((case, model, steps, Vec::new()));
         }
         for _ in 0..self.samples {
-            for (model, steps, times) in &mut models {
+            for (_, model, steps, times) in &mut models {
                 times.push(model.time(*steps)?);
             }
         }
-        let mut medians = models.into_iter().map(|(_, _, times)| median(times));
-        match (medians.next(), medians.next()) {
-            (Some(one), Some(other)) => Ok((one?, other?)),
+        let mut medians = Vec::new();
+        for (case, model, _, times) in models {
+            model.give_back(case, &mut self.arrays);
+            medians.push(median(times)?);
+        }
+        match medians[..] {
+            [one, other] => Ok((one, other)),
             _ => bail!("a pair has two cases"),
         }
     }
@@ -173,23 +221,25 @@ impl Bench {
         Ok(pool)
     }
 
-    /// The prefetch distance with which the limit loop is fastest for the traffic of a case.
-    fn tuned(&mut self, case: &Case, pool: &Arc<ThreadPool>) -> Result<usize> {
+    /// The tuning with which the limit loop is fastest for the traffic of a case.
+    fn tuned(&mut self, case: &Case, pool: &Arc<ThreadPool>) -> Result<(usize, bool)> {
         let (p, g) = (case.param.bytes(), case.grad.bytes());
         let key = (p, g, case.bits, case.threads);
-        if let Some(&distance) = self.distances.get(&key) {
-            return Ok(distance);
+        if let Some(&tuning) = self.tunings.get(&key) {
+            return Ok(tuning);
         }
-        let mut best = (Duration::MAX, 0);
-        for distance in DISTANCES {
-            let cpu = Cpu::memory_limit(distance).pool(Arc::clone(pool));
-            let mut model = Model::new(case, cpu)?;
+        let mut best = (Duration::MAX, TUNINGS[0]);
+        for tuning in TUNINGS {
+            let cpu = Cpu::memory_limit(tuning.0, tuning.1).pool(Arc::clone(pool));
+            let mut model = Model::new(case, cpu, &mut self.arrays)?;
             let steps = model.steps_of_a_sample()?;
-            let times = (0..self.samples.div_ceil(2)).map(|_| model.time(steps));
-            let time = median(times.collect::<Result<_>>()?)?;
-            best = best.min((time, distance));
+            for _ in 0..self.samples {
+                // The least time: what disturbs a sample does not belong to the tuning.
+                best = best.min((model.time(steps)?, tuning));
+            }
+            model.give_back(case, &mut self.arrays);
         }
-        self.distances.insert(key, best.1);
+        self.tunings.insert(key, best.1);
         Ok(best.1)
     }
 }
