@@ -65,7 +65,7 @@ impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
     fn parameter(&self, v: V, p: V::F, g: V::F, m: V::F) -> V::F {
         let scaled = v.mul(g, self.grad_scale);
         let c = v.add(v.mul(self.beta1, m), v.mul(self.one_minus_beta1, scaled));
-        let new = v.sub(v.mul(p, self.decay), v.step(c, self.lr));
+        let new = v.sub(v.mul(p, self.decay), v.signed(c, self.lr));
         self.unless_zero(v, g, p, new)
     }
 
@@ -169,7 +169,7 @@ fn quantize<V: Vector>(
                 *x = v.mul(*x, inverse);
             }
             let words = words.map(|words| words.as_ptr().add(i));
-            v.quantize(x, words, codes.as_mut_ptr().add(i));
+            v.encode(x, words, codes.as_mut_ptr().add(i));
         }
     }
     top
@@ -204,7 +204,7 @@ pub(crate) fn dequantize_block<V: Vector>(v: V, codes: &[u8], absmax: f32, m: &m
     for i in (0..BLOCK).step_by(4 * V::LANES) {
         // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
         unsafe {
-            let mut x = v.dequantize(codes.as_ptr().add(i));
+            let mut x = v.decode(codes.as_ptr().add(i));
             for x in &mut x {
                 *x = v.mul(*x, scale);
             }
@@ -358,7 +358,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             self.prefetch(codes, i);
             // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
             unsafe {
-                let mut m = v.dequantize(codes.as_ptr().add(i));
+                let mut m = v.decode(codes.as_ptr().add(i));
                 for m in &mut m {
                     *m = v.mul(*m, scale);
                 }

@@ -60,7 +60,7 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
 
     /// `lr * sign(c)`, 0 where `c` is 0. `c` is a number, and the sign bit of `lr` is 0.
-    fn step(self, c: Self::F, lr: Self::F) -> Self::F;
+    fn signed(self, c: Self::F, lr: Self::F) -> Self::F;
 
     /// `zero` in the lanes where `g` is 0, `other` in the others.
     fn where_zero(self, g: Self::F, zero: Self::F, other: Self::F) -> Self::F;
@@ -78,14 +78,14 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     ///
     /// # Safety
     /// `4 * LANES` bytes from `codes` on can be read.
-    unsafe fn dequantize(self, codes: *const u8) -> [Self::F; 4];
+    unsafe fn decode(self, codes: *const u8) -> [Self::F; 4];
 
     /// The codes of `4 * LANES` numbers already divided by their absmax, in order: the nearest, or with
     /// `words` one of the two around each number, drawn by the high 16 bits of its word.
     ///
     /// # Safety
     /// `4 * LANES` bytes from `codes` on can be written, and as many words be read.
-    unsafe fn quantize(self, x: [Self::F; 4], words: Option<*const u32>, codes: *mut u8);
+    unsafe fn encode(self, x: [Self::F; 4], words: Option<*const u32>, codes: *mut u8);
 
     /// The random words of a block of 256 elements that begins at the element `first`.
     fn words(self, words: Words, first: u64, out: &mut [u32; 256]);

@@ -14,18 +14,9 @@ use std::arch::x86_64::*;
 /// AVX2 and F16C.
 ///
 /// The private field makes [`new`](Avx2::new) the only way to a value, so a value proves that this CPU
-/// has these instructions. That is the argument of every `intrinsics!` block below.
+/// has these instructions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
-
-/// Intrinsics in a method of [`Avx2`].
-macro_rules! intrinsics {
-    ($($body:tt)*) => {{
-        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`), and the pointers
-        // are as the method's caller promises.
-        unsafe { $($body)* }
-    }};
-}
 
 const SIGN: i32 = i32::MIN;
 const MAGNITUDE: i32 = i32::MAX;
@@ -74,45 +65,6 @@ impl Avx2 {
     pub(crate) fn new() -> Option<Self> {
         let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
         has.then_some(Avx2(()))
-    }
-
-    /// Steps a run of blocks and returns how many it skipped.
-    pub(crate) fn step(self, job: Job<'_>) -> u64 {
-        let Job {
-            param,
-            grad,
-            state,
-            first,
-            rule,
-        } = job;
-        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
-        for_each_pair!(SliceMut, param, grad, |p, g| unsafe {
-            step(self, p, g, state, first, &rule)
-        })
-    }
-
-    /// Sum of the squares of one block of the parameter, and how many of its elements move.
-    pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
-        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
-        unsafe { norm(view, block) }
-    }
-
-    /// Whether all new momenta of one block are finite.
-    pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
-        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
-        unsafe { is_finite(view, block) }
-    }
-
-    /// [`lion_quant::quantize_block`].
-    pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
-        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
-        unsafe { quantize(self, m, words, codes) }
-    }
-
-    /// [`lion_quant::dequantize_block`].
-    pub(crate) fn dequantize(self, codes: &[u8], absmax: f32, m: &mut [f32]) {
-        // SAFETY: `self` proves that the CPU has the instructions (see `Avx2`).
-        unsafe { dequantize(self, codes, absmax, m) }
     }
 
     #[inline(always)]
@@ -239,43 +191,7 @@ impl Avx2 {
     }
 }
 
-#[target_feature(enable = "avx2,f16c")]
-fn step<P: Lane, G: Lane>(
-    v: Avx2,
-    p: &mut [P],
-    g: &[G],
-    state: StateMut<'_>,
-    first: u64,
-    rule: &Rule,
-) -> u64 {
-    if rule.is_plain() {
-        generic::step::<_, _, _, true>(v, p, g, state, first, rule)
-    } else {
-        generic::step::<_, _, _, false>(v, p, g, state, first, rule)
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn quantize(v: Avx2, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
-    generic::quantize_block(v, m, words, codes)
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn dequantize(v: Avx2, codes: &[u8], absmax: f32, m: &mut [f32]) {
-    generic::dequantize_block(v, codes, absmax, m);
-}
-
-/// The scalar loop, compiled for these instructions.
-#[target_feature(enable = "avx2,f16c")]
-fn norm(view: View<'_>, block: usize) -> (f64, u64) {
-    scalar::norm(view, block)
-}
-
-/// The scalar loop, compiled for these instructions.
-#[target_feature(enable = "avx2,f16c")]
-fn is_finite(view: View<'_>, block: usize) -> bool {
-    scalar::is_finite(view, block)
-}
+kernel!(Avx2, "avx2,f16c");
 
 impl Vector for Avx2 {
     const LANES: usize = 8;
@@ -384,7 +300,7 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn step(self, c: __m256, lr: __m256) -> __m256 {
+    fn signed(self, c: __m256, lr: __m256) -> __m256 {
         intrinsics! {
             let moves = _mm256_cmp_ps::<_CMP_NEQ_OQ>(c, _mm256_setzero_ps());
             let sign = _mm256_and_ps(c, _mm256_castsi256_ps(_mm256_set1_epi32(SIGN)));
@@ -426,7 +342,7 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn dequantize(self, codes: *const u8) -> [__m256; 4] {
+    unsafe fn decode(self, codes: *const u8) -> [__m256; 4] {
         intrinsics! {
             let codes: *const [u8; 8] = codes.cast();
             [
@@ -439,7 +355,7 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn quantize(self, x: [__m256; 4], words: Option<*const u32>, codes: *mut u8) {
+    unsafe fn encode(self, x: [__m256; 4], words: Option<*const u32>, codes: *mut u8) {
         // SAFETY: the caller promises 32 words.
         let words = |j: usize| words.map(|words| unsafe { words.add(8 * j) });
         let k0 = self.index(x[0], words(0));
