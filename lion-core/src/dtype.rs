@@ -50,7 +50,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// An element type of parameters and gradients: `f32`, [`f16`] or [`bf16`].
+/// An element type of parameters and gradients: `f32`, [`struct@f16`] or [`struct@bf16`].
 pub trait Element: sealed::Sealed + Copy + Send + Sync + fmt::Debug + 'static {
     /// The type as a value.
     const DTYPE: Dtype;
