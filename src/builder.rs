@@ -29,6 +29,12 @@ pub struct LionBuilder<T = Lion> {
     built: PhantomData<fn() -> T>,
 }
 
+/// What a builder can build. Not to be named outside: a [`Lion`] of 32 bits is no `Lion8bit`.
+pub trait Built {
+    /// The type around an optimizer of its width.
+    fn of(lion: Lion) -> Self;
+}
+
 impl<T> fmt::Debug for LionBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LionBuilder")
@@ -40,7 +46,7 @@ impl<T> fmt::Debug for LionBuilder<T> {
     }
 }
 
-impl<T: From<Lion>> LionBuilder<T> {
+impl<T: Built> LionBuilder<T> {
     pub(crate) fn with_defaults(defaults: Overrides) -> Self {
         LionBuilder {
             defaults,
@@ -138,7 +144,7 @@ impl<T: From<Lion>> LionBuilder<T> {
             None => self.device.backend()?,
         };
         let inner = Optimizer::new(backend, self.defaults, self.on_non_finite)?;
-        Ok(T::from(Lion { inner }))
+        Ok(T::of(Lion { inner }))
     }
 
     fn set(mut self, change: impl FnOnce(Overrides) -> Overrides) -> Self {

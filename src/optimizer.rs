@@ -1,5 +1,6 @@
 //! The optimizers that people hold.
 
+use crate::builder::Built;
 use crate::{IntoUpdate, LionBuilder};
 use lion_core::{Error, Optimizer, Overrides, StepArgs, StepReport};
 use std::ops::{Deref, DerefMut};
@@ -48,7 +49,8 @@ impl Lion {
     ///
     /// An update is a handle, the parameter to change and the gradient to change it by, as slices,
     /// vectors or `ndarray` arrays; where parameters are of different kinds, [`update`](crate::update)
-    /// makes them one. Everything is checked before anything changes.
+    /// makes them one. Everything is checked before anything changes. The report tells of blocks left as
+    /// they were: a trainer that does not look at it does not notice gradients that are not finite.
     ///
     /// # Errors
     /// As [`Optimizer::step`].
@@ -69,6 +71,12 @@ impl Lion {
     {
         let updates = updates.into_iter().map(IntoUpdate::into_update);
         self.inner.step(args, updates)
+    }
+}
+
+impl Built for Lion {
+    fn of(lion: Lion) -> Self {
+        lion
     }
 }
 
@@ -99,8 +107,8 @@ macro_rules! fixed_bits {
             }
         }
 
-        impl From<Lion> for $name {
-            fn from(lion: Lion) -> Self {
+        impl Built for $name {
+            fn of(lion: Lion) -> Self {
                 $name(lion)
             }
         }

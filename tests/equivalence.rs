@@ -103,9 +103,9 @@ fn the_number_of_threads_changes_no_bit() {
     }
 }
 
-/// All lengths around a block, at every offset of a vector register, in all nine pairs of types.
+/// Lengths around a block, at offsets that differ from one to the next, in all nine pairs of types.
 #[test]
-fn lengths_and_misaligned_starts_change_no_bit() {
+fn lengths_change_no_bit() {
     let lengths = [
         0, 1, 2, 7, 8, 15, 16, 31, 33, 63, 65, 255, 256, 257, 511, 513, 1030,
     ];
@@ -114,17 +114,43 @@ fn lengths_and_misaligned_starts_change_no_bit() {
         for pdt in Dtype::ALL {
             for gdt in Dtype::ALL {
                 for (i, &n) in lengths.iter().enumerate() {
-                    let bits = if i % 2 == 0 { 8 } else { 32 };
-                    for bits in [bits, 40 - bits] {
-                        let offset = (3 * i + n) % 17;
-                        let expected = step_at(Arc::new(scalar()), pdt, gdt, bits, n, 0);
-                        let found = step_at(Arc::clone(&backend), pdt, gdt, bits, n, offset);
-                        let place = format!("{} {bits} {pdt}/{gdt} n {n}", backend.name());
-                        assert_eq!(compare_params(&found.0, &expected.0), None, "{place}");
-                        assert_eq!(found.1, expected.1, "{place} offset {offset}");
-                    }
+                    same_as_scalar(&backend, (pdt, gdt), n, (3 * i + n) % 17);
                 }
             }
+        }
+    }
+}
+
+/// Whole blocks at every offset from a vector register, for types of either size.
+#[test]
+fn misaligned_starts_change_no_bit() {
+    let pairs = [
+        (Dtype::F32, Dtype::F32),
+        (Dtype::Bf16, Dtype::F32),
+        (Dtype::F16, Dtype::Bf16),
+    ];
+    for backend in available() {
+        let backend: Arc<dyn Backend> = backend.into();
+        for dtypes in pairs {
+            for offset in 0..33 {
+                same_as_scalar(&backend, dtypes, 513, offset);
+            }
+        }
+    }
+}
+
+/// Two steps with either state, plain and with all options, against the scalar kernel on an aligned copy.
+fn same_as_scalar(backend: &Arc<dyn Backend>, dtypes: (Dtype, Dtype), n: usize, offset: usize) {
+    let plain = Overrides::new().min_8bit_size(0);
+    let drawn = plain.stochastic_param(true).stochastic_state(true);
+    for overrides in [plain, drawn.skip_zeros(true)] {
+        for bits in [8, 32] {
+            let overrides = overrides.optim_bits(bits);
+            let expected = step_at(Arc::new(scalar()), dtypes, overrides, n, 0);
+            let found = step_at(Arc::clone(backend), dtypes, overrides, n, offset);
+            let place = format!("{} {bits} {dtypes:?} n {n} at {offset}", backend.name());
+            assert_eq!(compare_params(&found.0, &expected.0), None, "{place}");
+            assert_eq!(found.1, expected.1, "{place}");
         }
     }
 }
@@ -132,9 +158,8 @@ fn lengths_and_misaligned_starts_change_no_bit() {
 /// Two steps of one parameter whose slices start `offset` elements into an allocation.
 fn step_at(
     backend: Arc<dyn Backend>,
-    pdt: Dtype,
-    gdt: Dtype,
-    bits: u32,
+    (pdt, gdt): (Dtype, Dtype),
+    overrides: Overrides,
     n: usize,
     offset: usize,
 ) -> (Tensor, Planes) {
@@ -145,7 +170,6 @@ fn step_at(
         Tensor::from_f32(dtype, &values)
     };
     let mut lion = Lion::builder().lr(0.01).backend(backend).build().unwrap();
-    let overrides = Overrides::new().optim_bits(bits).min_8bit_size(0);
     let spec = ParamSpec::new("p", n, pdt).overrides(overrides);
     let handle = lion.register(spec).unwrap();
     let mut param = padded(&mut rng, pdt);

@@ -298,10 +298,22 @@ fn records_that_do_not_fit_are_refused() {
         let record = StateRecord {
             steps: 3,
             seed: 4,
+            layout: None,
             planes,
         };
         let error = lion.import_state(w, &record).unwrap_err();
         assert_eq!(error.to_string(), format!("parameter `w`: {message}"));
         assert_eq!(lion.export_state(w).unwrap(), before);
     }
+    let record = StateRecord {
+        steps: u64::MAX,
+        ..before.clone()
+    };
+    let error = lion.import_state(w, &record).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("state steps: the record has 18446744073709551615")
+    );
+    assert_eq!(lion.export_state(w).unwrap(), before);
 }

@@ -95,6 +95,7 @@ fn replay(name: &str) {
         let record = StateRecord {
             steps: t as u64,
             seed: 0,
+            layout: None,
             planes: golden.states[t].clone(),
         };
         lion.import_state(handle, &record).unwrap();

@@ -8,6 +8,9 @@ use crate::{
 };
 use std::sync::Arc;
 
+/// Steps that a record may have done: no run comes near, and counting on from here does not overflow.
+const MAX_STEPS: u64 = 1 << 62;
+
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) name: Arc<str>,
@@ -146,6 +149,10 @@ impl Entry {
                 wanted,
             })
         };
+        if record.steps > MAX_STEPS {
+            let wanted = format!("{MAX_STEPS} at most");
+            return mismatch("steps", record.steps.to_string(), wanted);
+        }
         let layout = self.state.layout();
         let (given, wanted) = (record.planes.bits(), layout.bits());
         if given != wanted {

@@ -15,8 +15,7 @@
 //! That order is the contract which lets every backend return the same bits; [`update`] holds it.
 //!
 //! Most users want the crate `lion`, which adds the backends and the choice between them. This crate
-//! is for those who write a backend: implement [`Backend`], [`State`] and, for a new kind of state,
-//! [`StateLayout`].
+//! is for those who write a backend: implement [`Backend`] and [`State`].
 #![forbid(unsafe_code)]
 
 mod backend;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle {
     pub(crate) index: usize,
-    /// Hash of the name, so that a handle of another optimizer is noticed.
+    /// Hash of the name, so that a handle of another optimizer is noticed, unless it stands for a
+    /// parameter of the same name.
     tag: u64,
 }
 
@@ -269,6 +270,7 @@ impl Optimizer {
         Ok(StateRecord {
             steps: entry.steps,
             seed: entry.hyper.seed,
+            layout: entry.layout.clone(),
             planes: entry.state.export().map_err(|e| entry.backend_error(e))?,
         })
     }
@@ -286,6 +288,7 @@ impl Optimizer {
             return Err(entry.backend_error(source));
         }
         entry.steps = record.steps;
+        entry.layout.clone_from(&record.layout);
         entry.overrides = entry.overrides.seed(record.seed);
         entry.hyper.seed = record.seed;
         Ok(())

@@ -1,6 +1,6 @@
 //! What an optimizer remembers of a parameter: planes of numbers, and who holds them.
 
-use crate::{BackendError, Bits};
+use crate::{BackendError, Bits, Layout};
 use std::any::Any;
 use std::fmt;
 
@@ -160,6 +160,8 @@ pub struct StateRecord {
     pub steps: u64,
     /// Seed of the parameter's stochastic rounding.
     pub seed: u64,
+    /// The order in memory that the numbers belong to; `None` before the first step.
+    pub layout: Option<Layout>,
     /// The numbers.
     pub planes: Planes,
 }

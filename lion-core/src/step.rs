@@ -23,7 +23,7 @@ impl Optimizer {
     ) -> Result<StepReport, Error> {
         args.check()?;
         let updates = updates.into_iter();
-        let expected = updates.size_hint().0;
+        let expected = updates.size_hint().0.min(self.params.len());
         let mut report = StepReport::default();
         report.updated.reserve(expected);
         let mut checked = Vec::with_capacity(expected);

@@ -120,7 +120,7 @@ slices!(F32(f32), F16(f16), Bf16(bf16));
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Layout {
-    /// The last axis varies fastest; also every slice, and every array with at most one axis longer than 1.
+    /// The last axis varies fastest, each in rising order; also every slice.
     RowMajor,
     /// Without gaps, but in another order: length and stride (in elements) of each axis longer than 1.
     Permuted(Box<[(usize, isize)]>),

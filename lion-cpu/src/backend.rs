@@ -50,7 +50,7 @@ impl Cpu {
     }
 
     /// Not an optimizer: its steps read and write what a step does, change bits of parameters and
-    /// states at no sense, and compute nothing. `ahead` is the prefetch distance in elements, 0 for
+    /// states without meaning, and compute nothing. `ahead` is the prefetch distance in elements, 0 for
     /// none; `fine` takes 64 elements of all arrays at a time and not 256. Benchmarks measure by it
     /// what memory allows.
     #[doc(hidden)]
@@ -59,10 +59,6 @@ impl Cpu {
             kernel: Kernel::limit(ahead, fine),
             pool: None,
         }
-    }
-
-    fn threads(&self) -> Pool<'_> {
-        Pool(self.pool.as_deref())
     }
 
     /// Refuses states of other backends.
@@ -88,7 +84,7 @@ impl Backend for Cpu {
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         self.check(tensors)?;
-        let (pool, kernel) = (self.threads(), self.kernel);
+        let (pool, kernel) = (Pool::of(self.pool.as_deref(), tensors), self.kernel);
         if tensors.iter().any(|tensor| tensor.max_unorm > 0.0) {
             pool.for_each(tensors, &|tensor| {
                 if tensor.max_unorm > 0.0
@@ -106,7 +102,7 @@ impl Backend for Cpu {
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         self.check(tensors)?;
-        let (pool, kernel) = (self.threads(), self.kernel);
+        let (pool, kernel) = (Pool::of(self.pool.as_deref(), tensors), self.kernel);
         pool.for_each(tensors, &|tensor| {
             if let Some(view) = View::new(tensor) {
                 tensor.skipped_blocks = pool.count_non_finite(kernel, view, view.blocks());

@@ -15,7 +15,8 @@ use std::ops::Range;
 use std::slice::IterMut;
 use std::sync::{Mutex, PoisonError};
 
-/// Elements up to which a step stays on the caller's thread: it is done before another would be awake.
+/// Elements up to which a step stays on the caller's thread: a vector kernel is done with them in a
+/// tenth of a millisecond, and another thread may take half of that to wake.
 const SMALL: usize = 262_144;
 
 /// Elements below which a reduction is not split between threads.
@@ -29,37 +30,53 @@ const SMALLEST_RUN: usize = 8_192;
 /// Tensors that a thread takes at once, at most.
 const BATCH: usize = 16;
 
-/// The thread pool of rayon that a backend uses: its own or the global one.
+/// The threads of a step.
 #[derive(Clone, Copy)]
-pub(crate) struct Pool<'p>(pub(crate) Option<&'p ThreadPool>);
+pub(crate) enum Pool<'p> {
+    /// The caller's alone.
+    Caller,
+    /// The caller's and those of a pool, or of rayon's global one.
+    Shared(Option<&'p ThreadPool>),
+}
 
 impl<'p> Pool<'p> {
+    /// The threads for a step of these tensors.
+    pub(crate) fn of(pool: Option<&'p ThreadPool>, tensors: &[TensorStep<'_>]) -> Self {
+        if elements(tensors) <= SMALL {
+            Pool::Caller
+        } else {
+            Pool::Shared(pool)
+        }
+    }
+
     fn threads(self) -> usize {
-        match self.0 {
-            Some(pool) => pool.current_num_threads(),
-            None => rayon::current_num_threads(),
+        match self {
+            Pool::Caller => 1,
+            Pool::Shared(Some(pool)) => pool.current_num_threads(),
+            Pool::Shared(None) => rayon::current_num_threads(),
         }
     }
 
     /// Runs `work` here, with a scope to spawn helpers in.
-    fn scope<'s>(self, work: impl FnOnce(&Scope<'s>)) {
-        match self.0 {
+    fn scope<'s>(pool: Option<&'p ThreadPool>, work: impl FnOnce(&Scope<'s>)) {
+        match pool {
             Some(pool) => pool.in_place_scope(work),
             None => rayon::in_place_scope(work),
         }
     }
 
     fn join<R: Send>(self, a: impl FnOnce() -> R + Send, b: impl FnOnce() -> R + Send) -> (R, R) {
-        match self.0 {
-            Some(pool) => pool.join(a, b),
-            None => rayon::join(a, b),
+        match self {
+            Pool::Caller => (a(), b()),
+            Pool::Shared(Some(pool)) => pool.join(a, b),
+            Pool::Shared(None) => rayon::join(a, b),
         }
     }
 
     /// Steps all tensors, whose states are ones of this backend.
     pub(crate) fn step(self, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
-        let elements: usize = tensors.iter().map(|tensor| tensor.param.len()).sum();
-        let threads = if elements <= SMALL { 1 } else { self.threads() };
+        let elements = elements(tensors);
+        let threads = self.threads();
         let run = if threads == 1 {
             usize::MAX
         } else {
@@ -75,16 +92,14 @@ impl<'p> Pool<'p> {
             run,
             skipped: Vec::new(),
         });
-        if threads == 1 {
-            work(kernel, &queue);
-        } else {
-            let helpers = (threads - 1).min(elements / run);
-            self.scope(|scope| {
-                for _ in 0..helpers {
+        match self {
+            Pool::Shared(pool) if threads > 1 => Self::scope(pool, |scope| {
+                for _ in 0..(threads - 1).min(elements / run) {
                     scope.spawn(|_| work(kernel, &queue));
                 }
                 work(kernel, &queue);
-            });
+            }),
+            _ => work(kernel, &queue),
         }
         let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
         for (tensor, skipped) in queue.skipped {
@@ -136,14 +151,18 @@ impl<'p> Pool<'p> {
         tensors: &mut [TensorStep<'_>],
         work: &(impl Fn(&mut TensorStep<'_>) + Sync),
     ) {
-        let elements: usize = tensors.iter().map(|tensor| tensor.param.len()).sum();
-        if tensors.len() > 1 && elements > GRAIN {
+        if tensors.len() > 1 && elements(tensors) > GRAIN {
             let (left, right) = tensors.split_at_mut(tensors.len() / 2);
             self.join(|| self.for_each(left, work), || self.for_each(right, work));
         } else {
             tensors.iter_mut().for_each(work);
         }
     }
+}
+
+/// Elements of all tensors.
+fn elements(tensors: &[TensorStep<'_>]) -> usize {
+    tensors.iter().map(|tensor| tensor.param.len()).sum()
 }
 
 /// Takes jobs from the queue until there is none.
@@ -165,7 +184,7 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
             };
             let skipped = kernel.step(job);
             if skipped > 0 {
-                lock().skipped.push((tensor, skipped));
+                lock().skip(tensor, skipped);
             }
         }
     }
@@ -201,6 +220,14 @@ impl<'q> Queue<'q, '_> {
             if room < BLOCK {
                 return;
             }
+        }
+    }
+
+    /// Counts skipped blocks, in one entry a tensor.
+    fn skip(&mut self, tensor: usize, blocks: u64) {
+        match self.skipped.iter_mut().find(|entry| entry.0 == tensor) {
+            Some((_, counted)) => *counted += blocks,
+            None => self.skipped.push((tensor, blocks)),
         }
     }
 

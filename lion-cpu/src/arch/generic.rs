@@ -134,7 +134,7 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
     skipped
 }
 
-/// Bits of the largest gradient that the scale takes to [`BOUND`] at most; 0 if there is none.
+/// Bits of the largest gradient that the scale takes to [`BOUND`] at most.
 fn gradient_bound(grad_scale: f32) -> u32 {
     let scale = f64::from(grad_scale.abs());
     // A little less, so that no rounding on the way crosses the bound.
@@ -408,9 +408,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         if PLAIN || !wanted {
             return None;
         }
-        let words = buffer.write([0; BLOCK]);
-        self.v.words(self.rule.words, first, words);
-        Some(words)
+        Some(self.v.words(self.rule.words, first, buffer))
     }
 
     /// Asks for what lies [`AHEAD`] of the `4 * LANES` elements from `i` on.

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use lion_core::Element;
 use lion_core::philox::Words;
 use std::fmt;
+use std::mem::MaybeUninit;
 
 /// An instruction set as a value, which proves that this CPU has it: arithmetic is safe to call
 /// on it, and only what goes through a pointer is not.
@@ -59,7 +60,7 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
 
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
 
-    /// `lr * sign(c)`, 0 where `c` is 0. `c` is a number, and the sign bit of `lr` is 0.
+    /// `lr * sign(c)`, 0 where `c` is 0. `c` is a number.
     fn signed(self, c: Self::F, lr: Self::F) -> Self::F;
 
     /// `zero` in the lanes where `g` is 0, `other` in the others.
@@ -88,7 +89,7 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     unsafe fn encode(self, x: [Self::F; 4], words: Option<*const u32>, codes: *mut u8);
 
     /// The random words of a block of 256 elements that begins at the element `first`.
-    fn words(self, words: Words, first: u64, out: &mut [u32; 256]);
+    fn words(self, words: Words, first: u64, out: &mut MaybeUninit<[u32; 256]>) -> &mut [u32; 256];
 
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
     fn prefetch(self, at: *const u8);

@@ -93,6 +93,7 @@ fn restore(
     let record = StateRecord {
         steps: step as u64,
         seed: trajectory.seed,
+        layout: None,
         planes: trajectory.states[step].clone(),
     };
     lion.import_state(handle, &record)

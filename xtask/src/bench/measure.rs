@@ -88,6 +88,7 @@ impl Model {
                 let record = StateRecord {
                     steps: 1,
                     seed: 0,
+                    layout: None,
                     planes: Planes::Momentum32 { momentum },
                 };
                 lion.import_state(handle, &record)?;
@@ -143,12 +144,15 @@ pub(super) struct Times {
     pub(super) limit: Duration,
 }
 
+/// Bytes of a parameter and of a gradient, bits of state, threads, elements.
+type Traffic = (usize, usize, u32, usize, usize);
+
 /// What measurements have in common: thread pools, and how the limit loop is tuned.
 pub(super) struct Bench {
     samples: usize,
     arrays: Arrays,
     pools: HashMap<usize, Arc<ThreadPool>>,
-    tunings: HashMap<(usize, usize, u32, usize), (usize, bool)>,
+    tunings: HashMap<Traffic, (usize, bool)>,
 }
 
 impl Bench {
@@ -224,7 +228,8 @@ impl Bench {
     /// The tuning with which the limit loop is fastest for the traffic of a case.
     fn tuned(&mut self, case: &Case, pool: &Arc<ThreadPool>) -> Result<(usize, bool)> {
         let (p, g) = (case.param.bytes(), case.grad.bytes());
-        let key = (p, g, case.bits, case.threads);
+        let n = case.n.min(super::LARGE);
+        let key = (p, g, case.bits, case.threads, n);
         if let Some(&tuning) = self.tunings.get(&key) {
             return Ok(tuning);
         }

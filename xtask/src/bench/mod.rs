@@ -65,9 +65,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
     };
     if let Some(path) = &args.plot {
-        // Found out before minutes of measuring.
-        File::create(path)
-            .with_context(|| format!("--plot {} cannot be written", path.display()))?;
+        // Found out before minutes of measuring, and without emptying a chart that is there.
+        let mut options = File::options();
+        let opened = options.write(true).create(true).truncate(false).open(path);
+        opened.with_context(|| format!("--plot {} cannot be written", path.display()))?;
     }
     let cases = cases(args.quick, &isas, n, threads);
     let comparisons = match isas.last() {
@@ -95,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    report::print_figures(args.json, &figures);
+    report::print_figures(args.json, &figures)?;
     if let Some(path) = &args.plot {
         plot::draw(path, &rows).with_context(|| format!("--plot {}", path.display()))?;
         if !args.json {

@@ -127,12 +127,10 @@ impl Figure {
         }
     }
 
-    /// Those that rows hold by themselves.
+    /// Those that rows hold by themselves. The targets are for a CPU with all instruction sets.
     pub(super) fn of_rows(rows: &[Row]) -> Vec<Figure> {
         let kernels = rows.iter().filter(|row| row.case.name.is_none());
-        let Some(best) = kernels.clone().map(|row| row.case.isa).next_back() else {
-            return Vec::new();
-        };
+        let best = Isa::Avx512Vbmi;
         let find = |isa: Isa, bits: u32, dtype: Dtype| {
             kernels.clone().find(|row| {
                 let Case { param, grad, .. } = row.case;
@@ -166,9 +164,11 @@ impl Figure {
 }
 
 /// Prints figures beside their targets.
-pub(super) fn print_figures(json: bool, figures: &[Figure]) {
+pub(super) fn print_figures(json: bool, figures: &[Figure]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
     if !json {
-        println!("\n{:<64} {:>9} {:>9}", "figure", "measured", "target");
+        let (name, measured, wanted) = ("figure", "measured", "target");
+        writeln!(out, "\n{name:<64} {measured:>9} {wanted:>9}")?;
     }
     for Figure {
         name,
@@ -178,13 +178,12 @@ pub(super) fn print_figures(json: bool, figures: &[Figure]) {
     {
         if json {
             let measured = (measured * 1000.0).round() / 1000.0;
-            println!(
-                "{}",
-                json!({ "figure": name, "measured": measured, "target": wanted })
-            );
+            let row = json!({ "figure": name, "measured": measured, "target": wanted });
+            writeln!(out, "{row}")?;
         } else {
             let verdict = if measured >= wanted { "" } else { "  missed" };
-            println!("{name:<64} {measured:>9.2} {wanted:>9.2}{verdict}");
+            writeln!(out, "{name:<64} {measured:>9.2} {wanted:>9.2}{verdict}")?;
         }
     }
+    Ok(())
 }

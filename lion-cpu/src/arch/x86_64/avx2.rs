@@ -10,6 +10,7 @@ use lion_core::philox::Words;
 use lion_core::{Slice, SliceMut};
 use lion_quant::{CODEBOOK, THRESHOLDS};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// AVX2 and F16C.
 ///
@@ -59,6 +60,16 @@ static SEARCH: Search = {
     }
     search
 };
+
+/// Words `8 * j` and on.
+///
+/// # Safety
+/// `8 * j + 8` words can be read, and the CPU has AVX2.
+#[inline(always)]
+unsafe fn load_words(words: *const u32, j: usize) -> __m256i {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_loadu_si256(words.cast::<__m256i>().add(j)) }
+}
 
 impl Avx2 {
     /// A value, if this CPU has the instructions.
@@ -120,12 +131,12 @@ impl Avx2 {
 
     /// The index of the magnitude of each lane, before it is limited to those there are.
     #[inline(always)]
-    fn index(self, x: __m256, words: Option<*const u32>) -> __m256i {
+    fn index(self, x: __m256, words: Option<__m256i>) -> __m256i {
         let at = self.position(x);
         match words {
             None => intrinsics!(_mm256_cvtps_epi32(at)),
             Some(words) => intrinsics! {
-                let high = _mm256_srli_epi32::<16>(_mm256_loadu_si256(words.cast()));
+                let high = _mm256_srli_epi32::<16>(words);
                 let unit = _mm256_set1_ps(1.0 / 65_536.0);
                 let fraction = _mm256_mul_ps(_mm256_cvtepi32_ps(high), unit);
                 _mm256_cvttps_epi32(_mm256_add_ps(at, fraction))
@@ -142,7 +153,7 @@ impl Avx2 {
 
     /// `bf16` in the lower half of each lane; the upper half is 0.
     #[inline(always)]
-    fn round_bf16(self, x: __m256, words: Option<*const u32>) -> __m256i {
+    fn round_bf16(self, x: __m256, words: Option<__m256i>) -> __m256i {
         intrinsics! {
             let bits = _mm256_castps_si256(x);
             let rounded = match words {
@@ -153,7 +164,6 @@ impl Avx2 {
                     _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7FFF))
                 }
                 Some(words) => {
-                    let words = _mm256_loadu_si256(words.cast());
                     let infinity = _mm256_set1_epi32(0x7F80_0000);
                     let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE));
                     let finite = _mm256_cmpgt_epi32(infinity, magnitude);
@@ -251,8 +261,8 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     unsafe fn store_bf16(self, x: [__m256; 4], words: Option<*const u32>, to: *mut bf16) {
-        // SAFETY: the caller promises 32 words.
-        let words = |j: usize| words.map(|words| unsafe { words.add(8 * j) });
+        // SAFETY: the caller promises 32 words, and `self` the instructions.
+        let words = |j: usize| words.map(|words| unsafe { load_words(words, j) });
         let b0 = self.round_bf16(x[0], words(0));
         let b1 = self.round_bf16(x[1], words(1));
         let b2 = self.round_bf16(x[2], words(2));
@@ -304,7 +314,7 @@ impl Vector for Avx2 {
         intrinsics! {
             let moves = _mm256_cmp_ps::<_CMP_NEQ_OQ>(c, _mm256_setzero_ps());
             let sign = _mm256_and_ps(c, _mm256_castsi256_ps(_mm256_set1_epi32(SIGN)));
-            _mm256_and_ps(moves, _mm256_or_ps(lr, sign))
+            _mm256_and_ps(moves, _mm256_xor_ps(lr, sign))
         }
     }
 
@@ -356,8 +366,8 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     unsafe fn encode(self, x: [__m256; 4], words: Option<*const u32>, codes: *mut u8) {
-        // SAFETY: the caller promises 32 words.
-        let words = |j: usize| words.map(|words| unsafe { words.add(8 * j) });
+        // SAFETY: the caller promises 32 words, and `self` the instructions.
+        let words = |j: usize| words.map(|words| unsafe { load_words(words, j) });
         let k0 = self.index(x[0], words(0));
         let k1 = self.index(x[1], words(1));
         let k2 = self.index(x[2], words(2));
@@ -381,14 +391,16 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn words(self, words: Words, first: u64, out: &mut [u32; 256]) {
+    fn words(self, words: Words, first: u64, out: &mut MaybeUninit<[u32; 256]>) -> &mut [u32; 256] {
         let key = [words.seed as u32, (words.seed >> 32) as u32];
         intrinsics! {
             let step = (
                 _mm256_set1_epi64x(i64::from(words.step as u32)),
                 _mm256_set1_epi64x((words.step >> 32) as i64),
             );
-            for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let to: *mut u32 = out.as_mut_ptr().cast();
+            for i in 0..256 / 16 {
+                let out = to.add(16 * i);
                 let group = first / 4 + 4 * i as u64;
                 // Groups 0 and 2 in the lower lane of 128 bits, so that interleaving brings 0 and 1
                 // into the lower halves and 2 and 3 into the upper ones.
@@ -402,9 +414,11 @@ impl Vector for Avx2 {
                 let pair23 = _mm256_blend_epi32::<0b1010_1010>(c2, _mm256_slli_epi64::<32>(c3));
                 let front = _mm256_unpacklo_epi64(pair01, pair23); // groups 0 and 1
                 let back = _mm256_unpackhi_epi64(pair01, pair23); // groups 2 and 3
-                _mm256_storeu_si256(out.as_mut_ptr().cast(), front);
-                _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), back);
+                _mm256_storeu_si256(out.cast(), front);
+                _mm256_storeu_si256(out.add(8).cast(), back);
             }
+            // All 256 words are written.
+            out.assume_init_mut()
         }
     }
 

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use lion_core::philox::Words;
 use lion_core::{Slice, SliceMut};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// AVX-512 F, BW, DQ and VL, and, where `VBMI` is true, VBMI.
 ///
@@ -17,6 +18,9 @@ pub(crate) struct Avx512<const VBMI: bool>(());
 
 /// `a | (b & c)`, as a table of three bits.
 pub(super) const OR_AND: i32 = 0b1111_1000;
+
+/// `a ^ (b & c)`, as a table of three bits.
+const XOR_AND: i32 = 0b0111_1000;
 
 /// `a ^ b ^ c`, as a table of three bits.
 const XOR3: i32 = 0b1001_0110;
@@ -51,6 +55,16 @@ static UPPER_WORDS: [u16; 32] = {
     words
 };
 
+/// Words `16 * j` and on.
+///
+/// # Safety
+/// `16 * j + 16` words can be read, and the CPU has AVX-512.
+#[inline(always)]
+unsafe fn load_words(words: *const u32, j: usize) -> __m512i {
+    // SAFETY: as the caller promises.
+    unsafe { _mm512_loadu_si512(words.cast::<__m512i>().add(j)) }
+}
+
 impl<const VBMI: bool> Avx512<VBMI> {
     /// A value, if this CPU has the instructions.
     pub(crate) fn new() -> Option<Self> {
@@ -76,7 +90,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
 
     /// `bf16` in the upper half of each lane; the lower half is left over.
     #[inline(always)]
-    fn round_bf16(self, x: __m512, words: Option<*const u32>) -> __m512i {
+    fn round_bf16(self, x: __m512, words: Option<__m512i>) -> __m512i {
         intrinsics! {
             let bits = _mm512_castps_si512(x);
             let rounded = match words {
@@ -86,7 +100,6 @@ impl<const VBMI: bool> Avx512<VBMI> {
                     _mm512_add_epi32(_mm512_add_epi32(bits, odd), self.splat_u32(0x7FFF))
                 }
                 Some(words) => {
-                    let words = _mm512_loadu_si512(words.cast());
                     let infinity = self.splat_u32(0x7F80_0000);
                     let magnitude = _mm512_and_si512(bits, self.splat_u32(MAGNITUDE));
                     let finite = _mm512_cmplt_epi32_mask(magnitude, infinity);
@@ -191,8 +204,8 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
 
     #[inline(always)]
     unsafe fn store_bf16(self, x: [__m512; 4], words: Option<*const u32>, to: *mut bf16) {
-        // SAFETY: the caller promises 64 words.
-        let words = |j: usize| words.map(|words| unsafe { words.add(16 * j) });
+        // SAFETY: the caller promises 64 words, and `self` the instructions.
+        let words = |j: usize| words.map(|words| unsafe { load_words(words, j) });
         let b0 = self.round_bf16(x[0], words(0));
         let b1 = self.round_bf16(x[1], words(1));
         let b2 = self.round_bf16(x[2], words(2));
@@ -241,7 +254,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
         intrinsics! {
             let (c, lr) = (_mm512_castps_si512(c), _mm512_castps_si512(lr));
             let moves = _mm512_test_epi32_mask(c, self.splat_u32(MAGNITUDE));
-            let signed = _mm512_maskz_ternarylogic_epi32::<OR_AND>(moves, lr, c, self.splat_u32(SIGN));
+            let signed = _mm512_maskz_ternarylogic_epi32::<XOR_AND>(moves, lr, c, self.splat_u32(SIGN));
             _mm512_castsi512_ps(signed)
         }
     }
@@ -326,14 +339,16 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    fn words(self, words: Words, first: u64, out: &mut [u32; 256]) {
+    fn words(self, words: Words, first: u64, out: &mut MaybeUninit<[u32; 256]>) -> &mut [u32; 256] {
         let key = [words.seed as u32, (words.seed >> 32) as u32];
         intrinsics! {
             let step = (
                 _mm512_set1_epi64(i64::from(words.step as u32)),
                 _mm512_set1_epi64((words.step >> 32) as i64),
             );
-            for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let to: *mut u32 = out.as_mut_ptr().cast();
+            for i in 0..256 / 32 {
+                let out = to.add(32 * i);
                 let group = first / 4 + 8 * i as u64;
                 let groups = _mm512_add_epi64(
                     _mm512_set1_epi64(group as i64),
@@ -349,9 +364,11 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
                 let back = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
                 let front = _mm512_permutex2var_epi64(pair01, front, pair23);
                 let back = _mm512_permutex2var_epi64(pair01, back, pair23);
-                _mm512_storeu_si512(out.as_mut_ptr().cast(), front);
-                _mm512_storeu_si512(out.as_mut_ptr().add(16).cast(), back);
+                _mm512_storeu_si512(out.cast(), front);
+                _mm512_storeu_si512(out.add(16).cast(), back);
             }
+            // All 256 words are written.
+            out.assume_init_mut()
         }
     }
 

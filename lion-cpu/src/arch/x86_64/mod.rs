@@ -96,7 +96,8 @@ macro_rules! kernel {
 macro_rules! intrinsics {
     ($($body:tt)*) => {{
         // SAFETY: `self` proves that the CPU has the instructions, for `new` is the only way to a
-        // value of its type; pointers are as the method's caller promises.
+        // value of its type. What is read or written lies in an array of the size that its type
+        // says, or where the caller of an unsafe method promises.
         unsafe { $($body)* }
     }};
 }

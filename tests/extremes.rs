@@ -1,0 +1,195 @@
+//! Numbers at the ends of their ranges, where a vector kernel hands a block to the scalar one or could
+//! round in another place: every backend by name against the scalar kernel.
+#![allow(clippy::unwrap_used)]
+
+use lion::cpu::{Cpu, Isa};
+use lion::{
+    Backend, Dtype, Lion, Overrides, ParamSpec, Planes, StateRecord, StepArgs, bf16, update,
+};
+use lion_test_support::{Rng, Tensor, backends, compare_params};
+
+const N: usize = 4 * 256 + 100;
+
+/// What is at its end.
+#[derive(Clone, Copy, Debug)]
+struct Extreme {
+    betas: (f64, f64),
+    lr: f64,
+    weight_decay: f64,
+    grad_scale: f64,
+    /// Factor of parameters, gradients and momenta that are else at most 1.
+    factors: [f32; 3],
+}
+
+const ORDINARY: Extreme = Extreme {
+    betas: (0.9, 0.99),
+    lr: 1e-3,
+    weight_decay: 0.1,
+    grad_scale: 1.0,
+    factors: [1.0, 1.0, 1.0],
+};
+
+fn extremes() -> Vec<Extreme> {
+    let mut all = vec![ORDINARY];
+    for grad_scale in [0.0, -0.0, -1.0, 3e38, -3e38, 1e-38, 1e-45] {
+        all.push(Extreme {
+            grad_scale,
+            ..ORDINARY
+        });
+    }
+    // As f32 these are 1.0.
+    for betas in [(0.0, 0.0), (0.99999999, 0.99999999), (0.5, 0.9999999999)] {
+        all.push(Extreme { betas, ..ORDINARY });
+    }
+    for (lr, weight_decay) in [
+        (-0.0, 0.0),
+        (0.0, 1.0),
+        (1e38, 0.0),
+        (1.0, 1.0),
+        (1e-45, 0.0),
+    ] {
+        all.push(Extreme {
+            lr,
+            weight_decay,
+            ..ORDINARY
+        });
+    }
+    for big in [f32::MAX, 9e37, 8.6e37, 8.5e37, 1e38, 1e-38, 1e-44] {
+        for factors in [
+            [big, 1.0, 1.0],
+            [1.0, big, 1.0],
+            [1.0, 1.0, big],
+            [1.0, big, big],
+        ] {
+            all.push(Extreme {
+                factors,
+                ..ORDINARY
+            });
+        }
+    }
+    all
+}
+
+/// All bits after three steps, and the blocks skipped.
+fn run(
+    backend: Box<dyn Backend>,
+    extreme: Extreme,
+    dtypes: (Dtype, Dtype),
+    options: Overrides,
+    bits: u32,
+) -> (Tensor, Planes, u64) {
+    let mut rng = Rng::new(5);
+    let Extreme {
+        betas,
+        lr,
+        weight_decay,
+        grad_scale,
+        factors,
+    } = extreme;
+    let mut values =
+        |factor: f32| -> Vec<f32> { rng.spread(N, 4.0).iter().map(|x| x * factor).collect() };
+    let mut params = values(factors[0]);
+    params[3] = f32::NAN;
+    params[5] = f32::NEG_INFINITY;
+    params[300] = -f32::NAN;
+    let mut param = Tensor::from_f32(dtypes.0, &params);
+    let grad = Tensor::from_f32(dtypes.1, &values(factors[1]));
+    let momentum = values(factors[2]);
+    let planes = if bits == 8 {
+        let (mut codes, mut absmax) = (vec![0; N], vec![0.0; N.div_ceil(256)]);
+        lion::quant::quantize(&momentum, &mut codes, &mut absmax, None).unwrap();
+        Planes::Blockwise8 { codes, absmax }
+    } else {
+        Planes::Momentum32 { momentum }
+    };
+
+    let mut lion = Lion::builder().backend(backend).build().unwrap();
+    let overrides = options.betas(betas).lr(lr).weight_decay(weight_decay);
+    let overrides = overrides.optim_bits(bits).min_8bit_size(0);
+    let handle = lion
+        .register(ParamSpec::new("p", N, dtypes.0).overrides(overrides))
+        .unwrap();
+    let record = StateRecord {
+        steps: 7,
+        seed: 9,
+        layout: None,
+        planes,
+    };
+    lion.import_state(handle, &record).unwrap();
+    let mut skipped = 0;
+    for _ in 0..3 {
+        let args = StepArgs::new().grad_scale(grad_scale);
+        let updates = [update(handle, param.slice_mut(), grad.slice())];
+        skipped += lion.step_with(args, updates).unwrap().skipped_blocks();
+    }
+    (param, lion.export_state(handle).unwrap().planes, skipped)
+}
+
+#[test]
+fn extreme_numbers_have_the_bits_of_the_scalar_kernel() {
+    let options = [
+        Overrides::new(),
+        Overrides::new()
+            .skip_zeros(true)
+            .stochastic_state(true)
+            .stochastic_param(true),
+    ];
+    let pairs = [
+        (Dtype::F32, Dtype::F32),
+        (Dtype::Bf16, Dtype::Bf16),
+        (Dtype::F16, Dtype::F16),
+        (Dtype::F32, Dtype::F16),
+    ];
+    let (mut compared, mut skipped) = (0, 0);
+    for candidate in backends() {
+        if let Err(reason) = candidate.open() {
+            println!("SKIPPED backend {}: {reason}", candidate.name);
+            continue;
+        }
+        for extreme in extremes() {
+            for dtypes in pairs {
+                for option in options {
+                    for bits in [8, 32] {
+                        let scalar = Box::new(Cpu::with_isa(Isa::Scalar).unwrap());
+                        let expected = run(scalar, extreme, dtypes, option, bits);
+                        let backend = candidate.open().unwrap();
+                        let found = run(backend, extreme, dtypes, option, bits);
+                        let place = format!("{} {bits} {dtypes:?} {extreme:?}", candidate.name);
+                        assert_eq!(compare_params(&found.0, &expected.0), None, "{place}");
+                        assert_eq!(found.1, expected.1, "{place}");
+                        assert_eq!(found.2, expected.2, "{place}");
+                        compared += 1;
+                        skipped += found.2;
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        compared >= 600 && skipped > 0,
+        "{compared} runs, {skipped} blocks skipped"
+    );
+}
+
+/// A learning rate of -0 is 0, and leaves a parameter of -0 what it is.
+#[test]
+fn the_sign_of_a_zero_learning_rate() {
+    for candidate in backends() {
+        let Ok(backend) = candidate.open() else {
+            println!("SKIPPED backend {}", candidate.name);
+            continue;
+        };
+        let mut lion = Lion::builder().lr(-0.0).backend(backend).build().unwrap();
+        let w = lion
+            .register(ParamSpec::new("w", 512, Dtype::Bf16))
+            .unwrap();
+        let mut p = vec![bf16::from_bits(0x8000); 512];
+        lion.step([(w, &mut p, &vec![-1.0f32; 512])]).unwrap();
+        // -0 - (-(-0)) = -0 - 0 = -0
+        assert!(
+            p.iter().all(|x| x.to_bits() == 0x8000),
+            "{}",
+            candidate.name
+        );
+    }
+}
