@@ -292,13 +292,10 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
             self.dequantize_bytes(intrinsics!(_mm512_loadu_si512(codes.cast())))
         } else {
             intrinsics! {
-                let codes: *const __m128i = codes.cast();
-                [
-                    self.dequantize_floats(_mm_loadu_si128(codes)),
-                    self.dequantize_floats(_mm_loadu_si128(codes.add(1))),
-                    self.dequantize_floats(_mm_loadu_si128(codes.add(2))),
-                    self.dequantize_floats(_mm_loadu_si128(codes.add(3))),
-                ]
+                let codes: *const __m256i = codes.cast();
+                let [x0, x1] = self.dequantize_words(_mm256_loadu_si256(codes));
+                let [x2, x3] = self.dequantize_words(_mm256_loadu_si256(codes.add(1)));
+                [x0, x1, x2, x3]
             }
         }
     }

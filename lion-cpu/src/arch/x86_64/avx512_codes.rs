@@ -1,6 +1,6 @@
 //! The codebook in registers of AVX-512: from codes to codewords, and from numbers to codes.
 
-use super::avx512::{Avx512, MAGNITUDE, OR_AND, SIGN, TRANSPOSE};
+use super::avx512::{Avx512, MAGNITUDE, OR_AND, TRANSPOSE};
 use super::tables::{LOWEST_PAIR, OFFSET, PAIRS, SLOPE};
 use lion_quant::MAGNITUDES;
 use std::arch::x86_64::*;
@@ -21,15 +21,17 @@ static MAGNITUDE_BYTES: [[[u8; 64]; 2]; 4] = {
     bytes
 };
 
-/// The magnitudes below 1.0, 16 a table.
-static MAGNITUDE_TABLES: [[f32; 16]; 8] = {
-    let mut tables = [[0.0; 16]; 8];
+/// The lower and upper halves of the 128 magnitudes below 1.0, 32 a table.
+static MAGNITUDE_WORDS: [[[u16; 32]; 4]; 2] = {
+    let mut words = [[[0; 32]; 4]; 2];
     let mut k = 0;
     while k < 128 {
-        tables[k / 16][k % 16] = MAGNITUDES[k];
+        let bits = MAGNITUDES[k].to_bits();
+        words[0][k / 32][k % 32] = bits as u16;
+        words[1][k / 32][k % 32] = (bits >> 16) as u16;
         k += 1;
     }
-    tables
+    words
 };
 
 impl<const VBMI: bool> Avx512<VBMI> {
@@ -40,11 +42,17 @@ impl<const VBMI: bool> Avx512<VBMI> {
         (self.load_table(low), self.load_table(high))
     }
 
-    /// 16 of the 128 magnitudes.
+    /// One half of each of 128 magnitudes, by the lower six bits of `k` and by bit 6.
     #[inline(always)]
-    fn table(self, part: usize) -> __m512 {
-        let part = self.load_table(&MAGNITUDE_TABLES[part]);
-        intrinsics!(_mm512_castsi512_ps(part))
+    fn words_of(self, half: usize, k: __m512i, bit6: __mmask32) -> __m512i {
+        let [t0, t1, t2, t3] = &MAGNITUDE_WORDS[half];
+        let (t0, t1) = (self.load_table(t0), self.load_table(t1));
+        let (t2, t3) = (self.load_table(t2), self.load_table(t3));
+        intrinsics! {
+            let low = _mm512_permutex2var_epi16(t0, k, t1);
+            let high = _mm512_permutex2var_epi16(t2, k, t3);
+            _mm512_mask_mov_epi16(low, bit6, high)
+        }
     }
 
     /// Four vectors of codewords by byte-wise look-ups: four tables of 128 bytes, one for each byte of
@@ -80,32 +88,28 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// One vector of codewords: eight registers of magnitudes, four look-ups in two of them each, and
-    /// a choice by bits 5 and 6.
+    /// Two vectors of codewords by word-wise look-ups: eight registers of magnitudes, four for each half
+    /// of a float.
     #[inline(always)]
-    pub(super) fn dequantize_floats(self, codes: __m128i) -> __m512 {
-        let (t0, t1, t2, t3) = (self.table(0), self.table(1), self.table(2), self.table(3));
-        let (t4, t5, t6, t7) = (self.table(4), self.table(5), self.table(6), self.table(7));
+    pub(super) fn dequantize_words(self, codes: __m256i) -> [__m512; 2] {
         intrinsics! {
-            let codes = _mm512_cvtepu8_epi32(codes);
-            let place = _mm512_sub_epi32(codes, _mm512_set1_epi32(127));
-            let k = _mm512_abs_epi32(place);
-            let bit5 = _mm512_test_epi32_mask(k, _mm512_set1_epi32(32));
-            let bit6 = _mm512_test_epi32_mask(k, _mm512_set1_epi32(64));
-            let one = _mm512_test_epi32_mask(k, _mm512_set1_epi32(128));
-            let m0 = _mm512_permutex2var_ps(t0, k, t1);
-            let m1 = _mm512_permutex2var_ps(t2, k, t3);
-            let m2 = _mm512_permutex2var_ps(t4, k, t5);
-            let m3 = _mm512_permutex2var_ps(t6, k, t7);
-            let low = _mm512_mask_mov_ps(m0, bit5, m1);
-            let high = _mm512_mask_mov_ps(m2, bit5, m3);
-            let magnitude = _mm512_mask_mov_ps(low, bit6, high);
-            let magnitude = _mm512_mask_mov_ps(magnitude, one, _mm512_set1_ps(1.0));
-            // The sign of a negative place, or-ed in.
-            let sign = _mm512_set1_epi32(SIGN);
-            let signed =
-                _mm512_ternarylogic_epi32::<OR_AND>(_mm512_castps_si512(magnitude), place, sign);
-            _mm512_castsi512_ps(signed)
+            // Interleaving works within lanes of 128 bits: the second half goes between the first.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let codes = _mm512_cvtepu8_epi16(_mm256_permutevar8x32_epi32(codes, order));
+            let place = _mm512_sub_epi16(codes, _mm512_set1_epi16(127));
+            let k = _mm512_abs_epi16(place);
+            let bit6 = _mm512_test_epi16_mask(k, _mm512_set1_epi16(64));
+            let one = _mm512_test_epi16_mask(k, _mm512_set1_epi16(128));
+            let low = self.words_of(0, k, bit6);
+            let high = self.words_of(1, k, bit6);
+            // 1.0 is 0x3F800000, and stands where 0.0 was found.
+            let high = _mm512_mask_mov_epi16(high, one, _mm512_set1_epi16(0x3F80));
+            let sign = _mm512_set1_epi16(i16::MIN);
+            let high = _mm512_ternarylogic_epi32::<OR_AND>(high, place, sign);
+            [
+                _mm512_castsi512_ps(_mm512_unpacklo_epi16(low, high)),
+                _mm512_castsi512_ps(_mm512_unpackhi_epi16(low, high)),
+            ]
         }
     }
 
