@@ -52,14 +52,14 @@ pub const OFFSETS: [f32; PIECES] = LINES.1;
 /// ```
 #[inline(always)]
 pub fn position(a: f32) -> f32 {
-    let (mut slope, mut offset) = (SLOPES[0], OFFSETS[0]);
+    // Changed bit by bit instead of looked up, so that a loop over `position` vectorizes.
+    let (mut slope, mut offset) = (SLOPES[0].to_bits(), OFFSETS[0].to_bits());
     for s in 1..PIECES {
-        // A choice instead of a look-up, so that a loop over `position` vectorizes.
-        let beyond = THRESHOLDS[s - 1] < a;
-        slope = if beyond { SLOPES[s] } else { slope };
-        offset = if beyond { OFFSETS[s] } else { offset };
+        let beyond = u32::from(THRESHOLDS[s - 1] < a).wrapping_neg();
+        slope ^= beyond & (SLOPES[s - 1].to_bits() ^ SLOPES[s].to_bits());
+        offset ^= beyond & (OFFSETS[s - 1].to_bits() ^ OFFSETS[s].to_bits());
     }
-    (a * slope) + offset
+    (a * f32::from_bits(slope)) + f32::from_bits(offset)
 }
 
 #[cfg(test)]

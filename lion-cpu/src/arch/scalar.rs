@@ -171,21 +171,27 @@ pub(super) fn step_block<P: Element, G: Element, S: Block>(
         return false;
     }
 
-    let mut words = [0; BLOCK];
-    let words = &mut words[..n];
-    if rule.stochastic_param || rule.stochastic_state {
-        rule.words.fill(first, words);
-    }
-    let elements = p.iter_mut().zip(&*gradient).zip(&*old);
-    if rule.stochastic_param {
-        for (((p, &g), &m), &word) in elements.zip(&*words) {
-            *p = P::narrow_stochastic(c.parameter(p.widen(), g, m), word);
-        }
+    let mut drawn;
+    let words = if rule.stochastic_param || rule.stochastic_state {
+        drawn = [0; BLOCK];
+        rule.words.fill(first, &mut drawn[..n]);
+        Some(&drawn[..n])
     } else {
-        for ((p, &g), &m) in elements {
-            *p = P::narrow(c.parameter(p.widen(), g, m));
+        None
+    };
+    let elements = p.iter_mut().zip(&*gradient).zip(&*old);
+    match words.filter(|_| rule.stochastic_param) {
+        Some(words) => {
+            for (((p, &g), &m), &word) in elements.zip(words) {
+                *p = P::narrow_stochastic(c.parameter(p.widen(), g, m), word);
+            }
+        }
+        None => {
+            for ((p, &g), &m) in elements {
+                *p = P::narrow(c.parameter(p.widen(), g, m));
+            }
         }
     }
-    state.store(new, rule.stochastic_state.then_some(&*words));
+    state.store(new, words.filter(|_| rule.stochastic_state));
     true
 }
