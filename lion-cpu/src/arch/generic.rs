@@ -82,7 +82,7 @@ impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
 /// Steps a run of blocks and returns how many it skipped.
 ///
 /// `PLAIN` is for a step without `skip_zeros` and stochastic rounding: a choice in the innermost loop
-/// costs it a tenth of its speed.
+/// costs it speed.
 #[inline(always)]
 pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
     v: V,

@@ -1,7 +1,9 @@
 //! The roofline chart: a bar a kernel, a line where memory limits it.
 
+use super::case::Case;
 use super::report::Row;
 use anyhow::Result;
+use lion::Dtype;
 use plotters::prelude::*;
 use std::path::Path;
 
@@ -15,9 +17,14 @@ const LEFT: i32 = 230;
 const RIGHT: i32 = 90;
 const WIDTH: i32 = 900;
 
-/// Draws the rows that are about a kernel on one tensor.
+/// Draws the rows that are about a kernel on one tensor, with parameter and gradient both `f32` or both
+/// `bf16`: the other pairs would make it longer and tell little more.
 pub(super) fn draw(path: &Path, rows: &[Row]) -> Result<()> {
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.case.name.is_none()).collect();
+    let drawn = |row: &&Row| {
+        let Case { param, grad, .. } = row.case;
+        row.case.name.is_none() && param == grad && param != Dtype::F16
+    };
+    let rows: Vec<&Row> = rows.iter().filter(drawn).collect();
     let height = TOP + ROW * rows.len() as i32 + 24;
     let root = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
     root.fill(&WHITE)?;
