@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::slice::IterMut;
 use std::sync::{Mutex, PoisonError};
 
-/// Elements up to which a step stays on the caller's thread: a vector kernel is done with them in a
-/// tenth of a millisecond, and another thread may take half of that to wake.
+/// Elements up to which a step stays on the caller's thread: a vector kernel is done with them in about
+/// a tenth of a millisecond, and waking another thread costs a good part of that.
 const SMALL: usize = 262_144;
 
 /// Elements below which a reduction is not split between threads.

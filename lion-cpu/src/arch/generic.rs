@@ -220,7 +220,7 @@ type Block8<'b, P, G> = (
 );
 
 /// New momenta that wait to be quantized, and the random words to do it with. Both are written before
-/// they are read, and clearing them first would cost a short run a twentieth of its time.
+/// they are read, so they are not cleared first.
 struct Buffer {
     m: MaybeUninit<[f32; BLOCK]>,
     words: MaybeUninit<[u32; BLOCK]>,
@@ -286,7 +286,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
     /// Steps blocks with an 8-bit state and returns how many it left as they were.
     ///
     /// A block is quantized after the next one is updated: to find its largest momentum and divide by
-    /// it takes as long as a fifth of a block, and the update of the next one does not wait for it.
+    /// it takes a sixth of the time of a block, and the update of the next one does not wait for it.
     #[inline(always)]
     fn blocks8<'b, P: Lane, G: Lane>(
         &self,
