@@ -43,18 +43,15 @@ static SEARCH: Search = {
     }
     let mut search = Search {
         level1: sorted[7],
-        level2: [f32::INFINITY; 8],
-        level3: [f32::INFINITY; 8],
-        level4: [f32::INFINITY; 8],
+        level2: [0.0; 8],
+        level3: [0.0; 8],
+        level4: [0.0; 8],
     };
     let mut s = 0;
     while s < 8 {
-        if s < 2 {
-            search.level2[s] = sorted[8 * s + 3];
-        }
-        if s < 4 {
-            search.level3[s] = sorted[4 * s + 1];
-        }
+        // Twice, once for each lane of 128 bits.
+        search.level2[s] = sorted[8 * (s % 2) + 3];
+        search.level3[s] = sorted[4 * (s % 4) + 1];
         search.level4[s] = sorted[2 * s];
         s += 1;
     }
@@ -111,19 +108,23 @@ impl Avx2 {
             level4,
         } = &SEARCH;
         intrinsics! {
-            let a = _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(MAGNITUDE)));
-            // A comparison that holds is -1: 2 * s - beyond.
-            let beyond = _mm256_cmp_ps::<_CMP_LT_OQ>(_mm256_set1_ps(*level1), a);
-            let s = _mm256_srli_epi32::<31>(_mm256_castps_si256(beyond));
-            let threshold = _mm256_permutevar8x32_ps(self.table(level2), s);
-            let beyond = _mm256_cmp_ps::<_CMP_LT_OQ>(threshold, a);
-            let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), _mm256_castps_si256(beyond));
-            let threshold = _mm256_permutevar8x32_ps(self.table(level3), s);
-            let beyond = _mm256_cmp_ps::<_CMP_LT_OQ>(threshold, a);
-            let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), _mm256_castps_si256(beyond));
+            // Magnitudes are ordered as their bits are, and comparing those is the faster. A
+            // comparison that holds is -1: 2 * s - beyond.
+            let bits = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(MAGNITUDE));
+            let a = _mm256_castsi256_ps(bits);
+            let threshold = _mm256_castps_si256(_mm256_set1_ps(*level1));
+            let beyond = _mm256_cmpgt_epi32(bits, threshold);
+            let s = _mm256_sub_epi32(_mm256_setzero_si256(), beyond);
+            // Two bits of an index do for a permutation within lanes of 128 bits.
+            let threshold = _mm256_permutevar_ps(self.table(level2), s);
+            let beyond = _mm256_cmpgt_epi32(bits, _mm256_castps_si256(threshold));
+            let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), beyond);
+            let threshold = _mm256_permutevar_ps(self.table(level3), s);
+            let beyond = _mm256_cmpgt_epi32(bits, _mm256_castps_si256(threshold));
+            let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), beyond);
             let threshold = _mm256_permutevar8x32_ps(self.table(level4), s);
-            let beyond = _mm256_cmp_ps::<_CMP_LT_OQ>(threshold, a);
-            let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), _mm256_castps_si256(beyond));
+            let beyond = _mm256_cmpgt_epi32(bits, _mm256_castps_si256(threshold));
+            let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), beyond);
             let (slope, offset) = (self.look_up(&SLOPE, s), self.look_up(&OFFSET, s));
             _mm256_add_ps(_mm256_mul_ps(a, slope), offset)
         }
