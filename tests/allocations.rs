@@ -6,18 +6,22 @@ use lion::{Dtype, Lion, Overrides, ParamSpec};
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
-/// Bytes that three steps of one parameter of `n` elements allocate.
+/// Bytes that three steps of one parameter of `n` elements allocate, at least: the queue by which rayon
+/// wakes its threads allocates a block every few dozen calls, whatever is in them.
 fn bytes_of_steps(n: usize, overrides: Overrides) -> u64 {
     let mut lion = Lion::builder().build().unwrap();
     let spec = ParamSpec::new("p", n, Dtype::F32).overrides(overrides);
     let handle = lion.register(spec).unwrap();
     let (mut param, grad) = (vec![0.5f32; n], vec![0.25f32; n]);
     lion.step([(handle, &mut param, &grad)]).unwrap();
-    let before = dhat::HeapStats::get().total_bytes;
-    for _ in 0..3 {
-        lion.step([(handle, &mut param, &grad)]).unwrap();
-    }
-    dhat::HeapStats::get().total_bytes - before
+    let three_steps = |_| {
+        let before = dhat::HeapStats::get().total_bytes;
+        for _ in 0..3 {
+            lion.step([(handle, &mut param, &grad)]).unwrap();
+        }
+        dhat::HeapStats::get().total_bytes - before
+    };
+    (0..8).map(three_steps).fold(u64::MAX, u64::min)
 }
 
 #[test]
