@@ -288,11 +288,6 @@ impl StepArgs {
         self
     }
 
-    /// The learning rate of this step, if one is set.
-    pub fn get_lr(&self) -> Option<f64> {
-        self.lr
-    }
-
     /// The factor of every gradient, 1 unless set.
     pub fn get_grad_scale(&self) -> f64 {
         self.grad_scale.unwrap_or(1.0)

@@ -72,7 +72,7 @@ pub fn top_bits(x: &[f32]) -> u32 {
 
 /// The code of the codeword nearest to `x`, a number already divided by its block's absmax.
 #[inline(always)]
-pub fn nearest_code(x: f32) -> u8 {
+fn nearest_code(x: f32) -> u8 {
     // Adding 1.5 * 2^23 leaves no bit below 1: the sum is rounded to an integer, half to even.
     const ROUND: f32 = 12_582_912.0;
     let k = (position(x.abs()) + ROUND).to_bits() - ROUND.to_bits();
@@ -82,7 +82,7 @@ pub fn nearest_code(x: f32) -> u8 {
 /// The code of one of the two codewords around `x`: the upper one with odds by the position of `x`
 /// between them, drawn with the high 16 bits of `word`.
 #[inline(always)]
-pub fn stochastic_code(x: f32, word: u32) -> u8 {
+fn stochastic_code(x: f32, word: u32) -> u8 {
     let fraction = (word >> 16) as i32 as f32 * (1.0 / 65_536.0);
     signed_code(x, (position(x.abs()) + fraction) as i32 as u32)
 }

@@ -23,8 +23,8 @@ mod codebook;
 mod position;
 
 pub use blockwise::{
-    QuantError, dequantize, dequantize_block, dequantize_by, nearest_code, quantize,
-    quantize_block, quantize_by, stochastic_code, top_bits,
+    QuantError, dequantize, dequantize_block, dequantize_by, quantize, quantize_block, quantize_by,
+    top_bits,
 };
 pub use codebook::{CODEBOOK, MAGNITUDES, ZERO_CODE};
 pub use position::{OFFSETS, PIECES, SLOPES, THRESHOLDS, position};

@@ -12,11 +12,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
-#[group(id = "what", required = true, multiple = true, args = ["replay", "exhaustive"])]
 pub(crate) struct Args {
     /// Replays every .safetensors trajectory in this directory, each step from its recorded state
     /// and all steps from the first.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", required_unless_present = "exhaustive")]
     replay: Option<PathBuf>,
 
     /// Runs the quantizer of every instruction set over all floats of [0, 1] and their negatives, and

@@ -100,6 +100,22 @@ fn a_difference_names_step_plane_index_and_values() {
     }
 }
 
+/// A command that verifies nothing does not succeed.
+#[test]
+fn without_something_to_verify_it_fails() {
+    for arguments in [
+        &["verify"][..],
+        &["verify", "--json"],
+        &["verify", "--backend", "scalar"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        let output = command.args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains("--replay <DIR>"), "{text}");
+    }
+}
+
 /// Everything that cannot be replayed fails with a reason, and nothing is passed over.
 #[test]
 fn bad_input_fails_with_a_reason() {

@@ -25,7 +25,7 @@ const XOR_AND: i32 = 0b0111_1000;
 /// `a ^ b ^ c`, as a table of three bits.
 const XOR3: i32 = 0b1001_0110;
 
-pub(super) const SIGN: i32 = i32::MIN;
+const SIGN: i32 = i32::MIN;
 pub(super) const MAGNITUDE: i32 = i32::MAX;
 
 /// Takes the 4 by 4 matrix of the dwords of a vector of bytes to its transpose: unpacking and packing
