@@ -3,7 +3,7 @@
 
 use super::super::vector::{Lane, Vector};
 use super::super::{generic, scalar};
-use super::tables::{OFFSET, SLOPE};
+use super::tables::{KEY_BASE, LAST_PIECE, OFFSET, OFFSET_BYTES, ROWS, SLOPE, SLOPE_BYTES};
 use crate::job::{Job, Rule, StateMut, View};
 use half::{bf16, f16};
 use lion_core::philox::Words;
@@ -130,18 +130,106 @@ impl Avx2 {
         }
     }
 
-    /// The index of the magnitude of each lane, before it is limited to those there are.
+    /// The same 16 bytes in both lanes of 128 bits.
     #[inline(always)]
-    fn index(self, x: __m256, words: Option<__m256i>) -> __m256i {
-        let at = self.position(x);
-        match words {
-            None => intrinsics!(_mm256_cvtps_epi32(at)),
-            Some(words) => intrinsics! {
-                let high = _mm256_srli_epi32::<16>(words);
-                let unit = _mm256_set1_ps(1.0 / 65_536.0);
-                let fraction = _mm256_mul_ps(_mm256_cvtepi32_ps(high), unit);
-                _mm256_cvttps_epi32(_mm256_add_ps(at, fraction))
-            },
+    fn row_table(self, table: &'static [u8; 16]) -> __m256i {
+        intrinsics!(_mm256_broadcastsi128_si256(_mm_loadu_si128(
+            table.as_ptr().cast()
+        )))
+    }
+
+    /// The keys of two vectors, a word each, in turn.
+    #[inline(always)]
+    fn keys(self, even: __m256, odd: __m256) -> __m256i {
+        intrinsics! {
+            let (even, odd) = (_mm256_castps_si256(even), _mm256_castps_si256(odd));
+            let upper = _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(even), odd);
+            let upper = _mm256_and_si256(upper, _mm256_set1_epi16(i16::MAX));
+            let key = _mm256_subs_epu16(upper, _mm256_set1_epi16(KEY_BASE as i16));
+            let key = _mm256_srli_epi16::<4>(key);
+            let last = _mm256_cmpgt_epi16(upper, _mm256_set1_epi16(LAST_PIECE as i16 - 1));
+            _mm256_sub_epi16(key, last)
+        }
+    }
+
+    /// The pieces that belong to 32 keys.
+    #[inline(always)]
+    fn pieces(self, key: __m256i) -> __m256i {
+        intrinsics! {
+            let row = _mm256_and_si256(_mm256_srli_epi16::<4>(key), _mm256_set1_epi8(15));
+            let s = _mm256_shuffle_epi8(self.row_table(&ROWS.first), row);
+            // At or beyond a cut the cut is the smaller of the two; an equality that holds is -1.
+            let cut = _mm256_shuffle_epi8(self.row_table(&ROWS.cut[0]), row);
+            let s = _mm256_sub_epi8(s, _mm256_cmpeq_epi8(_mm256_min_epu8(key, cut), cut));
+            let cut = _mm256_shuffle_epi8(self.row_table(&ROWS.cut[1]), row);
+            _mm256_sub_epi8(s, _mm256_cmpeq_epi8(_mm256_min_epu8(key, cut), cut))
+        }
+    }
+
+    /// Of a table of floats those that belong to 32 pieces, which lie as packing leaves them.
+    #[inline(always)]
+    fn floats(self, table: &'static [[u8; 16]; 4], s: __m256i) -> [__m256i; 4] {
+        let [t0, t1, t2, t3] = table;
+        intrinsics! {
+            let b0 = _mm256_shuffle_epi8(self.row_table(t0), s);
+            let b1 = _mm256_shuffle_epi8(self.row_table(t1), s);
+            let b2 = _mm256_shuffle_epi8(self.row_table(t2), s);
+            let b3 = _mm256_shuffle_epi8(self.row_table(t3), s);
+            let (low01, high01) = (_mm256_unpacklo_epi8(b0, b1), _mm256_unpackhi_epi8(b0, b1));
+            let (low23, high23) = (_mm256_unpacklo_epi8(b2, b3), _mm256_unpackhi_epi8(b2, b3));
+            [
+                _mm256_unpacklo_epi16(low01, low23),
+                _mm256_unpackhi_epi16(low01, low23),
+                _mm256_unpacklo_epi16(high01, high23),
+                _mm256_unpackhi_epi16(high01, high23),
+            ]
+        }
+    }
+
+    /// The index of the magnitude nearest to each lane, with the sign of the lane, before it is limited
+    /// to those there are.
+    #[inline(always)]
+    fn nearest(self, x: [__m256; 4]) -> [__m256i; 4] {
+        intrinsics! {
+            // The bytes of a dword are of the first vector, the third, the second and the fourth.
+            let key23 = _mm256_slli_epi16::<8>(self.keys(x[2], x[3]));
+            let s = self.pieces(_mm256_or_si256(self.keys(x[0], x[1]), key23));
+            let order = _mm_setr_epi8(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
+            let s = _mm256_shuffle_epi8(s, _mm256_broadcastsi128_si256(order));
+            let slope = self.floats(&SLOPE_BYTES, s);
+            let offset = self.floats(&OFFSET_BYTES, s);
+            [
+                self.on_line(x[0], slope[0], offset[0]),
+                self.on_line(x[1], slope[1], offset[1]),
+                self.on_line(x[2], slope[2], offset[2]),
+                self.on_line(x[3], slope[3], offset[3]),
+            ]
+        }
+    }
+
+    /// `|x| * slope + offset` with the sign of `x`, rounded.
+    #[inline(always)]
+    fn on_line(self, x: __m256, slope: __m256i, offset: __m256i) -> __m256i {
+        intrinsics! {
+            // Products and sums round alike on both sides of 0.
+            let sign = _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(SIGN)));
+            let offset = _mm256_xor_ps(_mm256_castsi256_ps(offset), sign);
+            let product = _mm256_mul_ps(x, _mm256_castsi256_ps(slope));
+            _mm256_cvtps_epi32(_mm256_add_ps(product, offset))
+        }
+    }
+
+    /// The index of one of the two magnitudes around each lane, with the sign of the lane, before it is
+    /// limited.
+    #[inline(always)]
+    fn drawn(self, x: __m256, words: __m256i) -> __m256i {
+        intrinsics! {
+            let unit = _mm256_set1_ps(1.0 / 65_536.0);
+            let high = _mm256_srli_epi32::<16>(words);
+            let fraction = _mm256_mul_ps(_mm256_cvtepi32_ps(high), unit);
+            let at = _mm256_add_ps(self.position(x), fraction);
+            let sign = _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(SIGN)));
+            _mm256_cvttps_epi32(_mm256_or_ps(at, sign))
         }
     }
 
@@ -367,27 +455,27 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     unsafe fn encode(self, x: [__m256; 4], words: Option<*const u32>, codes: *mut u8) {
-        // SAFETY: the caller promises 32 words, and `self` the instructions.
-        let words = |j: usize| words.map(|words| unsafe { load_words(words, j) });
-        let k0 = self.index(x[0], words(0));
-        let k1 = self.index(x[1], words(1));
-        let k2 = self.index(x[2], words(2));
-        let k3 = self.index(x[3], words(3));
+        let k = match words {
+            None => self.nearest(x),
+            // SAFETY: the caller promises 32 words, and `self` the instructions.
+            Some(words) => unsafe {
+                [
+                    self.drawn(x[0], load_words(words, 0)),
+                    self.drawn(x[1], load_words(words, 1)),
+                    self.drawn(x[2], load_words(words, 2)),
+                    self.drawn(x[3], load_words(words, 3)),
+                ]
+            },
+        };
         intrinsics! {
-            let k = _mm256_packus_epi16(_mm256_packus_epi32(k0, k1), _mm256_packus_epi32(k2, k3));
-            // Saturation keeps the signs, so they are packed as the indices are.
-            let sign01 = _mm256_packs_epi32(_mm256_castps_si256(x[0]), _mm256_castps_si256(x[1]));
-            let sign23 = _mm256_packs_epi32(_mm256_castps_si256(x[2]), _mm256_castps_si256(x[3]));
-            let sign = _mm256_packs_epi16(sign01, sign23);
-            let negative = _mm256_cmpgt_epi8(_mm256_setzero_si256(), sign); // -1 or 0
-            let last = _mm256_add_epi8(_mm256_set1_epi8(i8::MIN), negative);
-            let k = _mm256_min_epu8(k, last);
-            let signed = _mm256_sub_epi8(_mm256_xor_si256(k, negative), negative);
-            let code = _mm256_add_epi8(_mm256_set1_epi8(127), signed);
+            // Codes go from -1 to 256 here; packing limits them to 0 and 255.
+            let zero_code = _mm256_set1_epi16(127);
+            let code01 = _mm256_add_epi16(_mm256_packs_epi32(k[0], k[1]), zero_code);
+            let code23 = _mm256_add_epi16(_mm256_packs_epi32(k[2], k[3]), zero_code);
+            let code = _mm256_packus_epi16(code01, code23);
             // Packing works within lanes of 128 bits: put the dwords in order.
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            let code = _mm256_permutevar8x32_epi32(code, order);
-            _mm256_storeu_si256(codes.cast(), code)
+            _mm256_storeu_si256(codes.cast(), _mm256_permutevar8x32_epi32(code, order))
         }
     }
 

@@ -20,12 +20,12 @@ pub(crate) struct Avx512<const VBMI: bool>(());
 pub(super) const OR_AND: i32 = 0b1111_1000;
 
 /// `a ^ (b & c)`, as a table of three bits.
-const XOR_AND: i32 = 0b0111_1000;
+pub(super) const XOR_AND: i32 = 0b0111_1000;
 
 /// `a ^ b ^ c`, as a table of three bits.
 const XOR3: i32 = 0b1001_0110;
 
-const SIGN: i32 = i32::MIN;
+pub(super) const SIGN: i32 = i32::MIN;
 pub(super) const MAGNITUDE: i32 = i32::MAX;
 
 /// Takes the 4 by 4 matrix of the dwords of a vector of bytes to its transpose: unpacking and packing
@@ -303,35 +303,25 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     #[inline(always)]
     unsafe fn encode(self, x: [__m512; 4], words: Option<*const u32>, codes: *mut u8) {
         let k = match words {
-            None => [
-                self.nearest(x[0]),
-                self.nearest(x[1]),
-                self.nearest(x[2]),
-                self.nearest(x[3]),
-            ],
-            Some(words) => intrinsics! {
-                let words: *const __m512i = words.cast();
+            None => self.nearest(x),
+            // SAFETY: the caller promises 64 words, and `self` the instructions.
+            Some(words) => unsafe {
                 [
-                    self.drawn(x[0], _mm512_loadu_si512(words)),
-                    self.drawn(x[1], _mm512_loadu_si512(words.add(1))),
-                    self.drawn(x[2], _mm512_loadu_si512(words.add(2))),
-                    self.drawn(x[3], _mm512_loadu_si512(words.add(3))),
+                    self.drawn(x[0], load_words(words, 0)),
+                    self.drawn(x[1], load_words(words, 1)),
+                    self.drawn(x[2], load_words(words, 2)),
+                    self.drawn(x[3], load_words(words, 3)),
                 ]
             },
         };
         intrinsics! {
-            let k01 = _mm512_packus_epi32(k[0], k[1]);
-            let k = _mm512_packus_epi16(k01, _mm512_packus_epi32(k[2], k[3]));
-            // Saturation keeps the signs, so they are packed as the indices are.
-            let sign01 = _mm512_packs_epi32(_mm512_castps_si512(x[0]), _mm512_castps_si512(x[1]));
-            let sign23 = _mm512_packs_epi32(_mm512_castps_si512(x[2]), _mm512_castps_si512(x[3]));
-            let negative = _mm512_movepi8_mask(_mm512_packs_epi16(sign01, sign23));
-            let zero_code = _mm512_set1_epi8(127);
-            let last = _mm512_mask_mov_epi8(_mm512_set1_epi8(i8::MIN), negative, zero_code);
-            let k = _mm512_min_epu8(k, last);
-            let place = _mm512_mask_sub_epi8(k, negative, _mm512_setzero_si512(), k);
-            let place = _mm512_permutexvar_epi32(self.load_table(&TRANSPOSE), place);
-            _mm512_storeu_si512(codes.cast(), _mm512_add_epi8(zero_code, place))
+            // Codes go from -1 to 256 here; packing limits them to 0 and 255.
+            let zero_code = _mm512_set1_epi16(127);
+            let code01 = _mm512_add_epi16(_mm512_packs_epi32(k[0], k[1]), zero_code);
+            let code23 = _mm512_add_epi16(_mm512_packs_epi32(k[2], k[3]), zero_code);
+            let code = _mm512_packus_epi16(code01, code23);
+            let code = _mm512_permutexvar_epi32(self.load_table(&TRANSPOSE), code);
+            _mm512_storeu_si512(codes.cast(), code)
         }
     }
 

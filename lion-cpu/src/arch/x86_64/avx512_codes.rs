@@ -1,7 +1,9 @@
 //! The codebook in registers of AVX-512: from codes to codewords, and from numbers to codes.
 
-use super::avx512::{Avx512, MAGNITUDE, OR_AND, TRANSPOSE};
-use super::tables::{LOWEST_PAIR, OFFSET, PAIRS, SLOPE};
+use super::avx512::{Avx512, MAGNITUDE, OR_AND, SIGN, TRANSPOSE, XOR_AND};
+use super::tables::{
+    KEY_BASE, LAST_PIECE, LOWEST_PAIR, OFFSET, PAIRS, PIECE_OF_KEY, ROWS, SLOPE,
+};
 use lion_quant::MAGNITUDES;
 use std::arch::x86_64::*;
 
@@ -140,20 +142,94 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// The index of the magnitude nearest to each lane, before it is limited to those there are.
+    /// The keys of two vectors, a word each, in turn.
     #[inline(always)]
-    pub(super) fn nearest(self, x: __m512) -> __m512i {
-        intrinsics!(_mm512_cvtps_epi32(self.position(x)))
+    fn keys(self, even: __m512, odd: __m512) -> __m512i {
+        intrinsics! {
+            let (even, odd) = (_mm512_castps_si512(even), _mm512_castps_si512(odd));
+            let upper = _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(even), 0xAAAA_AAAA, odd);
+            let upper = _mm512_and_si512(upper, _mm512_set1_epi16(i16::MAX));
+            let key = _mm512_subs_epu16(upper, _mm512_set1_epi16(KEY_BASE as i16));
+            let key = _mm512_srli_epi16::<4>(key);
+            let last = _mm512_cmpge_epi16_mask(upper, _mm512_set1_epi16(LAST_PIECE as i16));
+            _mm512_mask_sub_epi16(key, last, key, _mm512_set1_epi16(-1))
+        }
     }
 
-    /// The index of one of the two magnitudes around each lane, before it is limited.
+    /// The pieces that belong to 64 keys.
+    #[inline(always)]
+    fn pieces(self, key: __m512i) -> __m512i {
+        if VBMI {
+            let [t0, t1, t2] = &PIECE_OF_KEY;
+            let (t0, t1, t2) = (self.load_table(t0), self.load_table(t1), self.load_table(t2));
+            intrinsics! {
+                let low = _mm512_permutex2var_epi8(t0, key, t1);
+                _mm512_mask_permutexvar_epi8(low, _mm512_movepi8_mask(key), key, t2)
+            }
+        } else {
+            intrinsics! {
+                let row = _mm512_and_si512(_mm512_srli_epi16::<4>(key), _mm512_set1_epi8(15));
+                let s = _mm512_shuffle_epi8(self.row_table(&ROWS.first), row);
+                let cut = _mm512_shuffle_epi8(self.row_table(&ROWS.cut[0]), row);
+                let beyond = _mm512_cmpge_epu8_mask(key, cut);
+                let s = _mm512_mask_sub_epi8(s, beyond, s, _mm512_set1_epi8(-1));
+                let cut = _mm512_shuffle_epi8(self.row_table(&ROWS.cut[1]), row);
+                let beyond = _mm512_cmpge_epu8_mask(key, cut);
+                _mm512_mask_sub_epi8(s, beyond, s, _mm512_set1_epi8(-1))
+            }
+        }
+    }
+
+    /// The same 16 bytes in each lane of 128 bits.
+    #[inline(always)]
+    fn row_table(self, table: &'static [u8; 16]) -> __m512i {
+        intrinsics!(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())))
+    }
+
+    /// The index of the magnitude nearest to each lane, with the sign of the lane, before it is limited
+    /// to those there are.
+    #[inline(always)]
+    pub(super) fn nearest(self, x: [__m512; 4]) -> [__m512i; 4] {
+        intrinsics! {
+            // The bytes of a dword are of the first vector, the third, the second and the fourth.
+            let key23 = _mm512_slli_epi16::<8>(self.keys(x[2], x[3]));
+            let s = self.pieces(_mm512_or_si512(self.keys(x[0], x[1]), key23));
+            [
+                self.on_piece(x[0], s),
+                self.on_piece(x[1], _mm512_srli_epi32::<16>(s)),
+                self.on_piece(x[2], _mm512_srli_epi32::<8>(s)),
+                self.on_piece(x[3], _mm512_srli_epi32::<24>(s)),
+            ]
+        }
+    }
+
+    /// The position of each lane, with its sign, on the piece in the lower four bits of `s`, rounded.
+    #[inline(always)]
+    fn on_piece(self, x: __m512, s: __m512i) -> __m512i {
+        let (slope, offset) = (self.load_table(&SLOPE), self.load_table(&OFFSET));
+        intrinsics! {
+            let slope = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, slope));
+            let offset = _mm512_permutexvar_epi32(s, offset);
+            // Products and sums round alike on both sides of 0.
+            let (bits, sign) = (_mm512_castps_si512(x), self.splat_u32(SIGN));
+            let offset = _mm512_ternarylogic_epi32::<XOR_AND>(offset, bits, sign);
+            let at = _mm512_add_ps(_mm512_mul_ps(x, slope), _mm512_castsi512_ps(offset));
+            _mm512_cvtps_epi32(at)
+        }
+    }
+
+    /// The index of one of the two magnitudes around each lane, with the sign of the lane, before it is
+    /// limited.
     #[inline(always)]
     pub(super) fn drawn(self, x: __m512, words: __m512i) -> __m512i {
         intrinsics! {
             let unit = _mm512_set1_ps(1.0 / 65_536.0);
             let high = _mm512_srli_epi32::<16>(words);
             let fraction = _mm512_mul_ps(_mm512_cvtepi32_ps(high), unit);
-            _mm512_cvttps_epi32(_mm512_add_ps(self.position(x), fraction))
+            let at = _mm512_castps_si512(_mm512_add_ps(self.position(x), fraction));
+            let sign = self.splat_u32(SIGN);
+            let at = _mm512_ternarylogic_epi32::<OR_AND>(at, _mm512_castps_si512(x), sign);
+            _mm512_cvttps_epi32(_mm512_castsi512_ps(at))
         }
     }
 }

@@ -2,6 +2,80 @@
 
 use lion_quant::{OFFSETS, PIECES, SLOPES, THRESHOLDS};
 
+/// A key is the upper half of a number without its sign, less this, without its lower four bits: an
+/// eighth of a binade, so that keys are bytes. Numbers below have the key 0.
+///
+/// Where one piece gives way to the next need not be exact to find the *nearest* codeword: around each
+/// threshold both lines round to the same index, and here the nearest border of keys lies within that
+/// range. One threshold needs more, [`LAST_PIECE`]. The exhaustive run compares all floats.
+pub(super) const KEY_BASE: u16 = 0x343C;
+
+/// Upper halves from here on, up to that of 1.0, have their key raised by one: the last threshold lies
+/// within an eighth of a binade.
+pub(super) const LAST_PIECE: u16 = 0x3F7E;
+
+/// Keys there are, and some more.
+const KEYS: usize = 192;
+
+/// The piece for a key.
+const PIECE: [u8; KEYS] = {
+    let top = ((LAST_PIECE - KEY_BASE) >> 4) as usize;
+    let mut pieces = [PIECES as u8 - 1; KEYS];
+    let mut key = 0;
+    while key <= top {
+        let middle = (KEY_BASE as u32 + 16 * key as u32 + 8) << 16;
+        let mut s = 0;
+        while s < PIECES - 2 && THRESHOLDS[s].to_bits() < middle {
+            s += 1;
+        }
+        pieces[key] = s as u8;
+        key += 1;
+    }
+    pieces
+};
+
+/// The piece for a key, 64 keys a table.
+pub(super) static PIECE_OF_KEY: [[u8; 64]; 3] = {
+    let mut tables = [[0; 64]; 3];
+    let mut key = 0;
+    while key < KEYS {
+        tables[key / 64][key % 64] = PIECE[key];
+        key += 1;
+    }
+    tables
+};
+
+/// The piece for a key by look-ups of 16 bytes: by rows of 16 keys, none of which has more than two cuts.
+pub(super) struct Rows {
+    /// The piece of the first key of a row.
+    pub(super) first: [u8; 16],
+    /// The keys from which on the piece is another, 255 where there is none.
+    pub(super) cut: [[u8; 16]; 2],
+}
+
+pub(super) static ROWS: Rows = {
+    let mut rows = Rows {
+        first: [0; 16],
+        cut: [[u8::MAX; 16]; 2],
+    };
+    let mut row = 0;
+    while row < KEYS / 16 {
+        rows.first[row] = PIECE[16 * row];
+        let mut cuts = 0;
+        let mut key = 16 * row + 1;
+        while key < 16 * (row + 1) {
+            if PIECE[key] != PIECE[key - 1] {
+                assert!(PIECE[key] == PIECE[key - 1] + 1);
+                rows.cut[cuts][row] = key as u8; // a third would not compile
+                cuts += 1;
+            }
+            key += 1;
+        }
+        row += 1;
+    }
+    rows
+};
+
 /// The lowest pair of binades with an entry of its own, as the upper seven bits of the exponent; all
 /// thresholds lie above.
 pub(super) const LOWEST_PAIR: u32 = 48;
@@ -55,3 +129,22 @@ const fn padded(pieces: [f32; PIECES]) -> [f32; 16] {
 
 pub(super) static SLOPE: [f32; 16] = padded(SLOPES);
 pub(super) static OFFSET: [f32; 16] = padded(OFFSETS);
+
+/// The four bytes of a table, byte by byte.
+const fn bytes(table: &[f32; 16]) -> [[u8; 16]; 4] {
+    let mut bytes = [[0; 16]; 4];
+    let mut i = 0;
+    while i < 16 {
+        let of_float = table[i].to_bits().to_le_bytes();
+        let mut byte = 0;
+        while byte < 4 {
+            bytes[byte][i] = of_float[byte];
+            byte += 1;
+        }
+        i += 1;
+    }
+    bytes
+}
+
+pub(super) static SLOPE_BYTES: [[u8; 16]; 4] = bytes(&SLOPE);
+pub(super) static OFFSET_BYTES: [[u8; 16]; 4] = bytes(&OFFSET);
