@@ -27,7 +27,7 @@ const BOUND: f32 = f32::from_bits((127 + 126) << 23); // 2^126
 /// The constants of a step, one vector each.
 #[derive(Clone, Copy)]
 struct Constants<V: Vector, const PLAIN: bool> {
-    lr: V::F,
+    lr: V::Rate,
     decay: V::F,
     grad_scale: V::F,
     beta1: V::F,
@@ -41,7 +41,7 @@ impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
     #[inline(always)]
     fn new(v: V, c: &Coefficients) -> Self {
         Constants {
-            lr: v.splat(c.lr),
+            lr: v.rate(c.lr),
             decay: v.splat(c.decay),
             grad_scale: v.splat(c.grad_scale),
             beta1: v.splat(c.beta1),
@@ -262,7 +262,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         first: u64,
     ) -> bool {
         let v = self.v;
-        if G::top(v, g) > bound || f32::top(v, m) > BOUND.to_bits() {
+        if !(G::is_within(v, g, bound) && f32::is_within(v, m, BOUND.to_bits())) {
             return scalar::step_block(p, g, &mut m[..], first, self.rule);
         }
         let mut buffer = MaybeUninit::uninit();
@@ -308,7 +308,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             if let Some((((p, g), codes), absmax)) = next {
                 next_p = p.as_ptr();
                 // An absmax that is not a number fails the comparison as well.
-                if G::top(v, g) <= bound && *absmax <= BOUND {
+                if G::is_within(v, g, bound) && *absmax <= BOUND {
                     let top = self.update8(p, g, codes, *absmax, first, now);
                     updated = Some(Waiting { codes, absmax, top });
                 } else {

@@ -21,6 +21,9 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     /// A vector of `u32`.
     type I: Copy;
 
+    /// A learning rate, as [`signed`](Vector::signed) needs it.
+    type Rate: Copy;
+
     fn splat(self, x: f32) -> Self::F;
 
     /// # Safety
@@ -51,6 +54,9 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     /// As [`store_f16`](Vector::store_f16), and `4 * LANES` words can be read.
     unsafe fn store_bf16(self, x: [Self::F; 4], words: Option<*const u32>, to: *mut bf16);
 
+    /// All bits of the numbers or-ed, without the highest.
+    fn or_u16(self, x: &[u16; 256]) -> u16;
+
     /// The largest of the numbers without their highest bits.
     fn top_u16(self, x: &[u16; 256]) -> u16;
 
@@ -60,8 +66,10 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
 
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
 
+    fn rate(self, lr: f32) -> Self::Rate;
+
     /// `lr * sign(c)`, 0 where `c` is 0. `c` is a number.
-    fn signed(self, c: Self::F, lr: Self::F) -> Self::F;
+    fn signed(self, c: Self::F, lr: Self::Rate) -> Self::F;
 
     /// `zero` in the lanes where `g` is 0, `other` in the others.
     fn where_zero(self, g: Self::F, zero: Self::F, other: Self::F) -> Self::F;
@@ -71,6 +79,12 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
 
     /// Lane by lane the larger of `top` and the bits of the magnitude of `x`.
     fn top(self, top: Self::I, x: Self::F) -> Self::I;
+
+    /// The bits of `x` or-ed to those of `bits`.
+    fn or(self, bits: Self::I, x: Self::F) -> Self::I;
+
+    /// Whether all lanes without their signs are up to `bound`.
+    fn is_within(self, bits: Self::I, bound: u32) -> bool;
 
     /// The largest lane.
     fn largest(self, top: Self::I) -> u32;
@@ -109,6 +123,16 @@ pub(crate) trait Lane: Element {
 
     /// Bits of the largest magnitude of a block, as `f32`.
     fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32;
+
+    /// Whether the bits of all magnitudes or-ed are up to `bound`, as `f32`. Then all magnitudes are. It
+    /// takes half the operations of [`top`](Lane::top), and does for most blocks.
+    fn is_well_within<V: Vector>(v: V, block: &[Self; 256], bound: u32) -> bool;
+
+    /// Whether the bits of all magnitudes are up to `bound`, as `f32`.
+    #[inline(always)]
+    fn is_within<V: Vector>(v: V, block: &[Self; 256], bound: u32) -> bool {
+        Self::is_well_within(v, block, bound) || Self::top(v, block) <= bound
+    }
 }
 
 impl Lane for f32 {
@@ -142,6 +166,16 @@ impl Lane for f32 {
         }
         v.largest(top)
     }
+
+    #[inline(always)]
+    fn is_well_within<V: Vector>(v: V, block: &[Self; 256], bound: u32) -> bool {
+        let mut bits = v.no_top();
+        for i in (0..block.len()).step_by(V::LANES) {
+            // SAFETY: LANES divides 256, so LANES elements from i on are in the block.
+            bits = v.or(bits, unsafe { v.load(block.as_ptr().add(i)) });
+        }
+        v.is_within(bits, bound)
+    }
 }
 
 impl Lane for f16 {
@@ -159,9 +193,17 @@ impl Lane for f16 {
 
     #[inline(always)]
     fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32 {
-        // SAFETY: an f16 is a u16 (`repr(transparent)`), and any bits are both.
-        let bits = unsafe { &*std::ptr::from_ref(block).cast::<[u16; 256]>() };
-        f16::from_bits(v.top_u16(bits)).widen().to_bits()
+        f16::from_bits(v.top_u16(words_of_f16(block)))
+            .widen()
+            .to_bits()
+    }
+
+    #[inline(always)]
+    fn is_well_within<V: Vector>(v: V, block: &[Self; 256], bound: u32) -> bool {
+        f16::from_bits(v.or_u16(words_of_f16(block)))
+            .widen()
+            .to_bits()
+            <= bound
     }
 }
 
@@ -180,8 +222,28 @@ impl Lane for bf16 {
 
     #[inline(always)]
     fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32 {
-        // SAFETY: a bf16 is a u16 (`repr(transparent)`), and any bits are both.
-        let bits = unsafe { &*std::ptr::from_ref(block).cast::<[u16; 256]>() };
-        bf16::from_bits(v.top_u16(bits)).widen().to_bits()
+        bf16::from_bits(v.top_u16(words_of_bf16(block)))
+            .widen()
+            .to_bits()
     }
+
+    #[inline(always)]
+    fn is_well_within<V: Vector>(v: V, block: &[Self; 256], bound: u32) -> bool {
+        bf16::from_bits(v.or_u16(words_of_bf16(block)))
+            .widen()
+            .to_bits()
+            <= bound
+    }
+}
+
+#[inline(always)]
+fn words_of_f16(block: &[f16; 256]) -> &[u16; 256] {
+    // SAFETY: an f16 is a u16 (`repr(transparent)`), and any bits are both.
+    unsafe { &*std::ptr::from_ref(block).cast() }
+}
+
+#[inline(always)]
+fn words_of_bf16(block: &[bf16; 256]) -> &[u16; 256] {
+    // SAFETY: a bf16 is a u16 (`repr(transparent)`), and any bits are both.
+    unsafe { &*std::ptr::from_ref(block).cast() }
 }

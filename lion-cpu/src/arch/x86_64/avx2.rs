@@ -3,7 +3,9 @@
 
 use super::super::vector::{Lane, Vector};
 use super::super::{generic, scalar};
-use super::tables::{KEY_BASE, LAST_PIECE, OFFSET, OFFSET_BYTES, ROWS, SLOPE, SLOPE_BYTES};
+use super::tables::{
+    KEY_BASE, LAST_KEY, LAST_PIECE, OFFSET, OFFSET_BYTES, ROWS, SLOPE, SLOPE_BYTES,
+};
 use crate::job::{Job, Rule, StateMut, View};
 use half::{bf16, f16};
 use lion_core::philox::Words;
@@ -148,7 +150,7 @@ impl Avx2 {
             let key = _mm256_subs_epu16(upper, _mm256_set1_epi16(KEY_BASE as i16));
             let key = _mm256_srli_epi16::<4>(key);
             let last = _mm256_cmpgt_epi16(upper, _mm256_set1_epi16(LAST_PIECE as i16 - 1));
-            _mm256_sub_epi16(key, last)
+            _mm256_blendv_epi8(key, _mm256_set1_epi16(LAST_KEY), last)
         }
     }
 
@@ -296,6 +298,7 @@ impl Vector for Avx2 {
     const LANES: usize = 8;
     type F = __m256;
     type I = __m256i;
+    type Rate = __m256;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -368,6 +371,21 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn or_u16(self, x: &[u16; 256]) -> u16 {
+        intrinsics! {
+            let mut bits = _mm256_setzero_si256();
+            for x in x.as_chunks::<16>().0 {
+                bits = _mm256_or_si256(bits, _mm256_loadu_si256(x.as_ptr().cast()));
+            }
+            let two = _mm256_castsi256_si128(bits);
+            let two = _mm_or_si128(two, _mm256_extracti128_si256::<1>(bits));
+            let one = _mm_cvtsi128_si64(_mm_or_si128(two, _mm_unpackhi_epi64(two, two)));
+            let one = one | one >> 32;
+            (one | one >> 16) as u16 & 0x7FFF
+        }
+    }
+
+    #[inline(always)]
     fn top_u16(self, x: &[u16; 256]) -> u16 {
         intrinsics! {
             let mut top = _mm256_setzero_si256();
@@ -399,6 +417,11 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn rate(self, lr: f32) -> __m256 {
+        self.splat(lr)
+    }
+
+    #[inline(always)]
     fn signed(self, c: __m256, lr: __m256) -> __m256 {
         intrinsics! {
             let moves = _mm256_cmp_ps::<_CMP_NEQ_OQ>(c, _mm256_setzero_ps());
@@ -426,6 +449,20 @@ impl Vector for Avx2 {
             let bits = _mm256_castps_si256(x);
             let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE));
             _mm256_max_epu32(top, magnitude)
+        }
+    }
+
+    #[inline(always)]
+    fn or(self, bits: __m256i, x: __m256) -> __m256i {
+        intrinsics!(_mm256_or_si256(bits, _mm256_castps_si256(x)))
+    }
+
+    #[inline(always)]
+    fn is_within(self, bits: __m256i, bound: u32) -> bool {
+        intrinsics! {
+            let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE));
+            let above = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(bound as i32));
+            _mm256_testz_si256(above, above) == 1
         }
     }
 

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use lion_core::philox::Words;
 use lion_core::{Slice, SliceMut};
 use std::arch::x86_64::*;
+use std::hint::black_box;
 use std::mem::MaybeUninit;
 
 /// AVX-512 F, BW, DQ and VL, and, where `VBMI` is true, VBMI.
@@ -146,6 +147,9 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     type F = __m512;
     type I = __m512i;
 
+    /// The rate, and all bits but the sign.
+    type Rate = (__m512i, __m512i);
+
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         intrinsics!(_mm512_set1_ps(x))
@@ -219,6 +223,18 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     }
 
     #[inline(always)]
+    fn or_u16(self, x: &[u16; 256]) -> u16 {
+        intrinsics! {
+            let mut bits = _mm512_setzero_si512();
+            for x in x.as_chunks::<32>().0 {
+                bits = _mm512_or_si512(bits, _mm512_loadu_si512(x.as_ptr().cast()));
+            }
+            let bits = _mm512_reduce_or_epi32(bits);
+            (bits | bits >> 16) as u16 & 0x7FFF
+        }
+    }
+
+    #[inline(always)]
     fn top_u16(self, x: &[u16; 256]) -> u16 {
         intrinsics! {
             let mut top = _mm512_setzero_si512();
@@ -250,10 +266,21 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    fn signed(self, c: __m512, lr: __m512) -> __m512 {
+    fn rate(self, lr: f32) -> (__m512i, __m512i) {
+        // Where the compiler knows the bits, it compares with 0.0 as a float, which takes four times as
+        // long.
+        let magnitude = black_box(MAGNITUDE);
+        (
+            self.splat_u32(lr.to_bits() as i32),
+            self.splat_u32(magnitude),
+        )
+    }
+
+    #[inline(always)]
+    fn signed(self, c: __m512, (lr, magnitude): (__m512i, __m512i)) -> __m512 {
         intrinsics! {
-            let (c, lr) = (_mm512_castps_si512(c), _mm512_castps_si512(lr));
-            let moves = _mm512_test_epi32_mask(c, self.splat_u32(MAGNITUDE));
+            let c = _mm512_castps_si512(c);
+            let moves = _mm512_test_epi32_mask(c, magnitude);
             let signed = _mm512_maskz_ternarylogic_epi32::<XOR_AND>(moves, lr, c, self.splat_u32(SIGN));
             _mm512_castsi512_ps(signed)
         }
@@ -278,6 +305,19 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
             let bits = _mm512_castps_si512(x);
             let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(MAGNITUDE));
             _mm512_max_epu32(top, magnitude)
+        }
+    }
+
+    #[inline(always)]
+    fn or(self, bits: __m512i, x: __m512) -> __m512i {
+        intrinsics!(_mm512_or_si512(bits, _mm512_castps_si512(x)))
+    }
+
+    #[inline(always)]
+    fn is_within(self, bits: __m512i, bound: u32) -> bool {
+        intrinsics! {
+            let magnitude = _mm512_and_si512(bits, self.splat_u32(MAGNITUDE));
+            _mm512_cmpgt_epu32_mask(magnitude, self.splat_u32(bound as i32)) == 0
         }
     }
 

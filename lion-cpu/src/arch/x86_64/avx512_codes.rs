@@ -2,7 +2,7 @@
 
 use super::avx512::{Avx512, MAGNITUDE, OR_AND, SIGN, TRANSPOSE, XOR_AND};
 use super::tables::{
-    KEY_BASE, LAST_PIECE, LOWEST_PAIR, OFFSET, PAIRS, PIECE_OF_KEY, ROWS, SLOPE,
+    KEY_BASE, LAST_KEY, LAST_PIECE, LOWEST_PAIR, OFFSET, PAIRS, PIECE_OF_KEY, ROWS, SLOPE,
 };
 use lion_quant::MAGNITUDES;
 use std::arch::x86_64::*;
@@ -152,7 +152,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
             let key = _mm512_subs_epu16(upper, _mm512_set1_epi16(KEY_BASE as i16));
             let key = _mm512_srli_epi16::<4>(key);
             let last = _mm512_cmpge_epi16_mask(upper, _mm512_set1_epi16(LAST_PIECE as i16));
-            _mm512_mask_sub_epi16(key, last, key, _mm512_set1_epi16(-1))
+            _mm512_mask_mov_epi16(key, last, _mm512_set1_epi16(LAST_KEY))
         }
     }
 
@@ -161,7 +161,11 @@ impl<const VBMI: bool> Avx512<VBMI> {
     fn pieces(self, key: __m512i) -> __m512i {
         if VBMI {
             let [t0, t1, t2] = &PIECE_OF_KEY;
-            let (t0, t1, t2) = (self.load_table(t0), self.load_table(t1), self.load_table(t2));
+            let (t0, t1, t2) = (
+                self.load_table(t0),
+                self.load_table(t1),
+                self.load_table(t2),
+            );
             intrinsics! {
                 let low = _mm512_permutex2var_epi8(t0, key, t1);
                 _mm512_mask_permutexvar_epi8(low, _mm512_movepi8_mask(key), key, t2)
@@ -183,7 +187,9 @@ impl<const VBMI: bool> Avx512<VBMI> {
     /// The same 16 bytes in each lane of 128 bits.
     #[inline(always)]
     fn row_table(self, table: &'static [u8; 16]) -> __m512i {
-        intrinsics!(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())))
+        intrinsics!(_mm512_broadcast_i32x4(_mm_loadu_si128(
+            table.as_ptr().cast()
+        )))
     }
 
     /// The index of the magnitude nearest to each lane, with the sign of the lane, before it is limited

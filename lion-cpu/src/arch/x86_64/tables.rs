@@ -10,19 +10,20 @@ use lion_quant::{OFFSETS, PIECES, SLOPES, THRESHOLDS};
 /// range. One threshold needs more, [`LAST_PIECE`]. The exhaustive run compares all floats.
 pub(super) const KEY_BASE: u16 = 0x343C;
 
-/// Upper halves from here on, up to that of 1.0, have their key raised by one: the last threshold lies
-/// within an eighth of a binade.
+/// Upper halves from here on, up to that of 1.0, have the key [`LAST_KEY`]: the range of the last
+/// threshold has no border of eighths of binades.
 pub(super) const LAST_PIECE: u16 = 0x3F7E;
+
+pub(super) const LAST_KEY: i16 = ((LAST_PIECE - KEY_BASE) >> 4) as i16 + 1;
 
 /// Keys there are, and some more.
 const KEYS: usize = 192;
 
 /// The piece for a key.
 const PIECE: [u8; KEYS] = {
-    let top = ((LAST_PIECE - KEY_BASE) >> 4) as usize;
     let mut pieces = [PIECES as u8 - 1; KEYS];
     let mut key = 0;
-    while key <= top {
+    while key < LAST_KEY as usize {
         let middle = (KEY_BASE as u32 + 16 * key as u32 + 8) << 16;
         let mut s = 0;
         while s < PIECES - 2 && THRESHOLDS[s].to_bits() < middle {
