@@ -1,0 +1,1 @@
+//! The CUDA backend of `lion`: kernels in PTX, launched through cust.
