@@ -1,9 +1,11 @@
 //! What a step takes as parameter and gradient, without a copy.
 
-use lion_core::{GradRef, Handle, ParamMut, Slice, SliceMut, Update, bf16, f16};
+use lion_core::{
+    DeviceSlice, DeviceSliceMut, GradRef, Handle, ParamMut, Slice, SliceMut, Update, bf16, f16,
+};
 
-/// What can be stepped: slices, vectors and fixed arrays of `f32`, `f16` or `bf16`, and `ndarray`
-/// arrays and mutable views of any contiguous order.
+/// What can be stepped: slices, vectors and fixed arrays of `f32`, `f16` or `bf16`, `ndarray` arrays and
+/// mutable views of any contiguous order, and memory of a device.
 pub trait IntoParam<'a> {
     /// The elements and their order in memory.
     fn into_param(self) -> ParamMut<'a>;
@@ -67,6 +69,18 @@ impl<'a> IntoParam<'a> for ParamMut<'a> {
 impl<'a> IntoParam<'a> for SliceMut<'a> {
     fn into_param(self) -> ParamMut<'a> {
         self.into()
+    }
+}
+
+impl<'a> IntoParam<'a> for DeviceSliceMut<'a> {
+    fn into_param(self) -> ParamMut<'a> {
+        self.into()
+    }
+}
+
+impl<'a> IntoGrad<'a> for DeviceSlice<'a> {
+    fn into_grad(self) -> Option<GradRef<'a>> {
+        Some(self.into())
     }
 }
 

@@ -19,7 +19,7 @@ where
         // Nothing is read of an array with gaps but its layout.
         let slice = self.into_slice_memory_order().unwrap_or_default();
         ParamMut {
-            data: slice.into(),
+            data: slice.into().into(),
             layout,
         }
     }
@@ -45,7 +45,7 @@ where
         let slice = self.to_slice_memory_order();
         let layout = Layout::of(self.shape(), self.strides(), slice.is_some());
         Some(GradRef {
-            data: slice.unwrap_or_default().into(),
+            data: slice.unwrap_or_default().into().into(),
             layout,
         })
     }

@@ -47,10 +47,11 @@ pub use builder::LionBuilder;
 pub use device::Device;
 pub use into::{IntoGrad, IntoParam, IntoUpdate, update};
 pub use lion_core::{
-    BLOCK, Backend, BackendError, Bits, Dtype, Element, Error, GradRef, Handle, Hyper, Layout,
-    LionArgs, OnNonFinite, Operand, Optimizer, Overrides, ParamInfo, ParamMut, ParamSpec,
-    PlaneSpec, PlaneType, Planes, Scope, SkippedBlocks, Slice, SliceMut, State, StateLayout,
-    StateRecord, StepArgs, StepReport, Strides, TensorStep, Update, bf16, f16,
+    BLOCK, Backend, BackendError, Bits, Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut,
+    Dtype, Element, Error, GradRef, Handle, Hyper, Layout, LionArgs, OnNonFinite, Operand,
+    Optimizer, Overrides, ParamInfo, ParamMut, ParamSpec, PlaneSpec, PlaneType, Planes, Scope,
+    Skipped, SkippedBlocks, Slice, SliceMut, State, StateLayout, StateRecord, StepArgs, StepReport,
+    Strides, TensorStep, Update, bf16, f16,
 };
 pub use optimizer::{Lion, Lion8bit, Lion32bit};
 

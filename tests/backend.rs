@@ -3,8 +3,8 @@
 
 use lion::cpu::Cpu;
 use lion::{
-    Backend, BackendError, Bits, Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec, Planes,
-    State, StateLayout, TensorStep,
+    Backend, BackendError, Bits, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Error, Lion,
+    OnNonFinite, Overrides, ParamSpec, Planes, State, StateLayout, TensorStep, update,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -75,6 +75,48 @@ fn all_tensors_of_a_step_reach_the_backend_in_one_call() {
     assert_eq!(count(&counting.tensors), 10);
     assert_eq!(count(&counting.scans), 2);
     assert_eq!(params[4][4999], -2e-4);
+}
+
+/// Memory of no device: nobody can follow it.
+#[derive(Debug)]
+struct Elsewhere;
+
+impl DeviceMemory for Elsewhere {
+    fn len(&self) -> usize {
+        4
+    }
+
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+}
+
+#[test]
+fn the_cpu_refuses_memory_of_a_device_and_changes_nothing() {
+    let mut lion = Lion::builder()
+        .backend(Cpu::new().unwrap())
+        .build()
+        .unwrap();
+    let [a, b] = ["a", "b"].map(|name| lion.register(ParamSpec::new(name, 4, Dtype::F32)).unwrap());
+    let (mut pa, mut pb, grad) = ([1.0f32; 4], [1.0f32; 4], [1.0f32; 4]);
+    let far = DeviceSlice::new(Arc::new(Elsewhere));
+    let error = lion.step([update(a, &mut pa, &grad), update(b, &mut pb, far)]);
+    let message = "the gradient of parameter `b` lies where the backend `";
+    let error = error.unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.starts_with(message), "{source}");
+    let far = DeviceSliceMut::new(Box::new(Elsewhere));
+    let error = lion.step([update(a, &mut pa, &grad), update(b, far, &grad)]);
+    let source = std::error::Error::source(&error.unwrap_err())
+        .unwrap()
+        .to_string();
+    assert!(
+        source.starts_with("the parameter of parameter `b`"),
+        "{source}"
+    );
+    assert_eq!((pa, pb), ([1.0; 4], [1.0; 4]));
+    assert_eq!(lion.info(a).unwrap().steps, 0);
+    assert_eq!(lion.synchronize().unwrap(), []);
 }
 
 /// Holds no numbers; what is allocated here cannot be stepped by the CPU.

@@ -2,7 +2,7 @@
 
 use crate::philox::Words;
 use crate::update::Coefficients;
-use crate::{Bits, Slice, SliceMut, State};
+use crate::{Bits, Data, DataMut, Operand, State};
 use std::error::Error as StdError;
 use std::fmt;
 
@@ -15,7 +15,7 @@ use std::fmt;
 /// A backend may hold another one and pass calls on, to count, time or trace them:
 ///
 /// ```
-/// use lion_core::{Backend, BackendError, Bits, State, TensorStep};
+/// use lion_core::{Backend, BackendError, Bits, Skipped, State, TensorStep};
 /// use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// #[derive(Debug)]
@@ -33,6 +33,9 @@ use std::fmt;
 ///     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
 ///         self.inner.count_non_finite(tensors)
 ///     }
+///     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+///         self.inner.synchronize(states)
+///     }
 /// }
 /// ```
 pub trait Backend: fmt::Debug + Send + Sync {
@@ -49,8 +52,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// [`skipped_blocks`](TensorStep::skipped_blocks) is set.
     ///
     /// # Errors
-    /// [`BackendError::ForeignState`] before anything changes, where a state is not one of this
-    /// backend; what else it meets.
+    /// Before anything changes, [`BackendError::ForeignState`] where a state is not one of this
+    /// backend and [`BackendError::WrongPlace`] where it cannot reach an array; what else it meets.
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
 
     /// Sets [`skipped_blocks`](TensorStep::skipped_blocks) to what [`step`](Backend::step) would
@@ -59,6 +62,16 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`step`](Backend::step).
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
+
+    /// Waits until all steps are done, and sets [`blocks`](Skipped::blocks) of each state to what steps
+    /// have skipped that were [`pending`](TensorStep::pending). A backend whose steps are done when
+    /// they return has nothing to do.
+    ///
+    /// # Errors
+    /// What a queued step has met.
+    fn synchronize(&self, _states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+        Ok(())
+    }
 }
 
 impl<B: Backend + ?Sized> Backend for Box<B> {
@@ -76,6 +89,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         (**self).count_non_finite(tensors)
+    }
+
+    fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+        (**self).synchronize(states)
     }
 }
 
@@ -95,6 +112,10 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         (**self).count_non_finite(tensors)
     }
+
+    fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+        (**self).synchronize(states)
+    }
 }
 
 /// One tensor of a step, checked: parameter, gradient and state have the same number of elements,
@@ -105,9 +126,9 @@ pub struct TensorStep<'a> {
     /// Name of the parameter.
     pub name: &'a str,
     /// The parameter, to change.
-    pub param: SliceMut<'a>,
+    pub param: DataMut<'a>,
     /// The gradient.
-    pub grad: Slice<'a>,
+    pub grad: Data<'a>,
     /// The state, to change.
     pub state: &'a mut (dyn State + 'static),
     /// The constants of the update, before a limit by `max_unorm`.
@@ -124,6 +145,25 @@ pub struct TensorStep<'a> {
     pub stochastic_state: bool,
     /// Blocks left as they were because a new momentum in them is not finite. Set by the backend.
     pub skipped_blocks: u64,
+    /// Whether the step is only queued, and [`skipped_blocks`](TensorStep::skipped_blocks) not known:
+    /// [`Backend::synchronize`] tells it later. Set by the backend.
+    pub pending: bool,
+}
+
+/// Blocks of one state that were left as they were, as [`Backend::synchronize`] counts them.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Skipped<'a> {
+    /// The state.
+    pub state: &'a mut (dyn State + 'static),
+    /// Blocks skipped by queued steps since they were last asked for. Set by the backend.
+    pub blocks: u64,
+}
+
+impl<'a> Skipped<'a> {
+    pub(crate) fn of(state: &'a mut (dyn State + 'static)) -> Self {
+        Skipped { state, blocks: 0 }
+    }
 }
 
 /// What goes wrong in a backend.
@@ -141,6 +181,16 @@ pub enum BackendError {
         backend: String,
         /// The parameter it belongs to.
         parameter: String,
+    },
+    /// An array lies where the backend cannot reach it: in a device's memory for the CPU, or in that of
+    /// another device.
+    WrongPlace {
+        /// The backend that was asked to step it.
+        backend: String,
+        /// The parameter it belongs to.
+        parameter: String,
+        /// Whether it is the parameter itself or its gradient.
+        operand: Operand,
     },
     /// Planes of another width than the state's.
     WrongPlanes {
@@ -169,6 +219,15 @@ impl fmt::Display for BackendError {
             BackendError::ForeignState { backend, parameter } => write!(
                 f,
                 "the state of parameter `{parameter}` was not allocated by the backend `{backend}`"
+            ),
+            BackendError::WrongPlace {
+                backend,
+                parameter,
+                operand,
+            } => write!(
+                f,
+                "the {operand} of parameter `{parameter}` lies where the backend `{backend}` cannot \
+                 reach it"
             ),
             BackendError::WrongPlanes { given, wanted } => {
                 write!(f, "the planes have {given}, wanted {wanted}")

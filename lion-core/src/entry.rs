@@ -3,8 +3,8 @@
 use crate::philox::Words;
 use crate::update::Coefficients;
 use crate::{
-    BackendError, Bits, Dtype, Error, Hyper, Layout, Operand, Overrides, PlaneSpec, Slice,
-    SliceMut, State, StateRecord, StepArgs, TensorStep, Update,
+    BackendError, Bits, Data, DataMut, Dtype, Error, Hyper, Layout, Operand, Overrides, PlaneSpec,
+    State, StateRecord, StepArgs, TensorStep, Update,
 };
 use std::sync::Arc;
 
@@ -30,8 +30,8 @@ pub(crate) struct Entry {
 
 /// An update that has passed all checks of its parameter.
 pub(crate) struct Checked<'a> {
-    param: SliceMut<'a>,
-    grad: Slice<'a>,
+    param: DataMut<'a>,
+    grad: Data<'a>,
     lr: f64,
 }
 
@@ -135,6 +135,7 @@ impl Entry {
             stochastic_param: hyper.stochastic_param && self.dtype == Dtype::Bf16,
             stochastic_state: hyper.stochastic_state && eight,
             skipped_blocks: 0,
+            pending: false,
             state: &mut *self.state,
         }
     }

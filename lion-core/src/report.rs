@@ -12,6 +12,9 @@ pub struct StepReport {
     pub elements: u64,
     /// Those with blocks left as they were, because a new momentum in the block is not finite.
     pub skipped: Vec<SkippedBlocks>,
+    /// Whether the step is queued on a device and what it skips not known yet:
+    /// [`Optimizer::synchronize`](crate::Optimizer::synchronize) waits for it and tells.
+    pub pending: bool,
 }
 
 impl StepReport {

@@ -2,7 +2,8 @@
 
 use crate::entry::{Checked, Entry};
 use crate::{
-    BLOCK, Error, OnNonFinite, Optimizer, SkippedBlocks, StepArgs, StepReport, TensorStep, Update,
+    BLOCK, Error, OnNonFinite, Optimizer, Skipped, SkippedBlocks, StepArgs, StepReport, TensorStep,
+    Update,
 };
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ impl Optimizer {
             report.elements += entry.len as u64;
         }
 
-        report.skipped = self.step_checked(args.get_grad_scale(), checked)?;
+        (report.skipped, report.pending) = self.step_checked(args.get_grad_scale(), checked)?;
         for handle in &report.updated {
             self.params[handle.index].steps += 1;
         }
@@ -58,12 +59,29 @@ impl Optimizer {
         Ok(report)
     }
 
-    /// Hands parameters to the backend and returns those with skipped blocks.
+    /// Waits until all steps are done on the device, and returns the parameters in which steps that
+    /// were [`pending`](StepReport::pending) have skipped blocks, since they were last asked for.
+    ///
+    /// On the CPU a step is done when it returns, and its report tells all.
+    ///
+    /// # Errors
+    /// [`Error::Backend`]: what a queued step has met.
+    pub fn synchronize(&mut self) -> Result<Vec<SkippedBlocks>, Error> {
+        let states = self.params.iter_mut().map(|entry| &mut *entry.state);
+        let mut skipped: Vec<Skipped<'_>> = states.map(Skipped::of).collect();
+        self.backend.synchronize(&mut skipped)?;
+        let blocks = skipped.iter().map(|skipped| skipped.blocks).enumerate();
+        let blocks: Vec<(usize, u64)> = blocks.filter(|&(_, blocks)| blocks > 0).collect();
+        Ok(self.name_skipped(&blocks))
+    }
+
+    /// Hands parameters to the backend and returns those with skipped blocks, and whether some are not
+    /// known yet.
     fn step_checked(
         &mut self,
         grad_scale: f64,
         checked: Vec<(usize, Checked<'_>)>,
-    ) -> Result<Vec<SkippedBlocks>, Error> {
+    ) -> Result<(Vec<SkippedBlocks>, bool), Error> {
         let mut indices = Vec::with_capacity(checked.len());
         let mut tensors = Vec::with_capacity(checked.len());
         let mut entries: Vec<Option<&mut Entry>> = self.params.iter_mut().map(Some).collect();
@@ -90,8 +108,9 @@ impl Optimizer {
         }
         self.backend.step(&mut tensors)?;
         let skipped = skipped(&tensors);
+        let pending = tensors.iter().any(|tensor| tensor.pending);
         drop(tensors);
-        Ok(self.name_skipped(&skipped))
+        Ok((self.name_skipped(&skipped), pending))
     }
 
     fn name_skipped(&self, skipped: &[(usize, u64)]) -> Vec<SkippedBlocks> {

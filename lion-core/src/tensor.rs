@@ -1,6 +1,6 @@
 //! What a trainer hands to a step: a parameter to change and the gradient to change it by.
 
-use crate::{Dtype, Element, Handle};
+use crate::{Data, DataMut, DeviceSlice, DeviceSliceMut, Dtype, Element, Handle};
 use half::{bf16, f16};
 
 /// Elements in the host's memory to read, of any of the three types.
@@ -176,7 +176,7 @@ impl Layout {
 #[derive(Debug)]
 pub struct ParamMut<'a> {
     /// The elements, in the order in which they lie in memory.
-    pub data: SliceMut<'a>,
+    pub data: DataMut<'a>,
     /// What that order is.
     pub layout: Layout,
 }
@@ -185,7 +185,7 @@ pub struct ParamMut<'a> {
 #[derive(Clone, Debug)]
 pub struct GradRef<'a> {
     /// The elements, in the order in which they lie in memory.
-    pub data: Slice<'a>,
+    pub data: Data<'a>,
     /// What that order is.
     pub layout: Layout,
 }
@@ -193,7 +193,7 @@ pub struct GradRef<'a> {
 impl<'a, S: Into<SliceMut<'a>>> From<S> for ParamMut<'a> {
     fn from(slice: S) -> Self {
         ParamMut {
-            data: slice.into(),
+            data: slice.into().into(),
             layout: Layout::RowMajor,
         }
     }
@@ -201,6 +201,24 @@ impl<'a, S: Into<SliceMut<'a>>> From<S> for ParamMut<'a> {
 
 impl<'a, S: Into<Slice<'a>>> From<S> for GradRef<'a> {
     fn from(slice: S) -> Self {
+        GradRef {
+            data: slice.into().into(),
+            layout: Layout::RowMajor,
+        }
+    }
+}
+
+impl<'a> From<DeviceSliceMut<'a>> for ParamMut<'a> {
+    fn from(slice: DeviceSliceMut<'a>) -> Self {
+        ParamMut {
+            data: slice.into(),
+            layout: Layout::RowMajor,
+        }
+    }
+}
+
+impl<'a> From<DeviceSlice<'a>> for GradRef<'a> {
+    fn from(slice: DeviceSlice<'a>) -> Self {
         GradRef {
             data: slice.into(),
             layout: Layout::RowMajor,

@@ -5,7 +5,7 @@ use crate::job::View;
 use crate::pool::Pool;
 use crate::state::CpuState;
 use lion_core::norm::limited_lr;
-use lion_core::{Backend, BackendError, Bits, State, TensorStep};
+use lion_core::{Backend, BackendError, Bits, Data, DataMut, Operand, State, TensorStep};
 use rayon::ThreadPool;
 use std::sync::Arc;
 
@@ -61,15 +61,22 @@ impl Cpu {
         }
     }
 
-    /// Refuses states of other backends.
+    /// Refuses states of other backends and arrays in the memory of devices.
     fn check(&self, tensors: &[TensorStep<'_>]) -> Result<(), BackendError> {
-        match tensors.iter().find(|tensor| View::new(tensor).is_none()) {
-            None => Ok(()),
-            Some(tensor) => Err(BackendError::ForeignState {
-                backend: self.name().to_owned(),
-                parameter: tensor.name.to_owned(),
-            }),
-        }
+        let Some(tensor) = tensors.iter().find(|tensor| View::new(tensor).is_none()) else {
+            return Ok(());
+        };
+        let (backend, parameter) = (self.name().to_owned(), tensor.name.to_owned());
+        let operand = match (&tensor.param, &tensor.grad) {
+            (DataMut::Device(_), _) => Operand::Parameter,
+            (_, Data::Device(_)) => Operand::Gradient,
+            _ => return Err(BackendError::ForeignState { backend, parameter }),
+        };
+        Err(BackendError::WrongPlace {
+            backend,
+            parameter,
+            operand,
+        })
     }
 }
 

@@ -67,12 +67,12 @@ impl CpuState {
 }
 
 impl<'a> Job<'a> {
-    /// All blocks of a tensor, if its state is one of this backend.
+    /// All blocks of a tensor, if its state is one of this backend and its arrays lie in the host's memory.
     pub(crate) fn new(tensor: &'a mut TensorStep<'_>) -> Option<Self> {
         let state: &mut dyn Any = tensor.state;
         Some(Job {
-            param: tensor.param.reborrow(),
-            grad: tensor.grad,
+            param: tensor.param.host_mut()?,
+            grad: tensor.grad.host()?,
             state: state.downcast_mut::<CpuState>()?.as_mut(),
             first: 0,
             rule: Rule {
@@ -122,12 +122,12 @@ impl<'a> Job<'a> {
 }
 
 impl<'a> View<'a> {
-    /// A tensor, if its state is one of this backend.
+    /// A tensor, if its state is one of this backend and its arrays lie in the host's memory.
     pub(crate) fn new(tensor: &'a TensorStep<'_>) -> Option<Self> {
         let state: &dyn Any = tensor.state;
         Some(View {
-            param: tensor.param.as_slice(),
-            grad: tensor.grad,
+            param: tensor.param.host()?,
+            grad: tensor.grad.host()?,
             state: match state.downcast_ref()? {
                 CpuState::Momentum32 { momentum } => StateRef::Momentum32(momentum),
                 CpuState::Blockwise8 { codes, absmax } => StateRef::Blockwise8(codes, absmax),
