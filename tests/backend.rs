@@ -103,17 +103,12 @@ fn the_cpu_refuses_memory_of_a_device_and_changes_nothing() {
     let error = lion.step([update(a, &mut pa, &grad), update(b, &mut pb, far)]);
     let message = "the gradient of parameter `b` lies where the backend `";
     let error = error.unwrap_err();
-    let source = std::error::Error::source(&error).unwrap().to_string();
-    assert!(source.starts_with(message), "{source}");
+    assert!(error.to_string().contains(message), "{error}");
     let far = DeviceSliceMut::new(Box::new(Elsewhere));
     let error = lion.step([update(a, &mut pa, &grad), update(b, far, &grad)]);
-    let source = std::error::Error::source(&error.unwrap_err())
-        .unwrap()
-        .to_string();
-    assert!(
-        source.starts_with("the parameter of parameter `b`"),
-        "{source}"
-    );
+    let error = error.unwrap_err();
+    let message = "parameter `b` lies where the backend `";
+    assert!(error.to_string().starts_with(message), "{error}");
     assert_eq!((pa, pb), ([1.0; 4], [1.0; 4]));
     assert_eq!(lion.info(a).unwrap().steps, 0);
     assert_eq!(lion.synchronize().unwrap(), []);

@@ -224,11 +224,17 @@ impl fmt::Display for BackendError {
                 backend,
                 parameter,
                 operand,
-            } => write!(
-                f,
-                "the {operand} of parameter `{parameter}` lies where the backend `{backend}` cannot \
-                 reach it"
-            ),
+            } => {
+                let whose = match operand {
+                    Operand::Parameter => "",
+                    Operand::Gradient => "the gradient of ",
+                };
+                let place = "lies where the backend";
+                write!(
+                    f,
+                    "{whose}parameter `{parameter}` {place} `{backend}` cannot reach it"
+                )
+            }
             BackendError::WrongPlanes { given, wanted } => {
                 write!(f, "the planes have {given}, wanted {wanted}")
             }
