@@ -1,0 +1,392 @@
+//! A CUDA device as a [`Backend`].
+
+use crate::CudaError;
+use crate::counters::{Counters, Numbers};
+use crate::driver::Session;
+use crate::launch;
+use crate::memory::{Buffer, Lent, bytes_of, bytes_of_mut};
+use crate::plan::{Group, Kind, Plan, Task, grid};
+use crate::record::{BYTES, Record};
+use crate::staging::Staging;
+use crate::state::CudaState;
+use cust::context::Context;
+use cust::stream::Stream;
+use cust::sys::{CUcontext, CUstream};
+use lion_core::{
+    Backend, BackendError, Bits, Data, DataMut, DeviceMemory, Operand, Skipped, State, TensorStep,
+};
+use std::any::Any;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Arrays of the host start at multiples of this in device memory.
+const ALIGN: usize = 256;
+
+/// A CUDA device: states in its memory, steps as kernels on one stream.
+///
+/// A step of arrays in the device's memory is queued and returns at once: its report is
+/// [`pending`](lion_core::StepReport::pending), and blocks that are skipped are counted on the device
+/// until [`Optimizer::synchronize`](lion_core::Optimizer::synchronize) asks. Arrays of the host are
+/// copied to the device and back, and such a step is done when it returns.
+#[derive(Debug)]
+pub struct Cuda {
+    session: Arc<Session>,
+    counters: Arc<Counters>,
+    work: Mutex<Work>,
+    name: String,
+}
+
+/// Device memory that steps use one after the other, in the order of the stream.
+#[derive(Debug)]
+struct Work {
+    staging: Staging,
+    /// Sums of squares and numbers of moving elements, or numbers of skipped blocks.
+    scratch: Buffer,
+    /// Arrays of the host.
+    host: Buffer,
+}
+
+/// Where the arrays of a tensor lie on the device.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    param: u64,
+    grad: u64,
+}
+
+impl Cuda {
+    /// A device by its number, with its primary context and a stream that is ordered with the default
+    /// one.
+    ///
+    /// # Errors
+    /// [`CudaError::NoDriver`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`],
+    /// [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`];
+    /// [`CudaError::Call`].
+    pub fn new(ordinal: u32) -> Result<Self, CudaError> {
+        Self::with_session(Session::primary(ordinal)?)
+    }
+
+    /// A context and a stream of the caller's: steps are ordered with what else is queued there.
+    ///
+    /// # Errors
+    /// [`CudaError::Call`].
+    pub fn with_stream(context: Arc<Context>, stream: Arc<Stream>) -> Result<Self, CudaError> {
+        Self::with_session(Session::lent(context, stream)?)
+    }
+
+    /// Handles of the driver that the caller holds.
+    ///
+    /// # Safety
+    /// The stream is one of the context, or null for its default stream, and both are alive as long as
+    /// this and all optimizers that it is part of.
+    ///
+    /// # Errors
+    /// [`CudaError::NoDriver`], [`CudaError::Call`].
+    pub unsafe fn with_handles(context: CUcontext, stream: CUstream) -> Result<Self, CudaError> {
+        // SAFETY: as the caller promises.
+        Self::with_session(unsafe { Session::promised(context, stream) }?)
+    }
+
+    fn with_session(session: Session) -> Result<Self, CudaError> {
+        let session = Arc::new(session);
+        Ok(Cuda {
+            name: if crate::driver::is_emulated() {
+                "cuda-emulated".to_owned()
+            } else {
+                "cuda".to_owned()
+            },
+            counters: Arc::new(Counters::new(&session)),
+            work: Mutex::new(Work {
+                staging: Staging::new(&session)?,
+                scratch: Buffer::new(&session, 0)?,
+                host: Buffer::new(&session, 0)?,
+            }),
+            session,
+        })
+    }
+
+    /// The device's name.
+    pub fn device_name(&self) -> &str {
+        &self.session.name
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses states of other backends and arrays that this one cannot reach.
+    fn check(&self, tensors: &[TensorStep<'_>]) -> Result<(), BackendError> {
+        for tensor in tensors {
+            let (backend, parameter) = (self.name.clone(), tensor.name.to_owned());
+            if !state(tensor.state).is_some_and(|state| state.is_of(&self.session)) {
+                return Err(BackendError::ForeignState { backend, parameter });
+            }
+            let reached = |memory: Option<&dyn DeviceMemory>| {
+                memory.is_none_or(|memory| lent(memory).is_some())
+            };
+            let operand = match (
+                reached(tensor.param.device()),
+                reached(tensor.grad.device()),
+            ) {
+                (true, true) => continue,
+                (false, _) => Operand::Parameter,
+                (true, false) => Operand::Gradient,
+            };
+            return Err(BackendError::WrongPlace {
+                backend,
+                parameter,
+                operand,
+            });
+        }
+        Ok(())
+    }
+
+    /// Copies arrays of the host to the device, parameters only where a step will change them, and says
+    /// where all arrays lie.
+    fn place(
+        &self,
+        work: &mut Work,
+        tensors: &[TensorStep<'_>],
+        task: Task,
+    ) -> Result<Vec<Place>, CudaError> {
+        let param_of = |tensor: &TensorStep<'_>| {
+            let wanted = task == Task::Step;
+            tensor
+                .param
+                .host()
+                .filter(|_| wanted)
+                .map_or(0, |slice| bytes_of(&slice).len())
+        };
+        let grad_of =
+            |tensor: &TensorStep<'_>| tensor.grad.host().map_or(0, |slice| bytes_of(&slice).len());
+        let room = |bytes: usize| bytes.next_multiple_of(ALIGN);
+        let total = tensors
+            .iter()
+            .map(|tensor| room(param_of(tensor)) + room(grad_of(tensor)));
+        grow(&mut work.host, &self.session, total.sum())?;
+        let mut start = 0;
+        let mut copy = |bytes: &[u8]| -> Result<u64, CudaError> {
+            let at = start;
+            start += room(bytes.len());
+            work.host.write(at, bytes)?;
+            Ok(work.host.address() + at as u64)
+        };
+        let mut places = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            let mut place = Place::default();
+            match &tensor.param {
+                DataMut::Host(slice) if task == Task::Step => {
+                    place.param = copy(bytes_of(&slice.as_slice()))?;
+                }
+                param => place.param = param.device().and_then(lent).map_or(0, |m| m.address),
+            }
+            place.grad = match &tensor.grad {
+                Data::Host(slice) => copy(bytes_of(slice))?,
+                grad => grad.device().and_then(lent).map_or(0, |m| m.address),
+            };
+            places.push(place);
+        }
+        Ok(places)
+    }
+
+    /// Queues the kernels of a task. `skipped` says where each tensor's skipped blocks are counted.
+    fn queue(
+        &self,
+        work: &mut Work,
+        tensors: &[TensorStep<'_>],
+        places: &[Place],
+        task: Task,
+        skipped: impl Fn(usize, &CudaState) -> u64,
+    ) -> Result<(), CudaError> {
+        let entries = tensors.iter().zip(places).enumerate();
+        let mut plan = Plan::new(entries.filter_map(|(index, (tensor, place))| {
+            let state = state(tensor.state)?;
+            let (momentum, absmax) = state.addresses();
+            let mut record = Record::of(tensor);
+            (record.param, record.grad) = (place.param, place.grad);
+            (record.state, record.absmax) = (momentum, absmax);
+            record.skipped = skipped(index, state);
+            let kind = Kind {
+                bits: tensor.state.layout().bits(),
+                param: tensor.param.dtype(),
+                grad: tensor.grad.dtype(),
+                options: record.flags != 0 && task == Task::Step,
+                limited: tensor.max_unorm > 0.0 && task == Task::Step,
+            };
+            Some((kind, record))
+        }));
+        if plan.groups.is_empty() {
+            return Ok(());
+        }
+        let runs = plan.limited_runs();
+        if runs > 0 {
+            grow(&mut work.scratch, &self.session, 16 * runs as usize)?;
+            let sums = work.scratch.address();
+            plan.place_sums(sums, sums + 8 * runs);
+        }
+        let table = work.staging.send(&plan.table())?;
+        for group in &plan.groups {
+            self.launch(group, table + (group.first * BYTES) as u64, task)?;
+        }
+        Ok(())
+    }
+
+    fn launch(&self, group: &Group, table: u64, task: Task) -> Result<(), CudaError> {
+        let (kind, session) = (&group.kind, &*self.session);
+        let grid = grid(group.runs, session.resident);
+        // SAFETY: the table holds the group's records. Parameters and gradients are where those who
+        // lent them have promised, or in the copy of the host's; states, counters and scratch are this
+        // backend's, and freed by calls that wait for the device.
+        unsafe {
+            if kind.limited {
+                let norm = kind.kernel(Task::Norm);
+                launch::over_runs(session, &norm, grid, table, group.count, group.runs)?;
+                launch::limit(session, table, group.count)?;
+            }
+            let kernel = kind.kernel(task);
+            launch::over_runs(session, &kernel, grid, table, group.count, group.runs)
+        }
+    }
+
+    /// Copies parameters of the host back, waits, and says what was skipped in tensors that have one.
+    fn finish(
+        &self,
+        work: &Work,
+        tensors: &mut [TensorStep<'_>],
+        places: &[Place],
+    ) -> Result<(), CudaError> {
+        for (tensor, place) in tensors.iter_mut().zip(places) {
+            if let DataMut::Host(slice) = &mut tensor.param {
+                let start = place.param.wrapping_sub(work.host.address());
+                work.host.read(start as usize, bytes_of_mut(slice))?;
+            }
+        }
+        let numbers = self.counters.read()?;
+        for tensor in tensors {
+            if is_of_host(tensor)
+                && let Some(state) = state_mut(tensor.state)
+            {
+                tensor.skipped_blocks = state.count(&numbers);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets aside what queued steps have skipped in states whose next step is done when it returns.
+    fn set_aside(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), CudaError> {
+        let queued = |tensor: &TensorStep<'_>| {
+            is_of_host(tensor) && state(tensor.state).is_some_and(|state| state.queued)
+        };
+        if !tensors.iter().any(queued) {
+            return Ok(());
+        }
+        let numbers = self.counters.read()?;
+        for tensor in tensors {
+            if let Some(state) = state_mut(tensor.state) {
+                state.set_aside(&numbers);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a step of this tensor copies a parameter or gradient of the host.
+fn is_of_host(tensor: &TensorStep<'_>) -> bool {
+    tensor.param.device().is_none()
+}
+
+fn state<'a>(state: &'a (dyn State + 'static)) -> Option<&'a CudaState> {
+    let state: &dyn Any = state;
+    state.downcast_ref()
+}
+
+fn state_mut<'a>(state: &'a mut (dyn State + 'static)) -> Option<&'a mut CudaState> {
+    let state: &mut dyn Any = state;
+    state.downcast_mut()
+}
+
+fn lent(memory: &dyn DeviceMemory) -> Option<&Lent> {
+    let memory: &dyn Any = memory;
+    memory.downcast_ref()
+}
+
+/// Replaces a buffer that is too small by a larger one. Freeing the old one waits for its users.
+fn grow(buffer: &mut Buffer, session: &Arc<Session>, bytes: usize) -> Result<(), CudaError> {
+    if buffer.bytes() < bytes {
+        *buffer = Buffer::new(session, bytes)?;
+    }
+    Ok(())
+}
+
+impl CudaState {
+    /// Blocks that have been skipped and not told, now told.
+    fn count(&mut self, numbers: &Numbers) -> u64 {
+        let number = numbers.of(&self.skipped);
+        self.queued = false;
+        number - std::mem::replace(&mut self.told, number)
+    }
+
+    /// Keeps those of queued steps for a later [`Backend::synchronize`].
+    fn set_aside(&mut self, numbers: &Numbers) {
+        self.aside += self.count(numbers);
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
+        let state = CudaState::zero(&self.session, &self.counters, bits, len)?;
+        Ok(Box::new(state))
+    }
+
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.check(tensors)?;
+        let mut work = self.work();
+        self.set_aside(tensors)?;
+        let places = self.place(&mut work, tensors, Task::Step)?;
+        self.queue(&mut work, tensors, &places, Task::Step, |_, state| {
+            state.skipped.address
+        })?;
+        for tensor in &mut *tensors {
+            (tensor.skipped_blocks, tensor.pending) = (0, !is_of_host(tensor));
+            if let Some(state) = state_mut(tensor.state) {
+                state.queued = true;
+            }
+        }
+        if tensors.iter().any(is_of_host) {
+            self.finish(&work, tensors, &places)?;
+        }
+        Ok(())
+    }
+
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.check(tensors)?;
+        let mut work = self.work();
+        let places = self.place(&mut work, tensors, Task::Survey)?;
+        let mut bytes = vec![0; 8 * tensors.len()];
+        grow(&mut work.scratch, &self.session, bytes.len())?;
+        work.scratch.fill(0, bytes.len(), 0)?;
+        let numbers = work.scratch.address();
+        let number = |index: usize, _: &CudaState| numbers + 8 * index as u64;
+        self.queue(&mut work, tensors, &places, Task::Survey, number)?;
+        work.scratch.read(0, &mut bytes)?;
+        let (words, _) = bytes.as_chunks::<8>();
+        for (tensor, &word) in tensors.iter_mut().zip(words) {
+            tensor.skipped_blocks = u64::from_le_bytes(word);
+        }
+        Ok(())
+    }
+
+    fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+        self.session.synchronize()?;
+        let numbers = self.counters.read()?;
+        for skipped in states {
+            if let Some(state) = state_mut(skipped.state) {
+                let aside = std::mem::take(&mut state.aside);
+                skipped.blocks = aside + state.count(&numbers);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! The CUDA driver: a library that is opened when it is first asked for something.
+//!
+//! The path in the environment variable `LION_CUDA_DRIVER`, or that given to [`use_library`], or
+//! `libcuda.so.1` as the system finds it. Where there is none, every call says that there is no device.
+
+mod forward;
+mod session;
+mod status;
+
+pub use session::{DeviceInfo, devices};
+pub(crate) use session::{Session, check};
+
+use crate::CudaError;
+use libloading::Library;
+use std::ffi::{CStr, OsStr, OsString, c_uint};
+use std::path::Path;
+use std::sync::OnceLock;
+
+const NO_DEVICE: c_uint = 100;
+const NOT_SUPPORTED: c_uint = 801;
+
+/// Where the environment names the driver.
+const VARIABLE: &str = "LION_CUDA_DRIVER";
+
+/// The library that all calls of this process go to, or why there is none. A driver cannot be exchanged
+/// once it has been asked for anything.
+static LIBRARY: OnceLock<Result<Library, Missing>> = OnceLock::new();
+
+#[derive(Clone, Debug)]
+struct Missing {
+    library: String,
+    reason: String,
+}
+
+fn library() -> Result<&'static Library, &'static Missing> {
+    let found = LIBRARY.get_or_init(|| {
+        let path = std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
+        open(&path.unwrap_or_else(|| OsString::from("libcuda.so.1")))
+    });
+    found.as_ref()
+}
+
+fn open(path: &OsStr) -> Result<Library, Missing> {
+    // SAFETY: opening a library runs its initializers. It is the system's driver, or what the user has
+    // named in its place.
+    unsafe { Library::new(path) }.map_err(|error| Missing {
+        library: path.to_string_lossy().into_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// Opens the driver from this file, instead of the system's. To be called before anything else asks
+/// for the driver, by tests that bring one of their own; `LION_CUDA_DRIVER` does the same from outside
+/// and goes before.
+///
+/// # Errors
+/// [`CudaError::NoDriver`] where the file cannot be opened, [`CudaError::DriverInUse`] where the process
+/// has opened a driver already.
+pub fn use_library(path: impl AsRef<Path>) -> Result<(), CudaError> {
+    if std::env::var_os(VARIABLE).is_some_and(|path| !path.is_empty()) {
+        return driver().map(|_| ());
+    }
+    let mut opened = false;
+    let found = LIBRARY.get_or_init(|| {
+        opened = true;
+        open(path.as_ref().as_os_str())
+    });
+    match found {
+        _ if !opened => Err(CudaError::DriverInUse {
+            library: path.as_ref().display().to_string(),
+        }),
+        Ok(_) => Ok(()),
+        Err(missing) => Err(missing.into()),
+    }
+}
+
+/// The library, or the error that says which one is missing.
+fn driver() -> Result<&'static Library, CudaError> {
+    library().map_err(CudaError::from)
+}
+
+/// Whether the driver that is open is an emulator: then no result of it is one of a GPU.
+pub fn is_emulated() -> bool {
+    type Function = unsafe extern "C" fn() -> c_uint;
+    let Ok(library) = library() else { return false };
+    // SAFETY: where a library has a function of this name, it takes no arguments and returns a number.
+    let function = unsafe { library.get::<Function>(b"lionEmulatorIsEmulator\0") };
+    // SAFETY: it asks for nothing.
+    function.is_ok_and(|function| unsafe { function() } == 1)
+}
+
+/// The driver's text for a result code.
+pub(crate) fn text(code: c_uint) -> String {
+    let mut text = std::ptr::null();
+    // SAFETY: the place to write to is on the stack.
+    unsafe { forward::cuGetErrorString(code, &mut text) };
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the function writes a text that ends in 0 and lasts.
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+impl From<&Missing> for CudaError {
+    fn from(missing: &Missing) -> Self {
+        CudaError::NoDriver {
+            library: missing.library.clone(),
+            reason: missing.reason.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_function_that_cust_names_is_forwarded_once() {
+        let mut names: Vec<_> = forward::NAMES.to_vec();
+        names.push("cuGetErrorString");
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), 105);
+    }
+}

@@ -1,0 +1,304 @@
+//! A device in use: its context, the stream that all work of a backend is ordered on, and the kernels.
+
+use super::{driver, status};
+use crate::CudaError;
+use crate::error::Status;
+use cust::context::Context;
+use cust::device::{Device, DeviceAttribute};
+use cust::error::CudaError as DriverError;
+use cust::module::Module;
+use cust::stream::Stream;
+use cust::sys::{self, CUcontext, CUresult, CUstream};
+use std::ffi::CStr;
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+/// The kernels, as text that the driver compiles for its device.
+const PTX: &CStr = match CStr::from_bytes_with_nul(
+    concat!(include_str!("../../kernels/lion.ptx"), "\0").as_bytes(),
+) {
+    Ok(ptx) => ptx,
+    Err(_) => panic!("PTX has no zero byte"),
+};
+
+/// The oldest CUDA version whose driver has all functions that are called.
+const DRIVER: (u32, u32) = (11, 0);
+
+/// The lowest compute capability that the kernels are made for.
+const CAPABILITY: (u32, u32) = (7, 0);
+
+/// What there is to know of a device before it is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// Its number, from 0.
+    pub ordinal: u32,
+    /// Its name. An emulated device says that it is one.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Bytes of memory.
+    pub memory: usize,
+}
+
+/// The devices that the driver finds.
+///
+/// # Errors
+/// [`CudaError::NoDriver`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`], [`CudaError::Call`].
+pub fn devices() -> Result<Vec<DeviceInfo>, CudaError> {
+    (0..count()?)
+        .map(|ordinal| Ok(describe(ordinal)?.1))
+        .collect()
+}
+
+/// Checks the driver and returns how many devices it has: one at least.
+fn count() -> Result<u32, CudaError> {
+    driver()?;
+    let version = cust::CudaApiVersion::get().map_err(|e| failed("cuDriverGetVersion", e))?;
+    let given = (version.major() as u32, version.minor() as u32);
+    if given < DRIVER {
+        return Err(CudaError::DriverTooOld {
+            given,
+            wanted: DRIVER,
+        });
+    }
+    cust::init(cust::CudaFlags::empty()).map_err(|e| failed("cuInit", e))?;
+    match Device::num_devices().map_err(|e| failed("cuDeviceGetCount", e))? {
+        0 => Err(CudaError::NoDevice),
+        count => Ok(count),
+    }
+}
+
+fn describe(ordinal: u32) -> Result<(Device, DeviceInfo), CudaError> {
+    let device = Device::get_device(ordinal).map_err(|e| failed("cuDeviceGet", e))?;
+    let attribute = |attribute| {
+        let value = device.get_attribute(attribute);
+        value.map_err(|e| failed("cuDeviceGetAttribute", e))
+    };
+    let info = DeviceInfo {
+        ordinal,
+        name: device.name().map_err(|e| failed("cuDeviceGetName", e))?,
+        capability: (
+            attribute(DeviceAttribute::ComputeCapabilityMajor)? as u32,
+            attribute(DeviceAttribute::ComputeCapabilityMinor)? as u32,
+        ),
+        memory: device
+            .total_memory()
+            .map_err(|e| failed("cuDeviceTotalMem", e))?,
+    };
+    Ok((device, info))
+}
+
+/// A call that cust made.
+fn failed(call: &'static str, error: DriverError) -> CudaError {
+    of_code(call, error as u32)
+}
+
+fn of_code(call: &'static str, code: u32) -> CudaError {
+    match code {
+        100 => CudaError::NoDevice,
+        code if status::is_of_earlier_work(code) => CudaError::EarlierWork {
+            call,
+            status: Status::new(code),
+        },
+        code => CudaError::Call {
+            call,
+            status: Status::new(code),
+        },
+    }
+}
+
+/// A call that returned a result code.
+pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), CudaError> {
+    match result as u32 {
+        0 => Ok(()),
+        code => Err(of_code(call, code)),
+    }
+}
+
+/// Who keeps the context alive.
+enum Owner {
+    /// The session: a reference to the device's primary context.
+    Primary(#[allow(dead_code)] Context),
+    /// The caller, through these.
+    Lent(
+        #[allow(dead_code)] Arc<Context>,
+        #[allow(dead_code)] Arc<Stream>,
+    ),
+    /// The caller, by promise.
+    Promised,
+}
+
+/// A device in use.
+///
+/// # Safety
+/// `context` is alive as long as the session, kept so by its owner, and `stream` is a stream of it. The
+/// module is loaded in it. The driver's handles may be used from any thread as long as the context is
+/// current there, which [`Current`] sees to.
+pub(crate) struct Session {
+    context: CUcontext,
+    stream: CUstream,
+    module: ManuallyDrop<Module>,
+    owner: Owner,
+    /// The device's name.
+    pub(crate) name: String,
+    /// Blocks of 256 threads that the device runs at a time.
+    pub(crate) resident: u32,
+}
+
+// SAFETY: see the type.
+unsafe impl Send for Session {}
+// SAFETY: see the type; the driver's functions may be called from several threads at once.
+unsafe impl Sync for Session {}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("name", &self.name)
+            .field("context", &self.context)
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// The primary context of a device, and a stream of its own that is ordered with the default one.
+    pub(crate) fn primary(ordinal: u32) -> Result<Self, CudaError> {
+        let devices = count()?;
+        if ordinal >= devices {
+            return Err(CudaError::BadOrdinal { ordinal, devices });
+        }
+        let (device, info) = describe(ordinal)?;
+        if info.capability < CAPABILITY {
+            return Err(CudaError::UnsupportedDevice {
+                name: info.name,
+                given: info.capability,
+                wanted: CAPABILITY,
+            });
+        }
+        // Creating a context makes it current; the caller's is put back.
+        let _caller = Current::remember()?;
+        let context = Context::new(device).map_err(|e| match e {
+            DriverError::OutOfMemory => CudaError::OutOfMemory { bytes: 0 },
+            e => failed("cuDevicePrimaryCtxRetain", e),
+        })?;
+        let raw = context.as_raw();
+        let _current = Current::of(raw)?;
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: the place to write to is on the stack.
+        let created = unsafe { sys::cuStreamCreateWithPriority(&mut stream, 0, 0) };
+        check("cuStreamCreateWithPriority", created)?;
+        Self::load(raw, stream, Owner::Primary(context), device)
+    }
+
+    /// A context and a stream of the caller.
+    pub(crate) fn lent(context: Arc<Context>, stream: Arc<Stream>) -> Result<Self, CudaError> {
+        let (raw, inner) = (context.as_raw(), stream.as_inner());
+        let _current = Current::of(raw)?;
+        let device = current_device()?;
+        Self::load(raw, inner, Owner::Lent(context, stream), device)
+    }
+
+    /// Handles of the caller's.
+    ///
+    /// # Safety
+    /// The stream is one of the context (or null), and both are alive as long as the session.
+    pub(crate) unsafe fn promised(context: CUcontext, stream: CUstream) -> Result<Self, CudaError> {
+        driver()?;
+        let _current = Current::of(context)?;
+        let device = current_device()?;
+        Self::load(context, stream, Owner::Promised, device)
+    }
+
+    /// Loads the kernels into the current context.
+    fn load(
+        context: CUcontext,
+        stream: CUstream,
+        owner: Owner,
+        device: Device,
+    ) -> Result<Self, CudaError> {
+        let module = Module::from_ptx_cstr(PTX, &[]).map_err(|e| failed("cuModuleLoadData", e))?;
+        let processors = device
+            .get_attribute(DeviceAttribute::MultiprocessorCount)
+            .map_err(|e| failed("cuDeviceGetAttribute", e))?;
+        Ok(Session {
+            context,
+            stream,
+            module: ManuallyDrop::new(module),
+            owner,
+            name: device.name().map_err(|e| failed("cuDeviceGetName", e))?,
+            // Eight of them fill the 2,048 threads of a multiprocessor.
+            resident: 8 * processors.max(1) as u32,
+        })
+    }
+
+    /// Makes the context current on this thread, until what is returned is dropped.
+    pub(crate) fn current(&self) -> Result<Current, CudaError> {
+        Current::of(self.context)
+    }
+
+    pub(crate) fn stream(&self) -> CUstream {
+        self.stream
+    }
+
+    pub(crate) fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// Waits until all work on the stream is done.
+    pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
+        let _current = self.current()?;
+        // SAFETY: the stream is alive (see the type).
+        check("cuStreamSynchronize", unsafe {
+            sys::cuStreamSynchronize(self.stream)
+        })
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let current = self.current();
+        // SAFETY: the module is not used again. Where its context cannot be made current it is gone,
+        // and its modules with it.
+        unsafe { ManuallyDrop::drop(&mut self.module) };
+        if matches!(self.owner, Owner::Primary(_)) && current.is_ok() {
+            // SAFETY: the session has created the stream, and does not use it again. What is queued on
+            // it still runs.
+            unsafe { sys::cuStreamDestroy_v2(self.stream) };
+        }
+    }
+}
+
+fn current_device() -> Result<Device, CudaError> {
+    cust::context::CurrentContext::get_device().map_err(|e| failed("cuCtxGetDevice", e))
+}
+
+/// A context made current on this thread; the one before becomes current again when this is dropped.
+pub(crate) struct Current {
+    before: CUcontext,
+}
+
+impl Current {
+    fn remember() -> Result<Self, CudaError> {
+        let mut before = std::ptr::null_mut();
+        // SAFETY: the place to write to is on the stack.
+        check("cuCtxGetCurrent", unsafe {
+            sys::cuCtxGetCurrent(&mut before)
+        })?;
+        Ok(Current { before })
+    }
+
+    fn of(context: CUcontext) -> Result<Self, CudaError> {
+        let current = Self::remember()?;
+        // SAFETY: the driver refuses what is no context.
+        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(context) })?;
+        Ok(current)
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        // SAFETY: it was current on this thread before, or is null, which makes none current.
+        unsafe { sys::cuCtxSetCurrent(self.before) };
+    }
+}

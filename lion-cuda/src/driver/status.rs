@@ -1,0 +1,84 @@
+//! The driver's result codes.
+
+use std::ffi::{CStr, c_uint};
+
+/// What the driver calls an error it has no name for.
+const UNKNOWN: c_uint = 999;
+
+/// A code that cust knows, [`UNKNOWN`] for any other.
+///
+/// cust reads results as a closed enumeration of CUDA 11.4. A newer driver has more codes, and a value
+/// that an enumeration lacks is undefined behaviour, so none may reach it.
+pub(super) fn known(code: c_uint) -> c_uint {
+    match code {
+        0..=8
+        | 34
+        | 100..=102
+        | 200..=202
+        | 205..=224
+        | 300..=304
+        | 400..=401
+        | 500
+        | 600
+        | 700..=705
+        | 708..=720
+        | 800..=809
+        | 900..=911
+        | UNKNOWN => code,
+        _ => UNKNOWN,
+    }
+}
+
+/// Whether a code tells of work that was queued before the call that returns it. Such an error stays
+/// with its context, and whichever call comes next returns it.
+pub(crate) fn is_of_earlier_work(code: c_uint) -> bool {
+    matches!(
+        code,
+        214 | 220 | 700 | 702 | 710 | 714..=719 | 721 | UNKNOWN
+    )
+}
+
+/// The name of an error where no driver is there to ask.
+pub(crate) fn text(code: c_uint) -> &'static CStr {
+    match code {
+        0 => c"no error",
+        1 => c"invalid argument",
+        2 => c"out of memory",
+        3 => c"initialization error",
+        34 => c"the stub library is loaded instead of the driver",
+        100 => c"no CUDA-capable device is detected",
+        101 => c"invalid device ordinal",
+        201 => c"invalid device context",
+        218 => c"a PTX JIT compilation failed",
+        222 => c"the provided PTX was compiled with an unsupported toolchain",
+        400 => c"invalid resource handle",
+        500 => c"named symbol not found",
+        700 => c"an illegal memory access was encountered",
+        701 => c"too many resources requested for launch",
+        716 => c"misaligned address",
+        719 => c"unspecified launch failure",
+        801 => c"operation not supported",
+        _ => c"unknown error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_that_cust_does_not_know_become_unknown() {
+        // The enumeration of cust_raw 0.11.3.
+        let cust = [
+            0, 1, 2, 3, 4, 5, 6, 7, 8, 34, 100, 101, 102, 200, 201, 202, 205, 206, 207, 208, 209,
+            210, 211, 212, 213, 214, 215, 216, 217, 218, 219, 220, 221, 222, 223, 224, 300, 301,
+            302, 303, 304, 400, 401, 500, 600, 700, 701, 702, 703, 704, 705, 708, 709, 710, 711,
+            712, 713, 714, 715, 716, 717, 718, 719, 720, 800, 801, 802, 803, 804, 805, 806, 807,
+            808, 809, 900, 901, 902, 903, 904, 905, 906, 907, 908, 909, 910, 911, 999,
+        ];
+        for code in 0..2000 {
+            let wanted = if cust.contains(&code) { code } else { 999 };
+            assert_eq!(known(code), wanted, "{code}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Everything that can be wrong with a device, its driver, or a call to it.
+
+use lion_core::BackendError;
+use std::error::Error as StdError;
+use std::ffi::c_uint;
+use std::fmt;
+
+/// What is wrong with a CUDA device, its driver, or a call to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// The driver's library cannot be opened.
+    NoDriver {
+        /// The library that was tried.
+        library: String,
+        /// Why the system did not open it.
+        reason: String,
+    },
+    /// A driver has been opened already, and a process has only one.
+    DriverInUse {
+        /// The library that was asked for.
+        library: String,
+    },
+    /// The driver is older than the kernels and calls need.
+    DriverTooOld {
+        /// CUDA version of the driver, major and minor.
+        given: (u32, u32),
+        /// The oldest that does.
+        wanted: (u32, u32),
+    },
+    /// The driver finds no device.
+    NoDevice,
+    /// There are fewer devices.
+    BadOrdinal {
+        /// The device that was asked for.
+        ordinal: u32,
+        /// Devices there are.
+        devices: u32,
+    },
+    /// The device is older than the kernels need.
+    UnsupportedDevice {
+        /// Its name.
+        name: String,
+        /// Its compute capability, major and minor.
+        given: (u32, u32),
+        /// The lowest that does.
+        wanted: (u32, u32),
+    },
+    /// The device has no memory left for this.
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// Elements of 16 bits were lent as a type of another width.
+    NotSixteenBits {
+        /// The type that was named.
+        given: lion_core::Dtype,
+    },
+    /// A kernel could not be launched.
+    Launch {
+        /// Its name.
+        kernel: String,
+        /// Blocks of threads.
+        grid: u32,
+        /// Threads a block.
+        block: u32,
+        /// What the driver says.
+        status: Status,
+    },
+    /// A kernel or copy that was queued earlier has failed; this call only found it out. Everything in
+    /// this context fails from now on.
+    EarlierWork {
+        /// The call that found it out.
+        call: &'static str,
+        /// What the driver says.
+        status: Status,
+    },
+    /// A call of the driver failed.
+    Call {
+        /// The call.
+        call: &'static str,
+        /// What the driver says.
+        status: Status,
+    },
+}
+
+/// A result code of the driver, with its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The number, as in the driver's header.
+    pub code: u32,
+    /// The driver's text.
+    pub text: String,
+}
+
+impl Status {
+    pub(crate) fn new(code: c_uint) -> Self {
+        Status {
+            code,
+            text: crate::driver::text(code),
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.text, self.code)
+    }
+}
+
+fn version((major, minor): (u32, u32)) -> String {
+    format!("{major}.{minor}")
+}
+
+impl fmt::Display for CudaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CudaError::NoDriver { library, reason } => {
+                write!(f, "no CUDA driver: `{library}` cannot be opened: {reason}")
+            }
+            CudaError::DriverInUse { library } => write!(
+                f,
+                "`{library}` cannot be opened: this process has opened a CUDA driver already"
+            ),
+            CudaError::DriverTooOld { given, wanted } => write!(
+                f,
+                "the CUDA driver is of version {}, wanted {} or newer",
+                version(*given),
+                version(*wanted)
+            ),
+            CudaError::NoDevice => f.write_str("the CUDA driver finds no device"),
+            CudaError::BadOrdinal { ordinal, devices } => write!(
+                f,
+                "CUDA device {ordinal} was asked for, and there are {devices}, counted from 0"
+            ),
+            CudaError::UnsupportedDevice {
+                name,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "CUDA device `{name}` has compute capability {}, wanted {} or higher",
+                version(*given),
+                version(*wanted)
+            ),
+            CudaError::OutOfMemory { bytes } => {
+                write!(f, "{bytes} bytes of device memory cannot be had")
+            }
+            CudaError::NotSixteenBits { given } => {
+                write!(
+                    f,
+                    "elements of 16 bits were lent as {given}, wanted f16 or bf16"
+                )
+            }
+            CudaError::Launch {
+                kernel,
+                grid,
+                block,
+                status,
+            } => write!(
+                f,
+                "kernel `{kernel}` cannot be launched with {grid} blocks of {block} threads: {status}"
+            ),
+            CudaError::EarlierWork { call, status } => write!(
+                f,
+                "work that was queued before has failed, as {call} finds out: {status}"
+            ),
+            CudaError::Call { call, status } => write!(f, "{call} failed: {status}"),
+        }
+    }
+}
+
+impl StdError for CudaError {}
+
+impl From<CudaError> for BackendError {
+    fn from(error: CudaError) -> Self {
+        match error {
+            CudaError::OutOfMemory { bytes } => BackendError::OutOfMemory { bytes },
+            error => BackendError::Other(Box::new(error)),
+        }
+    }
+}

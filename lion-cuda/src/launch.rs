@@ -1,0 +1,72 @@
+//! Launches: one function a form of kernel, which fixes order and types of the arguments.
+
+use crate::CudaError;
+use crate::driver::{Session, check};
+use crate::error::Status;
+use crate::plan::THREADS;
+use cust::sys;
+use std::ffi::c_void;
+
+/// Queues a kernel that goes over the runs of a table.
+///
+/// # Safety
+/// The table has `count` records, whose addresses are valid for what the kernel does with them until it
+/// is done, and `runs` runs.
+pub(crate) unsafe fn over_runs(
+    session: &Session,
+    kernel: &str,
+    grid: u32,
+    table: u64,
+    count: u32,
+    runs: u64,
+) -> Result<(), CudaError> {
+    let arguments = [
+        (&raw const table).cast(),
+        (&raw const count).cast(),
+        (&raw const runs).cast(),
+    ];
+    // SAFETY: the kernel takes these three arguments; the rest as the caller promises.
+    unsafe { launch(session, kernel, grid, &arguments) }
+}
+
+/// Queues the kernel that limits the learning rates of a table, a block of threads a record.
+///
+/// # Safety
+/// As [`over_runs`]; the sums and numbers of the records have been queued to be written before.
+pub(crate) unsafe fn limit(session: &Session, table: u64, count: u32) -> Result<(), CudaError> {
+    let arguments = [(&raw const table).cast(), (&raw const count).cast()];
+    // SAFETY: the kernel takes these two arguments; the rest as the caller promises.
+    unsafe { launch(session, "limit", count, &arguments) }
+}
+
+/// # Safety
+/// The kernel takes arguments of these types, and does with them what the caller of it has promised for.
+unsafe fn launch(
+    session: &Session,
+    kernel: &str,
+    grid: u32,
+    arguments: &[*const c_void],
+) -> Result<(), CudaError> {
+    let _current = session.current()?;
+    let failed = |code: u32| CudaError::Launch {
+        kernel: kernel.to_owned(),
+        grid,
+        block: THREADS,
+        status: Status::new(code),
+    };
+    let function = session.module().get_function(kernel);
+    let function = function.map_err(|error| failed(error as u32))?;
+    // SAFETY: the arguments are read before the call returns; the rest as the caller promises.
+    let result = unsafe {
+        let arguments = arguments.as_ptr().cast_mut().cast::<*mut c_void>();
+        let (function, stream) = (function.to_raw(), session.stream());
+        let extra = std::ptr::null_mut();
+        sys::cuLaunchKernel(
+            function, grid, 1, 1, THREADS, 1, 1, 0, stream, arguments, extra,
+        )
+    };
+    check("cuLaunchKernel", result).map_err(|error| match error {
+        CudaError::Call { status, .. } => failed(status.code),
+        error => error,
+    })
+}

@@ -1,0 +1,230 @@
+//! Memory of a device: what a backend allocates there, and what others lend it.
+
+use crate::CudaError;
+use crate::driver::{Session, check};
+use cust::memory::DeviceSlice as CustSlice;
+use cust::sys;
+use lion_core::{DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Slice, SliceMut};
+use std::sync::Arc;
+
+/// Memory of a device that is freed when this is dropped.
+///
+/// # Safety
+/// `address` is the start of `bytes` bytes that the driver has allocated in the session's context (0 if
+/// there are none), and nobody else frees them.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    address: u64,
+    bytes: usize,
+    session: Arc<Session>,
+}
+
+impl Buffer {
+    /// Memory that holds anything. It is aligned to 256 bytes at least.
+    pub(crate) fn new(session: &Arc<Session>, bytes: usize) -> Result<Self, CudaError> {
+        let mut address = 0;
+        if bytes > 0 {
+            let _current = session.current()?;
+            // SAFETY: the place to write to is on the stack.
+            let result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+            check("cuMemAlloc", result).map_err(|error| match error {
+                CudaError::Call { status, .. } if status.code == 2 => {
+                    CudaError::OutOfMemory { bytes }
+                }
+                error => error,
+            })?;
+        }
+        Ok(Buffer {
+            address,
+            bytes,
+            session: Arc::clone(session),
+        })
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_of(&self, session: &Arc<Session>) -> bool {
+        Arc::ptr_eq(&self.session, session)
+    }
+
+    /// Queues the filling of a range with a byte.
+    pub(crate) fn fill(&self, start: usize, bytes: usize, value: u8) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let address = self.range(start, bytes);
+        let _current = self.session.current()?;
+        // SAFETY: the range lies in the buffer.
+        let result = unsafe { sys::cuMemsetD8Async(address, value, bytes, self.session.stream()) };
+        check("cuMemsetD8Async", result)
+    }
+
+    /// Copies into the buffer from `start` on, and waits until that is done.
+    pub(crate) fn write(&self, start: usize, from: &[u8]) -> Result<(), CudaError> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        let address = self.range(start, from.len());
+        let _current = self.session.current()?;
+        // SAFETY: the range lies in the buffer, and the copy is waited for while the source is borrowed.
+        let result = unsafe {
+            let stream = self.session.stream();
+            sys::cuMemcpyHtoDAsync_v2(address, from.as_ptr().cast(), from.len(), stream)
+        };
+        check("cuMemcpyHtoDAsync", result)?;
+        self.session.synchronize()
+    }
+
+    /// Waits for the stream, and copies out of the buffer from `start` on.
+    pub(crate) fn read(&self, start: usize, to: &mut [u8]) -> Result<(), CudaError> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        let address = self.range(start, to.len());
+        let _current = self.session.current()?;
+        // SAFETY: the range lies in the buffer, and the copy is waited for while the target is borrowed.
+        let result = unsafe {
+            let stream = self.session.stream();
+            sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), address, to.len(), stream)
+        };
+        check("cuMemcpyDtoHAsync", result)?;
+        self.session.synchronize()
+    }
+
+    /// The address of a range that lies in the buffer.
+    fn range(&self, start: usize, bytes: usize) -> u64 {
+        assert!(start <= self.bytes && bytes <= self.bytes - start);
+        self.address + start as u64
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // Where the context is gone, its memory is.
+        if self.address != 0
+            && let Ok(_current) = self.session.current()
+        {
+            // SAFETY: see the type. The driver waits for work that uses the memory.
+            unsafe { sys::cuMemFree_v2(self.address) };
+        }
+    }
+}
+
+/// The bytes of elements in the host's memory.
+pub(crate) fn bytes_of<'a>(slice: &Slice<'a>) -> &'a [u8] {
+    let (start, bytes) = match slice {
+        Slice::F32(s) => (s.as_ptr().cast(), size_of_val(*s)),
+        Slice::F16(s) => (s.as_ptr().cast(), size_of_val(*s)),
+        Slice::Bf16(s) => (s.as_ptr().cast(), size_of_val(*s)),
+    };
+    // SAFETY: the slice has as many bytes, all of them initialized, and is borrowed for 'a.
+    unsafe { std::slice::from_raw_parts(start, bytes) }
+}
+
+/// The bytes of elements in the host's memory, to change: any bits are a float.
+pub(crate) fn bytes_of_mut<'a>(slice: &'a mut SliceMut<'_>) -> &'a mut [u8] {
+    let (start, bytes) = match slice {
+        SliceMut::F32(s) => (s.as_mut_ptr().cast(), size_of_val(*s)),
+        SliceMut::F16(s) => (s.as_mut_ptr().cast(), size_of_val(*s)),
+        SliceMut::Bf16(s) => (s.as_mut_ptr().cast(), size_of_val(*s)),
+    };
+    // SAFETY: the slice has as many bytes, all of them initialized, and is borrowed for 'a.
+    unsafe { std::slice::from_raw_parts_mut(start, bytes) }
+}
+
+/// Elements in a device's memory that somebody lends.
+///
+/// # Safety
+/// `len` elements of the type lie at `address`, for as long as the loan lasts.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    pub(crate) address: u64,
+    len: usize,
+    dtype: Dtype,
+}
+
+impl DeviceMemory for Lent {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+}
+
+/// Elements at an address of the device, to read.
+///
+/// # Safety
+/// `len` elements of the type lie there, aligned to one element, in memory that the backend's device can
+/// reach. Until the steps that are given them are done on the device, nobody frees them, and
+/// only work ordered with the backend's stream writes them.
+pub unsafe fn device_slice<'a>(address: u64, len: usize, dtype: Dtype) -> DeviceSlice<'a> {
+    DeviceSlice::new(Arc::new(Lent {
+        address,
+        len,
+        dtype,
+    }))
+}
+
+/// Elements at an address of the device, to change.
+///
+/// # Safety
+/// As [`device_slice`], and only work ordered with the backend's stream reads them.
+pub unsafe fn device_slice_mut<'a>(address: u64, len: usize, dtype: Dtype) -> DeviceSliceMut<'a> {
+    DeviceSliceMut::new(Box::new(Lent {
+        address,
+        len,
+        dtype,
+    }))
+}
+
+/// A buffer of cust's, to read.
+pub fn lend(buffer: &CustSlice<f32>) -> DeviceSlice<'_> {
+    // SAFETY: the buffer has as many elements and is borrowed as long; its memory is freed by a call
+    // that waits for the device.
+    unsafe { device_slice(buffer.as_device_ptr().as_raw(), buffer.len(), Dtype::F32) }
+}
+
+/// A buffer of cust's, to change.
+pub fn lend_mut(buffer: &mut CustSlice<f32>) -> DeviceSliceMut<'_> {
+    // SAFETY: as in `lend`.
+    unsafe { device_slice_mut(buffer.as_device_ptr().as_raw(), buffer.len(), Dtype::F32) }
+}
+
+/// A buffer of cust's that holds the bits of `f16` or `bf16`, to read.
+///
+/// # Errors
+/// [`CudaError::NotSixteenBits`].
+pub fn lend_bits(buffer: &CustSlice<u16>, dtype: Dtype) -> Result<DeviceSlice<'_>, CudaError> {
+    sixteen_bits(dtype)?;
+    // SAFETY: as in `lend`.
+    Ok(unsafe { device_slice(buffer.as_device_ptr().as_raw(), buffer.len(), dtype) })
+}
+
+/// A buffer of cust's that holds the bits of `f16` or `bf16`, to change.
+///
+/// # Errors
+/// [`CudaError::NotSixteenBits`].
+pub fn lend_bits_mut(
+    buffer: &mut CustSlice<u16>,
+    dtype: Dtype,
+) -> Result<DeviceSliceMut<'_>, CudaError> {
+    sixteen_bits(dtype)?;
+    // SAFETY: as in `lend`.
+    Ok(unsafe { device_slice_mut(buffer.as_device_ptr().as_raw(), buffer.len(), dtype) })
+}
+
+fn sixteen_bits(dtype: Dtype) -> Result<(), CudaError> {
+    if dtype.bytes() == 2 {
+        Ok(())
+    } else {
+        Err(CudaError::NotSixteenBits { given: dtype })
+    }
+}
