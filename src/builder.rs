@@ -24,7 +24,7 @@ use std::marker::PhantomData;
 pub struct LionBuilder<T = Lion> {
     defaults: Overrides,
     on_non_finite: OnNonFinite,
-    device: Device,
+    device: Option<Device>,
     backend: Option<Box<dyn Backend>>,
     built: PhantomData<fn() -> T>,
 }
@@ -51,7 +51,7 @@ impl<T: Built> LionBuilder<T> {
         LionBuilder {
             defaults,
             on_non_finite: OnNonFinite::default(),
-            device: Device::default(),
+            device: None,
             backend: None,
             built: PhantomData,
         }
@@ -121,7 +121,7 @@ impl<T: Built> LionBuilder<T> {
     /// Where the optimizer runs. The default is [`Device::auto`].
     #[must_use]
     pub fn device(mut self, device: Device) -> Self {
-        self.device = device;
+        self.device = Some(device);
         self.backend = None;
         self
     }
@@ -141,7 +141,7 @@ impl<T: Built> LionBuilder<T> {
     pub fn build(self) -> Result<T, Error> {
         let backend = match self.backend {
             Some(backend) => backend,
-            None => self.device.backend()?,
+            None => self.device.unwrap_or_default().backend()?,
         };
         let inner = Optimizer::new(backend, self.defaults, self.on_non_finite)?;
         Ok(T::of(Lion { inner }))

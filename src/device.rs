@@ -2,25 +2,60 @@
 
 use lion_core::{Backend, BackendError};
 use lion_cpu::Cpu;
+#[cfg(feature = "cuda")]
+use lion_cuda::{Cuda, CudaError};
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 /// Where an optimizer holds its state and runs its steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Device {
     /// The CPU, with its fastest instruction set, on rayon's global thread pool.
     Cpu,
+    /// An NVIDIA GPU. Optimizers that share one share its stream.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<Cuda>),
 }
 
 impl Device {
-    /// The best device of this machine; at present always the CPU.
+    /// The best device of this machine: its first CUDA device, if this crate has the feature `cuda` and
+    /// the device can be used, and the CPU otherwise. [`Device::cuda`] says why one cannot.
     pub fn auto() -> Self {
+        #[cfg(feature = "cuda")]
+        if let Ok(device) = Device::cuda(0) {
+            return device;
+        }
         Device::Cpu
+    }
+
+    /// A CUDA device by its number, opened: its context, a stream, and the kernels.
+    ///
+    /// ```
+    /// use lion::{Device, Lion8bit};
+    /// let device = Device::cuda(0).unwrap_or_else(|error| {
+    ///     eprintln!("stepping on the CPU: {error}");
+    ///     Device::Cpu
+    /// });
+    /// let lion = Lion8bit::builder().device(device).build()?;
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`CudaError::NoDriver`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`],
+    /// [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`];
+    /// [`CudaError::Call`] for what else the driver says.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: u32) -> Result<Self, CudaError> {
+        Ok(Device::Cuda(Arc::new(Cuda::new(ordinal)?)))
     }
 
     /// The backend for it.
     pub(crate) fn backend(self) -> Result<Box<dyn Backend>, BackendError> {
         match self {
             Device::Cpu => Ok(Box::new(Cpu::new()?)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => Ok(Box::new(cuda)),
         }
     }
 }

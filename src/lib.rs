@@ -32,6 +32,8 @@
 //! ```
 //!
 //! # Features
+//! - `cuda`: steps on NVIDIA GPUs, chosen when the program runs. It builds without a CUDA toolkit and
+//!   starts without a driver.
 //! - `ndarray` (default): a step takes `ndarray` arrays and views of any contiguous order.
 #![forbid(unsafe_code)]
 
@@ -58,6 +60,15 @@ pub use optimizer::{Lion, Lion8bit, Lion32bit};
 /// The CPU backend, for those who choose its instruction set or its thread pool themselves.
 pub mod cpu {
     pub use lion_cpu::{Cpu, Isa};
+}
+
+/// The CUDA backend, for those who bring a context, a stream or memory of the device.
+#[cfg(feature = "cuda")]
+pub mod cuda {
+    pub use lion_cuda::{
+        Cuda, CudaError, DeviceInfo, Status, cust, device_slice, device_slice_mut, devices,
+        is_emulated, lend, lend_bits, lend_bits_mut, lend_mut, use_library,
+    };
 }
 
 /// Blockwise 8-bit quantization, on its own.

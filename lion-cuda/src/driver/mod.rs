@@ -22,9 +22,9 @@ const NOT_SUPPORTED: c_uint = 801;
 /// Where the environment names the driver.
 const VARIABLE: &str = "LION_CUDA_DRIVER";
 
-/// The library that all calls of this process go to, or why there is none. A driver cannot be exchanged
-/// once it has been asked for anything.
-static LIBRARY: OnceLock<Result<Library, Missing>> = OnceLock::new();
+/// The library that all calls of this process go to, once one has been opened. It cannot be exchanged
+/// then: what it has handed out is used with it.
+static LIBRARY: OnceLock<Library> = OnceLock::new();
 
 #[derive(Clone, Debug)]
 struct Missing {
@@ -32,12 +32,18 @@ struct Missing {
     reason: String,
 }
 
-fn library() -> Result<&'static Library, &'static Missing> {
-    let found = LIBRARY.get_or_init(|| {
-        let path = std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
-        open(&path.unwrap_or_else(|| OsString::from("libcuda.so.1")))
-    });
-    found.as_ref()
+fn library() -> Result<&'static Library, Missing> {
+    if let Some(library) = LIBRARY.get() {
+        return Ok(library);
+    }
+    let path = named().unwrap_or_else(|| OsString::from("libcuda.so.1"));
+    let library = open(&path)?;
+    Ok(LIBRARY.get_or_init(|| library))
+}
+
+/// The library that the environment names.
+fn named() -> Option<OsString> {
+    std::env::var_os(VARIABLE).filter(|path| !path.is_empty())
 }
 
 fn open(path: &OsStr) -> Result<Library, Missing> {
@@ -57,26 +63,16 @@ fn open(path: &OsStr) -> Result<Library, Missing> {
 /// [`CudaError::NoDriver`] where the file cannot be opened, [`CudaError::DriverInUse`] where the process
 /// has opened a driver already.
 pub fn use_library(path: impl AsRef<Path>) -> Result<(), CudaError> {
-    if std::env::var_os(VARIABLE).is_some_and(|path| !path.is_empty()) {
-        return driver().map(|_| ());
-    }
-    let mut opened = false;
-    let found = LIBRARY.get_or_init(|| {
-        opened = true;
-        open(path.as_ref().as_os_str())
-    });
-    match found {
-        _ if !opened => Err(CudaError::DriverInUse {
-            library: path.as_ref().display().to_string(),
-        }),
-        Ok(_) => Ok(()),
-        Err(missing) => Err(missing.into()),
-    }
+    let path = named().unwrap_or_else(|| path.as_ref().as_os_str().to_owned());
+    let library = open(&path)?;
+    LIBRARY.set(library).map_err(|_| CudaError::DriverInUse {
+        library: path.to_string_lossy().into_owned(),
+    })
 }
 
 /// The library, or the error that says which one is missing.
 fn driver() -> Result<&'static Library, CudaError> {
-    library().map_err(CudaError::from)
+    Ok(library()?)
 }
 
 /// Whether the driver that is open is an emulator: then no result of it is one of a GPU.
@@ -103,11 +99,11 @@ pub(crate) fn text(code: c_uint) -> String {
         .into_owned()
 }
 
-impl From<&Missing> for CudaError {
-    fn from(missing: &Missing) -> Self {
+impl From<Missing> for CudaError {
+    fn from(missing: Missing) -> Self {
         CudaError::NoDriver {
-            library: missing.library.clone(),
-            reason: missing.reason.clone(),
+            library: missing.library,
+            reason: missing.reason,
         }
     }
 }

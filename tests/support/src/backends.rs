@@ -1,14 +1,23 @@
 //! Every backend by name, those that this machine lacks included.
 
 use lion::cpu::{Cpu, Isa};
+use lion::cuda::{Cuda, CudaError, is_emulated, use_library};
 use lion::{Backend, BackendError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A backend, or why it is not there.
 #[derive(Debug)]
 pub struct Candidate {
     /// Its name.
     pub name: &'static str,
-    isa: Isa,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Cpu(Isa),
+    Cuda { emulated: bool },
 }
 
 impl Candidate {
@@ -17,15 +26,66 @@ impl Candidate {
     /// # Errors
     /// [`BackendError::Unavailable`] with the reason.
     pub fn open(&self) -> Result<Box<dyn Backend>, BackendError> {
-        Ok(Box::new(Cpu::with_isa(self.isa)?))
+        match self.kind {
+            Kind::Cpu(isa) => Ok(Box::new(Cpu::with_isa(isa)?)),
+            Kind::Cuda { emulated } => match cuda(emulated) {
+                Ok(cuda) => Ok(Box::new(cuda)),
+                Err(reason) => Err(BackendError::Unavailable {
+                    backend: self.name.to_owned(),
+                    reason,
+                }),
+            },
+        }
     }
 }
 
-/// Every backend that this project has.
+/// Every backend that this project has. A process has one CUDA driver, so of `cuda` and
+/// `cuda-emulated` the one that is opened first is there.
 pub fn backends() -> Vec<Candidate> {
     let cpu = Isa::ALL.iter().map(|&isa| Candidate {
         name: isa.name(),
-        isa,
+        kind: Kind::Cpu(isa),
     });
-    cpu.collect()
+    let cuda = [("cuda", false), ("cuda-emulated", true)];
+    let cuda = cuda.map(|(name, emulated)| Candidate {
+        name,
+        kind: Kind::Cuda { emulated },
+    });
+    cpu.chain(cuda).collect()
+}
+
+/// The device of the system's driver or of the emulated one, opened once.
+fn cuda(emulated: bool) -> Result<Arc<Cuda>, String> {
+    static DEVICE: Mutex<Option<Arc<Cuda>>> = Mutex::new(None);
+    let mut device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    if emulated && device.is_none() {
+        match use_library(emulator()) {
+            // A driver that is open already may be the one, or is found to be another.
+            Ok(()) | Err(CudaError::DriverInUse { .. }) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    let cuda = match &*device {
+        Some(cuda) => Arc::clone(cuda),
+        None => {
+            let cuda = Cuda::new(0).map_err(|error| error.to_string())?;
+            Arc::clone(device.insert(Arc::new(cuda)))
+        }
+    };
+    match (emulated, is_emulated()) {
+        (true, false) => Err("the process has opened the system's driver".to_owned()),
+        (false, true) => Err("the driver is emulated".to_owned()),
+        _ => Ok(cuda),
+    }
+}
+
+/// The emulated driver, which cargo builds beside this program's dependencies.
+fn emulator() -> PathBuf {
+    const NAME: &str = "libcuda_emulator.so";
+    let program = std::env::current_exe().unwrap_or_default();
+    let folders = program.ancestors().skip(1).take(3);
+    let mut places = folders.flat_map(|folder| [folder.join(NAME), folder.join("deps").join(NAME)]);
+    places
+        .find(|place| place.exists())
+        .unwrap_or_else(|| NAME.into())
 }
