@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use data::Digits;
 use indicatif::HumanCount;
-use lion::{Lion, Lion8bit, Lion32bit};
+use lion::{Device, Lion, Lion8bit, Lion32bit};
 use random::Random;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
@@ -87,7 +87,7 @@ fn run(options: &Options) -> Result<()> {
     ))?;
 
     let mut outcomes = Vec::new();
-    for (name, lion) in optimizers(options.seed)? {
+    for (name, lion) in optimizers(options.seed, &device())? {
         outcomes.push(plan.train(name, lion)?);
     }
     say(&table::table(&outcomes))?;
@@ -95,11 +95,32 @@ fn run(options: &Options) -> Result<()> {
     say(&format!("\nloss curves: {}\n", options.out.display()))
 }
 
+/// A CUDA device where there is one, else the CPU: the numbers are the same.
+#[cfg(feature = "cuda")]
+fn device() -> Device {
+    Device::cuda(0).unwrap_or_else(|error| {
+        eprintln!("running on the CPU: {error}");
+        Device::Cpu
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn device() -> Device {
+    Device::Cpu
+}
+
 /// The optimizers to compare. Each step sets the learning rate.
-fn optimizers(seed: u64) -> Result<[(&'static str, Lion); 3], lion::Error> {
-    let full = Lion32bit::builder().weight_decay(WEIGHT_DECAY).build()?;
-    let nearest = Lion8bit::builder().weight_decay(WEIGHT_DECAY).build()?;
+fn optimizers(seed: u64, device: &Device) -> Result<[(&'static str, Lion); 3], lion::Error> {
+    let full = Lion32bit::builder()
+        .device(device.clone())
+        .weight_decay(WEIGHT_DECAY)
+        .build()?;
+    let nearest = Lion8bit::builder()
+        .device(device.clone())
+        .weight_decay(WEIGHT_DECAY)
+        .build()?;
     let stochastic = Lion8bit::builder()
+        .device(device.clone())
         .weight_decay(WEIGHT_DECAY)
         .stochastic_state(true)
         .seed(seed)

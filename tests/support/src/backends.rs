@@ -56,6 +56,9 @@ pub fn backends() -> Vec<Candidate> {
 
 /// The device of the system's driver or of the emulated one, opened once.
 fn cuda(emulated: bool) -> Result<Arc<Cuda>, String> {
+    if !emulated && is_emulated() {
+        return Err("the driver that is open is the emulated one".to_owned());
+    }
     static DEVICE: Mutex<Option<Arc<Cuda>>> = Mutex::new(None);
     let mut device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     if emulated && device.is_none() {
