@@ -66,8 +66,8 @@ pub mod cpu {
 #[cfg(feature = "cuda")]
 pub mod cuda {
     pub use lion_cuda::{
-        Cuda, CudaError, DeviceInfo, Status, cust, device_slice, device_slice_mut, devices,
-        is_emulated, lend, lend_bits, lend_bits_mut, lend_mut, use_library,
+        Cuda, CudaError, DeviceArray, DeviceInfo, Status, cust, device_slice, device_slice_mut,
+        devices, is_emulated, lend, lend_bits, lend_bits_mut, lend_mut, use_library,
     };
 }
 

@@ -4,7 +4,7 @@ use crate::CudaError;
 use crate::counters::{Counters, Numbers};
 use crate::driver::Session;
 use crate::launch;
-use crate::memory::{Buffer, Lent, bytes_of, bytes_of_mut};
+use crate::memory::{Buffer, DeviceArray, Lent, bytes_of, bytes_of_mut};
 use crate::plan::{Group, Kind, Plan, Task, grid};
 use crate::record::{BYTES, Record};
 use crate::staging::Staging;
@@ -13,7 +13,8 @@ use cust::context::Context;
 use cust::stream::Stream;
 use cust::sys::{CUcontext, CUstream};
 use lion_core::{
-    Backend, BackendError, Bits, Data, DataMut, DeviceMemory, Operand, Skipped, State, TensorStep,
+    Backend, BackendError, Bits, Data, DataMut, DeviceMemory, Operand, Skipped, Slice, State,
+    TensorStep,
 };
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -106,6 +107,14 @@ impl Cuda {
     /// The device's name.
     pub fn device_name(&self) -> &str {
         &self.session.name
+    }
+
+    /// An array in the device's memory with these elements.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`], [`CudaError::EarlierWork`], [`CudaError::Call`].
+    pub fn array<'a>(&self, from: impl Into<Slice<'a>>) -> Result<DeviceArray, CudaError> {
+        DeviceArray::new(&self.session, from.into())
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {

@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a device, its driver, or a call to it.
 
-use lion_core::BackendError;
+use lion_core::{BackendError, Dtype};
 use std::error::Error as StdError;
 use std::ffi::c_uint;
 use std::fmt;
@@ -54,7 +54,14 @@ pub enum CudaError {
     /// Elements of 16 bits were lent as a type of another width.
     NotSixteenBits {
         /// The type that was named.
-        given: lion_core::Dtype,
+        given: Dtype,
+    },
+    /// An array on the device and one of the host differ in length or type.
+    WrongArray {
+        /// Of the host's.
+        given: (usize, Dtype),
+        /// Of the device's.
+        wanted: (usize, Dtype),
     },
     /// A kernel could not be launched.
     Launch {
@@ -152,6 +159,11 @@ impl fmt::Display for CudaError {
                     "elements of 16 bits were lent as {given}, wanted f16 or bf16"
                 )
             }
+            CudaError::WrongArray { given, wanted } => write!(
+                f,
+                "the host's array has {} elements of {}, wanted {} of {}",
+                given.0, given.1, wanted.0, wanted.1
+            ),
             CudaError::Launch {
                 kernel,
                 grid,

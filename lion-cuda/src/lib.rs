@@ -33,4 +33,6 @@ pub use backend::Cuda;
 pub use cust;
 pub use driver::{DeviceInfo, devices, is_emulated, use_library};
 pub use error::{CudaError, Status};
-pub use memory::{device_slice, device_slice_mut, lend, lend_bits, lend_bits_mut, lend_mut};
+pub use memory::{
+    DeviceArray, device_slice, device_slice_mut, lend, lend_bits, lend_bits_mut, lend_mut,
+};

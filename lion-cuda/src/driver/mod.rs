@@ -12,6 +12,7 @@ pub(crate) use session::{Session, check};
 
 use crate::CudaError;
 use libloading::Library;
+use std::error::Error;
 use std::ffi::{CStr, OsStr, OsString, c_uint};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -51,7 +52,10 @@ fn open(path: &OsStr) -> Result<Library, Missing> {
     // named in its place.
     unsafe { Library::new(path) }.map_err(|error| Missing {
         library: path.to_string_lossy().into_owned(),
-        reason: error.to_string(),
+        // The error says that it failed, its source why.
+        reason: error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string),
     })
 }
 

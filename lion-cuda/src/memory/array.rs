@@ -1,0 +1,106 @@
+//! Arrays in a device's memory, for trainers that bring no memory of their own.
+
+use super::lent::{device_slice, device_slice_mut};
+use super::{Buffer, bytes_of, bytes_of_mut};
+use crate::CudaError;
+use crate::driver::Session;
+use lion_core::{DeviceSlice, DeviceSliceMut, Dtype, Slice, SliceMut};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Elements in a device's memory, which can be stepped there. Made by
+/// [`Cuda::array`](crate::Cuda::array), freed when dropped.
+#[derive(Debug)]
+pub struct DeviceArray {
+    buffer: Buffer,
+    len: usize,
+    dtype: Dtype,
+}
+
+impl DeviceArray {
+    pub(crate) fn new(session: &Arc<Session>, from: Slice<'_>) -> Result<Self, CudaError> {
+        let bytes = bytes_of(&from);
+        let buffer = Buffer::new(session, bytes.len())?;
+        buffer.write(0, bytes)?;
+        Ok(DeviceArray {
+            buffer,
+            len: from.len(),
+            dtype: from.dtype(),
+        })
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Type of the elements.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Some of the elements, to step by.
+    ///
+    /// # Panics
+    /// If the range is not in the array, as a slice does.
+    pub fn slice(&self, range: Range<usize>) -> DeviceSlice<'_> {
+        let (address, len) = self.part(range);
+        // SAFETY: the elements lie there and are borrowed as long as the slice; the memory is freed by a
+        // call that waits for the device.
+        unsafe { device_slice(address, len, self.dtype) }
+    }
+
+    /// Some of the elements, to be stepped.
+    ///
+    /// # Panics
+    /// If the range is not in the array, as a slice does.
+    pub fn slice_mut(&mut self, range: Range<usize>) -> DeviceSliceMut<'_> {
+        let (address, len) = self.part(range);
+        // SAFETY: as in `slice`, and nobody else borrows them.
+        unsafe { device_slice_mut(address, len, self.dtype) }
+    }
+
+    /// Waits for queued steps and copies all elements to the host.
+    ///
+    /// # Errors
+    /// [`CudaError::WrongArray`] where length or type differ; [`CudaError::EarlierWork`],
+    /// [`CudaError::Call`].
+    pub fn read(&self, mut to: SliceMut<'_>) -> Result<(), CudaError> {
+        self.check(to.len(), to.dtype())?;
+        self.buffer.read(0, bytes_of_mut(&mut to))
+    }
+
+    /// Replaces all elements by the host's, after queued steps.
+    ///
+    /// # Errors
+    /// As [`read`](DeviceArray::read).
+    pub fn write(&mut self, from: Slice<'_>) -> Result<(), CudaError> {
+        self.check(from.len(), from.dtype())?;
+        self.buffer.write(0, bytes_of(&from))
+    }
+
+    fn part(&self, range: Range<usize>) -> (u64, usize) {
+        let (start, end, len) = (range.start, range.end, self.len);
+        assert!(
+            start <= end && end <= len,
+            "range {start}..{end} of {len} elements"
+        );
+        let address = self.buffer.address() + (start * self.dtype.bytes()) as u64;
+        (address, end - start)
+    }
+
+    fn check(&self, len: usize, dtype: Dtype) -> Result<(), CudaError> {
+        if (len, dtype) == (self.len, self.dtype) {
+            return Ok(());
+        }
+        Err(CudaError::WrongArray {
+            given: (len, dtype),
+            wanted: (self.len, self.dtype),
+        })
+    }
+}
