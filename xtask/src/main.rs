@@ -3,6 +3,7 @@
 
 mod check;
 mod exhaustive;
+mod matrix;
 mod verify;
 
 use clap::{Parser, Subcommand};

@@ -1,6 +1,7 @@
-//! `cargo xtask verify`: recorded trajectories on every backend of this machine, bit for bit.
+//! `cargo xtask verify`: every backend of this machine against the specification and against recorded
+//! trajectories, bit for bit.
 
-use crate::exhaustive;
+use crate::{exhaustive, matrix};
 use anyhow::{Context, Result, bail, ensure};
 use lion::quant::CODEBOOK;
 use lion_test_support::{
@@ -13,9 +14,20 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Without --replay and --exhaustive: every backend against the specification, for each width of
+    /// state and each pair of types, over options and edge cases. Names what makes a missing backend a
+    /// failure, separated by commas.
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        conflicts_with_all = ["replay", "exhaustive"]
+    )]
+    require: Vec<String>,
+
     /// Replays every .safetensors trajectory in this directory, each step from its recorded state
     /// and all steps from the first.
-    #[arg(long, value_name = "DIR", required_unless_present = "exhaustive")]
+    #[arg(long, value_name = "DIR")]
     replay: Option<PathBuf>,
 
     /// Runs the quantizer of every instruction set over all floats of [0, 1] and their negatives, and
@@ -23,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long)]
     exhaustive: bool,
 
-    /// Replays on this backend only.
+    /// Verifies this backend only.
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
 
@@ -68,6 +80,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         }
     }
     let mut right = true;
+    if args.replay.is_none() && !args.exhaustive {
+        return matrix::run(&candidates, &args.require, args.json);
+    }
     if let Some(directory) = &args.replay {
         right &= replay_directory(directory, &candidates, args.json)?;
     }

@@ -39,6 +39,19 @@ impl Candidate {
     }
 }
 
+impl Candidate {
+    /// The device, where the backend is one of CUDA, to make arrays in its memory.
+    ///
+    /// # Errors
+    /// Why it is not there.
+    pub fn cuda(&self) -> Option<Result<Arc<Cuda>, String>> {
+        match self.kind {
+            Kind::Cpu(_) => None,
+            Kind::Cuda { emulated } => Some(cuda(emulated)),
+        }
+    }
+}
+
 /// Every backend that this project has. A process has one CUDA driver, so of `cuda` and
 /// `cuda-emulated` the one that is opened first is there.
 pub fn backends() -> Vec<Candidate> {

@@ -59,6 +59,15 @@ impl Tensor {
         self.slice().split_at(start).1
     }
 
+    /// A copy of the elements from `start` on.
+    pub fn tail(&self, start: usize) -> Self {
+        match self {
+            Tensor::F32(x) => Tensor::F32(x[start..].to_vec()),
+            Tensor::F16(x) => Tensor::F16(x[start..].to_vec()),
+            Tensor::Bf16(x) => Tensor::Bf16(x[start..].to_vec()),
+        }
+    }
+
     /// The elements, to read.
     pub fn slice(&self) -> Slice<'_> {
         match self {

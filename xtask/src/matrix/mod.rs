@@ -1,0 +1,268 @@
+//! The matrix: every backend of this machine against the specification's step in its plainest form, for
+//! each width of state and each pair of types, over options and edge cases.
+
+mod case;
+
+use anyhow::{Result, ensure};
+use case::{Case, STEPS, cases};
+use lion::cuda::{Cuda, DeviceArray};
+use lion::{Backend, Bits, Dtype, Lion, ParamSpec, Planes, StepArgs, update};
+use lion_test_support::{
+    BitDifference, Candidate, Rng, Tensor, compare_codes, compare_f32, compare_params,
+    reference_step, zero_state,
+};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// What came of all cases of one cell.
+enum Cell {
+    Identical(usize),
+    Differs(Vec<String>),
+    Skipped(String),
+}
+
+/// Runs the matrix and returns whether all bits are the right ones and no backend that is required is
+/// missing.
+pub(crate) fn run(candidates: &[Candidate], required: &[String], json: bool) -> Result<bool> {
+    for name in required {
+        let names: Vec<_> = candidates.iter().map(|candidate| candidate.name).collect();
+        ensure!(
+            names.contains(&name.as_str()),
+            "--require is `{name}`, wanted one of {}",
+            names.join(", ")
+        );
+    }
+    if !json {
+        let pairs: Vec<_> = pairs()
+            .map(|(p, g)| format!("{:>10}", format!("{p}/{g}")))
+            .collect();
+        println!("{:<14} state {}", "backend", pairs.join(""));
+    }
+    let (mut right, mut identical) = (true, 0);
+    let mut notes = Vec::new();
+    for candidate in candidates {
+        let mut missing = None;
+        for bits in [Bits::ThirtyTwo, Bits::Eight] {
+            let mut line = format!("{:<14} {:>5} ", candidate.name, bits.get());
+            for (param, grad) in pairs() {
+                let cell = run_cell(candidate, bits, param, grad)?;
+                if json {
+                    println!("{}", row(candidate.name, bits, param, grad, &cell));
+                }
+                let text = match cell {
+                    Cell::Identical(cases) => {
+                        identical += cases;
+                        format!("{cases} ok")
+                    }
+                    Cell::Differs(found) => {
+                        right = false;
+                        let text = format!("{} WRONG", found.len());
+                        notes.extend(found);
+                        text
+                    }
+                    Cell::Skipped(reason) => {
+                        missing = Some(reason);
+                        "SKIPPED".to_owned()
+                    }
+                };
+                line += &format!("{text:>10}");
+            }
+            if !json {
+                println!("{line}");
+            }
+        }
+        if let Some(reason) = missing {
+            right &= !required.iter().any(|name| name == candidate.name);
+            notes.push(format!("SKIPPED {}: {reason}", candidate.name));
+        }
+    }
+    for note in notes {
+        eprintln!("{note}");
+    }
+    if !json {
+        println!("{identical} cases identical with the specification");
+    }
+    Ok(right && identical > 0)
+}
+
+/// The nine pairs of types of parameter and gradient.
+fn pairs() -> impl Iterator<Item = (Dtype, Dtype)> {
+    Dtype::ALL
+        .iter()
+        .flat_map(|&param| Dtype::ALL.iter().map(move |&grad| (param, grad)))
+}
+
+fn row(backend: &str, bits: Bits, param: Dtype, grad: Dtype, cell: &Cell) -> Value {
+    let mut row = json!({
+        "backend": backend,
+        "state": bits.get(),
+        "param": param.name(),
+        "grad": grad.name(),
+    });
+    match cell {
+        Cell::Identical(cases) => {
+            row["result"] = json!("identical");
+            row["cases"] = json!(cases);
+        }
+        Cell::Differs(found) => {
+            row["result"] = json!("differs");
+            row["differences"] = json!(found);
+        }
+        Cell::Skipped(reason) => {
+            row["result"] = json!("skipped");
+            row["reason"] = json!(reason);
+        }
+    }
+    row
+}
+
+fn run_cell(candidate: &Candidate, bits: Bits, param: Dtype, grad: Dtype) -> Result<Cell> {
+    let cuda = match candidate.cuda() {
+        Some(Ok(cuda)) => Some(cuda),
+        Some(Err(reason)) => return Ok(Cell::Skipped(reason)),
+        None => None,
+    };
+    if let Err(reason) = candidate.open() {
+        return Ok(Cell::Skipped(reason.to_string()));
+    }
+    let cases = cases(bits, param, grad);
+    let mut found = Vec::new();
+    for case in &cases {
+        // A device steps arrays of the host by way of a copy, so arrays of its own are the case of most
+        // interest; one case shows that the copies are right.
+        let places: &[Option<&Arc<Cuda>>] = match &cuda {
+            Some(cuda) if case.name == "lengths" => &[Some(cuda), None],
+            Some(cuda) => &[Some(cuda)],
+            None => &[None],
+        };
+        for &place in places {
+            let difference = run_case(candidate.open()?, place, case, bits, param, grad)?;
+            if let Some(at) = difference {
+                let (name, case, bits) = (candidate.name, case.name, bits.get());
+                found.push(format!("WRONG {name} {bits} {param}/{grad} {case}: {at}"));
+            }
+        }
+    }
+    Ok(if found.is_empty() {
+        Cell::Identical(cases.len())
+    } else {
+        Cell::Differs(found)
+    })
+}
+
+/// One parameter of a case, as the reference and as the backend hold it.
+struct Pair {
+    reference: Tensor,
+    state: Planes,
+    given: Tensor,
+    device: Option<DeviceArray>,
+}
+
+/// The first difference between a backend and the reference.
+fn run_case(
+    backend: impl Backend + 'static,
+    cuda: Option<&Arc<Cuda>>,
+    case: &Case,
+    bits: Bits,
+    param: Dtype,
+    grad: Dtype,
+) -> Result<Option<String>> {
+    let mut rng = Rng::new(case.rule.seed ^ bits.get() as u64);
+    let (param_start, grad_start) = case.starts;
+    let mut lion = Lion::builder().backend(backend).build()?;
+    let mut pairs = Vec::new();
+    let mut handles = Vec::new();
+    for (i, &len) in case.lengths.iter().enumerate() {
+        let spec = ParamSpec::new(format!("p{i}"), len, param).overrides(case.overrides(bits));
+        handles.push(lion.register(spec)?);
+        let given = case.param(&mut rng, param, param_start + len);
+        pairs.push(Pair {
+            reference: given.tail(param_start),
+            state: zero_state(bits, len),
+            device: cuda.map(|cuda| cuda.array(given.slice())).transpose()?,
+            given,
+        });
+    }
+    for step in 1..=STEPS {
+        let grads: Vec<Tensor> = case
+            .lengths
+            .iter()
+            .map(|len| case.grad(&mut rng, grad, grad_start + len))
+            .collect();
+        let mut wanted = 0;
+        for (pair, grad) in pairs.iter_mut().zip(&grads) {
+            let grad = grad.tail(grad_start);
+            let Pair {
+                reference, state, ..
+            } = pair;
+            wanted += reference_step(&case.rule, step, reference, &grad, state);
+        }
+        let args = StepArgs::new().grad_scale(case.rule.grad_scale);
+        let given = if let Some(cuda) = cuda {
+            let arrays = grads.iter().map(|grad| cuda.array(grad.slice()));
+            let arrays = arrays.collect::<Result<Vec<_>, _>>()?;
+            let updates = handles.iter().zip(&mut pairs).zip(&arrays);
+            let updates = updates.filter_map(|((&handle, pair), grad)| {
+                let param = pair.device.as_mut()?;
+                let range = param_start..param.len();
+                let grad = grad.slice(grad_start..grad.len());
+                Some(update(handle, param.slice_mut(range), grad))
+            });
+            lion.step_with(args, updates)?;
+            lion.synchronize()?
+                .iter()
+                .map(|skipped| skipped.skipped)
+                .sum()
+        } else {
+            let updates = handles.iter().zip(&mut pairs).zip(&grads);
+            let updates = updates.map(|((&handle, pair), grad)| {
+                let (_, param) = pair.given.slice_mut().split_at(param_start);
+                update(handle, param, grad.from(grad_start))
+            });
+            lion.step_with(args, updates)?.skipped_blocks()
+        };
+        if given != wanted {
+            return Ok(Some(format!(
+                "step {step} skipped {given} blocks, wanted {wanted}"
+            )));
+        }
+    }
+    for (pair, &handle) in pairs.iter_mut().zip(&handles) {
+        if let Some(device) = &pair.device {
+            device.read(pair.given.slice_mut())?;
+        }
+        let given = pair.given.tail(param_start);
+        let state = lion.export_state(handle)?.planes;
+        let differences = [("p", compare_params(&given, &pair.reference))];
+        let differences = differences
+            .into_iter()
+            .chain(compare_states(&state, &pair.state));
+        if let Some((plane, at)) = differences
+            .filter_map(|(plane, at)| Some((plane, at?)))
+            .next()
+        {
+            let n = pair.reference.len();
+            return Ok(Some(format!("plane {plane} of {n} elements, {at}")));
+        }
+    }
+    Ok(None)
+}
+
+fn compare_states(given: &Planes, wanted: &Planes) -> Vec<(&'static str, Option<BitDifference>)> {
+    match (given, wanted) {
+        (Planes::Momentum32 { momentum: given }, Planes::Momentum32 { momentum: wanted }) => {
+            vec![("m", compare_f32(given, wanted))]
+        }
+        (
+            Planes::Blockwise8 { codes, absmax },
+            Planes::Blockwise8 {
+                codes: wanted_codes,
+                absmax: wanted_absmax,
+            },
+        ) => vec![
+            ("c", compare_codes(codes, wanted_codes)),
+            ("a", compare_f32(absmax, wanted_absmax)),
+        ],
+        _ => Vec::new(),
+    }
+}
