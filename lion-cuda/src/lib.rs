@@ -31,7 +31,7 @@ mod state;
 
 pub use backend::Cuda;
 pub use cust;
-pub use driver::{DeviceInfo, devices, is_emulated, use_library};
+pub use driver::{DeviceInfo, devices, emulator_counts, is_emulated, use_library};
 pub use error::{CudaError, Status};
 pub use memory::{
     DeviceArray, device_slice, device_slice_mut, lend, lend_bits, lend_bits_mut, lend_mut,

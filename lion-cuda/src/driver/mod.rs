@@ -13,7 +13,7 @@ pub(crate) use session::{Session, check};
 use crate::CudaError;
 use libloading::Library;
 use std::error::Error;
-use std::ffi::{CStr, OsStr, OsString, c_uint};
+use std::ffi::{CStr, OsStr, OsString, c_char, c_uint};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -87,6 +87,30 @@ pub fn is_emulated() -> bool {
     let function = unsafe { library.get::<Function>(b"lionEmulatorIsEmulator\0") };
     // SAFETY: it asks for nothing.
     function.is_ok_and(|function| unsafe { function() } == 1)
+}
+
+/// What an emulated driver has counted of the launches since this was last asked: a JSON object a launch
+/// and line. `None` where the driver is not emulated.
+#[doc(hidden)]
+pub fn emulator_counts() -> Option<String> {
+    type Function = unsafe extern "C" fn(*mut c_char, usize) -> usize;
+    if !is_emulated() {
+        return None;
+    }
+    let library = library().ok()?;
+    // SAFETY: the emulator's function of this name takes these arguments.
+    let function = unsafe { library.get::<Function>(b"lionEmulatorCounts\0") }.ok()?;
+    // SAFETY: without a place to write to it says how much room it needs.
+    let bytes = unsafe { function(std::ptr::null_mut(), 0) };
+    let mut text = vec![0u8; bytes];
+    // SAFETY: the place has as many bytes.
+    let written = unsafe { function(text.as_mut_ptr().cast(), text.len()) };
+    text.truncate(written.min(bytes));
+    Some(
+        String::from_utf8_lossy(&text)
+            .trim_end_matches('\0')
+            .to_owned(),
+    )
 }
 
 /// The driver's text for a result code.
