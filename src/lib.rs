@@ -74,7 +74,8 @@ pub mod cuda {
 /// Blockwise 8-bit quantization, on its own.
 pub mod quant {
     pub use lion_quant::{
-        Blockwise8, CODEBOOK, MAGNITUDES, QuantError, ZERO_CODE, dequantize, position, quantize,
+        Blockwise8, CODEBOOK, MAGNITUDES, OFFSETS, PIECES, QuantError, SLOPES, THRESHOLDS,
+        ZERO_CODE, dequantize, position, quantize,
     };
 }
 

@@ -1,9 +1,10 @@
-//! The project's own commands: `cargo xtask check | verify | bench`.
-#![forbid(unsafe_code)]
+//! The project's own commands: `cargo xtask check | verify | bench | ptx`.
+#![deny(unsafe_code)]
 
 mod check;
 mod exhaustive;
 mod matrix;
+mod ptx;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +26,8 @@ enum Command {
     Verify(verify::Args),
     /// Measures each kernel against a memory limit measured beside it.
     Bench(xtask::bench::Args),
+    /// Makes the PTX of the CUDA kernels again and assembles it for all architectures.
+    Ptx(ptx::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => xtask::bench::run(&args).map(|()| true),
+        Command::Ptx(args) => ptx::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

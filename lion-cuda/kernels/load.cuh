@@ -1,0 +1,142 @@
+// Global memory by address: the eight elements of a lane, by vectors where all is aligned, else one by one.
+//
+// The accesses are written as PTX because an address out of a table says nothing about its space, and the compiler
+// would take the slower generic ones.
+#pragma once
+#include "numbers.cuh"
+
+// Loads and stores of words in a row; OFFSET bytes behind an address.
+template <u32 OFFSET>
+__device__ void load(u64 at, u32 &a) {
+    asm volatile("ld.global.u32 %0, [%1+%2];" : "=r"(a) : "l"(at), "n"(OFFSET));
+}
+
+template <u32 OFFSET>
+__device__ void load(u64 at, u32 &a, u32 &b) {
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2+%3];" : "=r"(a), "=r"(b) : "l"(at), "n"(OFFSET));
+}
+
+template <u32 OFFSET>
+__device__ void load(u64 at, u32 &a, u32 &b, u32 &c, u32 &d) {
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4+%5];"
+                 : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "l"(at), "n"(OFFSET));
+}
+
+template <u32 OFFSET>
+__device__ void store(u64 at, u32 a) {
+    asm volatile("st.global.u32 [%0+%1], %2;" :: "l"(at), "n"(OFFSET), "r"(a) : "memory");
+}
+
+template <u32 OFFSET>
+__device__ void store(u64 at, u32 a, u32 b) {
+    asm volatile("st.global.v2.u32 [%0+%1], {%2, %3};" :: "l"(at), "n"(OFFSET), "r"(a), "r"(b) : "memory");
+}
+
+template <u32 OFFSET>
+__device__ void store(u64 at, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.global.v4.u32 [%0+%1], {%2, %3, %4, %5};"
+                 :: "l"(at), "n"(OFFSET), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+// One element of BYTES bytes, its bits in a word.
+template <u32 BYTES>
+__device__ u32 load_one(u64 at) {
+    u32 bits;
+    if constexpr (BYTES == 1) {
+        asm volatile("ld.global.u8 %0, [%1];" : "=r"(bits) : "l"(at));
+    } else if constexpr (BYTES == 2) {
+        asm volatile("ld.global.u16 %0, [%1];" : "=r"(bits) : "l"(at));
+    } else {
+        load<0>(at, bits);
+    }
+    return bits;
+}
+
+template <u32 BYTES>
+__device__ void store_one(u64 at, u32 bits) {
+    if constexpr (BYTES == 1) {
+        asm volatile("st.global.u8 [%0], %1;" :: "l"(at), "r"(bits) : "memory");
+    } else if constexpr (BYTES == 2) {
+        asm volatile("st.global.u16 [%0], %1;" :: "l"(at), "r"(bits) : "memory");
+    } else {
+        store<0>(at, bits);
+    }
+}
+
+__device__ void count_up(u64 counter, u64 by) {
+    asm volatile("red.global.add.u64 [%0], %1;" :: "l"(counter), "l"(by) : "memory");
+}
+
+// The groups of four of `first_of_group`, BYTES bytes an element: a lane's first byte in a block, the size of one
+// access, and where a wide lane has its second group.
+template <u32 BYTES, bool WIDE>
+struct Place {
+    static constexpr u32 SIZE = (WIDE ? 4 : 8) * BYTES;
+    static constexpr u32 SECOND = BLOCK / 2 * BYTES;
+    static __device__ bool aligned(u64 address) { return address % (SIZE < 16 ? SIZE : 16) == 0; }
+};
+
+// What a lane has of a whole block; `at` is the address of its first element.
+template <bool WIDE, u32 WORDS>
+__device__ void load_whole(u64 at, u32 (&w)[WORDS]) {
+    constexpr u32 SECOND = Place<WORDS / 2, WIDE>::SECOND;
+    static_assert(WIDE || WORDS <= 4, "eight f32 are two accesses: such kernels are wide");
+    if constexpr (WORDS == 8) {
+        load<0>(at, w[0], w[1], w[2], w[3]);
+        load<SECOND>(at, w[4], w[5], w[6], w[7]);
+    } else if constexpr (WORDS == 4 && WIDE) {
+        load<0>(at, w[0], w[1]);
+        load<SECOND>(at, w[2], w[3]);
+    } else if constexpr (WORDS == 4) {
+        load<0>(at, w[0], w[1], w[2], w[3]);
+    } else if constexpr (WIDE) {
+        load<0>(at, w[0]);
+        load<SECOND>(at, w[1]);
+    } else {
+        load<0>(at, w[0], w[1]);
+    }
+}
+
+template <bool WIDE, u32 WORDS>
+__device__ void store_whole(u64 at, const u32 (&w)[WORDS]) {
+    constexpr u32 SECOND = Place<WORDS / 2, WIDE>::SECOND;
+    if constexpr (WORDS == 8) {
+        store<0>(at, w[0], w[1], w[2], w[3]);
+        store<SECOND>(at, w[4], w[5], w[6], w[7]);
+    } else if constexpr (WORDS == 4 && WIDE) {
+        store<0>(at, w[0], w[1]);
+        store<SECOND>(at, w[2], w[3]);
+    } else if constexpr (WORDS == 4) {
+        store<0>(at, w[0], w[1], w[2], w[3]);
+    } else if constexpr (WIDE) {
+        store<0>(at, w[0]);
+        store<SECOND>(at, w[1]);
+    } else {
+        store<0>(at, w[0], w[1]);
+    }
+}
+
+// The same for a block of `len` elements that may be short or start anywhere. Instead of those that are not there a
+// lane has elements of the bits `missing`.
+template <bool WIDE, u32 WORDS>
+__device__ void load_part(u64 at, u32 lane, u32 len, u32 (&w)[WORDS], u32 missing = 0) {
+    constexpr u32 BYTES = WORDS / 2, PER_WORD = 4 / BYTES, BITS = 8 * BYTES;
+    const u32 start = first_of_group<WIDE>(lane, 0);
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        const u32 behind = first_of_group<WIDE>(0, i / 4) + i % 4;
+        const u32 bits = start + behind < len ? load_one<BYTES>(at + behind * BYTES) : missing;
+        w[i / PER_WORD] = i % PER_WORD == 0 ? bits : w[i / PER_WORD] | bits << (i % PER_WORD * BITS);
+    }
+}
+
+template <bool WIDE, u32 WORDS>
+__device__ void store_part(u64 at, u32 lane, u32 len, const u32 (&w)[WORDS]) {
+    constexpr u32 BYTES = WORDS / 2, PER_WORD = 4 / BYTES, BITS = 8 * BYTES;
+    const u32 start = first_of_group<WIDE>(lane, 0);
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        const u32 behind = first_of_group<WIDE>(0, i / 4) + i % 4;
+        if (start + behind < len) store_one<BYTES>(at + behind * BYTES, w[i / PER_WORD] >> (i % PER_WORD * BITS));
+    }
+}

@@ -1,0 +1,116 @@
+// The norms that max_unorm needs, in the order of additions that the specification fixes.
+#pragma once
+#include "step.cuh"
+
+// Adds numbers as a tree of adjacent pairs, an odd one carried up: x[0] becomes the sum of the first n of 8.
+template <class T>
+__device__ void add_pairs(T (&x)[8], u32 n) {
+#pragma unroll
+    for (u32 apart = 1; apart < 8; apart *= 2) {
+#pragma unroll
+        for (u32 i = 0; i < 8; i += 2 * apart) {
+            if (i + apart < n) x[i] += x[i + apart];
+        }
+    }
+}
+
+__device__ double shuffle(double x, u32 from) {
+    const u32 low = __shfl_sync(ALL_LANES, u32(__double2loint(x)), from);
+    const u32 high = __shfl_sync(ALL_LANES, u32(__double2hiint(x)), from);
+    return __hiloint2double(high, low);
+}
+
+// One number of a format, from its bits.
+template <class T>
+__device__ float widen_one(u32 bits) {
+    Eight<T> x;
+    x.word[0] = bits;
+    return widen(x, 0);
+}
+
+// A run's sum of the squares of the parameters and its number of moving elements. Of each block element i adds to
+// sum i % 8; so a lane has that sum of two blocks, those of the first and of the second half of the run.
+template <class P, class G, bool CODES>
+__device__ void norm(const Tensor *tensors, u32 count, u64 runs) {
+    __shared__ float codebook[CODES ? 256 : 1];
+    if constexpr (CODES) {
+        load_codebook(codebook);
+        __syncthreads();
+    }
+    const u32 lane = threadIdx.x % WARP;
+    Coefficients k;
+    for_each_run(tensors, count, runs, [&](const Tensor &t) { k = Coefficients(t); }, [&](const Tensor &t, const Run &run) {
+        const bool skip_zeros = t.flags & SKIP_ZEROS;
+        double sums[2] = {0, 0};
+        u32 moves = 0;
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 block = RUN_BLOCKS / 2 * half + lane / 8;
+            float absmax = 0;
+            if (CODES && block < run.blocks) {
+                absmax = __uint_as_float(load_one<4>(t.absmax + (run.index * RUN_BLOCKS + block) * 4));
+            }
+            const u32 end = min(run.len, (block + 1) * BLOCK);
+#pragma unroll 4
+            for (u32 i = block * BLOCK + lane % 8; i < end; i += 8) {
+                const u64 at = run.first + i;
+                const float p = widen_one<P>(load_one<P::BYTES>(t.param + at * P::BYTES));
+                const float g = widen_one<G>(load_one<G::BYTES>(t.grad + at * G::BYTES));
+                float m;
+                if constexpr (CODES) {
+                    m = codebook[load_one<1>(t.state + at)] * absmax;
+                } else {
+                    m = __uint_as_float(load_one<4>(t.state + at * 4));
+                }
+                sums[half] += double(p) * double(p);
+                moves += Coefficients::moves(k.direction(g, m)) && !(skip_zeros && g == 0);
+            }
+            // ((0+4)+(2+6)) + ((1+5)+(3+7)), in all lanes of the block
+            sums[half] += shuffle(sums[half], lane ^ 4);
+            sums[half] += shuffle(sums[half], lane ^ 2);
+            sums[half] += shuffle(sums[half], lane ^ 1);
+        }
+        double of_block[RUN_BLOCKS];
+#pragma unroll
+        for (u32 block = 0; block < RUN_BLOCKS; block++) of_block[block] = shuffle(sums[block / 4], block % 4 * 8);
+        add_pairs(of_block, run.blocks);
+#pragma unroll
+        for (u32 lanes = WARP / 2; lanes > 0; lanes /= 2) moves += __shfl_xor_sync(ALL_LANES, moves, lanes);
+        if (lane == 0) {
+            reinterpret_cast<double *>(t.sums)[run.index] = of_block[0];
+            reinterpret_cast<u64 *>(t.moves)[run.index] = moves;
+        }
+    });
+}
+
+// The limited learning rate of a tensor, by one CTA: the trees go on over the runs, which are aligned groups of
+// blocks, eight nodes at a time and in place. The weight decay keeps the full lr.
+__device__ void limit_lr(Tensor &t) {
+    double *sums = reinterpret_cast<double *>(t.sums);
+    u64 *moves = reinterpret_cast<u64 *>(t.moves);
+    const u64 runs = (t.len + RUN - 1) / RUN;
+    for (u64 apart = 1; apart < runs; apart *= 8) {
+        for (u64 first = threadIdx.x * 8 * apart; first < runs; first += u64(THREADS) * 8 * apart) {
+            const u64 behind = (runs - first + apart - 1) / apart;
+            const u32 n = behind < 8 ? u32(behind) : 8;
+            double sum[8];
+            u64 moving[8];
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) {
+                sum[i] = i < n ? sums[first + i * apart] : 0;
+                moving[i] = i < n ? moves[first + i * apart] : 0;
+            }
+            add_pairs(sum, n);
+            add_pairs(moving, n);
+            sums[first] = sum[0];
+            moves[first] = moving[0];
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        const double bound = t.max_unorm * __dsqrt_rn(sums[0]);
+        const double norm = __dsqrt_rn(__ull2double_rn(moves[0]));
+        // A tensor of norm 0, or whose norm is not a number, is not limited.
+        if (0 < bound && bound < norm) t.lr = __double2float_rn(__ddiv_rn(t.full_lr * bound, norm));
+    }
+}

@@ -1,0 +1,216 @@
+// The step of both states: one pass over parameter, gradient and state, a warp a block.
+//
+// A block's new momenta are checked before anything of it is written: one that is not finite leaves the block as it
+// was. Elements that a short block lacks are zeros everywhere and change nothing.
+#pragma once
+#include "codes.cuh"
+#include "load.cuh"
+#include "philox.cuh"
+
+// Whether a lane holds two groups of four: where one of the arrays is f32.
+template <class P, class G>
+constexpr bool WIDE8 = P::BYTES == 4 || G::BYTES == 4;
+
+template <class P>
+struct is_bf16 { static constexpr bool value = false; };
+template <>
+struct is_bf16<Bf16> { static constexpr bool value = true; };
+
+// The random words of a lane's eight elements of the block that begins at `first`.
+template <bool WIDE>
+__device__ void words_of_lane(u64 first, u32 lane, u64 seed, u64 step, u32 (&words)[8]) {
+#pragma unroll
+    for (u32 group = 0; group < 2; group++) {
+        const uint4 four = random_words((first + first_of_group<WIDE>(lane, group)) / 4, seed, step);
+        words[4 * group] = four.x;
+        words[4 * group + 1] = four.y;
+        words[4 * group + 2] = four.z;
+        words[4 * group + 3] = four.w;
+    }
+}
+
+// A lane's eight elements of a block: p becomes p', m becomes m'.
+template <class G>
+__device__ void update(const Coefficients &k, bool skip_zeros, float (&p)[8], const Eight<G> &grad, float (&m)[8]) {
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        const float g = widen(grad, i);
+        const float new_p = k.parameter(p[i], k.direction(g, m[i])), new_m = k.momentum(g, m[i]);
+        const bool still = skip_zeros && g == 0;
+        p[i] = still ? p[i] : new_p;
+        m[i] = still ? m[i] : new_m;
+    }
+}
+
+// Rounds the new parameters, with words stochastically if they are bf16.
+template <class P>
+__device__ Eight<P> narrow(const float (&p)[8], bool stochastic, const u32 (&words)[8]) {
+    if constexpr (is_bf16<P>::value) {
+        if (stochastic) {
+            Eight<P> out;
+#pragma unroll
+            for (u32 i = 0; i < 8; i += 2) out.word[i / 2] = narrow_bf16(p[i], p[i + 1], words[i], words[i + 1]);
+            return out;
+        }
+    }
+    return narrow<P>(p);
+}
+
+// What a warp keeps of a tensor from run to run; addresses are those of the lane's first element.
+template <class P, class G, u32 STATE_BYTES, bool WIDE>
+struct Constants {
+    Coefficients k;
+    u64 param, grad, state;
+    u32 flags;
+    bool aligned;
+
+    __device__ void read(const Tensor &t, u32 lane) {
+        const u32 first = first_of_group<WIDE>(lane, 0);
+        k = Coefficients(t);
+        param = t.param + first * P::BYTES;
+        grad = t.grad + first * G::BYTES;
+        state = t.state + first * STATE_BYTES;
+        flags = t.flags;
+        aligned = Place<P::BYTES, WIDE>::aligned(t.param) && Place<G::BYTES, WIDE>::aligned(t.grad);
+    }
+};
+
+template <class P, class G, bool OPTIONS>
+__device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
+    const u32 lane = threadIdx.x % WARP;
+    Constants<P, G, 4, true> c;
+    for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
+        const bool skip_zeros = OPTIONS && (c.flags & SKIP_ZEROS);
+        const bool draw = OPTIONS && is_bf16<P>::value && (c.flags & STOCHASTIC_PARAM);
+        u64 param = c.param + run.first * P::BYTES, grad = c.grad + run.first * G::BYTES, state = c.state + run.first * 4;
+        u32 left_as_they_were = 0;
+#pragma unroll 1
+        for (u32 start = 0; start < run.len; start += BLOCK) {
+            const u32 len = run.len - start;
+            const bool whole = c.aligned && len >= BLOCK;
+            Eight<P> p;
+            Eight<G> g;
+            Eight<F32> m;
+            if (whole) {
+                load_whole<true>(param, p.word);
+                load_whole<true>(grad, g.word);
+                load_whole<true>(state, m.word);
+            } else {
+                load_part<true>(param, lane, len, p.word);
+                load_part<true>(grad, lane, len, g.word);
+                load_part<true>(state, lane, len, m.word);
+            }
+            float new_p[8], new_m[8];
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) {
+                new_p[i] = widen(p, i);
+                new_m[i] = widen(m, i);
+            }
+            update(c.k, skip_zeros, new_p, g, new_m);
+            if (__any_sync(ALL_LANES, top_bits(new_m) >= INFINITE)) {
+                left_as_they_were++;
+            } else {
+                u32 words[8];
+                if (draw) words_of_lane<true>(run.first + start, lane, t.seed, t.step, words);
+                p = narrow<P>(new_p, draw, words);
+                m = narrow<F32>(new_m);
+                if (whole) {
+                    store_whole<true>(param, p.word);
+                    store_whole<true>(state, m.word);
+                } else {
+                    store_part<true>(param, lane, len, p.word);
+                    store_part<true>(state, lane, len, m.word);
+                }
+            }
+            param += BLOCK * P::BYTES;
+            grad += BLOCK * G::BYTES;
+            state += BLOCK * 4;
+        }
+        if (left_as_they_were > 0 && lane == 0) count_up(t.skipped, left_as_they_were);
+    });
+}
+
+template <class P, class G, bool OPTIONS>
+__device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
+    constexpr bool WIDE = WIDE8<P, G>;
+    __shared__ Tables tables;
+    load_tables(tables);
+    __shared__ Pieces pieces;
+    if (OPTIONS) load_pieces(pieces);
+    __syncthreads();
+
+    const u32 lane = threadIdx.x % WARP;
+    Constants<P, G, 1, WIDE> c;
+    for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
+        const bool skip_zeros = OPTIONS && (c.flags & SKIP_ZEROS);
+        const bool draw_param = OPTIONS && is_bf16<P>::value && (c.flags & STOCHASTIC_PARAM);
+        const bool draw_state = OPTIONS && (c.flags & STOCHASTIC_STATE);
+        u64 param = c.param + run.first * P::BYTES, grad = c.grad + run.first * G::BYTES, state = c.state + run.first;
+        u32 left_as_they_were = 0;
+        // Lane b has the absmax of block b.
+        const u64 absmax_at = t.absmax + (run.index * RUN_BLOCKS + lane) * 4;
+        u32 absmax_of_lane = lane < run.blocks ? load_one<4>(absmax_at) : 0;
+#pragma unroll 1
+        for (u32 block = 0; block < run.blocks; block++) {
+            const u32 len = run.len - block * BLOCK;
+            const bool whole = c.aligned && len >= BLOCK;
+            Eight<P> p;
+            Eight<G> g;
+            u32 codes[2];
+            if (whole) {
+                load_whole<WIDE>(param, p.word);
+                load_whole<WIDE>(grad, g.word);
+                load_whole<WIDE>(state, codes);
+            } else {
+                load_part<WIDE>(param, lane, len, p.word);
+                load_part<WIDE>(grad, lane, len, g.word);
+                load_part<WIDE>(state, lane, len, codes, ZERO_CODE);
+            }
+            const float absmax = __uint_as_float(__shfl_sync(ALL_LANES, absmax_of_lane, block));
+            float new_p[8], new_m[8];
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) {
+                new_p[i] = widen(p, i);
+                new_m[i] = dequantize(tables.codebook, codes, i, absmax);
+            }
+            update(c.k, skip_zeros, new_p, g, new_m);
+            const u32 top = largest_of_warp(top_bits(new_m));
+            if (top >= INFINITE) {
+                left_as_they_were++;
+            } else {
+                u32 words[8];
+                if (draw_param || draw_state) {
+                    words_of_lane<WIDE>(run.first + block * BLOCK, lane, t.seed, t.step, words);
+                }
+                p = narrow<P>(new_p, draw_param, words);
+                // A block below the smallest normal f32 becomes zero: with the factor 0 its codes do by themselves.
+                const bool tiny = top < TINY_BITS;
+                const float inverse = tiny ? 0.0f : __frcp_rn(__uint_as_float(top));
+                if (lane == block) absmax_of_lane = tiny ? 0 : top;
+                if (draw_state) {
+                    codes[0] = codes[1] = 0;
+#pragma unroll
+                    for (u32 i = 0; i < 8; i++) {
+                        codes[i / 4] |= stochastic(pieces, new_m[i] * inverse, words[i]) << (8 * (i % 4));
+                    }
+                } else {
+#pragma unroll
+                    for (u32 i = 0; i < 8; i++) new_m[i] *= -inverse;
+                    nearest(tables, new_m, codes);
+                }
+                if (whole) {
+                    store_whole<WIDE>(param, p.word);
+                    store_whole<WIDE>(state, codes);
+                } else {
+                    store_part<WIDE>(param, lane, len, p.word);
+                    store_part<WIDE>(state, lane, len, codes);
+                }
+            }
+            param += BLOCK * P::BYTES;
+            grad += BLOCK * G::BYTES;
+            state += BLOCK;
+        }
+        if (lane < run.blocks) store_one<4>(absmax_at, absmax_of_lane);
+        if (left_as_they_were > 0 && lane == 0) count_up(t.skipped, left_as_they_were);
+    });
+}
