@@ -9,17 +9,11 @@ use cust::error::CudaError as DriverError;
 use cust::module::Module;
 use cust::stream::Stream;
 use cust::sys::{self, CUcontext, CUresult, CUstream};
-use std::ffi::CStr;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 /// The kernels, as text that the driver compiles for its device.
-const PTX: &CStr = match CStr::from_bytes_with_nul(
-    concat!(include_str!("../../kernels/lion.ptx"), "\0").as_bytes(),
-) {
-    Ok(ptx) => ptx,
-    Err(_) => panic!("PTX has no zero byte"),
-};
+const PTX: &str = include_str!("../../kernels/lion.ptx");
 
 /// The oldest CUDA version whose driver has all functions that are called.
 const DRIVER: (u32, u32) = (11, 0);
@@ -217,7 +211,7 @@ impl Session {
         owner: Owner,
         device: Device,
     ) -> Result<Self, CudaError> {
-        let module = Module::from_ptx_cstr(PTX, &[]).map_err(|e| failed("cuModuleLoadData", e))?;
+        let module = Module::from_ptx(PTX, &[]).map_err(|e| failed("cuModuleLoadData", e))?;
         let processors = device
             .get_attribute(DeviceAttribute::MultiprocessorCount)
             .map_err(|e| failed("cuDeviceGetAttribute", e))?;
