@@ -102,18 +102,39 @@ fn a_difference_names_step_plane_index_and_values() {
 
 /// A command that verifies nothing does not succeed.
 #[test]
-fn without_something_to_verify_it_fails() {
-    for arguments in [
-        &["verify"][..],
-        &["verify", "--json"],
-        &["verify", "--backend", "scalar"],
-    ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        let output = command.args(arguments).output().unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert!(text.contains("--replay <DIR>"), "{text}");
+fn the_matrix_has_a_row_for_each_state_and_counts_its_cases() {
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["verify", "--backend", "scalar"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let rows: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("scalar"))
+        .collect();
+    assert_eq!(rows.len(), 2, "{text}");
+    for row in rows {
+        assert_eq!(row.matches(" ok").count(), 9, "{text}");
     }
+    assert!(
+        text.contains(" cases identical with the specification"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_required_backend_that_nobody_knows_is_refused() {
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["verify", "--require", "scalar,cuda-imagined"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("--require is `cuda-imagined`, wanted one of scalar"),
+        "{text}"
+    );
 }
 
 /// Everything that cannot be replayed fails with a reason, and nothing is passed over.

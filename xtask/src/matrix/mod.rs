@@ -266,3 +266,17 @@ fn compare_states(given: &Planes, wanted: &Planes) -> Vec<(&'static str, Option<
         _ => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lion_test_support::backends;
+
+    #[test]
+    fn a_missing_backend_fails_where_it_is_required() {
+        let mut candidates = backends();
+        candidates.retain(|candidate| candidate.name == "cuda");
+        let there = candidates[0].open().is_ok();
+        assert_eq!(run(&candidates, &["cuda".to_owned()], true).unwrap(), there);
+    }
+}

@@ -1,0 +1,264 @@
+//! The CUDA backend on the emulated driver, or on a real one where `LION_CUDA_DRIVER` or the system
+//! has it: what a step on a device promises besides its bits, which `cargo xtask verify` compares.
+#![allow(clippy::unwrap_used)]
+
+use lion::cuda::{Cuda, CudaError, cust, device_slice_mut, emulator_counts, lend, lend_mut};
+use lion::{BackendError, Device, Dtype, Error, Lion, OnNonFinite, ParamSpec, StepArgs, update};
+use lion_test_support::{Rng, backends};
+use std::error::Error as _;
+use std::sync::Arc;
+
+/// The device that all tests of this process share.
+fn cuda() -> Arc<Cuda> {
+    let emulated = backends()
+        .into_iter()
+        .find(|candidate| candidate.name == "cuda-emulated");
+    emulated.unwrap().cuda().unwrap().unwrap()
+}
+
+fn builder() -> lion::LionBuilder<Lion> {
+    Lion::builder().device(Device::Cuda(cuda())).lr(0.25)
+}
+
+/// The error of the backend inside.
+fn source(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut inner = error.source();
+    while let Some(error) = inner {
+        text += &format!("; {error}");
+        inner = error.source();
+    }
+    text
+}
+
+#[test]
+fn arrays_of_the_device_are_stepped_in_place_and_counted_later() {
+    let cuda = cuda();
+    let mut lion = builder().build().unwrap();
+    let handle = lion.register(ParamSpec::new("w", 600, Dtype::F32)).unwrap();
+    let mut param = cuda.array(&[1.0f32; 600][..]).unwrap();
+    let mut values = [2.0f32; 600];
+    values[300] = f32::NAN;
+    let grad = cuda.array(&values[..]).unwrap();
+    for _ in 0..2 {
+        let update = update(handle, param.slice_mut(0..600), grad.slice(0..600));
+        let report = lion.step([update]).unwrap();
+        assert!(report.pending);
+        assert_eq!(report.skipped_blocks(), 0);
+    }
+    let skipped = lion.synchronize().unwrap();
+    assert_eq!(
+        (skipped.len(), skipped[0].skipped, skipped[0].blocks),
+        (1, 2, 3)
+    );
+    assert_eq!(&*skipped[0].parameter, "w");
+    assert_eq!(lion.synchronize().unwrap(), []);
+    let mut result = [0.0f32; 600];
+    param.read((&mut result[..]).into()).unwrap();
+    assert_eq!(result[..256], [0.5; 256]);
+    assert_eq!(result[256..512], [1.0; 256]);
+    assert_eq!(result[512..], [0.5; 88]);
+}
+
+#[test]
+fn arrays_of_the_host_are_stepped_when_the_call_returns() {
+    let mut lion = builder().build().unwrap();
+    let handle = lion.register(ParamSpec::new("w", 300, Dtype::F32)).unwrap();
+    let mut param = vec![1.0f32; 300];
+    let mut grad = vec![-1.0f32; 300];
+    grad[299] = f32::INFINITY;
+    let report = lion.step([(handle, &mut param, &grad)]).unwrap();
+    assert!(!report.pending);
+    assert_eq!(report.skipped_blocks(), 1);
+    assert_eq!((param[0], param[299]), (1.25, 1.0));
+}
+
+#[test]
+fn what_queued_steps_skip_is_not_told_by_a_later_step_of_the_host() {
+    let cuda = cuda();
+    let mut lion = builder().build().unwrap();
+    let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
+    let mut array = cuda.array(&[1.0f32; 4][..]).unwrap();
+    let bad = cuda.array(&[f32::NAN; 4][..]).unwrap();
+    lion.step([update(handle, array.slice_mut(0..4), bad.slice(0..4))])
+        .unwrap();
+    let (mut param, grad) = ([1.0f32; 4], [1.0f32; 4]);
+    assert_eq!(
+        lion.step([(handle, &mut param, &grad)])
+            .unwrap()
+            .skipped_blocks(),
+        0
+    );
+    assert_eq!(lion.synchronize().unwrap()[0].skipped, 1);
+}
+
+#[test]
+fn a_step_that_is_rejected_changes_nothing_on_the_device() {
+    let cuda = cuda();
+    let mut lion = builder()
+        .on_non_finite(OnNonFinite::RejectStep)
+        .build()
+        .unwrap();
+    let [a, b] = ["a", "b"].map(|name| {
+        lion.register(ParamSpec::new(name, 300, Dtype::F32))
+            .unwrap()
+    });
+    let mut pa = cuda.array(&[1.0f32; 300][..]).unwrap();
+    let (mut pb, good) = ([1.0f32; 300], [1.0f32; 300]);
+    let mut bad = good;
+    bad[7] = f32::NAN;
+    let ga = cuda.array(&good[..]).unwrap();
+    let updates = [
+        update(a, pa.slice_mut(0..300), ga.slice(0..300)),
+        update(b, &mut pb, &bad),
+    ];
+    let Err(Error::NonFinite { parameters }) = lion.step(updates) else {
+        panic!("the step is rejected");
+    };
+    assert_eq!((parameters.len(), &*parameters[0].parameter), (1, "b"));
+    let mut read = [0.0f32; 300];
+    pa.read((&mut read[..]).into()).unwrap();
+    assert_eq!((read, pb), ([1.0; 300], [1.0; 300]));
+}
+
+#[test]
+fn buffers_of_cust_are_stepped_on_the_callers_stream() {
+    let _driver = cuda();
+    let context = Arc::new(cust::quick_init().unwrap());
+    let stream = cust::stream::Stream::new(cust::stream::StreamFlags::NON_BLOCKING, None).unwrap();
+    let stream = Arc::new(stream);
+    let cuda = Cuda::with_stream(Arc::clone(&context), Arc::clone(&stream)).unwrap();
+    let mut lion = Lion::builder().backend(cuda).lr(0.25).build().unwrap();
+    let handle = lion.register(ParamSpec::new("w", 500, Dtype::F32)).unwrap();
+    let mut param = cust::memory::DeviceBuffer::from_slice(&[1.0f32; 500]).unwrap();
+    let grad = cust::memory::DeviceBuffer::from_slice(&[1.0f32; 500]).unwrap();
+    let report = lion
+        .step([update(handle, lend_mut(&mut param), lend(&grad))])
+        .unwrap();
+    assert!(report.pending);
+    stream.synchronize().unwrap();
+    assert_eq!(param.as_host_vec().unwrap(), [0.75; 500]);
+}
+
+#[test]
+fn many_tensors_share_a_launch() {
+    let cuda = cuda();
+    if !lion::cuda::is_emulated() {
+        println!("SKIPPED: only the emulated driver counts launches");
+        return;
+    }
+    let mut lion = builder().build().unwrap();
+    let mut rng = Rng::new(1);
+    let tensors = 300;
+    let lengths: Vec<usize> = (0..tensors).map(|_| 1 + rng.below(600)).collect();
+    let handles: Vec<_> = lengths
+        .iter()
+        .enumerate()
+        .map(|(i, &n)| {
+            lion.register(ParamSpec::new(format!("p{i}"), n, Dtype::F32))
+                .unwrap()
+        })
+        .collect();
+    let mut params: Vec<_> = lengths
+        .iter()
+        .map(|&n| cuda.array(&vec![0.5f32; n][..]).unwrap())
+        .collect();
+    let grads: Vec<_> = lengths
+        .iter()
+        .map(|&n| cuda.array(&vec![1.0f32; n][..]).unwrap())
+        .collect();
+    // Other tests of this process launch too; those of this step have a grid of their own.
+    let _ = emulator_counts();
+    let updates = handles.iter().zip(&mut params).zip(&grads);
+    let updates = updates.map(|((&handle, param), grad)| {
+        let range = 0..param.len();
+        update(handle, param.slice_mut(range.clone()), grad.slice(range))
+    });
+    lion.step(updates).unwrap();
+    lion.synchronize().unwrap();
+    let counts = emulator_counts().unwrap();
+    // 300 tensors of one run each, eight warps a block of threads.
+    let launches = counts.lines().filter(|line| {
+        line.contains("\"lion32_f32_f32\"") && (line.contains("[38,") || line.contains("[32,"))
+    });
+    assert_eq!(launches.count(), 1, "{counts}");
+}
+
+#[test]
+fn more_memory_than_the_device_has_is_an_error_that_says_how_much() {
+    let mut lion = builder().build().unwrap();
+    let spec = ParamSpec::new("huge", 1 << 50, Dtype::F32);
+    let Err(Error::Backend { parameter, source }) = lion.register(spec) else {
+        panic!("no device has a petabyte");
+    };
+    assert_eq!(parameter.as_deref(), Some("huge"));
+    assert!(matches!(source, BackendError::OutOfMemory { bytes } if bytes == 1 << 52));
+    assert_eq!(lion.parameters().len(), 0);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    let _driver = cuda();
+    match Device::cuda(99) {
+        Err(CudaError::BadOrdinal {
+            ordinal: 99,
+            devices,
+        }) => assert!(devices >= 1),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn states_and_arrays_of_others_are_refused() {
+    let cuda = cuda();
+    let mut lion = Lion::builder().device(Device::Cpu).build().unwrap();
+    let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
+    let mut array = cuda.array(&[1.0f32; 4][..]).unwrap();
+    let error = lion
+        .step([update(handle, array.slice_mut(0..4), &[1.0f32; 4])])
+        .unwrap_err();
+    assert!(
+        source(&error).contains("parameter `w` lies where"),
+        "{error}"
+    );
+    let error = array.read((&mut [0.0f32; 3][..]).into()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the host's array has 3 elements of f32, wanted 4 of f32"
+    );
+}
+
+#[test]
+fn a_fault_on_the_device_is_told_by_the_call_that_waits() {
+    let _driver = cuda();
+    if !lion::cuda::is_emulated() {
+        println!("SKIPPED: a fault makes a real device useless to the other tests");
+        return;
+    }
+    // A context of its own: it is lost afterwards.
+    let device = cust::device::Device::get_device(0).unwrap();
+    let flags = cust::context::legacy::ContextFlags::SCHED_AUTO;
+    let context = cust::context::legacy::Context::create_and_push(flags, device).unwrap();
+    let raw = cust::context::ContextHandle::get_inner(&context);
+    // SAFETY: the context is alive to the end of this test, and null is its default stream.
+    let cuda = unsafe { Cuda::with_handles(raw, std::ptr::null_mut()) }.unwrap();
+    let mut lion = Lion::builder().backend(cuda).build().unwrap();
+    let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
+    // SAFETY: none: nothing lies there, which is what the emulated driver finds out.
+    let nowhere = unsafe { device_slice_mut(64, 4, Dtype::F32) };
+    let args = StepArgs::new();
+    let report = lion.step_with(args, [update(handle, nowhere, &[1.0f32; 4])]);
+    let error = match report {
+        // The gradient of the host is copied by a call that waits.
+        Err(error) => error,
+        Ok(_) => lion.synchronize().unwrap_err(),
+    };
+    let text = source(&error);
+    assert!(
+        text.contains("work that was queued before has failed"),
+        "{text}"
+    );
+    assert!(text.contains("(700)"), "{text}");
+    drop(lion);
+    drop(context);
+}
