@@ -84,6 +84,15 @@ impl DeviceArray {
         self.buffer.write(0, bytes_of(&from))
     }
 
+    /// Queues a copy of all elements of another array.
+    ///
+    /// # Errors
+    /// As [`read`](DeviceArray::read).
+    pub fn copy_from(&mut self, from: &DeviceArray) -> Result<(), CudaError> {
+        self.check(from.len, from.dtype)?;
+        self.buffer.copy_from(&from.buffer)
+    }
+
     fn part(&self, range: Range<usize>) -> (u64, usize) {
         let (start, end, len) = (range.start, range.end, self.len);
         assert!(

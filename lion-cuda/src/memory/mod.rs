@@ -103,6 +103,20 @@ impl Buffer {
         self.session.synchronize()
     }
 
+    /// Queues a copy of all bytes of a buffer of the same size.
+    fn copy_from(&self, from: &Buffer) -> Result<(), CudaError> {
+        assert!(self.bytes == from.bytes);
+        if self.bytes == 0 {
+            return Ok(());
+        }
+        let _current = self.session.current()?;
+        let stream = self.session.stream();
+        // SAFETY: both buffers have as many bytes; they are freed by a call that waits for the device.
+        let result =
+            unsafe { sys::cuMemcpyDtoDAsync_v2(self.address, from.address, self.bytes, stream) };
+        check("cuMemcpyDtoDAsync", result)
+    }
+
     /// The address of a range that lies in the buffer.
     fn range(&self, start: usize, bytes: usize) -> u64 {
         assert!(start <= self.bytes && bytes <= self.bytes - start);

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: each kernel against a memory limit measured beside it.
 
 mod case;
+mod device;
 mod measure;
 mod plot;
 mod report;
@@ -9,11 +10,13 @@ use anyhow::{Context, Result, ensure};
 use case::{Case, available};
 use indicatif::{ProgressBar, ProgressStyle};
 use lion::cpu::{Cpu, Isa};
+use lion::cuda::Cuda;
 use lion::{Dtype, Overrides};
 use measure::Bench;
 use report::{Comparison, Figure, Row, Table};
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Options of the benchmark.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -30,7 +33,8 @@ pub struct Args {
     #[arg(long, value_name = "THREADS")]
     threads: Option<usize>,
 
-    /// Measures one instruction set: scalar, avx2, avx512 or avx512vbmi.
+    /// Measures one instruction set: scalar, avx2, avx512 or avx512vbmi; or the CUDA device alone: cuda or
+    /// cuda-emulated.
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
 
@@ -56,6 +60,12 @@ pub fn run(args: &Args) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or(cores);
     ensure!(threads > 0, "--threads is 0, wanted at least 1");
+    let device_alone = args.isa.as_deref().filter(|name| name.starts_with("cuda"));
+    if let Some(name) = device_alone {
+        let device =
+            device::find(Some(name)).with_context(|| format!("--isa {name} is not there"))?;
+        return bench_device(args, device);
+    }
     let isas = match &args.isa {
         None => available(),
         Some(name) => {
@@ -97,6 +107,12 @@ pub fn run(args: &Args) -> Result<()> {
     }
     bar.finish_and_clear();
     report::print_figures(args.json, &figures)?;
+    if args.isa.is_none() {
+        match device::find(None) {
+            Some(device) => bench_device(args, device)?,
+            None => eprintln!("SKIPPED cuda, cuda-emulated: no CUDA device is there"),
+        }
+    }
     if let Some(path) = &args.plot {
         plot::draw(path, &rows).with_context(|| format!("--plot {}", path.display()))?;
         if !args.json {
@@ -106,14 +122,25 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Measures the kernels of a CUDA device.
+fn bench_device(args: &Args, (name, cuda): (&'static str, Arc<Cuda>)) -> Result<()> {
+    let rows = device::measure(name, &cuda, &pairs(args.quick))?;
+    device::print(args.json, cuda.device_name(), &rows);
+    Ok(())
+}
+
+/// Types of parameter and gradient.
+fn pairs(quick: bool) -> Vec<(Dtype, Dtype)> {
+    if quick {
+        return vec![(Dtype::F32, Dtype::F32), (Dtype::Bf16, Dtype::Bf16)];
+    }
+    let with = |p: Dtype| Dtype::ALL.into_iter().map(move |g| (p, g));
+    Dtype::ALL.into_iter().flat_map(with).collect()
+}
+
 /// All cases, in the order of their rows.
 fn cases(quick: bool, isas: &[Isa], n: usize, threads: usize) -> Vec<Case> {
-    let pairs: Vec<(Dtype, Dtype)> = if quick {
-        vec![(Dtype::F32, Dtype::F32), (Dtype::Bf16, Dtype::Bf16)]
-    } else {
-        let with = |p: Dtype| Dtype::ALL.into_iter().map(move |g| (p, g));
-        Dtype::ALL.into_iter().flat_map(with).collect()
-    };
+    let pairs = pairs(quick);
     let mut cases = Vec::new();
     for &isa in isas {
         for bits in [32, 8] {
