@@ -63,6 +63,25 @@ pub mod cpu {
 }
 
 /// The CUDA backend, for those who bring a context, a stream or memory of the device.
+///
+/// ```
+/// use lion::{Device, Dtype, Lion8bit, ParamSpec, update};
+/// match Device::cuda(0) {
+///     Ok(Device::Cuda(cuda)) => {
+///         let mut lion = Lion8bit::builder().device(Device::Cuda(cuda.clone())).build()?;
+///         let w = lion.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
+///         let mut weight = cuda.array(&[0.5f32; 8192][..])?; // or lend_mut, device_slice_mut
+///         let grad = cuda.array(&[1.0f32; 8192][..])?;
+///         let all = 0..8192;
+///         let report = lion.step([update(w, weight.slice_mut(all.clone()), grad.slice(all))])?;
+///         assert!(report.pending); // queued on the stream; nothing waits
+///         assert!(lion.synchronize()?.is_empty()); // waits, and names blocks that were skipped
+///     }
+///     Ok(_) => unreachable!("a CUDA device was asked for"),
+///     Err(error) => println!("no CUDA device: {error}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[cfg(feature = "cuda")]
 pub mod cuda {
     pub use lion_cuda::{
