@@ -18,6 +18,8 @@ fn prints_its_backend() {
 fn with_variable(value: Option<&str>) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "prints_its_backend", "--nocapture"]);
+    // On a machine with a GPU the default device would be that.
+    command.env("LION_CUDA_DRIVER", "/nowhere");
     match value {
         Some(value) => command.env("LION_CPU_ISA", value),
         None => command.env_remove("LION_CPU_ISA"),

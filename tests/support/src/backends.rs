@@ -96,7 +96,7 @@ fn cuda(emulated: bool) -> Result<Arc<Cuda>, String> {
 }
 
 /// The emulated driver, which cargo builds beside this program's dependencies.
-fn emulator() -> PathBuf {
+pub fn emulator() -> PathBuf {
     const NAME: &str = "libcuda_emulator.so";
     let program = std::env::current_exe().unwrap_or_default();
     let folders = program.ancestors().skip(1).take(3);
