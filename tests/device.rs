@@ -61,7 +61,10 @@ fn a_driver_that_is_too_old_is_not_used() {
 #[test]
 fn a_device_that_is_too_old_is_not_used() {
     let (said, backend) = with(&emulator(), &[("LION_EMULATED_COMPUTE_CAPABILITY", "6.1")]);
-    assert!(said.ends_with("has compute capability 6.1, wanted 7.0 or higher"), "{said}");
+    assert!(
+        said.ends_with("has compute capability 6.1, wanted 7.0 or higher"),
+        "{said}"
+    );
     assert_eq!(backend, "scalar");
 }
 

@@ -48,7 +48,7 @@ pub enum CudaError {
     },
     /// The device has no memory left for this.
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes asked for; 0 for a context, which is as large as the driver makes it.
         bytes: usize,
     },
     /// Elements of 16 bits were lent as a type of another width.
@@ -150,6 +150,9 @@ impl fmt::Display for CudaError {
                 version(*given),
                 version(*wanted)
             ),
+            CudaError::OutOfMemory { bytes: 0 } => {
+                f.write_str("the device has no memory left for a context")
+            }
             CudaError::OutOfMemory { bytes } => {
                 write!(f, "{bytes} bytes of device memory cannot be had")
             }

@@ -182,7 +182,10 @@ impl Session {
         // SAFETY: the place to write to is on the stack.
         let created = unsafe { sys::cuStreamCreateWithPriority(&mut stream, 0, 0) };
         check("cuStreamCreateWithPriority", created)?;
-        Self::load(raw, stream, Owner::Primary(context), device)
+        Self::load(raw, stream, Owner::Primary(context), device).inspect_err(|_| {
+            // SAFETY: the stream has been created above, and nothing is queued on it.
+            unsafe { sys::cuStreamDestroy_v2(stream) };
+        })
     }
 
     /// A context and a stream of the caller.
