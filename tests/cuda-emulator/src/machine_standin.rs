@@ -160,7 +160,7 @@ impl Program {
             .iter()
             .map(|g| {
                 let a = memory.allocate(g.bytes, Kind::Device).unwrap();
-                memory.fill(a, &[0], g.bytes).unwrap();
+                memory.fill(a, &[7, 0, 0, 0], 1).unwrap();
                 (g.name.clone(), a, g.bytes)
             })
             .collect();
