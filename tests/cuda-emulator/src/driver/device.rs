@@ -150,8 +150,8 @@ fn attribute_of(config: &Config, attribute: u32, device: i32) -> Outcome<i32> {
         106 => BLOCKS,
         111 => RESERVED_SHARED,
         115 => 1, // memory pools: cuMemAllocAsync
-        1..=119 => 0,
-        _ => return Err(Status::INVALID_VALUE),
+        0 | 120.. => return Err(Status::INVALID_VALUE),
+        _ => 0,
     };
     Ok(value as i32)
 }

@@ -30,6 +30,7 @@ unsafe extern "C" fn cuLaunchKernel(
 ) -> u32 {
     in_context(|state, context| {
         let stream = state.stream(context, stream)?;
+        let device = state.context(context)?.device;
         let (function, module, kernel) = state.function(function)?;
         if module.context != context {
             return Err(Status::INVALID_HANDLE);
@@ -43,7 +44,7 @@ unsafe extern "C" fn cuLaunchKernel(
         // SAFETY: the caller's contract.
         let params = unsafe { arguments(kernel, params, extra) }?;
         let launch = QueuedLaunch {
-            device: 0,
+            device,
             program: Arc::clone(&module.program),
             kernel: function.name.clone(),
             grid,
@@ -51,8 +52,6 @@ unsafe extern "C" fn cuLaunchKernel(
             dynamic_shared,
             params,
         };
-        let device = state.context(context)?.device;
-        let launch = QueuedLaunch { device, ..launch };
         state.enqueue(context, stream, Work::Launch(launch), None)?;
         Ok(())
     })

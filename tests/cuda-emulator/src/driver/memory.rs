@@ -35,13 +35,16 @@ impl State {
         Ok(address)
     }
 
-    /// The allocation that begins at `address`: on the context's device, or else on another one.
+    /// The allocation that begins at `address`: on the context's device, or managed or pinned memory of another one
+    /// (device addresses of two devices may be equal).
     fn owned(&mut self, context: u64, address: u64) -> Outcome<(Place, &mut Owned)> {
         let own = self.context(context)?.device;
-        let all = 0..self.devices.len();
-        let device = std::iter::once(own)
-            .chain(all)
-            .find(|device| self.allocations.contains_key(&(*device, address)))
+        let device = (0..self.devices.len())
+            .filter(|device| {
+                let owned = self.allocations.get(&(*device, address));
+                owned.is_some_and(|owned| *device == own || owned.kind != Kind::Device)
+            })
+            .min_by_key(|device| *device != own)
             .ok_or(Status::INVALID_VALUE)?;
         let owned = self
             .allocations
