@@ -2,7 +2,7 @@
 
 // The names are those of the driver's interface.
 #[allow(non_snake_case)]
-mod driver;
+pub mod driver;
 #[path = "machine_standin.rs"]
 mod machine;
 #[path = "ptx_standin.rs"]

@@ -14,6 +14,7 @@ fn environment_shapes_the_devices() {
         ("LION_EMULATED_DRIVER_VERSION", "11040"),
         ("LION_EMULATED_COMPUTE_CAPABILITY", "7.5"),
         ("LION_EMULATED_MULTIPROCESSORS", "3"),
+        ("LION_EMULATED_STREAM_ORDER", "oldest"),
     ] {
         // SAFETY: this is the only test of the process, and its only thread that looks at the environment.
         unsafe { std::env::set_var(name, value) };
@@ -50,6 +51,18 @@ fn environment_shapes_the_devices() {
     ok!(cuMemFree_v2(first));
     ok!(cuMemGetInfo_v2(&mut free, &mut total));
     assert_eq!(free, 65_536);
+
+    // Of streams that nothing orders, the first made runs first: it reads what was there before the other's memset.
+    let (a, host) = (context.alloc(4), context.pinned(1));
+    let (first, last) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
+    ok!(cuMemsetD32Async(a, 8, 1, first));
+    ok!(cuMemcpyDtoHAsync_v2(host.cast(), a, 4, first));
+    ok!(cuMemsetD32Async(a, 9, 1, last));
+    ok!(cuCtxSynchronize());
+    // SAFETY: pinned memory of this test.
+    assert_eq!(unsafe { host.read() }, 8);
+    assert_eq!(context.word(a), 9);
+    ok!(cuMemFree_v2(a));
 
     // Managed memory is there, prefetch to a device is not.
     let mut managed = 0;

@@ -152,7 +152,12 @@ fn query_is_not_ready_once_and_then_runs_the_work() {
     assert_eq!(launch(store, 1, stream, device, 2), 0);
     fails!(600, cuStreamQuery(stream));
     ok!(cuStreamQuery(stream));
-    assert_eq!(context.word(device), 2);
+    fails!(600, {
+        cuMemsetD8_v2(device, 0, 4);
+        cuStreamQuery(DEFAULT_STREAM)
+    });
+    ok!(cuStreamQuery(DEFAULT_STREAM));
+    assert_eq!(context.word(device), 0);
 }
 
 #[test]
@@ -221,4 +226,19 @@ fn other_context_waits_for_an_event() {
     assert_eq!(second.word(copy), 3);
     // Its events are recorded in its own streams only.
     fails!(400, cuEventRecord(event, DEFAULT_STREAM));
+}
+
+#[test]
+fn waiting_for_a_stream_waits_for_no_later_work_of_the_default_stream() {
+    let context = Context::new();
+    let (store, blocking) = (context.function("store"), context.stream(0));
+    let (a, host) = (context.alloc(4), context.pinned(1));
+    assert_eq!(launch(store, 1, blocking, a, 1), 0);
+    ok!(cuMemcpyDtoHAsync_v2(host.cast(), a, 4, DEFAULT_STREAM));
+    ok!(cuStreamSynchronize(blocking));
+    // SAFETY: pinned memory of this test.
+    assert_eq!(unsafe { host.read() }, 0);
+    ok!(cuStreamSynchronize(DEFAULT_STREAM));
+    // SAFETY: as above.
+    assert_eq!(unsafe { host.read() }, 1);
 }

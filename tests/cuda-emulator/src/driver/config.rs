@@ -1,17 +1,4 @@
-//! What the environment says about the devices.
-//!
-//! | variable | default | |
-//! | --- | --- | --- |
-//! | `LION_EMULATED_DEVICES` | 1 | with 0 `cuInit` returns `CUDA_ERROR_NO_DEVICE`, as a driver without a GPU does |
-//! | `LION_EMULATED_DRIVER_VERSION` | 12000 | as `cuDriverGetVersion` gives it; decides which PTX versions load |
-//! | `LION_EMULATED_COMPUTE_CAPABILITY` | 9.0 | decides which PTX targets load |
-//! | `LION_EMULATED_MULTIPROCESSORS` | 4 | |
-//! | `LION_EMULATED_MEMORY` | 1073741824 | bytes of a device |
-//! | `LION_EMULATED_CONCURRENT_MANAGED` | 1 | 0: managed memory without prefetch and advice, as on Windows |
-//! | `LION_EMULATED_THREADS` | those of the machine | that a launch may use |
-//! | `LION_EMULATED_STREAM_ORDER` | newest | or `oldest`: which of unordered streams runs first when the context synchronizes |
-//!
-//! A value that cannot be read is printed to the standard error, and `cuInit` returns `CUDA_ERROR_INVALID_VALUE`.
+//! What the environment says about the devices; the table is in the documentation of the driver.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,6 +1,6 @@
 //! What a test can ask of the emulator beside CUDA: counts of launches, paging, the last fault.
 
-use super::STATE;
+use super::{IN_HOST_FUNCTION, STATE};
 use crate::machine::{Counts, Launch};
 use serde_json::json;
 use std::collections::VecDeque;
@@ -68,6 +68,9 @@ unsafe extern "C" fn lionEmulatorPaging(json: *mut c_char, bytes: usize) -> usiz
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn lionEmulatorLastFault(text: *mut c_char, bytes: usize) -> usize {
+    if IN_HOST_FUNCTION.get() {
+        return 0;
+    }
     let state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     let fault = state.as_ref().map_or("", |state| &state.reports.fault);
     // SAFETY: the caller's contract.
@@ -83,6 +86,9 @@ unsafe fn take_lines(
     bytes: usize,
     lines: impl FnOnce(&mut Reports) -> &mut VecDeque<String>,
 ) -> usize {
+    if IN_HOST_FUNCTION.get() {
+        return 0;
+    }
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut none = Reports::default();
     let reports = state.as_mut().map_or(&mut none, |state| &mut state.reports);

@@ -3,7 +3,7 @@
 use super::config::Config;
 use super::state::State;
 use super::status::{Outcome, Status, code};
-use super::{STATE, call, put};
+use super::{STATE, call, complain, put};
 use std::ffi::c_char;
 use std::sync::PoisonError;
 
@@ -30,7 +30,7 @@ extern "C" fn cuInit(flags: u32) -> u32 {
             return Err(Status::INVALID_VALUE);
         }
         let config = Config::get().map_err(|error| {
-            eprintln!("cuda-emulator: {error}");
+            complain(error);
             Status::INVALID_VALUE
         })?;
         if config.devices == 0 {

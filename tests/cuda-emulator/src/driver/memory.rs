@@ -96,17 +96,17 @@ impl State {
         Ok((device, around))
     }
 
-    /// Managed memory of the context's device, and a device (or the host) that prefetch and advice may name.
+    /// Checks that the range is managed memory and the device (or the host) one that prefetch and advice may name.
     fn managed(&mut self, context: u64, address: u64, bytes: usize, device: i32) -> Outcome {
         let (_, around) = self.range(context, address, bytes)?;
         if around.kind != Kind::Managed || bytes == 0 {
             return Err(Status::INVALID_VALUE);
         }
+        if !self.config.concurrent_managed {
+            return Err(Status::INVALID_DEVICE);
+        }
         if device != HOST {
             self.device(device)?;
-            if !self.config.concurrent_managed {
-                return Err(Status::INVALID_DEVICE);
-            }
         }
         Ok(())
     }
@@ -197,9 +197,6 @@ extern "C" fn cuMemPrefetchAsync(address: u64, bytes: usize, device: i32, stream
     in_context(|state, context| {
         let stream = state.stream(context, stream)?;
         state.managed(context, address, bytes, device)?;
-        if !state.config.concurrent_managed {
-            return Err(Status::INVALID_DEVICE);
-        }
         let work = Work::Prefetch {
             address,
             bytes: bytes as u64,

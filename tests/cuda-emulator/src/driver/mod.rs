@@ -5,7 +5,7 @@
 //! Work in a stream is queued and runs *lazily*: when something synchronizes with it or depends on it, and no
 //! earlier. A program that forgets to wait finds old bytes every time, not once in a thousand runs. Streams are
 //! ordered against each other by events and by the legacy default stream, and by nothing else; where nothing orders
-//! them, the stream created last runs first ([`config`] can turn that around). A copy to or from pinned or
+//! them, the stream created last runs first (`LION_EMULATED_STREAM_ORDER` can turn that around). A copy to or from pinned or
 //! managed memory touches that memory when it runs. A copy from pageable memory takes its bytes at the call; a copy to
 //! pageable memory returns when it is done, as on a real driver. The first query of an event or a stream with
 //! queued work says that it is not ready; the next one runs that work, so that a loop of queries ends.
@@ -14,14 +14,28 @@
 //! all later calls in that context; its other queued work is dropped. The whole text goes to the standard error once.
 //!
 //! Handles are numbers from one counter, never addresses: a stale or foreign one is an error. A function that is called
-//! from within a host function of [`launch`] returns `CUDA_ERROR_NOT_PERMITTED`.
+//! from within a function given to `cuLaunchHostFunc` returns `CUDA_ERROR_NOT_PERMITTED` (an export of the emulator: 0);
+//! other threads' calls wait while such a function, or any other work, runs.
 //!
 //! Not there: the per-thread default stream (its handle gives `CUDA_ERROR_NOT_SUPPORTED`), capture, peer access, and what
-//! [`unsupported`] lists.
+//! `unsupported.rs` lists. Device addresses of two devices may be equal, so each is known by its own device's contexts only.
 //!
 //! # Environment
 //!
-//! Read once, at the first call; [`config`] has the table.
+//! Read once, at the first call.
+//!
+//! | variable | default | |
+//! | --- | --- | --- |
+//! | `LION_EMULATED_DEVICES` | 1 | with 0 `cuInit` returns `CUDA_ERROR_NO_DEVICE`, as a driver without a GPU does |
+//! | `LION_EMULATED_DRIVER_VERSION` | 12000 | as `cuDriverGetVersion` gives it; decides which PTX versions load |
+//! | `LION_EMULATED_COMPUTE_CAPABILITY` | 9.0 | decides which PTX targets load |
+//! | `LION_EMULATED_MULTIPROCESSORS` | 4 | |
+//! | `LION_EMULATED_MEMORY` | 1073741824 | bytes of a device |
+//! | `LION_EMULATED_CONCURRENT_MANAGED` | 1 | 0: managed memory without prefetch and advice, as on Windows |
+//! | `LION_EMULATED_THREADS` | those of the machine | that a launch may use |
+//! | `LION_EMULATED_STREAM_ORDER` | newest | or `oldest`: which of unordered streams runs first when the context synchronizes |
+//!
+//! A value that cannot be read is printed to the standard error, and `cuInit` returns `CUDA_ERROR_INVALID_VALUE`.
 //!
 //! # Exports beside CUDA's
 //!
@@ -64,9 +78,11 @@ use state::State;
 use status::{Outcome, Status};
 use std::cell::Cell;
 use std::ffi::c_void;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
-/// An opaque handle as C sees it; the number in it is a key of the registries in [`state`].
+/// An opaque handle as C sees it; the number in it is a key of the registries in `state`.
 type Handle = *mut c_void;
 
 /// `None` until `cuInit` has found a device.
@@ -110,6 +126,12 @@ unsafe fn put<T>(to: *mut T, value: T) -> Outcome {
     // SAFETY: not null, so valid for the write.
     unsafe { to.write(value) };
     Ok(())
+}
+
+/// Tells a person what a code cannot.
+fn complain(what: impl Display) {
+    // Without a standard error there is no one to tell.
+    let _ = writeln!(io::stderr(), "cuda-emulator: {what}");
 }
 
 fn handle(key: u64) -> Handle {

@@ -3,9 +3,9 @@
 //! An operation waits for operations with smaller numbers only, so a set that is closed under "waits for" can run in
 //! the order of the numbers.
 
-use super::IN_HOST_FUNCTION;
 use super::state::{State, Tail};
 use super::status::{Outcome, Status};
+use super::{IN_HOST_FUNCTION, complain};
 use crate::machine::{Launch, Memory, MemoryError, Program};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
@@ -126,8 +126,14 @@ impl State {
             .get(&stream)
             .is_none_or(|stream| stream.flags & super::stream::NON_BLOCKING == 0);
         let id = self.queue.next;
-        let tails = &mut self.context(context)?.tails;
-        let mut after: Vec<u64> = tails
+        let context_state = self
+            .contexts
+            .get_mut(&context)
+            .ok_or(Status::CONTEXT_IS_DESTROYED)?;
+        let queued = &self.queue.operations;
+        let tails = &mut context_state.tails;
+        tails.retain(|_, tail| queued.contains_key(&tail.operation));
+        let after: Vec<u64> = tails
             .iter()
             .filter(|(other, tail)| {
                 let with_default = **other == DEFAULT_STREAM || stream == DEFAULT_STREAM;
@@ -135,15 +141,16 @@ impl State {
             })
             .map(|(_, tail)| tail.operation)
             .chain(event)
+            .filter(|id| queued.contains_key(id))
             .collect();
         tails.insert(
             stream,
             Tail {
                 operation: id,
                 blocking,
+                asked_for: false,
             },
         );
-        after.retain(|id| self.queue.operations.contains_key(id));
         let operation = Operation {
             context,
             stream,
@@ -178,8 +185,7 @@ impl State {
         }
     }
 
-    /// Runs everything that is queued in a stream, behind what is ordered before a call in it now. Returns the
-    /// context's fault, if there is one.
+    /// Runs what a new operation in the stream would wait for. Returns the context's fault, if there is one.
     pub(super) fn drain(&mut self, context: u64, stream: u64) -> Outcome {
         let last = self.enqueue(context, stream, Work::Nothing, None)?;
         self.run_until(last);
@@ -201,7 +207,15 @@ impl State {
         for operation in order {
             self.run_until(operation);
         }
-        self.context(context)?.tails.clear();
+        self.check(context)
+    }
+
+    /// Runs everything that is queued in a stream and what that waits for. Returns the context's fault, if there is one.
+    pub(super) fn synchronize_stream(&mut self, context: u64, stream: u64) -> Outcome {
+        let tail = self.context(context)?.tails.get(&stream).copied();
+        if let Some(tail) = tail {
+            self.run_until(tail.operation);
+        }
         self.check(context)
     }
 
@@ -211,7 +225,7 @@ impl State {
         }
         if let Err(failure) = self.execute(id, operation.work) {
             // The one report that a person sees even if the program ignores the code.
-            eprintln!("cuda-emulator: {}", failure.text);
+            complain(&failure.text);
             self.reports.fault = failure.text;
             if let Some(context) = self.contexts.get_mut(&operation.context) {
                 context.failed = Some(failure.status);

@@ -39,7 +39,7 @@ pub(super) struct Context {
     pub(super) flags: u32,
     /// The fault of its work, once there was one.
     pub(super) failed: Option<Status>,
-    /// The last work of each stream and whether the stream is ordered with the default stream.
+    /// The last work of each stream, while it is queued, and whether the stream is ordered with the default stream.
     pub(super) tails: BTreeMap<u64, Tail>,
     pub(super) limits: HashMap<u32, usize>,
     pub(super) cache_config: u32,
@@ -50,14 +50,14 @@ pub(super) struct Context {
 pub(super) struct Tail {
     pub(super) operation: u64,
     pub(super) blocking: bool,
+    /// A query has said "not ready" for it.
+    pub(super) asked_for: bool,
 }
 
 pub(super) struct Stream {
     pub(super) context: u64,
     pub(super) flags: u32,
     pub(super) priority: i32,
-    /// The operation for which the last query said "not ready".
-    pub(super) asked_for: Option<u64>,
 }
 
 pub(super) struct Event {
@@ -66,6 +66,7 @@ pub(super) struct Event {
     /// The operation that records it, of the last `cuEventRecord`.
     pub(super) recorded: Option<u64>,
     pub(super) time: Option<Instant>,
+    /// The operation for which a query has said "not ready".
     pub(super) asked_for: Option<u64>,
 }
 

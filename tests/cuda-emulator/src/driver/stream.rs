@@ -2,7 +2,7 @@
 
 use super::context::{GREATEST_PRIORITY, LEAST_PRIORITY};
 use super::queue::{DEFAULT_STREAM, HostCall, Work};
-use super::state::{State, Stream};
+use super::state::{State, Stream, Tail};
 use super::status::{Outcome, Status};
 use super::{Handle, call, handle, in_context, key, put};
 use std::ffi::c_void;
@@ -51,7 +51,6 @@ unsafe extern "C" fn cuStreamCreateWithPriority(
             flags,
             // Out of range is the nearest in range, as on a real driver.
             priority: priority.clamp(GREATEST_PRIORITY, LEAST_PRIORITY),
-            asked_for: None,
         };
         state.streams.insert(new, made);
         Ok(())
@@ -80,7 +79,7 @@ extern "C" fn cuStreamSynchronize(stream: Handle) -> u32 {
     call(|state| {
         let (stream, context) = state.stream_anywhere(stream)?;
         state.check(context)?;
-        state.drain(context, stream)
+        state.synchronize_stream(context, stream)
     })
 }
 
@@ -94,14 +93,15 @@ extern "C" fn cuStreamQuery(stream: Handle) -> u32 {
         let Some(tail) = tail.filter(|tail| state.is_queued(tail.operation)) else {
             return Ok(());
         };
-        if let Some(stream) = state.streams.get_mut(&stream)
-            && stream.asked_for != Some(tail.operation)
-        {
-            stream.asked_for = Some(tail.operation);
-            return Err(Status::NOT_READY);
+        if tail.asked_for {
+            return state.synchronize_stream(context, stream);
         }
-        state.run_until(tail.operation);
-        state.check(context)
+        let asked = Tail {
+            asked_for: true,
+            ..tail
+        };
+        state.context(context)?.tails.insert(stream, asked);
+        Err(Status::NOT_READY)
     })
 }
 
