@@ -49,9 +49,9 @@ impl Module {
                     name: "counter".into(),
                     bytes: 4,
                 });
-            } else if l.contains("nonsense") {
+            } else if l.contains("five") {
                 return Err(ParseError(format!(
-                    "line {}: nonsense is no instruction",
+                    "line {}: five is no instruction",
                     i + 1
                 )));
             }
