@@ -74,6 +74,32 @@ fn freeing_behind_the_back_of_queued_work_is_an_illegal_address() {
 }
 
 #[test]
+fn each_fault_has_its_code() {
+    // Addresses of four bytes are multiples of four, and what was never written is not read.
+    for (name, offset, code) in [
+        ("store", 2, 716),
+        ("increment", 0, 719),
+        ("store", 1024, 700),
+    ] {
+        let context = Context::new();
+        let (kernel, device, input) = (context.function(name), context.alloc(16), context.alloc(4));
+        assert_eq!(launch(kernel, 1, DEFAULT_STREAM, device + offset, input), 0);
+        fails!(code, cuCtxSynchronize());
+    }
+}
+
+#[test]
+fn memset_in_the_default_stream_does_not_serve_a_non_blocking_one() {
+    let context = Context::new();
+    let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
+    let (input, output) = (context.alloc(4), context.alloc(4));
+    ok!(cuMemsetD8_v2(input, 0, 4));
+    assert_eq!(launch(increment, 1, stream, output, input), 0);
+    // The kernel reads what the memset has not written yet.
+    fails!(719, cuStreamSynchronize(stream));
+}
+
+#[test]
 fn error_texts_are_cudas() {
     let mut text = std::ptr::null();
     ok!(cuGetErrorString(700, &mut text));

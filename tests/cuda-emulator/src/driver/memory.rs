@@ -112,9 +112,18 @@ impl State {
     }
 }
 
+/// Before allocating what could not be told.
+fn required<T>(pointer: *mut T) -> Outcome {
+    if pointer.is_null() {
+        return Err(Status::INVALID_VALUE);
+    }
+    Ok(())
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> u32 {
     in_context(|state, context| {
+        required(address)?;
         let new = state.allocate(context, bytes, Kind::Device, false)?;
         // SAFETY: the caller's contract.
         unsafe { put(address, new) }
@@ -125,6 +134,7 @@ unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> u32 {
 unsafe extern "C" fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: Handle) -> u32 {
     in_context(|state, context| {
         state.stream(context, stream)?;
+        required(address)?;
         let new = state.allocate(context, bytes, Kind::Device, true)?;
         // SAFETY: the caller's contract.
         unsafe { put(address, new) }
@@ -138,6 +148,7 @@ unsafe extern "C" fn cuMemAllocManaged(address: *mut u64, bytes: usize, flags: u
         if !matches!(flags, 1 | 2) {
             return Err(Status::INVALID_VALUE);
         }
+        required(address)?;
         let new = state.allocate(context, bytes, Kind::Managed, false)?;
         // SAFETY: the caller's contract.
         unsafe { put(address, new) }
@@ -147,6 +158,7 @@ unsafe extern "C" fn cuMemAllocManaged(address: *mut u64, bytes: usize, flags: u
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAllocHost_v2(pointer: *mut *mut c_void, bytes: usize) -> u32 {
     in_context(|state, context| {
+        required(pointer)?;
         let new = state.allocate(context, bytes, Kind::Pinned, false)?;
         let new = std::ptr::with_exposed_provenance_mut(new as usize);
         // SAFETY: the caller's contract.
