@@ -1,1 +1,9 @@
 //! A CUDA driver without a GPU: it interprets PTX, for tests.
+
+// The names are those of the driver's interface.
+#[allow(non_snake_case)]
+pub mod driver;
+#[path = "machine_standin.rs"]
+mod machine;
+#[path = "ptx_standin.rs"]
+mod ptx;

@@ -1,0 +1,182 @@
+//! What the environment says about the devices; the table is in the documentation of the driver.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+pub(super) struct Config {
+    pub(super) devices: usize,
+    pub(super) driver_version: u32,
+    pub(super) capability: Capability,
+    pub(super) multiprocessors: u32,
+    pub(super) memory: u64,
+    pub(super) concurrent_managed: bool,
+    pub(super) threads: usize,
+    pub(super) newest_first: bool,
+}
+
+/// The compute capability, as `9.0`.
+#[derive(Clone, Copy)]
+pub(super) struct Capability {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+impl Capability {
+    /// As PTX writes it: 90 for 9.0.
+    pub(super) fn target(self) -> u32 {
+        self.major * 10 + self.minor
+    }
+}
+
+impl FromStr for Capability {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (major, minor) = text.split_once('.').ok_or(())?;
+        Ok(Self {
+            major: major.parse().map_err(|_| ())?,
+            minor: minor.parse().map_err(|_| ())?,
+        })
+    }
+}
+
+/// A variable of the environment whose value has no meaning.
+pub(super) struct BadVariable {
+    name: &'static str,
+    given: String,
+}
+
+impl fmt::Display for BadVariable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {:?}, which cannot be read", self.name, self.given)
+    }
+}
+
+impl Config {
+    /// The configuration of this process.
+    pub(super) fn get() -> Result<&'static Self, &'static BadVariable> {
+        static CONFIG: OnceLock<Result<Config, BadVariable>> = OnceLock::new();
+        CONFIG
+            .get_or_init(|| Self::read(|name| std::env::var(name).ok()))
+            .as_ref()
+    }
+
+    fn read(variable: impl Fn(&'static str) -> Option<String>) -> Result<Self, BadVariable> {
+        fn parsed<T: FromStr>(
+            name: &'static str,
+            given: Option<String>,
+            default: T,
+        ) -> Result<T, BadVariable> {
+            match given {
+                None => Ok(default),
+                Some(given) => given.parse().map_err(|_| BadVariable { name, given }),
+            }
+        }
+        macro_rules! get {
+            ($name:literal, $default:expr) => {
+                parsed($name, variable($name), $default)?
+            };
+        }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let order: String = get!("LION_EMULATED_STREAM_ORDER", "newest".into());
+        Ok(Self {
+            devices: get!("LION_EMULATED_DEVICES", 1),
+            driver_version: get!("LION_EMULATED_DRIVER_VERSION", 12_000),
+            capability: get!(
+                "LION_EMULATED_COMPUTE_CAPABILITY",
+                Capability { major: 9, minor: 0 }
+            ),
+            multiprocessors: get!("LION_EMULATED_MULTIPROCESSORS", 4),
+            memory: get!("LION_EMULATED_MEMORY", 1 << 30),
+            concurrent_managed: get!("LION_EMULATED_CONCURRENT_MANAGED", 1_u8) != 0,
+            threads: get!("LION_EMULATED_THREADS", threads).max(1),
+            newest_first: match order.as_str() {
+                "newest" => true,
+                "oldest" => false,
+                _ => {
+                    return Err(BadVariable {
+                        name: "LION_EMULATED_STREAM_ORDER",
+                        given: order,
+                    });
+                }
+            },
+        })
+    }
+
+    /// The newest PTX version that a driver of this version compiles.
+    pub(super) fn newest_ptx(&self) -> (u32, u32) {
+        // (driver, PTX) from the release history in NVIDIA's manual of the PTX ISA.
+        const RELEASES: [(u32, (u32, u32)); 24] = [
+            (9_000, (6, 0)),
+            (9_010, (6, 1)),
+            (9_020, (6, 2)),
+            (10_000, (6, 3)),
+            (10_010, (6, 4)),
+            (10_020, (6, 5)),
+            (11_000, (7, 0)),
+            (11_010, (7, 1)),
+            (11_020, (7, 2)),
+            (11_030, (7, 3)),
+            (11_040, (7, 4)),
+            (11_050, (7, 5)),
+            (11_060, (7, 6)),
+            (11_070, (7, 7)),
+            (11_080, (7, 8)),
+            (12_000, (8, 0)),
+            (12_010, (8, 1)),
+            (12_020, (8, 2)),
+            (12_030, (8, 3)),
+            (12_040, (8, 4)),
+            (12_050, (8, 5)),
+            (12_070, (8, 6)),
+            (12_080, (8, 7)),
+            (12_090, (8, 8)),
+        ];
+        if self.driver_version >= 13_000 {
+            return (9, 0);
+        }
+        RELEASES
+            .iter()
+            .rev()
+            .find(|(driver, _)| *driver <= self.driver_version)
+            .map_or((5, 0), |(_, ptx)| *ptx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &'static str) -> Result<Config, BadVariable> {
+        Config::read(|asked| (asked == name).then(|| value.to_owned()))
+    }
+
+    #[test]
+    fn driver_version_decides_the_newest_ptx() {
+        // CUDA 12.0 brought PTX 8.0, 11.4 brought 7.4, and 12.6 added none to 12.5's 8.5.
+        for (driver, ptx) in [
+            ("12000", (8, 0)),
+            ("11040", (7, 4)),
+            ("12060", (8, 5)),
+            ("13000", (9, 0)),
+        ] {
+            let config = with("LION_EMULATED_DRIVER_VERSION", driver)
+                .ok()
+                .expect("a number");
+            assert_eq!(config.newest_ptx(), ptx, "driver {driver}");
+        }
+    }
+
+    #[test]
+    fn bad_values_name_the_variable() {
+        for (name, value) in [
+            ("LION_EMULATED_DEVICES", "many"),
+            ("LION_EMULATED_COMPUTE_CAPABILITY", "9"),
+            ("LION_EMULATED_STREAM_ORDER", "random"),
+        ] {
+            let error = with(name, value).err().expect("no meaning").to_string();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+    }
+}

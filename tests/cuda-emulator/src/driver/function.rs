@@ -1,0 +1,117 @@
+//! Kernels of a module: handles and attributes.
+
+use super::context::{check_cache_config, check_shared_config};
+use super::device::{MAX_SHARED, MAX_SHARED_OPT_IN, MAX_THREADS};
+use super::state::{Function, Module, State};
+use super::status::{Outcome, Status};
+use super::{Handle, in_context, key, put};
+use crate::machine::Kernel;
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED: u32 = 8;
+const CARVEOUT: u32 = 9;
+
+/// The handle of a kernel: the same one each time.
+pub(super) fn of_module(state: &mut State, module: u64, name: &str) -> Outcome<u64> {
+    let known = state.modules.get(&module).ok_or(Status::INVALID_HANDLE)?;
+    if let Some(function) = known.functions.get(name) {
+        return Ok(*function);
+    }
+    let kernel = known.program.kernel(name).ok_or(Status::NOT_FOUND)?;
+    let function = Function {
+        module,
+        name: name.to_owned(),
+        max_dynamic_shared: MAX_SHARED.saturating_sub(kernel.static_shared()),
+    };
+    let new = state.new_key();
+    state.functions.insert(new, function);
+    if let Some(known) = state.modules.get_mut(&module) {
+        known.functions.insert(name.to_owned(), new);
+    }
+    Ok(new)
+}
+
+impl State {
+    /// A function, its module and its kernel.
+    pub(super) fn function(&self, function: Handle) -> Outcome<(&Function, &Module, &Kernel)> {
+        let function = self
+            .functions
+            .get(&key(function))
+            .ok_or(Status::INVALID_HANDLE)?;
+        let module = self
+            .modules
+            .get(&function.module)
+            .ok_or(Status::INVALID_HANDLE)?;
+        let kernel = module
+            .program
+            .kernel(&function.name)
+            .ok_or(Status::INVALID_HANDLE)?;
+        Ok((function, module, kernel))
+    }
+}
+
+/// Threads that a block of the kernel may have.
+pub(super) fn max_threads(kernel: &Kernel) -> u32 {
+    kernel.max_threads().min(MAX_THREADS)
+}
+
+/// Registers and local memory are 0: an interpreter allots none.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuFuncGetAttribute(value: *mut i32, attribute: u32, function: Handle) -> u32 {
+    in_context(|state, _| {
+        let (function, module, kernel) = state.function(function)?;
+        let (major, minor) = module.ptx_version;
+        let given = match attribute {
+            0 => max_threads(kernel) as i32,
+            1 => kernel.static_shared() as i32,
+            // Constant and local memory, registers, caching of loads.
+            2 | 3 | 4 | 7 => 0,
+            5 => (major * 10 + minor) as i32,
+            6 => state.config.capability.target() as i32,
+            MAX_DYNAMIC_SHARED => function.max_dynamic_shared as i32,
+            // Left to the driver.
+            CARVEOUT => -1,
+            _ => return Err(Status::INVALID_VALUE),
+        };
+        // SAFETY: the caller's contract.
+        unsafe { put(value, given) }
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuFuncSetAttribute(function: Handle, attribute: u32, value: i32) -> u32 {
+    in_context(|state, _| {
+        let (_, _, kernel) = state.function(function)?;
+        let room = MAX_SHARED_OPT_IN.saturating_sub(kernel.static_shared());
+        match attribute {
+            MAX_DYNAMIC_SHARED => {
+                let bytes = u32::try_from(value).map_err(|_| Status::INVALID_VALUE)?;
+                if bytes > room {
+                    return Err(Status::INVALID_VALUE);
+                }
+                if let Some(function) = state.functions.get_mut(&key(function)) {
+                    function.max_dynamic_shared = bytes;
+                }
+                Ok(())
+            }
+            CARVEOUT if (-1..=100).contains(&value) => Ok(()),
+            _ => Err(Status::INVALID_VALUE),
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuFuncSetCacheConfig(function: Handle, config: u32) -> u32 {
+    in_context(|state, _| {
+        state.function(function)?;
+        check_cache_config(config)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuFuncSetSharedMemConfig(function: Handle, config: u32) -> u32 {
+    in_context(|state, _| {
+        state.function(function)?;
+        check_shared_config(config)
+    })
+}

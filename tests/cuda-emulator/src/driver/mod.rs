@@ -1,0 +1,143 @@
+//! The exported CUDA driver API: the library can be opened in place of `libcuda.so.1`.
+//!
+//! # What a program sees
+//!
+//! Work in a stream is queued and runs *lazily*: when something synchronizes with it or depends on it, and no
+//! earlier. A program that forgets to wait finds old bytes every time, not once in a thousand runs. Streams are
+//! ordered against each other by events and by the legacy default stream, and by nothing else; where nothing orders
+//! them, the stream created last runs first (`LION_EMULATED_STREAM_ORDER` can turn that around). A copy to or from pinned or
+//! managed memory touches that memory when it runs. A copy from pageable memory takes its bytes at the call; a copy to
+//! pageable memory returns when it is done, as on a real driver. The first query of an event or a stream with
+//! queued work says that it is not ready; the next one runs that work, so that a loop of queries ends.
+//!
+//! A fault of the machine sticks to the context whose work it was. The call that runs the work reports it, and so do
+//! all later calls in that context; its other queued work is dropped. The whole text goes to the standard error once.
+//!
+//! Handles are numbers from one counter, never addresses: a stale or foreign one is an error. A function that is called
+//! from within a function given to `cuLaunchHostFunc` returns `CUDA_ERROR_NOT_PERMITTED` (an export of the emulator: 0);
+//! other threads' calls wait while such a function, or any other work, runs.
+//!
+//! Not there: the per-thread default stream (its handle gives `CUDA_ERROR_NOT_SUPPORTED`), capture, peer access, and what
+//! `unsupported.rs` lists. Device addresses of two devices may be equal, so each is known by its own device's contexts only.
+//!
+//! # Environment
+//!
+//! Read once, at the first call.
+//!
+//! | variable | default | |
+//! | --- | --- | --- |
+//! | `LION_EMULATED_DEVICES` | 1 | with 0 `cuInit` returns `CUDA_ERROR_NO_DEVICE`, as a driver without a GPU does |
+//! | `LION_EMULATED_DRIVER_VERSION` | 12000 | as `cuDriverGetVersion` gives it; decides which PTX versions load |
+//! | `LION_EMULATED_COMPUTE_CAPABILITY` | 9.0 | decides which PTX targets load |
+//! | `LION_EMULATED_MULTIPROCESSORS` | 4 | |
+//! | `LION_EMULATED_MEMORY` | 1073741824 | bytes of a device |
+//! | `LION_EMULATED_CONCURRENT_MANAGED` | 1 | 0: managed memory without prefetch and advice, as on Windows |
+//! | `LION_EMULATED_THREADS` | those of the machine | that a launch may use |
+//! | `LION_EMULATED_STREAM_ORDER` | newest | or `oldest`: which of unordered streams runs first when the context synchronizes |
+//!
+//! A value that cannot be read is printed to the standard error, and `cuInit` returns `CUDA_ERROR_INVALID_VALUE`.
+//!
+//! # Exports beside CUDA's
+//!
+//! - `int lionEmulatorIsEmulator(void)`: 1. That the symbol is there tells the same.
+//! - `size_t lionEmulatorCounts(char *json, size_t bytes)`: one JSON object a line for each launch that ran since the last
+//!   call, in the order in which they ran: `kernel`, `grid`, `block`, `dynamic_shared`, `threads`, `instructions`,
+//!   `warp_instructions`, `by_kind`, `loaded_bytes`, `stored_bytes`, `sectors_touched`, `sectors_needed`.
+//! - `size_t lionEmulatorPaging(char *json, size_t bytes)`: one JSON object a line for each prefetch and each advice since
+//!   the last call, in the order in which they took effect: `what`, `address`, `bytes`, `device` (-1 is the host).
+//! - `size_t lionEmulatorLastFault(char *text, size_t bytes)`: the text of the last fault.
+//!
+//! The three that give text return the bytes that it needs with its final NUL. A null or too small buffer gets nothing, and
+//! nothing is forgotten; otherwise the text is written, and counts and paging start anew (a fault stays).
+//!
+//! # Safety
+//!
+//! What the functions ask of a caller is the contract of the CUDA driver API: a pointer that is not null is valid for what
+//! the function reads or writes through it. Null is checked wherever CUDA calls it an error. Where a SAFETY
+//! comment says "the caller's contract", this is meant.
+
+mod config;
+mod context;
+mod copy;
+mod counts;
+mod device;
+mod event;
+mod function;
+mod launch;
+mod memory;
+mod module;
+mod occupancy;
+mod primary;
+mod queue;
+mod state;
+mod status;
+mod stream;
+mod unsupported;
+
+use state::State;
+use status::{Outcome, Status};
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+
+/// An opaque handle as C sees it; the number in it is a key of the registries in `state`.
+type Handle = *mut c_void;
+
+/// `None` until `cuInit` has found a device.
+static STATE: Mutex<Option<State>> = Mutex::new(None);
+
+thread_local! {
+    static IN_HOST_FUNCTION: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `body` on the state of the driver, and returns the code for C.
+fn call(body: impl FnOnce(&mut State) -> Outcome) -> u32 {
+    if IN_HOST_FUNCTION.get() {
+        return Status::NOT_PERMITTED.0;
+    }
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let outcome = match state.as_mut() {
+        Some(state) => body(state),
+        None => Err(Status::NOT_INITIALIZED),
+    };
+    status::code(outcome)
+}
+
+/// As [`call`], in the thread's current context, which must be alive and without a fault.
+fn in_context(body: impl FnOnce(&mut State, u64) -> Outcome) -> u32 {
+    call(|state| {
+        let context = state.current()?;
+        state.check(context)?;
+        body(state, context)
+    })
+}
+
+/// Writes a result through a pointer of the caller.
+///
+/// # Safety
+///
+/// `to` is null or valid for a write of a `T`.
+unsafe fn put<T>(to: *mut T, value: T) -> Outcome {
+    if to.is_null() {
+        return Err(Status::INVALID_VALUE);
+    }
+    // SAFETY: not null, so valid for the write.
+    unsafe { to.write(value) };
+    Ok(())
+}
+
+/// Tells a person what a code cannot.
+fn complain(what: impl Display) {
+    // Without a standard error there is no one to tell.
+    let _ = writeln!(io::stderr(), "cuda-emulator: {what}");
+}
+
+fn handle(key: u64) -> Handle {
+    std::ptr::without_provenance_mut(key as usize)
+}
+
+fn key(handle: Handle) -> u64 {
+    handle.addr() as u64
+}

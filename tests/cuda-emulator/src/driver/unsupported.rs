@@ -1,0 +1,30 @@
+//! Functions that are there so that the library can be opened, and that say what they are: not supported.
+
+use super::status::Status;
+
+/// Exports functions that return `CUDA_ERROR_NOT_SUPPORTED`. They take no parameters: in C's calling convention the
+/// caller passes and removes arguments, so a function may leave them unread.
+macro_rules! unsupported {
+    ($($name:ident)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            extern "C" fn $name() -> u32 {
+                Status::NOT_SUPPORTED.0
+            }
+        )*
+    };
+}
+
+unsupported! {
+    // Arrays, textures and surfaces.
+    cuArray3DCreate_v2 cuArray3DGetDescriptor_v2 cuArrayDestroy cuMemcpy2D_v2 cuMemcpyAtoH_v2 cuMemcpyHtoA_v2
+    cuSurfObjectCreate cuSurfObjectDestroy cuSurfObjectGetResourceDesc cuTexObjectCreate cuTexObjectDestroy
+    cuTexObjectGetResourceDesc cuTexObjectGetResourceViewDesc
+    // Memory of other interfaces.
+    cuDestroyExternalMemory cuExternalMemoryGetMappedBuffer cuImportExternalMemory
+    // Graphs.
+    cuGraphAddKernelNode cuGraphCreate cuGraphDebugDotPrint cuGraphDestroy cuGraphGetEdges cuGraphGetNodes
+    cuGraphKernelNodeGetParams cuGraphNodeGetType
+    // Linking.
+    cuLinkAddData_v2 cuLinkComplete cuLinkCreate_v2 cuLinkDestroy
+}

@@ -1,0 +1,18 @@
+//! A driver without a device. One test: the environment is read once a process.
+
+mod api;
+
+use api::*;
+
+#[test]
+fn without_a_device_initialization_says_so() {
+    // SAFETY: this is the only test of the process, and its only thread that looks at the environment.
+    unsafe { std::env::set_var("LION_EMULATED_DEVICES", "0") };
+    let mut version = 0;
+    ok!(cuDriverGetVersion(&mut version));
+    assert_eq!(version, 12_000);
+    fails!(100, cuInit(0));
+    fails!(3, cuDeviceGetCount(&mut version));
+    fails!(3, cuMemAlloc_v2(&mut 0, 4));
+    assert_eq!(text_of(lionEmulatorCounts), "");
+}
