@@ -1,6 +1,6 @@
 // The blockwise 8-bit state: from codes to momenta and back.
 #pragma once
-#include "update.cuh"
+#include "bits.cuh"
 #include "tables.cuh"  // numbers of lion-quant; `cargo xtask ptx` writes it
 
 constexpr u32 ZERO_CODE = 127;
@@ -50,31 +50,32 @@ __device__ void load_pieces(Pieces &pieces) {
 // close to each threshold of position() there is a border of keys, and so that what lies far below the first
 // threshold becomes subnormal: there binades end, and keys begin at 0.
 __device__ u32 key(float a) {
-    return __float_as_uint(a * __uint_as_float(KEY_SCALE)) >> 20;
+    return bits_from<20>(a * __uint_as_float(KEY_SCALE));
 }
 
-// m of element i of a lane's eight.
-__device__ float dequantize(const float (&codebook)[256], const u32 (&codes)[2], u32 i, float absmax) {
-    return codebook[codes[i / 4] >> (8 * (i % 4)) & 0xFF] * absmax;
+// m of element i of a lane's eight; `codebook` is its address in shared memory.
+__device__ float dequantize(u32 codebook, const u32 (&codes)[2], u32 i, float absmax) {
+    return shared_float(codebook, __byte_perm(codes[i / 4], 0, 0x4440 | i % 4)) * absmax;
 }
 
-// The codes of the codewords nearest to eight x = m / absmax, given as -x.
+// The codes of the codewords nearest to eight x = m * inverse. Of m there are the signs and the bits of the
+// magnitudes; `lines` is the address of Tables::line in shared memory.
 //
 // Around each threshold of position() the lines of both sides round to the same index, over a whole range, and the
 // nearest border of keys lies within it: which of the two lines a key gives does not matter. (All floats of [0, 1]
 // were compared.)
-__device__ void nearest(const Tables &tables, const float (&minus_x)[8], u32 (&codes)[2]) {
+__device__ void nearest(u32 lines, const float (&m)[8], const u32 (&magnitude)[8], float inverse, u32 (&codes)[2]) {
     u32 low[8];
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {
-        // There is no -1.0: the least codeword is that of -LARGEST_NEGATIVE.
-        const float y = fminf(minus_x[i], __uint_as_float(LARGEST_NEGATIVE));
-        const float a = fabsf(y);
-        const float2 line = tables.line[key(a)];
+        const float a = multiply_bits(magnitude[i], inverse);
+        const float2 line = shared_pair(lines, key(a));
         const float at = (a * line.x) + line.y;
-        // at is not negative, and takes the sign of y. The sum's low byte is that of -k - 128, the complement of
-        // k + 127; 128 is even, so that halves still go to the even k.
-        low[i] = __float_as_uint(__uint_as_float(__float_as_uint(at) | (__float_as_uint(y) & SIGN)) + (ROUND - 128));
+        // -k before rounding; at is not negative. There is no -1.0: where m is negative k is at most 127.
+        const float minus_at = fminf(negate_unless(at, m[i]), 127);
+        // The low byte is that of -k - 128, the complement of k + 127; 128 is even, so that halves still go to the
+        // even k.
+        low[i] = sum_bits(minus_at, ROUND - 128);
     }
 #pragma unroll
     for (u32 group = 0; group < 2; group++) {

@@ -1,6 +1,6 @@
 // The formats in which parameters, gradients and momenta are stored, eight elements at a time.
 #pragma once
-#include "tensor.cuh"
+#include "bits.cuh"
 
 // Formats: bytes an element.
 struct F32 { static constexpr u32 BYTES = 4; };
@@ -29,7 +29,7 @@ __device__ float widen(const Eight<F16> &x, u32 i) {
 
 template <>
 __device__ float widen(const Eight<Bf16> &x, u32 i) {
-    return __uint_as_float(i % 2 ? x.word[i / 2] & 0xFFFF0000 : x.word[i / 2] << 16);
+    return i % 2 ? high_half(x.word[i / 2]) : low_half_up(x.word[i / 2]);
 }
 
 __device__ u32 to_half(float x) {
@@ -47,8 +47,8 @@ __device__ u32 before_cut(float x) {
 // Rounds two f32 to bf16 once, to nearest even; infinity has no lower half and stays.
 __device__ u32 narrow_bf16(float low, float high) {
     u32 a = before_cut(low), b = before_cut(high);
-    a += 0x7FFF + ((a >> 16) & 1);
-    b += 0x7FFF + ((b >> 16) & 1);
+    a += 0x7FFF + field<16, 1>(a);
+    b += 0x7FFF + field<16, 1>(b);
     return __byte_perm(a, b, 0x7632);
 }
 

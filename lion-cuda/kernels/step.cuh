@@ -6,6 +6,7 @@
 #include "codes.cuh"
 #include "load.cuh"
 #include "philox.cuh"
+#include "update.cuh"
 
 // Whether a lane holds two groups of four: where one of the arrays is f32.
 template <class P, class G>
@@ -62,7 +63,7 @@ struct Constants {
     Coefficients k;
     u64 param, grad, state;
     u32 flags;
-    bool aligned;
+    u32 whole;  // length from which on a block is taken as a whole, none where an array is not aligned
 
     __device__ void read(const Tensor &t, u32 lane) {
         const u32 first = first_of_group<WIDE>(lane, 0);
@@ -71,9 +72,16 @@ struct Constants {
         grad = t.grad + first * G::BYTES;
         state = t.state + first * STATE_BYTES;
         flags = t.flags;
-        aligned = Place<P::BYTES, WIDE>::aligned(t.param) && Place<G::BYTES, WIDE>::aligned(t.grad);
+        const bool aligned = Place<P::BYTES, WIDE>::aligned(t.param) && Place<G::BYTES, WIDE>::aligned(t.grad);
+        whole = aligned ? BLOCK : ~0u;
     }
 };
+
+// An address that the compiler counts up instead of computing it anew from the run's number for each block.
+__device__ u64 begin(u64 address) {
+    asm volatile("" : "+l"(address));
+    return address;
+}
 
 template <class P, class G, bool OPTIONS>
 __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
@@ -82,12 +90,13 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
     for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
         const bool skip_zeros = OPTIONS && (c.flags & SKIP_ZEROS);
         const bool draw = OPTIONS && is_bf16<P>::value && (c.flags & STOCHASTIC_PARAM);
-        u64 param = c.param + run.first * P::BYTES, grad = c.grad + run.first * G::BYTES, state = c.state + run.first * 4;
+        u64 param = begin(c.param + run.first * P::BYTES), grad = begin(c.grad + run.first * G::BYTES);
+        u64 state = begin(c.state + run.first * 4);
         u32 left_as_they_were = 0;
 #pragma unroll 1
         for (u32 start = 0; start < run.len; start += BLOCK) {
             const u32 len = run.len - start;
-            const bool whole = c.aligned && len >= BLOCK;
+            const bool whole = len >= c.whole;
             Eight<P> p;
             Eight<G> g;
             Eight<F32> m;
@@ -107,7 +116,8 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
                 new_m[i] = widen(m, i);
             }
             update(c.k, skip_zeros, new_p, g, new_m);
-            if (__any_sync(ALL_LANES, top_bits(new_m) >= INFINITE)) {
+            u32 unused[8];
+            if (__any_sync(ALL_LANES, magnitudes(new_m, unused) >= INFINITE)) {
                 left_as_they_were++;
             } else {
                 u32 words[8];
@@ -139,13 +149,15 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
     if (OPTIONS) load_pieces(pieces);
     __syncthreads();
 
+    const u32 codebook = shared_address(tables.codebook), lines = shared_address(tables.line);
     const u32 lane = threadIdx.x % WARP;
     Constants<P, G, 1, WIDE> c;
     for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
         const bool skip_zeros = OPTIONS && (c.flags & SKIP_ZEROS);
         const bool draw_param = OPTIONS && is_bf16<P>::value && (c.flags & STOCHASTIC_PARAM);
         const bool draw_state = OPTIONS && (c.flags & STOCHASTIC_STATE);
-        u64 param = c.param + run.first * P::BYTES, grad = c.grad + run.first * G::BYTES, state = c.state + run.first;
+        u64 param = begin(c.param + run.first * P::BYTES), grad = begin(c.grad + run.first * G::BYTES);
+        u64 state = begin(c.state + run.first);
         u32 left_as_they_were = 0;
         // Lane b has the absmax of block b.
         const u64 absmax_at = t.absmax + (run.index * RUN_BLOCKS + lane) * 4;
@@ -153,7 +165,7 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
 #pragma unroll 1
         for (u32 block = 0; block < run.blocks; block++) {
             const u32 len = run.len - block * BLOCK;
-            const bool whole = c.aligned && len >= BLOCK;
+            const bool whole = len >= c.whole;
             Eight<P> p;
             Eight<G> g;
             u32 codes[2];
@@ -171,10 +183,11 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
 #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 new_p[i] = widen(p, i);
-                new_m[i] = dequantize(tables.codebook, codes, i, absmax);
+                new_m[i] = dequantize(codebook, codes, i, absmax);
             }
             update(c.k, skip_zeros, new_p, g, new_m);
-            const u32 top = largest_of_warp(top_bits(new_m));
+            u32 magnitude[8];
+            const u32 top = largest_of_warp(magnitudes(new_m, magnitude));
             if (top >= INFINITE) {
                 left_as_they_were++;
             } else {
@@ -194,9 +207,7 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                         codes[i / 4] |= stochastic(pieces, new_m[i] * inverse, words[i]) << (8 * (i % 4));
                     }
                 } else {
-#pragma unroll
-                    for (u32 i = 0; i < 8; i++) new_m[i] *= -inverse;
-                    nearest(tables, new_m, codes);
+                    nearest(lines, new_m, magnitude, inverse, codes);
                 }
                 if (whole) {
                     store_whole<WIDE>(param, p.word);

@@ -9,7 +9,8 @@ __device__ u32 top_of_new(const Coefficients &k, bool skip_zeros, const Eight<G>
 #pragma unroll
     for (u32 i = 0; i < 8; i++) m[i] = momentum(i);
     update(k, skip_zeros, p, grad, m);
-    return top_bits(m);
+    u32 unused[8];
+    return magnitudes(m, unused);
 }
 
 template <class G, bool CODES>
@@ -21,11 +22,17 @@ __device__ void survey(const Tensor *tensors, u32 count, u64 runs) {
         load_codebook(codebook);
         __syncthreads();
     }
+    const u32 codebook_at = CODES ? shared_address(codebook) : 0;
     const u32 lane = threadIdx.x % WARP;
     Constants<G, G, STATE_BYTES, WIDE> c;
-    for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
+    const auto begin_tensor = [&](const Tensor &t) {
+        c.read(t, lane);
+        // The parameter is not looked at.
+        c.whole = Place<G::BYTES, WIDE>::aligned(t.grad) ? BLOCK : ~0u;
+    };
+    for_each_run(tensors, count, runs, begin_tensor, [&](const Tensor &t, const Run &run) {
         const bool skip_zeros = c.flags & SKIP_ZEROS;
-        u64 grad = c.grad + run.first * G::BYTES, state = c.state + run.first * STATE_BYTES;
+        u64 grad = begin(c.grad + run.first * G::BYTES), state = begin(c.state + run.first * STATE_BYTES);
         u32 bad = 0;
         u32 absmax_of_lane = 0;
         if (CODES && lane < run.blocks) {
@@ -36,7 +43,7 @@ __device__ void survey(const Tensor *tensors, u32 count, u64 runs) {
             const u32 len = run.len - block * BLOCK;
             Eight<G> g;
             u32 stored[2 * STATE_BYTES];
-            if (Place<G::BYTES, WIDE>::aligned(t.grad) && len >= BLOCK) {
+            if (len >= c.whole) {
                 load_whole<WIDE>(grad, g.word);
                 load_whole<WIDE>(state, stored);
             } else {
@@ -46,7 +53,7 @@ __device__ void survey(const Tensor *tensors, u32 count, u64 runs) {
             u32 top;
             if constexpr (CODES) {
                 const float absmax = __uint_as_float(__shfl_sync(ALL_LANES, absmax_of_lane, block));
-                top = top_of_new(c.k, skip_zeros, g, [&](u32 i) { return dequantize(codebook, stored, i, absmax); });
+                top = top_of_new(c.k, skip_zeros, g, [&](u32 i) { return dequantize(codebook_at, stored, i, absmax); });
             } else {
                 top = top_of_new(c.k, skip_zeros, g, [&](u32 i) { return __uint_as_float(stored[i]); });
             }

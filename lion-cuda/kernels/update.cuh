@@ -1,9 +1,6 @@
 // The element-wise update, in f32, one rounding an operation.
 #pragma once
-#include "tensor.cuh"
-
-constexpr u32 SIGN = 0x80000000;
-constexpr u32 INFINITE = 0x7F800000;
+#include "bits.cuh"
 
 struct Coefficients {
     float lr, decay, grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
@@ -27,20 +24,22 @@ struct Coefficients {
     __device__ float parameter(float p, float c) const {
         const float decayed = p * decay;
         // sign(0) is 0, and so is that of NaN.
-        const float step = __uint_as_float(__float_as_uint(lr) ^ (__float_as_uint(c) & SIGN));
-        return moves(c) ? decayed - step : decayed;
+        return moves(c) ? decayed - negate_by(lr, c) : decayed;
     }
 
     // Whether sign(c) is not 0.
     static __device__ bool moves(float c) { return c > 0 || c < 0; }
 };
 
-// The bits of the largest magnitude of a lane's eight numbers: 0x7F800000 or more if one of them is not finite, for
-// magnitudes are ordered as their bits are, and every NaN lies above infinity.
-__device__ u32 top_bits(const float (&x)[8]) {
+// The bits of the magnitudes of a lane's eight numbers, and of the largest: INFINITE or more if one of them is not
+// finite, for magnitudes are ordered as their bits are, and every NaN lies above infinity.
+__device__ u32 magnitudes(const float (&x)[8], u32 (&bits)[8]) {
     u32 top = 0;
 #pragma unroll
-    for (u32 i = 0; i < 8; i++) top = max(top, __float_as_uint(x[i]) & 0x7FFFFFFF);
+    for (u32 i = 0; i < 8; i++) {
+        bits[i] = magnitude(x[i]);
+        top = i == 0 ? bits[i] : max(top, bits[i]);
+    }
     return top;
 }
 

@@ -1,0 +1,94 @@
+// Floats as bits, in one instruction each.
+//
+// PTX lets instructions of .b32 read and write registers of floats; C++ would move each float to an integer register
+// and back. A GPU has one kind of register and does not see the difference, whoever executes PTX does.
+#pragma once
+#include "tensor.cuh"
+
+constexpr u32 SIGN = 0x80000000;
+constexpr u32 INFINITE = 0x7F800000;
+
+// The bits of x without its sign.
+__device__ u32 magnitude(float x) {
+    u32 bits;
+    asm("and.b32 %0, %1, 0x7FFFFFFF;" : "=r"(bits) : "f"(x));
+    return bits;
+}
+
+// x times a float given by its bits.
+__device__ float multiply_bits(u32 bits, float x) {
+    float product;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "r"(bits), "f"(x));
+    return product;
+}
+
+// The bits of x + y.
+__device__ u32 sum_bits(float x, float y) {
+    u32 bits;
+    asm("add.rn.f32 %0, %1, %2;" : "=r"(bits) : "f"(x), "f"(y));
+    return bits;
+}
+
+// x, negated where `by` has the sign.
+__device__ float negate_by(float x, float by) {
+    float result;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=f"(result) : "f"(by), "r"(SIGN), "f"(x));  // (by & SIGN) ^ x
+    return result;
+}
+
+// x >= 0, negated where `by` has no sign.
+__device__ float negate_unless(float x, float by) {
+    float result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xAE;" : "=f"(result) : "f"(by), "r"(SIGN), "f"(x));  // (~by & SIGN) | x
+    return result;
+}
+
+// Bit FROM and the COUNT - 1 above it.
+template <u32 FROM, u32 COUNT>
+__device__ u32 field(u32 word) {
+    u32 bits;
+    asm("bfe.u32 %0, %1, %2, %3;" : "=r"(bits) : "r"(word), "n"(FROM), "n"(COUNT));
+    return bits;
+}
+
+template <u32 FROM>
+__device__ u32 bits_from(float x) {
+    u32 bits;
+    asm("shr.b32 %0, %1, %2;" : "=r"(bits) : "f"(x), "n"(FROM));
+    return bits;
+}
+
+// The float of which a word has the upper half, in its lower or in its upper half.
+__device__ float low_half_up(u32 word) {
+    float x;
+    asm("shl.b32 %0, %1, 16;" : "=f"(x) : "r"(word));
+    return x;
+}
+
+__device__ float high_half(u32 word) {
+    float x;
+    asm("and.b32 %0, %1, 0xFFFF0000;" : "=f"(x) : "r"(word));
+    return x;
+}
+
+// An element of a table in shared memory: 32-bit addresses, where C++ has 64-bit ones.
+__device__ u32 shared_address(const void *table) { return u32(__cvta_generic_to_shared(table)); }
+
+template <u32 BYTES>
+__device__ u32 element_address(u32 table, u32 index) {
+    u32 at;
+    asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(at) : "r"(index), "n"(BYTES), "r"(table));
+    return at;
+}
+
+__device__ float shared_float(u32 table, u32 index) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(element_address<4>(table, index)));
+    return x;
+}
+
+__device__ float2 shared_pair(u32 table, u32 index) {
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(element_address<8>(table, index)));
+    return x;
+}
