@@ -57,6 +57,15 @@ impl<'p> Pool<'p> {
         }
     }
 
+    /// Whether the caller's thread is one of these.
+    fn has_caller(self) -> bool {
+        match self {
+            Pool::Caller => true,
+            Pool::Shared(Some(pool)) => pool.current_thread_index().is_some(),
+            Pool::Shared(None) => rayon::current_thread_index().is_some(),
+        }
+    }
+
     /// Runs `work` here, with a scope to spawn helpers in.
     fn scope<'s>(pool: Option<&'p ThreadPool>, work: impl FnOnce(&Scope<'s>)) {
         match pool {
@@ -90,11 +99,15 @@ impl<'p> Pool<'p> {
             tensors: tensors.iter_mut().enumerate(),
             rest: None,
             run,
+            room: threads,
             skipped: Vec::new(),
         });
         match self {
             Pool::Shared(pool) if threads > 1 => Self::scope(pool, |scope| {
-                for _ in 0..(threads - 1).min(elements / run) {
+                // All threads of the pool are called, though the caller's is one more: which of them a
+                // core is free for, only the scheduler knows. The queue has room for as many as come first.
+                let helpers = threads - usize::from(self.has_caller());
+                for _ in 0..helpers.min(elements / run) {
                     scope.spawn(|_| work(kernel, &queue));
                 }
                 work(kernel, &queue);
@@ -168,6 +181,9 @@ fn elements(tensors: &[TensorStep<'_>]) -> usize {
 /// Takes jobs from the queue until there is none.
 fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
     let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+    if !lock().enter() {
+        return;
+    }
     let mut batch = [const { None }; BATCH];
     loop {
         lock().fill(&mut batch);
@@ -197,11 +213,20 @@ struct Queue<'q, 't> {
     rest: Option<(usize, Job<'q>)>,
     /// Elements that a thread takes at once.
     run: usize,
+    /// Threads that may still join.
+    room: usize,
     /// Blocks that were skipped, by the index of their tensor.
     skipped: Vec<(usize, u64)>,
 }
 
 impl<'q> Queue<'q, '_> {
+    /// Whether one more thread may work.
+    fn enter(&mut self) -> bool {
+        let may = self.room > 0;
+        self.room -= usize::from(may);
+        may
+    }
+
     /// Fills a batch from its start with the jobs of one run: a part of a tensor, or some small ones.
     fn fill(&mut self, batch: &mut [Option<(usize, Job<'q>)>]) {
         let mut room = self.run;

@@ -19,7 +19,7 @@ use lion_quant::ZERO_CODE;
 use std::mem::MaybeUninit;
 
 /// How far ahead of the update its arrays are asked for, in elements.
-const AHEAD: usize = 512;
+const AHEAD: usize = 544;
 
 /// A momentum or a scaled gradient up to this bound makes a finite new momentum with any other.
 const BOUND: f32 = f32::from_bits((127 + 126) << 23); // 2^126

@@ -200,7 +200,7 @@ impl Kernel {
 }
 
 /// Elements at the start of a run that [`prefetch`] asks for.
-const HEAD: usize = 512;
+const HEAD: usize = 576;
 
 /// Asks for the start of a run that is stepped soon.
 pub(crate) fn prefetch(job: &Job<'_>) {

@@ -11,7 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The least time of one sample: below it the clock and the scheduler would show.
-const SAMPLE: Duration = Duration::from_millis(4);
+const SAMPLE: Duration = Duration::from_millis(8);
+
+/// How long all threads are busy before a sample, as they are in a backward pass. A scheduler that packs
+/// threads which have slept onto one core would else leave them there for the few milliseconds of a sample.
+const BUSY: Duration = Duration::from_millis(8);
 
 /// What the limit loop is tuned over: the prefetch distance in elements, and whether it goes through
 /// the arrays in fine steps.
@@ -30,6 +34,7 @@ const TUNINGS: [(usize, bool); 8] = [
 struct Model {
     lion: Lion,
     tensors: Vec<(Handle, Tensor, Tensor)>,
+    pool: Arc<ThreadPool>,
 }
 
 /// Large arrays that were used before: to make them anew would take longer than to measure.
@@ -67,11 +72,11 @@ fn numbers(seed: u64, n: usize, scale: f32) -> Vec<f32> {
 }
 
 impl Model {
-    fn new(case: &Case, cpu: Cpu, arrays: &mut Arrays) -> Result<Self> {
+    fn new(case: &Case, cpu: Cpu, pool: &Arc<ThreadPool>, arrays: &mut Arrays) -> Result<Self> {
         let mut lion = Lion::builder()
             .lr(1e-4)
             .weight_decay(0.1)
-            .backend(cpu)
+            .backend(cpu.pool(Arc::clone(pool)))
             .build()?;
         let mut tensors = Vec::with_capacity(case.tensors);
         for i in 0..case.tensors {
@@ -94,7 +99,11 @@ impl Model {
                 lion.import_state(handle, &record)?;
             }
         }
-        Ok(Model { lion, tensors })
+        Ok(Model {
+            lion,
+            tensors,
+            pool: Arc::clone(pool),
+        })
     }
 
     /// Lays the arrays by for another model.
@@ -116,6 +125,12 @@ impl Model {
 
     /// Time of a step, over `steps` of them.
     fn time(&mut self, steps: u32) -> Result<Duration> {
+        let busy_until = Instant::now() + BUSY;
+        self.pool.broadcast(|_| {
+            while Instant::now() < busy_until {
+                std::hint::spin_loop();
+            }
+        });
         let start = Instant::now();
         for _ in 0..steps {
             self.step()?;
@@ -168,10 +183,10 @@ impl Bench {
     pub(super) fn measure(&mut self, case: &Case) -> Result<Times> {
         let pool = self.pool(case.threads)?;
         let (ahead, fine) = self.tuned(case, &pool)?;
-        let limit = Cpu::memory_limit(ahead, fine).pool(Arc::clone(&pool));
-        let mut limit = Model::new(case, limit, &mut self.arrays)?;
-        let cpu = Cpu::with_isa(case.isa)?.pool(pool);
-        let mut model = Model::new(case, cpu, &mut self.arrays)?;
+        let limit = Cpu::memory_limit(ahead, fine);
+        let mut limit = Model::new(case, limit, &pool, &mut self.arrays)?;
+        let cpu = Cpu::with_isa(case.isa)?;
+        let mut model = Model::new(case, cpu, &pool, &mut self.arrays)?;
         let steps = model.steps_of_a_sample()?;
         let limit_steps = limit.steps_of_a_sample()?;
         let mut times = (Vec::new(), Vec::new());
@@ -192,8 +207,8 @@ impl Bench {
         let mut models = Vec::new();
         for case in [one, other] {
             let pool = self.pool(case.threads)?;
-            let cpu = Cpu::with_isa(case.isa)?.pool(pool);
-            let mut model = Model::new(case, cpu, &mut self.arrays)?;
+            let cpu = Cpu::with_isa(case.isa)?;
+            let mut model = Model::new(case, cpu, &pool, &mut self.arrays)?;
             let steps = model.steps_of_a_sample()?;
             models.push((case, model, steps, Vec::new()));
         }
@@ -235,8 +250,8 @@ impl Bench {
         }
         let mut best = (Duration::MAX, TUNINGS[0]);
         for tuning in TUNINGS {
-            let cpu = Cpu::memory_limit(tuning.0, tuning.1).pool(Arc::clone(pool));
-            let mut model = Model::new(case, cpu, &mut self.arrays)?;
+            let cpu = Cpu::memory_limit(tuning.0, tuning.1);
+            let mut model = Model::new(case, cpu, pool, &mut self.arrays)?;
             let steps = model.steps_of_a_sample()?;
             for _ in 0..self.samples {
                 // The least time: what disturbs a sample does not belong to the tuning.

@@ -536,8 +536,10 @@ impl Vector for Avx2 {
                 );
                 let counter = [groups, _mm256_srli_epi64::<32>(groups), step.0, step.1];
                 let [c0, c1, c2, c3] = self.philox(counter, key);
-                let pair01 = _mm256_blend_epi32::<0b1010_1010>(c0, _mm256_slli_epi64::<32>(c1));
-                let pair23 = _mm256_blend_epi32::<0b1010_1010>(c2, _mm256_slli_epi64::<32>(c3));
+                let high01 = _mm256_shuffle_epi32::<0b10_10_00_00>(c1);
+                let high23 = _mm256_shuffle_epi32::<0b10_10_00_00>(c3);
+                let pair01 = _mm256_blend_epi32::<0b1010_1010>(c0, high01);
+                let pair23 = _mm256_blend_epi32::<0b1010_1010>(c2, high23);
                 let front = _mm256_unpacklo_epi64(pair01, pair23); // groups 0 and 1
                 let back = _mm256_unpackhi_epi64(pair01, pair23); // groups 2 and 3
                 _mm256_storeu_si256(out.cast(), front);

@@ -113,26 +113,32 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// Eight counters of Philox4x32-10, one in the low half of each lane of 64 bits; the high halves
+    /// Twice eight counters of Philox4x32-10, one in the low half of each lane of 64 bits; the high halves
     /// hold what the products leave there, which no product reads.
+    ///
+    /// A round waits for the one before; two chains side by side fill each other's waits.
     #[inline(always)]
-    fn philox(self, counter: [__m512i; 4], key: [u32; 2]) -> [__m512i; 4] {
-        let [mut c0, mut c1, mut c2, mut c3] = counter;
+    fn philox(self, mut counters: [[__m512i; 4]; 2], key: [u32; 2]) -> [[__m512i; 4]; 2] {
         let [mut k0, mut k1] = key;
         for _ in 0..10 {
-            intrinsics! {
-                let a = _mm512_mul_epu32(c0, _mm512_set1_epi32(0xD251_1F53_u32 as i32));
-                let b = _mm512_mul_epu32(c2, _mm512_set1_epi32(0xCD9E_8D57_u32 as i32));
-                let (key0, key1) = (self.splat_u32(k0 as i32), self.splat_u32(k1 as i32));
-                c0 = _mm512_ternarylogic_epi64::<XOR3>(_mm512_srli_epi64::<32>(b), c1, key0);
-                c1 = b;
-                c2 = _mm512_ternarylogic_epi64::<XOR3>(_mm512_srli_epi64::<32>(a), c3, key1);
-                c3 = a;
+            for counter in &mut counters {
+                let [c0, c1, c2, c3] = *counter;
+                intrinsics! {
+                    let a = _mm512_mul_epu32(c0, _mm512_set1_epi32(0xD251_1F53_u32 as i32));
+                    let b = _mm512_mul_epu32(c2, _mm512_set1_epi32(0xCD9E_8D57_u32 as i32));
+                    let (key0, key1) = (self.splat_u32(k0 as i32), self.splat_u32(k1 as i32));
+                    *counter = [
+                        _mm512_ternarylogic_epi64::<XOR3>(_mm512_srli_epi64::<32>(b), c1, key0),
+                        b,
+                        _mm512_ternarylogic_epi64::<XOR3>(_mm512_srli_epi64::<32>(a), c3, key1),
+                        a,
+                    ];
+                }
             }
             k0 = k0.wrapping_add(0x9E37_79B9);
             k1 = k1.wrapping_add(0xBB67_AE85);
         }
-        [c0, c1, c2, c3]
+        counters
     }
 }
 
@@ -374,25 +380,28 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
                 _mm512_set1_epi64((words.step >> 32) as i64),
             );
             let to: *mut u32 = out.as_mut_ptr().cast();
-            for i in 0..256 / 32 {
-                let out = to.add(32 * i);
-                let group = first / 4 + 8 * i as u64;
-                let groups = _mm512_add_epi64(
-                    _mm512_set1_epi64(group as i64),
-                    _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7),
-                );
-                let counter = [groups, _mm512_srli_epi64::<32>(groups), step.0, step.1];
-                let [c0, c1, c2, c3] = self.philox(counter, key);
-                // Words 0 and 1 of a group side by side, words 2 and 3, then the pairs in order.
-                let low = 0x5555; // the low half of each lane
-                let pair01 = _mm512_mask_mov_epi32(_mm512_slli_epi64::<32>(c1), low, c0);
-                let pair23 = _mm512_mask_mov_epi32(_mm512_slli_epi64::<32>(c3), low, c2);
-                let front = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-                let back = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
-                let front = _mm512_permutex2var_epi64(pair01, front, pair23);
-                let back = _mm512_permutex2var_epi64(pair01, back, pair23);
-                _mm512_storeu_si512(out.cast(), front);
-                _mm512_storeu_si512(out.add(16).cast(), back);
+            for (i, out) in (0..256).step_by(64).map(|i| (i, to.add(i))) {
+                let groups = [0, 8].map(|behind| {
+                    let group = first / 4 + i as u64 / 4 + behind;
+                    let lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+                    _mm512_add_epi64(_mm512_set1_epi64(group as i64), lanes)
+                });
+                let counters = groups.map(|groups| {
+                    [groups, _mm512_srli_epi64::<32>(groups), step.0, step.1]
+                });
+                for (j, [c0, c1, c2, c3]) in self.philox(counters, key).into_iter().enumerate() {
+                    // Words 0 and 1 of a group side by side, words 2 and 3, then the pairs in order. (A
+                    // shift of 32 would be compiled into a product of 64 bits, which takes far longer.)
+                    let high = 0xAAAA; // the high half of each lane
+                    let pair01 = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(c0, high, c1);
+                    let pair23 = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(c2, high, c3);
+                    let front = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+                    let back = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+                    let front = _mm512_permutex2var_epi64(pair01, front, pair23);
+                    let back = _mm512_permutex2var_epi64(pair01, back, pair23);
+                    _mm512_storeu_si512(out.add(32 * j).cast(), front);
+                    _mm512_storeu_si512(out.add(32 * j + 16).cast(), back);
+                }
             }
             // All 256 words are written.
             out.assume_init_mut()
