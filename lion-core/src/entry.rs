@@ -3,8 +3,8 @@
 use crate::philox::Words;
 use crate::update::Coefficients;
 use crate::{
-    BackendError, Bits, Data, DataMut, Dtype, Error, Hyper, Layout, Operand, Overrides, PlaneSpec,
-    State, StateRecord, StepArgs, TensorStep, Update,
+    BackendError, Bits, Data, DataMut, Dtype, Error, GradRef, Hyper, Layout, Operand, Overrides,
+    ParamMut, PlaneSpec, State, StateRecord, StepArgs, TensorStep,
 };
 use std::sync::Arc;
 
@@ -30,9 +30,9 @@ pub(crate) struct Entry {
 
 /// An update that has passed all checks of its parameter.
 pub(crate) struct Checked<'a> {
-    param: DataMut<'a>,
-    grad: Data<'a>,
-    lr: f64,
+    pub(crate) param: DataMut<'a>,
+    pub(crate) grad: Data<'a>,
+    pub(crate) lr: f64,
 }
 
 impl Entry {
@@ -47,18 +47,14 @@ impl Entry {
         }
     }
 
-    /// Checks an update, and gives back its layout beside the rest.
-    pub(crate) fn check<'a>(
+    /// Checks an update, and gives back the learning rate of this step. What is checked stays where it is: a
+    /// step of a thousand small tensors would spend its time on moving it.
+    pub(crate) fn check(
         &self,
         args: &StepArgs,
-        update: Update<'a>,
-    ) -> Result<(Checked<'a>, Layout), Error> {
-        let Update { param, grad, .. } = update;
-        let Some(grad) = grad else {
-            return Err(Error::MissingGradient {
-                parameter: self.name(),
-            });
-        };
+        param: &ParamMut<'_>,
+        grad: &GradRef<'_>,
+    ) -> Result<f64, Error> {
         self.check_array(Operand::Parameter, &param.layout, param.data.len())?;
         self.check_array(Operand::Gradient, &grad.layout, grad.data.len())?;
         if param.data.dtype() != self.dtype {
@@ -71,13 +67,7 @@ impl Entry {
         let earlier = self.layout.as_ref().unwrap_or(&param.layout);
         self.check_layout(Operand::Parameter, &param.layout, earlier)?;
         self.check_layout(Operand::Gradient, &grad.layout, &param.layout)?;
-        let lr = args.lr_for(&self.hyper, &self.name)?;
-        let checked = Checked {
-            param: param.data,
-            grad: grad.data,
-            lr,
-        };
-        Ok((checked, param.layout))
+        args.lr_for(&self.hyper, &self.name)
     }
 
     fn check_array(&self, operand: Operand, layout: &Layout, given: usize) -> Result<(), Error> {
@@ -112,6 +102,7 @@ impl Entry {
         })
     }
 
+    #[inline]
     pub(crate) fn tensor_step<'a>(
         &'a mut self,
         grad_scale: f64,

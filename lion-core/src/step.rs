@@ -40,11 +40,18 @@ impl Optimizer {
                     parameter: entry.name(),
                 });
             }
-            let (update, layout) = entry.check(&args, update)?;
+            let Update { param, grad, .. } = update;
+            let Some(grad) = grad else {
+                return Err(Error::MissingGradient {
+                    parameter: entry.name(),
+                });
+            };
+            let lr = entry.check(&args, &param, &grad)?;
+            let (layout, param, grad) = (param.layout, param.data, grad.data);
             if entry.layout.is_none() {
                 layouts.push((index, layout));
             }
-            checked.push((index, update));
+            checked.push((index, Checked { param, grad, lr }));
             report.updated.push(handle);
             report.elements += entry.len as u64;
         }

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The least time of one sample: below it the clock and the scheduler would show.
-const SAMPLE: Duration = Duration::from_millis(8);
+const SAMPLE: Duration = Duration::from_millis(6);
 
 /// How long all threads are busy before a sample, as they are in a backward pass. A scheduler that packs
 /// threads which have slept onto one core would else leave them there for the few milliseconds of a sample.
-const BUSY: Duration = Duration::from_millis(8);
+const BUSY: Duration = Duration::from_millis(3);
 
 /// What the limit loop is tuned over: the prefetch distance in elements, and whether it goes through
 /// the arrays in fine steps.
