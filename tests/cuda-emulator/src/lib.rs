@@ -5,5 +5,4 @@
 pub mod driver;
 #[path = "machine_standin.rs"]
 mod machine;
-#[path = "ptx_standin.rs"]
-mod ptx;
+pub mod ptx;
