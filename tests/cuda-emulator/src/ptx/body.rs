@@ -125,7 +125,7 @@ impl<'a> Body<'_, 'a> {
         if !self.cursor.peek().is_sign(":") {
             return self.instruction(word, None);
         }
-        if word.text.contains('.') {
+        if !word.is_name() {
             return Err(word.instead_of("the name of a label"));
         }
         self.cursor.take()?;

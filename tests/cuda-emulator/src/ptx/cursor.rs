@@ -62,14 +62,12 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A name that can be declared: one without dots, and not `_` alone.
+    /// A name that can be declared.
     pub(super) fn name(&mut self, wanted: &str) -> Result<Token<'a>, ParseError> {
-        let token = self.expect_kind(Kind::Word, wanted)?;
-        let plain = !token.text.contains(['.', ':']) && !matches!(token.text, "_" | "$" | "%");
-        if plain {
-            Ok(token)
+        if self.ahead.is_name() {
+            self.take()
         } else {
-            Err(token.instead_of(wanted))
+            Err(self.ahead.instead_of(wanted))
         }
     }
 

@@ -62,10 +62,20 @@ impl ParseError {
 }
 
 fn quoted(text: &str) -> String {
-    match text.char_indices().nth(LONGEST_EXCERPT) {
-        Some((cut, _)) => format!("`{}...`", text[..cut].escape_debug()),
-        None => format!("`{}`", text.escape_debug()),
+    let mut quoted = String::from("`");
+    for (index, found) in text.chars().enumerate() {
+        if index == LONGEST_EXCERPT {
+            quoted.push_str("...");
+            break;
+        }
+        if found.is_control() {
+            quoted.extend(found.escape_default());
+        } else {
+            quoted.push(found);
+        }
     }
+    quoted.push('`');
+    quoted
 }
 
 impl fmt::Display for ParseError {

@@ -37,6 +37,12 @@ impl Token<'_> {
         self.kind == Kind::Directive && self.text == directive
     }
 
+    /// Whether it can be declared: no dots, and no `_` alone.
+    pub(super) fn is_name(&self) -> bool {
+        let plain = !self.text.contains(['.', ':']);
+        self.kind == Kind::Word && plain && !matches!(self.text, "_" | "$" | "%")
+    }
+
     /// The error that this token is not what was wanted.
     pub(super) fn instead_of(&self, wanted: impl Into<String>) -> ParseError {
         match self.kind {
