@@ -3,6 +3,5 @@
 // The names are those of the driver's interface.
 #[allow(non_snake_case)]
 pub mod driver;
-#[path = "machine_standin.rs"]
 mod machine;
 pub mod ptx;
