@@ -201,7 +201,8 @@ impl Convert {
             return bits;
         };
         let number = if Format::of(self.from_type).is_some() || self.saturate {
-            clamped(self.rounded(value), width, signed)
+            let of_nan = if self.from_type == Type::F64 || width == 64 { 1 << (width - 1) } else { 0 };
+            clamped(self.rounded(value), width, signed, of_nan)
         } else {
             bits_of(value)
         };
@@ -244,15 +245,15 @@ fn bits_of(value: Value) -> u64 {
     }
 }
 
-/// The nearest value that the integer type has; 0 for what is no number.
-fn clamped(value: Value, width: u32, signed: bool) -> u64 {
+/// The nearest value that the integer type has, or what is given for what is no number.
+fn clamped(value: Value, width: u32, signed: bool, of_nan: u64) -> u64 {
     let (most, least) = if signed {
         (1_u128 << (width - 1), 1_u128 << (width - 1))
     } else {
         (1_u128 << width, 0)
     };
     let (negative, magnitude) = match value {
-        Value::Nan { .. } => return 0,
+        Value::Nan { .. } => return of_nan,
         Value::Infinite { negative } => (negative, u128::MAX),
         Value::Finite { negative, magnitude, exponent } => {
             // Beyond 64 bits it is clamped all the same.
