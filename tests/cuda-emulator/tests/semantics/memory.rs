@@ -21,7 +21,7 @@ fn loads_of_global_memory() {
         ld.global.b64 %x0, [%in];     st.global.b64 [%out+96], %x0;
         .reg .f64 %e;
         ld.global.f64 %e, [%in];      st.global.f64 [%out+104], %e;
-        ld.global.nc.f32 %f0, [%in];  st.global.s32 [%out+112], %f0;
+        ld.global.nc.f32 %f0, [%in];  st.global.b32 [%out+112], %f0;
         ld.global.nc.u8 %h0, [%in+7]; st.global.s16 [%out+120], %h0;
         ld.u32 %a0, [%in+4];          st.u32 [%out+128], %a0;
         ld.volatile.global.u32 %a0, [%in+4]; st.volatile.global.u32 [%out+136], %a0;

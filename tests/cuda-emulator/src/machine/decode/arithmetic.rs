@@ -229,7 +229,7 @@ impl Decoder<'_> {
     }
 
     /// The comparison and how it is combined with a predicate: `.lt`, `.lt.and`.
-    fn comparison(&self, parts: &[&str], combined: Option<&Operand>) -> Decoded<Option<(Logic, P, bool)>> {
+    fn comparison(&self, parts: &[&str], combined: &[Operand]) -> Decoded<Option<(Logic, P, bool)>> {
         let logic = match parts {
             [_] => None,
             [_, "and"] => Some(Logic::And),
@@ -238,12 +238,12 @@ impl Decoder<'_> {
             _ => return Err(unknown()),
         };
         match (logic, combined) {
-            (None, None) => Ok(None),
-            (Some(logic), Some(operand)) => {
+            (None, []) => Ok(None),
+            (Some(logic), [operand]) => {
                 let (predicate, negated) = self.source_predicate(operand)?;
                 Ok(Some((logic, predicate, negated)))
             }
-            _ => Err("a predicate is wanted where there is .and, .or or .xor, and only there".into()),
+            _ => Err("one predicate is wanted where there is .and, .or or .xor, and only there".into()),
         }
     }
 
@@ -266,7 +266,7 @@ impl Decoder<'_> {
         let [d, a, b, combined @ ..] = &*instruction.operands else {
             return Err(operands("3 or 4", instruction));
         };
-        let combine = self.comparison(parts, combined.first())?;
+        let combine = self.comparison(parts, combined)?;
         let (result, complement) = match d {
             Operand::Pair(p, q) => (
                 p.map(|p| self.predicate(p)).transpose()?,
@@ -293,7 +293,7 @@ impl Decoder<'_> {
         let [d, a, b, combined @ ..] = &*instruction.operands else {
             return Err(operands("3 or 4", instruction));
         };
-        let combine = self.comparison(parts, combined.first())?;
+        let combine = self.comparison(parts, combined)?;
         let verdict = Verdict {
             result: None,
             complement: None,

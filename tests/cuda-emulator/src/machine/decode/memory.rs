@@ -97,7 +97,7 @@ impl Decoder<'_> {
         }
         Ok(Op::Load(Box::new(Load {
             space: access.space,
-            at: self.address(at)?,
+            at: self.address(at, access.space)?,
             bytes: access.ty.bytes().unwrap_or(0) as u32,
             sign_to,
             to: to.into(),
@@ -117,7 +117,7 @@ impl Decoder<'_> {
         }
         Ok(Op::Store(Box::new(Store {
             space: access.space,
-            at: self.address(at)?,
+            at: self.address(at, access.space)?,
             bytes: access.ty.bytes().unwrap_or(0) as u32,
             from: from.into(),
             cache: self.cache(),
@@ -168,7 +168,7 @@ impl Decoder<'_> {
         self.code.ordered |= returns || matches!(ty, Type::F32 | Type::F64);
         Ok(Op::Atomic(Box::new(Atomic {
             space,
-            at: self.address(at)?,
+            at: self.address(at, space)?,
             bytes: ty.bytes().unwrap_or(0) as u32,
             update,
             to,
