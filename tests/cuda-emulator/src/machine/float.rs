@@ -174,7 +174,11 @@ fn pick64(x: u64, y: u64, smaller: bool) -> u64 {
         (true, false) => y,
         (false, true) => x,
         (false, false) => {
-            if (order(x) < order(y)) == smaller { x } else { y }
+            if (order(x) < order(y)) == smaller {
+                x
+            } else {
+                y
+            }
         }
     }
 }

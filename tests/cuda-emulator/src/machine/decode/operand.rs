@@ -8,7 +8,10 @@ impl Decoder<'_> {
     /// A register and its width in bits.
     fn word(&self, register: RegisterId) -> Decoded<(Reg, u32)> {
         let declared = self.kernel.registers.get(register.0 as usize);
-        match (self.slots.get(register.0 as usize), declared.and_then(|declared| declared.ty.bytes())) {
+        match (
+            self.slots.get(register.0 as usize),
+            declared.and_then(|declared| declared.ty.bytes()),
+        ) {
             (Some(Slot::Word(word)), Some(bytes)) => Ok((*word, 8 * bytes as u32)),
             _ => Err(format!("{} is a predicate", self.name(register))),
         }
@@ -17,11 +20,19 @@ impl Decoder<'_> {
     /// A register that may hold values of the type: of bits alone, or an integer for integers, or the same float.
     fn word_for(&self, register: RegisterId, ty: Type) -> Decoded<(Reg, u32)> {
         let word = self.word(register)?;
-        let declared = self.kernel.registers.get(register.0 as usize).ok_or_else(unknown)?.ty;
+        let declared = self
+            .kernel
+            .registers
+            .get(register.0 as usize)
+            .ok_or_else(unknown)?
+            .ty;
         if kind(declared) == Kind::Bits || kind(ty) == Kind::Bits || kind(declared) == kind(ty) {
             Ok(word)
         } else {
-            Err(format!("{} is declared .{declared}, where .{ty} is wanted", self.name(register)))
+            Err(format!(
+                "{} is declared .{declared}, where .{ty} is wanted",
+                self.name(register)
+            ))
         }
     }
 
@@ -30,7 +41,10 @@ impl Decoder<'_> {
         let (word, bits) = self.word_for(register, ty)?;
         let wanted = 8 * ty.bytes().ok_or_else(unknown)? as u32;
         if bits != wanted {
-            return Err(format!("{} has {bits} bits, where {wanted} are wanted", self.name(register)));
+            return Err(format!(
+                "{} has {bits} bits, where {wanted} are wanted",
+                self.name(register)
+            ));
         }
         Ok(word)
     }
@@ -40,7 +54,10 @@ impl Decoder<'_> {
         let (word, bits) = self.word_for(register, ty)?;
         let wanted = 8 * ty.bytes().ok_or_else(unknown)? as u32;
         if bits < wanted {
-            return Err(format!("{} has {bits} bits, where {wanted} are wanted", self.name(register)));
+            return Err(format!(
+                "{} has {bits} bits, where {wanted} are wanted",
+                self.name(register)
+            ));
         }
         Ok((word, bits))
     }
@@ -91,8 +108,12 @@ impl Decoder<'_> {
             Operand::F32(bits) if matches!(ty, Type::F32 | Type::B32) => Ok((*bits).into()),
             Operand::F32(bits) if ty == Type::F64 => Ok(f64::from(f32::from_bits(*bits)).to_bits()),
             Operand::F64(bits) if matches!(ty, Type::F64 | Type::B64) => Ok(*bits),
-            Operand::F64(bits) if ty == Type::F32 => Ok((f64::from_bits(*bits) as f32).to_bits().into()),
-            Operand::Symbol(symbol, plus) if !float => Ok(self.symbol(*symbol)?.wrapping_add_signed(*plus)),
+            Operand::F64(bits) if ty == Type::F32 => {
+                Ok((f64::from_bits(*bits) as f32).to_bits().into())
+            }
+            Operand::Symbol(symbol, plus) if !float => {
+                Ok(self.symbol(*symbol)?.wrapping_add_signed(*plus))
+            }
             _ => Err(format!("{operand:?} is no operand of .{ty}")),
         }
     }
