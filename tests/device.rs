@@ -74,3 +74,21 @@ fn a_device_is_used_where_there_is_one() {
     assert!(said.contains("not a GPU"), "{said}");
     assert_eq!(backend, "cuda-emulated");
 }
+
+/// A program with CUDA in it starts where there is no driver: the driver is not among the libraries that it
+/// needs to start.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_program_with_cuda_needs_no_driver_to_start() {
+    let program = std::env::current_exe().unwrap();
+    let output = match Command::new("ldd").arg(&program).output() {
+        Ok(output) => output,
+        Err(error) => {
+            println!("SKIPPED: ldd cannot be run: {error}");
+            return;
+        }
+    };
+    let libraries = String::from_utf8(output.stdout).unwrap();
+    assert!(libraries.contains("libc.so"), "{libraries}");
+    assert!(!libraries.contains("libcuda"), "{libraries}");
+}
