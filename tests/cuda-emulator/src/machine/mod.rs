@@ -30,6 +30,7 @@ mod op;
 mod program;
 mod race;
 mod shared;
+mod tag;
 mod together;
 mod warp;
 

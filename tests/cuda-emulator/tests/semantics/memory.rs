@@ -238,11 +238,17 @@ fn parameters_and_variables() {
 /// Atomics on the first word of the output by one thread: the old value comes back.
 #[test]
 fn atomics() {
-    let operations: [(&str, u64, u64, u64); 21] = [
+    let operations: [(&str, u64, u64, u64); 22] = [
         ("add.u32", 0xffff_fff0, 0x20, 0x10),
         ("add.s32", 5, 0xffff_fffe, 3),
         ("add.u64", u64::MAX, 2, 1),
         ("add.f32", 0x3f80_0000, 0x3380_0000, 0x3f80_0000),
+        (
+            "add.f64",
+            0x3ff0_0000_0000_0000,
+            0x3ca0_0000_0000_0001,
+            0x3ff0_0000_0000_0001,
+        ),
         ("min.u32", 5, 0xffff_ffff, 5),
         ("min.s32", 5, 0xffff_ffff, 0xffff_ffff),
         ("max.u32", 5, 0xffff_ffff, 0xffff_ffff),

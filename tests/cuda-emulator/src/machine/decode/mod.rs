@@ -16,6 +16,10 @@ use std::sync::Arc;
 /// What a register holds that was never written.
 const NEVER_WRITTEN: u64 = 0xA5A5_A5A5_A5A5_A5A5;
 
+/// Bytes of shared memory that a CTA may declare, and of local memory that a thread may.
+const MOST_SHARED: u64 = 48 << 10;
+const MOST_LOCAL: u64 = 512 << 10;
+
 /// Why an instruction is refused.
 type Decoded<T = Op> = Result<T, String>;
 
@@ -40,7 +44,7 @@ struct Decoder<'a> {
 
 /// Decodes a kernel.
 pub(super) fn decode(kernel: &Kernel, globals: &[u64]) -> Result<Code, LoadError> {
-    let mut decoder = Decoder::new(kernel, globals);
+    let mut decoder = Decoder::new(kernel, globals)?;
     let mut kinds: HashMap<Arc<str>, u32> = HashMap::new();
     for instruction in &kernel.body {
         let op = decoder
@@ -88,7 +92,7 @@ pub(super) fn decode(kernel: &Kernel, globals: &[u64]) -> Result<Code, LoadError
 }
 
 impl<'a> Decoder<'a> {
-    fn new(kernel: &'a Kernel, globals: &'a [u64]) -> Self {
+    fn new(kernel: &'a Kernel, globals: &'a [u64]) -> Result<Self, LoadError> {
         let (mut words32, mut words64, mut predicates) = (0, 0, NEVER + 1);
         let count = |counter: &mut u32| {
             *counter += 1;
@@ -113,9 +117,17 @@ impl<'a> Decoder<'a> {
                 _ => None,
             })
             .collect();
-        let (shared, shared_bytes, shared_align) = placed(&kernel.shared);
-        let (local, local_bytes, _) = placed(&kernel.local);
-        Self {
+        let refused = |space: &str, why| LoadError::Instruction {
+            kernel: kernel.name.to_string(),
+            line: kernel.line,
+            opcode: space.into(),
+            why,
+        };
+        let (shared, shared_bytes, shared_align) =
+            placed(&kernel.shared, MOST_SHARED).map_err(|why| refused(".shared", why))?;
+        let (local, local_bytes, _) =
+            placed(&kernel.local, MOST_LOCAL).map_err(|why| refused(".local", why))?;
+        Ok(Self {
             kernel,
             globals,
             slots,
@@ -138,7 +150,7 @@ impl<'a> Decoder<'a> {
                 caches: 0,
                 ordered: false,
             },
-        }
+        })
     }
 
     fn decode(&mut self, instruction: &Instruction) -> Decoded {
@@ -204,21 +216,26 @@ fn operands(wanted: &str, instruction: &Instruction) -> String {
 }
 
 /// Where variables lie if they follow each other; then their size and alignment. Dynamic ones begin behind all others.
-fn placed(variables: &[crate::ptx::Variable]) -> (Vec<u64>, u64, u64) {
+fn placed(variables: &[crate::ptx::Variable], most: u64) -> Decoded<(Vec<u64>, u64, u64)> {
     let mut end: u64 = 0;
-    let mut starts = Vec::new();
-    for variable in variables {
-        let start = end.next_multiple_of(variable.align.max(1));
-        starts.push(start);
-        if !variable.dynamic {
-            end = start + variable.bytes;
+    let mut starts = vec![0; variables.len()];
+    let mut align = 1;
+    for dynamic in [false, true] {
+        for (start, variable) in starts.iter_mut().zip(variables) {
+            if variable.dynamic != dynamic {
+                continue;
+            }
+            let behind = end.checked_next_multiple_of(variable.align.max(1));
+            let behind = behind.and_then(|at| Some((at, at.checked_add(variable.bytes)?)));
+            let (at, next) = behind
+                .filter(|(_, next)| *next <= most)
+                .ok_or_else(|| format!("more than {most} bytes with {}", variable.name))?;
+            *start = at;
+            if !dynamic {
+                end = next;
+            }
+            align = align.max(variable.align);
         }
     }
-    let align = variables.iter().map(|variable| variable.align).max();
-    for (start, variable) in starts.iter_mut().zip(variables) {
-        if variable.dynamic {
-            *start = end.next_multiple_of(variable.align.max(1));
-        }
-    }
-    (starts, end, align.unwrap_or(1))
+    Ok((starts, end, align))
 }
