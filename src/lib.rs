@@ -48,6 +48,9 @@ mod into_ndarray;
 #[cfg(feature = "checkpoint")]
 pub mod checkpoint;
 
+#[cfg(feature = "interop")]
+pub mod interop;
+
 pub use builder::LionBuilder;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport};

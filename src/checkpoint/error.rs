@@ -98,6 +98,22 @@ pub struct Difference {
     pub wanted: String,
 }
 
+impl Difference {
+    pub(crate) fn of(
+        parameter: &str,
+        what: &'static str,
+        given: impl ToString,
+        wanted: impl ToString,
+    ) -> Self {
+        Difference {
+            parameter: parameter.to_owned(),
+            what,
+            given: given.to_string(),
+            wanted: wanted.to_string(),
+        }
+    }
+}
+
 /// What is wrong with bytes of a checkpoint.
 #[derive(Debug)]
 #[non_exhaustive]

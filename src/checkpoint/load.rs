@@ -4,6 +4,7 @@ use super::error::{CheckpointError, Difference};
 use super::read::{Checkpoint, Plane, Tensor};
 use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
 use std::io::{Read, Seek};
+use std::path::Path;
 
 /// What is done about parameters that only the file or only the optimizer has, and about those that
 /// differ in length, type or width of state.
@@ -68,6 +69,26 @@ pub struct LoadReport {
     pub different: Vec<Difference>,
 }
 
+impl LoadReport {
+    /// Under [`LoadPolicy::Exact`] an error if anything is not loaded.
+    pub(crate) fn refuse(
+        &mut self,
+        policy: LoadPolicy,
+        path: &Path,
+    ) -> Result<(), CheckpointError> {
+        let all = self.fresh.is_empty() && self.left.is_empty() && self.different.is_empty();
+        if all || policy == LoadPolicy::Subset {
+            return Ok(());
+        }
+        Err(CheckpointError::Mismatch {
+            path: path.to_owned(),
+            missing: std::mem::take(&mut self.fresh),
+            additional: std::mem::take(&mut self.left),
+            different: std::mem::take(&mut self.different),
+        })
+    }
+}
+
 /// Loads a file into an optimizer, as [`Lion::load_with`](crate::Lion::load_with).
 ///
 /// # Errors
@@ -84,22 +105,50 @@ pub fn load<R: Read + Seek>(
     };
     let (report, records, planes) = compare(optimizer, checkpoint, how.policy)?;
     let settings = (!how.keep_settings).then(|| checkpoint.settings().clone());
-    let mut restore = optimizer
+    let restore = optimizer
         .restore(settings, records)
         .map_err(optimizer_error)?;
+    transfer(restore, &report.loaded, &path, |take| {
+        read_planes(checkpoint, &report.loaded, &planes, take)
+    })?;
+    Ok(report)
+}
+
+/// Takes a part of a plane: position of the parameter, plane, offset in it, bytes.
+pub(crate) type Take<'a, E> = dyn FnMut(usize, usize, usize, &[u8]) -> Result<(), E> + 'a;
+
+/// Writes what `read` reads into states, and commits. `read` checks on the way what it reads; where it
+/// fails, nothing has changed.
+pub(crate) fn transfer<E: From<CheckpointError>>(
+    mut restore: Restore<'_>,
+    names: &[String],
+    path: &Path,
+    mut read: impl FnMut(&mut Take<'_, E>) -> Result<(), E>,
+) -> Result<(), E> {
+    let failed = |source| CheckpointError::Optimizer {
+        path: path.to_owned(),
+        source,
+    };
     // A used state cannot be had back once it is written to, so there all bytes are checked before the
     // first is loaded. A fresh one is the same number over and over: it is read once, checked on the way
     // and made fresh again where the file turns out bad.
     if !restore.is_fresh() {
-        read_planes(checkpoint, &report, &planes, |_, _, _, _| Ok(()))?;
+        read(&mut |_, _, _, _| Ok(()))?;
     }
-    match write_states(checkpoint, &report, &planes, &mut restore) {
+    let written = read(&mut |i, plane, at, part| {
+        let written = restore.state(i).write(plane, at, part);
+        written.map_err(|source| {
+            let parameter = Some(names[i].clone());
+            failed(lion_core::Error::Backend { parameter, source }).into()
+        })
+    });
+    match written {
         Ok(()) => {
             restore.commit();
-            Ok(report)
+            Ok(())
         }
         Err(error) => {
-            restore.abandon().map_err(optimizer_error)?;
+            restore.abandon().map_err(failed)?;
             Err(error)
         }
     }
@@ -146,16 +195,7 @@ fn compare<R: Read + Seek>(
         .parameters()
         .filter(|info| !seen.contains(info.name));
     report.fresh = missing.map(|info| info.name.to_owned()).collect();
-    let differs =
-        !(report.fresh.is_empty() && report.left.is_empty() && report.different.is_empty());
-    if policy == LoadPolicy::Exact && differs {
-        return Err(CheckpointError::Mismatch {
-            path: checkpoint.source.path.clone(),
-            missing: report.fresh,
-            additional: report.left,
-            different: report.different,
-        });
-    }
+    report.refuse(policy, &checkpoint.source.path)?;
     Ok((report, records, planes))
 }
 
@@ -169,23 +209,18 @@ fn difference(tensor: &Tensor, info: &ParamInfo<'_>, policy: LoadPolicy) -> Opti
     } else {
         return None;
     };
-    Some(Difference {
-        parameter: info.name.to_owned(),
-        what,
-        given,
-        wanted,
-    })
+    Some(Difference::of(info.name, what, given, wanted))
 }
 
 /// Reads and checks the planes of what is loaded, in the order of the file.
 fn read_planes<R: Read + Seek>(
     checkpoint: &mut Checkpoint<R>,
-    report: &LoadReport,
+    names: &[String],
     planes: &[Vec<Plane>],
-    mut take: impl FnMut(usize, usize, usize, &[u8]) -> Result<(), CheckpointError>,
+    take: &mut Take<'_, CheckpointError>,
 ) -> Result<(), CheckpointError> {
     let mut buffer = Vec::new();
-    for (i, (name, planes)) in report.loaded.iter().zip(planes).enumerate() {
+    for (i, (name, planes)) in names.iter().zip(planes).enumerate() {
         for (index, plane) in planes.iter().enumerate() {
             checkpoint.plane(name, plane, &mut buffer, |at, part| {
                 take(i, index, at, part)
@@ -193,22 +228,4 @@ fn read_planes<R: Read + Seek>(
         }
     }
     Ok(())
-}
-
-fn write_states<R: Read + Seek>(
-    checkpoint: &mut Checkpoint<R>,
-    report: &LoadReport,
-    planes: &[Vec<Plane>],
-    restore: &mut Restore<'_>,
-) -> Result<(), CheckpointError> {
-    let path = checkpoint.source.path.clone();
-    read_planes(checkpoint, report, planes, |i, plane, at, part| {
-        restore.state(i).write(plane, at, part).map_err(|source| {
-            let parameter = Some(report.loaded[i].clone());
-            CheckpointError::Optimizer {
-                path: path.clone(),
-                source: lion_core::Error::Backend { parameter, source },
-            }
-        })
-    })
 }

@@ -45,6 +45,13 @@ pub use record::VERSION;
 pub use rotation::Rotation;
 pub use save::save;
 
+#[cfg(feature = "interop")]
+pub(crate) use {
+    load::{Take, transfer},
+    save::replace,
+    source::{PART, Source},
+};
+
 use crate::Lion;
 use std::path::Path;
 

@@ -5,7 +5,7 @@ use super::write::write;
 use lion_core::Optimizer;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -24,30 +24,39 @@ const UNFINISHED: &str = ".unfinished";
 /// is still there.
 pub fn save(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<u64, CheckpointError> {
     let path = path.as_ref();
+    replace(path, |writer| write(optimizer, writer, path))
+}
+
+/// Replaces a file by what `write` writes into a new one, or leaves it as it is.
+pub(crate) fn replace<T, E: From<CheckpointError>>(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&File>) -> Result<T, E>,
+) -> Result<T, E> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
     let Some(name) = path.file_name() else {
         let source = io::Error::from(io::ErrorKind::InvalidFilename);
-        return Err(failed("create", path, source));
+        return Err(failed("create", path, source).into());
     };
     let mut prefix = OsStr::new(".").to_owned();
     prefix.push(name);
     prefix.push(".");
     remove_unfinished(folder, &prefix);
-    let temporary =
-        create(folder, &prefix).map_err(|source| failed("create a file in", folder, source))?;
-
+    let temporary = create(folder, &prefix);
+    let temporary = temporary.map_err(|source| failed("create a file in", folder, source))?;
     let mut writer = BufWriter::with_capacity(256 << 10, temporary.as_file());
-    let bytes = write(optimizer, &mut writer, path)?;
+    let written = write(&mut writer)?;
+    let flushed = writer.flush();
+    flushed.map_err(|source| failed("write", path, source))?;
     drop(writer);
     let synced = temporary.as_file().sync_all();
     synced.map_err(|source| failed("sync", path, source))?;
     let renamed = temporary.persist(path);
     renamed.map_err(|error| failed("rename to", path, error.error))?;
     sync_folder(folder).map_err(|source| failed("sync", folder, source))?;
-    Ok(bytes)
+    Ok(written)
 }
 
 fn failed(action: &'static str, path: &Path, source: io::Error) -> CheckpointError {

@@ -9,19 +9,19 @@ use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
 /// Bytes that are read at a time.
-pub(super) const PART: usize = 1 << 20;
+pub(crate) const PART: usize = 1 << 20;
 
 #[derive(Debug)]
-pub(super) struct Source<R> {
+pub(crate) struct Source<R> {
     reader: BufReader<R>,
     position: u64,
     len: u64,
     /// What errors call the file.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl<R: Read + Seek> Source<R> {
-    pub(super) fn new(mut reader: R, path: PathBuf) -> Result<Self, CheckpointError> {
+    pub(crate) fn new(mut reader: R, path: PathBuf) -> Result<Self, CheckpointError> {
         let len = reader
             .seek(SeekFrom::End(0))
             .and_then(|len| reader.rewind().map(|()| len));
@@ -41,15 +41,15 @@ impl<R: Read + Seek> Source<R> {
     }
 
     /// Bytes of the file.
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    pub(super) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
-    pub(super) fn seek(&mut self, to: u64) -> Result<(), CheckpointError> {
+    pub(crate) fn seek(&mut self, to: u64) -> Result<(), CheckpointError> {
         // Both are offsets within a file, which has no more than i64::MAX bytes.
         let by = to.wrapping_sub(self.position) as i64;
         self.reader
@@ -60,7 +60,7 @@ impl<R: Read + Seek> Source<R> {
     }
 
     /// Fills a buffer that the file has the bytes for.
-    pub(super) fn fill(&mut self, into: &mut [u8]) -> Result<(), CheckpointError> {
+    pub(crate) fn fill(&mut self, into: &mut [u8]) -> Result<(), CheckpointError> {
         match self.reader.read_exact(into) {
             Ok(()) => {
                 self.position += into.len() as u64;
@@ -72,7 +72,7 @@ impl<R: Read + Seek> Source<R> {
     }
 
     /// Gives out `bytes` bytes in parts, each with its place among them.
-    pub(super) fn parts(
+    pub(crate) fn parts(
         &mut self,
         bytes: u64,
         buffer: &mut [u8],
@@ -90,7 +90,7 @@ impl<R: Read + Seek> Source<R> {
     }
 
     /// The checksum of the next bytes.
-    pub(super) fn checksum(&mut self, bytes: u64) -> Result<u32, CheckpointError> {
+    pub(crate) fn checksum(&mut self, bytes: u64) -> Result<u32, CheckpointError> {
         let mut buffer = vec![0; (bytes.min(64 << 10)) as usize];
         let mut hasher = Hasher::new();
         self.parts(bytes, &mut buffer, |_, part| {
@@ -101,7 +101,7 @@ impl<R: Read + Seek> Source<R> {
     }
 
     /// Decodes a record that ends before `end`.
-    pub(super) fn decode<T: Decode<()>>(&mut self, end: u64) -> Result<T, CheckpointError> {
+    pub(crate) fn decode<T: Decode<()>>(&mut self, end: u64) -> Result<T, CheckpointError> {
         let start = self.position;
         let mut within = Within {
             reader: &mut self.reader,
@@ -124,7 +124,7 @@ impl<R: Read + Seek> Source<R> {
         })
     }
 
-    pub(super) fn io(&self, source: io::Error) -> CheckpointError {
+    pub(crate) fn io(&self, source: io::Error) -> CheckpointError {
         CheckpointError::Io {
             action: "read",
             path: self.path.clone(),
@@ -132,7 +132,7 @@ impl<R: Read + Seek> Source<R> {
         }
     }
 
-    pub(super) fn damaged(
+    pub(crate) fn damaged(
         &self,
         offset: u64,
         parameter: Option<&str>,

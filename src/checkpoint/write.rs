@@ -89,7 +89,6 @@ pub(super) fn write<W: Write + Seek>(
     preamble.checksum = crc32fast::hash(&bytes.inner[..PREAMBLE as usize - 4]);
     writer.rewind().map_err(failed)?;
     encode(&preamble, &mut Sink::new(&mut *writer)).map_err(failed)?;
-    writer.flush().map_err(failed)?;
     Ok(plan.file_bytes)
 }
 
