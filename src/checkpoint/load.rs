@@ -93,7 +93,7 @@ impl LoadReport {
 ///
 /// # Errors
 /// As there.
-pub fn load<R: Read + Seek>(
+pub fn load<R: Read + Seek + Send>(
     optimizer: &mut Optimizer,
     checkpoint: &mut Checkpoint<R>,
     how: Load,
@@ -158,7 +158,7 @@ pub(crate) fn transfer<E: From<CheckpointError>>(
 type Loads = (LoadReport, Vec<ParamRecord>, Vec<Vec<Plane>>);
 
 /// Finds what fits and what does not.
-fn compare<R: Read + Seek>(
+fn compare<R: Read + Seek + Send>(
     optimizer: &Optimizer,
     checkpoint: &mut Checkpoint<R>,
     policy: LoadPolicy,
@@ -213,7 +213,7 @@ fn difference(tensor: &Tensor, info: &ParamInfo<'_>, policy: LoadPolicy) -> Opti
 }
 
 /// Reads and checks the planes of what is loaded, in the order of the file.
-fn read_planes<R: Read + Seek>(
+fn read_planes<R: Read + Seek + Send>(
     checkpoint: &mut Checkpoint<R>,
     names: &[String],
     planes: &[Vec<Plane>],

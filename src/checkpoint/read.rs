@@ -94,7 +94,7 @@ impl Checkpoint<File> {
     }
 }
 
-impl<R: Read + Seek> Checkpoint<R> {
+impl<R: Read + Seek + Send> Checkpoint<R> {
     /// Reads a checkpoint from anything; errors call it `path`.
     ///
     /// # Errors

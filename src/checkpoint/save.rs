@@ -5,8 +5,9 @@ use super::write::write;
 use lion_core::Optimizer;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use tempfile::NamedTempFile;
 
 /// How the name of a file ends that is being written.
@@ -30,7 +31,7 @@ pub fn save(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<u64, Checkp
 /// Replaces a file by what `write` writes into a new one, or leaves it as it is.
 pub(crate) fn replace<T, E: From<CheckpointError>>(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<&File>) -> Result<T, E>,
+    write: impl FnOnce(&mut BufWriter<Early<'_>>) -> Result<T, E>,
 ) -> Result<T, E> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -46,9 +47,9 @@ pub(crate) fn replace<T, E: From<CheckpointError>>(
     remove_unfinished(folder, &prefix);
     let temporary = create(folder, &prefix);
     let temporary = temporary.map_err(|source| failed("create a file in", folder, source))?;
-    let mut writer = BufWriter::with_capacity(256 << 10, temporary.as_file());
+    let mut writer = BufWriter::with_capacity(256 << 10, Early::new(temporary.as_file()));
     let written = write(&mut writer)?;
-    let flushed = writer.flush();
+    let flushed = writer.flush().and_then(|()| writer.get_mut().finish());
     flushed.map_err(|source| failed("write", path, source))?;
     drop(writer);
     let synced = temporary.as_file().sync_all();
@@ -64,6 +65,72 @@ fn failed(action: &'static str, path: &Path, source: io::Error) -> CheckpointErr
         action,
         path: path.to_owned(),
         source,
+    }
+}
+
+/// Writes a file, and has the disk begin before the last byte is written: what is written meanwhile takes
+/// no longer.
+pub(crate) struct Early<'a> {
+    file: &'a File,
+    /// Bytes since the last sync was begun.
+    written: usize,
+    sync: Option<JoinHandle<io::Result<()>>>,
+}
+
+/// Bytes that a sync is worth a thread for.
+const EARLY: usize = 32 << 20;
+
+impl<'a> Early<'a> {
+    fn new(file: &'a File) -> Self {
+        Early {
+            file,
+            written: 0,
+            sync: None,
+        }
+    }
+
+    /// Waits for the sync that is under way. What it has met is told once, here and not by a later one.
+    fn finish(&mut self) -> io::Result<()> {
+        match self.sync.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(synced)) => synced,
+            Some(Err(_)) => Err(io::Error::other(
+                "a thread that syncs the file has panicked",
+            )),
+        }
+    }
+}
+
+impl Write for Early<'_> {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(from)?;
+        self.written += written;
+        if self.written >= EARLY && self.sync.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.finish()?;
+            let file = self.file.try_clone()?;
+            // Without a thread the disk begins later, no more.
+            let thread = std::thread::Builder::new();
+            self.sync = thread.spawn(move || file.sync_data()).ok();
+            self.written = 0;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for Early<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+impl Drop for Early<'_> {
+    fn drop(&mut self) {
+        // Where the writing has failed, its error is the one that is told.
+        let _ = self.finish();
     }
 }
 

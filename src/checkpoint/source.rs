@@ -7,9 +7,16 @@ use bincode::error::DecodeError;
 use crc32fast::Hasher;
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::PathBuf;
+use std::sync::mpsc;
 
 /// Bytes that are read at a time.
 pub(crate) const PART: usize = 1 << 20;
+
+/// A plane of as many bytes is read by a thread of its own.
+const AHEAD: u64 = 8 * PART as u64;
+
+/// Parts between that thread and the one that takes them.
+const BUFFERS: usize = 4;
 
 #[derive(Debug)]
 pub(crate) struct Source<R> {
@@ -77,7 +84,13 @@ impl<R: Read + Seek> Source<R> {
         bytes: u64,
         buffer: &mut [u8],
         mut take: impl FnMut(usize, &[u8]) -> Result<(), CheckpointError>,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<(), CheckpointError>
+    where
+        R: Send,
+    {
+        if bytes >= AHEAD {
+            return self.parts_ahead(bytes, take);
+        }
         let mut done = 0;
         while done < bytes {
             let len = (bytes - done).min(buffer.len() as u64) as usize;
@@ -89,8 +102,61 @@ impl<R: Read + Seek> Source<R> {
         Ok(())
     }
 
+    /// As [`parts`](Source::parts), read by a thread that goes ahead while parts are taken.
+    fn parts_ahead(
+        &mut self,
+        bytes: u64,
+        mut take: impl FnMut(usize, &[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError>
+    where
+        R: Send,
+    {
+        let path = self.path.clone();
+        std::thread::scope(|scope| {
+            let (give_empty, empty) = mpsc::channel();
+            let (give_full, full) = mpsc::channel();
+            for _ in 0..BUFFERS {
+                // Cannot fail: the receiver is here.
+                let _ = give_empty.send(vec![0; PART]);
+            }
+            let read = move || {
+                let mut left = bytes;
+                while left > 0 {
+                    // Where the other side has gone nobody wants the rest.
+                    let Ok(mut buffer) = empty.recv() else {
+                        break;
+                    };
+                    buffer.truncate(left.min(PART as u64) as usize);
+                    left -= buffer.len() as u64;
+                    let part = self.fill(&mut buffer).map(|()| buffer);
+                    if part.is_err() {
+                        left = 0;
+                    }
+                    let _ = give_full.send(part);
+                }
+            };
+            let thread = std::thread::Builder::new().spawn_scoped(scope, read);
+            thread.map_err(|source| CheckpointError::Io {
+                action: "start a thread to read",
+                path,
+                source,
+            })?;
+            let mut done = 0;
+            for part in full {
+                let part = part?;
+                take(done, &part)?;
+                done += part.len();
+                let _ = give_empty.send(part);
+            }
+            Ok(())
+        })
+    }
+
     /// The checksum of the next bytes.
-    pub(crate) fn checksum(&mut self, bytes: u64) -> Result<u32, CheckpointError> {
+    pub(crate) fn checksum(&mut self, bytes: u64) -> Result<u32, CheckpointError>
+    where
+        R: Send,
+    {
         let mut buffer = vec![0; (bytes.min(64 << 10)) as usize];
         let mut hasher = Hasher::new();
         self.parts(bytes, &mut buffer, |_, part| {
