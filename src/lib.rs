@@ -45,15 +45,23 @@ mod optimizer;
 #[cfg(feature = "ndarray")]
 mod into_ndarray;
 
+#[cfg(feature = "checkpoint")]
+pub mod checkpoint;
+
+#[cfg(feature = "interop")]
+pub mod interop;
+
 pub use builder::LionBuilder;
+#[cfg(feature = "checkpoint")]
+pub use checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport};
 pub use device::Device;
 pub use into::{IntoGrad, IntoParam, IntoUpdate, update};
 pub use lion_core::{
     BLOCK, Backend, BackendError, Bits, Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut,
-    Dtype, Element, Error, GradRef, Handle, Hyper, Layout, LionArgs, OnNonFinite, Operand,
-    Optimizer, Overrides, ParamInfo, ParamMut, ParamSpec, PlaneSpec, PlaneType, Planes, Scope,
-    Skipped, SkippedBlocks, Slice, SliceMut, State, StateLayout, StateRecord, StepArgs, StepReport,
-    Strides, TensorStep, Update, bf16, f16,
+    Dtype, Element, Error, GradRef, Group, Handle, Hyper, Layout, LionArgs, OnNonFinite, Operand,
+    Optimizer, Overrides, ParamInfo, ParamMut, ParamRecord, ParamSpec, PlaneSpec, PlaneType,
+    Planes, Restore, Scope, Settings, Skipped, SkippedBlocks, Slice, SliceMut, State, StateLayout,
+    StateRecord, StepArgs, StepReport, Strides, TensorStep, Update, bf16, f16,
 };
 pub use optimizer::{Lion, Lion8bit, Lion32bit};
 

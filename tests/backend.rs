@@ -4,7 +4,7 @@
 use lion::cpu::Cpu;
 use lion::{
     Backend, BackendError, Bits, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Error, Lion,
-    OnNonFinite, Overrides, ParamSpec, Planes, State, StateLayout, TensorStep, update,
+    OnNonFinite, Overrides, ParamSpec, State, StateLayout, TensorStep, update,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -123,12 +123,16 @@ impl State for Nothing {
         &lion::quant::Blockwise8
     }
 
-    fn export(&self) -> Result<Planes, BackendError> {
-        Err(BackendError::Other("there is nothing to export".into()))
+    fn len(&self) -> usize {
+        12
     }
 
-    fn import(&mut self, _: &Planes) -> Result<(), BackendError> {
-        Err(BackendError::Other("there is nowhere to import".into()))
+    fn read(&self, _: usize, _: usize, _: &mut [u8]) -> Result<(), BackendError> {
+        Err(BackendError::Other("there is nothing to read".into()))
+    }
+
+    fn write(&mut self, _: usize, _: usize, _: &[u8]) -> Result<(), BackendError> {
+        Err(BackendError::Other("there is nowhere to write".into()))
     }
 }
 
@@ -191,7 +195,7 @@ fn errors_of_a_backend_name_the_parameter_and_keep_their_source() {
     let error = lion.export_state(odd).unwrap_err();
     assert_eq!(error.to_string(), "parameter `odd`: the backend failed");
     let source = std::error::Error::source(&error).unwrap();
-    assert_eq!(source.to_string(), "there is nothing to export");
+    assert_eq!(source.to_string(), "there is nothing to read");
 }
 
 /// More memory than an address space has is an error and not an abort.

@@ -199,6 +199,19 @@ pub enum BackendError {
         /// Width of the state.
         wanted: Bits,
     },
+    /// A part of a plane that is not there, or that cuts a number.
+    WrongPart {
+        /// Name of the state's layout.
+        layout: &'static str,
+        /// Which plane, counted from 0.
+        plane: usize,
+        /// Its first byte in the plane.
+        offset: usize,
+        /// Its bytes.
+        bytes: usize,
+        /// Bytes of the plane; 0 where the layout has no such plane.
+        size: usize,
+    },
     /// The backend cannot be used on this machine.
     Unavailable {
         /// The backend that was asked for.
@@ -238,6 +251,18 @@ impl fmt::Display for BackendError {
             BackendError::WrongPlanes { given, wanted } => {
                 write!(f, "the planes have {given}, wanted {wanted}")
             }
+            BackendError::WrongPart {
+                layout,
+                plane,
+                offset,
+                bytes,
+                size,
+            } => write!(
+                f,
+                "bytes {offset} to {} of plane {plane} of `{layout}`, \
+                 wanted whole numbers within its {size} bytes",
+                offset.saturating_add(*bytes)
+            ),
             BackendError::Unavailable { backend, reason } => {
                 write!(f, "backend `{backend}` cannot be used here: {reason}")
             }

@@ -136,10 +136,11 @@ macro_rules! overrides {
         /// ```
         /// use lion_core::Overrides;
         /// let no_decay = Overrides::new().weight_decay(0.0).lr(3e-4);
-        /// assert_ne!(no_decay, Overrides::new());
+        /// assert_eq!((no_decay.lr, no_decay.betas), (Some(3e-4), None));
         /// ```
         #[derive(Clone, Copy, Debug, Default, PartialEq)]
-        pub struct Overrides { $(pub(crate) $name: Option<$kind>,)* }
+        #[non_exhaustive]
+        pub struct Overrides { $($(#[$doc])* pub $name: Option<$kind>,)* }
 
         impl Overrides {
             /// Nothing set.

@@ -1,7 +1,9 @@
 //! The optimizer: parameters by name, groups and overrides. Its step is in `step.rs`.
 
 use crate::entry::Entry;
-use crate::{Backend, Dtype, Error, Hyper, OnNonFinite, Overrides, ParamInfo, Scope, StateRecord};
+use crate::{
+    Backend, Dtype, Error, Hyper, OnNonFinite, Overrides, ParamInfo, Scope, State, StateRecord,
+};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -65,10 +67,13 @@ impl ParamSpec {
     }
 }
 
-#[derive(Debug)]
-struct Group {
-    name: String,
-    overrides: Overrides,
+/// Parameters with hyper-parameters of their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// What is set for it.
+    pub overrides: Overrides,
 }
 
 /// The Lion optimizer over any backend.
@@ -80,8 +85,8 @@ struct Group {
 pub struct Optimizer {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) on_non_finite: OnNonFinite,
-    defaults: Overrides,
-    groups: Vec<Group>,
+    pub(crate) defaults: Overrides,
+    pub(crate) groups: Vec<Group>,
     pub(crate) params: Vec<Entry>,
     by_name: HashMap<Arc<str>, usize>,
 }
@@ -110,6 +115,16 @@ impl Optimizer {
     /// The backend that holds the states and runs the steps.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    /// The defaults that are set.
+    pub fn defaults(&self) -> &Overrides {
+        &self.defaults
+    }
+
+    /// The groups, in the order they were added.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
     }
 
     /// Adds a group of parameters with hyper-parameters of its own.
@@ -179,6 +194,7 @@ impl Optimizer {
             hyper,
             steps: 0,
             state,
+            fresh: true,
             layout: None,
         });
         Ok(handle)
@@ -261,6 +277,14 @@ impl Optimizer {
         self.parameters().map(|info| info.state_bytes).sum()
     }
 
+    /// The state of a parameter, to be read in parts.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`].
+    pub fn state(&self, handle: Handle) -> Result<&dyn State, Error> {
+        Ok(&*self.params[self.index(handle)?].state)
+    }
+
     /// A copy of what a run needs to go on with this parameter elsewhere.
     ///
     /// # Errors
@@ -284,6 +308,7 @@ impl Optimizer {
         let index = self.index(handle)?;
         let entry = &mut self.params[index];
         entry.check_record(record)?;
+        entry.fresh = false;
         if let Err(source) = entry.state.import(&record.planes) {
             return Err(entry.backend_error(source));
         }
@@ -307,7 +332,9 @@ impl Optimizer {
             layout: layout.name(),
             state_bytes: layout.bytes(entry.len),
             steps: entry.steps,
+            order: entry.layout.as_ref(),
             hyper: entry.hyper,
+            overrides: entry.overrides,
         }
     }
 
@@ -336,13 +363,8 @@ impl Optimizer {
     }
 
     fn resolve(&self, name: &str, group: Option<usize>, overrides: Overrides) -> Hyper {
-        let mut hyper = self.defaults.resolve(Hyper::default());
-        if let Some(group) = group {
-            hyper = self.groups[group].overrides.resolve(hyper);
-        }
-        // A seed shared by many parameters would round all of them with the same words.
-        hyper.seed = mix(hyper.seed ^ hash(name));
-        overrides.resolve(hyper)
+        let group = group.map(|group| &self.groups[group].overrides);
+        resolve(&self.defaults, group, name, overrides)
     }
 
     /// Resolves every parameter anew, or none if the width of a state would have to change.
@@ -350,20 +372,29 @@ impl Optimizer {
         let resolve = |entry: &Entry| self.resolve(&entry.name, entry.group, entry.overrides);
         let hypers: Vec<Hyper> = self.params.iter().map(resolve).collect();
         for (entry, hyper) in self.params.iter().zip(&hypers) {
-            let (given, wanted) = (hyper.bits_for(entry.len), entry.state.layout().bits());
-            if given != wanted {
-                return Err(Error::BitsFixed {
-                    parameter: entry.name.to_string(),
-                    given,
-                    wanted,
-                });
-            }
+            entry.check_bits(hyper)?;
         }
         for (entry, hyper) in self.params.iter_mut().zip(hypers) {
             entry.hyper = hyper;
         }
         Ok(())
     }
+}
+
+/// Hyper-parameters of one parameter: defaults < group < overrides.
+pub(crate) fn resolve(
+    defaults: &Overrides,
+    group: Option<&Overrides>,
+    name: &str,
+    overrides: Overrides,
+) -> Hyper {
+    let mut hyper = defaults.resolve(Hyper::default());
+    if let Some(group) = group {
+        hyper = group.resolve(hyper);
+    }
+    // A seed shared by many parameters would round all of them with the same words.
+    hyper.seed = mix(hyper.seed ^ hash(name));
+    overrides.resolve(hyper)
 }
 
 /// FNV-1a, 64 bits.

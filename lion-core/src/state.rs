@@ -3,6 +3,7 @@
 use crate::{BackendError, Bits, Layout};
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 
 /// Type of the numbers of a state plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,46 @@ pub trait StateLayout: fmt::Debug + Send + Sync {
     fn bytes(&self, n: usize) -> usize {
         self.planes().iter().map(|plane| plane.bytes(n)).sum()
     }
+
+    /// The range of a part of a plane in numbers, for a parameter of `n` elements: what
+    /// [`State::read`] and [`State::write`] check first.
+    ///
+    /// ```
+    /// use lion_core::{Momentum32, StateLayout};
+    /// assert_eq!(Momentum32.part(10, 0, 8, 12)?, 2..5);
+    /// let error = Momentum32.part(10, 0, 36, 8).unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "bytes 36 to 44 of plane 0 of `momentum32`, wanted whole numbers within its 40 bytes"
+    /// );
+    /// # Ok::<(), lion_core::BackendError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`BackendError::WrongPart`] where there is no such plane, the part is beyond its end, or it
+    /// cuts a number.
+    fn part(
+        &self,
+        n: usize,
+        plane: usize,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<Range<usize>, BackendError> {
+        let (size, number) = self.planes().get(plane).map_or((0, 1), |spec| {
+            (PlaneSpec::bytes(spec, n), spec.plane_type.bytes())
+        });
+        let fits = plane < self.planes().len() && offset <= size && bytes <= size - offset;
+        if fits && offset.is_multiple_of(number) && bytes.is_multiple_of(number) {
+            return Ok(offset / number..(offset + bytes) / number);
+        }
+        Err(BackendError::WrongPart {
+            layout: self.name(),
+            plane,
+            offset,
+            bytes,
+            size,
+        })
+    }
 }
 
 /// The 32-bit state: `momentum: f32[n]`.
@@ -87,24 +128,109 @@ impl StateLayout for Momentum32 {
 
 /// The state of one parameter, held by the backend that allocated it.
 ///
-/// A backend finds its own type again through [`Any`]; everyone else reads and writes planes.
+/// A backend finds its own type again through [`Any`]; everyone else reads and writes parts of planes
+/// as bytes, little-endian, so that a state of any size goes through a small buffer.
 pub trait State: Any + fmt::Debug + Send + Sync {
     /// Which planes it has.
     fn layout(&self) -> &'static dyn StateLayout;
 
+    /// Elements of the parameter.
+    fn len(&self) -> usize;
+
+    /// Whether the parameter has no element.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies bytes of a plane, from byte `offset` of it on, after all steps that are queued.
+    ///
+    /// # Errors
+    /// [`BackendError::WrongPart`] as [`StateLayout::part`] says; what the backend meets.
+    fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError>;
+
+    /// Replaces bytes of a plane, from byte `offset` of it on, after all steps that are queued.
+    ///
+    /// # Errors
+    /// [`BackendError::WrongPart`] as [`StateLayout::part`] says; what the backend meets.
+    fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError>;
+
     /// A copy of all planes.
     ///
     /// # Errors
-    /// What the backend meets while it copies.
-    fn export(&self) -> Result<Planes, BackendError>;
+    /// [`BackendError::OutOfMemory`]; else as [`read`](State::read).
+    fn export(&self) -> Result<Planes, BackendError> {
+        Ok(match self.layout().bits() {
+            Bits::ThirtyTwo => Planes::Momentum32 {
+                momentum: read_floats(self, 0)?,
+            },
+            Bits::Eight => {
+                let mut codes = with_room(self.len())?;
+                codes.resize(self.len(), 0);
+                self.read(0, 0, &mut codes)?;
+                let absmax = read_floats(self, 1)?;
+                Planes::Blockwise8 { codes, absmax }
+            }
+        })
+    }
 
     /// Replaces all planes.
     ///
-    /// The optimizer has checked that `planes` has this state's layout and lengths.
-    ///
     /// # Errors
-    /// What the backend meets while it copies.
-    fn import(&mut self, planes: &Planes) -> Result<(), BackendError>;
+    /// [`BackendError::WrongPlanes`] where `planes` have another width; else as
+    /// [`write`](State::write).
+    fn import(&mut self, planes: &Planes) -> Result<(), BackendError> {
+        match (self.layout().bits(), planes) {
+            (Bits::ThirtyTwo, Planes::Momentum32 { momentum }) => write_floats(self, 0, momentum),
+            (Bits::Eight, Planes::Blockwise8 { codes, absmax }) => {
+                self.write(0, 0, codes)?;
+                write_floats(self, 1, absmax)
+            }
+            (wanted, planes) => Err(BackendError::WrongPlanes {
+                given: planes.bits(),
+                wanted,
+            }),
+        }
+    }
+}
+
+/// Floats that [`State::export`] and [`State::import`] convert at a time.
+const CHUNK: usize = 16 << 10;
+
+fn with_room<T>(len: usize) -> Result<Vec<T>, BackendError> {
+    let mut plane = Vec::new();
+    match plane.try_reserve_exact(len) {
+        Ok(()) => Ok(plane),
+        Err(_) => Err(BackendError::OutOfMemory {
+            bytes: len.saturating_mul(size_of::<T>()),
+        }),
+    }
+}
+
+fn read_floats<S: State + ?Sized>(state: &S, plane: usize) -> Result<Vec<f32>, BackendError> {
+    let len = PlaneSpec::len(&state.layout().planes()[plane], state.len());
+    let mut floats = with_room(len)?;
+    let mut bytes = vec![0; 4 * len.min(CHUNK)];
+    while floats.len() < len {
+        let part = &mut bytes[..4 * (len - floats.len()).min(CHUNK)];
+        state.read(plane, 4 * floats.len(), part)?;
+        let (words, _) = part.as_chunks::<4>();
+        floats.extend(words.iter().map(|&word| f32::from_le_bytes(word)));
+    }
+    Ok(floats)
+}
+
+fn write_floats<S: State + ?Sized>(
+    state: &mut S,
+    plane: usize,
+    floats: &[f32],
+) -> Result<(), BackendError> {
+    let mut bytes = Vec::with_capacity(4 * floats.len().min(CHUNK));
+    for (i, part) in floats.chunks(CHUNK).enumerate() {
+        bytes.clear();
+        bytes.extend(part.iter().flat_map(|x| x.to_le_bytes()));
+        state.write(plane, 4 * CHUNK * i, &bytes)?;
+    }
+    Ok(())
 }
 
 /// The numbers of a state.

@@ -1,6 +1,6 @@
 //! States in ordinary memory.
 
-use lion_core::{BLOCK, BackendError, Bits, Momentum32, Planes, State, StateLayout};
+use lion_core::{BLOCK, BackendError, Bits, Momentum32, State, StateLayout};
 use lion_quant::{Blockwise8, ZERO_CODE};
 
 /// The state of one parameter in ordinary memory.
@@ -45,40 +45,86 @@ impl State for CpuState {
         }
     }
 
-    fn export(&self) -> Result<Planes, BackendError> {
-        Ok(match self {
-            CpuState::Momentum32 { momentum } => Planes::Momentum32 {
-                momentum: momentum.clone(),
-            },
-            CpuState::Blockwise8 { codes, absmax } => Planes::Blockwise8 {
-                codes: codes.clone(),
-                absmax: absmax.clone(),
-            },
-        })
+    fn len(&self) -> usize {
+        match self {
+            CpuState::Momentum32 { momentum } => momentum.len(),
+            CpuState::Blockwise8 { codes, .. } => codes.len(),
+        }
     }
 
-    fn import(&mut self, planes: &Planes) -> Result<(), BackendError> {
-        match (self, planes) {
-            (CpuState::Momentum32 { momentum }, Planes::Momentum32 { momentum: new }) => {
-                momentum.copy_from_slice(new);
-            }
-            (
-                CpuState::Blockwise8 { codes, absmax },
-                Planes::Blockwise8 {
-                    codes: new_codes,
-                    absmax: new_absmax,
-                },
-            ) => {
-                codes.copy_from_slice(new_codes);
-                absmax.copy_from_slice(new_absmax);
-            }
-            (state, planes) => {
-                return Err(BackendError::WrongPlanes {
-                    given: planes.bits(),
-                    wanted: state.layout().bits(),
-                });
+    fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
+        let part = self.layout().part(self.len(), plane, offset, into.len())?;
+        match self {
+            CpuState::Blockwise8 { codes, .. } if plane == 0 => into.copy_from_slice(&codes[part]),
+            CpuState::Blockwise8 { absmax: floats, .. }
+            | CpuState::Momentum32 { momentum: floats } => {
+                let (words, _) = into.as_chunks_mut::<4>();
+                for (word, x) in words.iter_mut().zip(&floats[part]) {
+                    *word = x.to_le_bytes();
+                }
             }
         }
         Ok(())
+    }
+
+    fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
+        let part = self.layout().part(self.len(), plane, offset, from.len())?;
+        match self {
+            CpuState::Blockwise8 { codes, .. } if plane == 0 => codes[part].copy_from_slice(from),
+            CpuState::Blockwise8 { absmax: floats, .. }
+            | CpuState::Momentum32 { momentum: floats } => {
+                let (words, _) = from.as_chunks::<4>();
+                for (x, &word) in floats[part].iter_mut().zip(words) {
+                    *x = f32::from_le_bytes(word);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lion_core::Planes;
+
+    #[test]
+    fn parts_of_planes_are_little_endian_bytes() {
+        let mut state = CpuState::zero(Bits::Eight, 300).unwrap();
+        assert_eq!(State::len(&state), 300);
+        state.write(0, 255, &[7, 8]).unwrap();
+        state.write(1, 4, &[0, 0, 0xC0, 0x3F]).unwrap();
+        let mut word = [0; 4];
+        state.read(1, 4, &mut word).unwrap();
+        assert_eq!(f32::from_le_bytes(word), 1.5);
+        let Planes::Blockwise8 { codes, absmax } = state.export().unwrap() else {
+            panic!("another layout");
+        };
+        assert_eq!((codes[254], codes[255], codes[256]), (ZERO_CODE, 7, 8));
+        assert_eq!(absmax, [0.0, 1.5]);
+    }
+
+    #[test]
+    fn parts_outside_a_plane_are_refused() {
+        let mut state = CpuState::zero(Bits::Eight, 300).unwrap();
+        let outside = [
+            (0, 299, 2),
+            (0, usize::MAX, 1),
+            (1, 4, 8),
+            (1, 2, 4),
+            (1, 0, 3),
+            (2, 0, 0),
+        ];
+        for (plane, offset, bytes) in outside {
+            let mut buffer = vec![0; bytes];
+            let errors = [
+                state.read(plane, offset, &mut buffer).unwrap_err(),
+                state.write(plane, offset, &buffer).unwrap_err(),
+            ];
+            for error in errors {
+                assert!(matches!(error, BackendError::WrongPart { .. }), "{error}");
+            }
+        }
+        state.read(1, 8, &mut []).unwrap();
     }
 }

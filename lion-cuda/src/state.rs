@@ -4,7 +4,7 @@ use crate::CudaError;
 use crate::counters::{Counter, Counters};
 use crate::driver::Session;
 use crate::memory::Buffer;
-use lion_core::{BackendError, Bits, Momentum32, PlaneSpec, Planes, State, StateLayout};
+use lion_core::{BackendError, Bits, Momentum32, PlaneSpec, State, StateLayout};
 use lion_quant::{Blockwise8, ZERO_CODE};
 use std::sync::Arc;
 
@@ -68,20 +68,11 @@ impl CudaState {
         self.planes.is_of(session)
     }
 
-    fn read_floats(&self, start: usize, len: usize) -> Result<Vec<f32>, CudaError> {
-        let mut bytes = vec![0; 4 * len];
-        self.planes.read(start, &mut bytes)?;
-        let (words, _) = bytes.as_chunks::<4>();
-        Ok(words.iter().map(|&word| f32::from_le_bytes(word)).collect())
-    }
-
-    fn write_floats(&self, start: usize, floats: &[f32]) -> Result<(), CudaError> {
-        let bytes: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.planes.write(start, &bytes)
-    }
-
-    fn absmax_start(&self) -> usize {
-        absmax_start(self.bits, self.len).unwrap_or_default()
+    /// Where in the allocation a part of a plane begins.
+    fn place(&self, plane: usize, offset: usize, bytes: usize) -> Result<usize, BackendError> {
+        layout(self.bits).part(self.len, plane, offset, bytes)?;
+        let absmax = absmax_start(self.bits, self.len).unwrap_or_default();
+        Ok(offset + if plane == 1 { absmax } else { 0 })
     }
 }
 
@@ -102,37 +93,17 @@ impl State for CudaState {
         layout(self.bits)
     }
 
-    fn export(&self) -> Result<Planes, BackendError> {
-        Ok(match self.bits {
-            Bits::ThirtyTwo => Planes::Momentum32 {
-                momentum: self.read_floats(0, self.len)?,
-            },
-            Bits::Eight => {
-                let mut codes = vec![0; self.len];
-                self.planes.read(0, &mut codes)?;
-                let blocks = self.len.div_ceil(lion_core::BLOCK);
-                let absmax = self.read_floats(self.absmax_start(), blocks)?;
-                Planes::Blockwise8 { codes, absmax }
-            }
-        })
+    fn len(&self) -> usize {
+        self.len
     }
 
-    fn import(&mut self, planes: &Planes) -> Result<(), BackendError> {
-        match (self.bits, planes) {
-            (Bits::ThirtyTwo, Planes::Momentum32 { momentum }) => {
-                self.write_floats(0, momentum)?;
-            }
-            (Bits::Eight, Planes::Blockwise8 { codes, absmax }) => {
-                self.planes.write(0, codes)?;
-                self.write_floats(self.absmax_start(), absmax)?;
-            }
-            (wanted, planes) => {
-                return Err(BackendError::WrongPlanes {
-                    given: planes.bits(),
-                    wanted,
-                });
-            }
-        }
-        Ok(())
+    fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
+        let start = self.place(plane, offset, into.len())?;
+        Ok(self.planes.read(start, into)?)
+    }
+
+    fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
+        let start = self.place(plane, offset, from.len())?;
+        Ok(self.planes.write(start, from)?)
     }
 }
