@@ -98,6 +98,7 @@ impl Shared {
     pub(super) fn note_reads(&mut self, at: &V64, mask: u32, bytes: u64, site: Site<'_>) -> Done {
         let (first, now) = (self.first, self.epoch);
         let all = Tag::of_several_warps(now);
+        let several = Tag::new(now, site.meetings, site.warp, 0).and_other_lanes();
         for lane in each(mask) {
             let mine = Tag::new(now, site.meetings, site.warp, lane as u32);
             let (from, to) = (at[lane] as usize, (at[lane] + bytes) as usize);
@@ -108,7 +109,8 @@ impl Shared {
                 // The frequent case: a whole word, written by one before the barrier.
                 let whole = byte.is_multiple_of(4) && to - byte >= 4;
                 if whole && last.before(now) && !last.before(first) && word.written == [last; 4] {
-                    if word.read != [all; 4] {
+                    // Another reader tells nothing new.
+                    if word.read != [several; 4] && word.read != [all; 4] {
                         word.read = word.read.map(|read| read.and(mine));
                         word.reader = site.pc;
                     }

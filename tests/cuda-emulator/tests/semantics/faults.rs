@@ -260,6 +260,20 @@ fn races_on_shared_memory() {
          @!%p0 ld.shared.u32 %a0, [word]; // here",
     )
     .says(LAUNCH_FAILED, &["warp 1, lane 0:", "race"]);
+    // What another lane of the warp wrote, where nothing made them meet.
+    let together = ".shared .align 4 .b8 bytes[128];
+         mov.u32 %a0, bytes;
+         shl.b32 %a1, %tid, 2;
+         add.u32 %a1, %a0, %a1;
+         st.shared.u32 [%a1], %tid;
+         bar.warp.sync 0xffffffff;
+         xor.b32 %a2, %tid, 1;
+         shl.b32 %a2, %a2, 2;
+         add.u32 %a2, %a0, %a2;
+         ld.shared.u32 %a3, [%a2]; // here";
+    assert_eq!(try_run(together, 1, 32, &[], 0), Ok(vec![]));
+    let apart = together.replace("bar.warp.sync 0xffffffff;", "");
+    Faulty::new(32, &apart).says(LAUNCH_FAILED, &["lane 0:", "race", "reads"]);
     // Two lanes of one instruction write different values to one place.
     Faulty::new(2, ".shared .u32 word;\nst.shared.u32 [word], %tid; // here")
         .says(LAUNCH_FAILED, &["lane 1:", "race"]);

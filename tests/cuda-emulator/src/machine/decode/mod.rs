@@ -16,10 +16,6 @@ use std::sync::Arc;
 /// What a register holds that was never written.
 const NEVER_WRITTEN: u64 = 0xA5A5_A5A5_A5A5_A5A5;
 
-/// Bytes of shared memory that a CTA may declare, and of local memory that a thread may.
-const MOST_SHARED: u64 = 48 << 10;
-const MOST_LOCAL: u64 = 512 << 10;
-
 /// Why an instruction is refused.
 type Decoded<T = Op> = Result<T, String>;
 
@@ -44,7 +40,7 @@ struct Decoder<'a> {
 
 /// Decodes a kernel.
 pub(super) fn decode(kernel: &Kernel, globals: &[u64]) -> Result<Code, LoadError> {
-    let mut decoder = Decoder::new(kernel, globals)?;
+    let mut decoder = Decoder::new(kernel, globals);
     let mut kinds: HashMap<Arc<str>, u32> = HashMap::new();
     for instruction in &kernel.body {
         let op = decoder
@@ -92,7 +88,7 @@ pub(super) fn decode(kernel: &Kernel, globals: &[u64]) -> Result<Code, LoadError
 }
 
 impl<'a> Decoder<'a> {
-    fn new(kernel: &'a Kernel, globals: &'a [u64]) -> Result<Self, LoadError> {
+    fn new(kernel: &'a Kernel, globals: &'a [u64]) -> Self {
         let (mut words32, mut words64, mut predicates) = (0, 0, NEVER + 1);
         let count = |counter: &mut u32| {
             *counter += 1;
@@ -117,17 +113,9 @@ impl<'a> Decoder<'a> {
                 _ => None,
             })
             .collect();
-        let refused = |space: &str, why| LoadError::Instruction {
-            kernel: kernel.name.to_string(),
-            line: kernel.line,
-            opcode: space.into(),
-            why,
-        };
-        let (shared, shared_bytes, shared_align) =
-            placed(&kernel.shared, MOST_SHARED).map_err(|why| refused(".shared", why))?;
-        let (local, local_bytes, _) =
-            placed(&kernel.local, MOST_LOCAL).map_err(|why| refused(".local", why))?;
-        Ok(Self {
+        let (shared, shared_bytes, shared_align) = placed(&kernel.shared);
+        let (local, local_bytes, _) = placed(&kernel.local);
+        Self {
             kernel,
             globals,
             slots,
@@ -150,7 +138,7 @@ impl<'a> Decoder<'a> {
                 caches: 0,
                 ordered: false,
             },
-        })
+        }
     }
 
     fn decode(&mut self, instruction: &Instruction) -> Decoded {
@@ -215,27 +203,21 @@ fn operands(wanted: &str, instruction: &Instruction) -> String {
     )
 }
 
-/// Where variables lie if they follow each other; then their size and alignment. Dynamic ones begin behind all others.
-fn placed(variables: &[crate::ptx::Variable], most: u64) -> Decoded<(Vec<u64>, u64, u64)> {
-    let mut end: u64 = 0;
+/// Where variables lie if they follow each other; then their size and alignment. Dynamic ones begin behind all others. The
+/// parser has seen to it that there is room for all.
+fn placed(variables: &[crate::ptx::Variable]) -> (Vec<u64>, u64, u64) {
+    let (mut end, mut align) = (0_u64, 1);
     let mut starts = vec![0; variables.len()];
-    let mut align = 1;
     for dynamic in [false, true] {
         for (start, variable) in starts.iter_mut().zip(variables) {
-            if variable.dynamic != dynamic {
-                continue;
+            if variable.dynamic == dynamic {
+                *start = end.next_multiple_of(variable.align.max(1));
+                align = align.max(variable.align);
+                if !dynamic {
+                    end = *start + variable.bytes;
+                }
             }
-            let behind = end.checked_next_multiple_of(variable.align.max(1));
-            let behind = behind.and_then(|at| Some((at, at.checked_add(variable.bytes)?)));
-            let (at, next) = behind
-                .filter(|(_, next)| *next <= most)
-                .ok_or_else(|| format!("more than {most} bytes with {}", variable.name))?;
-            *start = at;
-            if !dynamic {
-                end = next;
-            }
-            align = align.max(variable.align);
         }
     }
-    Ok((starts, end, align))
+    (starts, end, align)
 }
