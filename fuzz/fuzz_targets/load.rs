@@ -11,7 +11,10 @@ use std::io::Cursor;
 /// The parameters of the seeds, some of them.
 fn optimizer(used: bool) -> Lion {
     let cpu = Cpu::new().expect("a CPU");
-    let mut lion = Lion::builder().backend(cpu).build().expect("defaults are right");
+    let mut lion = Lion::builder()
+        .backend(cpu)
+        .build()
+        .expect("defaults are right");
     let eight = Overrides::new().optim_bits(8).min_8bit_size(1);
     let eight_bits = ParamSpec::new("w", 5, Dtype::Bf16).overrides(eight);
     for spec in [eight_bits, ParamSpec::new("m", 6, Dtype::F32)] {
@@ -29,7 +32,11 @@ fn state(lion: &Lion) -> String {
     let infos: Vec<_> = lion.parameters().collect();
     let records = infos.iter().map(|info| lion.export_state(info.handle).ok());
     let records: Vec<_> = records.collect();
-    format!("{:?} {:?} {infos:?} {records:?}", lion.defaults(), lion.groups())
+    format!(
+        "{:?} {:?} {infos:?} {records:?}",
+        lion.defaults(),
+        lion.groups()
+    )
 }
 
 fn try_load(lion: &mut Lion, bytes: &[u8], how: Load) -> Result<(), CheckpointError> {
