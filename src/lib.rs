@@ -31,9 +31,13 @@
 //! # Ok::<(), lion::Error>(())
 //! ```
 //!
+//! A run is saved by [`Lion::save`] and goes on by [`Lion::load`]: see [`checkpoint`].
+//!
 //! # Features
+//! - `checkpoint` (default): saving and loading.
 //! - `cuda`: steps on NVIDIA GPUs, chosen when the program runs. It builds without a CUDA toolkit and
 //!   starts without a driver.
+//! - `interop`: exchange of states with PyTorch's bitsandbytes, as safetensors.
 //! - `ndarray` (default): a step takes `ndarray` arrays and views of any contiguous order.
 #![forbid(unsafe_code)]
 

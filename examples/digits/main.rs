@@ -8,6 +8,7 @@ mod data;
 mod network;
 mod plot;
 mod random;
+mod saved;
 mod table;
 mod train;
 
@@ -20,7 +21,7 @@ use random::Random;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use train::Plan;
+use train::{Plan, Saving};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits.csv");
 
@@ -56,6 +57,15 @@ struct Options {
     /// Where the loss curves are written, as SVG.
     #[arg(long, default_value = "digits.svg")]
     out: PathBuf,
+    /// Saves the runs into this folder after every epoch.
+    #[arg(long, value_name = "FOLDER")]
+    save: Option<PathBuf>,
+    /// Goes on where the runs saved into this folder left off.
+    #[arg(long, value_name = "FOLDER")]
+    resume: Option<PathBuf>,
+    /// Stops after as many epochs, as if the program had been killed.
+    #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..))]
+    stop_after: Option<u32>,
 }
 
 fn main() -> ExitCode {
@@ -86,12 +96,20 @@ fn run(options: &Options) -> Result<()> {
         HumanCount(plan.network().len() as u64)
     ))?;
 
+    let saving = Saving {
+        save: options.save.clone(),
+        resume: options.resume.clone(),
+        stop_after: options.stop_after,
+    };
     let mut outcomes = Vec::new();
     for (name, lion) in optimizers(options.seed, &device())? {
-        outcomes.push(plan.train(name, lion)?);
+        outcomes.push(plan.train(name, lion, &saving)?);
     }
     say(&table::table(&outcomes))?;
-    plot::write(&options.out, &outcomes, options.epochs)?;
+    let epochs = options
+        .stop_after
+        .map_or(options.epochs, |n| n.min(options.epochs));
+    plot::write(&options.out, &outcomes, epochs)?;
     say(&format!("\nloss curves: {}\n", options.out.display()))
 }
 
