@@ -24,6 +24,8 @@ pub(crate) struct Entry {
     pub(crate) hyper: Hyper,
     pub(crate) steps: u64,
     pub(crate) state: Box<dyn State>,
+    /// Whether the state was made to be paged.
+    pub(crate) paged: bool,
     /// The order in memory of its first step, which the state has ever after.
     pub(crate) layout: Option<Layout>,
 }

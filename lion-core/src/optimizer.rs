@@ -1,7 +1,10 @@
 //! The optimizer: parameters by name, groups and overrides. Its step is in `step.rs`.
 
 use crate::entry::Entry;
-use crate::{Backend, Dtype, Error, Hyper, OnNonFinite, Overrides, ParamInfo, Scope, StateRecord};
+use crate::{
+    Backend, Dtype, Error, Hyper, OnNonFinite, Overrides, PagingReport, ParamInfo, ParamPaging,
+    Scope, StateRecord, StateRequest,
+};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -134,7 +137,8 @@ impl Optimizer {
     }
 
     /// Registers a parameter and allocates its state: 8 bits if its hyper-parameters ask for it and
-    /// it has at least `min_8bit_size` elements, else 32.
+    /// it has at least `min_8bit_size` elements, else 32; paged if they ask for it and it has at least
+    /// `min_paged_size`.
     ///
     /// # Errors
     /// [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`],
@@ -156,9 +160,11 @@ impl Optimizer {
         let group = group.map(|group| self.find_group(&group)).transpose()?;
         overrides.check(|| Scope::Parameter(name.clone()))?;
         let hyper = self.resolve(&name, group, overrides);
+        let paged = hyper.paged_for(len);
+        let request = StateRequest::new(&name, hyper.bits_for(len), len).paged(paged);
         let state = self
             .backend
-            .allocate(hyper.bits_for(len), len)
+            .allocate(&request)
             .map_err(|source| Error::Backend {
                 parameter: Some(name.clone()),
                 source,
@@ -179,6 +185,7 @@ impl Optimizer {
             hyper,
             steps: 0,
             state,
+            paged,
             layout: None,
         });
         Ok(handle)
@@ -208,8 +215,8 @@ impl Optimizer {
     /// Changes the defaults that are set in `changes`.
     ///
     /// # Errors
-    /// [`Error::InvalidHyper`], and [`Error::BitsFixed`] where the width of an existing state would
-    /// have to change.
+    /// [`Error::InvalidHyper`], and [`Error::BitsFixed`] or [`Error::PagingFixed`] where the width of
+    /// an existing state, or whether it is paged, would have to change.
     pub fn configure(&mut self, changes: Overrides) -> Result<(), Error> {
         changes.check(|| Scope::Defaults)?;
         let before = self.defaults;
@@ -261,6 +268,21 @@ impl Optimizer {
         self.parameters().map(|info| info.state_bytes).sum()
     }
 
+    /// Where paged states are and what the last step has moved of them; `None` where the backend was not
+    /// told how to page.
+    pub fn paging(&self) -> Option<PagingReport> {
+        let totals = self.backend.paging_totals()?;
+        let parameters = self.params.iter().map(|entry| ParamPaging {
+            parameter: entry.name(),
+            state_bytes: entry.state.layout().bytes(entry.len),
+            paged: entry.state.paged(),
+        });
+        Some(PagingReport {
+            totals,
+            parameters: parameters.collect(),
+        })
+    }
+
     /// A copy of what a run needs to go on with this parameter elsewhere.
     ///
     /// # Errors
@@ -306,6 +328,7 @@ impl Optimizer {
             bits: layout.bits(),
             layout: layout.name(),
             state_bytes: layout.bytes(entry.len),
+            paged: entry.paged,
             steps: entry.steps,
             hyper: entry.hyper,
         }
@@ -345,7 +368,7 @@ impl Optimizer {
         overrides.resolve(hyper)
     }
 
-    /// Resolves every parameter anew, or none if the width of a state would have to change.
+    /// Resolves every parameter anew, or none if a state would have to be made anew.
     fn refresh(&mut self) -> Result<(), Error> {
         let resolve = |entry: &Entry| self.resolve(&entry.name, entry.group, entry.overrides);
         let hypers: Vec<Hyper> = self.params.iter().map(resolve).collect();
@@ -353,6 +376,14 @@ impl Optimizer {
             let (given, wanted) = (hyper.bits_for(entry.len), entry.state.layout().bits());
             if given != wanted {
                 return Err(Error::BitsFixed {
+                    parameter: entry.name.to_string(),
+                    given,
+                    wanted,
+                });
+            }
+            let (given, wanted) = (hyper.paged_for(entry.len), entry.paged);
+            if given != wanted {
+                return Err(Error::PagingFixed {
                     parameter: entry.name.to_string(),
                     given,
                     wanted,

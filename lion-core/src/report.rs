@@ -44,6 +44,8 @@ pub struct ParamInfo<'a> {
     pub layout: &'static str,
     /// Bytes of its state.
     pub state_bytes: usize,
+    /// Whether its state is paged.
+    pub paged: bool,
     /// Steps done.
     pub steps: u64,
     /// Hyper-parameters after defaults, group and overrides are merged. `seed` is the parameter's own.

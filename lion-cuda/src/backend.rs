@@ -13,8 +13,8 @@ use cust::context::Context;
 use cust::stream::Stream;
 use cust::sys::{CUcontext, CUstream};
 use lion_core::{
-    Backend, BackendError, Bits, Data, DataMut, DeviceMemory, Operand, Skipped, Slice, State,
-    TensorStep,
+    Backend, BackendError, Data, DataMut, DeviceMemory, Operand, Skipped, Slice, State,
+    StateRequest, TensorStep,
 };
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -344,7 +344,8 @@ impl Backend for Cuda {
         &self.name
     }
 
-    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        let StateRequest { bits, len, .. } = *request;
         let state = CudaState::zero(&self.session, &self.counters, bits, len)?;
         Ok(Box::new(state))
     }

@@ -12,7 +12,7 @@ mod replay;
 mod tensor;
 mod trajectory;
 
-pub use backends::{Candidate, backends, emulator};
+pub use backends::{AllPaged, Candidate, backends, emulator};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
 pub use file::{RecordFile, is_codebook};
 pub use model::{Model, Param, Snapshot};

@@ -1,0 +1,166 @@
+//! The walk of a step over the pieces of paged states: the order, the norms, and what is left of each.
+
+use crate::arch::Kernel;
+use crate::job::View;
+use crate::paged::PagedCpuState;
+use crate::pool::Pool;
+use lion_core::norm::{limited_lr, tree_split};
+use lion_core::{PagingError, TensorStep};
+use lion_paging::{HostDriver, Pager, Use, Visit, Walk};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How far a step has come in a part of its walk.
+#[derive(Debug)]
+pub(crate) struct Progress<'w> {
+    pub(crate) walk: &'w Walk<'w, HostDriver>,
+    /// Position of the first piece.
+    pub(crate) first: usize,
+    /// Elements that are not stepped yet, for each piece.
+    left: Vec<AtomicUsize>,
+}
+
+impl<'w> Progress<'w> {
+    fn new(walk: &'w Walk<'w, HostDriver>, first: usize, tensors: &[TensorStep<'_>]) -> Self {
+        let states = tensors.iter().filter_map(PagedCpuState::of);
+        let left = states.flat_map(|state| {
+            let pieces = state.pages().pieces();
+            (0..pieces.count()).map(|piece| AtomicUsize::new(pieces.elements(piece).len()))
+        });
+        Progress {
+            walk,
+            first,
+            left: left.collect(),
+        }
+    }
+
+    /// Elements of a piece are stepped; with the last ones its use is over.
+    pub(crate) fn done(&self, position: usize, elements: usize) {
+        let left = &self.left[position - self.first];
+        if left.fetch_sub(elements, Ordering::AcqRel) == elements {
+            self.walk.release(position);
+        }
+    }
+}
+
+/// Number of pieces of a tensor; 0 where its state is not paged.
+fn pieces(tensor: &TensorStep<'_>) -> usize {
+    PagedCpuState::of(tensor).map_or(0, |state| state.pages().pieces().count())
+}
+
+fn uses(tensor: &TensorStep<'_>, of: fn(lion_paging::Piece) -> Use) -> impl Iterator<Item = Use> {
+    let pages = PagedCpuState::of(tensor).map(PagedCpuState::pages);
+    (0..pieces(tensor)).filter_map(move |index| Some(of(pages?.piece(index))))
+}
+
+/// Whether the norm of a tensor is to be known before its step.
+fn is_limited(tensor: &TensorStep<'_>) -> bool {
+    tensor.max_unorm > 0.0
+}
+
+/// Steps tensors of which some are paged. Norms of the others are known.
+///
+/// A tensor whose norm is wanted is read just before it is stepped, and not all of them before all
+/// steps: one that fits the window is then fetched once.
+pub(crate) fn step(
+    pool: Pool<'_>,
+    kernel: Kernel,
+    pager: &Pager<HostDriver>,
+    tensors: &mut [TensorStep<'_>],
+) -> Result<(), PagingError> {
+    let mut order: Vec<Use> = Vec::new();
+    for tensor in &*tensors {
+        if is_limited(tensor) {
+            order.extend(uses(tensor, Use::read));
+        }
+        order.extend(uses(tensor, Use::write));
+    }
+    let walk = pager.begin(&order, Visit::Step);
+    let mut position = 0;
+    let mut rest = tensors;
+    while !rest.is_empty() {
+        if is_limited(&rest[0]) && pieces(&rest[0]) > 0 {
+            limit(pool, kernel, &walk, position, &mut rest[0])?;
+            position += pieces(&rest[0]);
+        }
+        // Up to the next one whose norm is wanted.
+        let stop = |tensor: &TensorStep<'_>| is_limited(tensor) && pieces(tensor) > 0;
+        let end = rest[1..]
+            .iter()
+            .position(stop)
+            .map_or(rest.len(), |at| at + 1);
+        let (part, after) = rest.split_at_mut(end);
+        let progress = Progress::new(&walk, position, part);
+        position += progress.left.len();
+        pool.step(kernel, part, Some(&progress))?;
+        rest = after;
+    }
+    walk.finish()
+}
+
+/// Lowers the learning rate of a tensor by its norm, whose pieces come from `first` on.
+fn limit(
+    pool: Pool<'_>,
+    kernel: Kernel,
+    walk: &Walk<'_, HostDriver>,
+    first: usize,
+    tensor: &mut TensorStep<'_>,
+) -> Result<(), PagingError> {
+    let norm = |piece: usize| {
+        walk.acquire(first + piece)?;
+        let sums = View::of_piece(tensor, piece)
+            .map_or((0.0, 0), |view| pool.norm(kernel, view, view.blocks()));
+        walk.release(first + piece);
+        Ok(sums)
+    };
+    let (squares, moves) = sum(0..pieces(tensor), &norm)?;
+    let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
+    tensor.coefficients = tensor.coefficients.with_lr(lr);
+    Ok(())
+}
+
+/// Adds what pieces give, in their order and by the tree of the specification: a piece holds a power of
+/// two of blocks, so it is a subtree.
+fn sum(
+    pieces: Range<usize>,
+    of: &impl Fn(usize) -> Result<(f64, u64), PagingError>,
+) -> Result<(f64, u64), PagingError> {
+    match pieces.len() {
+        0 => return Ok((0.0, 0)),
+        1 => return of(pieces.start),
+        _ => {}
+    }
+    let middle = pieces.start + tree_split(pieces.len());
+    let left = sum(pieces.start..middle, of)?;
+    let right = sum(middle..pieces.end, of)?;
+    Ok((left.0 + right.0, left.1 + right.1))
+}
+
+/// Counts blocks with a new momentum that is not finite, in those tensors that are paged.
+pub(crate) fn count_non_finite(
+    pool: Pool<'_>,
+    kernel: Kernel,
+    pager: &Pager<HostDriver>,
+    tensors: &mut [TensorStep<'_>],
+) -> Result<(), PagingError> {
+    let order = tensors.iter().flat_map(|tensor| uses(tensor, Use::read));
+    let order: Vec<Use> = order.collect();
+    let walk = pager.begin(&order, Visit::Survey);
+    let mut position = 0;
+    for tensor in tensors {
+        let count = pieces(tensor);
+        if count > 0 {
+            tensor.skipped_blocks = 0;
+        }
+        for piece in 0..count {
+            walk.acquire(position)?;
+            if let Some(view) = View::of_piece(tensor, piece) {
+                let bad = pool.count_non_finite(kernel, view, view.blocks());
+                tensor.skipped_blocks += bad;
+            }
+            walk.release(position);
+            position += 1;
+        }
+    }
+    walk.finish()
+}
