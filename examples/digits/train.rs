@@ -5,7 +5,7 @@ use crate::network::Network;
 use crate::random::Random;
 use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use lion::{Bits, Dtype, Handle, Lion, Overrides, ParamSpec, StepArgs, update};
+use lion::{Bits, Dtype, Handle, Lion, Overrides, PagingReport, ParamSpec, StepArgs, update};
 use std::f64::consts::PI;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ pub(crate) struct Outcome {
     pub(crate) step_time: Duration,
     /// Loss of each minibatch.
     pub(crate) losses: Vec<f32>,
+    /// Where its state is, if it is paged.
+    pub(crate) paging: Option<PagingReport>,
 }
 
 impl Plan {
@@ -93,6 +95,7 @@ impl Plan {
             eight_bit: eight_bit.map(|info| info.name.to_owned()).collect(),
             step_time: times[times.len() / 2],
             losses,
+            paging: lion.paging(),
         })
     }
 }

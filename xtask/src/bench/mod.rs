@@ -3,6 +3,8 @@
 mod case;
 mod device;
 mod measure;
+#[cfg(target_os = "linux")]
+mod paged;
 mod plot;
 mod report;
 
@@ -45,6 +47,10 @@ pub struct Args {
     /// Writes a bar chart of the kernels and their limits.
     #[arg(long, value_name = "OUT.svg")]
     plot: Option<PathBuf>,
+
+    #[cfg(target_os = "linux")]
+    #[command(flatten)]
+    paged: paged::Args,
 }
 
 /// Elements of a tensor that is far larger than any cache.
@@ -55,6 +61,10 @@ const LARGE: usize = 1 << 25;
 /// # Errors
 /// Where an option is out of range, an instruction set is missing, or the chart cannot be written.
 pub fn run(args: &Args) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    if args.paged.paged {
+        return paged::run(&args.paged, args.quick, args.json);
+    }
     let n = args.n.unwrap_or(LARGE);
     ensure!(n > 0, "--n is 0, wanted at least 1");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
