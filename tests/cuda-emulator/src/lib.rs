@@ -3,7 +3,5 @@
 // The names are those of the driver's interface.
 #[allow(non_snake_case)]
 pub mod driver;
-#[path = "machine_standin.rs"]
 mod machine;
-#[path = "ptx_standin.rs"]
-mod ptx;
+pub mod ptx;

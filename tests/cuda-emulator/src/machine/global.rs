@@ -1,0 +1,308 @@
+//! Global memory: every access is checked before it is carried out.
+//!
+//! An access of a warp is taken allocation by allocation, as a rule one. What it touches is then a few chunks of 64 bytes,
+//! each with a mask of bytes; from these follow what was never written, races, and the sectors.
+
+use super::block::{Block, CHUNK, chunks};
+use super::exec::Executor;
+use super::fault::{Cause, Done, Trouble};
+use super::lanes::each;
+use super::op::{Reg, V32, V64};
+use super::race::Act;
+use super::warp::Warp;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// What a warp is about to do: so many bytes a lane.
+pub(super) struct Access<'b> {
+    pub(super) at: &'b V64,
+    pub(super) mask: u32,
+    pub(super) bytes: u64,
+    pub(super) act: Act,
+    pub(super) cache: u32,
+}
+
+/// What of an access lies in one allocation.
+pub(super) struct Part<'b> {
+    pub(super) block: &'b Block,
+    pub(super) lanes: u32,
+    /// Lanes share bytes.
+    pub(super) overlap: bool,
+}
+
+/// Chunks of memory, by number, and the bytes of them that an access touches. Each lane is in one, as it is aligned.
+struct Touched {
+    chunks: [(u64, u64); 32],
+    len: usize,
+    overlap: bool,
+}
+
+impl<'a> Executor<'a> {
+    /// Checks an access and carries it out.
+    pub(super) fn each_part(
+        &mut self,
+        warp: &mut Warp,
+        access: &Access<'_>,
+        mut body: impl FnMut(&mut Warp, &Part<'_>) -> Done,
+    ) -> Done {
+        let (at, bytes) = (access.at, access.bytes);
+        let low = each(access.mask).fold(0, |low, lane| low | at[lane]) & (bytes - 1);
+        if low != 0 {
+            return Err(misaligned(access));
+        }
+        let (mut rest, mut distinct, mut sectors) = (access.mask, 0, 0);
+        while rest != 0 {
+            let block = self.block(access, rest.trailing_zeros() as usize)?;
+            let first = at[0];
+            let in_a_row = rest == u32::MAX
+                && at.iter().zip(0..).all(|(at, lane)| *at == first.wrapping_add(lane * bytes))
+                && block.holds(first, 32 * bytes);
+            let (lanes, touched) = if in_a_row {
+                (rest, Touched::in_a_row(first, 32 * bytes))
+            } else {
+                let lanes = each(rest)
+                    .filter(|lane| block.holds(at[*lane], bytes))
+                    .fold(0, |lanes, lane| lanes | 1 << lane);
+                (lanes, Touched::of_each(at, lanes, bytes))
+            };
+            let part = Part {
+                block,
+                lanes,
+                overlap: touched.overlap,
+            };
+            for &(chunk, bits) in &touched.chunks[..touched.len] {
+                distinct += u64::from(bits.count_ones());
+                sectors += u64::from(bits as u32 != 0) + u64::from(bits >> 32 != 0);
+                self.check_chunk(warp, access, &part, (chunk, bits))?;
+            }
+            body(warp, &part)?;
+            rest &= !lanes;
+        }
+        let traffic = &mut self.tally.traffic;
+        traffic.touched += sectors;
+        traffic.needed += distinct.div_ceil(32);
+        match access.act {
+            Act::Read => traffic.loaded += distinct,
+            Act::Write | Act::Atomic => traffic.stored += distinct,
+        }
+        Ok(())
+    }
+
+    /// The allocation that holds a lane's bytes.
+    fn block(&mut self, access: &Access<'_>, lane: usize) -> Done<&'a Block> {
+        let (at, bytes) = (access.at[lane], access.bytes);
+        let cached = &mut self.caches[access.cache as usize];
+        let block = match *cached {
+            Some(block) if block.holds(at, bytes) => block,
+            _ => match self.map.block(at) {
+                Some(block) if block.holds(at, bytes) => {
+                    *cached = Some(block);
+                    block
+                }
+                _ => {
+                    return Err(Trouble::new(
+                        Cause::IllegalAddress,
+                        lane as u32,
+                        format!("{} {bytes} bytes at {at:#x}: {}", access.act.verb(), self.map.describe(at, bytes)),
+                    ));
+                }
+            },
+        };
+        if block.constant && access.act != Act::Read {
+            return Err(Trouble::new(
+                Cause::IllegalAddress,
+                lane as u32,
+                format!("{} {at:#x}, which is constant memory", access.act.verb()),
+            ));
+        }
+        Ok(block)
+    }
+
+    /// Whether the bytes were ever written, and whether somebody else uses them.
+    fn check_chunk(
+        &mut self,
+        warp: &Warp,
+        access: &Access<'_>,
+        part: &Part<'_>,
+        (chunk, bits): (u64, u64),
+    ) -> Done {
+        let act = access.act;
+        let in_block = chunk - part.block.start() / CHUNK;
+        if act == Act::Write {
+            part.block.set_written(in_block, bits);
+        } else {
+            let missing = bits & !part.block.written(in_block);
+            if missing != 0 {
+                let (byte, lane) = first_byte(access, part, chunk, missing);
+                let offset = byte - part.block.start();
+                return Err(Trouble::new(
+                    Cause::LaunchFailed,
+                    lane,
+                    format!(
+                        "{} the byte at {byte:#x}, which was never written (offset {offset} of an allocation of {} bytes)",
+                        act.verb(),
+                        part.block.bytes()
+                    ),
+                ));
+            }
+        }
+        if let Some(races) = &mut self.races
+            && let Some(clash) = races.note(chunk, act, bits, (warp.number, warp.pc))
+        {
+            let (byte, lane) = first_byte(access, part, chunk, clash.bytes);
+            return Err(Trouble::new(
+                Cause::LaunchFailed,
+                lane,
+                format!(
+                    "race: {} the byte at {byte:#x}, which warp {} {} at line {}, no barrier between",
+                    act.verb(),
+                    clash.warp,
+                    clash.act.verb(),
+                    self.line(clash.site)
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Touched {
+    fn in_a_row(first: u64, bytes: u64) -> Self {
+        let mut touched = Self {
+            chunks: [(0, 0); 32],
+            len: 0,
+            overlap: false,
+        };
+        for chunk in chunks(first, bytes) {
+            touched.chunks[touched.len] = chunk;
+            touched.len += 1;
+        }
+        touched
+    }
+
+    fn of_each(at: &V64, lanes: u32, bytes: u64) -> Self {
+        let mut touched = Self {
+            chunks: [(0, 0); 32],
+            len: 0,
+            overlap: false,
+        };
+        let unit = u64::MAX >> (CHUNK - bytes);
+        let mut last = 0;
+        for lane in each(lanes) {
+            let (chunk, bits) = (at[lane] / CHUNK, unit << (at[lane] % CHUNK));
+            if last >= touched.len || touched.chunks[last].0 != chunk {
+                let known = touched.chunks[..touched.len].iter();
+                last = known.clone().position(|known| known.0 == chunk).unwrap_or(touched.len);
+                if last == touched.len {
+                    touched.chunks[last] = (chunk, 0);
+                    touched.len += 1;
+                }
+            }
+            touched.overlap |= touched.chunks[last].1 & bits != 0;
+            touched.chunks[last].1 |= bits;
+        }
+        touched
+    }
+}
+
+fn misaligned(access: &Access<'_>) -> Box<Trouble> {
+    let bytes = access.bytes;
+    let lane = each(access.mask)
+        .find(|lane| access.at[*lane] % bytes != 0)
+        .unwrap_or(0);
+    Trouble::new(
+        Cause::Misaligned,
+        lane as u32,
+        format!("{} {bytes} bytes at {:#x}, which is no multiple of {bytes}", access.act.verb(), access.at[lane]),
+    )
+}
+
+/// The first of some bytes of a chunk, and the first lane that touches it.
+fn first_byte(access: &Access<'_>, part: &Part<'_>, chunk: u64, bits: u64) -> (u64, u32) {
+    let byte = chunk * CHUNK + u64::from(bits.trailing_zeros());
+    let lane = each(part.lanes)
+        .find(|lane| byte.wrapping_sub(access.at[*lane]) < access.bytes)
+        .unwrap_or(0);
+    (byte, lane as u32)
+}
+
+/// Elements of up to four bytes, one a lane, `plus` bytes behind the addresses.
+pub(super) fn gather32(part: &Part<'_>, at: &V64, plus: u64, bytes: u32) -> V32 {
+    let base = part.block.start().wrapping_sub(plus);
+    let place = |lane: usize| (at[lane].wrapping_sub(base)) as usize;
+    let mut out = [0; 32];
+    match bytes {
+        4 => {
+            let from = part.block.as_u32();
+            if part.lanes == u32::MAX {
+                for lane in 0..32 {
+                    out[lane] = from[place(lane) / 4].load(Relaxed);
+                }
+            } else {
+                each(part.lanes).for_each(|lane| out[lane] = from[place(lane) / 4].load(Relaxed));
+            }
+        }
+        2 => {
+            let from = part.block.as_u16();
+            each(part.lanes).for_each(|lane| out[lane] = from[place(lane) / 2].load(Relaxed).into());
+        }
+        _ => {
+            let from = part.block.as_u8();
+            each(part.lanes).for_each(|lane| out[lane] = from[place(lane)].load(Relaxed).into());
+        }
+    }
+    out
+}
+
+/// Elements for registers of 64 bits.
+pub(super) fn gather64(part: &Part<'_>, at: &V64, plus: u64, bytes: u32) -> V64 {
+    if bytes < 8 {
+        return gather32(part, at, plus, bytes).map(u64::from);
+    }
+    let base = part.block.start().wrapping_sub(plus);
+    let from = part.block.as_u64();
+    let mut out = [0; 32];
+    each(part.lanes).for_each(|lane| {
+        out[lane] = from[at[lane].wrapping_sub(base) as usize / 8].load(Relaxed);
+    });
+    out
+}
+
+/// Stores an element a lane.
+pub(super) fn scatter(
+    warp: &Warp,
+    part: &Part<'_>,
+    (at, plus): (&V64, u64),
+    from: Reg,
+    bytes: u32,
+) {
+    let base = part.block.start().wrapping_sub(plus);
+    let place = |lane: usize| at[lane].wrapping_sub(base) as usize;
+    match (from, bytes) {
+        (Reg::R32(from), 4) => {
+            let (from, to) = (&warp.r32[from as usize], part.block.as_u32());
+            if part.lanes == u32::MAX {
+                for lane in 0..32 {
+                    to[place(lane) / 4].store(from[lane], Relaxed);
+                }
+            } else {
+                each(part.lanes).for_each(|lane| to[place(lane) / 4].store(from[lane], Relaxed));
+            }
+        }
+        (_, 8) => {
+            let to = part.block.as_u64();
+            each(part.lanes).for_each(|lane| to[place(lane) / 8].store(warp.lane(from, lane), Relaxed));
+        }
+        (_, 4) => {
+            let to = part.block.as_u32();
+            each(part.lanes).for_each(|lane| to[place(lane) / 4].store(warp.lane(from, lane) as u32, Relaxed));
+        }
+        (_, 2) => {
+            let to = part.block.as_u16();
+            each(part.lanes).for_each(|lane| to[place(lane) / 2].store(warp.lane(from, lane) as u16, Relaxed));
+        }
+        _ => {
+            let to = part.block.as_u8();
+            each(part.lanes).for_each(|lane| to[place(lane)].store(warp.lane(from, lane) as u8, Relaxed));
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! A module in the memory of a device: its variables have addresses, its kernels are decoded.
+
+use super::decode::decode;
+use super::memory::{Kind, Memory, MemoryError};
+use super::op::Code;
+use crate::ptx;
+use std::fmt;
+
+/// Why a module that parses cannot be loaded.
+#[derive(Debug)]
+pub(crate) enum LoadError {
+    /// What the machine does not know, or does not know with such operands.
+    Instruction {
+        kernel: String,
+        line: u32,
+        opcode: String,
+        why: String,
+    },
+    /// The variables find no room.
+    Memory { name: String, source: MemoryError },
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Instruction {
+                kernel,
+                line,
+                opcode,
+                why,
+            } => write!(f, "kernel {kernel}, line {line}: {opcode}: {why}"),
+            Self::Memory { name, source } => write!(f, "variable {name}: {source}"),
+        }
+    }
+}
+
+/// A parameter of a kernel, as it lies in the buffer of all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Param {
+    pub(crate) offset: u32,
+    pub(crate) bytes: u32,
+}
+
+/// A kernel that can be launched.
+pub(crate) struct Kernel {
+    name: String,
+    params: Vec<Param>,
+    max_threads: u32,
+    pub(super) code: Code,
+}
+
+impl Kernel {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// Bytes of shared memory that it declares.
+    pub(crate) fn static_shared(&self) -> u32 {
+        self.code.shared_bytes as u32
+    }
+
+    /// Threads that a CTA may have.
+    pub(crate) fn max_threads(&self) -> u32 {
+        self.max_threads
+    }
+}
+
+struct Variable {
+    name: String,
+    address: u64,
+    bytes: u64,
+}
+
+/// A loaded module.
+pub(crate) struct Program {
+    kernels: Vec<Kernel>,
+    variables: Vec<Variable>,
+}
+
+impl Program {
+    /// Puts the variables into the memory and decodes the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`]; nothing stays in the memory.
+    pub(crate) fn load(module: ptx::Module, memory: &Memory) -> Result<Self, LoadError> {
+        let mut program = Self {
+            kernels: Vec::new(),
+            variables: Vec::new(),
+        };
+        let loaded = program.fill(&module, memory);
+        match loaded {
+            Ok(()) => Ok(program),
+            Err(error) => {
+                program.unload(memory);
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&mut self, module: &ptx::Module, memory: &Memory) -> Result<(), LoadError> {
+        for global in module.globals() {
+            let failed = |source| LoadError::Memory {
+                name: global.name.to_string(),
+                source,
+            };
+            let address = memory
+                .allocate_as(global.bytes.max(1), Kind::Device, global.constant)
+                .map_err(failed)?;
+            self.variables.push(Variable {
+                name: global.name.to_string(),
+                address,
+                bytes: global.bytes,
+            });
+            memory.fill(address, &[0], global.bytes).map_err(failed)?;
+            memory.write(address, &global.initial).map_err(failed)?;
+        }
+        let addresses: Vec<u64> = self.variables.iter().map(|v| v.address).collect();
+        for kernel in module.bodies() {
+            let params = kernel.params.iter().map(|param| Param {
+                offset: param.offset,
+                bytes: param.bytes,
+            });
+            self.kernels.push(Kernel {
+                name: kernel.name.to_string(),
+                params: params.collect(),
+                max_threads: kernel.max_threads.unwrap_or(1024),
+                code: decode(kernel, &addresses)?,
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn kernel(&self, name: &str) -> Option<&Kernel> {
+        self.kernels.iter().find(|kernel| kernel.name == name)
+    }
+
+    /// Address and size of a variable.
+    pub(crate) fn global(&self, name: &str) -> Option<(u64, u64)> {
+        let found = self.variables.iter().find(|v| v.name == name)?;
+        Some((found.address, found.bytes))
+    }
+
+    /// Takes the variables out of the memory.
+    pub(crate) fn unload(self, memory: &Memory) {
+        for variable in self.variables {
+            // It is this program's, so it is there.
+            let _ = memory.free(variable.address);
+        }
+    }
+}

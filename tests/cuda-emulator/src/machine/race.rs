@@ -1,0 +1,320 @@
+//! Races on global memory: two accesses of the same byte, one of them a write, that nothing orders.
+//!
+//! What orders accesses is the warp that makes both and, within a CTA, a barrier that completes between them; nothing orders
+//! CTAs of a launch. Atomics do not race with each other, and order nothing. Every completed barrier counts as one for all
+//! warps of the CTA: with barriers of a part of the warps a race can be missed, never invented.
+//!
+//! The state is kept a chunk of 64 bytes, as masks of bytes. A CTA has its own table, as it is executed by one thread of the
+//! host; the tables of finished CTAs are put together in the order of the CTAs, so that what is found does not depend on the
+//! threads.
+
+use super::chunk_map::ChunkMap;
+
+/// What an access does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Act {
+    Read = 0,
+    Write = 1,
+    Atomic = 2,
+}
+
+impl Act {
+    pub(super) fn verb(self) -> &'static str {
+        match self {
+            Self::Read => "reads",
+            Self::Write => "writes",
+            Self::Atomic => "updates",
+        }
+    }
+}
+
+/// Bytes of a chunk that were read, written, and updated by atomics.
+#[derive(Clone, Copy, Default, Debug)]
+struct Masks([u64; 3]);
+
+impl Masks {
+    /// Bytes that an access of this kind may not share with these, and who of them has them.
+    fn clash(&self, act: Act, mask: u64) -> Option<(u64, Act)> {
+        let Self([read, written, updated]) = *self;
+        let against = match act {
+            Act::Read => [(written, Act::Write), (updated, Act::Atomic)],
+            Act::Write => [(written | updated, Act::Write), (read, Act::Read)],
+            Act::Atomic => [(written, Act::Write), (read, Act::Read)],
+        };
+        against
+            .into_iter()
+            .map(|(bytes, other)| (bytes & mask, other))
+            .find(|(bytes, _)| *bytes != 0)
+    }
+
+    fn add(&mut self, act: Act, mask: u64) {
+        self.0[act as usize] |= mask;
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        for (mine, other) in self.0.iter_mut().zip(other.0) {
+            *mine |= other;
+        }
+    }
+}
+
+/// Where the last read, write and update of a chunk stand.
+type Sites = [u32; 3];
+
+/// What a CTA has done with a chunk.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    /// The interval between barriers that `now` is of.
+    epoch: u32,
+    who: Who,
+    now: Masks,
+    past: Masks,
+    sites: Sites,
+}
+
+/// The warp that has used a chunk in an interval, or the list of those that have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    One(u32),
+    Several(u32),
+}
+
+impl Default for Who {
+    fn default() -> Self {
+        Self::One(0)
+    }
+}
+
+/// The other side of a race within a CTA.
+#[derive(Debug)]
+pub(super) struct Clash {
+    pub(super) bytes: u64,
+    pub(super) act: Act,
+    pub(super) warp: u32,
+    /// The program counter of its last such access nearby.
+    pub(super) site: u32,
+}
+
+/// The accesses of one CTA.
+pub(super) struct Races {
+    table: ChunkMap<Entry>,
+    lists: Vec<Vec<(u32, Masks)>>,
+    epoch: u32,
+}
+
+impl Races {
+    pub(super) fn new() -> Self {
+        Self {
+            table: ChunkMap::new(),
+            lists: Vec::new(),
+            epoch: 1,
+        }
+    }
+
+    /// A barrier of the CTA is complete.
+    pub(super) fn barrier(&mut self) {
+        self.epoch += 1;
+        self.lists.clear();
+    }
+
+    /// Notes an access; the race that it makes, if it does.
+    pub(super) fn note(
+        &mut self,
+        chunk: u64,
+        act: Act,
+        mask: u64,
+        (warp, site): (u32, u32),
+    ) -> Option<Clash> {
+        let entry = self.table.entry(chunk);
+        if entry.epoch != self.epoch {
+            entry.epoch = self.epoch;
+            entry.past.add_all(&entry.now);
+            entry.now = Masks::default();
+            entry.who = Who::One(warp);
+        }
+        match entry.who {
+            Who::One(one) if one == warp => {}
+            who => {
+                let list = match who {
+                    Who::Several(list) => list as usize,
+                    Who::One(one) => {
+                        self.lists.push(vec![(one, entry.now)]);
+                        self.lists.len() - 1
+                    }
+                };
+                entry.who = Who::Several(list as u32);
+                let list = &mut self.lists[list];
+                for (other, masks) in list.iter() {
+                    if *other != warp
+                        && let Some((bytes, act)) = masks.clash(act, mask)
+                    {
+                        return Some(Clash {
+                            bytes,
+                            act,
+                            warp: *other,
+                            site: entry.sites[act as usize],
+                        });
+                    }
+                }
+                match list.iter_mut().find(|(other, _)| *other == warp) {
+                    Some((_, masks)) => masks.add(act, mask),
+                    None => {
+                        let mut masks = Masks::default();
+                        masks.add(act, mask);
+                        list.push((warp, masks));
+                    }
+                }
+            }
+        }
+        entry.now.add(act, mask);
+        entry.sites[act as usize] = site;
+        None
+    }
+
+    /// All that the CTA did; the next one starts anew.
+    pub(super) fn finish(&mut self) -> Vec<Used> {
+        let used = self
+            .table
+            .iter()
+            .map(|(chunk, entry)| {
+                let mut masks = entry.past;
+                masks.add_all(&entry.now);
+                Used {
+                    chunk,
+                    masks,
+                    sites: entry.sites,
+                }
+            })
+            .collect();
+        self.clear();
+        used
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.table.clear();
+        self.lists.clear();
+        self.epoch = 1;
+    }
+}
+
+/// What a finished CTA has done with a chunk.
+pub(super) struct Used {
+    chunk: u64,
+    masks: Masks,
+    sites: Sites,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    masks: Masks,
+    ctas: [u64; 3],
+    sites: Sites,
+}
+
+/// One side of a race between CTAs: its number in the grid, what it does, and where.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Side {
+    pub(super) cta: u64,
+    pub(super) act: Act,
+    pub(super) site: u32,
+}
+
+/// The accesses of all CTAs so far.
+pub(super) struct Across(ChunkMap<Seen>);
+
+impl Across {
+    pub(super) fn new() -> Self {
+        Self(ChunkMap::new())
+    }
+
+    /// Adds a CTA; the address and the sides of the race that it makes with an earlier one, if it does.
+    pub(super) fn add(&mut self, cta: u64, all: &[Used]) -> Option<(u64, Side, Side)> {
+        for used in all {
+            let seen = self.0.entry(used.chunk);
+            for act in [Act::Read, Act::Write, Act::Atomic] {
+                let mask = used.masks.0[act as usize];
+                if mask == 0 {
+                    continue;
+                }
+                if let Some((bytes, other)) = seen.masks.clash(act, mask) {
+                    let address = used.chunk * 64 + u64::from(bytes.trailing_zeros());
+                    let side = |cta, act: Act, sites: Sites| Side {
+                        cta,
+                        act,
+                        site: sites[act as usize],
+                    };
+                    let earlier = side(seen.ctas[other as usize], other, seen.sites);
+                    return Some((address, earlier, side(cta, act, used.sites)));
+                }
+            }
+            for act in 0..3 {
+                if used.masks.0[act] != 0 {
+                    seen.masks.0[act] |= used.masks.0[act];
+                    seen.ctas[act] = cta;
+                    seen.sites[act] = used.sites[act];
+                }
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Act::{Atomic, Read, Write};
+
+    #[test]
+    fn barriers_order_warps() {
+        let mut races = Races::new();
+        assert!(races.note(1, Write, 0b11, (0, 10)).is_none());
+        assert!(races.note(1, Read, 0b11, (0, 11)).is_none());
+        races.barrier();
+        assert!(races.note(1, Read, 0b11, (1, 12)).is_none());
+        assert!(races.note(1, Read, 0b01, (2, 12)).is_none());
+        let clash = races.note(1, Write, 0b10, (2, 13)).expect("a race");
+        assert_eq!((clash.bytes, clash.act, clash.warp, clash.site), (0b10, Read, 1, 12));
+        races.barrier();
+        assert!(races.note(1, Write, 0b10, (2, 13)).is_none());
+    }
+
+    #[test]
+    fn bytes_of_one_chunk_are_told_apart() {
+        let mut races = Races::new();
+        for warp in 0..8 {
+            for act in [Read, Write, Read] {
+                assert!(races.note(9, act, 0xff << (8 * warp), (warp, 1)).is_none());
+            }
+        }
+        assert!(races.note(9, Read, 1 << 20, (3, 2)).is_some());
+    }
+
+    #[test]
+    fn atomics_race_with_other_accesses_only() {
+        let mut races = Races::new();
+        assert!(races.note(1, Atomic, 0xff, (0, 1)).is_none());
+        assert!(races.note(1, Atomic, 0xff, (1, 1)).is_none());
+        assert!(races.note(1, Read, 0xff, (1, 2)).is_some());
+        let mut across = Across::new();
+        let used = races.finish();
+        assert!(across.add(0, &used).is_none());
+        assert!(across.add(1, &used).is_none());
+    }
+
+    #[test]
+    fn no_barrier_orders_ctas() {
+        let mut across = Across::new();
+        let cta = |act, site| {
+            let mut races = Races::new();
+            races.note(5, act, 0b100, (0, site));
+            races.barrier();
+            races.finish()
+        };
+        assert!(across.add(0, &cta(Read, 1)).is_none());
+        assert!(across.add(1, &cta(Read, 1)).is_none());
+        let (address, earlier, later) = across.add(7, &cta(Write, 3)).expect("a race");
+        assert_eq!(address, 5 * 64 + 2);
+        assert_eq!(earlier, Side { cta: 1, act: Read, site: 1 });
+        assert_eq!(later, Side { cta: 7, act: Write, site: 3 });
+    }
+}

@@ -1,0 +1,237 @@
+//! A warp: the registers of 32 lanes, and where its lanes are.
+//!
+//! Lanes that are at the same place are one group and execute together. Of several groups the one that is the least far goes
+//! on, until it meets another one, which it then joins.
+
+use super::fault::lanes_text;
+use super::op::{Address, Code, P, R32, R64, Reg, V32, V64};
+
+/// Lanes that are at one place.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    pc: u32,
+    lanes: u32,
+    /// They wait for lanes that are not there.
+    waits: bool,
+}
+
+pub(super) struct Warp {
+    /// Its number in the CTA.
+    pub(super) number: u32,
+    pub(super) r32: Vec<V32>,
+    pub(super) r64: Vec<V64>,
+    pub(super) predicates: Vec<u32>,
+    /// Where the group that executes is, and its lanes.
+    pub(super) pc: u32,
+    pub(super) active: u32,
+    /// Where it has to look for others: the next place at which some are.
+    pub(super) stop: u32,
+    others: Vec<Group>,
+    /// Lanes that the CTA has, and those that have not exited.
+    pub(super) present: u32,
+    pub(super) alive: u32,
+    /// Instructions that it has executed.
+    pub(super) steps: u64,
+    pub(super) local: Vec<u8>,
+    pub(super) local_written: Vec<bool>,
+}
+
+impl Warp {
+    pub(super) fn new() -> Self {
+        Self {
+            number: 0,
+            r32: Vec::new(),
+            r64: Vec::new(),
+            predicates: Vec::new(),
+            pc: 0,
+            active: 0,
+            stop: 0,
+            others: Vec::new(),
+            present: 0,
+            alive: 0,
+            steps: 0,
+            local: Vec::new(),
+            local_written: Vec::new(),
+        }
+    }
+
+    /// Puts all its lanes at the start; special registers are still to be set.
+    pub(super) fn start(&mut self, code: &Code, number: u32, present: u32) {
+        self.number = number;
+        self.r32.clear();
+        self.r32.extend(code.start32.iter().map(|start| [*start; 32]));
+        self.r64.clear();
+        self.r64.extend(code.start64.iter().map(|start| [*start; 32]));
+        self.predicates.clear();
+        self.predicates.resize(code.predicates, 0);
+        self.predicates[super::op::ALWAYS as usize] = u32::MAX;
+        self.pc = 0;
+        self.active = present;
+        self.stop = u32::MAX;
+        self.others.clear();
+        self.present = present;
+        self.alive = present;
+        self.steps = 0;
+        let local = 32 * code.local_bytes as usize;
+        self.local.clear();
+        self.local.resize(local, super::block::NEVER_WRITTEN);
+        self.local_written.clear();
+        self.local_written.resize(local, false);
+    }
+
+    /// Sends some of the active lanes elsewhere.
+    pub(super) fn branch(&mut self, lanes: u32, to: u32) {
+        let stay = self.active & !lanes;
+        if stay == 0 {
+            self.pc = to;
+        } else {
+            self.others.push(Group {
+                pc: to,
+                lanes,
+                waits: false,
+            });
+            self.active = stay;
+            self.pc += 1;
+        }
+        if !self.others.is_empty() {
+            // There is a group that can go on: this one.
+            self.choose();
+        }
+    }
+
+    /// Ends some of the active lanes. Whether any lane of the warp can go on.
+    pub(super) fn exit(&mut self, lanes: u32) -> bool {
+        self.alive &= !lanes;
+        self.active &= !lanes;
+        self.pc += 1;
+        self.active != 0 || self.choose()
+    }
+
+    /// The active lanes wait where they are for others. Whether any lane of the warp can go on.
+    pub(super) fn wait(&mut self) -> bool {
+        self.others.push(Group {
+            pc: self.pc,
+            lanes: self.active,
+            waits: true,
+        });
+        self.active = 0;
+        self.choose()
+    }
+
+    /// Joins groups that are at the same place and picks the one that is the least far of those that do not wait.
+    pub(super) fn choose(&mut self) -> bool {
+        if self.active != 0 {
+            self.others.push(Group {
+                pc: self.pc,
+                lanes: self.active,
+                waits: false,
+            });
+        }
+        self.others.sort_unstable_by_key(|group| group.pc);
+        self.others.dedup_by(|next, group| {
+            let same = next.pc == group.pc;
+            if same {
+                group.lanes |= next.lanes;
+                // Who has waited looks again, now that others have come.
+                group.waits = false;
+            }
+            same
+        });
+        let Some(least) = self.others.iter().position(|group| !group.waits) else {
+            self.active = 0;
+            return false;
+        };
+        let next = self.others.get(least + 1);
+        self.stop = next.map_or(u32::MAX, |group| group.pc);
+        let group = self.others.remove(least);
+        self.pc = group.pc;
+        self.active = group.lanes;
+        true
+    }
+
+    /// Who waits where, for a person.
+    pub(super) fn waiting(&self, line: impl Fn(u32) -> u32) -> String {
+        let mut text = String::new();
+        for group in &self.others {
+            if !text.is_empty() {
+                text.push_str("; ");
+            }
+            text.push_str(&format!("lanes {} wait at line {}", lanes_text(group.lanes), line(group.pc)));
+        }
+        let exited = self.present & !self.alive;
+        if exited != 0 {
+            text.push_str(&format!("; lanes {} have exited", lanes_text(exited)));
+        }
+        let missing = !self.present;
+        if missing != 0 {
+            text.push_str(&format!("; the CTA has no lanes {}", lanes_text(missing)));
+        }
+        text
+    }
+
+    /// The place where the first of the waiting groups is.
+    pub(super) fn first_waiting(&self) -> u32 {
+        self.others.first().map_or(self.pc, |group| group.pc)
+    }
+
+    pub(super) fn put32(&mut self, to: R32, value: &V32, mask: u32) {
+        let to = &mut self.r32[to as usize];
+        if mask == u32::MAX {
+            *to = *value;
+        } else {
+            for lane in super::lanes::each(mask) {
+                to[lane] = value[lane];
+            }
+        }
+    }
+
+    pub(super) fn put64(&mut self, to: R64, value: &V64, mask: u32) {
+        let to = &mut self.r64[to as usize];
+        if mask == u32::MAX {
+            *to = *value;
+        } else {
+            for lane in super::lanes::each(mask) {
+                to[lane] = value[lane];
+            }
+        }
+    }
+
+    pub(super) fn put_predicate(&mut self, to: P, value: u32, mask: u32) {
+        let to = &mut self.predicates[to as usize];
+        *to = *to & !mask | value & mask;
+    }
+
+    /// A lane's value of a register, whatever its width.
+    pub(super) fn lane(&self, register: Reg, lane: usize) -> u64 {
+        match register {
+            Reg::R32(register) => self.r32[register as usize][lane].into(),
+            Reg::R64(register) => self.r64[register as usize][lane],
+        }
+    }
+
+    pub(super) fn put_lane(&mut self, register: Reg, lane: usize, value: u64) {
+        match register {
+            Reg::R32(register) => self.r32[register as usize][lane] = value as u32,
+            Reg::R64(register) => self.r64[register as usize][lane] = value,
+        }
+    }
+
+    /// What the lanes address.
+    pub(super) fn addresses(&self, at: &Address) -> V64 {
+        let mut out = [at.offset; 32];
+        match at.base {
+            None => {}
+            Some(Reg::R32(base)) => {
+                for (out, base) in out.iter_mut().zip(&self.r32[base as usize]) {
+                    *out = out.wrapping_add((*base).into());
+                }
+            }
+            Some(Reg::R64(base)) => {
+                for (out, base) in out.iter_mut().zip(&self.r64[base as usize]) {
+                    *out = out.wrapping_add(*base);
+                }
+            }
+        }
+        out
+    }
+}

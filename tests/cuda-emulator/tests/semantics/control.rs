@@ -1,0 +1,152 @@
+//! Branches, guards, loops, barriers and the end.
+
+use crate::harness::run;
+
+/// `n` words of the output, word i written by thread i.
+fn words(body: &str, grid: usize, block: usize, input: &[u64]) -> Vec<u64> {
+    let body = format!("mul.wide.u32 %x15, %i, 8;\nadd.u64 %out, %out, %x15;\n{body}");
+    run(&body, grid, block, input, grid * block)
+}
+
+#[test]
+fn guards() {
+    let body = "
+        setp.lt.u32 %p0, %tid, 3;
+        mov.u32 %a1, 1;
+        @%p0 mov.u32 %a1, 2;
+        @!%p0 add.u32 %a1, %a1, 10;
+        @%p0 st.global.u32 [%out], %a1;
+        @!%p0 st.global.u32 [%out+4], %a1;
+    ";
+    assert_eq!(words(body, 1, 5, &[]), [2, 2, 2, 11 << 32, 11 << 32]);
+}
+
+/// Where lanes part, each way is taken by its own, and all go on together.
+#[test]
+fn lanes_part_and_meet() {
+    let body = "
+        and.b32 %a1, %tid, 3;
+        mov.u32 %a2, 0;
+        setp.eq.u32 %p0, %a1, 0;
+        @%p0 bra ZERO;
+        setp.eq.u32 %p1, %a1, 1;
+        @%p1 bra ONE;
+        add.u32 %a2, %a2, 100;
+        bra.uni MEET;
+        ONE:
+        add.u32 %a2, %a2, 10;
+        bra MEET;
+        ZERO:
+        add.u32 %a2, %a2, 1;
+        MEET:
+        add.u32 %a2, %a2, 1000;
+        st.global.u32 [%out], %a2;
+    ";
+    let expected: Vec<_> = (0..40)
+        .map(|tid| [1001, 1010, 1100, 1100][tid % 4])
+        .collect();
+    assert_eq!(words(body, 1, 40, &[]), expected);
+}
+
+/// Each lane goes round as often as its number says: 1 + 2 + ... + tid.
+#[test]
+fn loops_of_different_lengths() {
+    let body = "
+        mov.u32 %a1, 0;
+        mov.u32 %a2, 0;
+        LOOP:
+        setp.ge.u32 %p0, %a1, %tid;
+        @%p0 bra END;
+        add.u32 %a1, %a1, 1;
+        add.u32 %a2, %a2, %a1;
+        bra.uni LOOP;
+        END:
+        st.global.u32 [%out], %a2;
+    ";
+    let expected: Vec<_> = (0..64).map(|tid| tid * (tid + 1) / 2).collect();
+    assert_eq!(words(body, 1, 64, &[]), expected);
+}
+
+/// Lanes that end early are missed by none.
+#[test]
+fn lanes_that_end_early() {
+    let body = "
+        setp.ge.u32 %p0, %tid, 10;
+        @%p0 ret;
+        setp.lt.u32 %p1, %tid, 4;
+        @%p1 exit;
+        st.global.u32 [%out], %tid;
+    ";
+    let expected: Vec<_> = (0..40)
+        .map(|tid| if (4..10).contains(&tid) { tid } else { 0 })
+        .collect();
+    assert_eq!(words(body, 1, 40, &[]), expected);
+}
+
+/// What a warp wrote before the barrier another reads behind it.
+#[test]
+fn barriers_of_the_block() {
+    let body = "
+        .shared .align 4 .b8 table[512];
+        mov.u64 %x0, table;
+        mul.wide.u32 %x1, %tid, 4;
+        add.u64 %x1, %x0, %x1;
+        st.shared.u32 [%x1], %i;
+        bar.sync 0;
+        mov.u32 %a1, 127;
+        sub.u32 %a1, %a1, %tid;
+        mul.wide.u32 %x2, %a1, 4;
+        add.u64 %x2, %x0, %x2;
+        ld.shared.u32 %a2, [%x2];
+        barrier.sync 0;
+        st.shared.u32 [%x1], %a2;
+        st.global.u32 [%out], %a2;
+    ";
+    let expected: Vec<_> = (0..3)
+        .flat_map(|block| (0..128).map(move |tid| 128 * block + 127 - tid))
+        .collect();
+    assert_eq!(words(body, 3, 128, &[]), expected);
+}
+
+/// A barrier for the first two warps alone, and one that some only arrive at.
+#[test]
+fn barriers_of_some_warps() {
+    let body = "
+        .shared .align 4 .b8 table[512];
+        mov.u64 %x0, table;
+        mul.wide.u32 %x1, %tid, 4;
+        add.u64 %x1, %x0, %x1;
+        mov.u32 %a2, 7;
+        setp.ge.u32 %p0, %tid, 64;
+        @%p0 bra THIRD;
+        st.shared.u32 [%x1], %tid;
+        bar.sync 1, 64;
+        xor.b32 %a1, %tid, 32;
+        mul.wide.u32 %x2, %a1, 4;
+        add.u64 %x2, %x0, %x2;
+        ld.shared.u32 %a2, [%x2];
+        bar.arrive 2, 96;
+        bra END;
+        THIRD:
+        bar.sync 2, 96;
+        ld.shared.u32 %a2, [%x0+-256];
+        END:
+        st.global.u32 [%out], %a2;
+    ";
+    let body = body.replace("[%x0+-256]", "[%x1+-256]");
+    let expected: Vec<_> = (0..96)
+        .map(|tid| if tid < 64 { tid ^ 32 } else { tid - 64 })
+        .collect();
+    assert_eq!(words(&body, 1, 96, &[]), expected);
+}
+
+/// A kernel may end without `ret`, and scopes have registers of their own.
+#[test]
+fn scopes() {
+    let body = "
+        mov.u32 %a1, 1;
+        { .reg .b32 %a1, t; mov.u32 %a1, 5; add.u32 t, %a1, 1; L: st.global.u32 [%out], t; }
+        { .reg .b32 t; L: add.u32 t, %a1, 8; st.global.u32 [%out+4], t; }
+    ";
+    assert_eq!(words(body, 1, 1, &[]), [9 << 32 | 6]);
+}

@@ -1,0 +1,40 @@
+//! Every instruction that the kernels of this project have occurs in the tests here.
+
+use cuda_emulator::ptx::Module;
+use std::collections::BTreeSet;
+
+const KERNELS: &str = include_str!("../../../../lion-cuda/kernels/lion.ptx");
+
+/// The files of tests, without what they share.
+const TESTS: [&str; 10] = [
+    include_str!("bits.rs"),
+    include_str!("compare.rs"),
+    include_str!("control.rs"),
+    include_str!("convert.rs"),
+    include_str!("float32.rs"),
+    include_str!("float64.rs"),
+    include_str!("integer.rs"),
+    include_str!("memory.rs"),
+    include_str!("moves.rs"),
+    include_str!("warp.rs"),
+];
+
+/// Runs of letters, digits, dots and colons: an opcode stands as one of them, in a table or in a kernel.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | ':')))
+}
+
+#[test]
+fn every_instruction_of_the_kernels_has_a_test() {
+    let module = Module::parse(KERNELS).expect("PTX");
+    let used: BTreeSet<&str> = module
+        .bodies()
+        .iter()
+        .flat_map(|kernel| &kernel.body)
+        .map(|instruction| &*instruction.opcode)
+        .collect();
+    assert!(used.len() > 100, "{} kinds of instructions", used.len());
+    let tested: BTreeSet<&str> = TESTS.iter().flat_map(|text| words(text)).collect();
+    let untested: Vec<_> = used.difference(&tested).collect();
+    assert!(untested.is_empty(), "without a test: {untested:?}");
+}
