@@ -265,8 +265,8 @@ fn a_state_that_fits_the_budget_moves_nothing() {
     assert_eq!(report.totals.moved.waits, 0);
     let paged = report.parameters[0].paged.unwrap();
     assert_eq!(paged.resident, paged.bytes);
-    // Pieces of 512 blocks of 260 bytes take 32.5 pages, rounded up, and the last 323 blocks 20.5.
-    assert_eq!(paged.bytes, (7 * 33 + 21) * 4096);
+    // 3,907 blocks of 260 bytes, of which 2,016 fit a piece of 128 pages.
+    assert_eq!(paged.bytes, (128 + 121) * 4096);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::arch::Kernel;
 use crate::job::View;
 use crate::paged::PagedCpuState;
 use crate::pool::Pool;
-use lion_core::norm::{limited_lr, tree_split};
+use lion_core::norm::limited_lr;
 use lion_core::{PagingError, TensorStep};
 use lion_paging::{HostDriver, Pager, Use, Visit, Walk};
 use std::ops::Range;
@@ -106,34 +106,61 @@ fn limit(
     first: usize,
     tensor: &mut TensorStep<'_>,
 ) -> Result<(), PagingError> {
-    let norm = |piece: usize| {
+    let mut tree = Tree::default();
+    for piece in 0..pieces(tensor) {
         walk.acquire(first + piece)?;
-        let sums = View::of_piece(tensor, piece)
-            .map_or((0.0, 0), |view| pool.norm(kernel, view, view.blocks()));
+        if let Some(view) = View::of_piece(tensor, piece) {
+            tree.add(view.blocks().len(), |blocks| {
+                pool.norm(kernel, view, blocks)
+            });
+        }
         walk.release(first + piece);
-        Ok(sums)
-    };
-    let (squares, moves) = sum(0..pieces(tensor), &norm)?;
+    }
+    let (squares, moves) = tree.sum();
     let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
     tensor.coefficients = tensor.coefficients.with_lr(lr);
     Ok(())
 }
 
-/// Adds what pieces give, in their order and by the tree of the specification: a piece holds a power of
-/// two of blocks, so it is a subtree.
-fn sum(
-    pieces: Range<usize>,
-    of: &impl Fn(usize) -> Result<(f64, u64), PagingError>,
-) -> Result<(f64, u64), PagingError> {
-    match pieces.len() {
-        0 => return Ok((0.0, 0)),
-        1 => return of(pieces.start),
-        _ => {}
+/// A sum over blocks that come piece by piece, by the tree of the specification: adjacent pairs are added
+/// level by level, an odd one carried up.
+#[derive(Debug, Default)]
+struct Tree {
+    /// Whole subtrees that wait for their right neighbours, the largest first: blocks and sums.
+    waiting: Vec<(usize, (f64, u64))>,
+    blocks: usize,
+}
+
+impl Tree {
+    /// Adds so many blocks that follow those before. `of` gives the sums of a range of them, which is a
+    /// whole subtree.
+    fn add(&mut self, blocks: usize, of: impl Fn(Range<usize>) -> (f64, u64)) {
+        let mut at = 0;
+        while at < blocks {
+            // The largest subtree that begins here and ends within the blocks.
+            let begins = (self.blocks | 1 << (usize::BITS - 1)).trailing_zeros();
+            let size = 1 << begins.min((blocks - at).ilog2());
+            let mut subtree = (size, of(at..at + size));
+            while let Some((_, left)) = self.waiting.pop_if(|(waiting, _)| *waiting == subtree.0) {
+                subtree = (2 * subtree.0, added(left, subtree.1));
+            }
+            self.waiting.push(subtree);
+            self.blocks += size;
+            at += size;
+        }
     }
-    let middle = pieces.start + tree_split(pieces.len());
-    let left = sum(pieces.start..middle, of)?;
-    let right = sum(middle..pieces.end, of)?;
-    Ok((left.0 + right.0, left.1 + right.1))
+
+    fn sum(mut self) -> (f64, u64) {
+        let mut sum = self.waiting.pop().map_or((0.0, 0), |(_, sum)| sum);
+        while let Some((_, left)) = self.waiting.pop() {
+            sum = added(left, sum);
+        }
+        sum
+    }
+}
+
+fn added(left: (f64, u64), right: (f64, u64)) -> (f64, u64) {
+    (left.0 + right.0, left.1 + right.1)
 }
 
 /// Counts blocks with a new momentum that is not finite, in those tensors that are paged.
@@ -163,4 +190,41 @@ pub(crate) fn count_non_finite(
         }
     }
     walk.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lion_core::BLOCK;
+    use lion_core::norm::sum_squares;
+
+    #[test]
+    fn cuts_between_pieces_change_no_bit_of_a_norm() {
+        let p: Vec<f32> = (0..100 * BLOCK)
+            .map(|i| ((i * 2_654_435_761) % 65_537) as f32 / 65_537.0)
+            .collect();
+        for len in 1..100 {
+            // Some elements more or less than whole blocks.
+            let p = &p[..len * BLOCK - len % 7];
+            for piece in [1, 2, 3, 7, 15, 16, 40] {
+                let mut tree = Tree::default();
+                for part in p.chunks(piece * BLOCK) {
+                    tree.add(part.len().div_ceil(BLOCK), |blocks| {
+                        let end = (blocks.end * BLOCK).min(part.len());
+                        (
+                            sum_squares(&part[blocks.start * BLOCK..end]),
+                            blocks.len() as u64,
+                        )
+                    });
+                }
+                let (squares, blocks) = tree.sum();
+                assert_eq!(
+                    squares.to_bits(),
+                    sum_squares(p).to_bits(),
+                    "{len} by {piece}"
+                );
+                assert_eq!(blocks, len as u64);
+            }
+        }
+    }
 }

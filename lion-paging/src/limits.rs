@@ -6,10 +6,13 @@ use lion_core::PagingError;
 const LARGEST_WINDOW: usize = 64 << 20;
 
 /// Pieces that fit the window, where pages are small enough: some are read, some written, one is stepped.
-const PIECES_IN_WINDOW: usize = 8;
+const PIECES_IN_WINDOW: usize = 4;
 
 /// Bytes of a piece at most: a disk is near its full speed with a few transfers of this size.
 const LARGEST_PIECE: usize = 4 << 20;
+
+/// Pieces that are larger are multiples of this: the large pages of systems and devices.
+const LARGE_PAGE: usize = 2 << 20;
 
 /// A budget of fast memory, and its part through which all that does not stay resident is streamed.
 ///
@@ -61,10 +64,15 @@ impl Limits {
                 .max(2 * page)
                 .min(whole(budget)),
         };
+        let piece = (window / PIECES_IN_WINDOW).min(LARGEST_PIECE);
+        let piece = match piece {
+            LARGE_PAGE.. => piece / LARGE_PAGE * LARGE_PAGE,
+            _ => piece,
+        };
         Ok(Limits {
             budget: whole(budget),
             window,
-            piece: whole((window / PIECES_IN_WINDOW).min(LARGEST_PIECE)).max(page),
+            piece: whole(piece).max(page),
         })
     }
 

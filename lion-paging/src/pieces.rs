@@ -3,10 +3,7 @@
 use lion_core::{BLOCK, BackendError, PlaneSpec, StateLayout};
 use std::ops::Range;
 
-/// The pieces of one state: as many blocks each, a power of two, the last one with what is left.
-///
-/// A power of two, because a sum over a tensor is then one over its pieces: each is a subtree of the tree
-/// that the specification adds blocks by.
+/// The pieces of one state: as many blocks each as fit, the last one with what is left.
 ///
 /// ```
 /// use lion_core::Momentum32;
@@ -26,8 +23,8 @@ pub struct Pieces {
 }
 
 impl Pieces {
-    /// Of a state of `len` elements, in pieces of at most `piece` bytes, or of one block if that is more;
-    /// pieces are whole pages.
+    /// Of a state of `len` elements, in pieces of at most `piece` bytes, or of one block if that is more.
+    /// Both are whole pages.
     pub fn new(layout: &'static dyn StateLayout, len: usize, piece: usize, page: usize) -> Self {
         let mut pieces = Pieces {
             layout,
@@ -36,9 +33,8 @@ impl Pieces {
             elements: BLOCK,
             stride: 0,
         };
-        while pieces.elements < len && pieces.size(2 * pieces.elements) <= piece {
-            pieces.elements *= 2;
-        }
+        let block = pieces.start(BLOCK, layout.planes().len());
+        pieces.elements = (piece / block).max(1) * BLOCK;
         pieces.stride = pieces.size(pieces.elements);
         pieces
     }
@@ -74,11 +70,6 @@ impl Pieces {
     /// Number of pieces.
     pub fn count(&self) -> usize {
         self.len.div_ceil(self.elements)
-    }
-
-    /// Elements of a full piece.
-    pub fn full(&self) -> usize {
-        self.elements
     }
 
     /// The elements of a piece.
@@ -174,26 +165,19 @@ mod tests {
 
     #[test]
     fn a_piece_holds_both_planes_of_its_blocks() {
-        // 8 blocks of 260 bytes fit a page of 4096; 16 do not.
-        let pieces = Pieces::new(&CodesAndAbsmax, 5000, 4096, 4096);
-        assert_eq!(
-            (pieces.count(), pieces.full(), pieces.total()),
-            (3, 2048, 3 * 4096)
-        );
-        assert_eq!(
-            (pieces.plane(0, 0), pieces.plane(0, 1)),
-            (0..2048, 2048..2080)
-        );
-        // The last one has 904 elements, 4 blocks.
-        assert_eq!(
-            (pieces.plane(2, 0), pieces.plane(2, 1)),
-            (0..904, 1024..1040)
-        );
-        let parts = pieces.parts(0, 2000, 3000).unwrap();
-        assert_eq!(parts, [(0, 2000..2048), (1, 4096..6144), (2, 8192..9096)]);
-        let parts = pieces.parts(1, 28, 40).unwrap();
-        assert_eq!(parts, [(0, 2076..2080), (1, 6144..6176), (2, 9216..9220)]);
-        assert!(pieces.parts(1, 0, 84).is_err());
+        // 15 blocks of 260 bytes fit a page of 4096: 3840 elements.
+        let pieces = Pieces::new(&CodesAndAbsmax, 9000, 4096, 4096);
+        assert_eq!((pieces.count(), pieces.total()), (3, 3 * 4096));
+        assert_eq!(pieces.elements(1), 3840..7680);
+        let planes = |piece| (pieces.plane(piece, 0), pieces.plane(piece, 1));
+        assert_eq!(planes(0), (0..3840, 3840..3900));
+        // The last one has 1320 elements, 6 blocks.
+        assert_eq!(planes(2), (0..1320, 1536..1560));
+        let parts = pieces.parts(0, 3000, 5000).unwrap();
+        assert_eq!(parts, [(0, 3000..3840), (1, 4096..7936), (2, 8192..8512)]);
+        let parts = pieces.parts(1, 56, 68).unwrap();
+        assert_eq!(parts, [(0, 3896..3900), (1, 7936..7996), (2, 9728..9732)]);
+        assert!(pieces.parts(1, 0, 148).is_err());
     }
 
     #[test]

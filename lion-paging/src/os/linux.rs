@@ -13,6 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// this where nobody has set it.
 const READ_AHEAD: usize = 128 << 10;
 
+/// Bytes of a large page. Where the system and the file's allow it, a state is read, mapped and written by
+/// these: at some GB a second the work for each small page takes longer than the transfer.
+const LARGE_PAGE: usize = 2 << 20;
+
 /// The file that states go to.
 #[derive(Debug)]
 pub(crate) struct PageFile {
@@ -31,6 +35,8 @@ struct Mapped {
     map: MmapRaw,
     file: Arc<File>,
     start: usize,
+    /// Bytes from the start on that are in large pages, if the system has them.
+    large: usize,
 }
 
 /// A part of the file, to move by.
@@ -53,7 +59,11 @@ impl PageFile {
     /// Allocates more blocks, all bytes 0.
     pub(crate) fn grow(&self, bytes: usize) -> io::Result<(HostRegion, HostMemory)> {
         let mut len = self.len.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = *len;
+        // A large page belongs to one state.
+        let start = match bytes {
+            LARGE_PAGE.. => len.next_multiple_of(LARGE_PAGE),
+            _ => *len,
+        };
         let end = start
             .checked_add(bytes)
             .filter(|&end| off_t::try_from(end).is_ok());
@@ -69,15 +79,21 @@ impl PageFile {
             code => Err(io::Error::from_raw_os_error(code)),
         };
         // Blocks that were allocated before there was no more room are given back.
-        let map = mapped.inspect_err(|_| drop(self.file.set_len(start as u64)))?;
+        let map = mapped.inspect_err(|_| drop(self.file.set_len(*len as u64)))?;
         *len = end;
-        let mapped = Arc::new(Mapped {
+        let mut mapped = Mapped {
             map,
             file: Arc::clone(&self.file),
             start,
-        });
+            large: 0,
+        };
         // Faults of single pages read no others, which would be resident beside the budget.
         mapped.advise(0..bytes, libc::MADV_RANDOM)?;
+        let large = bytes / LARGE_PAGE * LARGE_PAGE;
+        if large > 0 && mapped.advise(0..large, libc::MADV_HUGEPAGE).is_ok() {
+            mapped.large = large;
+        }
+        let mapped = Arc::new(mapped);
         Ok((HostRegion(Arc::clone(&mapped)), HostMemory(mapped)))
     }
 }
@@ -94,8 +110,8 @@ impl Mapped {
         assert!(part.start <= part.end && part.end <= self.map.len());
         let start = self.map.as_mut_ptr().wrapping_add(part.start);
         loop {
-            // SAFETY: the part lies in the mapping, and the callers' advice (random access, populate,
-            // give up pages of a shared mapping) leaves its bytes as they are.
+            // SAFETY: the part lies in the mapping, and the callers' advice (random access, large pages,
+            // populate, give up pages of a shared mapping) leaves its bytes as they are.
             if unsafe { libc::madvise(start.cast(), part.len(), advice) } == 0 {
                 return Ok(());
             }
@@ -134,8 +150,10 @@ impl HostRegion {
         usize::try_from(page).unwrap_or(usize::MAX)
     }
 
-    /// Begins to read a part from the disk, and does not wait.
+    /// Begins to read a part from the disk, and does not wait. Large pages are read when they are mapped,
+    /// each at once: what this reads would be small ones.
     pub(crate) fn read_ahead(&self, part: Range<usize>) {
+        let part = part.start.max(self.0.large).min(part.end)..part.end;
         let (fd, mut start, len) = self.0.in_file(&part);
         let end = start + len;
         while start < end {
