@@ -3,6 +3,7 @@
 use super::toolkit::{Toolkit, execute};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -36,36 +37,40 @@ impl Assembled {
     }
 }
 
-/// Assembles for every architecture.
+/// Assembles for every architecture, all at the same time: the assembler uses one core.
 pub(super) fn assemble(toolkit: &Toolkit, ptx: &Path) -> Result<Vec<Assembled>> {
-    let folder = std::env::temp_dir();
-    ARCHITECTURES
-        .iter()
-        .map(|&architecture| {
-            let file = folder.join(format!(
-                "lion-{}.sm_{architecture}.cubin",
-                std::process::id()
-            ));
-            let report = execute(
-                Command::new(&toolkit.ptxas)
-                    .arg(format!("--gpu-name=sm_{architecture}"))
-                    .args(["--verbose", "--warning-as-error"])
-                    .arg(ptx)
-                    .arg("--output-file")
-                    .arg(&file),
-            )?;
-            let kernels = parse(&report)?;
-            ensure!(
-                !kernels.is_empty(),
-                "the assembler names no kernel:\n{report}"
-            );
-            Ok(Assembled {
-                architecture,
-                kernels,
-                file,
-            })
-        })
-        .collect()
+    std::thread::scope(|scope| {
+        let runs = ARCHITECTURES
+            .map(|architecture| scope.spawn(move || assemble_for(architecture, toolkit, ptx)));
+        runs.into_iter()
+            .map(|run| run.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    })
+}
+
+fn assemble_for(architecture: u32, toolkit: &Toolkit, ptx: &Path) -> Result<Assembled> {
+    let file = std::env::temp_dir().join(format!(
+        "lion-{}.sm_{architecture}.cubin",
+        std::process::id()
+    ));
+    let report = execute(
+        Command::new(&toolkit.ptxas)
+            .arg(format!("--gpu-name=sm_{architecture}"))
+            .args(["--verbose", "--warning-as-error"])
+            .arg(ptx)
+            .arg("--output-file")
+            .arg(&file),
+    )?;
+    let kernels = parse(&report)?;
+    ensure!(
+        !kernels.is_empty(),
+        "the assembler names no kernel:\n{report}"
+    );
+    Ok(Assembled {
+        architecture,
+        kernels,
+        file,
+    })
 }
 
 impl Drop for Assembled {

@@ -58,12 +58,15 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let assembled = assemble::assemble(&toolkit, &path)?;
     assemble::print(&assembled);
     println!();
-    count::print(&toolkit, &ptx, &assembled)?;
+    let above = count::print(&toolkit, &ptx, &assembled)?;
+    for kernel in &above {
+        println!("TOO MANY INSTRUCTIONS AN ELEMENT: {kernel}");
+    }
     let spilling = assemble::spilling(&assembled);
     for name in &spilling {
         println!("SPILLS: {name}");
     }
-    Ok(spilling.is_empty())
+    Ok(above.is_empty() && spilling.is_empty())
 }
 
 /// Fails with the first line that differs.

@@ -67,6 +67,12 @@ fn check_geometry(kernel: &Kernel, grid: [u32; 3], block: [u32; 3]) -> Outcome {
     if !within(grid, MAX_GRID) || !within(block, MAX_BLOCK) {
         return Err(Status::INVALID_VALUE);
     }
+    if kernel
+        .required_threads()
+        .is_some_and(|required| required != block)
+    {
+        return Err(Status::INVALID_VALUE);
+    }
     // No overflow: each is at most 1024.
     let threads: u32 = block.iter().product();
     if threads > MAX_THREADS {

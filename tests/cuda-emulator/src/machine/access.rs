@@ -127,9 +127,8 @@ impl Executor<'_> {
                 let mut value = [0; 8];
                 value[..size].copy_from_slice(&all[index * size..][..size]);
                 let value = u64::from_le_bytes(value);
-                match *to {
-                    Some(to) => warp.put_lane(to, lane, filled(value, load)),
-                    None => {}
+                if let Some(to) = *to {
+                    warp.put_lane(to, lane, filled(value, load));
                 }
             }
         }
@@ -179,10 +178,12 @@ impl Executor<'_> {
                     pc: warp.pc,
                     lines: &self.code.lines,
                 };
-                self.shared.note_writes(at, mask, bytes, (Act::Write, site))?;
+                self.shared
+                    .note_writes(at, mask, bytes, (Act::Write, site))?;
                 for (plus, from) in elements(&store.from, store.bytes) {
                     for lane in each(mask) {
-                        self.shared.put(at[lane] + plus, warp.lane(*from, lane), store.bytes);
+                        self.shared
+                            .put(at[lane] + plus, warp.lane(*from, lane), store.bytes);
                     }
                 }
                 Ok(())
@@ -238,7 +239,8 @@ impl Executor<'_> {
                     pc: warp.pc,
                     lines: &self.code.lines,
                 };
-                self.shared.note_writes(at, mask, bytes, (Act::Atomic, site))?;
+                self.shared
+                    .note_writes(at, mask, bytes, (Act::Atomic, site))?;
                 for lane in each(mask) {
                     let old = self.shared.gather64(at, 1 << lane, 0, atomic.bytes)[lane];
                     let new = (atomic.update)(old, warp.lane(a, lane), warp.lane(b, lane));
@@ -263,7 +265,9 @@ impl Executor<'_> {
                         let place = (at[lane] - part.block.start()) as usize;
                         let old = if atomic.bytes == 8 {
                             part.block.as_u64()[place / 8]
-                                .fetch_update(Relaxed, Relaxed, |old| Some((atomic.update)(old, a, b)))
+                                .fetch_update(Relaxed, Relaxed, |old| {
+                                    Some((atomic.update)(old, a, b))
+                                })
                                 .unwrap_or_else(|old| old)
                         } else {
                             part.block.as_u32()[place / 4]
@@ -292,8 +296,11 @@ impl Executor<'_> {
         let size = self.code.local_bytes;
         for lane in each(mask) {
             let at = at[lane];
-            let (cause, text) = if at % bytes != 0 {
-                (Cause::Misaligned, format!("which is no multiple of {bytes}"))
+            let (cause, text) = if !at.is_multiple_of(bytes) {
+                (
+                    Cause::Misaligned,
+                    format!("which is no multiple of {bytes}"),
+                )
             } else if at >= size || bytes > size - at {
                 (Cause::IllegalAddress, format!("which has {size}"))
             } else {
@@ -351,7 +358,10 @@ fn one_value(warp: &Warp, store: &Store, at: &V64, mask: u32) -> Done {
                     return Err(Trouble::new(
                         Cause::LaunchFailed,
                         lane as u32,
-                        format!("race: writes {b:#x} to {:#x}, where lane {other} writes {a:#x} at the same time", at[lane]),
+                        format!(
+                            "race: writes {b:#x} to {:#x}, where lane {other} writes {a:#x} at the same time",
+                            at[lane]
+                        ),
                     ));
                 }
             }

@@ -240,7 +240,10 @@ mod tests {
         block.write(3, &[0; 2]);
         assert_eq!(block.written(0), 0b11000);
         block.write(60, &[0; 6]);
-        assert_eq!((block.written(0), block.written(1)), (0b11000 | 15 << 60, 3));
+        assert_eq!(
+            (block.written(0), block.written(1)),
+            (0b11000 | 15 << 60, 3)
+        );
         let managed = Block::new(None, 100, Kind::Managed).expect("memory");
         assert_eq!(managed.written(0), u64::MAX);
     }

@@ -1,69 +1,100 @@
-//! A map from chunks of memory to what is known of them: a hash table that is emptied often.
+//! A map from chunks of memory to what is known of them: a hash table of pages of 16 chunks, as neighbours are looked up
+//! together, that is emptied often.
 
-/// By number of the chunk, which is not 0: no memory begins at address 0.
+/// Chunks of a page.
+const PAGE: usize = 16;
+
+/// By number of the chunk.
 pub(super) struct ChunkMap<T> {
-    slots: Vec<(u64, T)>,
-    used: Vec<u32>,
+    /// Number of a page, and where it is in `pages`; `NONE` where the slot is free.
+    slots: Vec<(u64, u32)>,
+    pages: Vec<Page<T>>,
+    /// The page that was looked up last.
+    last: (u64, u32),
+}
+
+const NONE: u32 = u32::MAX;
+
+struct Page<T> {
+    number: u64,
+    /// A bit for each chunk that was looked up.
+    present: u16,
+    chunks: [T; PAGE],
 }
 
 impl<T: Copy + Default> ChunkMap<T> {
     pub(super) fn new() -> Self {
         Self {
-            slots: vec![(0, T::default()); 1024],
-            used: Vec::new(),
+            slots: vec![(0, NONE); 64],
+            pages: Vec::new(),
+            last: (0, NONE),
         }
     }
 
-    fn slot(&self, chunk: u64) -> usize {
+    /// What is known of the chunk, at first the default.
+    pub(super) fn entry(&mut self, chunk: u64) -> &mut T {
+        let (number, within) = (chunk / PAGE as u64, chunk as usize % PAGE);
+        if self.last.1 == NONE || self.last.0 != number {
+            self.last = (number, self.page(number));
+        }
+        let page = &mut self.pages[self.last.1 as usize];
+        page.present |= 1 << within;
+        &mut page.chunks[within]
+    }
+
+    /// Where the page is, or now is.
+    fn page(&mut self, number: u64) -> u32 {
+        let at = self.slot(number);
+        let (_, found) = self.slots[at];
+        if found != NONE {
+            return found;
+        }
+        let new = self.pages.len() as u32;
+        self.pages.push(Page {
+            number,
+            present: 0,
+            chunks: [T::default(); PAGE],
+        });
+        self.slots[at] = (number, new);
+        if 2 * self.pages.len() >= self.slots.len() {
+            self.grow();
+        }
+        new
+    }
+
+    /// The slot of a page, or the free one where it would be.
+    fn slot(&self, number: u64) -> usize {
         let last = self.slots.len() - 1;
-        let mut at = (chunk.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & last;
-        while self.slots[at].0 != chunk && self.slots[at].0 != 0 {
+        let mut at = (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & last;
+        while self.slots[at].1 != NONE && self.slots[at].0 != number {
             at = (at + 1) & last;
         }
         at
     }
 
-    /// What is known of the chunk, at first the default.
-    pub(super) fn entry(&mut self, chunk: u64) -> &mut T {
-        let mut at = self.slot(chunk);
-        if self.slots[at].0 == 0 {
-            if 2 * self.used.len() >= self.slots.len() {
-                self.grow();
-                at = self.slot(chunk);
-            }
-            self.slots[at] = (chunk, T::default());
-            self.used.push(at as u32);
-        }
-        &mut self.slots[at].1
-    }
-
     fn grow(&mut self) {
-        let empty = vec![(0, T::default()); 4 * self.slots.len()];
-        let old = std::mem::replace(&mut self.slots, empty);
-        for used in &mut self.used {
-            let entry = old[*used as usize];
-            let last = self.slots.len() - 1;
-            let mut at = (entry.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & last;
-            while self.slots[at].0 != 0 {
-                at = (at + 1) & last;
-            }
-            self.slots[at] = entry;
-            *used = at as u32;
+        self.slots = vec![(0, NONE); 4 * self.slots.len()];
+        for index in 0..self.pages.len() {
+            let number = self.pages[index].number;
+            let at = self.slot(number);
+            self.slots[at] = (number, index as u32);
         }
     }
 
-    /// All entries, in the order in which they came.
+    /// All chunks that were looked up.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
-        self.used.iter().map(|used| {
-            let (chunk, known) = &self.slots[*used as usize];
-            (*chunk, known)
+        self.pages.iter().flat_map(|page| {
+            let present = page.present;
+            let all = (page.number * PAGE as u64..).zip(&page.chunks).zip(0..);
+            all.filter(move |(_, bit)| present >> bit & 1 == 1)
+                .map(|(known, _)| known)
         })
     }
 
     pub(super) fn clear(&mut self) {
-        for used in self.used.drain(..) {
-            self.slots[used as usize].0 = 0;
-        }
+        self.last = (0, NONE);
+        self.slots.fill((0, NONE));
+        self.pages.clear();
     }
 }
 
@@ -75,14 +106,16 @@ mod tests {
     fn entries_are_kept_through_growth_and_gone_after_clearing() {
         let mut map = ChunkMap::<u64>::new();
         for round in 1..3 {
-            for chunk in 1..5000_u64 {
+            for chunk in 0..5000_u64 {
                 *map.entry(chunk * chunk) += chunk * round;
             }
-            for chunk in 1..5000_u64 {
+            for chunk in 0..5000_u64 {
                 assert_eq!(*map.entry(chunk * chunk), chunk * round);
             }
-            assert_eq!(map.iter().count(), 4999);
-            assert_eq!(map.iter().nth(7), Some((64, &(8 * round))));
+            assert_eq!(map.iter().count(), 5000);
+            for (chunk, known) in map.iter() {
+                assert_eq!(*known, chunk.isqrt() * round);
+            }
             map.clear();
             assert_eq!(map.iter().count(), 0);
         }

@@ -29,15 +29,21 @@ macro_rules! floats {
             "ge" => Some(|a, b| $test(a, b, |x, y| $of(x) >= $of(y))),
             "equ" => Some(|a, b| $test(a, b, |x, y| !($of(x) < $of(y) || $of(x) > $of(y)))),
             "neu" => Some(|a, b| $test(a, b, |x, y| $of(x) != $of(y))),
-            "ltu" => Some(|a, b| $test(a, b, |x, y| !($of(x) >= $of(y)))),
-            "leu" => Some(|a, b| $test(a, b, |x, y| !($of(x) > $of(y)))),
-            "gtu" => Some(|a, b| $test(a, b, |x, y| !($of(x) <= $of(y)))),
-            "geu" => Some(|a, b| $test(a, b, |x, y| !($of(x) < $of(y)))),
-            "num" => Some(|a, b| $test(a, b, |x, y| !$of(x).is_nan() && !$of(y).is_nan())),
-            "nan" => Some(|a, b| $test(a, b, |x, y| $of(x).is_nan() || $of(y).is_nan())),
+            "ltu" => Some(|a, b| $test(a, b, |x, y| $of(x) < $of(y) || unordered($of(x), $of(y)))),
+            "leu" => Some(|a, b| $test(a, b, |x, y| $of(x) <= $of(y) || unordered($of(x), $of(y)))),
+            "gtu" => Some(|a, b| $test(a, b, |x, y| $of(x) > $of(y) || unordered($of(x), $of(y)))),
+            "geu" => Some(|a, b| $test(a, b, |x, y| $of(x) >= $of(y) || unordered($of(x), $of(y)))),
+            "num" => Some(|a, b| $test(a, b, |x, y| !unordered($of(x), $of(y)))),
+            "nan" => Some(|a, b| $test(a, b, |x, y| unordered($of(x), $of(y)))),
             _ => None,
         }
     };
+}
+
+/// Whether one of two floats is no number: such compare as unequal, and as neither less nor greater.
+#[allow(clippy::eq_op)]
+fn unordered<F: PartialOrd + Copy>(x: F, y: F) -> bool {
+    x != x || y != y
 }
 
 /// `lo`, `ls`, `hi` and `hs` are of unsigned numbers only; the others of bits are equality.

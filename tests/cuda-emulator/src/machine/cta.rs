@@ -135,7 +135,9 @@ impl Executor<'_> {
         for (state, warp) in states.iter().zip(warps) {
             let line = self.line(warp.pc.saturating_sub(1));
             text.push_str(&match state {
-                State::Waits(number) => format!(" warp {} is at barrier {number}, line {line};", warp.number),
+                State::Waits(number) => {
+                    format!(" warp {} is at barrier {number}, line {line};", warp.number)
+                }
                 State::Exited | State::Ready => format!(" warp {} has exited;", warp.number),
             });
         }

@@ -1,14 +1,15 @@
 //! Executing a warp: one operation after another, until it has exited or waits at a barrier.
 
 use super::block::Block;
+use super::compute::compute;
 use super::counts::Tally;
 use super::fault::{Cause, Done, Fault, Trouble, lanes_text};
 use super::launch::Launch;
-use super::logic::{lop3, permute};
 use super::memory::Map;
-use super::op::{Code, Logic, Op, Shuffle, ShuffleMode, V32, Verdict, Vote, VoteMode, Voted};
+use super::op::{Code, Op, V32};
 use super::race::Races;
 use super::shared::Shared;
+use super::together::{shuffled, together, voted};
 use super::warp::Warp;
 
 /// Instructions after which a warp is taken to be in a loop without an end.
@@ -53,7 +54,9 @@ impl Executor<'_> {
     pub(super) fn fault(&self, warp: &Warp, trouble: &Trouble) -> Fault {
         let line = self.line(warp.pc);
         let [x, y, z] = self.cta;
-        let lane = trouble.lane.map_or_else(String::new, |lane| format!(", lane {lane}"));
+        let lane = trouble
+            .lane
+            .map_or_else(String::new, |lane| format!(", lane {lane}"));
         Fault::new(
             trouble.cause,
             format!(
@@ -170,7 +173,11 @@ impl Executor<'_> {
         let (times, lanes) = &mut self.tally.at[warp.pc as usize];
         *times -= 1;
         *lanes -= u64::from(warp.active.count_ones());
-        if warp.wait() { Ok(()) } else { Err(self.stuck(warp)) }
+        if warp.wait() {
+            Ok(())
+        } else {
+            Err(self.stuck(warp))
+        }
     }
 
     /// All lanes that have not exited wait for others.
@@ -192,289 +199,12 @@ fn uniform(values: &V32, mask: u32) -> Done<u32> {
             return Err(Trouble::new(
                 Cause::LaunchFailed,
                 lane as u32,
-                format!("the lanes name different barriers: {first} and {}", values[lane]),
+                format!(
+                    "the lanes name different barriers: {first} and {}",
+                    values[lane]
+                ),
             ));
         }
     }
     Ok(first)
-}
-
-/// Whether all members of the lanes' masks are there, each with the same mask.
-fn together(members: &V32, mask: u32) -> Done<bool> {
-    let mut rest = mask;
-    while rest != 0 {
-        let lane = rest.trailing_zeros();
-        let named = members[lane as usize];
-        if named >> lane & 1 == 0 {
-            return Err(Trouble::new(
-                Cause::LaunchFailed,
-                lane,
-                format!("the member mask {named:#010x} omits the lane itself"),
-            ));
-        }
-        if named & !mask != 0 {
-            return Ok(false);
-        }
-        for other in super::lanes::each(named) {
-            if members[other] != named {
-                return Err(Trouble::new(
-                    Cause::LaunchFailed,
-                    other as u32,
-                    format!("its member mask is {:#010x} where lane {lane} has {named:#010x}", members[other]),
-                ));
-            }
-        }
-        rest &= !named;
-    }
-    Ok(true)
-}
-
-fn shuffled(warp: &mut Warp, shuffle: &Shuffle, members: &V32, mask: u32) -> Done {
-    let values = warp.r32[shuffle.value as usize];
-    let by = warp.r32[shuffle.by as usize];
-    let clamp = warp.r32[shuffle.clamp as usize];
-    let (mut out, mut valid) = ([0; 32], 0);
-    for lane in super::lanes::each(mask) {
-        let segment = clamp[lane] >> 8 & 31;
-        let (by, clamp) = (by[lane] & 31, clamp[lane] & 31);
-        let own = lane as u32;
-        let least = own & segment;
-        let most = least | clamp & !segment;
-        let (from, inside) = match shuffle.mode {
-            // Below lane 0 there is none, and the limit is a lower one.
-            ShuffleMode::Up => (own.wrapping_sub(by), own as i32 - by as i32 >= most as i32),
-            ShuffleMode::Down => (own + by, own + by <= most),
-            ShuffleMode::Butterfly => (own ^ by, own ^ by <= most),
-            ShuffleMode::Index => {
-                let from = least | by & !segment;
-                (from, from <= most)
-            }
-        };
-        let from = if inside { from } else { own };
-        if members[lane] >> from & 1 == 0 {
-            return Err(Trouble::new(
-                Cause::LaunchFailed,
-                own,
-                format!("reads the value of lane {from}, which is not in the member mask {:#010x}", members[lane]),
-            ));
-        }
-        out[lane] = values[from as usize];
-        valid |= u32::from(inside) << lane;
-    }
-    if let Some(to) = shuffle.to {
-        warp.put32(to, &out, mask);
-    }
-    if let Some(to) = shuffle.valid {
-        warp.put_predicate(to, valid, mask);
-    }
-    Ok(())
-}
-
-fn voted(warp: &mut Warp, vote: &Vote, members: &V32, mask: u32) {
-    let value = warp.predicates[vote.value as usize] ^ if vote.negated { u32::MAX } else { 0 };
-    let ballot: V32 = std::array::from_fn(|lane| value & members[lane]);
-    match &vote.to {
-        Voted::Ballot(to) => warp.put32(*to, &ballot, mask),
-        Voted::Predicate(mode, to) => {
-            let mut out = 0;
-            for lane in super::lanes::each(mask) {
-                let (votes, all) = (ballot[lane], members[lane]);
-                let yes = match mode {
-                    VoteMode::All => votes == all,
-                    VoteMode::Any => votes != 0,
-                    VoteMode::Uniform => votes == all || votes == 0,
-                };
-                out |= u32::from(yes) << lane;
-            }
-            warp.put_predicate(*to, out, mask);
-        }
-    }
-}
-
-/// What happens in registers alone.
-fn compute(warp: &mut Warp, op: &Op, mask: u32) {
-    let (r32, r64) = (&warp.r32, &warp.r64);
-    let word = |register: u32| &r32[register as usize];
-    let long = |register: u32| &r64[register as usize];
-    match op {
-        Op::Un32(f, d, a) => {
-            let out = f(word(*a));
-            warp.put32(*d, &out, mask);
-        }
-        Op::Bin32(f, d, [a, b]) => {
-            let out = f(word(*a), word(*b));
-            warp.put32(*d, &out, mask);
-        }
-        Op::Tri32(f, d, [a, b, c]) => {
-            let out = f(word(*a), word(*b), word(*c));
-            warp.put32(*d, &out, mask);
-        }
-        Op::Un64(f, d, a) => {
-            let out = f(long(*a));
-            warp.put64(*d, &out, mask);
-        }
-        Op::Bin64(f, d, [a, b]) => {
-            let out = f(long(*a), long(*b));
-            warp.put64(*d, &out, mask);
-        }
-        Op::Tri64(f, d, [a, b, c]) => {
-            let out = f(long(*a), long(*b), long(*c));
-            warp.put64(*d, &out, mask);
-        }
-        Op::Widen(f, d, a) => {
-            let out = f(word(*a));
-            warp.put64(*d, &out, mask);
-        }
-        Op::Narrow(f, d, a) => {
-            let out = f(long(*a));
-            warp.put32(*d, &out, mask);
-        }
-        Op::Shift64(f, d, a, b) => {
-            let out = f(long(*a), word(*b));
-            warp.put64(*d, &out, mask);
-        }
-        Op::Wide(f, d, [a, b]) => {
-            let out = f(word(*a), word(*b));
-            warp.put64(*d, &out, mask);
-        }
-        Op::WideAdd(f, d, [a, b], c) => {
-            let out = f(word(*a), word(*b), long(*c));
-            warp.put64(*d, &out, mask);
-        }
-        Op::Field64(f, d, a, [b, c]) => {
-            let out = f(long(*a), word(*b), word(*c));
-            warp.put64(*d, &out, mask);
-        }
-        Op::Insert32(f, d, [a, b, from, len]) => {
-            let out = f(word(*a), word(*b), word(*from), word(*len));
-            warp.put32(*d, &out, mask);
-        }
-        Op::Insert64(f, d, [a, b], [from, len]) => {
-            let out = f(long(*a), long(*b), word(*from), word(*len));
-            warp.put64(*d, &out, mask);
-        }
-        Op::Lop3(d, [a, b, c], products) => {
-            let out = lop3(word(*a), word(*b), word(*c), products);
-            warp.put32(*d, &out, mask);
-        }
-        Op::Permute(d, [a, b], choices) => {
-            let out = permute(word(*a), word(*b), *choices);
-            warp.put32(*d, &out, mask);
-        }
-        Op::Move32(d, a) => {
-            let out = *word(*a);
-            warp.put32(*d, &out, mask);
-        }
-        Op::Move64(d, a) => {
-            let out = *long(*a);
-            warp.put64(*d, &out, mask);
-        }
-        Op::Compare32(f, [a, b], verdict) => {
-            let out = f(word(*a), word(*b));
-            decide(warp, verdict, out, mask);
-        }
-        Op::Compare64(f, [a, b], verdict) => {
-            let out = f(long(*a), long(*b));
-            decide(warp, verdict, out, mask);
-        }
-        Op::Select32(d, [a, b], p) => {
-            let p = warp.predicates[*p as usize];
-            let mut out = *word(*b);
-            for lane in 0..32 {
-                out[lane] = if p >> lane & 1 == 1 { word(*a)[lane] } else { out[lane] };
-            }
-            warp.put32(*d, &out, mask);
-        }
-        Op::Select64(d, [a, b], p) => {
-            let p = warp.predicates[*p as usize];
-            let mut out = *long(*b);
-            for lane in 0..32 {
-                out[lane] = if p >> lane & 1 == 1 { long(*a)[lane] } else { out[lane] };
-            }
-            warp.put64(*d, &out, mask);
-        }
-        Op::Logic(logic, d, [a, b]) => {
-            let [a, b] = [a, b].map(|p| warp.predicates[*p as usize]);
-            warp.put_predicate(*d, logic.of(a, b), mask);
-        }
-        Op::ActiveMask(d) => {
-            let out = [mask; 32];
-            warp.put32(*d, &out, mask);
-        }
-        Op::Cvt(convert) => {
-            for lane in super::lanes::each(mask) {
-                let bits = warp.lane(convert.from, lane);
-                warp.put_lane(convert.to, lane, convert.convert(bits));
-            }
-        }
-        op => repack(warp, op, mask),
-    }
-}
-
-/// Packing and unpacking of vectors.
-fn repack(warp: &mut Warp, op: &Op, mask: u32) {
-    match op {
-        Op::Pack64(d, parts) => {
-            let bits = 64 / parts.len() as u32;
-            let mut out = [0; 32];
-            for (at, part) in (0..).zip(parts) {
-                for (out, part) in out.iter_mut().zip(&warp.r32[*part as usize]) {
-                    *out |= u64::from(*part) << (bits * at);
-                }
-            }
-            warp.put64(*d, &out, mask);
-        }
-        Op::Pack32(d, parts, bits) => {
-            let mut out = [0; 32];
-            for (at, part) in (0..).zip(parts) {
-                for (out, part) in out.iter_mut().zip(&warp.r32[*part as usize]) {
-                    *out |= *part << (bits * at);
-                }
-            }
-            warp.put32(*d, &out, mask);
-        }
-        Op::Unpack64(parts, a) => {
-            let bits = 64 / parts.len() as u32;
-            let from = warp.r64[*a as usize];
-            for (at, part) in (0..).zip(parts) {
-                if let Some(d) = part {
-                    let low = u32::MAX >> (32 - bits);
-                    let out = from.map(|x| (x >> (bits * at)) as u32 & low);
-                    warp.put32(*d, &out, mask);
-                }
-            }
-        }
-        Op::Unpack32(parts, a, bits) => {
-            let from = warp.r32[*a as usize];
-            for (at, part) in (0..).zip(parts) {
-                if let Some(d) = part {
-                    let low = u32::MAX >> (32 - bits);
-                    let out = from.map(|x| x >> (bits * at) & low);
-                    warp.put32(*d, &out, mask);
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Carries out what a comparison is for.
-fn decide(warp: &mut Warp, verdict: &Verdict, outcome: u32, mask: u32) {
-    let (outcome, complement) = match verdict.combine {
-        None => (outcome, !outcome),
-        Some((logic, with, negated)) => {
-            let with = warp.predicates[with as usize] ^ if negated { u32::MAX } else { 0 };
-            (logic.of(outcome, with), logic.of(Logic::Not.of(outcome, 0), with))
-        }
-    };
-    if let Some(to) = verdict.result {
-        warp.put_predicate(to, outcome, mask);
-    }
-    if let Some(to) = verdict.complement {
-        warp.put_predicate(to, complement, mask);
-    }
-    if let Some((to, value)) = verdict.value {
-        let out = std::array::from_fn(|lane| if outcome >> lane & 1 == 1 { value } else { 0 });
-        warp.put32(to, &out, mask);
-    }
 }

@@ -93,9 +93,9 @@ pub(super) fn unary64(name: &str) -> Option<Un64> {
 
 pub(super) fn binary32(name: &str) -> Option<Bin32> {
     match name {
-        "add" | "add.rn" => bin32!(|x, y| x + y),
-        "sub" | "sub.rn" => bin32!(|x, y| x - y),
-        "mul" | "mul.rn" => bin32!(|x, y| x * y),
+        "add.rn" => bin32!(|x, y| x + y),
+        "sub.rn" => bin32!(|x, y| x - y),
+        "mul.rn" => bin32!(|x, y| x * y),
         "div.rn" => bin32!(|x, y| x / y),
         "min" => Some(|a, b| zip32(a, b, |x, y| pick32(x, y, true))),
         "max" => Some(|a, b| zip32(a, b, |x, y| pick32(x, y, false))),
@@ -108,9 +108,9 @@ pub(super) fn binary32(name: &str) -> Option<Bin32> {
 
 pub(super) fn binary64(name: &str) -> Option<Bin64> {
     match name {
-        "add" | "add.rn" => bin64!(|x, y| x + y),
-        "sub" | "sub.rn" => bin64!(|x, y| x - y),
-        "mul" | "mul.rn" => bin64!(|x, y| x * y),
+        "add.rn" => bin64!(|x, y| x + y),
+        "sub.rn" => bin64!(|x, y| x - y),
+        "mul.rn" => bin64!(|x, y| x * y),
         "div.rn" => bin64!(|x, y| x / y),
         "min" => Some(|a, b| zip64(a, b, |x, y| pick64(x, y, true))),
         "max" => Some(|a, b| zip64(a, b, |x, y| pick64(x, y, false))),
@@ -174,7 +174,11 @@ fn pick64(x: u64, y: u64, smaller: bool) -> u64 {
         (true, false) => y,
         (false, true) => x,
         (false, false) => {
-            if (order(x) < order(y)) == smaller { x } else { y }
+            if (order(x) < order(y)) == smaller {
+                x
+            } else {
+                y
+            }
         }
     }
 }

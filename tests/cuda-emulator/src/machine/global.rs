@@ -54,7 +54,10 @@ impl<'a> Executor<'a> {
             let block = self.block(access, rest.trailing_zeros() as usize)?;
             let first = at[0];
             let in_a_row = rest == u32::MAX
-                && at.iter().zip(0..).all(|(at, lane)| *at == first.wrapping_add(lane * bytes))
+                && at
+                    .iter()
+                    .zip(0..)
+                    .all(|(at, lane)| *at == first.wrapping_add(lane * bytes))
                 && block.holds(first, 32 * bytes);
             let (lanes, touched) = if in_a_row {
                 (rest, Touched::in_a_row(first, 32 * bytes))
@@ -102,7 +105,11 @@ impl<'a> Executor<'a> {
                     return Err(Trouble::new(
                         Cause::IllegalAddress,
                         lane as u32,
-                        format!("{} {bytes} bytes at {at:#x}: {}", access.act.verb(), self.map.describe(at, bytes)),
+                        format!(
+                            "{} {bytes} bytes at {at:#x}: {}",
+                            access.act.verb(),
+                            self.map.describe(at, bytes)
+                        ),
                     ));
                 }
             },
@@ -156,7 +163,7 @@ impl<'a> Executor<'a> {
                     "race: {} the byte at {byte:#x}, which warp {} {} at line {}, no barrier between",
                     act.verb(),
                     clash.warp,
-                    clash.act.verb(),
+                    clash.act.past(),
                     self.line(clash.site)
                 ),
             ));
@@ -191,7 +198,10 @@ impl Touched {
             let (chunk, bits) = (at[lane] / CHUNK, unit << (at[lane] % CHUNK));
             if last >= touched.len || touched.chunks[last].0 != chunk {
                 let known = touched.chunks[..touched.len].iter();
-                last = known.clone().position(|known| known.0 == chunk).unwrap_or(touched.len);
+                last = known
+                    .clone()
+                    .position(|known| known.0 == chunk)
+                    .unwrap_or(touched.len);
                 if last == touched.len {
                     touched.chunks[last] = (chunk, 0);
                     touched.len += 1;
@@ -207,12 +217,16 @@ impl Touched {
 fn misaligned(access: &Access<'_>) -> Box<Trouble> {
     let bytes = access.bytes;
     let lane = each(access.mask)
-        .find(|lane| access.at[*lane] % bytes != 0)
+        .find(|lane| !access.at[*lane].is_multiple_of(bytes))
         .unwrap_or(0);
     Trouble::new(
         Cause::Misaligned,
         lane as u32,
-        format!("{} {bytes} bytes at {:#x}, which is no multiple of {bytes}", access.act.verb(), access.at[lane]),
+        format!(
+            "{} {bytes} bytes at {:#x}, which is no multiple of {bytes}",
+            access.act.verb(),
+            access.at[lane]
+        ),
     )
 }
 
@@ -243,7 +257,8 @@ pub(super) fn gather32(part: &Part<'_>, at: &V64, plus: u64, bytes: u32) -> V32 
         }
         2 => {
             let from = part.block.as_u16();
-            each(part.lanes).for_each(|lane| out[lane] = from[place(lane) / 2].load(Relaxed).into());
+            each(part.lanes)
+                .for_each(|lane| out[lane] = from[place(lane) / 2].load(Relaxed).into());
         }
         _ => {
             let from = part.block.as_u8();
@@ -290,19 +305,23 @@ pub(super) fn scatter(
         }
         (_, 8) => {
             let to = part.block.as_u64();
-            each(part.lanes).for_each(|lane| to[place(lane) / 8].store(warp.lane(from, lane), Relaxed));
+            each(part.lanes)
+                .for_each(|lane| to[place(lane) / 8].store(warp.lane(from, lane), Relaxed));
         }
         (_, 4) => {
             let to = part.block.as_u32();
-            each(part.lanes).for_each(|lane| to[place(lane) / 4].store(warp.lane(from, lane) as u32, Relaxed));
+            each(part.lanes)
+                .for_each(|lane| to[place(lane) / 4].store(warp.lane(from, lane) as u32, Relaxed));
         }
         (_, 2) => {
             let to = part.block.as_u16();
-            each(part.lanes).for_each(|lane| to[place(lane) / 2].store(warp.lane(from, lane) as u16, Relaxed));
+            each(part.lanes)
+                .for_each(|lane| to[place(lane) / 2].store(warp.lane(from, lane) as u16, Relaxed));
         }
         _ => {
             let to = part.block.as_u8();
-            each(part.lanes).for_each(|lane| to[place(lane)].store(warp.lane(from, lane) as u8, Relaxed));
+            each(part.lanes)
+                .for_each(|lane| to[place(lane)].store(warp.lane(from, lane) as u8, Relaxed));
         }
     }
 }

@@ -1,8 +1,6 @@
 //! Integer arithmetic and fields of bits.
 
-use super::lanes::{
-    map32, map64, narrow, shift64, wide, wide_add, zip3_32, zip3_64, zip32, zip64,
-};
+use super::lanes::{map32, map64, narrow, shift64, wide, wide_add, zip3_32, zip3_64, zip32, zip64};
 use super::op::{
     Bin32, Bin64, Field64, Insert32, Insert64, Narrow, Shift64, Tri32, Tri64, Un32, Un64, Wide,
     WideAdd,
@@ -171,7 +169,9 @@ pub(super) fn binary32(name: &str, ty: Type) -> Option<Bin32> {
         "xor" => of_32!(ty, zip32, |x, y| (x ^ y)),
         // Amounts are of 32 bits whatever the type, and those beyond the width shift everything out.
         "shl" => match ty {
-            Type::B16 => Some(|a, b| zip32(a, b, |x, by| if by < 16 { x << by & 0xffff } else { 0 })),
+            Type::B16 => {
+                Some(|a, b| zip32(a, b, |x, by| if by < 16 { x << by & 0xffff } else { 0 }))
+            }
             Type::B32 => Some(|a, b| zip32(a, b, |x, by| if by < 32 { x << by } else { 0 })),
             _ => None,
         },
@@ -179,15 +179,15 @@ pub(super) fn binary32(name: &str, ty: Type) -> Option<Bin32> {
             Type::B16 | Type::U16 | Type::B32 | Type::U32 => {
                 Some(|a, b| zip32(a, b, |x, by| if by < 32 { x >> by } else { 0 }))
             }
-            Type::S16 => Some(|a, b| {
-                zip32(a, b, |x, by| (x as i16 >> by.min(15)) as u16 as u32)
-            }),
+            Type::S16 => Some(|a, b| zip32(a, b, |x, by| (x as i16 >> by.min(15)) as u16 as u32)),
             Type::S32 => Some(|a, b| zip32(a, b, |x, by| (x as i32 >> by.min(31)) as u32)),
             _ => None,
         },
         "mul.wide" => match ty {
             Type::U16 => Some(|a, b| zip32(a, b, u32::wrapping_mul)),
-            Type::S16 => Some(|a, b| zip32(a, b, |x, y| (x as i16 as i32 * y as i16 as i32) as u32)),
+            Type::S16 => {
+                Some(|a, b| zip32(a, b, |x, y| (x as i16 as i32 * y as i16 as i32) as u32))
+            }
             _ => None,
         },
         _ => None,
@@ -213,9 +213,7 @@ pub(super) fn binary64(name: &str, ty: Type) -> Option<Bin64> {
 
 pub(super) fn shift_of_64(name: &str, ty: Type) -> Option<Shift64> {
     match (name, ty) {
-        ("shl", Type::B64) => {
-            Some(|a, b| shift64(a, b, |x, by| if by < 64 { x << by } else { 0 }))
-        }
+        ("shl", Type::B64) => Some(|a, b| shift64(a, b, |x, by| if by < 64 { x << by } else { 0 })),
         ("shr", Type::B64 | Type::U64) => {
             Some(|a, b| shift64(a, b, |x, by| if by < 64 { x >> by } else { 0 }))
         }
@@ -241,10 +239,14 @@ pub(super) fn ternary32(name: &str, ty: Type) -> Option<Tri32> {
         },
         "bfe" => match ty {
             Type::U32 => Some(|a, b, c| {
-                zip3_32(a, b, c, |x, from, len| field(x.into(), from, len, 32, false) as u32)
+                zip3_32(a, b, c, |x, from, len| {
+                    field(x.into(), from, len, 32, false) as u32
+                })
             }),
             Type::S32 => Some(|a, b, c| {
-                zip3_32(a, b, c, |x, from, len| field(x.into(), from, len, 32, true) as u32)
+                zip3_32(a, b, c, |x, from, len| {
+                    field(x.into(), from, len, 32, true) as u32
+                })
             }),
             _ => None,
         },
@@ -254,7 +256,9 @@ pub(super) fn ternary32(name: &str, ty: Type) -> Option<Tri32> {
 
 pub(super) fn ternary64(name: &str, ty: Type) -> Option<Tri64> {
     match name {
-        "mad.lo" => of_64!(ty, zip3_64, Tri64, |x, y, z| x.wrapping_mul(y).wrapping_add(z)),
+        "mad.lo" => of_64!(ty, zip3_64, Tri64, |x, y, z| x
+            .wrapping_mul(y)
+            .wrapping_add(z)),
         "mad.hi" => of_64!(ty, zip3_64, Tri64, |x, y, z| x.mul_hi(y).wrapping_add(z)),
         _ => None,
     }
@@ -273,7 +277,9 @@ pub(super) fn wide_of(ty: Type) -> Option<Wide> {
 pub(super) fn wide_add_of(ty: Type) -> Option<WideAdd> {
     match ty {
         Type::U32 => Some(|a, b, c| {
-            wide_add(a, b, c, |x, y, z| (u64::from(x) * u64::from(y)).wrapping_add(z))
+            wide_add(a, b, c, |x, y, z| {
+                (u64::from(x) * u64::from(y)).wrapping_add(z)
+            })
         }),
         Type::S32 => Some(|a, b, c| {
             wide_add(a, b, c, |x, y, z| {
@@ -286,12 +292,12 @@ pub(super) fn wide_add_of(ty: Type) -> Option<WideAdd> {
 
 pub(super) fn field_of_64(ty: Type) -> Option<Field64> {
     match ty {
-        Type::U64 => Some(|a, b, c| {
-            std::array::from_fn(|lane| field(a[lane], b[lane], c[lane], 64, false))
-        }),
-        Type::S64 => Some(|a, b, c| {
-            std::array::from_fn(|lane| field(a[lane], b[lane], c[lane], 64, true))
-        }),
+        Type::U64 => {
+            Some(|a, b, c| std::array::from_fn(|lane| field(a[lane], b[lane], c[lane], 64, false)))
+        }
+        Type::S64 => {
+            Some(|a, b, c| std::array::from_fn(|lane| field(a[lane], b[lane], c[lane], 64, true)))
+        }
         _ => None,
     }
 }
@@ -326,5 +332,9 @@ fn insert(a: u64, b: u64, from: u32, len: u32, width: u32) -> u64 {
 }
 
 fn ones(count: u32) -> u64 {
-    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+    if count >= 64 {
+        u64::MAX
+    } else {
+        (1 << count) - 1
+    }
 }

@@ -63,7 +63,7 @@ struct Results {
     early: BTreeMap<u64, Vec<Used>>,
 }
 
-fn run_with(
+pub(super) fn run_with(
     launch: &Launch<'_>,
     memory: &Memory,
     threads: usize,
@@ -96,7 +96,10 @@ fn run_with(
         }
         work();
     });
-    let results = progress.results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let results = progress
+        .results
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     match results.fault {
         Some((_, fault)) => Err(fault),
         None => Ok(results.counts),
@@ -108,7 +111,8 @@ impl Progress {
     fn work(&self, launch: &Launch<'_>, map: &Map, most_steps: u64) {
         let code = &launch.kernel.code;
         let ctas = launch.ctas();
-        let shared = code.shared_bytes.next_multiple_of(code.shared_align) + u64::from(launch.dynamic_shared);
+        let shared = code.shared_bytes.next_multiple_of(code.shared_align)
+            + u64::from(launch.dynamic_shared);
         let alone = ctas == 1 && launch.threads() <= 32;
         let mut executor = Executor {
             launch,
@@ -128,7 +132,11 @@ impl Progress {
                 break;
             }
             let done = executor.run_cta(cta, &mut warps);
-            let used = executor.races.as_mut().filter(|_| ctas > 1).map(Races::finish);
+            let used = executor
+                .races
+                .as_mut()
+                .filter(|_| ctas > 1)
+                .map(Races::finish);
             let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
             match done {
                 Ok(()) => results.add(cta, used.unwrap_or_default(), launch),
@@ -163,7 +171,15 @@ impl Results {
 }
 
 fn race(launch: &Launch<'_>, address: u64, earlier: &Side, later: &Side) -> Fault {
-    let line = |side: &Side| launch.kernel.code.lines.get(side.site as usize).copied().unwrap_or(0);
+    let line = |side: &Side| {
+        launch
+            .kernel
+            .code
+            .lines
+            .get(side.site as usize)
+            .copied()
+            .unwrap_or(0)
+    };
     let name = |cta: u64| {
         let [x, y, _] = launch.grid.map(u64::from);
         format!("CTA ({}, {}, {})", cta % x, cta / x % y, cta / x / y)
@@ -177,7 +193,7 @@ fn race(launch: &Launch<'_>, address: u64, earlier: &Side, later: &Side) -> Faul
             name(later.cta),
             later.act.verb(),
             name(earlier.cta),
-            earlier.act.verb(),
+            earlier.act.past(),
             line(earlier)
         ),
     )

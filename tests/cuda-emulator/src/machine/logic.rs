@@ -73,7 +73,11 @@ pub(super) fn permute_one(a: u32, b: u32, choices: [u8; 4]) -> u32 {
     let mut out = 0;
     for (at, choice) in choices.iter().enumerate() {
         let byte = (both >> (8 * (choice & 7))) as u8;
-        let byte = if choice & 8 != 0 { (byte as i8 >> 7) as u8 } else { byte };
+        let byte = if choice & 8 != 0 {
+            (byte as i8 >> 7) as u8
+        } else {
+            byte
+        };
         out |= u32::from(byte) << (8 * at);
     }
     out
@@ -91,7 +95,7 @@ pub(super) fn permute(a: &V32, b: &V32, choices: [u8; 4]) -> V32 {
             }
         } else {
             for lane in 0..32 {
-                out[lane] |= (from[lane] >> (down + 7) & 1) * 0xff << up;
+                out[lane] |= ((from[lane] >> (down + 7) & 1) * 0xff) << up;
             }
         }
     }
@@ -107,7 +111,10 @@ mod tests {
         // All eight cases in one word, as the ISA tells how to compute the immediate.
         let (a, b, c) = ([0xF0; 32], [0xCC; 32], [0xAA; 32]);
         for table in 0..=255 {
-            assert_eq!(lop3(&a, &b, &c, &products(table))[5] & 0xff, u32::from(table));
+            assert_eq!(
+                lop3(&a, &b, &c, &products(table))[5] & 0xff,
+                u32::from(table)
+            );
         }
     }
 
@@ -117,7 +124,11 @@ mod tests {
         for selector in [0x3210, 0x7654, 0x0040, 0x5410, 0xfedc, 0xba98, 0x1f2e] {
             let choices = PermuteMode::Default.choices(selector);
             let expected = permute_one(a, b, choices);
-            assert_eq!(permute(&[a; 32], &[b; 32], choices), [expected; 32], "{selector:#x}");
+            assert_eq!(
+                permute(&[a; 32], &[b; 32], choices),
+                [expected; 32],
+                "{selector:#x}"
+            );
         }
     }
 }

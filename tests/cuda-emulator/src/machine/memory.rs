@@ -325,7 +325,10 @@ mod tests {
     use super::*;
 
     fn text(memory: &Memory, address: u64) -> String {
-        memory.read(address, &mut [0; 4]).expect_err("not there").to_string()
+        memory
+            .read(address, &mut [0; 4])
+            .expect_err("not there")
+            .to_string()
     }
 
     #[test]
@@ -333,7 +336,11 @@ mod tests {
         let memory = Memory::new(1 << 20);
         let a = memory.allocate(100, Kind::Device).expect("room");
         assert_eq!(a % 512, 0);
-        assert!(text(&memory, a + 98).contains("offset 98 run over the end"), "{}", text(&memory, a + 98));
+        assert!(
+            text(&memory, a + 98).contains("offset 98 run over the end"),
+            "{}",
+            text(&memory, a + 98)
+        );
         assert!(text(&memory, a + 108).contains("8 bytes behind the allocation of 100 bytes"));
         assert!(text(&memory, a - 4).contains("4 bytes before"));
         memory.free(a).expect("alive");
@@ -354,7 +361,10 @@ mod tests {
     fn no_more_than_the_device_has() {
         let memory = Memory::new(100);
         let a = memory.allocate(60, Kind::Device).expect("room");
-        let error = MemoryError::OutOfMemory { wanted: 41, free: 40 };
+        let error = MemoryError::OutOfMemory {
+            wanted: 41,
+            free: 40,
+        };
         assert_eq!(memory.allocate(41, Kind::Device), Err(error));
         memory.free(a).expect("alive");
         assert!(memory.allocate(100, Kind::Managed).is_ok());

@@ -11,10 +11,12 @@ mod access;
 mod block;
 mod chunk_map;
 mod compare;
+mod compute;
 mod convert;
 mod counts;
 mod cta;
 mod decode;
+mod direct;
 mod exec;
 mod fault;
 mod float;
@@ -28,7 +30,11 @@ mod op;
 mod program;
 mod race;
 mod shared;
+mod together;
 mod warp;
+
+#[cfg(test)]
+mod tests;
 
 pub(crate) use counts::Counts;
 pub(crate) use launch::{Launch, run};

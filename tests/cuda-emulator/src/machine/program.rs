@@ -46,6 +46,7 @@ pub(crate) struct Kernel {
     name: String,
     params: Vec<Param>,
     max_threads: u32,
+    required_threads: Option<[u32; 3]>,
     pub(super) code: Code,
 }
 
@@ -66,6 +67,11 @@ impl Kernel {
     /// Threads that a CTA may have.
     pub(crate) fn max_threads(&self) -> u32 {
         self.max_threads
+    }
+
+    /// The only size of a CTA that it may have, where it says so.
+    pub(crate) fn required_threads(&self) -> Option<[u32; 3]> {
+        self.required_threads
     }
 }
 
@@ -129,6 +135,7 @@ impl Program {
                 name: kernel.name.to_string(),
                 params: params.collect(),
                 max_threads: kernel.max_threads.unwrap_or(1024),
+                required_threads: kernel.required_threads,
                 code: decode(kernel, &addresses)?,
             });
         }

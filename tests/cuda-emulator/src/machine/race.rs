@@ -26,6 +26,15 @@ impl Act {
             Self::Atomic => "updates",
         }
     }
+
+    /// Of what came before.
+    pub(super) fn past(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "wrote",
+            Self::Atomic => "updated",
+        }
+    }
 }
 
 /// Bytes of a chunk that were read, written, and updated by atomics.
@@ -273,7 +282,10 @@ mod tests {
         assert!(races.note(1, Read, 0b11, (1, 12)).is_none());
         assert!(races.note(1, Read, 0b01, (2, 12)).is_none());
         let clash = races.note(1, Write, 0b10, (2, 13)).expect("a race");
-        assert_eq!((clash.bytes, clash.act, clash.warp, clash.site), (0b10, Read, 1, 12));
+        assert_eq!(
+            (clash.bytes, clash.act, clash.warp, clash.site),
+            (0b10, Read, 1, 12)
+        );
         races.barrier();
         assert!(races.note(1, Write, 0b10, (2, 13)).is_none());
     }
@@ -314,7 +326,21 @@ mod tests {
         assert!(across.add(1, &cta(Read, 1)).is_none());
         let (address, earlier, later) = across.add(7, &cta(Write, 3)).expect("a race");
         assert_eq!(address, 5 * 64 + 2);
-        assert_eq!(earlier, Side { cta: 1, act: Read, site: 1 });
-        assert_eq!(later, Side { cta: 7, act: Write, site: 3 });
+        assert_eq!(
+            earlier,
+            Side {
+                cta: 1,
+                act: Read,
+                site: 1
+            }
+        );
+        assert_eq!(
+            later,
+            Side {
+                cta: 7,
+                act: Write,
+                site: 3
+            }
+        );
     }
 }

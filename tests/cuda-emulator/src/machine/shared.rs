@@ -74,11 +74,13 @@ impl Shared {
         let size = self.bytes.len() as u64;
         for lane in each(mask) {
             let at = at[lane];
-            if at % bytes != 0 {
+            if !at.is_multiple_of(bytes) {
                 return Err(Trouble::new(
                     Cause::Misaligned,
                     lane as u32,
-                    format!("{bytes} bytes at {at} in shared memory, which is no multiple of {bytes}"),
+                    format!(
+                        "{bytes} bytes at {at} in shared memory, which is no multiple of {bytes}"
+                    ),
                 ));
             }
             if at >= size || bytes > size - at {
@@ -105,10 +107,18 @@ impl Shared {
                 let whole = byte % 4 == 0 && to - byte >= 4;
                 let last = word.written[byte % 4];
                 // Written by one before the barrier, or by this warp.
-                if whole && word.written == [last; 4] && last >= least && (last < now || last == mine) {
+                if whole
+                    && word.written == [last; 4]
+                    && last >= least
+                    && (last < now || last == mine)
+                {
                     if word.read != [mine; 4] && word.read != [several; 4] {
                         for read in &mut word.read {
-                            *read = if *read < now || *read == mine { mine } else { several };
+                            *read = if *read < now || *read == mine {
+                                mine
+                            } else {
+                                several
+                            };
                         }
                         word.reader = site.pc;
                     }
@@ -123,10 +133,20 @@ impl Shared {
                     ));
                 }
                 if last >= now && last != mine {
-                    return Err(race(site, lane, Act::Read, byte, (Act::Write, last, word.writer)));
+                    return Err(race(
+                        site,
+                        lane,
+                        Act::Read,
+                        byte,
+                        (Act::Write, last, word.writer),
+                    ));
                 }
                 let read = &mut word.read[byte % 4];
-                *read = if *read < now || *read == mine { mine } else { several };
+                *read = if *read < now || *read == mine {
+                    mine
+                } else {
+                    several
+                };
                 word.reader = site.pc;
                 byte += 1;
             }
@@ -152,7 +172,7 @@ impl Shared {
                 let new = if !atomic {
                     mine
                 } else if last >= now && last != mine | ATOMIC && last & ATOMIC != 0 {
-                    now + SEVERAL | ATOMIC
+                    (now + SEVERAL) | ATOMIC
                 } else {
                     mine | ATOMIC
                 };
@@ -163,7 +183,8 @@ impl Shared {
                         format!("updates byte {byte} of shared memory, which was never written"),
                     ));
                 }
-                let others = last >= now && last & !ATOMIC != mine && !(atomic && last & ATOMIC != 0);
+                let others =
+                    last >= now && last & !ATOMIC != mine && !(atomic && last & ATOMIC != 0);
                 if others {
                     return Err(race(site, lane, act, byte, (Act::Write, last, word.writer)));
                 }
@@ -217,18 +238,22 @@ fn race(
     byte: usize,
     (other_act, tag, pc): (Act, u32, u32),
 ) -> Box<Trouble> {
-    let other = match tag % EPOCH % ATOMIC {
-        SEVERAL => "several warps, no barrier between,".into(),
-        warp => format!("warp {warp}, no barrier between,"),
+    let other = match tag % ATOMIC {
+        SEVERAL => "other warps".into(),
+        warp => format!("warp {warp}"),
     };
-    let did = if other_act == Act::Read { "read" } else { "write" };
-    let verb = if tag % EPOCH == SEVERAL || tag % EPOCH % ATOMIC == SEVERAL { did.to_owned() } else { format!("{did}s") };
+    let other_act = if other_act == Act::Write && tag & ATOMIC != 0 {
+        Act::Atomic
+    } else {
+        other_act
+    };
     Trouble::new(
         Cause::LaunchFailed,
         lane as u32,
         format!(
-            "race: {} byte {byte} of shared memory, which {other} {verb} at line {}",
+            "race: {} byte {byte} of shared memory, which {other} {} at line {}, no barrier between",
             act.verb(),
+            other_act.past(),
             site.lines.get(pc as usize).copied().unwrap_or(0)
         ),
     )
@@ -257,9 +282,17 @@ mod tests {
         let mut shared = Shared::new(16);
         let write = (Act::Write, site(0, 0));
         shared.note_writes(&at(4), 1, 2, write).expect("no race");
-        shared.note_reads(&at(4), 1, 2, site(0, 1)).expect("written");
-        let error = shared.note_reads(&at(4), 1, 4, site(0, 1)).expect_err("half");
-        assert!(error.text.contains("byte 6") && error.text.contains("never written"), "{}", error.text);
+        shared
+            .note_reads(&at(4), 1, 2, site(0, 1))
+            .expect("written");
+        let error = shared
+            .note_reads(&at(4), 1, 4, site(0, 1))
+            .expect_err("half");
+        assert!(
+            error.text.contains("byte 6") && error.text.contains("never written"),
+            "{}",
+            error.text
+        );
         // The next CTA finds nothing.
         shared.start();
         assert!(shared.note_reads(&at(4), 1, 2, site(0, 1)).is_err());
@@ -272,9 +305,13 @@ mod tests {
         places[3] = 8;
         places[5] = 6;
         assert!(shared.check(&places, 0b111, 4).is_ok());
-        let error = shared.check(&places, 0b1000, 4).expect_err("beyond the end");
+        let error = shared
+            .check(&places, 0b1000, 4)
+            .expect_err("beyond the end");
         assert_eq!((error.cause, error.lane), (Cause::IllegalAddress, Some(3)));
-        let error = shared.check(&places, 0b10_0000, 4).expect_err("not aligned");
+        let error = shared
+            .check(&places, 0b10_0000, 4)
+            .expect_err("not aligned");
         assert_eq!((error.cause, error.lane), (Cause::Misaligned, Some(5)));
     }
 
@@ -283,17 +320,35 @@ mod tests {
         let mut shared = Shared::new(64);
         let write = |warp| (Act::Write, site(warp, 1));
         shared.note_writes(&at(8), 1, 4, write(0)).expect("first");
-        shared.note_writes(&at(12), 1, 4, write(1)).expect("another place");
-        let error = shared.note_reads(&at(8), 1, 8, site(1, 2)).expect_err("race");
-        assert!(error.text.contains("warp 0") && error.text.contains("line 11"), "{}", error.text);
+        shared
+            .note_writes(&at(12), 1, 4, write(1))
+            .expect("another place");
+        let error = shared
+            .note_reads(&at(8), 1, 8, site(1, 2))
+            .expect_err("race");
+        assert!(
+            error.text.contains("warp 0") && error.text.contains("line 11"),
+            "{}",
+            error.text
+        );
         shared.barrier();
         for warp in 0..3 {
-            shared.note_reads(&at(8), 1, 8, site(warp, 2)).expect("after the barrier");
+            shared
+                .note_reads(&at(8), 1, 8, site(warp, 2))
+                .expect("after the barrier");
         }
-        let error = shared.note_writes(&at(8), 1, 1, write(0)).expect_err("race");
-        assert!(error.text.contains("several warps") && error.text.contains("line 12"), "{}", error.text);
+        let error = shared
+            .note_writes(&at(8), 1, 1, write(0))
+            .expect_err("race");
+        assert!(
+            error.text.contains("other warps") && error.text.contains("line 12"),
+            "{}",
+            error.text
+        );
         shared.barrier();
-        shared.note_writes(&at(8), 1, 1, write(0)).expect("after the barrier");
+        shared
+            .note_writes(&at(8), 1, 1, write(0))
+            .expect("after the barrier");
     }
 
     #[test]
@@ -301,8 +356,12 @@ mod tests {
         let mut shared = Shared::new(4);
         for warp in 0..4 {
             let write = (Act::Write, site(warp, 0));
-            shared.note_writes(&at(warp.into()), 1, 1, write).expect("its own");
-            shared.note_reads(&at(warp.into()), 1, 1, site(warp, 1)).expect("its own");
+            shared
+                .note_writes(&at(warp.into()), 1, 1, write)
+                .expect("its own");
+            shared
+                .note_reads(&at(warp.into()), 1, 1, site(warp, 1))
+                .expect("its own");
         }
         assert!(shared.note_reads(&at(1), 1, 1, site(2, 1)).is_err());
     }
@@ -310,7 +369,9 @@ mod tests {
     #[test]
     fn atomics_race_with_other_accesses_only() {
         let mut shared = Shared::new(4);
-        shared.note_writes(&at(0), 1, 4, (Act::Write, site(0, 0))).expect("first");
+        shared
+            .note_writes(&at(0), 1, 4, (Act::Write, site(0, 0)))
+            .expect("first");
         shared.barrier();
         for warp in 0..3 {
             let update = (Act::Atomic, site(warp, 1));
@@ -318,7 +379,13 @@ mod tests {
         }
         assert!(shared.note_reads(&at(0), 1, 4, site(1, 2)).is_err());
         shared.barrier();
-        shared.note_reads(&at(0), 1, 4, site(1, 2)).expect("after the barrier");
-        assert!(shared.note_writes(&at(0), 1, 4, (Act::Atomic, site(0, 1))).is_err());
+        shared
+            .note_reads(&at(0), 1, 4, site(1, 2))
+            .expect("after the barrier");
+        assert!(
+            shared
+                .note_writes(&at(0), 1, 4, (Act::Atomic, site(0, 1)))
+                .is_err()
+        );
     }
 }

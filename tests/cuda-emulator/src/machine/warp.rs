@@ -59,9 +59,11 @@ impl Warp {
     pub(super) fn start(&mut self, code: &Code, number: u32, present: u32) {
         self.number = number;
         self.r32.clear();
-        self.r32.extend(code.start32.iter().map(|start| [*start; 32]));
+        self.r32
+            .extend(code.start32.iter().map(|start| [*start; 32]));
         self.r64.clear();
-        self.r64.extend(code.start64.iter().map(|start| [*start; 32]));
+        self.r64
+            .extend(code.start64.iter().map(|start| [*start; 32]));
         self.predicates.clear();
         self.predicates.resize(code.predicates, 0);
         self.predicates[super::op::ALWAYS as usize] = u32::MAX;
@@ -156,7 +158,11 @@ impl Warp {
             if !text.is_empty() {
                 text.push_str("; ");
             }
-            text.push_str(&format!("lanes {} wait at line {}", lanes_text(group.lanes), line(group.pc)));
+            text.push_str(&format!(
+                "lanes {} wait at line {}",
+                lanes_text(group.lanes),
+                line(group.pc)
+            ));
         }
         let exited = self.present & !self.alive;
         if exited != 0 {

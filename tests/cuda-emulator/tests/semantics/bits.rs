@@ -27,6 +27,8 @@ fn logic() {
     table("or.b16", B16, &[([0xff00, 0xf0f0], 0xfff0)]);
     table("xor.b16", B16, &[([0xff00, 0xf0f0], 0x0ff0)]);
     unary("not.b16", "b16 = b16", &[(0xff00, 0x00ff)]);
+    unary("cnot.b32", "b32 = b32", &[(0, 1), (1, 0), (0x8000_0000, 0)]);
+    unary("cnot.b64", "b64 = b64", &[(0, 1), (1 << 32, 0)]);
 }
 
 #[test]
@@ -258,6 +260,32 @@ fn bytes_by_selectors() {
         })
         .collect();
     table("prmt.b32", "b32 = b32 b32 b32", &cases);
+}
+
+/// The modes of the manual's table: for each of four amounts the bytes, the highest first.
+#[test]
+fn bytes_by_modes() {
+    let (a, b) = (0x8372_6100, 0x4736_a5f4_u64);
+    let modes = [
+        ("prmt.b32.f4e", [0x3210, 0x4321, 0x5432, 0x6543]),
+        ("prmt.b32.b4e", [0x5670, 0x6701, 0x7012, 0x0123]),
+        ("prmt.b32.rc8", [0x0000, 0x1111, 0x2222, 0x3333]),
+        ("prmt.b32.ecl", [0x3210, 0x3211, 0x3222, 0x3333]),
+        ("prmt.b32.ecr", [0x0000, 0x1110, 0x2210, 0x3210]),
+        ("prmt.b32.rc16", [0x1010, 0x3232, 0x1010, 0x3232]),
+    ];
+    for (opcode, rows) in modes {
+        let cases = [0, 1, 2, 3].map(|amount: usize| {
+            let byte = |at: u32| {
+                let source = rows[amount] >> (4 * at) & 0xf;
+                (b << 32 | a) >> (8 * source) & 0xff
+            };
+            let result = byte(3) << 24 | byte(2) << 16 | byte(1) << 8 | byte(0);
+            // Two bits of the amount count.
+            ([a, b, amount as u64 | 0x100], result)
+        });
+        table(opcode, "b32 = b32 b32 b32", &cases);
+    }
 }
 
 /// Bit i of the table is the result where a, b and c are the bits 2, 1 and 0 of i. With these three operands each i is met.

@@ -108,6 +108,20 @@ fn barriers_of_the_block() {
     assert_eq!(words(body, 3, 128, &[]), expected);
 }
 
+/// They change nothing: accesses take effect in the order in which they are made.
+#[test]
+fn fences() {
+    let body = "
+        st.global.u32 [%out], 1;
+        membar.cta; membar.gl; membar.sys;
+        fence.acq_rel.gpu; fence.sc.cta;
+        ld.global.u32 %a1, [%out];
+        add.u32 %a1, %a1, 1;
+        st.global.u32 [%out], %a1;
+    ";
+    assert_eq!(words(body, 1, 2, &[]), [2, 2]);
+}
+
 /// A barrier for the first two warps alone, and one that some only arrive at.
 #[test]
 fn barriers_of_some_warps() {

@@ -327,6 +327,50 @@ fn integers_from_floats() {
     unary("cvt.rzi.s32.f32", "s32 = f32", &cases);
 }
 
+/// Towards zero, down and up: between two neighbours, beyond the largest number, and near zero.
+#[test]
+fn other_roundings() {
+    // 1 + 2^-12, its negative, 65535, its negative, 2^-30, its negative.
+    let operands = [
+        0x3f80_0800,
+        0xbf80_0800,
+        0x477f_ff00,
+        0xc77f_ff00,
+        0x3080_0000,
+        0xb080_0000,
+    ];
+    let of = |results: [u64; 6]| [0, 1, 2, 3, 4, 5].map(|i: usize| (operands[i], results[i]));
+    let zero = [0x3c00, 0xbc00, 0x7bff, 0xfbff, 0x0000, 0x8000];
+    unary("cvt.rz.f16.f32", "f16 = f32", &of(zero));
+    let down = [0x3c00, 0xbc01, 0x7bff, 0xfc00, 0x0000, 0x8001];
+    unary("cvt.rm.f16.f32", "f16 = f32", &of(down));
+    let up = [0x3c01, 0xbc00, 0x7c00, 0xfbff, 0x0001, 0x8000];
+    unary("cvt.rp.f16.f32", "f16 = f32", &of(up));
+    // 2^24 + 1 and its negative.
+    let odd = [0x0100_0001, 0xfeff_ffff];
+    let of = |results: [u64; 2]| [0, 1].map(|i: usize| (odd[i], results[i]));
+    unary(
+        "cvt.rz.f32.s32",
+        "f32 = s32",
+        &of([0x4b80_0000, 0xcb80_0000]),
+    );
+    unary(
+        "cvt.rm.f32.s32",
+        "f32 = s32",
+        &of([0x4b80_0000, 0xcb80_0001]),
+    );
+    unary(
+        "cvt.rp.f32.s32",
+        "f32 = s32",
+        &of([0x4b80_0001, 0xcb80_0000]),
+    );
+    // 1 + 2^-25.
+    let above_one = 0x3ff0_0000_0800_0000;
+    unary("cvt.rz.f32.f64", "f32 = f64", &[(above_one, 0x3f80_0000)]);
+    unary("cvt.rm.f32.f64", "f32 = f64", &[(above_one, 0x3f80_0000)]);
+    unary("cvt.rp.f32.f64", "f32 = f64", &[(above_one, 0x3f80_0001)]);
+}
+
 /// The source's type says which bits count and how they are extended, the result's how many are kept.
 #[test]
 fn integers_from_integers() {

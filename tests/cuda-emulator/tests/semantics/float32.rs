@@ -218,6 +218,42 @@ fn min_and_max() {
     );
 }
 
+/// With `.NaN` no number hides a NaN.
+#[test]
+fn min_and_max_with_nan() {
+    let cases = [
+        ([ONE, TWO], ONE, TWO),
+        ([ZERO, MINUS_ZERO], MINUS_ZERO, ZERO),
+        ([NANS[0], ONE], NAN, NAN),
+        ([MINUS_INFINITY, NANS[2]], NAN, NAN),
+        ([NANS[1], NANS[1]], NAN, NAN),
+    ];
+    table(
+        "min.NaN.f32",
+        BINARY,
+        &cases.map(|(operands, min, _)| (operands, min)),
+    );
+    table(
+        "max.NaN.f32",
+        BINARY,
+        &cases.map(|(operands, _, max)| (operands, max)),
+    );
+}
+
+/// The sign of the first, all else of the second.
+#[test]
+fn copysign() {
+    table(
+        "copysign.f32",
+        BINARY,
+        &[
+            ([0xbf80_0000, TWO], 0xc000_0000),
+            ([ONE, MINUS_INFINITY], INFINITY),
+            ([MINUS_ZERO, ZERO], MINUS_ZERO),
+        ],
+    );
+}
+
 /// What becomes of NaN is open.
 #[test]
 fn abs_and_neg() {

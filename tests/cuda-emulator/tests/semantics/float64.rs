@@ -94,7 +94,7 @@ fn fma_rounds_once() {
         &[
             // (1 + 2^-52)^2 - (1 + 2^-51) = 2^-104.
             (
-                [ONE + 1, ONE + 1, ONE + 2 | MINUS_ZERO],
+                [ONE + 1, ONE + 1, (ONE + 2) | MINUS_ZERO],
                 0x3970_0000_0000_0000,
             ),
             ([TWO, TWO, ONE], 0x4014_0000_0000_0000),

@@ -3,12 +3,19 @@
 use crate::api::*;
 use std::ffi::CString;
 use std::ptr::null_mut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// An expected result that may be any NaN: where the manual leaves the bits open.
 pub(crate) const ANY_NAN: u64 = 0xdead_beef_0bad_f00d;
 
 /// Threads of a block in the kernels of tables: two warps, of which the last may be short.
 const BLOCK: usize = 64;
+
+/// Held from a launch to the text of its fault: the emulator has the last one only, of all contexts.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs `body` in a kernel with `in` and `out`, arrays of 64-bit words, the second of `outputs` zeros. The body finds
 /// `%in` and `%out`, `%tid` and `%i`, the thread's number in its block and in the grid, and the registers `%a` to `%d` of
@@ -65,6 +72,7 @@ pub(crate) fn launch_test(
     input: &[u64],
     outputs: usize,
 ) -> Result<Vec<u64>, String> {
+    let _alone = alone();
     let context = Context::new();
     let image = CString::new(text).expect("no NUL");
     let (mut module, mut function) = (null_mut(), null_mut());

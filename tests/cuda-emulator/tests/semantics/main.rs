@@ -11,6 +11,7 @@ mod control;
 mod convert;
 mod coverage;
 mod exact;
+mod faults;
 mod float32;
 mod float64;
 mod harness;

@@ -21,7 +21,7 @@ fn loads_of_global_memory() {
         ld.global.b64 %x0, [%in];     st.global.b64 [%out+96], %x0;
         .reg .f64 %e;
         ld.global.f64 %e, [%in];      st.global.f64 [%out+104], %e;
-        ld.global.nc.f32 %f0, [%in];  st.global.s32 [%out+112], %f0;
+        ld.global.nc.f32 %f0, [%in];  st.global.b32 [%out+112], %f0;
         ld.global.nc.u8 %h0, [%in+7]; st.global.s16 [%out+120], %h0;
         ld.u32 %a0, [%in+4];          st.u32 [%out+128], %a0;
         ld.volatile.global.u32 %a0, [%in+4]; st.volatile.global.u32 [%out+136], %a0;
@@ -238,11 +238,17 @@ fn parameters_and_variables() {
 /// Atomics on the first word of the output by one thread: the old value comes back.
 #[test]
 fn atomics() {
-    let operations: [(&str, u64, u64, u64); 21] = [
+    let operations: [(&str, u64, u64, u64); 22] = [
         ("add.u32", 0xffff_fff0, 0x20, 0x10),
         ("add.s32", 5, 0xffff_fffe, 3),
         ("add.u64", u64::MAX, 2, 1),
         ("add.f32", 0x3f80_0000, 0x3380_0000, 0x3f80_0000),
+        (
+            "add.f64",
+            0x3ff0_0000_0000_0000,
+            0x3ca0_0000_0000_0001,
+            0x3ff0_0000_0000_0001,
+        ),
         ("min.u32", 5, 0xffff_ffff, 5),
         ("min.s32", 5, 0xffff_ffff, 0xffff_ffff),
         ("max.u32", 5, 0xffff_ffff, 0xffff_ffff),

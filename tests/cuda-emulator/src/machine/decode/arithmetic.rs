@@ -22,12 +22,20 @@ impl Decoder<'_> {
                     let d = self.target32(d, Type::B32)?;
                     return Ok(Op::Narrow(count, d, self.source64(a, ty)?));
                 }
-                let f = if float { float::unary64(name) } else { integer::unary64(name, ty) };
+                let f = if float {
+                    float::unary64(name)
+                } else {
+                    integer::unary64(name, ty)
+                };
                 let f = f.ok_or_else(unknown)?;
                 Ok(Op::Un64(f, self.target64(d, ty)?, self.source64(a, ty)?))
             }
             [d, a] => {
-                let f = if float { float::unary32(name) } else { integer::unary32(name, ty) };
+                let f = if float {
+                    float::unary32(name)
+                } else {
+                    integer::unary32(name, ty)
+                };
                 let f = f.ok_or_else(unknown)?;
                 Ok(Op::Un32(f, self.target32(d, ty)?, self.source32(a, ty)?))
             }
@@ -47,7 +55,10 @@ impl Decoder<'_> {
                 Type::B64 => {
                     let d = self.target64(d, ty)?;
                     let words = [self.source64(a, ty)?, self.source64(b, ty)?];
-                    let place = [self.source32(from, Type::U32)?, self.source32(len, Type::U32)?];
+                    let place = [
+                        self.source32(from, Type::U32)?,
+                        self.source32(len, Type::U32)?,
+                    ];
                     Ok(Op::Insert64(integer::INSERT64, d, words, place))
                 }
                 _ => Err(unknown()),
@@ -63,34 +74,67 @@ impl Decoder<'_> {
             "shl" | "shr" if is_64 => {
                 let f = integer::shift_of_64(name, ty).ok_or_else(unknown)?;
                 let d = self.target64(d, ty)?;
-                Ok(Op::Shift64(f, d, self.source64(a, ty)?, self.source32(b, Type::U32)?))
+                Ok(Op::Shift64(
+                    f,
+                    d,
+                    self.source64(a, ty)?,
+                    self.source32(b, Type::U32)?,
+                ))
             }
             "shl" | "shr" => {
                 let f = integer::binary32(name, ty).ok_or_else(unknown)?;
                 let d = self.target32(d, ty)?;
-                Ok(Op::Bin32(f, d, [self.source32(a, ty)?, self.source32(b, Type::U32)?]))
+                Ok(Op::Bin32(
+                    f,
+                    d,
+                    [self.source32(a, ty)?, self.source32(b, Type::U32)?],
+                ))
             }
             "mul.wide" if ty.bytes() == Some(4) => {
                 let f = integer::wide_of(ty).ok_or_else(unknown)?;
                 let d = self.target64(d, Type::B64)?;
-                Ok(Op::Wide(f, d, [self.source32(a, ty)?, self.source32(b, ty)?]))
+                Ok(Op::Wide(
+                    f,
+                    d,
+                    [self.source32(a, ty)?, self.source32(b, ty)?],
+                ))
             }
             "mul.wide" => {
                 let f = integer::binary32(name, ty).ok_or_else(unknown)?;
                 let d = self.target32(d, Type::B32)?;
-                Ok(Op::Bin32(f, d, [self.source32(a, ty)?, self.source32(b, ty)?]))
+                Ok(Op::Bin32(
+                    f,
+                    d,
+                    [self.source32(a, ty)?, self.source32(b, ty)?],
+                ))
             }
             _ if is_64 => {
-                let f = if float { float::binary64(name) } else { integer::binary64(name, ty) };
+                let f = if float {
+                    float::binary64(name)
+                } else {
+                    integer::binary64(name, ty)
+                };
                 let f = f.ok_or_else(unknown)?;
                 let d = self.target64(d, ty)?;
-                Ok(Op::Bin64(f, d, [self.source64(a, ty)?, self.source64(b, ty)?]))
+                Ok(Op::Bin64(
+                    f,
+                    d,
+                    [self.source64(a, ty)?, self.source64(b, ty)?],
+                ))
             }
             _ => {
-                let f = if float { float::binary32(name) } else { integer::binary32(name, ty) };
+                let f = if float {
+                    float::binary32(name)
+                } else {
+                    integer::binary32(name, ty)
+                };
                 let f = f.ok_or_else(unknown)?;
                 let d = self.target32(d, ty)?;
-                Ok(Op::Bin32(f, d, [self.source32(a, ty)?, self.source32(b, ty)?]))
+                Ok(Op::Bin32(
+                    f,
+                    d,
+                    [self.source32(a, ty)?, self.source32(b, ty)?],
+                ))
             }
         }
     }
@@ -119,17 +163,33 @@ impl Decoder<'_> {
                 Ok(Op::Tri32(f, d, [a, b, self.source32(c, Type::B32)?]))
             }
             _ if is_64 => {
-                let f = if float { float::ternary64(name) } else { integer::ternary64(name, ty) };
+                let f = if float {
+                    float::ternary64(name)
+                } else {
+                    integer::ternary64(name, ty)
+                };
                 let f = f.ok_or_else(unknown)?;
                 let d = self.target64(d, ty)?;
-                let sources = [self.source64(a, ty)?, self.source64(b, ty)?, self.source64(c, ty)?];
+                let sources = [
+                    self.source64(a, ty)?,
+                    self.source64(b, ty)?,
+                    self.source64(c, ty)?,
+                ];
                 Ok(Op::Tri64(f, d, sources))
             }
             _ => {
-                let f = if float { float::ternary32(name) } else { integer::ternary32(name, ty) };
+                let f = if float {
+                    float::ternary32(name)
+                } else {
+                    integer::ternary32(name, ty)
+                };
                 let f = f.ok_or_else(unknown)?;
                 let d = self.target32(d, ty)?;
-                let sources = [self.source32(a, ty)?, self.source32(b, ty)?, self.source32(c, ty)?];
+                let sources = [
+                    self.source32(a, ty)?,
+                    self.source32(b, ty)?,
+                    self.source32(c, ty)?,
+                ];
                 Ok(Op::Tri32(f, d, sources))
             }
         }
@@ -168,9 +228,14 @@ impl Decoder<'_> {
             return Err(unknown());
         };
         let ty = Type::B32;
-        let table = u8::try_from(*table).map_err(|_| format!("a table of 8 bits is wanted, {table} is given"))?;
+        let table = u8::try_from(*table)
+            .map_err(|_| format!("a table of 8 bits is wanted, {table} is given"))?;
         let d = self.target32(d, ty)?;
-        let sources = [self.source32(a, ty)?, self.source32(b, ty)?, self.source32(c, ty)?];
+        let sources = [
+            self.source32(a, ty)?,
+            self.source32(b, ty)?,
+            self.source32(c, ty)?,
+        ];
         Ok(Op::Lop3(d, sources, products(table)))
     }
 
@@ -207,7 +272,15 @@ impl Decoder<'_> {
                 }
             };
         }
-        Ok(by_mode!(Default, Forward4, Backward4, Replicate8, EdgeLeft, EdgeRight, Replicate16))
+        Ok(by_mode!(
+            Default,
+            Forward4,
+            Backward4,
+            Replicate8,
+            EdgeLeft,
+            EdgeRight,
+            Replicate16
+        ))
     }
 
     pub(super) fn selp(&mut self, instruction: &Instruction) -> Decoded {
@@ -218,7 +291,11 @@ impl Decoder<'_> {
         if instruction.modifiers().count() != 1 {
             return Err(unknown());
         }
-        let (d, a, b) = (self.target(d, ty)?, self.source(a, ty)?, self.source(b, ty)?);
+        let (d, a, b) = (
+            self.target(d, ty)?,
+            self.source(a, ty)?,
+            self.source(b, ty)?,
+        );
         let (c, negated) = self.source_predicate(c)?;
         let (a, b) = if negated { (b, a) } else { (a, b) };
         match (d, a, b) {
@@ -229,7 +306,11 @@ impl Decoder<'_> {
     }
 
     /// The comparison and how it is combined with a predicate: `.lt`, `.lt.and`.
-    fn comparison(&self, parts: &[&str], combined: Option<&Operand>) -> Decoded<Option<(Logic, P, bool)>> {
+    fn comparison(
+        &self,
+        parts: &[&str],
+        combined: &[Operand],
+    ) -> Decoded<Option<(Logic, P, bool)>> {
         let logic = match parts {
             [_] => None,
             [_, "and"] => Some(Logic::And),
@@ -238,16 +319,24 @@ impl Decoder<'_> {
             _ => return Err(unknown()),
         };
         match (logic, combined) {
-            (None, None) => Ok(None),
-            (Some(logic), Some(operand)) => {
+            (None, []) => Ok(None),
+            (Some(logic), [operand]) => {
                 let (predicate, negated) = self.source_predicate(operand)?;
                 Ok(Some((logic, predicate, negated)))
             }
-            _ => Err("a predicate is wanted where there is .and, .or or .xor, and only there".into()),
+            _ => Err(
+                "one predicate is wanted where there is .and, .or or .xor, and only there".into(),
+            ),
         }
     }
 
-    fn compared(&mut self, name: &str, ty: Type, [a, b]: [&Operand; 2], verdict: Verdict) -> Decoded {
+    fn compared(
+        &mut self,
+        name: &str,
+        ty: Type,
+        [a, b]: [&Operand; 2],
+        verdict: Verdict,
+    ) -> Decoded {
         if ty.bytes() == Some(8) {
             let f = compare::compare64(name, ty).ok_or_else(unknown)?;
             let sources: [R64; 2] = [self.source64(a, ty)?, self.source64(b, ty)?];
@@ -266,7 +355,7 @@ impl Decoder<'_> {
         let [d, a, b, combined @ ..] = &*instruction.operands else {
             return Err(operands("3 or 4", instruction));
         };
-        let combine = self.comparison(parts, combined.first())?;
+        let combine = self.comparison(parts, combined)?;
         let (result, complement) = match d {
             Operand::Pair(p, q) => (
                 p.map(|p| self.predicate(p)).transpose()?,
@@ -274,7 +363,12 @@ impl Decoder<'_> {
             ),
             _ => (Some(self.target_predicate(d)?), None),
         };
-        let verdict = Verdict { result, complement, value: None, combine };
+        let verdict = Verdict {
+            result,
+            complement,
+            value: None,
+            combine,
+        };
         self.compared(parts[0], ty, [a, b], verdict)
     }
 
@@ -293,7 +387,7 @@ impl Decoder<'_> {
         let [d, a, b, combined @ ..] = &*instruction.operands else {
             return Err(operands("3 or 4", instruction));
         };
-        let combine = self.comparison(parts, combined.first())?;
+        let combine = self.comparison(parts, combined)?;
         let verdict = Verdict {
             result: None,
             complement: None,

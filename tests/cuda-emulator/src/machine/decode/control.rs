@@ -54,7 +54,9 @@ impl Decoder<'_> {
         };
         let (to, valid) = match d {
             Operand::Pair(d, p) => {
-                let to = d.map(|d| self.target32(&Operand::Register(d), Type::B32)).transpose()?;
+                let to = d
+                    .map(|d| self.target32(&Operand::Register(d), Type::B32))
+                    .transpose()?;
                 (to, p.map(|p| self.predicate(p)).transpose()?)
             }
             d => (Some(self.target32(d, Type::B32)?), None),
@@ -121,7 +123,9 @@ impl Decoder<'_> {
             _ => return Err(operands("1 or 2", instruction)),
         };
         let number = self.source32(number, Type::U32)?;
-        let threads = threads.map(|threads| self.source32(threads, Type::U32)).transpose()?;
+        let threads = threads
+            .map(|threads| self.source32(threads, Type::U32))
+            .transpose()?;
         Ok(Op::Barrier(number, threads, wait))
     }
 }

@@ -44,7 +44,9 @@ fn access(parts: &[&str], load: bool) -> Decoded<Access> {
         return Err(unknown());
     };
     let ty = Type::of(ty).ok_or_else(unknown)?;
-    let bytes = ty.bytes().filter(|_| !matches!(ty, Type::F16 | Type::F16x2));
+    let bytes = ty
+        .bytes()
+        .filter(|_| !matches!(ty, Type::F16 | Type::F16x2));
     match bytes {
         Some(bytes) if bytes * elements as u64 <= 16 => Ok(Access {
             space,
@@ -64,7 +66,11 @@ fn elements<'a>(operand: &'a Operand, access: &Access) -> Decoded<&'a [Operand]>
     if elements.len() == access.elements {
         Ok(elements)
     } else {
-        Err(format!("{} elements, where {} are wanted", elements.len(), access.elements))
+        Err(format!(
+            "{} elements, where {} are wanted",
+            elements.len(),
+            access.elements
+        ))
     }
 }
 
@@ -97,7 +103,7 @@ impl Decoder<'_> {
         }
         Ok(Op::Load(Box::new(Load {
             space: access.space,
-            at: self.address(at)?,
+            at: self.address(at, access.space)?,
             bytes: access.ty.bytes().unwrap_or(0) as u32,
             sign_to,
             to: to.into(),
@@ -117,7 +123,7 @@ impl Decoder<'_> {
         }
         Ok(Op::Store(Box::new(Store {
             space: access.space,
-            at: self.address(at)?,
+            at: self.address(at, access.space)?,
             bytes: access.ty.bytes().unwrap_or(0) as u32,
             from: from.into(),
             cache: self.cache(),
@@ -168,7 +174,7 @@ impl Decoder<'_> {
         self.code.ordered |= returns || matches!(ty, Type::F32 | Type::F64);
         Ok(Op::Atomic(Box::new(Atomic {
             space,
-            at: self.address(at)?,
+            at: self.address(at, space)?,
             bytes: ty.bytes().unwrap_or(0) as u32,
             update,
             to,
@@ -185,7 +191,11 @@ fn update(name: &str, ty: Type) -> Option<Update> {
         ("add", Type::U64) => |old, a, _| old.wrapping_add(a),
         ("add", Type::F32) => |old, a, _| {
             let sum = f32::from_bits(old as u32) + f32::from_bits(a as u32);
-            let bits = if sum.is_nan() { crate::machine::float::NAN32 } else { sum.to_bits() };
+            let bits = if sum.is_nan() {
+                crate::machine::float::NAN32
+            } else {
+                sum.to_bits()
+            };
             bits.into()
         },
         ("add", Type::F64) => |old, a, _| (f64::from_bits(old) + f64::from_bits(a)).to_bits(),

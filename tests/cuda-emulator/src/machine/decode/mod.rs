@@ -43,12 +43,14 @@ pub(super) fn decode(kernel: &Kernel, globals: &[u64]) -> Result<Code, LoadError
     let mut decoder = Decoder::new(kernel, globals);
     let mut kinds: HashMap<Arc<str>, u32> = HashMap::new();
     for instruction in &kernel.body {
-        let op = decoder.decode(instruction).map_err(|why| LoadError::Instruction {
-            kernel: kernel.name.to_string(),
-            line: instruction.line,
-            opcode: instruction.opcode.to_string(),
-            why,
-        })?;
+        let op = decoder
+            .decode(instruction)
+            .map_err(|why| LoadError::Instruction {
+                kernel: kernel.name.to_string(),
+                line: instruction.line,
+                opcode: instruction.opcode.to_string(),
+                why,
+            })?;
         let guard = match instruction.guard {
             None => Ok((ALWAYS, 0)),
             Some(guard) => decoder
@@ -63,10 +65,12 @@ pub(super) fn decode(kernel: &Kernel, globals: &[u64]) -> Result<Code, LoadError
         })?;
         let code = &mut decoder.code;
         let next = kinds.len() as u32;
-        let kind = *kinds.entry(Arc::clone(&instruction.opcode)).or_insert_with(|| {
-            code.kinds.push(Arc::clone(&instruction.opcode));
-            next
-        });
+        let kind = *kinds
+            .entry(Arc::clone(&instruction.opcode))
+            .or_insert_with(|| {
+                code.kinds.push(Arc::clone(&instruction.opcode));
+                next
+            });
         code.ops.push(Inst { op, guard, flip });
         code.lines.push(instruction.line);
         code.kind_of.push(kind);
@@ -154,9 +158,7 @@ impl<'a> Decoder<'a> {
             "vote" => self.vote(instruction),
             "bar" | "barrier" => self.barrier(instruction),
             "bra" => self.branch(instruction),
-            "activemask" | "ret" | "exit" | "trap" | "membar" | "fence" => {
-                self.simple(instruction)
-            }
+            "activemask" | "ret" | "exit" | "trap" | "membar" | "fence" => self.simple(instruction),
             _ => self.arithmetic(instruction),
         }
     }
@@ -195,7 +197,10 @@ fn unknown() -> String {
 
 /// The refusal of a number of operands.
 fn operands(wanted: &str, instruction: &Instruction) -> String {
-    format!("{} operands, where {wanted} are wanted", instruction.operands.len())
+    format!(
+        "{} operands, where {wanted} are wanted",
+        instruction.operands.len()
+    )
 }
 
 /// Where variables lie if they follow each other; then their size and alignment. Dynamic ones begin behind all others.

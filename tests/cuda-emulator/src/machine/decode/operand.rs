@@ -1,35 +1,63 @@
 //! Operands: which register, or which constant.
 
 use super::{Decoded, Decoder, Slot, unknown};
-use crate::machine::op::{ALWAYS, Address, NEVER, P, R32, R64, Reg};
+use crate::machine::op::{ALWAYS, Address, NEVER, P, R32, R64, Reg, Space};
 use crate::ptx::{Base, Operand, RegisterId, Special, Symbol, Type};
 
 impl Decoder<'_> {
     /// A register and its width in bits.
     fn word(&self, register: RegisterId) -> Decoded<(Reg, u32)> {
         let declared = self.kernel.registers.get(register.0 as usize);
-        match (self.slots.get(register.0 as usize), declared.and_then(|declared| declared.ty.bytes())) {
+        match (
+            self.slots.get(register.0 as usize),
+            declared.and_then(|declared| declared.ty.bytes()),
+        ) {
             (Some(Slot::Word(word)), Some(bytes)) => Ok((*word, 8 * bytes as u32)),
             _ => Err(format!("{} is a predicate", self.name(register))),
         }
     }
 
+    /// A register that may hold values of the type: of bits alone, or an integer for integers, or the same float.
+    fn word_for(&self, register: RegisterId, ty: Type) -> Decoded<(Reg, u32)> {
+        let word = self.word(register)?;
+        let declared = self
+            .kernel
+            .registers
+            .get(register.0 as usize)
+            .ok_or_else(unknown)?
+            .ty;
+        if kind(declared) == Kind::Bits || kind(ty) == Kind::Bits || kind(declared) == kind(ty) {
+            Ok(word)
+        } else {
+            Err(format!(
+                "{} is declared .{declared}, where .{ty} is wanted",
+                self.name(register)
+            ))
+        }
+    }
+
     /// A register of exactly the type's width.
     fn word_of(&self, register: RegisterId, ty: Type) -> Decoded<Reg> {
-        let (word, bits) = self.word(register)?;
+        let (word, bits) = self.word_for(register, ty)?;
         let wanted = 8 * ty.bytes().ok_or_else(unknown)? as u32;
         if bits != wanted {
-            return Err(format!("{} has {bits} bits, where {wanted} are wanted", self.name(register)));
+            return Err(format!(
+                "{} has {bits} bits, where {wanted} are wanted",
+                self.name(register)
+            ));
         }
         Ok(word)
     }
 
     /// A register of the type's width or wider, and its width, as loads, stores and conversions take them.
     pub(super) fn wider_word(&self, register: RegisterId, ty: Type) -> Decoded<(Reg, u32)> {
-        let (word, bits) = self.word(register)?;
+        let (word, bits) = self.word_for(register, ty)?;
         let wanted = 8 * ty.bytes().ok_or_else(unknown)? as u32;
         if bits < wanted {
-            return Err(format!("{} has {bits} bits, where {wanted} are wanted", self.name(register)));
+            return Err(format!(
+                "{} has {bits} bits, where {wanted} are wanted",
+                self.name(register)
+            ));
         }
         Ok((word, bits))
     }
@@ -80,8 +108,12 @@ impl Decoder<'_> {
             Operand::F32(bits) if matches!(ty, Type::F32 | Type::B32) => Ok((*bits).into()),
             Operand::F32(bits) if ty == Type::F64 => Ok(f64::from(f32::from_bits(*bits)).to_bits()),
             Operand::F64(bits) if matches!(ty, Type::F64 | Type::B64) => Ok(*bits),
-            Operand::F64(bits) if ty == Type::F32 => Ok((f64::from_bits(*bits) as f32).to_bits().into()),
-            Operand::Symbol(symbol, plus) if !float => Ok(self.symbol(*symbol)?.wrapping_add_signed(*plus)),
+            Operand::F64(bits) if ty == Type::F32 => {
+                Ok((f64::from_bits(*bits) as f32).to_bits().into())
+            }
+            Operand::Symbol(symbol, plus) if !float => {
+                Ok(self.symbol(*symbol)?.wrapping_add_signed(*plus))
+            }
             _ => Err(format!("{operand:?} is no operand of .{ty}")),
         }
     }
@@ -165,24 +197,61 @@ impl Decoder<'_> {
         }
     }
 
-    /// The address of a load or a store.
-    pub(super) fn address(&self, operand: &Operand) -> Decoded<Address> {
+    /// The address of a load or a store in this space.
+    pub(super) fn address(&self, operand: &Operand, space: Space) -> Decoded<Address> {
         let Operand::Address(base, plus) = operand else {
             return Err(format!("{operand:?} is no address"));
         };
         Ok(match base {
             Base::Register(register) => Address {
-                base: Some(self.word(*register)?.0),
+                base: Some(self.base(*register)?),
                 offset: *plus as u64,
             },
-            Base::Symbol(symbol) => Address {
-                base: None,
-                offset: self.symbol(*symbol)?.wrapping_add_signed(*plus),
-            },
+            Base::Symbol(symbol) => {
+                let inside = match symbol {
+                    Symbol::Param(_) => space == Space::Param,
+                    // Their addresses are generic ones.
+                    Symbol::Global(_) => matches!(space, Space::Global | Space::Generic),
+                    Symbol::Shared(_) => space == Space::Shared,
+                    Symbol::Local(_) => space == Space::Local,
+                };
+                if !inside {
+                    return Err("the variable is in another space".into());
+                }
+                Address {
+                    base: None,
+                    offset: self.symbol(*symbol)?.wrapping_add_signed(*plus),
+                }
+            }
             Base::Absolute => Address {
                 base: None,
                 offset: *plus as u64,
             },
         })
+    }
+
+    /// A register of 32 or 64 bits that counts bytes.
+    fn base(&self, register: RegisterId) -> Decoded<Reg> {
+        let ty = match self.word(register)? {
+            (_, 64) => Type::U64,
+            _ => Type::U32,
+        };
+        self.word_of(register, ty)
+    }
+}
+
+/// What the bits of a type stand for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bits,
+    Integer,
+    Float(Type),
+}
+
+fn kind(ty: Type) -> Kind {
+    match ty {
+        Type::Pred | Type::B8 | Type::B16 | Type::B32 | Type::B64 => Kind::Bits,
+        Type::F16 | Type::F16x2 | Type::F32 | Type::F64 => Kind::Float(ty),
+        _ => Kind::Integer,
     }
 }

@@ -1,7 +1,8 @@
 //! `mov`, `cvt` and `cvta`.
 
 use super::{Decoded, Decoder, operands, unknown};
-use crate::machine::convert::{Convert, Rounding, direct_narrow, direct_widen, direct32};
+use crate::machine::convert::{Convert, Rounding};
+use crate::machine::direct::{direct_narrow, direct_widen, direct32};
 use crate::machine::op::{Op, Reg};
 use crate::machine::shared::{LOCAL_WINDOW, SHARED_WINDOW};
 use crate::machine::{integer, op};
@@ -72,7 +73,10 @@ impl Decoder<'_> {
         let ([modifiers @ .., to, from], [d, a]) = (&*parts, &*instruction.operands) else {
             return Err(unknown());
         };
-        let (to_type, from_type) = (Type::of(to).ok_or_else(unknown)?, Type::of(from).ok_or_else(unknown)?);
+        let (to_type, from_type) = (
+            Type::of(to).ok_or_else(unknown)?,
+            Type::of(from).ok_or_else(unknown)?,
+        );
         let (rounded, modifiers) = match modifiers {
             [first, rest @ ..] => match *first {
                 "rn" => (Some((Rounding::Nearest, false)), rest),
@@ -143,7 +147,8 @@ impl Decoder<'_> {
             "local" => LOCAL_WINDOW,
             _ => return Err(unknown()),
         };
-        let (d, a): (op::R64, op::R64) = (self.target64(d, Type::B64)?, self.source64(a, Type::U64)?);
+        let (d, a): (op::R64, op::R64) =
+            (self.target64(d, Type::B64)?, self.source64(a, Type::U64)?);
         if window == 0 {
             return Ok(Op::Move64(d, a));
         }
