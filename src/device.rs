@@ -1,6 +1,6 @@
 //! Where an optimizer runs, chosen when the program runs.
 
-use lion_core::{Backend, BackendError, PagingError};
+use lion_core::{Backend, BackendError};
 use lion_cpu::Cpu;
 #[cfg(feature = "cuda")]
 use lion_cuda::{Cuda, CudaError};
@@ -63,10 +63,7 @@ impl Device {
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => match paging {
-                Some(_) => Err(PagingError::NotSetUp {
-                    backend: cuda.name().to_owned(),
-                }
-                .into()),
+                Some(paging) => Ok(Box::new(cuda.paging(paging)?)),
                 None => Ok(Box::new(cuda)),
             },
         }

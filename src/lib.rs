@@ -88,8 +88,8 @@ pub mod cpu {
 pub mod cuda {
     pub use lion_cuda::{
         Cuda, CudaError, DeviceArray, DeviceInfo, Status, cust, device_slice, device_slice_mut,
-        devices, emulator_counts, is_emulated, lend, lend_bits, lend_bits_mut, lend_mut,
-        use_library,
+        devices, emulator_counts, emulator_residency, is_emulated, lend, lend_bits, lend_bits_mut,
+        lend_mut, use_library,
     };
 }
 

@@ -3,7 +3,7 @@
 
 use lion::cpu::Cpu;
 use lion::{
-    Backend, BackendError, Bits, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Error, Lion,
+    Backend, BackendError, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Error, Lion,
     OnNonFinite, Overrides, ParamSpec, State, StateLayout, StateRequest, TensorStep, update,
 };
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! What moves pages: the calls of an operating system or of a device, behind one trait.
 
-use lion_core::PagingError;
+use lion_core::{BLOCK, PagingError};
 use std::fmt::Debug;
 use std::ops::Range;
 use std::time::Duration;
@@ -24,6 +24,11 @@ pub trait Driver: Debug + Send + Sync + 'static {
     /// Bytes of a page. Regions, and the parts that are moved, are multiples of it.
     fn page(&self) -> usize;
 
+    /// Pieces begin at elements that are a multiple of this, which is one of whole blocks.
+    fn elements(&self) -> usize {
+        BLOCK
+    }
+
     /// Memory of so many bytes, with room for all of them where they go when they are not resident.
     /// They are 0, and nothing is resident.
     ///
@@ -44,7 +49,8 @@ pub trait Driver: Debug + Send + Sync + 'static {
     ) -> Result<Self::Ticket, PagingError>;
 
     /// Makes a part not resident, after its uses: those that have returned, or that are queued on the
-    /// device. `after` is the fetch that has brought it, which may not be done.
+    /// device. `dirty` says that it was changed; `after` is the fetch that has brought it, which may not be
+    /// done.
     ///
     /// # Errors
     /// What the driver meets.
@@ -52,6 +58,7 @@ pub trait Driver: Debug + Send + Sync + 'static {
         &self,
         region: &Self::Region,
         part: Range<usize>,
+        dirty: bool,
         after: Option<&Self::Ticket>,
     ) -> Result<Self::Ticket, PagingError>;
 

@@ -119,6 +119,8 @@ impl Driver for HostDriver {
         &self,
         region: &HostRegion,
         part: Range<usize>,
+        // The system knows which pages have changed.
+        _dirty: bool,
         after: Option<&HostTicket>,
     ) -> Result<HostTicket, PagingError> {
         let bytes = part.len();

@@ -76,6 +76,14 @@ impl Limits {
         })
     }
 
+    /// The same, with pages as large as its pieces: for memory that is given out in equal parts.
+    ///
+    /// # Errors
+    /// [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`].
+    pub fn of_equal_pieces(self) -> Result<Self, PagingError> {
+        Limits::new(self.budget, Some(self.window), self.piece)
+    }
+
     /// Bytes of paged state that may be resident.
     pub fn budget(&self) -> usize {
         self.budget

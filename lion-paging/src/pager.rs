@@ -93,7 +93,8 @@ impl<D: Driver> Pager<D> {
         layout: &'static dyn StateLayout,
         len: usize,
     ) -> Result<(StatePages<D>, D::Memory), PagingError> {
-        let pieces = Pieces::new(layout, len, self.limits.piece(), self.driver.page());
+        let pieces = Pieces::new(layout, len, self.limits.piece(), self.driver.page())
+            .of_multiples(self.driver.elements());
         let (region, memory) = self.driver.allocate(pieces.total())?;
         let mut core = self.core();
         let free = core.states.iter().position(Option::is_none);

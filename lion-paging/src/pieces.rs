@@ -39,6 +39,15 @@ impl Pieces {
         pieces
     }
 
+    /// The same with pieces that begin at multiples of so many elements, of one such multiple at least.
+    #[must_use]
+    pub fn of_multiples(mut self, elements: usize) -> Self {
+        let unit = elements.max(BLOCK);
+        self.elements = (self.elements / unit).max(1) * unit;
+        self.stride = self.size(self.elements);
+        self
+    }
+
     /// Bytes of a piece of so many elements: its planes, rounded up to whole pages.
     fn size(&self, elements: usize) -> usize {
         let last = self.layout.planes().len();

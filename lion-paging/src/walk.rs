@@ -233,7 +233,7 @@ fn evict<D: Driver>(
         return Ok(());
     };
     let (part, after) = (entry.part.clone(), entry.ticket.take());
-    let ticket = driver.evict(&entry.region, part, after.as_ref())?;
+    let ticket = driver.evict(&entry.region, part, dirty, after.as_ref())?;
     core.evicted = Some(ticket);
     core.count(piece, |state: &mut PagedState, bytes| {
         state.resident -= bytes;

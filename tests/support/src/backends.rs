@@ -18,7 +18,7 @@ pub struct Candidate {
 enum Kind {
     Cpu(Isa),
     PagedCpu(Isa),
-    Cuda { emulated: bool },
+    Cuda { emulated: bool, paged: bool },
 }
 
 impl Candidate {
@@ -33,7 +33,11 @@ impl Candidate {
                 let paging = Paging::in_folder(std::env::temp_dir()).budget(TEST_BUDGET);
                 Ok(Box::new(AllPaged(Cpu::with_isa(isa)?.paging(&paging)?)))
             }
-            Kind::Cuda { emulated } => match cuda(emulated) {
+            Kind::Cuda { emulated, paged } => match cuda(emulated) {
+                Ok(cuda) if paged => {
+                    let paging = Paging::on_device().budget(TEST_DEVICE_BUDGET);
+                    Ok(Box::new(AllPaged(cuda.paging(&paging)?)))
+                }
                 Ok(cuda) => Ok(Box::new(cuda)),
                 Err(reason) => Err(BackendError::Unavailable {
                     backend: self.name.to_owned(),
@@ -52,13 +56,16 @@ impl Candidate {
     pub fn cuda(&self) -> Option<Result<Arc<Cuda>, String>> {
         match self.kind {
             Kind::Cpu(_) | Kind::PagedCpu(_) => None,
-            Kind::Cuda { emulated } => Some(cuda(emulated)),
+            Kind::Cuda { emulated, .. } => Some(cuda(emulated)),
         }
     }
 }
 
 /// Bytes of fast memory of backends that page: a few pages, so that what tests step is moved.
 const TEST_BUDGET: usize = 4 * 4096;
+
+/// Two pages of a device.
+const TEST_DEVICE_BUDGET: usize = 2 << 16;
 
 /// A backend that pages every state, whatever is asked for.
 #[derive(Debug)]
@@ -110,10 +117,14 @@ pub fn backends() -> Vec<Candidate> {
             kind: Kind::PagedCpu(isa),
         })
     });
-    let cuda = [("cuda", false), ("cuda-emulated", true)];
-    let cuda = cuda.map(|(name, emulated)| Candidate {
+    let cuda = [
+        ("cuda", false, false),
+        ("cuda-emulated", true, false),
+        ("cuda-emulated-paged", true, true),
+    ];
+    let cuda = cuda.map(|(name, emulated, paged)| Candidate {
         name,
-        kind: Kind::Cuda { emulated },
+        kind: Kind::Cuda { emulated, paged },
     });
     cpu.chain(paged).chain(cuda).collect()
 }
