@@ -26,6 +26,8 @@ pub(crate) struct Entry {
     pub(crate) state: Box<dyn State>,
     /// Whether the state is as it was allocated.
     pub(crate) fresh: bool,
+    /// Whether the state was made to be paged.
+    pub(crate) paged: bool,
     /// The order in memory of its first step, which the state has ever after.
     pub(crate) layout: Option<Layout>,
 }
@@ -149,6 +151,19 @@ impl Entry {
             return Ok(());
         }
         Err(Error::BitsFixed {
+            parameter: self.name(),
+            given,
+            wanted,
+        })
+    }
+
+    /// Checks that hyper-parameters ask for the paging that the state has.
+    pub(crate) fn check_paged(&self, hyper: &Hyper) -> Result<(), Error> {
+        let (given, wanted) = (hyper.paged_for(self.len), self.paged);
+        if given == wanted {
+            return Ok(());
+        }
+        Err(Error::PagingFixed {
             parameter: self.name(),
             given,
             wanted,

@@ -1,7 +1,10 @@
 //! An optimizer put where another left off: checked whole, written in parts, then committed.
 
 use crate::optimizer::resolve;
-use crate::{Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec, Scope, State};
+use crate::{
+    Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec, Scope, State,
+    StateRequest,
+};
 
 /// What is set for an optimizer as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,7 +71,8 @@ pub struct Restore<'a> {
 impl Optimizer {
     /// Begins to put parameters where records left off. With `settings`, defaults, groups, and the
     /// group and overrides of each parameter that has a record are replaced; groups that only this
-    /// optimizer has are kept.
+    /// optimizer has are kept. What is paged stays paged, and nothing else becomes so, whatever the
+    /// records say.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::InvalidHyper`],
@@ -118,11 +122,17 @@ impl Optimizer {
                     });
                 }
             };
-            let overrides = match (&record, &settings) {
-                (Some(record), Some(_)) => record.overrides,
+            let mut overrides = match (&record, &settings) {
+                (Some(record), Some(_)) => record.overrides.paged_as(&entry.overrides),
                 _ => entry.overrides,
             };
             let mut hyper = resolve(defaults, group_overrides, &entry.name, overrides);
+            if hyper.paged_for(entry.len) != entry.paged {
+                // It has come into another group.
+                let own = (entry.hyper.is_paged, entry.hyper.min_paged_size);
+                (hyper.is_paged, hyper.min_paged_size) = own;
+                overrides = overrides.is_paged(own.0).min_paged_size(own.1);
+            }
             if let Some(record) = &mut record {
                 record.overrides = overrides;
                 if hyper.seed != record.seed {
@@ -144,8 +154,14 @@ impl Optimizer {
 
     /// Checks settings, and adds the groups that only this optimizer has.
     fn merge(&self, mut settings: Settings) -> Result<Settings, Error> {
+        settings.defaults = settings.defaults.paged_as(&self.defaults);
         settings.defaults.check(|| Scope::Defaults)?;
         let mut names = std::collections::HashSet::new();
+        for group in &mut settings.groups {
+            let own = self.groups.iter().find(|own| own.name == group.name);
+            let paging = own.map(|own| own.overrides).unwrap_or_default();
+            group.overrides = group.overrides.paged_as(&paging);
+        }
         for group in &settings.groups {
             if group.name.is_empty() {
                 return Err(Error::EmptyName);
@@ -221,10 +237,9 @@ impl Restore<'_> {
             if !fresh || entry.fresh {
                 continue;
             }
-            let blank = self
-                .optimizer
-                .backend
-                .allocate(entry.state.layout().bits(), entry.len.min(1));
+            let bits = entry.state.layout().bits();
+            let request = StateRequest::new(&entry.name, bits, entry.len.min(1));
+            let blank = self.optimizer.backend.allocate(&request);
             let reset = blank.and_then(|blank| refill(&*blank, &mut *entry.state));
             reset.map_err(|source| entry.backend_error(source))?;
             entry.fresh = true;

@@ -4,6 +4,8 @@ mod case;
 mod checkpoint;
 mod device;
 mod measure;
+#[cfg(target_os = "linux")]
+mod paged;
 mod plot;
 mod report;
 
@@ -43,8 +45,8 @@ pub struct Args {
     #[arg(long)]
     checkpoint: bool,
 
-    /// Where the checkpoint is written: on the disk to measure.
-    #[arg(long, value_name = "DIR", default_value = ".", requires = "checkpoint")]
+    /// The folder that is written to, on the disk to measure: with --checkpoint and --paged.
+    #[arg(long, value_name = "DIR", default_value = "target")]
     folder: PathBuf,
 
     /// Prints one JSON object a row.
@@ -54,6 +56,10 @@ pub struct Args {
     /// Writes a bar chart of the kernels and their limits.
     #[arg(long, value_name = "OUT.svg")]
     plot: Option<PathBuf>,
+
+    #[cfg(target_os = "linux")]
+    #[command(flatten)]
+    paged: paged::Args,
 }
 
 /// Elements of a tensor that is far larger than any cache.
@@ -66,6 +72,10 @@ const LARGE: usize = 1 << 25;
 pub fn run(args: &Args) -> Result<()> {
     if args.checkpoint {
         return checkpoint::run(&args.folder, args.n, args.quick, args.json);
+    }
+    #[cfg(target_os = "linux")]
+    if args.paged.paged {
+        return paged::run(&args.paged, &args.folder, args.quick, args.json);
     }
     let n = args.n.unwrap_or(LARGE);
     ensure!(n > 0, "--n is 0, wanted at least 1");
