@@ -36,14 +36,14 @@ pub(crate) fn run(candidates: &[Candidate], required: &[String], json: bool) -> 
         let pairs: Vec<_> = pairs()
             .map(|(p, g)| format!("{:>10}", format!("{p}/{g}")))
             .collect();
-        println!("{:<14} state {}", "backend", pairs.join(""));
+        println!("{:<19} state {}", "backend", pairs.join(""));
     }
     let (mut right, mut identical) = (true, 0);
     let mut notes = Vec::new();
     for candidate in candidates {
         let mut missing = None;
         for bits in [Bits::ThirtyTwo, Bits::Eight] {
-            let mut line = format!("{:<14} {:>5} ", candidate.name, bits.get());
+            let mut line = format!("{:<19} {:>5} ", candidate.name, bits.get());
             for (param, grad) in pairs() {
                 let cell = run_cell(candidate, bits, param, grad)?;
                 if json {
