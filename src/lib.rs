@@ -31,6 +31,8 @@
 //! # Ok::<(), lion::Error>(())
 //! ```
 //!
+//! [`PagedLion`] and its kin keep no more of the state in memory than a budget allows, and stream the rest.
+//!
 //! # Features
 //! - `cuda`: steps on NVIDIA GPUs, chosen when the program runs. It builds without a CUDA toolkit and
 //!   starts without a driver.
