@@ -1,14 +1,17 @@
 //! The builder of an optimizer: hyper-parameters, device, and what to do about non-finite gradients.
 
-use crate::{Device, Lion};
-use lion_core::{Backend, Error, LionArgs, OnNonFinite, Optimizer, Overrides};
+use crate::{Device, Lion, PagedLion};
+use lion_core::{
+    Backend, BackendError, Error, LionArgs, OnNonFinite, Optimizer, Overrides, PagingError,
+};
+use lion_paging::Paging;
 use std::fmt;
 use std::marker::PhantomData;
 
 /// Builds a [`Lion`], or one of the types with a fixed width of state.
 ///
 /// What is not set has the default of bitsandbytes: `lr` 1e-4, `betas` (0.9, 0.99), `weight_decay` 0,
-/// `optim_bits` 32, `min_8bit_size` 4096.
+/// `optim_bits` 32, `min_8bit_size` 4096, `is_paged` false.
 ///
 /// ```
 /// let lion = lion::Lion::builder().lr(3e-4).betas(0.95, 0.98).optim_bits(8).build()?;
@@ -26,6 +29,7 @@ pub struct LionBuilder<T = Lion> {
     on_non_finite: OnNonFinite,
     device: Option<Device>,
     backend: Option<Box<dyn Backend>>,
+    paging: Option<Paging>,
     built: PhantomData<fn() -> T>,
 }
 
@@ -35,6 +39,12 @@ pub trait Built {
     fn of(lion: Lion) -> Self;
 }
 
+/// A type whose width of state is chosen. Not to be named outside.
+pub trait AnyWidth: Built {}
+
+impl AnyWidth for Lion {}
+impl AnyWidth for PagedLion {}
+
 impl<T> fmt::Debug for LionBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LionBuilder")
@@ -42,6 +52,7 @@ impl<T> fmt::Debug for LionBuilder<T> {
             .field("on_non_finite", &self.on_non_finite)
             .field("device", &self.device)
             .field("backend", &self.backend)
+            .field("paging", &self.paging)
             .finish()
     }
 }
@@ -53,6 +64,7 @@ impl<T: Built> LionBuilder<T> {
             on_non_finite: OnNonFinite::default(),
             device: None,
             backend: None,
+            paging: None,
             built: PhantomData,
         }
     }
@@ -79,6 +91,32 @@ impl<T: Built> LionBuilder<T> {
     #[must_use]
     pub fn min_8bit_size(self, elements: usize) -> Self {
         self.set(|d| d.min_8bit_size(elements))
+    }
+
+    /// Parameters with fewer elements have a state that is not paged; 100,000 unless set.
+    #[must_use]
+    pub fn min_paged_size(self, elements: usize) -> Self {
+        self.set(|d| d.min_paged_size(elements))
+    }
+
+    /// How paged states are paged. Which states are is said by `is_paged`, of the optimizer, of a group or
+    /// of a parameter.
+    ///
+    /// ```
+    /// use lion::{Device, Dtype, PagedLion8bit, Paging, ParamSpec};
+    /// # let folder = tempfile::tempdir()?;
+    /// let paging = Paging::in_folder(folder.path()).budget(1 << 20);
+    /// let mut lion = PagedLion8bit::builder().paging(paging).device(Device::Cpu).build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4_000_000, Dtype::F32))?;
+    /// assert!(lion.info(w)?.paged);
+    /// # #[cfg(target_os = "linux")]
+    /// assert!(lion.paging().is_some_and(|report| report.totals.resident <= 1 << 20));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn paging(mut self, paging: Paging) -> Self {
+        self.paging = Some(paging);
+        self
     }
 
     /// Limits the norm of the update to this many norms of the parameter: finite, 0 (no limit) or more.
@@ -126,7 +164,8 @@ impl<T: Built> LionBuilder<T> {
         self
     }
 
-    /// A backend of one's own, or a [`Cpu`](crate::cpu::Cpu) with a chosen kernel or pool.
+    /// A backend of one's own, or a [`Cpu`](crate::cpu::Cpu) with a chosen kernel or pool. It pages if it
+    /// was made to; [`paging`](LionBuilder::paging) is for a [`device`](LionBuilder::device).
     #[must_use]
     pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
         self.backend = Some(Box::new(backend));
@@ -137,12 +176,20 @@ impl<T: Built> LionBuilder<T> {
     ///
     /// # Errors
     /// [`Error::InvalidHyper`] where a hyper-parameter is outside its range; [`Error::Backend`] where
-    /// the device cannot be used.
+    /// the device cannot be used, or states are to be paged and cannot: with a
+    /// [`PagingError`](crate::PagingError).
     pub fn build(self) -> Result<T, Error> {
         let backend = match self.backend {
             Some(backend) => backend,
-            None => self.device.unwrap_or_default().backend()?,
+            None => self
+                .device
+                .unwrap_or_default()
+                .backend(self.paging.as_ref())?,
         };
+        if self.defaults.get_is_paged() && backend.paging_totals().is_none() {
+            let backend = backend.name().to_owned();
+            return Err(BackendError::from(PagingError::NotSetUp { backend }).into());
+        }
         let inner = Optimizer::new(backend, self.defaults, self.on_non_finite)?;
         Ok(T::of(Lion { inner }))
     }
@@ -154,6 +201,14 @@ impl<T: Built> LionBuilder<T> {
 }
 
 impl LionBuilder<Lion> {
+    /// Pages the states of parameters that are not too small; [`paging`](LionBuilder::paging) says how.
+    #[must_use]
+    pub fn is_paged(self, is_paged: bool) -> Self {
+        self.set(|d| d.is_paged(is_paged))
+    }
+}
+
+impl<T: AnyWidth> LionBuilder<T> {
     /// Bits of state an element, 8 or 32.
     #[must_use]
     pub fn optim_bits(self, bits: u32) -> Self {

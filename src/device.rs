@@ -4,6 +4,7 @@ use lion_core::{Backend, BackendError};
 use lion_cpu::Cpu;
 #[cfg(feature = "cuda")]
 use lion_cuda::{Cuda, CudaError};
+use lion_paging::Paging;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
@@ -50,12 +51,21 @@ impl Device {
         Ok(Device::Cuda(Arc::new(Cuda::new(ordinal)?)))
     }
 
-    /// The backend for it.
-    pub(crate) fn backend(self) -> Result<Box<dyn Backend>, BackendError> {
+    /// The backend for it, which pages as it is told.
+    pub(crate) fn backend(self, paging: Option<&Paging>) -> Result<Box<dyn Backend>, BackendError> {
         match self {
-            Device::Cpu => Ok(Box::new(Cpu::new()?)),
+            Device::Cpu => {
+                let cpu = Cpu::new()?;
+                Ok(Box::new(match paging {
+                    Some(paging) => cpu.paging(paging)?,
+                    None => cpu,
+                }))
+            }
             #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) => Ok(Box::new(cuda)),
+            Device::Cuda(cuda) => match paging {
+                Some(paging) => Ok(Box::new(cuda.paging(paging)?)),
+                None => Ok(Box::new(cuda)),
+            },
         }
     }
 }

@@ -62,12 +62,14 @@ pub use device::Device;
 pub use into::{IntoGrad, IntoParam, IntoUpdate, update};
 pub use lion_core::{
     BLOCK, Backend, BackendError, Bits, Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut,
-    Dtype, Element, Error, GradRef, Group, Handle, Hyper, Layout, LionArgs, OnNonFinite, Operand,
-    Optimizer, Overrides, ParamInfo, ParamMut, ParamRecord, ParamSpec, PlaneSpec, PlaneType,
-    Planes, Restore, Scope, Settings, Skipped, SkippedBlocks, Slice, SliceMut, State, StateLayout,
-    StateRecord, StepArgs, StepReport, Strides, TensorStep, Update, bf16, f16,
+    Dtype, Element, Error, GradRef, Group, Handle, Hyper, Layout, LionArgs, Moved, OnNonFinite,
+    Operand, Optimizer, Overrides, PagedState, PagingError, PagingReport, PagingTotals, ParamInfo,
+    ParamMut, ParamPaging, ParamRecord, ParamSpec, PlaneSpec, PlaneType, Planes, Restore, Scope,
+    Settings, Skipped, SkippedBlocks, Slice, SliceMut, State, StateLayout, StateRecord,
+    StateRequest, StepArgs, StepReport, Strides, TensorStep, Update, bf16, f16,
 };
-pub use optimizer::{Lion, Lion8bit, Lion32bit};
+pub use lion_paging::Paging;
+pub use optimizer::{Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit};
 
 /// The CPU backend, for those who choose its instruction set or its thread pool themselves.
 pub mod cpu {
@@ -98,8 +100,16 @@ pub mod cpu {
 pub mod cuda {
     pub use lion_cuda::{
         Cuda, CudaError, DeviceArray, DeviceInfo, Status, cust, device_slice, device_slice_mut,
-        devices, emulator_counts, is_emulated, lend, lend_bits, lend_bits_mut, lend_mut,
-        use_library,
+        devices, emulator_counts, emulator_residency, is_emulated, lend, lend_bits, lend_bits_mut,
+        lend_mut, use_library,
+    };
+}
+
+/// The plan of a paged step and what carries it out: for those who write a driver or a backend.
+pub mod paging {
+    pub use lion_paging::{
+        Action, Driver, HostDriver, HostMemory, HostRegion, Limits, Pager, Piece, Pieces, Policy,
+        StatePages, Use, Visit, Walk,
     };
 }
 

@@ -94,56 +94,71 @@ impl DerefMut for Lion {
     }
 }
 
-macro_rules! fixed_bits {
-    ($(#[$doc:meta])* $name:ident, $bits:literal) => {
-        $(#[$doc])*
-        #[derive(Debug)]
-        pub struct $name(Lion);
+macro_rules! variants {
+    ($($(#[$doc:meta])* $name:ident, |$overrides:ident| $defaults:expr;)*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Debug)]
+            pub struct $name(Lion);
 
-        impl $name {
-            /// A builder with the defaults of bitsandbytes.
-            pub fn builder() -> LionBuilder<$name> {
-                LionBuilder::with_defaults(Overrides::new().optim_bits($bits))
+            impl $name {
+                /// A builder with the defaults of bitsandbytes.
+                pub fn builder() -> LionBuilder<$name> {
+                    let $overrides = Overrides::new();
+                    LionBuilder::with_defaults($defaults)
+                }
             }
-        }
 
-        impl Built for $name {
-            fn of(lion: Lion) -> Self {
-                $name(lion)
+            impl Built for $name {
+                fn of(lion: Lion) -> Self {
+                    $name(lion)
+                }
             }
-        }
 
-        impl From<$name> for Lion {
-            fn from(lion: $name) -> Self {
-                lion.0
+            impl From<$name> for Lion {
+                fn from(lion: $name) -> Self {
+                    lion.0
+                }
             }
-        }
 
-        impl Deref for $name {
-            type Target = Lion;
+            impl Deref for $name {
+                type Target = Lion;
 
-            fn deref(&self) -> &Lion {
-                &self.0
+                fn deref(&self) -> &Lion {
+                    &self.0
+                }
             }
-        }
 
-        impl DerefMut for $name {
-            fn deref_mut(&mut self) -> &mut Lion {
-                &mut self.0
+            impl DerefMut for $name {
+                fn deref_mut(&mut self) -> &mut Lion {
+                    &mut self.0
+                }
             }
-        }
+        )*
     };
 }
 
-fixed_bits! {
+variants! {
     /// [`Lion`] with an 8-bit state: 1.016 bytes an element, as `bitsandbytes.optim.Lion8bit`.
     ///
     /// Parameters with fewer than `min_8bit_size` elements keep a 32-bit state, and so does each one
     /// that an override says so for.
-    Lion8bit, 8
-}
+    Lion8bit, |d| d.optim_bits(8);
 
-fixed_bits! {
     /// [`Lion`] with a 32-bit state: 4 bytes an element, as `bitsandbytes.optim.Lion32bit`.
-    Lion32bit, 32
+    Lion32bit, |d| d.optim_bits(32);
+
+    /// [`Lion`] with a paged state, as `bitsandbytes.optim.PagedLion`: no more than a budget of it is in
+    /// fast memory at a time.
+    ///
+    /// [`LionBuilder::paging`] says how large the budget is and where the rest goes. Parameters with fewer
+    /// than `min_paged_size` elements, and those that an override says so for, keep a state that is not
+    /// paged. The numbers are those of [`Lion`], bit for bit.
+    PagedLion, |d| d.is_paged(true);
+
+    /// [`PagedLion`] with an 8-bit state, as `bitsandbytes.optim.PagedLion8bit`.
+    PagedLion8bit, |d| d.is_paged(true).optim_bits(8);
+
+    /// [`PagedLion`] with a 32-bit state, as `bitsandbytes.optim.PagedLion32bit`.
+    PagedLion32bit, |d| d.is_paged(true).optim_bits(32);
 }

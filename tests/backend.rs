@@ -3,8 +3,8 @@
 
 use lion::cpu::Cpu;
 use lion::{
-    Backend, BackendError, Bits, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Error, Lion,
-    OnNonFinite, Overrides, ParamSpec, State, StateLayout, TensorStep, update,
+    Backend, BackendError, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Error, Lion,
+    OnNonFinite, Overrides, ParamSpec, State, StateLayout, StateRequest, TensorStep, update,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,9 +24,9 @@ impl Backend for Counting {
         "counting"
     }
 
-    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
         self.allocations.fetch_add(1, Ordering::Relaxed);
-        self.cpu.allocate(bits, len)
+        self.cpu.allocate(request)
     }
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
@@ -144,9 +144,9 @@ impl Backend for Foreign {
         "foreign"
     }
 
-    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
-        match len {
-            0..10 => self.0.allocate(bits, len),
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        match request.len {
+            0..10 => self.0.allocate(request),
             10..20 => Ok(Box::new(Nothing)),
             bytes => Err(BackendError::OutOfMemory { bytes }),
         }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use data::Digits;
 use indicatif::HumanCount;
-use lion::{Device, Lion, Lion8bit, Lion32bit};
+use lion::{Device, Lion, Lion8bit, Lion32bit, PagedLion8bit, PagedLion32bit, Paging};
 use random::Random;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
@@ -66,6 +66,17 @@ struct Options {
     /// Stops after as many epochs, as if the program had been killed.
     #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..))]
     stop_after: Option<u32>,
+    /// Trains with paged states as well, in this folder, on a fast disk.
+    #[arg(long, value_name = "DIR")]
+    paged: Option<PathBuf>,
+    /// Memory for a paged state, in bytes.
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value_t = 65_536,
+        requires = "paged"
+    )]
+    budget: usize,
 }
 
 fn main() -> ExitCode {
@@ -102,7 +113,13 @@ fn run(options: &Options) -> Result<()> {
         stop_after: options.stop_after,
     };
     let mut outcomes = Vec::new();
-    for (name, lion) in optimizers(options.seed, &device())? {
+    let device = device();
+    let mut optimizers = optimizers(options.seed, &device)?;
+    if let Some(folder) = &options.paged {
+        let paging = Paging::in_folder(folder).budget(options.budget);
+        optimizers.extend(paged(&paging, &device).context("--paged")?);
+    }
+    for (name, lion) in optimizers {
         outcomes.push(plan.train(name, lion, &saving)?);
     }
     say(&table::table(&outcomes))?;
@@ -128,7 +145,7 @@ fn device() -> Device {
 }
 
 /// The optimizers to compare. Each step sets the learning rate.
-fn optimizers(seed: u64, device: &Device) -> Result<[(&'static str, Lion); 3], lion::Error> {
+fn optimizers(seed: u64, device: &Device) -> Result<Vec<(&'static str, Lion)>, lion::Error> {
     let full = Lion32bit::builder()
         .device(device.clone())
         .weight_decay(WEIGHT_DECAY)
@@ -143,10 +160,33 @@ fn optimizers(seed: u64, device: &Device) -> Result<[(&'static str, Lion); 3], l
         .stochastic_state(true)
         .seed(seed)
         .build()?;
-    Ok([
+    Ok(vec![
         ("Lion32bit", full.into()),
         ("Lion8bit, nearest", nearest.into()),
         ("Lion8bit, stochastic", stochastic.into()),
+    ])
+}
+
+/// Parameters of fewer elements are not paged. The default would leave all of this network in memory.
+const MIN_PAGED_SIZE: usize = 4096;
+
+/// Paged optimizers: those of the same width in memory return the same losses.
+fn paged(paging: &Paging, device: &Device) -> Result<[(&'static str, Lion); 2], lion::Error> {
+    let full = PagedLion32bit::builder()
+        .device(device.clone())
+        .paging(paging.clone())
+        .min_paged_size(MIN_PAGED_SIZE)
+        .weight_decay(WEIGHT_DECAY)
+        .build()?;
+    let nearest = PagedLion8bit::builder()
+        .device(device.clone())
+        .paging(paging.clone())
+        .min_paged_size(MIN_PAGED_SIZE)
+        .weight_decay(WEIGHT_DECAY)
+        .build()?;
+    Ok([
+        ("PagedLion32bit", full.into()),
+        ("PagedLion8bit, nearest", nearest.into()),
     ])
 }
 
@@ -167,8 +207,39 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_paged_state_trains_to_the_same_losses() {
+        let digits = Digits::read(DATA.as_ref()).unwrap();
+        let (training, test) = digits.split(&mut Random::new(0, 0));
+        let plan = Plan {
+            training,
+            test,
+            epochs: 1,
+            lr: 5e-4,
+            seed: 0,
+        };
+        // Less than the largest tensor takes in either width.
+        let paging = Paging::in_folder(std::env::temp_dir()).budget(16_384);
+        let in_memory = optimizers(0, &Device::Cpu).unwrap();
+        let Ok(paged) = paged(&paging, &Device::Cpu) else {
+            println!("SKIPPED: this system does not page");
+            return;
+        };
+        for ((_, in_memory), (name, paged)) in in_memory.into_iter().zip(paged) {
+            let expected = plan
+                .train("in memory", in_memory, &Saving::default())
+                .unwrap();
+            let outcome = plan.train(name, paged, &Saving::default()).unwrap();
+            assert_eq!(outcome.losses, expected.losses, "{name}");
+            let report = outcome.paging.unwrap();
+            assert!(report.totals.paged > report.totals.budget);
+            assert!(report.totals.resident <= report.totals.budget);
+        }
+    }
 
     #[test]
     fn a_learning_rate_is_above_0_and_finite() {

@@ -33,6 +33,11 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
         let names = names.join(" and ");
         text += &format!("8-bit state: {names}; smaller parameters keep 32 bits\n");
     }
+    for outcome in outcomes {
+        if let Some(report) = &outcome.paging {
+            text += &format!("\n{}, after its last step\n{report}\n", outcome.name);
+        }
+    }
     text
 }
 

@@ -6,7 +6,7 @@ use crate::random::Random;
 use crate::saved::{self, Progress};
 use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use lion::{Bits, Dtype, Handle, Lion, Overrides, ParamSpec, StepArgs, update};
+use lion::{Bits, Dtype, Handle, Lion, Overrides, PagingReport, ParamSpec, StepArgs, update};
 use std::f64::consts::PI;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -55,6 +55,8 @@ pub(crate) struct Outcome {
     pub(crate) losses: Vec<f32>,
     /// Checksum of all parameters: two runs with the same one have ended in the same bits.
     pub(crate) checksum: u64,
+    /// Where its state is, if it is paged.
+    pub(crate) paging: Option<PagingReport>,
 }
 
 impl Plan {
@@ -138,6 +140,7 @@ impl Plan {
             step_time: times.get(times.len() / 2).copied().unwrap_or_default(),
             losses,
             checksum: network.checksum(),
+            paging: lion.paging(),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::philox::Words;
 use crate::update::Coefficients;
-use crate::{Bits, Data, DataMut, Operand, State};
+use crate::{Bits, Data, DataMut, Operand, PagingError, PagingTotals, State};
 use std::error::Error as StdError;
 use std::fmt;
 
@@ -15,7 +15,7 @@ use std::fmt;
 /// A backend may hold another one and pass calls on, to count, time or trace them:
 ///
 /// ```
-/// use lion_core::{Backend, BackendError, Bits, Skipped, State, TensorStep};
+/// use lion_core::{Backend, BackendError, PagingTotals, Skipped, State, StateRequest, TensorStep};
 /// use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// #[derive(Debug)]
@@ -23,8 +23,8 @@ use std::fmt;
 ///
 /// impl<B: Backend> Backend for Counting<B> {
 ///     fn name(&self) -> &str { "counting" }
-///     fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
-///         self.inner.allocate(bits, len)
+///     fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+///         self.inner.allocate(request)
 ///     }
 ///     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
 ///         self.steps.fetch_add(1, Ordering::Relaxed);
@@ -36,17 +36,21 @@ use std::fmt;
 ///     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
 ///         self.inner.synchronize(states)
 ///     }
+///     fn paging_totals(&self) -> Option<PagingTotals> {
+///         self.inner.paging_totals()
+///     }
 /// }
 /// ```
 pub trait Backend: fmt::Debug + Send + Sync {
     /// Its name, as reports and errors print it.
     fn name(&self) -> &str;
 
-    /// A state for a parameter of `len` elements before its first step: momentum 0 everywhere.
+    /// A state for a parameter before its first step: momentum 0 everywhere.
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`] where the memory cannot be had; what else the backend meets.
-    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError>;
+    /// [`BackendError::OutOfMemory`] where the memory cannot be had; [`BackendError::Paging`] where it is
+    /// to be paged and cannot; what else the backend meets.
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError>;
 
     /// Steps every tensor: parameter and state change, and
     /// [`skipped_blocks`](TensorStep::skipped_blocks) is set.
@@ -72,6 +76,50 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn synchronize(&self, _states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         Ok(())
     }
+
+    /// The limits of its paged states and what the last step has moved; `None` where it does not page.
+    fn paging_totals(&self) -> Option<PagingTotals> {
+        None
+    }
+}
+
+/// A state to allocate.
+///
+/// ```
+/// use lion_core::{Bits, StateRequest};
+/// let request = StateRequest::new("layer.weight", Bits::Eight, 1_000_000).paged(true);
+/// assert!(request.paged && request.len == 1_000_000);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StateRequest<'a> {
+    /// Name of the parameter.
+    pub name: &'a str,
+    /// Width of the state.
+    pub bits: Bits,
+    /// Elements of the parameter.
+    pub len: usize,
+    /// Whether it is to be paged: resident only in part, within the backend's budget.
+    pub paged: bool,
+}
+
+impl<'a> StateRequest<'a> {
+    /// A state in ordinary memory of the backend.
+    pub fn new(name: &'a str, bits: Bits, len: usize) -> Self {
+        StateRequest {
+            name,
+            bits,
+            len,
+            paged: false,
+        }
+    }
+
+    /// Whether it is to be paged.
+    #[must_use]
+    pub fn paged(mut self, paged: bool) -> Self {
+        self.paged = paged;
+        self
+    }
 }
 
 impl<B: Backend + ?Sized> Backend for Box<B> {
@@ -79,8 +127,8 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
         (**self).name()
     }
 
-    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
-        (**self).allocate(bits, len)
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        (**self).allocate(request)
     }
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
@@ -93,6 +141,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         (**self).synchronize(states)
+    }
+
+    fn paging_totals(&self) -> Option<PagingTotals> {
+        (**self).paging_totals()
     }
 }
 
@@ -101,8 +153,8 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
         (**self).name()
     }
 
-    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
-        (**self).allocate(bits, len)
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        (**self).allocate(request)
     }
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
@@ -115,6 +167,10 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         (**self).synchronize(states)
+    }
+
+    fn paging_totals(&self) -> Option<PagingTotals> {
+        (**self).paging_totals()
     }
 }
 
@@ -219,6 +275,8 @@ pub enum BackendError {
         /// What is missing.
         reason: String,
     },
+    /// A state cannot be paged, or a part of one not be moved.
+    Paging(PagingError),
     /// An error of a backend from outside this project.
     Other(Box<dyn StdError + Send + Sync>),
 }
@@ -266,6 +324,7 @@ impl fmt::Display for BackendError {
             BackendError::Unavailable { backend, reason } => {
                 write!(f, "backend `{backend}` cannot be used here: {reason}")
             }
+            BackendError::Paging(error) => write!(f, "{error}"),
             BackendError::Other(_) => f.write_str("the backend failed"),
         }
     }
@@ -274,8 +333,15 @@ impl fmt::Display for BackendError {
 impl StdError for BackendError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
+            BackendError::Paging(error) => error.source(),
             BackendError::Other(source) => Some(source.as_ref()),
             _ => None,
         }
+    }
+}
+
+impl From<PagingError> for BackendError {
+    fn from(error: PagingError) -> Self {
+        BackendError::Paging(error)
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Entry {
     pub(crate) state: Box<dyn State>,
     /// Whether the state is as it was allocated.
     pub(crate) fresh: bool,
+    /// Whether the state was made to be paged.
+    pub(crate) paged: bool,
     /// The order in memory of its first step, which the state has ever after.
     pub(crate) layout: Option<Layout>,
 }
@@ -151,17 +153,25 @@ impl Entry {
         }
     }
 
-    /// Checks that hyper-parameters ask for the width that the state has.
-    pub(crate) fn check_bits(&self, hyper: &Hyper) -> Result<(), Error> {
+    /// Checks that hyper-parameters ask for the state that there is: its width, and whether it is paged.
+    pub(crate) fn check_state(&self, hyper: &Hyper) -> Result<(), Error> {
         let (given, wanted) = (hyper.bits_for(self.len), self.state.layout().bits());
-        if given == wanted {
-            return Ok(());
+        if given != wanted {
+            return Err(Error::BitsFixed {
+                parameter: self.name(),
+                given,
+                wanted,
+            });
         }
-        Err(Error::BitsFixed {
-            parameter: self.name(),
-            given,
-            wanted,
-        })
+        let (given, wanted) = (hyper.paged_for(self.len), self.paged);
+        if given != wanted {
+            return Err(Error::PagingFixed {
+                parameter: self.name(),
+                given,
+                wanted,
+            });
+        }
+        Ok(())
     }
 
     /// Checks a count of steps, and an order of as many elements as there are.

@@ -173,6 +173,15 @@ pub enum Error {
         /// The width that the state has.
         wanted: Bits,
     },
+    /// A change of hyper-parameters that asks for an existing state to be paged, or to be no more.
+    PagingFixed {
+        /// Name of the parameter.
+        parameter: String,
+        /// Whether the change asks for it to be paged.
+        given: bool,
+        /// Whether it is.
+        wanted: bool,
+    },
     /// A record that does not fit the state it is to replace.
     StateMismatch {
         /// Name of the parameter.
@@ -289,6 +298,19 @@ impl fmt::Display for Error {
                 f,
                 "parameter `{parameter}`: its state was made with {wanted} and cannot become {given}"
             ),
+            Error::PagingFixed {
+                parameter,
+                given,
+                wanted,
+            } => {
+                let say = |paged: &bool| if *paged { "paged" } else { "not paged" };
+                write!(
+                    f,
+                    "parameter `{parameter}`: its state was made {} and cannot become {}",
+                    say(wanted),
+                    say(given)
+                )
+            }
             Error::StateMismatch {
                 parameter,
                 plane,

@@ -69,6 +69,10 @@ pub struct Hyper {
     pub optim_bits: Bits,
     /// Parameters with fewer elements keep a 32-bit state. Default 4096.
     pub min_8bit_size: usize,
+    /// The states of parameters that are not too small are paged. Default false.
+    pub is_paged: bool,
+    /// Parameters with fewer elements have a state that is not paged. Default 100,000.
+    pub min_paged_size: usize,
 }
 
 impl Default for Hyper {
@@ -86,6 +90,8 @@ impl Default for Hyper {
             seed: 0,
             optim_bits: Bits::ThirtyTwo,
             min_8bit_size: 4096,
+            is_paged: false,
+            min_paged_size: 100_000,
         }
     }
 }
@@ -98,6 +104,11 @@ impl Hyper {
         } else {
             self.optim_bits
         }
+    }
+
+    /// Whether the state of a parameter of `len` elements is paged.
+    pub fn paged_for(&self, len: usize) -> bool {
+        self.is_paged && len >= self.min_paged_size
     }
 }
 
@@ -186,6 +197,10 @@ overrides! {
     optim_bits: u32,
     /// Parameters with fewer elements keep a 32-bit state.
     min_8bit_size: usize,
+    /// Whether the states of parameters that are not too small are paged.
+    is_paged: bool,
+    /// Parameters with fewer elements have a state that is not paged.
+    min_paged_size: usize,
 }
 
 impl Overrides {
@@ -196,6 +211,20 @@ impl Overrides {
             .min_8bit_size(args.min_8bit_size)
             .max_unorm(args.max_unorm)
             .skip_zeros(args.skip_zeros)
+    }
+
+    /// Whether `is_paged` is set, and true.
+    pub fn get_is_paged(&self) -> bool {
+        self.is_paged.unwrap_or(false)
+    }
+
+    /// These overrides, with what `own` says of where states lie: that is a machine's, not a run's.
+    pub(crate) fn placed_as(self, own: &Overrides) -> Self {
+        Overrides {
+            is_paged: own.is_paged,
+            min_paged_size: own.min_paged_size,
+            ..self
+        }
     }
 
     /// Checks every value that is set.
@@ -243,6 +272,8 @@ impl Overrides {
                 None => wider.optim_bits,
             },
             min_8bit_size: self.min_8bit_size.unwrap_or(wider.min_8bit_size),
+            is_paged: self.is_paged.unwrap_or(wider.is_paged),
+            min_paged_size: self.min_paged_size.unwrap_or(wider.min_paged_size),
         }
     }
 }
@@ -350,6 +381,13 @@ mod tests {
         let hyper = Overrides::new().optim_bits(8).resolve(Hyper::default());
         assert_eq!(hyper.bits_for(4095), Bits::ThirtyTwo);
         assert_eq!(hyper.bits_for(4096), Bits::Eight);
+    }
+
+    #[test]
+    fn small_parameters_are_not_paged() {
+        let hyper = Overrides::new().is_paged(true).resolve(Hyper::default());
+        assert!(!hyper.paged_for(99_999) && hyper.paged_for(100_000));
+        assert!(!Hyper::default().paged_for(100_000));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::entry::Entry;
 use crate::{
-    Backend, Dtype, Error, Hyper, OnNonFinite, Overrides, ParamInfo, Scope, State, StateRecord,
+    Backend, Dtype, Error, Hyper, OnNonFinite, Overrides, PagingReport, ParamInfo, ParamPaging,
+    Scope, State, StateRecord, StateRequest,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -149,7 +150,8 @@ impl Optimizer {
     }
 
     /// Registers a parameter and allocates its state: 8 bits if its hyper-parameters ask for it and
-    /// it has at least `min_8bit_size` elements, else 32.
+    /// it has at least `min_8bit_size` elements, else 32; paged if they ask for it and it has at least
+    /// `min_paged_size`.
     ///
     /// # Errors
     /// [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`],
@@ -171,9 +173,11 @@ impl Optimizer {
         let group = group.map(|group| self.find_group(&group)).transpose()?;
         overrides.check(|| Scope::Parameter(name.clone()))?;
         let hyper = self.resolve(&name, group, overrides);
+        let paged = hyper.paged_for(len);
+        let request = StateRequest::new(&name, hyper.bits_for(len), len).paged(paged);
         let state = self
             .backend
-            .allocate(hyper.bits_for(len), len)
+            .allocate(&request)
             .map_err(|source| Error::Backend {
                 parameter: Some(name.clone()),
                 source,
@@ -195,6 +199,7 @@ impl Optimizer {
             steps: 0,
             state,
             fresh: true,
+            paged,
             layout: None,
         });
         Ok(handle)
@@ -224,8 +229,8 @@ impl Optimizer {
     /// Changes the defaults that are set in `changes`.
     ///
     /// # Errors
-    /// [`Error::InvalidHyper`], and [`Error::BitsFixed`] where the width of an existing state would
-    /// have to change.
+    /// [`Error::InvalidHyper`], and [`Error::BitsFixed`] or [`Error::PagingFixed`] where the width of
+    /// an existing state, or whether it is paged, would have to change.
     pub fn configure(&mut self, changes: Overrides) -> Result<(), Error> {
         changes.check(|| Scope::Defaults)?;
         let before = self.defaults;
@@ -285,6 +290,21 @@ impl Optimizer {
         Ok(&*self.params[self.index(handle)?].state)
     }
 
+    /// Where paged states are and what the last step has moved of them; `None` where the backend was not
+    /// told how to page.
+    pub fn paging(&self) -> Option<PagingReport> {
+        let totals = self.backend.paging_totals()?;
+        let parameters = self.params.iter().map(|entry| ParamPaging {
+            parameter: entry.name(),
+            state_bytes: entry.state.layout().bytes(entry.len),
+            paged: entry.state.paged(),
+        });
+        Some(PagingReport {
+            totals,
+            parameters: parameters.collect(),
+        })
+    }
+
     /// A copy of what a run needs to go on with this parameter elsewhere.
     ///
     /// # Errors
@@ -331,6 +351,7 @@ impl Optimizer {
             bits: layout.bits(),
             layout: layout.name(),
             state_bytes: layout.bytes(entry.len),
+            paged: entry.paged,
             steps: entry.steps,
             order: entry.layout.as_ref(),
             hyper: entry.hyper,
@@ -367,12 +388,12 @@ impl Optimizer {
         resolve(&self.defaults, group, name, overrides)
     }
 
-    /// Resolves every parameter anew, or none if the width of a state would have to change.
+    /// Resolves every parameter anew, or none if a state would have to be made anew.
     fn refresh(&mut self) -> Result<(), Error> {
         let resolve = |entry: &Entry| self.resolve(&entry.name, entry.group, entry.overrides);
         let hypers: Vec<Hyper> = self.params.iter().map(resolve).collect();
         for (entry, hyper) in self.params.iter().zip(&hypers) {
-            entry.check_bits(hyper)?;
+            entry.check_state(hyper)?;
         }
         for (entry, hyper) in self.params.iter_mut().zip(hypers) {
             entry.hyper = hyper;

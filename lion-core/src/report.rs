@@ -44,6 +44,8 @@ pub struct ParamInfo<'a> {
     pub layout: &'static str,
     /// Bytes of its state.
     pub state_bytes: usize,
+    /// Whether its state is paged.
+    pub paged: bool,
     /// Steps done.
     pub steps: u64,
     /// The order in memory that the state belongs to; `None` before the first step.

@@ -1,7 +1,10 @@
 //! An optimizer put where another left off: checked whole, written in parts, then committed.
 
 use crate::optimizer::resolve;
-use crate::{Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec, Scope, State};
+use crate::{
+    Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec, Scope, State,
+    StateRequest,
+};
 
 /// What is set for an optimizer as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,13 +71,13 @@ pub struct Restore<'a> {
 impl Optimizer {
     /// Begins to put parameters where records left off. With `settings`, defaults, groups, and the
     /// group and overrides of each parameter that has a record are replaced; groups that only this
-    /// optimizer has are kept.
+    /// optimizer has are kept, and at every scope what it says of paging.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::InvalidHyper`],
     /// [`Error::EmptyName`], [`Error::DuplicateGroup`]; [`Error::UnknownGroup`] for a position beyond
-    /// the groups; [`Error::BitsFixed`] where the hyper-parameters ask for another width of a state
-    /// than it has; [`Error::StateMismatch`] for a count of steps or an order in memory that no run
+    /// the groups; [`Error::BitsFixed`] and [`Error::PagingFixed`] where the hyper-parameters ask
+    /// for another state than there is; [`Error::StateMismatch`] for a count of steps or an order in memory that no run
     /// leaves behind.
     pub fn restore(
         &mut self,
@@ -119,7 +122,7 @@ impl Optimizer {
                 }
             };
             let overrides = match (&record, &settings) {
-                (Some(record), Some(_)) => record.overrides,
+                (Some(record), Some(_)) => record.overrides.placed_as(&entry.overrides),
                 _ => entry.overrides,
             };
             let mut hyper = resolve(defaults, group_overrides, &entry.name, overrides);
@@ -130,7 +133,7 @@ impl Optimizer {
                     hyper.seed = record.seed;
                 }
             }
-            entry.check_bits(&hyper)?;
+            entry.check_state(&hyper)?;
             resolved.push((group, hyper));
         }
         Ok(Restore {
@@ -145,7 +148,13 @@ impl Optimizer {
     /// Checks settings, and adds the groups that only this optimizer has.
     fn merge(&self, mut settings: Settings) -> Result<Settings, Error> {
         settings.defaults.check(|| Scope::Defaults)?;
+        settings.defaults = settings.defaults.placed_as(&self.defaults);
+        let own = |name: &str| self.groups.iter().find(|group| group.name == name);
         let mut names = std::collections::HashSet::new();
+        for group in &mut settings.groups {
+            let placed = own(&group.name).map_or_else(Overrides::new, |own| own.overrides);
+            group.overrides = group.overrides.placed_as(&placed);
+        }
         for group in &settings.groups {
             if group.name.is_empty() {
                 return Err(Error::EmptyName);
@@ -221,10 +230,9 @@ impl Restore<'_> {
             if !fresh || entry.fresh {
                 continue;
             }
-            let blank = self
-                .optimizer
-                .backend
-                .allocate(entry.state.layout().bits(), entry.len.min(1));
+            let bits = entry.state.layout().bits();
+            let request = StateRequest::new(&entry.name, bits, entry.len.min(1));
+            let blank = self.optimizer.backend.allocate(&request);
             let reset = blank.and_then(|blank| refill(&*blank, &mut *entry.state));
             reset.map_err(|source| entry.backend_error(source))?;
             entry.fresh = true;

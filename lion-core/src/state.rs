@@ -1,6 +1,6 @@
 //! What an optimizer remembers of a parameter: planes of numbers, and who holds them.
 
-use crate::{BackendError, Bits, Layout};
+use crate::{BackendError, Bits, Layout, PagedState};
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
@@ -153,6 +153,11 @@ pub trait State: Any + fmt::Debug + Send + Sync {
     /// # Errors
     /// [`BackendError::WrongPart`] as [`StateLayout::part`] says; what the backend meets.
     fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError>;
+
+    /// Where it is, if it is paged.
+    fn paged(&self) -> Option<PagedState> {
+        None
+    }
 
     /// A copy of all planes.
     ///

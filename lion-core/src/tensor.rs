@@ -2,6 +2,7 @@
 
 use crate::{Data, DataMut, DeviceSlice, DeviceSliceMut, Dtype, Element, Handle};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Elements in the host's memory to read, of any of the three types.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,14 @@ macro_rules! slices {
             /// Type of the elements.
             pub fn dtype(&self) -> Dtype {
                 match self { $(Slice::$variant(_) => <$kind>::DTYPE,)* }
+            }
+
+            /// The elements of a range.
+            ///
+            /// # Panics
+            /// If the range ends beyond the length.
+            pub fn slice(self, range: Range<usize>) -> Slice<'a> {
+                match self { $(Slice::$variant(s) => Slice::$variant(&s[range]),)* }
             }
 
             /// The first `mid` elements and the rest.

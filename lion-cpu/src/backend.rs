@@ -2,10 +2,16 @@
 
 use crate::arch::{Isa, Kernel};
 use crate::job::View;
+use crate::paged::PagedCpuState;
 use crate::pool::Pool;
 use crate::state::CpuState;
+use crate::walk;
 use lion_core::norm::limited_lr;
-use lion_core::{Backend, BackendError, Bits, Data, DataMut, Operand, State, TensorStep};
+use lion_core::{
+    Backend, BackendError, Data, DataMut, Operand, PagingError, PagingTotals, State, StateRequest,
+    TensorStep,
+};
+use lion_paging::{HostDriver, Pager, Paging};
 use rayon::ThreadPool;
 use std::sync::Arc;
 
@@ -16,6 +22,7 @@ use std::sync::Arc;
 pub struct Cpu {
     pub(crate) kernel: Kernel,
     pool: Option<Arc<ThreadPool>>,
+    pager: Option<Arc<Pager<HostDriver>>>,
 }
 
 impl Cpu {
@@ -28,6 +35,7 @@ impl Cpu {
         Ok(Cpu {
             kernel: Kernel::choose()?,
             pool: None,
+            pager: None,
         })
     }
 
@@ -39,6 +47,7 @@ impl Cpu {
         Ok(Cpu {
             kernel: Kernel::new(isa)?,
             pool: None,
+            pager: None,
         })
     }
 
@@ -47,6 +56,28 @@ impl Cpu {
     pub fn pool(mut self, pool: Arc<ThreadPool>) -> Self {
         self.pool = Some(pool);
         self
+    }
+
+    /// Pages states that are asked to be: to a file in a folder, within a budget of memory.
+    ///
+    /// # Errors
+    /// [`PagingError::NoFolder`], [`PagingError::Folder`], [`PagingError::NoBudget`],
+    /// [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`]; [`PagingError::Unsupported`] where
+    /// the system is not Linux.
+    pub fn paging(mut self, paging: &Paging) -> Result<Self, PagingError> {
+        let limits = paging.limits(HostDriver::PAGE)?;
+        let driver = HostDriver::in_folder(paging.folder()?)?;
+        self.pager = Some(Arc::new(Pager::new(driver, limits)));
+        Ok(self)
+    }
+
+    /// Bytes of paged states that are in memory, as the system counts them: at most the budget. `None`
+    /// where this backend does not page. Clones may be asked from other threads during a step.
+    ///
+    /// # Errors
+    /// [`PagingError::Transfer`] where the system does not say.
+    pub fn resident_pages(&self) -> Option<Result<usize, PagingError>> {
+        self.pager.as_ref().map(|pager| pager.measure())
     }
 
     /// Not an optimizer: its steps read and write what a step does, change bits of parameters and
@@ -58,25 +89,49 @@ impl Cpu {
         Cpu {
             kernel: Kernel::limit(ahead, fine),
             pool: None,
+            pager: None,
         }
     }
 
     /// Refuses states of other backends and arrays in the memory of devices.
     fn check(&self, tensors: &[TensorStep<'_>]) -> Result<(), BackendError> {
-        let Some(tensor) = tensors.iter().find(|tensor| View::new(tensor).is_none()) else {
-            return Ok(());
-        };
-        let (backend, parameter) = (self.name().to_owned(), tensor.name.to_owned());
-        let operand = match (&tensor.param, &tensor.grad) {
-            (DataMut::Device(_), _) => Operand::Parameter,
-            (_, Data::Device(_)) => Operand::Gradient,
-            _ => return Err(BackendError::ForeignState { backend, parameter }),
-        };
-        Err(BackendError::WrongPlace {
-            backend,
-            parameter,
-            operand,
-        })
+        for tensor in tensors {
+            let (backend, parameter) = (self.name(), tensor.name);
+            let operand = match (&tensor.param, &tensor.grad) {
+                (DataMut::Device(_), _) => Operand::Parameter,
+                (_, Data::Device(_)) => Operand::Gradient,
+                _ if self.holds(tensor) => continue,
+                _ => {
+                    return Err(BackendError::ForeignState {
+                        backend: backend.to_owned(),
+                        parameter: parameter.to_owned(),
+                    });
+                }
+            };
+            return Err(BackendError::WrongPlace {
+                backend: backend.to_owned(),
+                parameter: parameter.to_owned(),
+                operand,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether a state is in ordinary memory, or in pages of this backend.
+    fn holds(&self, tensor: &TensorStep<'_>) -> bool {
+        match (PagedCpuState::of(tensor), &self.pager) {
+            (Some(state), Some(pager)) => Arc::ptr_eq(state.pages().pager(), pager),
+            (Some(_), None) => false,
+            (None, _) => View::new(tensor).is_some(),
+        }
+    }
+
+    /// The pager, where a state is paged.
+    fn pager(&self, tensors: &[TensorStep<'_>]) -> Option<&Pager<HostDriver>> {
+        let paged = tensors
+            .iter()
+            .any(|tensor| PagedCpuState::of(tensor).is_some());
+        self.pager.as_deref().filter(|_| paged)
     }
 }
 
@@ -85,8 +140,18 @@ impl Backend for Cpu {
         self.kernel.name()
     }
 
-    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
-        Ok(Box::new(CpuState::zero(bits, len)?))
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        let StateRequest { bits, len, .. } = *request;
+        Ok(match &self.pager {
+            Some(pager) if request.paged && len > 0 => {
+                Box::new(PagedCpuState::zero(pager, bits, len)?)
+            }
+            None if request.paged => {
+                let backend = self.name().to_owned();
+                return Err(PagingError::NotSetUp { backend }.into());
+            }
+            _ => Box::new(CpuState::zero(bits, len)?),
+        })
     }
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
@@ -103,7 +168,10 @@ impl Backend for Cpu {
                 }
             });
         }
-        pool.step(kernel, tensors);
+        match self.pager(tensors) {
+            Some(pager) => walk::step(pool, kernel, pager, tensors)?,
+            None => pool.step(kernel, tensors, None)?,
+        }
         Ok(())
     }
 
@@ -115,6 +183,13 @@ impl Backend for Cpu {
                 tensor.skipped_blocks = pool.count_non_finite(kernel, view, view.blocks());
             }
         });
+        if let Some(pager) = self.pager(tensors) {
+            walk::count_non_finite(pool, kernel, pager, tensors)?;
+        }
         Ok(())
+    }
+
+    fn paging_totals(&self) -> Option<PagingTotals> {
+        self.pager.as_ref().map(|pager| pager.totals())
     }
 }

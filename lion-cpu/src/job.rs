@@ -1,9 +1,11 @@
 //! A part of one tensor to step or to read: what is split between threads and handed to a kernel.
 
+use crate::paged::PagedCpuState;
 use crate::state::CpuState;
 use lion_core::philox::Words;
 use lion_core::update::Coefficients;
-use lion_core::{BLOCK, Slice, SliceMut, TensorStep};
+use lion_core::{BLOCK, Bits, Slice, SliceMut, TensorStep};
+use lion_paging::Pieces;
 use std::any::Any;
 use std::ops::Range;
 
@@ -30,7 +32,7 @@ pub(crate) enum StateMut<'a> {
     Blockwise8(&'a mut [u8], &'a mut [f32]),
 }
 
-/// The state of one whole tensor, to read.
+/// The state of one whole tensor or piece, to read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StateRef<'a> {
     Momentum32(&'a [f32]),
@@ -48,7 +50,7 @@ pub(crate) struct Job<'a> {
     pub(crate) rule: Rule,
 }
 
-/// One whole tensor, to read.
+/// One whole tensor or piece, to read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View<'a> {
     pub(crate) param: Slice<'a>,
@@ -66,24 +68,111 @@ impl CpuState {
     }
 }
 
-impl<'a> Job<'a> {
+/// What there is to step of one tensor.
+#[derive(Debug)]
+pub(crate) enum Jobs<'a> {
+    /// All of it: its state is in memory.
+    Whole(Job<'a>),
+    /// Piece by piece: its state is paged.
+    Paged(PagedJobs<'a>),
+}
+
+/// The pieces of a tensor whose state is paged.
+#[derive(Debug)]
+pub(crate) struct PagedJobs<'a> {
+    /// Parameter, gradient and bytes of the state of the pieces that are left.
+    rest: Option<(SliceMut<'a>, Slice<'a>, &'a mut [u8])>,
+    pieces: &'a Pieces,
+    next: usize,
+    rule: Rule,
+}
+
+impl<'a> Jobs<'a> {
     /// All blocks of a tensor, if its state is one of this backend and its arrays lie in the host's memory.
     pub(crate) fn new(tensor: &'a mut TensorStep<'_>) -> Option<Self> {
+        let rule = Rule {
+            coefficients: tensor.coefficients,
+            words: tensor.words,
+            stochastic_param: tensor.stochastic_param,
+            stochastic_state: tensor.stochastic_state,
+        };
+        let (param, grad) = (tensor.param.host_mut()?, tensor.grad.host()?);
         let state: &mut dyn Any = tensor.state;
-        Some(Job {
-            param: tensor.param.host_mut()?,
-            grad: tensor.grad.host()?,
+        if state.is::<PagedCpuState>() {
+            let (pieces, bytes) = state.downcast_mut::<PagedCpuState>()?.parts();
+            return Some(Jobs::Paged(PagedJobs {
+                rest: Some((param, grad, bytes)),
+                pieces,
+                next: 0,
+                rule,
+            }));
+        }
+        Some(Jobs::Whole(Job {
+            param,
+            grad,
             state: state.downcast_mut::<CpuState>()?.as_mut(),
             first: 0,
-            rule: Rule {
-                coefficients: tensor.coefficients,
-                words: tensor.words,
-                stochastic_param: tensor.stochastic_param,
-                stochastic_state: tensor.stochastic_state,
-            },
+            rule,
+        }))
+    }
+}
+
+impl<'a> Iterator for PagedJobs<'a> {
+    type Item = Job<'a>;
+
+    fn next(&mut self) -> Option<Job<'a>> {
+        let piece = self.next;
+        if piece == self.pieces.count() {
+            return None;
+        }
+        self.next += 1;
+        let elements = self.pieces.elements(piece);
+        let (param, grad, bytes) = self.rest.take()?;
+        let (param, param_rest) = param.split_at(elements.len());
+        let (grad, grad_rest) = grad.split_at(elements.len());
+        let (bytes, bytes_rest) = bytes.split_at_mut(self.pieces.bytes(piece).len());
+        self.rest = Some((param_rest, grad_rest, bytes_rest));
+        Some(Job {
+            param,
+            grad,
+            state: StateMut::of_piece(self.pieces, piece, bytes),
+            first: elements.start as u64,
+            rule: self.rule,
         })
     }
+}
 
+impl<'a> StateMut<'a> {
+    /// The planes of a piece in its bytes.
+    fn of_piece(pieces: &Pieces, piece: usize, bytes: &'a mut [u8]) -> Self {
+        let first = pieces.plane(piece, 0);
+        match pieces.layout().bits() {
+            Bits::ThirtyTwo => StateMut::Momentum32(bytemuck::cast_slice_mut(&mut bytes[first])),
+            Bits::Eight => {
+                let second = pieces.plane(piece, 1);
+                let (codes, absmax) = bytes.split_at_mut(second.start);
+                let absmax = &mut absmax[..second.len()];
+                StateMut::Blockwise8(&mut codes[first], bytemuck::cast_slice_mut(absmax))
+            }
+        }
+    }
+}
+
+impl<'a> StateRef<'a> {
+    /// The planes of a piece in its bytes.
+    fn of_piece(pieces: &Pieces, piece: usize, bytes: &'a [u8]) -> Self {
+        let first = &bytes[pieces.plane(piece, 0)];
+        match pieces.layout().bits() {
+            Bits::ThirtyTwo => StateRef::Momentum32(bytemuck::cast_slice(first)),
+            Bits::Eight => {
+                let absmax = &bytes[pieces.plane(piece, 1)];
+                StateRef::Blockwise8(first, bytemuck::cast_slice(absmax))
+            }
+        }
+    }
+}
+
+impl<'a> Job<'a> {
     pub(crate) fn len(&self) -> usize {
         self.param.len()
     }
@@ -122,7 +211,7 @@ impl<'a> Job<'a> {
 }
 
 impl<'a> View<'a> {
-    /// A tensor, if its state is one of this backend and its arrays lie in the host's memory.
+    /// A tensor, if its state is one of this backend in memory and its arrays lie in the host's memory.
     pub(crate) fn new(tensor: &'a TensorStep<'_>) -> Option<Self> {
         let state: &dyn Any = tensor.state;
         Some(View {
@@ -132,6 +221,19 @@ impl<'a> View<'a> {
                 CpuState::Momentum32 { momentum } => StateRef::Momentum32(momentum),
                 CpuState::Blockwise8 { codes, absmax } => StateRef::Blockwise8(codes, absmax),
             },
+            coefficients: tensor.coefficients,
+        })
+    }
+
+    /// A piece of a tensor whose state is paged, as if it were a whole one.
+    pub(crate) fn of_piece(tensor: &'a TensorStep<'_>, piece: usize) -> Option<Self> {
+        let state = PagedCpuState::of(tensor)?;
+        let pieces = state.pages().pieces();
+        let elements = pieces.elements(piece);
+        Some(View {
+            param: tensor.param.host()?.slice(elements.clone()),
+            grad: tensor.grad.host()?.slice(elements),
+            state: StateRef::of_piece(pieces, piece, &state.bytes()[pieces.bytes(piece)]),
             coefficients: tensor.coefficients,
         })
     }

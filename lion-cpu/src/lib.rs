@@ -26,9 +26,11 @@
 mod arch;
 mod backend;
 mod job;
+mod paged;
 mod pool;
 mod quantize;
 mod state;
+mod walk;
 
 pub use arch::Isa;
 pub use backend::Cpu;

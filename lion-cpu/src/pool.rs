@@ -6,9 +6,10 @@
 //! takes it, or where the cuts are.
 
 use crate::arch::{self, Kernel};
-use crate::job::{Job, View};
+use crate::job::{Job, Jobs, PagedJobs, View};
+use crate::walk::Progress;
 use lion_core::norm::tree_split;
-use lion_core::{BLOCK, TensorStep};
+use lion_core::{BLOCK, PagingError, TensorStep};
 use rayon::{Scope, ThreadPool};
 use std::iter::Enumerate;
 use std::ops::Range;
@@ -73,8 +74,14 @@ impl<'p> Pool<'p> {
         }
     }
 
-    /// Steps all tensors, whose states are ones of this backend.
-    pub(crate) fn step(self, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
+    /// Steps all tensors, whose states are ones of this backend. `progress` brings the pieces of those that
+    /// are paged.
+    pub(crate) fn step(
+        self,
+        kernel: Kernel,
+        tensors: &mut [TensorStep<'_>],
+        progress: Option<&Progress<'_>>,
+    ) -> Result<(), PagingError> {
         let elements = elements(tensors);
         let threads = self.threads();
         let run = if threads == 1 {
@@ -88,9 +95,13 @@ impl<'p> Pool<'p> {
         }
         let queue = Mutex::new(Queue {
             tensors: tensors.iter_mut().enumerate(),
+            pieces: None,
+            position: progress.map_or(0, |progress| progress.first),
             rest: None,
+            progress,
             run,
             skipped: Vec::new(),
+            error: None,
         });
         match self {
             Pool::Shared(pool) if threads > 1 => Self::scope(pool, |scope| {
@@ -102,9 +113,11 @@ impl<'p> Pool<'p> {
             _ => work(kernel, &queue),
         }
         let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
-        for (tensor, skipped) in queue.skipped {
+        let (skipped, error) = (queue.skipped, queue.error);
+        for (tensor, skipped) in skipped {
             tensors[tensor].skipped_blocks += skipped;
         }
+        error.map_or(Ok(()), Err)
     }
 
     /// Sum of the squares of the parameter and number of elements that move, for blocks of a tensor.
@@ -170,19 +183,30 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
     let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
     let mut batch = [const { None }; BATCH];
     loop {
-        lock().fill(&mut batch);
+        let waiting = lock().fill(&mut batch);
+        if let Some((progress, position)) = waiting {
+            // Nobody waits for this thread meanwhile: it holds no piece and no lock.
+            if let Err(error) = progress.walk.acquire(position) {
+                lock().error.get_or_insert(error);
+            }
+            continue;
+        }
         if batch[0].is_none() {
             return;
         }
         for i in 0..BATCH {
-            if let Some(Some((_, next))) = batch.get(i + 1) {
+            if let Some(Some(next)) = batch.get(i + 1) {
                 // A kernel asks for what lies ahead in its own tensor only.
-                arch::prefetch(next);
+                arch::prefetch(&next.job);
             }
-            let Some((tensor, job)) = batch[i].take() else {
+            let Some(Run { tensor, job, piece }) = batch[i].take() else {
                 break;
             };
+            let elements = job.len();
             let skipped = kernel.step(job);
+            if let Some((progress, position)) = piece {
+                progress.done(position, elements);
+            }
             if skipped > 0 {
                 lock().skip(tensor, skipped);
             }
@@ -190,35 +214,71 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
     }
 }
 
+/// A part of a tensor for one thread: its index, the job, and the position of the piece it lies in.
+struct Run<'q> {
+    tensor: usize,
+    job: Job<'q>,
+    piece: Option<(&'q Progress<'q>, usize)>,
+}
+
 /// All that is left of a step.
 struct Queue<'q, 't> {
     tensors: Enumerate<IterMut<'q, TensorStep<'t>>>,
-    /// What is left of the tensor that was cut last, and its index.
-    rest: Option<(usize, Job<'q>)>,
+    /// What is left of the paged tensor that was come to last, its index, and the next position.
+    pieces: Option<(usize, PagedJobs<'q>)>,
+    position: usize,
+    /// What is left of the tensor or piece that was cut last.
+    rest: Option<Run<'q>>,
+    progress: Option<&'q Progress<'q>>,
     /// Elements that a thread takes at once.
     run: usize,
     /// Blocks that were skipped, by the index of their tensor.
     skipped: Vec<(usize, u64)>,
+    /// What ended the step before its end.
+    error: Option<PagingError>,
 }
 
 impl<'q> Queue<'q, '_> {
-    /// Fills a batch from its start with the jobs of one run: a part of a tensor, or some small ones.
-    fn fill(&mut self, batch: &mut [Option<(usize, Job<'q>)>]) {
+    /// Fills a batch from its start with the jobs of one run: a part of a tensor, or some small ones. An
+    /// empty batch is the end, unless there is a position to wait for.
+    fn fill(&mut self, batch: &mut [Option<Run<'q>>]) -> Option<(&'q Progress<'q>, usize)> {
         let mut room = self.run;
-        for place in batch {
-            let next = self.rest.take().or_else(|| self.next_tensor());
-            let Some((tensor, job)) = next else { return };
-            let blocks = (room / BLOCK).max(1);
-            if job.len().div_ceil(BLOCK) > blocks {
-                let (run, rest) = job.split_at(blocks);
-                self.rest = Some((tensor, rest));
-                *place = Some((tensor, run));
-                return;
+        for (i, place) in batch.iter_mut().enumerate() {
+            let next = self.rest.take().or_else(|| self.next_run())?;
+            if let Some((progress, position)) = next.piece
+                && !self.is_here(progress, position)
+            {
+                self.rest = Some(next);
+                return (i == 0 && self.error.is_none()).then_some((progress, position));
             }
-            room = room.saturating_sub(job.len());
-            *place = Some((tensor, job));
+            let blocks = (room / BLOCK).max(1);
+            if next.job.len().div_ceil(BLOCK) > blocks {
+                let (run, rest) = next.job.split_at(blocks);
+                let (tensor, piece) = (next.tensor, next.piece);
+                let part = |job| Run { tensor, job, piece };
+                self.rest = Some(part(rest));
+                *place = Some(part(run));
+                return None;
+            }
+            room = room.saturating_sub(next.job.len());
+            *place = Some(next);
             if room < BLOCK {
-                return;
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Whether a piece is resident. After an error none is.
+    fn is_here(&mut self, progress: &Progress<'_>, position: usize) -> bool {
+        if self.error.is_some() {
+            return false;
+        }
+        match progress.walk.try_acquire(position) {
+            Ok(here) => here,
+            Err(error) => {
+                self.error = Some(error);
+                false
             }
         }
     }
@@ -231,8 +291,34 @@ impl<'q> Queue<'q, '_> {
         }
     }
 
-    fn next_tensor(&mut self) -> Option<(usize, Job<'q>)> {
-        self.tensors
-            .find_map(|(index, tensor)| Some((index, Job::new(tensor)?)))
+    /// The next whole tensor or piece.
+    fn next_run(&mut self) -> Option<Run<'q>> {
+        loop {
+            if let Some((tensor, pieces)) = &mut self.pieces
+                && let Some(job) = pieces.next()
+            {
+                let position = self.position;
+                self.position += 1;
+                return Some(Run {
+                    tensor: *tensor,
+                    job,
+                    piece: self.progress.map(|progress| (progress, position)),
+                });
+            }
+            self.pieces = None;
+            let (tensor, jobs) = self
+                .tensors
+                .find_map(|(index, tensor)| Some((index, Jobs::new(tensor)?)))?;
+            match jobs {
+                Jobs::Whole(job) => {
+                    return Some(Run {
+                        tensor,
+                        job,
+                        piece: None,
+                    });
+                }
+                Jobs::Paged(pieces) => self.pieces = Some((tensor, pieces)),
+            }
+        }
     }
 }

@@ -4,7 +4,8 @@ use crate::CudaError;
 use crate::counters::{Counters, Numbers};
 use crate::driver::Session;
 use crate::launch;
-use crate::memory::{Buffer, DeviceArray, Lent, bytes_of, bytes_of_mut};
+use crate::memory::{Buffer, DeviceArray, DeviceDriver, Lent, bytes_of, bytes_of_mut};
+use crate::paged;
 use crate::plan::{Group, Kind, Plan, Task, grid};
 use crate::record::{BYTES, Record};
 use crate::staging::Staging;
@@ -13,9 +14,10 @@ use cust::context::Context;
 use cust::stream::Stream;
 use cust::sys::{CUcontext, CUstream};
 use lion_core::{
-    Backend, BackendError, Bits, Data, DataMut, DeviceMemory, Operand, Skipped, Slice, State,
-    TensorStep,
+    Backend, BackendError, Data, DataMut, DeviceMemory, Operand, PagingError, PagingTotals,
+    Skipped, Slice, State, StateRequest, TensorStep,
 };
+use lion_paging::{Pager, Paging};
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,24 +35,25 @@ pub struct Cuda {
     session: Arc<Session>,
     counters: Arc<Counters>,
     work: Mutex<Work>,
+    pager: Option<Arc<Pager<DeviceDriver>>>,
     name: String,
 }
 
 /// Device memory that steps use one after the other, in the order of the stream.
 #[derive(Debug)]
-struct Work {
-    staging: Staging,
+pub(crate) struct Work {
+    pub(crate) staging: Staging,
     /// Sums of squares and numbers of moving elements, or numbers of skipped blocks.
-    scratch: Buffer,
+    pub(crate) scratch: Buffer,
     /// Arrays of the host.
     host: Buffer,
 }
 
 /// Where the arrays of a tensor lie on the device.
 #[derive(Clone, Copy, Debug, Default)]
-struct Place {
-    param: u64,
-    grad: u64,
+pub(crate) struct Place {
+    pub(crate) param: u64,
+    pub(crate) grad: u64,
 }
 
 impl Cuda {
@@ -88,20 +91,46 @@ impl Cuda {
 
     fn with_session(session: Session) -> Result<Self, CudaError> {
         let session = Arc::new(session);
+        let counters = Arc::new(Counters::new(&session));
+        Self::of(session, counters, None)
+    }
+
+    fn of(
+        session: Arc<Session>,
+        counters: Arc<Counters>,
+        pager: Option<Arc<Pager<DeviceDriver>>>,
+    ) -> Result<Self, CudaError> {
         Ok(Cuda {
             name: if crate::driver::is_emulated() {
                 "cuda-emulated".to_owned()
             } else {
                 "cuda".to_owned()
             },
-            counters: Arc::new(Counters::new(&session)),
+            counters,
             work: Mutex::new(Work {
                 staging: Staging::new(&session)?,
                 scratch: Buffer::new(&session, 0)?,
                 host: Buffer::new(&session, 0)?,
             }),
+            pager,
             session,
         })
+    }
+
+    /// The same device and stream, for an optimizer whose states are paged: to the host's memory, within a
+    /// budget of the device's.
+    ///
+    /// States are in unified memory, which moves ahead of its use. A device without such memory, or one
+    /// that has none left, takes pinned memory and copies if [`Paging::or_pinned`] says so.
+    ///
+    /// # Errors
+    /// [`PagingError::NoBudget`], [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`];
+    /// [`PagingError::Unsupported`] where unified memory does not move ahead; [`PagingError::Device`].
+    pub fn paging(&self, paging: &Paging) -> Result<Self, PagingError> {
+        let (driver, limits) = DeviceDriver::new(&self.session, paging)?;
+        let pager = Arc::new(Pager::new(driver, limits));
+        let (session, counters) = (Arc::clone(&self.session), Arc::clone(&self.counters));
+        Ok(Self::of(session, counters, Some(pager))?)
     }
 
     /// The device's name.
@@ -125,7 +154,8 @@ impl Cuda {
     fn check(&self, tensors: &[TensorStep<'_>]) -> Result<(), BackendError> {
         for tensor in tensors {
             let (backend, parameter) = (self.name.clone(), tensor.name.to_owned());
-            if !state(tensor.state).is_some_and(|state| state.is_of(&self.session)) {
+            let pager = self.pager.as_ref();
+            if !state(tensor.state).is_some_and(|state| state.is_of(&self.session, pager)) {
                 return Err(BackendError::ForeignState { backend, parameter });
             }
             let reached = |memory: Option<&dyn DeviceMemory>| {
@@ -208,7 +238,8 @@ impl Cuda {
         let entries = tensors.iter().zip(places).enumerate();
         let mut plan = Plan::new(entries.filter_map(|(index, (tensor, place))| {
             let state = state(tensor.state)?;
-            let (momentum, absmax) = state.addresses();
+            // States in pages are queued piece by piece.
+            let (momentum, absmax) = state.addresses()?;
             let mut record = Record::of(tensor);
             (record.param, record.grad) = (place.param, place.grad);
             (record.state, record.absmax) = (momentum, absmax);
@@ -236,6 +267,21 @@ impl Cuda {
             self.launch(group, table + (group.first * BYTES) as u64, task)?;
         }
         Ok(())
+    }
+
+    /// Queues the kernels of a task for states in pages.
+    fn queue_paged(
+        &self,
+        work: &mut Work,
+        tensors: &[TensorStep<'_>],
+        places: &[Place],
+        task: Task,
+        skipped: impl Fn(usize, &CudaState) -> u64,
+    ) -> Result<(), BackendError> {
+        match &self.pager {
+            Some(pager) => paged::queue(&self.session, pager, work, tensors, places, task, skipped),
+            None => Ok(()),
+        }
     }
 
     fn launch(&self, group: &Group, table: u64, task: Task) -> Result<(), CudaError> {
@@ -302,7 +348,7 @@ fn is_of_host(tensor: &TensorStep<'_>) -> bool {
     tensor.param.device().is_none()
 }
 
-fn state<'a>(state: &'a (dyn State + 'static)) -> Option<&'a CudaState> {
+pub(crate) fn state<'a>(state: &'a (dyn State + 'static)) -> Option<&'a CudaState> {
     let state: &dyn Any = state;
     state.downcast_ref()
 }
@@ -318,7 +364,11 @@ fn lent(memory: &dyn DeviceMemory) -> Option<&Lent> {
 }
 
 /// Replaces a buffer that is too small by a larger one. Freeing the old one waits for its users.
-fn grow(buffer: &mut Buffer, session: &Arc<Session>, bytes: usize) -> Result<(), CudaError> {
+pub(crate) fn grow(
+    buffer: &mut Buffer,
+    session: &Arc<Session>,
+    bytes: usize,
+) -> Result<(), CudaError> {
     if buffer.bytes() < bytes {
         *buffer = Buffer::new(session, bytes)?;
     }
@@ -344,8 +394,18 @@ impl Backend for Cuda {
         &self.name
     }
 
-    fn allocate(&self, bits: Bits, len: usize) -> Result<Box<dyn State>, BackendError> {
-        let state = CudaState::zero(&self.session, &self.counters, bits, len)?;
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        let StateRequest { bits, len, .. } = *request;
+        let state = match &self.pager {
+            Some(pager) if request.paged && len > 0 => {
+                CudaState::paged_zero(&self.counters, pager, bits, len)?
+            }
+            None if request.paged => {
+                let backend = self.name.clone();
+                return Err(PagingError::NotSetUp { backend }.into());
+            }
+            _ => CudaState::zero(&self.session, &self.counters, bits, len)?,
+        };
         Ok(Box::new(state))
     }
 
@@ -354,9 +414,9 @@ impl Backend for Cuda {
         let mut work = self.work();
         self.set_aside(tensors)?;
         let places = self.place(&mut work, tensors, Task::Step)?;
-        self.queue(&mut work, tensors, &places, Task::Step, |_, state| {
-            state.skipped.address
-        })?;
+        let number = |_: usize, state: &CudaState| state.skipped.address;
+        self.queue(&mut work, tensors, &places, Task::Step, number)?;
+        self.queue_paged(&mut work, tensors, &places, Task::Step, number)?;
         for tensor in &mut *tensors {
             (tensor.skipped_blocks, tensor.pending) = (0, !is_of_host(tensor));
             if let Some(state) = state_mut(tensor.state) {
@@ -379,6 +439,7 @@ impl Backend for Cuda {
         let numbers = work.scratch.address();
         let number = |index: usize, _: &CudaState| numbers + 8 * index as u64;
         self.queue(&mut work, tensors, &places, Task::Survey, number)?;
+        self.queue_paged(&mut work, tensors, &places, Task::Survey, number)?;
         work.scratch.read(0, &mut bytes)?;
         let (words, _) = bytes.as_chunks::<8>();
         for (tensor, &word) in tensors.iter_mut().zip(words) {
@@ -397,5 +458,9 @@ impl Backend for Cuda {
             }
         }
         Ok(())
+    }
+
+    fn paging_totals(&self) -> Option<PagingTotals> {
+        self.pager.as_ref().map(|pager| pager.totals())
     }
 }

@@ -24,6 +24,7 @@ mod driver;
 mod error;
 mod launch;
 mod memory;
+mod paged;
 mod plan;
 mod record;
 mod staging;
@@ -31,7 +32,9 @@ mod state;
 
 pub use backend::Cuda;
 pub use cust;
-pub use driver::{DeviceInfo, devices, emulator_counts, is_emulated, use_library};
+pub use driver::{
+    DeviceInfo, devices, emulator_counts, emulator_residency, is_emulated, use_library,
+};
 pub use error::{CudaError, Status};
 pub use memory::{
     DeviceArray, device_slice, device_slice_mut, lend, lend_bits, lend_bits_mut, lend_mut,

@@ -46,6 +46,9 @@ pub(crate) const STOCHASTIC_STATE: u32 = 4;
 /// Bytes of a record.
 pub(crate) const BYTES: usize = size_of::<Record>();
 
+/// Where the learning rate is in a record.
+pub(crate) const LR: usize = std::mem::offset_of!(Record, lr);
+
 impl Record {
     /// What a step says of a tensor; the addresses are still to come.
     pub(crate) fn of(tensor: &TensorStep<'_>) -> Self {

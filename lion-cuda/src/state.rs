@@ -3,8 +3,10 @@
 use crate::CudaError;
 use crate::counters::{Counter, Counters};
 use crate::driver::Session;
-use crate::memory::Buffer;
-use lion_core::{BackendError, Bits, Momentum32, PlaneSpec, State, StateLayout};
+use crate::memory::{Buffer, DeviceDriver, Home};
+use crate::paged;
+use lion_core::{BackendError, Bits, Momentum32, PagedState, PlaneSpec, State, StateLayout};
+use lion_paging::{Pager, StatePages};
 use lion_quant::{Blockwise8, ZERO_CODE};
 use std::sync::Arc;
 
@@ -15,8 +17,7 @@ const ALIGN: usize = 256;
 pub(crate) struct CudaState {
     bits: Bits,
     len: usize,
-    /// The planes, one after the other.
-    planes: Buffer,
+    planes: Planes,
     /// Blocks skipped since the state was allocated.
     pub(crate) skipped: Counter,
     /// How many of them have been told.
@@ -27,7 +28,38 @@ pub(crate) struct CudaState {
     pub(crate) aside: u64,
 }
 
+/// Where the planes are.
+#[derive(Debug)]
+enum Planes {
+    /// On the device, one after the other.
+    Whole(Buffer),
+    /// In pages, of which some are on the device.
+    Paged(PagedPlanes),
+}
+
+/// Planes in pages.
+#[derive(Debug)]
+pub(crate) struct PagedPlanes {
+    pub(crate) pages: StatePages<DeviceDriver>,
+    pub(crate) home: Arc<Home>,
+}
+
 impl CudaState {
+    /// Momentum 0 everywhere, in pages. There is at least one element.
+    pub(crate) fn paged_zero(
+        counters: &Arc<Counters>,
+        pager: &Arc<Pager<DeviceDriver>>,
+        bits: Bits,
+        len: usize,
+    ) -> Result<Self, BackendError> {
+        let (pages, home) = pager.allocate(layout(bits), len)?;
+        let planes = PagedPlanes { pages, home };
+        if bits == Bits::Eight {
+            paged::fill(&planes, ZERO_CODE)?;
+        }
+        Self::of(counters, bits, len, Planes::Paged(planes)).map_err(BackendError::from)
+    }
+
     /// Momentum 0 everywhere.
     pub(crate) fn zero(
         session: &Arc<Session>,
@@ -45,6 +77,15 @@ impl CudaState {
         if bits == Bits::Eight {
             planes.fill(0, len, ZERO_CODE)?;
         }
+        Self::of(counters, bits, len, Planes::Whole(planes))
+    }
+
+    fn of(
+        counters: &Arc<Counters>,
+        bits: Bits,
+        len: usize,
+        planes: Planes,
+    ) -> Result<Self, CudaError> {
         Ok(CudaState {
             bits,
             len,
@@ -56,16 +97,36 @@ impl CudaState {
         })
     }
 
-    /// Addresses of momentum, or of codes and absmax.
-    pub(crate) fn addresses(&self) -> (u64, u64) {
-        let address = self.planes.address();
+    /// Addresses of momentum, or of codes and absmax, where the state is not paged.
+    pub(crate) fn addresses(&self) -> Option<(u64, u64)> {
+        let Planes::Whole(planes) = &self.planes else {
+            return None;
+        };
+        let address = planes.address();
         let absmax = absmax_start(self.bits, self.len);
-        (address, absmax.map_or(0, |start| address + start as u64))
+        Some((address, absmax.map_or(0, |start| address + start as u64)))
     }
 
-    /// Whether the state lies in the memory of this session.
-    pub(crate) fn is_of(&self, session: &Arc<Session>) -> bool {
-        self.planes.is_of(session)
+    /// The pages, where it is paged.
+    pub(crate) fn pages(&self) -> Option<&PagedPlanes> {
+        match &self.planes {
+            Planes::Whole(_) => None,
+            Planes::Paged(planes) => Some(planes),
+        }
+    }
+
+    /// Whether the state lies in the memory of this session, or in pages of this pager.
+    pub(crate) fn is_of(
+        &self,
+        session: &Arc<Session>,
+        pager: Option<&Arc<Pager<DeviceDriver>>>,
+    ) -> bool {
+        match &self.planes {
+            Planes::Whole(planes) => planes.is_of(session),
+            Planes::Paged(planes) => {
+                pager.is_some_and(|pager| Arc::ptr_eq(pager, planes.pages.pager()))
+            }
+        }
     }
 
     /// Where in the allocation a part of a plane begins.
@@ -99,11 +160,21 @@ impl State for CudaState {
 
     fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
         let start = self.place(plane, offset, into.len())?;
-        Ok(self.planes.read(start, into)?)
+        match &self.planes {
+            Planes::Whole(planes) => Ok(planes.read(start, into)?),
+            Planes::Paged(planes) => paged::read(planes, plane, offset, into),
+        }
     }
 
     fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
         let start = self.place(plane, offset, from.len())?;
-        Ok(self.planes.write(start, from)?)
+        match &self.planes {
+            Planes::Whole(planes) => Ok(planes.write(start, from)?),
+            Planes::Paged(planes) => paged::write(planes, plane, offset, from),
+        }
+    }
+
+    fn paged(&self) -> Option<PagedState> {
+        self.pages().map(|planes| planes.pages.paged())
     }
 }

@@ -8,7 +8,7 @@ mod session;
 mod status;
 
 pub use session::{DeviceInfo, devices};
-pub(crate) use session::{Session, check};
+pub(crate) use session::{Session, check, failed};
 
 use crate::CudaError;
 use libloading::Library;
@@ -93,13 +93,24 @@ pub fn is_emulated() -> bool {
 /// and line. `None` where the driver is not emulated.
 #[doc(hidden)]
 pub fn emulator_counts() -> Option<String> {
+    emulator_text(b"lionEmulatorCounts\0")
+}
+
+/// What an emulated driver has counted of managed memory since this was last asked, as a JSON object: faults
+/// of kernels, bytes moved, bytes on the device now and at most. `None` where the driver is not emulated.
+#[doc(hidden)]
+pub fn emulator_residency() -> Option<String> {
+    emulator_text(b"lionEmulatorResidency\0")
+}
+
+fn emulator_text(name: &[u8]) -> Option<String> {
     type Function = unsafe extern "C" fn(*mut c_char, usize) -> usize;
     if !is_emulated() {
         return None;
     }
     let library = library().ok()?;
-    // SAFETY: the emulator's function of this name takes these arguments.
-    let function = unsafe { library.get::<Function>(b"lionEmulatorCounts\0") }.ok()?;
+    // SAFETY: the emulator's functions that give text take these arguments.
+    let function = unsafe { library.get::<Function>(name) }.ok()?;
     // SAFETY: without a place to write to it says how much room it needs.
     let bytes = unsafe { function(std::ptr::null_mut(), 0) };
     let mut text = vec![0u8; bytes];

@@ -84,7 +84,7 @@ fn describe(ordinal: u32) -> Result<(Device, DeviceInfo), CudaError> {
 }
 
 /// A call that cust made.
-fn failed(call: &'static str, error: DriverError) -> CudaError {
+pub(crate) fn failed(call: &'static str, error: DriverError) -> CudaError {
     of_code(call, error as u32)
 }
 

@@ -1,11 +1,14 @@
 //! Memory of a device: what a backend allocates there, and what others lend it.
 
 mod array;
+mod event;
 mod lent;
+mod paged;
 
 pub use array::DeviceArray;
 pub(crate) use lent::Lent;
 pub use lent::{device_slice, device_slice_mut, lend, lend_bits, lend_bits_mut, lend_mut};
+pub(crate) use paged::{DeviceDriver, Home};
 
 use crate::CudaError;
 use crate::driver::{Session, check};
@@ -103,6 +106,21 @@ impl Buffer {
         self.session.synchronize()
     }
 
+    /// Queues a copy of `bytes` bytes from another address of the device to `start`.
+    ///
+    /// # Safety
+    /// As many bytes can be read there when the stream comes to it.
+    pub(crate) unsafe fn copy_in(
+        &self,
+        start: usize,
+        from: u64,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        let to = self.range(start, bytes);
+        // SAFETY: the range lies in the buffer; the rest as the caller promises.
+        unsafe { copy(&self.session, to, from, bytes) }
+    }
+
     /// Queues a copy of all bytes of a buffer of the same size.
     fn copy_from(&self, from: &Buffer) -> Result<(), CudaError> {
         assert!(self.bytes == from.bytes);
@@ -134,6 +152,23 @@ impl Drop for Buffer {
             unsafe { sys::cuMemFree_v2(self.address) };
         }
     }
+}
+
+/// Queues a copy between two addresses of the device.
+///
+/// # Safety
+/// As many bytes can be read and written there when the stream comes to it.
+pub(crate) unsafe fn copy(
+    session: &Session,
+    to: u64,
+    from: u64,
+    bytes: usize,
+) -> Result<(), CudaError> {
+    let _current = session.current()?;
+    // SAFETY: as the caller promises.
+    check("cuMemcpyDtoDAsync", unsafe {
+        sys::cuMemcpyDtoDAsync_v2(to, from, bytes, session.stream())
+    })
 }
 
 /// The bytes of elements in the host's memory.

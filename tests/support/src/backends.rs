@@ -2,7 +2,7 @@
 
 use lion::cpu::{Cpu, Isa};
 use lion::cuda::{Cuda, CudaError, is_emulated, use_library};
-use lion::{Backend, BackendError};
+use lion::{Backend, BackendError, Paging, PagingTotals, Skipped, State, StateRequest, TensorStep};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +17,8 @@ pub struct Candidate {
 #[derive(Debug)]
 enum Kind {
     Cpu(Isa),
-    Cuda { emulated: bool },
+    PagedCpu(Isa),
+    Cuda { emulated: bool, paged: bool },
 }
 
 impl Candidate {
@@ -28,7 +29,15 @@ impl Candidate {
     pub fn open(&self) -> Result<Box<dyn Backend>, BackendError> {
         match self.kind {
             Kind::Cpu(isa) => Ok(Box::new(Cpu::with_isa(isa)?)),
-            Kind::Cuda { emulated } => match cuda(emulated) {
+            Kind::PagedCpu(isa) => {
+                let paging = Paging::in_folder(std::env::temp_dir()).budget(TEST_BUDGET);
+                Ok(Box::new(AllPaged(Cpu::with_isa(isa)?.paging(&paging)?)))
+            }
+            Kind::Cuda { emulated, paged } => match cuda(emulated) {
+                Ok(cuda) if paged => {
+                    let paging = Paging::on_device().budget(TEST_DEVICE_BUDGET);
+                    Ok(Box::new(AllPaged(cuda.paging(&paging)?)))
+                }
                 Ok(cuda) => Ok(Box::new(cuda)),
                 Err(reason) => Err(BackendError::Unavailable {
                     backend: self.name.to_owned(),
@@ -46,9 +55,45 @@ impl Candidate {
     /// Why it is not there.
     pub fn cuda(&self) -> Option<Result<Arc<Cuda>, String>> {
         match self.kind {
-            Kind::Cpu(_) => None,
-            Kind::Cuda { emulated } => Some(cuda(emulated)),
+            Kind::Cpu(_) | Kind::PagedCpu(_) => None,
+            Kind::Cuda { emulated, .. } => Some(cuda(emulated)),
         }
+    }
+}
+
+/// Bytes of fast memory of backends that page: a few pages, so that what tests step is moved.
+const TEST_BUDGET: usize = 4 * 4096;
+
+/// Two pages of a device.
+const TEST_DEVICE_BUDGET: usize = 2 << 16;
+
+/// A backend that pages every state, whatever is asked for.
+#[derive(Debug)]
+pub struct AllPaged<B>(pub B);
+
+impl<B: Backend> Backend for AllPaged<B> {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        self.0.allocate(&request.paged(true))
+    }
+
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.0.step(tensors)
+    }
+
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.0.count_non_finite(tensors)
+    }
+
+    fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+        self.0.synchronize(states)
+    }
+
+    fn paging_totals(&self) -> Option<PagingTotals> {
+        self.0.paging_totals()
     }
 }
 
@@ -59,12 +104,29 @@ pub fn backends() -> Vec<Candidate> {
         name: isa.name(),
         kind: Kind::Cpu(isa),
     });
-    let cuda = [("cuda", false), ("cuda-emulated", true)];
-    let cuda = cuda.map(|(name, emulated)| Candidate {
-        name,
-        kind: Kind::Cuda { emulated },
+    let paged = Isa::ALL.iter().filter_map(|&isa| {
+        let name = match isa {
+            Isa::Scalar => "scalar-paged",
+            Isa::Avx2 => "avx2-paged",
+            Isa::Avx512 => "avx512-paged",
+            Isa::Avx512Vbmi => "avx512vbmi-paged",
+            _ => return None,
+        };
+        Some(Candidate {
+            name,
+            kind: Kind::PagedCpu(isa),
+        })
     });
-    cpu.chain(cuda).collect()
+    let cuda = [
+        ("cuda", false, false),
+        ("cuda-emulated", true, false),
+        ("cuda-emulated-paged", true, true),
+    ];
+    let cuda = cuda.map(|(name, emulated, paged)| Candidate {
+        name,
+        kind: Kind::Cuda { emulated, paged },
+    });
+    cpu.chain(paged).chain(cuda).collect()
 }
 
 /// The device of the system's driver or of the emulated one, opened once.

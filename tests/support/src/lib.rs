@@ -13,7 +13,7 @@ mod replay;
 mod tensor;
 mod trajectory;
 
-pub use backends::{Candidate, backends, emulator};
+pub use backends::{AllPaged, Candidate, backends, emulator};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
 pub use child::child;
 pub use file::{RecordFile, is_codebook};

@@ -4,6 +4,8 @@ mod case;
 mod checkpoint;
 mod device;
 mod measure;
+#[cfg(target_os = "linux")]
+mod paged;
 mod plot;
 mod report;
 
@@ -54,6 +56,10 @@ pub struct Args {
     /// Writes a bar chart of the kernels and their limits.
     #[arg(long, value_name = "OUT.svg")]
     plot: Option<PathBuf>,
+
+    #[cfg(target_os = "linux")]
+    #[command(flatten)]
+    paged: paged::Args,
 }
 
 /// Elements of a tensor that is far larger than any cache.
@@ -66,6 +72,10 @@ const LARGE: usize = 1 << 25;
 pub fn run(args: &Args) -> Result<()> {
     if args.checkpoint {
         return checkpoint::run(&args.folder, args.n, args.quick, args.json);
+    }
+    #[cfg(target_os = "linux")]
+    if args.paged.paged {
+        return paged::run(&args.paged, args.quick, args.json);
     }
     let n = args.n.unwrap_or(LARGE);
     ensure!(n > 0, "--n is 0, wanted at least 1");

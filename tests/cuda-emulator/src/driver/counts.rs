@@ -1,7 +1,7 @@
 //! What a test can ask of the emulator beside CUDA: counts of launches, paging, the last fault.
 
 use super::{IN_HOST_FUNCTION, STATE};
-use crate::machine::{Counts, Launch};
+use crate::machine::{Counts, Launch, Moves};
 use serde_json::json;
 use std::collections::VecDeque;
 use std::ffi::c_char;
@@ -64,6 +64,22 @@ unsafe extern "C" fn lionEmulatorCounts(json: *mut c_char, bytes: usize) -> usiz
 unsafe extern "C" fn lionEmulatorPaging(json: *mut c_char, bytes: usize) -> usize {
     // SAFETY: the caller's contract.
     unsafe { take_lines(json, bytes, |reports| &mut reports.paging) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn lionEmulatorResidency(json: *mut c_char, bytes: usize) -> usize {
+    if IN_HOST_FUNCTION.get() {
+        return 0;
+    }
+    let state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let devices = state.as_ref().map_or(&[][..], |state| &state.devices);
+    let moves = || devices.iter().map(|device| device.memory.moves());
+    let text = Moves::report(moves()).to_string();
+    // SAFETY: the caller's contract.
+    if unsafe { give(&text, json, bytes) } {
+        moves().for_each(Moves::restart);
+    }
+    text.len() + 1
 }
 
 #[unsafe(no_mangle)]

@@ -8,7 +8,7 @@ use crate::machine::{Allocation, Kind};
 use std::ffi::c_void;
 
 /// `CU_DEVICE_CPU`.
-const HOST: i32 = -1;
+pub(super) const HOST: i32 = -1;
 
 impl State {
     fn allocate(
@@ -96,9 +96,10 @@ impl State {
         Ok((device, around))
     }
 
-    /// Checks that the range is managed memory and the device (or the host) one that prefetch and advice may name.
-    fn managed(&mut self, context: u64, address: u64, bytes: usize, device: i32) -> Outcome {
-        let (_, around) = self.range(context, address, bytes)?;
+    /// Checks that the range is managed memory and the device (or the host) one that prefetch and advice may name. Returns
+    /// where it is known.
+    fn managed(&mut self, context: u64, address: u64, bytes: usize, device: i32) -> Outcome<Place> {
+        let (owner, around) = self.range(context, address, bytes)?;
         if around.kind != Kind::Managed || bytes == 0 {
             return Err(Status::INVALID_VALUE);
         }
@@ -108,7 +109,10 @@ impl State {
         if device != HOST {
             self.device(device)?;
         }
-        Ok(())
+        Ok(Place {
+            device: owner,
+            address,
+        })
     }
 }
 
@@ -208,9 +212,9 @@ unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> u32
 extern "C" fn cuMemPrefetchAsync(address: u64, bytes: usize, device: i32, stream: Handle) -> u32 {
     in_context(|state, context| {
         let stream = state.stream(context, stream)?;
-        state.managed(context, address, bytes, device)?;
+        let from = state.managed(context, address, bytes, device)?;
         let work = Work::Prefetch {
-            address,
+            from,
             bytes: bytes as u64,
             device,
         };

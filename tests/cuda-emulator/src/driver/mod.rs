@@ -47,10 +47,15 @@
 //!   a byte that several lanes ask for in one access counts once.
 //! - `size_t lionEmulatorPaging(char *json, size_t bytes)`: one JSON object a line for each prefetch and each advice since
 //!   the last call, in the order in which they took effect: `what`, `address`, `bytes`, `device` (-1 is the host).
+//! - `size_t lionEmulatorResidency(char *json, size_t bytes)`: one JSON object of managed memory, which is in pages of
+//!   64 KiB on the host or the device: `page`, `faults` (a kernel met a page on the host), `fault_bytes` (moved by them),
+//!   `fetched_bytes` and `evicted_bytes` (moved by prefetch, to a device and to the host), `resident_bytes` on devices now
+//!   and `peak_bytes` at most since the last call.
 //! - `size_t lionEmulatorLastFault(char *text, size_t bytes)`: the text of the last fault.
 //!
-//! The three that give text return the bytes that it needs with its final NUL. A null or too small buffer gets nothing, and
-//! nothing is forgotten; otherwise the text is written, and counts and paging start anew (a fault stays).
+//! The four that give text return the bytes that it needs with its final NUL. A null or too small buffer gets nothing, and
+//! nothing is forgotten; otherwise the text is written, and counts start anew (a fault stays, and so does
+//! what is resident).
 //!
 //! # Safety
 //!

@@ -3,6 +3,7 @@
 //! An operation waits for operations with smaller numbers only, so a set that is closed under "waits for" can run in
 //! the order of the numbers.
 
+use super::memory::HOST;
 use super::state::{State, Tail};
 use super::status::{Outcome, Status};
 use super::{IN_HOST_FUNCTION, complain};
@@ -61,7 +62,7 @@ pub(super) enum Work {
         event: u64,
     },
     Prefetch {
-        address: u64,
+        from: Place,
         bytes: u64,
         device: i32,
     },
@@ -268,10 +269,16 @@ impl State {
                 }
             }
             Work::Prefetch {
-                address,
+                from,
                 bytes,
                 device,
-            } => self.reports.paging("prefetch", address, bytes, device),
+            } => {
+                let memory = self.memory_at(from)?;
+                memory
+                    .prefetch(from.address, bytes, device != HOST)
+                    .map_err(|error| Failure::memory("prefetch", from.address, &error))?;
+                self.reports.paging("prefetch", from.address, bytes, device);
+            }
             Work::Host(host) => {
                 IN_HOST_FUNCTION.set(true);
                 // SAFETY: the caller of cuLaunchHostFunc keeps the argument valid until its function has run.

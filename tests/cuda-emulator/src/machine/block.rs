@@ -6,6 +6,7 @@
 //! then mix the bytes, as a GPU does.
 
 use super::memory::Kind;
+use super::residency::Pages;
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,6 +26,8 @@ pub(crate) struct Block {
     pub(super) constant: bool,
     data: NonNull<u8>,
     layout: Layout,
+    /// Of managed memory.
+    pub(super) pages: Option<Pages>,
     /// A word a chunk. Memory that the host sees has none: its writes are not noticed here.
     written: Option<Box<[AtomicU64]>>,
 }
@@ -53,6 +56,7 @@ impl Block {
             bytes,
             kind,
             constant: false,
+            pages: None,
             data,
             layout,
             written,

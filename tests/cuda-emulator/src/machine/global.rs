@@ -73,6 +73,9 @@ impl<'a> Executor<'a> {
                 overlap: touched.overlap,
             };
             for &(chunk, bits) in &touched.chunks[..touched.len] {
+                if let Some(pages) = &block.pages {
+                    pages.touch((chunk * CHUNK).saturating_sub(block.start()));
+                }
                 distinct += u64::from(bits.count_ones());
                 sectors += u64::from(bits as u32 != 0) + u64::from(bits >> 32 != 0);
                 self.check_chunk(warp, access, &part, (chunk, bits))?;

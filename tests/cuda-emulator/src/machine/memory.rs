@@ -4,9 +4,10 @@
 //! memory has the host's addresses. Between two allocations of device memory lies a gap that belongs to none.
 
 use super::block::Block;
+use super::residency::{Moves, Pages};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Above what the host's addresses reach.
 const FIRST_ADDRESS: u64 = 0x71_0000_0000_0000;
@@ -63,6 +64,7 @@ impl fmt::Display for MemoryError {
 pub(crate) struct Memory {
     map: RwLock<Map>,
     capacity: u64,
+    moves: Arc<Moves>,
 }
 
 /// The allocations.
@@ -77,7 +79,10 @@ pub(super) struct Map {
 impl Memory {
     /// A device with so many bytes.
     pub(crate) fn new(capacity: u64) -> Self {
+        let moves = Arc::new(Moves::default());
+        moves.set_room(capacity);
         Self {
+            moves,
             map: RwLock::new(Map {
                 next: FIRST_ADDRESS,
                 used: 0,
@@ -109,12 +114,14 @@ impl Memory {
         constant: bool,
     ) -> Result<u64, MemoryError> {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
-        let free = self.capacity.saturating_sub(map.used);
+        let free = self
+            .capacity
+            .saturating_sub(map.used + self.moves.resident());
         let out_of_memory = MemoryError::OutOfMemory {
             wanted: bytes,
             free,
         };
-        if bytes > free {
+        if kind == Kind::Device && bytes > free {
             return Err(out_of_memory);
         }
         let start = (kind == Kind::Device).then_some(map.next);
@@ -128,7 +135,12 @@ impl Memory {
         } else {
             map.forget_freed(start, block.end());
         }
-        map.used += bytes;
+        match kind {
+            Kind::Device => map.used += bytes,
+            Kind::Managed => block.pages = Some(Pages::new(bytes, &self.moves)),
+            Kind::Pinned => {}
+        }
+        self.moves.set_room(self.capacity.saturating_sub(map.used));
         map.blocks.insert(start, block);
         Ok(start)
     }
@@ -144,7 +156,10 @@ impl Memory {
             .blocks
             .remove(&address)
             .ok_or(MemoryError::NoStart { address })?;
-        map.used -= block.bytes();
+        if block.kind() == Kind::Device {
+            map.used -= block.bytes();
+        }
+        self.moves.set_room(self.capacity.saturating_sub(map.used));
         if map.freed.len() == REMEMBERED {
             map.freed.pop_first();
         }
@@ -247,9 +262,33 @@ impl Memory {
         Ok(())
     }
 
-    /// Bytes of all live allocations.
+    /// Bytes of the device that are in use: device memory, and what of managed memory is there.
     pub(crate) fn used(&self) -> u64 {
-        self.map().used
+        self.map().used + self.moves.resident()
+    }
+
+    /// What is counted of managed memory.
+    pub(crate) fn moves(&self) -> &Moves {
+        &self.moves
+    }
+
+    /// Moves the pages of a range of managed memory.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::NotThere`], and nothing was moved.
+    pub(crate) fn prefetch(
+        &self,
+        address: u64,
+        bytes: u64,
+        to_device: bool,
+    ) -> Result<(), MemoryError> {
+        let map = self.map();
+        let block = map.range(address, bytes)?;
+        if let Some(pages) = &block.pages {
+            pages.prefetch(address - block.start(), bytes, to_device);
+        }
+        Ok(())
     }
 
     /// Bytes that the device has.

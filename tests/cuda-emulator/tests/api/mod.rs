@@ -142,6 +142,7 @@ unsafe extern "C" {
     pub(crate) fn cuGraphCreate(graph: *mut Handle, flags: u32) -> u32;
     pub(crate) fn lionEmulatorIsEmulator() -> i32;
     pub(crate) fn lionEmulatorCounts(json: *mut c_char, bytes: usize) -> usize;
+    pub(crate) fn lionEmulatorResidency(json: *mut c_char, bytes: usize) -> usize;
     pub(crate) fn lionEmulatorPaging(json: *mut c_char, bytes: usize) -> usize;
     pub(crate) fn lionEmulatorLastFault(text: *mut c_char, bytes: usize) -> usize;
 }

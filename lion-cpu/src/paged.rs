@@ -1,0 +1,143 @@
+//! States in a memory-mapped file, of which a part is resident.
+
+use lion_core::{
+    BackendError, Bits, Momentum32, PagedState, PagingError, PlaneType, State, StateLayout,
+    TensorStep,
+};
+use lion_paging::{HostDriver, HostMemory, Pager, Pieces, StatePages, Use, Visit};
+use lion_quant::{Blockwise8, ZERO_CODE};
+use std::any::Any;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The state of one parameter in pages.
+#[derive(Debug)]
+pub(crate) struct PagedCpuState {
+    pages: StatePages<HostDriver>,
+    memory: HostMemory,
+}
+
+impl PagedCpuState {
+    /// The state before the first step: momentum 0. There is at least one element.
+    pub(crate) fn zero(
+        pager: &Arc<Pager<HostDriver>>,
+        bits: Bits,
+        len: usize,
+    ) -> Result<Self, BackendError> {
+        let layout: &'static dyn StateLayout = match bits {
+            Bits::ThirtyTwo => &Momentum32,
+            Bits::Eight => &Blockwise8,
+        };
+        let (pages, memory) = pager.allocate(layout, len)?;
+        let mut state = PagedCpuState { pages, memory };
+        if bits == Bits::Eight {
+            // The bytes are 0, which is right for a float and another number as a code.
+            let parts = state.pages.pieces().parts(0, 0, len)?;
+            state.visit(&parts, |_, codes| codes.fill(ZERO_CODE))?;
+        }
+        Ok(state)
+    }
+
+    /// The state of a tensor, if it is one of these.
+    pub(crate) fn of<'a>(tensor: &'a TensorStep<'_>) -> Option<&'a Self> {
+        let state: &dyn Any = tensor.state;
+        state.downcast_ref()
+    }
+
+    pub(crate) fn pages(&self) -> &StatePages<HostDriver> {
+        &self.pages
+    }
+
+    /// All bytes, of which those of resident pieces may be touched.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+
+    /// How the state is cut, and all bytes.
+    pub(crate) fn parts(&mut self) -> (&Pieces, &mut [u8]) {
+        (self.pages.pieces(), self.memory.bytes_mut())
+    }
+
+    /// Changes parts of pieces, each while it is resident, and says for each how many bytes came before.
+    fn visit(
+        &mut self,
+        parts: &[(usize, Range<usize>)],
+        mut change: impl FnMut(usize, &mut [u8]),
+    ) -> Result<(), PagingError> {
+        let uses = parts
+            .iter()
+            .map(|(piece, _)| Use::write(self.pages.piece(*piece)));
+        let uses: Vec<Use> = uses.collect();
+        let pager = Arc::clone(self.pages.pager());
+        let walk = pager.begin(&uses, Visit::Aside);
+        let mut before = 0;
+        for (position, (_, range)) in parts.iter().enumerate() {
+            walk.acquire(position)?;
+            change(before, &mut self.memory.bytes_mut()[range.clone()]);
+            before += range.len();
+            walk.release(position);
+        }
+        walk.finish()
+    }
+
+    /// The numbers of a plane as they lie in memory, little-endian, or the reverse.
+    fn swap(&self, plane: usize, bytes: &mut [u8]) {
+        let plane_type = self.layout().planes()[plane].plane_type;
+        if cfg!(target_endian = "big") && plane_type == PlaneType::F32 {
+            bytes
+                .as_chunks_mut::<4>()
+                .0
+                .iter_mut()
+                .for_each(|word| word.reverse());
+        }
+    }
+}
+
+impl State for PagedCpuState {
+    fn layout(&self) -> &'static dyn StateLayout {
+        self.pages.pieces().layout()
+    }
+
+    fn len(&self) -> usize {
+        self.pages.pieces().len()
+    }
+
+    fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
+        let parts = self.pages.pieces().parts(plane, offset, into.len())?;
+        let uses = parts
+            .iter()
+            .map(|(piece, _)| Use::read(self.pages.piece(*piece)));
+        let uses: Vec<Use> = uses.collect();
+        let walk = self.pages.pager().begin(&uses, Visit::Aside);
+        let mut rest = &mut *into;
+        for (position, (_, range)) in parts.iter().enumerate() {
+            let (part, after) = rest.split_at_mut(range.len());
+            walk.acquire(position)?;
+            part.copy_from_slice(&self.memory.bytes()[range.clone()]);
+            walk.release(position);
+            rest = after;
+        }
+        walk.finish()?;
+        self.swap(plane, into);
+        Ok(())
+    }
+
+    fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
+        let parts = self.pages.pieces().parts(plane, offset, from.len())?;
+        let mut swapped = Vec::new();
+        let mut from = from;
+        if cfg!(target_endian = "big") {
+            swapped.extend_from_slice(from);
+            self.swap(plane, &mut swapped);
+            from = &swapped;
+        }
+        self.visit(&parts, |before, part| {
+            part.copy_from_slice(&from[before..before + part.len()]);
+        })?;
+        Ok(())
+    }
+
+    fn paged(&self) -> Option<PagedState> {
+        Some(self.pages.paged())
+    }
+}

@@ -1,0 +1,230 @@
+//! The walk of a step over the pieces of paged states: the order, the norms, and what is left of each.
+
+use crate::arch::Kernel;
+use crate::job::View;
+use crate::paged::PagedCpuState;
+use crate::pool::Pool;
+use lion_core::norm::limited_lr;
+use lion_core::{PagingError, TensorStep};
+use lion_paging::{HostDriver, Pager, Use, Visit, Walk};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How far a step has come in a part of its walk.
+#[derive(Debug)]
+pub(crate) struct Progress<'w> {
+    pub(crate) walk: &'w Walk<'w, HostDriver>,
+    /// Position of the first piece.
+    pub(crate) first: usize,
+    /// Elements that are not stepped yet, for each piece.
+    left: Vec<AtomicUsize>,
+}
+
+impl<'w> Progress<'w> {
+    fn new(walk: &'w Walk<'w, HostDriver>, first: usize, tensors: &[TensorStep<'_>]) -> Self {
+        let states = tensors.iter().filter_map(PagedCpuState::of);
+        let left = states.flat_map(|state| {
+            let pieces = state.pages().pieces();
+            (0..pieces.count()).map(|piece| AtomicUsize::new(pieces.elements(piece).len()))
+        });
+        Progress {
+            walk,
+            first,
+            left: left.collect(),
+        }
+    }
+
+    /// Elements of a piece are stepped; with the last ones its use is over.
+    pub(crate) fn done(&self, position: usize, elements: usize) {
+        let left = &self.left[position - self.first];
+        if left.fetch_sub(elements, Ordering::AcqRel) == elements {
+            self.walk.release(position);
+        }
+    }
+}
+
+/// Number of pieces of a tensor; 0 where its state is not paged.
+fn pieces(tensor: &TensorStep<'_>) -> usize {
+    PagedCpuState::of(tensor).map_or(0, |state| state.pages().pieces().count())
+}
+
+fn uses(tensor: &TensorStep<'_>, of: fn(lion_paging::Piece) -> Use) -> impl Iterator<Item = Use> {
+    let pages = PagedCpuState::of(tensor).map(PagedCpuState::pages);
+    (0..pieces(tensor)).filter_map(move |index| Some(of(pages?.piece(index))))
+}
+
+/// Whether the norm of a tensor is to be known before its step.
+fn is_limited(tensor: &TensorStep<'_>) -> bool {
+    tensor.max_unorm > 0.0
+}
+
+/// Steps tensors of which some are paged. Norms of the others are known.
+///
+/// A tensor whose norm is wanted is read just before it is stepped, and not all of them before all
+/// steps: one that fits the window is then fetched once.
+pub(crate) fn step(
+    pool: Pool<'_>,
+    kernel: Kernel,
+    pager: &Pager<HostDriver>,
+    tensors: &mut [TensorStep<'_>],
+) -> Result<(), PagingError> {
+    let mut order: Vec<Use> = Vec::new();
+    for tensor in &*tensors {
+        if is_limited(tensor) {
+            order.extend(uses(tensor, Use::read));
+        }
+        order.extend(uses(tensor, Use::write));
+    }
+    let walk = pager.begin(&order, Visit::Step);
+    let mut position = 0;
+    let mut rest = tensors;
+    while !rest.is_empty() {
+        if is_limited(&rest[0]) && pieces(&rest[0]) > 0 {
+            limit(pool, kernel, &walk, position, &mut rest[0])?;
+            position += pieces(&rest[0]);
+        }
+        // Up to the next one whose norm is wanted.
+        let stop = |tensor: &TensorStep<'_>| is_limited(tensor) && pieces(tensor) > 0;
+        let end = rest[1..]
+            .iter()
+            .position(stop)
+            .map_or(rest.len(), |at| at + 1);
+        let (part, after) = rest.split_at_mut(end);
+        let progress = Progress::new(&walk, position, part);
+        position += progress.left.len();
+        pool.step(kernel, part, Some(&progress))?;
+        rest = after;
+    }
+    walk.finish()
+}
+
+/// Lowers the learning rate of a tensor by its norm, whose pieces come from `first` on.
+fn limit(
+    pool: Pool<'_>,
+    kernel: Kernel,
+    walk: &Walk<'_, HostDriver>,
+    first: usize,
+    tensor: &mut TensorStep<'_>,
+) -> Result<(), PagingError> {
+    let mut tree = Tree::default();
+    for piece in 0..pieces(tensor) {
+        walk.acquire(first + piece)?;
+        if let Some(view) = View::of_piece(tensor, piece) {
+            tree.add(view.blocks().len(), |blocks| {
+                pool.norm(kernel, view, blocks)
+            });
+        }
+        walk.release(first + piece);
+    }
+    let (squares, moves) = tree.sum();
+    let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
+    tensor.coefficients = tensor.coefficients.with_lr(lr);
+    Ok(())
+}
+
+/// A sum over blocks that come piece by piece, by the tree of the specification: adjacent pairs are added
+/// level by level, an odd one carried up.
+#[derive(Debug, Default)]
+struct Tree {
+    /// Whole subtrees that wait for their right neighbours, the largest first: blocks and sums.
+    waiting: Vec<(usize, (f64, u64))>,
+    blocks: usize,
+}
+
+impl Tree {
+    /// Adds so many blocks that follow those before. `of` gives the sums of a range of them, which is a
+    /// whole subtree.
+    fn add(&mut self, blocks: usize, of: impl Fn(Range<usize>) -> (f64, u64)) {
+        let mut at = 0;
+        while at < blocks {
+            // The largest subtree that begins here and ends within the blocks.
+            let begins = (self.blocks | 1 << (usize::BITS - 1)).trailing_zeros();
+            let size = 1 << begins.min((blocks - at).ilog2());
+            let mut subtree = (size, of(at..at + size));
+            while let Some((_, left)) = self.waiting.pop_if(|(waiting, _)| *waiting == subtree.0) {
+                subtree = (2 * subtree.0, added(left, subtree.1));
+            }
+            self.waiting.push(subtree);
+            self.blocks += size;
+            at += size;
+        }
+    }
+
+    fn sum(mut self) -> (f64, u64) {
+        let mut sum = self.waiting.pop().map_or((0.0, 0), |(_, sum)| sum);
+        while let Some((_, left)) = self.waiting.pop() {
+            sum = added(left, sum);
+        }
+        sum
+    }
+}
+
+fn added(left: (f64, u64), right: (f64, u64)) -> (f64, u64) {
+    (left.0 + right.0, left.1 + right.1)
+}
+
+/// Counts blocks with a new momentum that is not finite, in those tensors that are paged.
+pub(crate) fn count_non_finite(
+    pool: Pool<'_>,
+    kernel: Kernel,
+    pager: &Pager<HostDriver>,
+    tensors: &mut [TensorStep<'_>],
+) -> Result<(), PagingError> {
+    let order = tensors.iter().flat_map(|tensor| uses(tensor, Use::read));
+    let order: Vec<Use> = order.collect();
+    let walk = pager.begin(&order, Visit::Survey);
+    let mut position = 0;
+    for tensor in tensors {
+        let count = pieces(tensor);
+        if count > 0 {
+            tensor.skipped_blocks = 0;
+        }
+        for piece in 0..count {
+            walk.acquire(position)?;
+            if let Some(view) = View::of_piece(tensor, piece) {
+                let bad = pool.count_non_finite(kernel, view, view.blocks());
+                tensor.skipped_blocks += bad;
+            }
+            walk.release(position);
+            position += 1;
+        }
+    }
+    walk.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lion_core::BLOCK;
+    use lion_core::norm::sum_squares;
+
+    #[test]
+    fn cuts_between_pieces_change_no_bit_of_a_norm() {
+        let p: Vec<f32> = (0..100 * BLOCK)
+            .map(|i| ((i * 2_654_435_761) % 65_537) as f32 / 65_537.0)
+            .collect();
+        for len in 1..100 {
+            // Some elements more or less than whole blocks.
+            let p = &p[..len * BLOCK - len % 7];
+            for piece in [1, 2, 3, 7, 15, 16, 40] {
+                let mut tree = Tree::default();
+                for part in p.chunks(piece * BLOCK) {
+                    tree.add(part.len().div_ceil(BLOCK), |blocks| {
+                        let end = (blocks.end * BLOCK).min(part.len());
+                        (
+                            sum_squares(&part[blocks.start * BLOCK..end]),
+                            blocks.len() as u64,
+                        )
+                    });
+                }
+                let (squares, blocks) = tree.sum();
+                assert_eq!(
+                    squares.to_bits(),
+                    sum_squares(p).to_bits(),
+                    "{len} by {piece}"
+                );
+                assert_eq!(blocks, len as u64);
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Steps of states in pages: piece by piece, in the order of the plan, one launch a piece.
+//!
+//! A piece is stepped by the same kernels as a whole tensor. Its record is that of the tensor with the runs
+//! before the piece left out: it ends with the piece, its first run has the negative of their number, so
+//! that the kernel counts on from them, and addresses of the state are those that the tensor would begin
+//! at. So positions in the tensor, which random words are drawn by, are what they are.
+
+use crate::CudaError;
+use crate::backend::{Place, Work, grow, state};
+use crate::driver::Session;
+use crate::launch;
+use crate::memory::{DeviceDriver, copy};
+use crate::plan::{Kind, Task, grid};
+use crate::record::{LR, RUN, Record};
+use crate::state::{CudaState, PagedPlanes};
+use lion_core::{BLOCK, BackendError, Bits, PlaneSpec, TensorStep};
+use lion_paging::{Pager, Use, Visit, Walk};
+use std::ops::Range;
+use std::sync::Arc;
+
+type DeviceWalk<'p> = Walk<'p, DeviceDriver>;
+
+impl PagedPlanes {
+    /// Works on parts of pieces, each while it is on the device.
+    fn visit(
+        &self,
+        parts: &[(usize, Range<usize>)],
+        of: fn(lion_paging::Piece) -> Use,
+        mut work: impl FnMut(&Range<usize>, &Range<usize>) -> Result<(), CudaError>,
+    ) -> Result<(), BackendError> {
+        let uses = parts.iter().map(|(piece, _)| of(self.pages.piece(*piece)));
+        let uses: Vec<Use> = uses.collect();
+        let walk = self.pages.pager().begin(&uses, Visit::Aside);
+        for (position, (piece, range)) in parts.iter().enumerate() {
+            walk.acquire(position)?;
+            work(&self.pages.pieces().bytes(*piece), range)?;
+            walk.release(position);
+        }
+        Ok(walk.finish()?)
+    }
+
+    fn uses(&self, of: fn(lion_paging::Piece) -> Use) -> impl Iterator<Item = Use> {
+        (0..self.pages.pieces().count()).map(move |piece| of(self.pages.piece(piece)))
+    }
+}
+
+/// Fills the first plane with a byte.
+pub(crate) fn fill(planes: &PagedPlanes, value: u8) -> Result<(), BackendError> {
+    let pieces = planes.pages.pieces();
+    let bytes = PlaneSpec::bytes(&pieces.layout().planes()[0], pieces.len());
+    let parts = pieces.parts(0, 0, bytes)?;
+    planes.visit(&parts, Use::write, |piece, range| {
+        planes.home.fill(piece, range, value)
+    })
+}
+
+/// Copies bytes of a plane out, after all steps that are queued.
+pub(crate) fn read(
+    planes: &PagedPlanes,
+    plane: usize,
+    offset: usize,
+    into: &mut [u8],
+) -> Result<(), BackendError> {
+    let parts = planes.pages.pieces().parts(plane, offset, into.len())?;
+    let mut at = 0;
+    planes.visit(&parts, Use::read, |piece, range| {
+        let to = &mut into[at..at + range.len()];
+        at += range.len();
+        planes.home.read(piece, range, to)
+    })
+}
+
+/// Replaces bytes of a plane, after all steps that are queued.
+pub(crate) fn write(
+    planes: &PagedPlanes,
+    plane: usize,
+    offset: usize,
+    from: &[u8],
+) -> Result<(), BackendError> {
+    let parts = planes.pages.pieces().parts(plane, offset, from.len())?;
+    let mut at = 0;
+    planes.visit(&parts, Use::write, |piece, range| {
+        let part = &from[at..at + range.len()];
+        at += range.len();
+        planes.home.write(piece, range, part)
+    })
+}
+
+/// What all pieces of a task share.
+struct Queue<'q> {
+    session: &'q Arc<Session>,
+    work: &'q mut Work,
+    walk: &'q DeviceWalk<'q>,
+    task: Task,
+    position: usize,
+}
+
+/// A tensor whose pieces are queued.
+struct Tensor<'q> {
+    record: Record,
+    kind: Kind,
+    planes: &'q PagedPlanes,
+}
+
+/// Queues a task for all tensors whose states are paged.
+pub(crate) fn queue(
+    session: &Arc<Session>,
+    pager: &Pager<DeviceDriver>,
+    work: &mut Work,
+    tensors: &[TensorStep<'_>],
+    places: &[Place],
+    task: Task,
+    skipped: impl Fn(usize, &CudaState) -> u64,
+) -> Result<(), BackendError> {
+    let paged = |tensor: &'_ TensorStep<'_>| -> bool {
+        state(tensor.state).is_some_and(|state| state.pages().is_some())
+    };
+    let of = if task == Task::Step {
+        Use::write
+    } else {
+        Use::read
+    };
+    let mut order = Vec::new();
+    for tensor in tensors {
+        if let Some(planes) = state(tensor.state).and_then(CudaState::pages) {
+            // Norms first, of the tensor alone: one that fits the window is then fetched once.
+            if is_limited(tensor, task) {
+                order.extend(planes.uses(Use::read));
+            }
+            order.extend(planes.uses(of));
+        }
+    }
+    if order.is_empty() {
+        return Ok(());
+    }
+    let visit = if task == Task::Step {
+        Visit::Step
+    } else {
+        Visit::Survey
+    };
+    let walk = pager.begin(&order, visit);
+    let mut queue = Queue {
+        session,
+        work,
+        walk: &walk,
+        task,
+        position: 0,
+    };
+    for (index, (tensor, place)) in tensors.iter().zip(places).enumerate() {
+        if !paged(tensor) {
+            continue;
+        }
+        let Some(state) = state(tensor.state) else {
+            continue;
+        };
+        let Some(planes) = state.pages() else {
+            continue;
+        };
+        let mut record = Record::of(tensor);
+        (record.param, record.grad) = (place.param, place.grad);
+        record.skipped = skipped(index, state);
+        queue.tensor(
+            is_limited(tensor, task),
+            Tensor {
+                record,
+                kind: Kind {
+                    bits: tensor.state.layout().bits(),
+                    param: tensor.param.dtype(),
+                    grad: tensor.grad.dtype(),
+                    options: record.flags != 0 && task == Task::Step,
+                    limited: false,
+                },
+                planes,
+            },
+        )?;
+    }
+    Ok(walk.finish()?)
+}
+
+fn is_limited(tensor: &TensorStep<'_>, task: Task) -> bool {
+    tensor.max_unorm > 0.0 && task == Task::Step
+}
+
+impl Queue<'_> {
+    fn tensor(&mut self, limited: bool, mut tensor: Tensor<'_>) -> Result<(), BackendError> {
+        // Where the limited learning rate is, behind the sums.
+        let mut lr = None;
+        if limited {
+            let runs = tensor.record.runs() as usize;
+            grow(&mut self.work.scratch, self.session, 16 * runs + 8)?;
+            let sums = self.work.scratch.address();
+            (tensor.record.sums, tensor.record.moves) = (sums, sums + 8 * runs as u64);
+            self.pieces(&tensor, Task::Norm, None)?;
+            let table = self.work.staging.send(&tensor.record.to_bytes())?;
+            // SAFETY: the table has one record, whose sums the kernels above write.
+            unsafe { launch::limit(self.session, table, 1) }?;
+            // SAFETY: the record is in the table until the next is sent.
+            unsafe { self.work.scratch.copy_in(16 * runs, table + LR as u64, 4) }?;
+            lr = Some(sums + 16 * runs as u64);
+        }
+        self.pieces(&tensor, self.task, lr)
+    }
+
+    /// Queues a task for each piece of a tensor.
+    fn pieces(
+        &mut self,
+        tensor: &Tensor<'_>,
+        task: Task,
+        lr: Option<u64>,
+    ) -> Result<(), BackendError> {
+        let kernel = tensor.kind.kernel(task);
+        for piece in 0..tensor.planes.pages.pieces().count() {
+            self.walk.acquire(self.position)?;
+            let (record, runs) = of_piece(tensor, piece);
+            let table = self.work.staging.send(&record.to_bytes())?;
+            if let Some(lr) = lr {
+                // SAFETY: the record is in the table until the next is sent, and the learning rate in the
+                // scratch until the next tensor.
+                unsafe { copy(self.session, table + LR as u64, lr, 4) }?;
+            }
+            let grid = grid(runs, self.session.resident);
+            // SAFETY: the table has this record. Parameter and gradient are where those who lent them have
+            // promised, or in the copy of the host's; the piece is on the device, as the stream waits for
+            // its fetch and its eviction waits for the stream.
+            unsafe { launch::over_runs(self.session, &kernel, grid, table, 1, runs) }?;
+            self.walk.release(self.position);
+            self.position += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The record of a piece that is on the device, and its runs.
+fn of_piece(tensor: &Tensor<'_>, piece: usize) -> (Record, u64) {
+    let pieces = tensor.planes.pages.pieces();
+    let (elements, bytes) = (pieces.elements(piece), pieces.bytes(piece));
+    let before = (elements.start / RUN) as u64;
+    let address = |plane: usize, of_run: usize| {
+        let start = tensor.planes.home.address(&bytes) + pieces.plane(piece, plane).start as u64;
+        start.wrapping_sub(before * of_run as u64)
+    };
+    let (state, absmax) = match tensor.kind.bits {
+        Bits::ThirtyTwo => (address(0, 4 * RUN), 0),
+        Bits::Eight => (address(0, RUN), address(1, 4 * RUN / BLOCK)),
+    };
+    let record = Record {
+        state,
+        absmax,
+        len: elements.end as u64,
+        first_run: before.wrapping_neg(),
+        ..tensor.record
+    };
+    (record, elements.len().div_ceil(RUN) as u64)
+}

@@ -1,0 +1,51 @@
+//! What a plan is made of.
+
+/// A part of the state of one tensor that is resident as a whole or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Piece(pub(crate) usize);
+
+/// One use of a piece, in the order of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// The piece.
+    pub piece: Piece,
+    /// Whether it is changed.
+    pub write: bool,
+}
+
+impl Use {
+    /// The piece is only read.
+    pub fn read(piece: Piece) -> Self {
+        Use {
+            piece,
+            write: false,
+        }
+    }
+
+    /// The piece is changed.
+    pub fn write(piece: Piece) -> Self {
+        Use { piece, write: true }
+    }
+}
+
+/// One action of a plan. Each begins when those before it are done, except that a fetch waits for
+/// evictions only, and an eviction for the uses of its piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make a piece resident.
+    Fetch {
+        /// The piece.
+        piece: Piece,
+        /// Whether it is changed before it is evicted.
+        write: bool,
+    },
+    /// The use at this position of the step: its piece is resident.
+    Use(usize),
+    /// Make a piece not resident.
+    Evict {
+        /// The piece.
+        piece: Piece,
+        /// Whether it was changed, and has to be written back.
+        dirty: bool,
+    },
+}

@@ -1,0 +1,216 @@
+//! The driver of the CPU: a memory-mapped file, read and written by two helper threads.
+
+use crate::Driver;
+use crate::lane::{Job, Lane, Ticket};
+use crate::os::{HostMemory, HostRegion, PageFile};
+use lion_core::PagingError;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// States in a memory-mapped file that has no name: nothing is left of it after the process, however that
+/// ends.
+///
+/// All blocks of a state are allocated on the disk with it, so a step cannot find the disk full. (A file
+/// system that writes each change to a new place, as btrfs and ZFS do, cannot promise that.) Linux only;
+/// elsewhere [`PagingError::Unsupported`] says so.
+#[derive(Debug)]
+pub struct HostDriver {
+    folder: PathBuf,
+    file: PageFile,
+    fetches: Lane<Fetch>,
+    evictions: Lane<Evict>,
+}
+
+#[derive(Debug)]
+struct Fetch {
+    region: HostRegion,
+    part: Range<usize>,
+    write: bool,
+    after: Option<Ticket>,
+}
+
+#[derive(Debug)]
+struct Evict {
+    region: HostRegion,
+    part: Range<usize>,
+    after: Option<Ticket>,
+}
+
+impl HostDriver {
+    /// Bytes that states are moved in multiples of. Pages of the system are as large or smaller.
+    pub const PAGE: usize = 4096;
+
+    /// States go to a file in this folder.
+    ///
+    /// # Errors
+    /// [`PagingError::Folder`], [`PagingError::Unsupported`].
+    pub fn in_folder(folder: &Path) -> Result<Self, PagingError> {
+        let unsupported = |missing: String| PagingError::Unsupported { missing };
+        if !HostRegion::SUPPORTED {
+            return Err(unsupported("it is done with calls of Linux".to_owned()));
+        }
+        if HostRegion::page() > Self::PAGE {
+            let page = HostRegion::page();
+            return Err(unsupported(format!(
+                "the system has pages of {page} bytes, wanted {} at most",
+                Self::PAGE
+            )));
+        }
+        let file = PageFile::create(folder).map_err(|source| PagingError::Folder {
+            folder: folder.to_owned(),
+            source: Arc::new(source),
+        })?;
+        let thread = |error: io::Error| unsupported(format!("a helper thread: {error}"));
+        Ok(HostDriver {
+            folder: folder.to_owned(),
+            file,
+            fetches: Lane::new("lion-fetch").map_err(thread)?,
+            evictions: Lane::new("lion-evict").map_err(thread)?,
+        })
+    }
+}
+
+impl Driver for HostDriver {
+    type Region = HostRegion;
+    type Memory = HostMemory;
+    type Ticket = HostTicket;
+
+    fn name(&self) -> String {
+        format!("a file in {}", self.folder.display())
+    }
+
+    fn page(&self) -> usize {
+        Self::PAGE
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<(HostRegion, HostMemory), PagingError> {
+        self.file.grow(bytes).map_err(|source| PagingError::NoRoom {
+            folder: self.folder.clone(),
+            bytes,
+            source: Arc::new(source),
+        })
+    }
+
+    fn fetch(
+        &self,
+        region: &HostRegion,
+        part: Range<usize>,
+        write: bool,
+        after: Option<&HostTicket>,
+    ) -> Result<HostTicket, PagingError> {
+        let bytes = part.len();
+        let ticket = self.fetches.queue(Fetch {
+            region: region.clone(),
+            part,
+            write,
+            after: after.map(|after| after.ticket.clone()),
+        });
+        Ok(HostTicket {
+            ticket,
+            doing: "reading",
+            bytes,
+        })
+    }
+
+    fn evict(
+        &self,
+        region: &HostRegion,
+        part: Range<usize>,
+        // The system knows which pages have changed.
+        _dirty: bool,
+        after: Option<&HostTicket>,
+    ) -> Result<HostTicket, PagingError> {
+        let bytes = part.len();
+        let ticket = self.evictions.queue(Evict {
+            region: region.clone(),
+            part,
+            after: after.map(|after| after.ticket.clone()),
+        });
+        Ok(HostTicket {
+            ticket,
+            doing: "writing",
+            bytes,
+        })
+    }
+
+    fn wait(&self, ticket: &HostTicket) -> Result<Duration, PagingError> {
+        let (waited, result) = ticket.ticket.wait();
+        match result {
+            Ok(()) => Ok(waited),
+            Err(source) => Err(ticket.failed(source)),
+        }
+    }
+
+    fn is_done(&self, ticket: &HostTicket) -> bool {
+        ticket.ticket.is_done()
+    }
+
+    fn resident(&self, region: &HostRegion, part: Range<usize>) -> Result<usize, PagingError> {
+        let bytes = part.len();
+        region
+            .resident(part)
+            .map_err(|source| PagingError::Transfer {
+                doing: "asking for",
+                bytes,
+                source: Arc::new(source),
+            })
+    }
+}
+
+/// A transfer of a [`HostDriver`].
+#[derive(Clone, Debug)]
+pub struct HostTicket {
+    ticket: Ticket,
+    doing: &'static str,
+    bytes: usize,
+}
+
+impl HostTicket {
+    fn failed(&self, source: Arc<io::Error>) -> PagingError {
+        PagingError::Transfer {
+            doing: self.doing,
+            bytes: self.bytes,
+            source,
+        }
+    }
+}
+
+impl Job for Fetch {
+    fn may_start(&self) -> bool {
+        self.after.as_ref().is_none_or(Ticket::is_done)
+    }
+
+    fn start(&self) {
+        self.region.read_ahead(self.part.clone());
+    }
+
+    fn finish(&self) -> Result<(), Arc<io::Error>> {
+        if let Some(after) = &self.after {
+            after.wait().1?;
+        }
+        self.region
+            .read(self.part.clone(), self.write)
+            .map_err(Arc::new)
+    }
+}
+
+impl Job for Evict {
+    fn may_start(&self) -> bool {
+        self.after.as_ref().is_none_or(Ticket::is_done)
+    }
+
+    fn start(&self) {
+        self.region.write_behind(self.part.clone());
+    }
+
+    fn finish(&self) -> Result<(), Arc<io::Error>> {
+        if let Some(after) = &self.after {
+            // Pages that could not be read are not there, or are clean.
+            let _ = after.wait();
+        }
+        self.region.give_up(self.part.clone()).map_err(Arc::new)
+    }
+}

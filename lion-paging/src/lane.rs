@@ -1,0 +1,136 @@
+//! A helper thread that does transfers one after the other, each begun early.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// A transfer.
+pub(crate) trait Job: Send + 'static {
+    /// Whether it may begin.
+    fn may_start(&self) -> bool;
+
+    /// Begins it, and does not wait. Called once, or not at all.
+    fn start(&self);
+
+    /// Waits until it may begin, and does it.
+    fn finish(&self) -> Result<(), Arc<io::Error>>;
+}
+
+/// A transfer to wait for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ticket(Arc<Done>);
+
+#[derive(Debug, Default)]
+struct Done {
+    result: Mutex<Option<Result<(), Arc<io::Error>>>>,
+    changed: Condvar,
+}
+
+impl Ticket {
+    pub(crate) fn is_done(&self) -> bool {
+        self.0.result.lock().is_ok_and(|result| result.is_some())
+    }
+
+    /// Waits, and says how long.
+    pub(crate) fn wait(&self) -> (Duration, Result<(), Arc<io::Error>>) {
+        let mut result = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut start = None;
+        loop {
+            if let Some(result) = &*result {
+                let waited = start.map_or(Duration::ZERO, |start: Instant| start.elapsed());
+                return (waited, result.clone());
+            }
+            start.get_or_insert_with(Instant::now);
+            let changed = self.0.changed.wait(result);
+            result = changed.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A ticket that is to be marked. Dropped unmarked, it is marked as failed: nobody waits for ever.
+#[derive(Debug)]
+struct Promise(Ticket);
+
+impl Promise {
+    fn keep(&self, result: Result<(), Arc<io::Error>>) {
+        let done = &self.0.0;
+        let mut place = done.result.lock().unwrap_or_else(PoisonError::into_inner);
+        place.get_or_insert(result);
+        drop(place);
+        done.changed.notify_all();
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if !self.0.is_done() {
+            self.keep(Err(Arc::new(io::Error::other("the helper thread is gone"))));
+        }
+    }
+}
+
+/// The helper thread. It ends when this is dropped, after what is queued.
+#[derive(Debug)]
+pub(crate) struct Lane<J> {
+    sender: Option<Sender<(J, Promise)>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<J: Job> Lane<J> {
+    pub(crate) fn new(name: &str) -> io::Result<Self> {
+        let (sender, receiver) = channel();
+        let thread = Builder::new()
+            .name(name.to_owned())
+            .spawn(|| work(receiver))?;
+        Ok(Lane {
+            sender: Some(sender),
+            thread: Some(thread),
+        })
+    }
+
+    pub(crate) fn queue(&self, job: J) -> Ticket {
+        let ticket = Ticket::default();
+        if let Some(sender) = &self.sender {
+            // A thread that is gone drops the promise, which says so.
+            let _ = sender.send((job, Promise(ticket.clone())));
+        }
+        ticket
+    }
+}
+
+impl<J> Drop for Lane<J> {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work<J: Job>(receiver: Receiver<(J, Promise)>) {
+    let mut jobs: VecDeque<(J, Promise)> = VecDeque::new();
+    // How many of them have begun.
+    let mut started = 0;
+    loop {
+        if jobs.is_empty() {
+            match receiver.recv() {
+                Ok(job) => jobs.push_back(job),
+                Err(_) => return,
+            }
+        }
+        jobs.extend(receiver.try_iter());
+        while let Some((job, _)) = jobs.get(started)
+            && job.may_start()
+        {
+            job.start();
+            started += 1;
+        }
+        if let Some((job, promise)) = jobs.pop_front() {
+            promise.keep(job.finish());
+            started = started.saturating_sub(1);
+        }
+    }
+}

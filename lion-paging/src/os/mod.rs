@@ -1,0 +1,15 @@
+//! The calls of the operating system, one file a system, behind the same names.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+pub(crate) use linux::PageFile;
+#[cfg(target_os = "linux")]
+pub use linux::{HostMemory, HostRegion};
+
+#[cfg(not(target_os = "linux"))]
+mod other;
+#[cfg(not(target_os = "linux"))]
+pub(crate) use other::PageFile;
+#[cfg(not(target_os = "linux"))]
+pub use other::{HostMemory, HostRegion};

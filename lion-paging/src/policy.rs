@@ -1,0 +1,352 @@
+//! Which pieces of state are resident when: a plan for each step, made before it begins.
+//!
+//! A step goes over the same pieces in the same order again and again. Evicting what was used longest
+//! ago then evicts just what is needed next, and every piece is moved in every step. The best that can be
+//! done is to keep a part and to stream the rest: of `S` bytes of state and a budget of `B`, a window of
+//! `W` bytes of the budget has `S - B + W` bytes streamed through it, in and out, and the rest stays
+//! where it is. No plan moves less than `2 * (S - B)`.
+//!
+//! The part that stays does not depend on the order of a step, so another order costs nothing more.
+//! Pieces that have not been stepped for some steps give their place up to others.
+
+use crate::{Action, Limits, Piece, Use};
+
+/// Steps without a piece after which its place may be given to one that is stepped: trainers that step
+/// two halves of a model in turn keep what they have.
+const PATIENCE: u64 = 8;
+
+/// No position.
+const NEVER: usize = usize::MAX;
+
+/// For what pieces are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visit {
+    /// A step: it is expected to come again in the same order, and its first pieces are fetched ahead.
+    Step,
+    /// A look at all states before a step, counted with it.
+    Survey,
+    /// A look at some states between steps, not counted.
+    Aside,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    bytes: usize,
+    /// Whether it is resident, at the end of what has been planned.
+    here: bool,
+    /// Whether it was written since it was fetched.
+    dirty: bool,
+    /// Whether it stays.
+    fixed: bool,
+    /// The step that used it last.
+    last: u64,
+    /// Within a plan: the first use that is not looked at yet, uses ahead that it waits for, and the
+    /// action that has fetched it.
+    next: usize,
+    pending: usize,
+    fetch: usize,
+}
+
+/// The pieces of all paged states, and a plan for each step.
+///
+/// ```
+/// use lion_paging::{Action, Limits, Policy, Use, Visit};
+/// // Four pieces of one page, memory for three, of which one is the window.
+/// let mut policy = Policy::new(Limits::new(3 * 4096, Some(4096), 4096)?);
+/// let uses: Vec<Use> = (0..4).map(|_| Use::write(policy.add(4096))).collect();
+/// policy.plan(&uses, Visit::Step);
+/// let again = policy.plan(&uses, Visit::Step);
+/// let moved: usize = again.iter().map(|action| match action {
+///     Action::Use(_) => 0,
+///     Action::Fetch { .. } | Action::Evict { .. } => 4096,
+/// }).sum();
+/// assert_eq!(moved, 2 * (4 - 3 + 1) * 4096); // two pieces stay, two are streamed
+/// # Ok::<(), lion_paging::PagingError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Policy {
+    limits: Limits,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Bytes of all pieces, of those that are resident, and of those that stay.
+    total: usize,
+    here: usize,
+    fixed: usize,
+    /// Pieces that stay, in the order in which they were chosen.
+    kept: Vec<usize>,
+    /// Pieces that are resident and do not stay.
+    loose: Vec<usize>,
+    steps: u64,
+}
+
+impl Policy {
+    /// No pieces yet.
+    pub fn new(limits: Limits) -> Self {
+        Policy {
+            limits,
+            slots: Vec::new(),
+            free: Vec::new(),
+            total: 0,
+            here: 0,
+            fixed: 0,
+            kept: Vec::new(),
+            loose: Vec::new(),
+            steps: 0,
+        }
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Bytes of all pieces.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Bytes that are resident after all that has been planned.
+    pub fn resident(&self) -> usize {
+        self.here
+    }
+
+    /// Whether a piece is resident after all that has been planned.
+    pub fn is_resident(&self, piece: Piece) -> bool {
+        self.slots[piece.0].here
+    }
+
+    /// A piece of so many bytes, not resident: [`Limits::piece`] at most.
+    pub fn add(&mut self, bytes: usize) -> Piece {
+        debug_assert!(bytes <= self.limits.piece());
+        self.total += bytes;
+        let slot = Slot {
+            bytes,
+            ..Slot::default()
+        };
+        match self.free.pop() {
+            Some(index) => {
+                self.slots[index] = slot;
+                Piece(index)
+            }
+            None => {
+                self.slots.push(slot);
+                Piece(self.slots.len() - 1)
+            }
+        }
+    }
+
+    /// Forgets a piece whose memory is freed.
+    pub fn remove(&mut self, piece: Piece) {
+        let slot = std::mem::take(&mut self.slots[piece.0]);
+        self.total -= slot.bytes;
+        self.here -= if slot.here { slot.bytes } else { 0 };
+        self.fixed -= if slot.fixed { slot.bytes } else { 0 };
+        self.kept.retain(|&index| index != piece.0);
+        self.loose.retain(|&index| index != piece.0);
+        self.free.push(piece.0);
+    }
+
+    /// What to fetch and evict around these uses, in order. A piece may be used more than once. At no
+    /// point is more than the budget resident, where an eviction ends before the next fetch begins.
+    pub fn plan(&mut self, uses: &[Use], visit: Visit) -> Vec<Action> {
+        self.choose(uses, visit);
+        let mut later = vec![NEVER; uses.len()];
+        for slot in &mut self.slots {
+            (slot.next, slot.pending, slot.fetch) = (NEVER, 0, NEVER);
+        }
+        for (position, used) in uses.iter().enumerate().rev() {
+            let slot = &mut self.slots[used.piece.0];
+            later[position] = std::mem::replace(&mut slot.next, position);
+        }
+        let mut actions = Vec::with_capacity(3 * uses.len());
+        let mut ahead = 0;
+        for (position, used) in uses.iter().enumerate() {
+            while let Some(next) = uses.get(ahead) {
+                if !self.fetch(next.piece, ahead, ahead == position, &mut actions) {
+                    break;
+                }
+                let slot = &mut self.slots[next.piece.0];
+                slot.pending += 1;
+                slot.next = later[ahead];
+                ahead += 1;
+            }
+            actions.push(Action::Use(position));
+            let slot = &mut self.slots[used.piece.0];
+            slot.pending -= 1;
+            slot.dirty |= used.write;
+            if let Some(Action::Fetch { write, .. }) = actions.get_mut(slot.fetch) {
+                *write |= used.write;
+            }
+            // What is looked at aside may be looked at again.
+            let over = slot.pending == 0 && slot.next == NEVER;
+            if over && !slot.fixed && visit != Visit::Aside {
+                self.evict(used.piece.0, &mut actions);
+            }
+        }
+        if visit == Visit::Step {
+            self.fetch_ahead(uses, &mut actions);
+        }
+        actions
+    }
+
+    /// Fetches the piece of a position if it is not resident, and says whether there was room. `must` is
+    /// when nothing goes on before it is here.
+    fn fetch(
+        &mut self,
+        piece: Piece,
+        position: usize,
+        must: bool,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let index = piece.0;
+        if self.slots[index].here {
+            return true;
+        }
+        // What is used again soon is not moved for what is only fetched ahead.
+        let soon = position.saturating_add(self.loose.len());
+        let bytes = self.slots[index].bytes;
+        while self.here + bytes > self.limits.budget() {
+            // Belady's choice among those that do not stay: the one that is used last, or never.
+            let idle = |&&index: &&usize| self.slots[index].pending == 0;
+            let victims = self.loose.iter().filter(idle);
+            let victim = victims
+                .max_by_key(|&&index| self.slots[index].next)
+                .copied();
+            match victim {
+                Some(victim) if must || self.slots[victim].next > soon => {
+                    self.evict(victim, actions);
+                }
+                _ => return false,
+            }
+        }
+        let slot = &mut self.slots[index];
+        (slot.here, slot.dirty) = (true, false);
+        slot.fetch = actions.len();
+        self.here += bytes;
+        if !slot.fixed {
+            self.loose.push(index);
+        }
+        actions.push(Action::Fetch {
+            piece,
+            write: false,
+        });
+        true
+    }
+
+    fn evict(&mut self, index: usize, actions: &mut Vec<Action>) {
+        self.loose.retain(|&loose| loose != index);
+        let slot = &mut self.slots[index];
+        self.here -= slot.bytes;
+        slot.here = false;
+        slot.fetch = NEVER;
+        actions.push(Action::Evict {
+            piece: Piece(index),
+            dirty: std::mem::take(&mut slot.dirty),
+        });
+    }
+
+    /// Fetches the first pieces of the next step, as many as there is room for.
+    fn fetch_ahead(&mut self, uses: &[Use], actions: &mut Vec<Action>) {
+        for used in uses {
+            let slot = &mut self.slots[used.piece.0];
+            if slot.here {
+                continue;
+            }
+            if self.here + slot.bytes > self.limits.budget() {
+                return;
+            }
+            (slot.here, slot.dirty) = (true, false);
+            self.here += slot.bytes;
+            if !slot.fixed {
+                self.loose.push(used.piece.0);
+            }
+            actions.push(Action::Fetch {
+                piece: used.piece,
+                write: used.write,
+            });
+        }
+    }
+
+    /// Chooses what stays: as much as the budget has beside the window.
+    fn choose(&mut self, uses: &[Use], visit: Visit) {
+        self.shrink();
+        if visit == Visit::Step {
+            self.steps += 1;
+            for used in uses {
+                self.slots[used.piece.0].last = self.steps;
+            }
+        }
+        let all = self.keep(uses);
+        if visit == Visit::Step && !all && self.give_up() {
+            self.keep(uses);
+        }
+    }
+
+    /// Bytes that stay, where not all do. They may be more by less than one piece.
+    fn share(&self) -> usize {
+        self.limits.budget() - self.limits.window()
+    }
+
+    /// Gives up pieces that there is no place for since others have come.
+    fn shrink(&mut self) {
+        if self.total <= self.limits.budget() {
+            return;
+        }
+        while let Some(&index) = self.kept.last() {
+            if self.fixed - self.slots[index].bytes < self.share() {
+                break;
+            }
+            self.kept.pop();
+            self.release(index);
+        }
+    }
+
+    /// Lets used pieces stay while there is room, and says whether all of them do.
+    fn keep(&mut self, uses: &[Use]) -> bool {
+        let mut all = true;
+        for used in uses {
+            let index = used.piece.0;
+            let slot = &self.slots[index];
+            if slot.fixed {
+                continue;
+            }
+            let fits = self.total <= self.limits.budget()
+                || self.fixed < self.share()
+                    && self.fixed + slot.bytes + self.limits.piece() <= self.limits.budget();
+            if !fits {
+                all = false;
+                continue;
+            }
+            let slot = &mut self.slots[index];
+            slot.fixed = true;
+            self.fixed += slot.bytes;
+            self.kept.push(index);
+            if slot.here {
+                self.loose.retain(|&loose| loose != index);
+            }
+        }
+        all
+    }
+
+    /// Gives up pieces that have not been stepped for long, and says whether there were any.
+    fn give_up(&mut self) -> bool {
+        let steps = self.steps;
+        let kept = std::mem::take(&mut self.kept);
+        let stale = |&index: &usize| steps - self.slots[index].last > PATIENCE;
+        let (stale, kept): (Vec<usize>, Vec<usize>) = kept.into_iter().partition(stale);
+        self.kept = kept;
+        for &index in &stale {
+            self.release(index);
+        }
+        !stale.is_empty()
+    }
+
+    fn release(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        slot.fixed = false;
+        self.fixed -= slot.bytes;
+        if slot.here {
+            self.loose.push(index);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! A plan that is carried out while threads use what it brings.
+//!
+//! The plan is a list of actions, and a cursor goes down it: fetches and evictions are queued as it
+//! passes them. It stops at an eviction whose piece is still in use, and goes on when that use is over. So
+//! fetches come in the order of the plan, each after the evictions that make room for it, and whoever
+//! waits for a piece waits for uses that began before it and wait for nothing themselves.
+
+use crate::pager::{Core, Pager, Run};
+use crate::{Action, Driver, Piece, Use, Visit};
+use lion_core::{PagedState, PagingError};
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Waits that are shorter are those of a lock, and not counted.
+const SHORT: Duration = Duration::from_micros(20);
+
+/// A walk over the uses of a plan, by any number of threads.
+///
+/// Positions are acquired in rising order, each once; a thread that holds one and wants another uses
+/// [`try_acquire`](Walk::try_acquire). A walk that is dropped before its end leaves its uses out.
+#[derive(Debug)]
+pub struct Walk<'p, D: Driver> {
+    pager: &'p Pager<D>,
+    _turn: MutexGuard<'p, ()>,
+}
+
+impl<'p, D: Driver> Walk<'p, D> {
+    pub(crate) fn new(pager: &'p Pager<D>, uses: &[Use], visit: Visit) -> Self {
+        let turn = pager.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut core = pager.core();
+        core.open(visit);
+        let actions = core.policy.plan(uses, visit);
+        let mut fetched: HashMap<Piece, usize> = HashMap::new();
+        let mut ready = vec![0; uses.len()];
+        for (i, action) in actions.iter().enumerate() {
+            match *action {
+                Action::Fetch { piece, .. } => {
+                    fetched.insert(piece, i + 1);
+                }
+                Action::Use(position) => {
+                    ready[position] = fetched.get(&uses[position].piece).copied().unwrap_or(0);
+                }
+                Action::Evict { .. } => {}
+            }
+        }
+        core.run = Some(Run {
+            actions,
+            cursor: 0,
+            uses: uses.iter().map(|used| used.piece).collect(),
+            ready,
+            counted: visit != Visit::Aside,
+            error: None,
+        });
+        advance(&pager.driver, &mut core, false);
+        Walk { pager, _turn: turn }
+    }
+
+    /// Waits until the piece of a position is resident. On a device, what is queued next waits.
+    ///
+    /// # Errors
+    /// [`PagingError::Transfer`], [`PagingError::Device`].
+    pub fn acquire(&self, position: usize) -> Result<(), PagingError> {
+        let start = Instant::now();
+        let mut waited = Duration::ZERO;
+        let mut core = self.pager.core();
+        while !is_queued(&core, position)? {
+            let changed = self.pager.changed.wait(core);
+            core = changed.unwrap_or_else(PoisonError::into_inner);
+            waited = start.elapsed();
+        }
+        let Some((piece, ticket)) = ticket(&mut core, position) else {
+            return Ok(());
+        };
+        drop(core);
+        if let Some(ticket) = ticket {
+            waited += self.pager.driver.wait(&ticket)?;
+        }
+        if waited > SHORT {
+            let mut core = self.pager.core();
+            if core.run.as_ref().is_some_and(|run| run.counted) {
+                core.count(piece, |state, _| {
+                    state.moved.waits += 1;
+                    state.moved.waited += waited;
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`acquire`](Walk::acquire), and false where that would wait.
+    ///
+    /// # Errors
+    /// As [`acquire`](Walk::acquire).
+    pub fn try_acquire(&self, position: usize) -> Result<bool, PagingError> {
+        let mut core = self.pager.core();
+        if !is_queued(&core, position)? {
+            return Ok(false);
+        }
+        if let Some((_, Some(ticket))) = ticket(&mut core, position) {
+            drop(core);
+            if !self.pager.driver.is_done(&ticket) {
+                return Ok(false);
+            }
+            self.pager.driver.wait(&ticket)?;
+        }
+        Ok(true)
+    }
+
+    /// The use at a position is over: it has returned, or, on a device, it is queued.
+    pub fn release(&self, position: usize) {
+        let mut core = self.pager.core();
+        let piece = core.run.as_ref().map(|run| run.uses[position]);
+        if let Some(entry) = piece.and_then(|piece| core.entry(piece)) {
+            entry.pending -= 1;
+        }
+        advance(&self.pager.driver, &mut core, false);
+        drop(core);
+        self.pager.changed.notify_all();
+    }
+
+    /// Ends the walk, all of whose uses are over. What is evicted goes on behind.
+    ///
+    /// # Errors
+    /// What could not be queued.
+    pub fn finish(self) -> Result<(), PagingError> {
+        let mut core = self.pager.core();
+        advance(&self.pager.driver, &mut core, false);
+        match core.run.as_mut().and_then(|run| run.error.take()) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<D: Driver> Drop for Walk<'_, D> {
+    fn drop(&mut self) {
+        // What the plan has still to do is done without its uses, so that what it says is resident is.
+        let mut core = self.pager.core();
+        advance(&self.pager.driver, &mut core, true);
+        core.run = None;
+    }
+}
+
+/// Whether the fetch for a position is queued.
+fn is_queued<D: Driver>(core: &Core<D>, position: usize) -> Result<bool, PagingError> {
+    let Some(run) = &core.run else {
+        return Ok(true);
+    };
+    match &run.error {
+        Some(error) => Err(error.clone()),
+        None => Ok(run.cursor >= run.ready[position]),
+    }
+}
+
+/// The piece of a position and its fetch.
+fn ticket<D: Driver>(core: &mut Core<D>, position: usize) -> Option<(Piece, Option<D::Ticket>)> {
+    let piece = *core.run.as_ref()?.uses.get(position)?;
+    let ticket = core.entry(piece)?.ticket.clone();
+    Some((piece, ticket))
+}
+
+/// Queues what comes next in the plan, up to an eviction that has to wait for a use. `end` goes to the
+/// plan's end, past uses that will not be.
+fn advance<D: Driver>(driver: &D, core: &mut Core<D>, end: bool) {
+    let Some(mut run) = core.run.take() else {
+        return;
+    };
+    while let Some(action) = run.actions.get(run.cursor)
+        && (end || run.error.is_none())
+    {
+        let done = match *action {
+            Action::Use(position) => {
+                if let Some(entry) = core.entry(run.uses[position]) {
+                    entry.pending += 1;
+                }
+                Ok(())
+            }
+            Action::Fetch { piece, write } => fetch(driver, core, piece, write, run.counted),
+            Action::Evict { piece, dirty } => {
+                let used = |core: &mut Core<D>| core.entry(piece).is_some_and(|e| e.pending > 0);
+                if !end && used(core) {
+                    break;
+                }
+                evict(driver, core, piece, dirty, run.counted)
+            }
+        };
+        if let Err(error) = done {
+            run.error.get_or_insert(error);
+        }
+        run.cursor += 1;
+    }
+    if end {
+        for piece in &run.uses {
+            if let Some(entry) = core.entry(*piece) {
+                entry.pending = 0;
+            }
+        }
+    }
+    core.run = Some(run);
+}
+
+fn fetch<D: Driver>(
+    driver: &D,
+    core: &mut Core<D>,
+    piece: Piece,
+    write: bool,
+    counted: bool,
+) -> Result<(), PagingError> {
+    let after = core.evicted.clone();
+    let Some(entry) = core.entry(piece) else {
+        return Ok(());
+    };
+    let part = entry.part.clone();
+    entry.ticket = Some(driver.fetch(&entry.region, part, write, after.as_ref())?);
+    core.count(piece, |state: &mut PagedState, bytes| {
+        state.resident += bytes;
+        if counted {
+            state.moved.fetched += bytes as u64;
+        }
+    });
+    Ok(())
+}
+
+fn evict<D: Driver>(
+    driver: &D,
+    core: &mut Core<D>,
+    piece: Piece,
+    dirty: bool,
+    counted: bool,
+) -> Result<(), PagingError> {
+    let Some(entry) = core.entry(piece) else {
+        return Ok(());
+    };
+    let (part, after) = (entry.part.clone(), entry.ticket.take());
+    let ticket = driver.evict(&entry.region, part, dirty, after.as_ref())?;
+    core.evicted = Some(ticket);
+    core.count(piece, |state: &mut PagedState, bytes| {
+        state.resident -= bytes;
+        if counted {
+            state.moved.evicted += bytes as u64;
+            state.moved.written += if dirty { bytes as u64 } else { 0 };
+        }
+    });
+    Ok(())
+}

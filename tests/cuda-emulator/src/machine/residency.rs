@@ -1,0 +1,197 @@
+//! Where the pages of managed memory are: on the host or on the device.
+//!
+//! A page is made on the host. A prefetch moves it, and so does a kernel that meets it on the host: that is a fault. A page
+//! that the device has no room for stays on the host, and each access to it is a fault. Copies and fills by the driver go
+//! wherever a page is.
+
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// Bytes of a page.
+pub(super) const PAGE: u64 = 64 << 10;
+
+/// What is counted of all managed memory of a device.
+#[derive(Debug, Default)]
+pub(crate) struct Moves {
+    /// Bytes that pages may take on the device, and those that they take, now and at most.
+    room: AtomicU64,
+    resident: AtomicU64,
+    peak: AtomicU64,
+    faults: AtomicU64,
+    fault_bytes: AtomicU64,
+    fetched: AtomicU64,
+    evicted: AtomicU64,
+}
+
+/// The pages of one allocation.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    on_device: Box<[AtomicBool]>,
+    bytes: u64,
+    moves: Arc<Moves>,
+}
+
+impl Moves {
+    /// Says what other memory leaves of the device.
+    pub(super) fn set_room(&self, bytes: u64) {
+        self.room.store(bytes, Relaxed);
+    }
+
+    /// Bytes that are on the device.
+    pub(crate) fn resident(&self) -> u64 {
+        self.resident.load(Relaxed)
+    }
+
+    /// Adds what another device has counted.
+    pub(crate) fn report<'a>(all: impl IntoIterator<Item = &'a Moves>) -> Value {
+        let mut sums = [0; 6];
+        for moves in all {
+            let counts = [
+                &moves.faults,
+                &moves.fault_bytes,
+                &moves.fetched,
+                &moves.evicted,
+                &moves.resident,
+                &moves.peak,
+            ];
+            for (sum, count) in sums.iter_mut().zip(counts) {
+                *sum += count.load(Relaxed);
+            }
+        }
+        json!({
+            "page": PAGE,
+            "faults": sums[0],
+            "fault_bytes": sums[1],
+            "fetched_bytes": sums[2],
+            "evicted_bytes": sums[3],
+            "resident_bytes": sums[4],
+            "peak_bytes": sums[5],
+        })
+    }
+
+    /// Counts anew; what is on the device stays there.
+    pub(crate) fn restart(&self) {
+        for count in [
+            &self.faults,
+            &self.fault_bytes,
+            &self.fetched,
+            &self.evicted,
+        ] {
+            count.store(0, Relaxed);
+        }
+        self.peak.store(self.resident(), Relaxed);
+    }
+
+    /// Takes room on the device, if there is as much.
+    fn take(&self, bytes: u64) -> bool {
+        let room = self.room.load(Relaxed);
+        let taken = self.resident.fetch_update(Relaxed, Relaxed, |resident| {
+            Some(resident + bytes).filter(|&resident| resident <= room)
+        });
+        if let Ok(before) = taken {
+            self.peak.fetch_max(before + bytes, Relaxed);
+        }
+        taken.is_ok()
+    }
+}
+
+impl Pages {
+    pub(super) fn new(bytes: u64, moves: &Arc<Moves>) -> Self {
+        let pages = bytes.div_ceil(PAGE);
+        Pages {
+            on_device: (0..pages).map(|_| AtomicBool::new(false)).collect(),
+            bytes,
+            moves: Arc::clone(moves),
+        }
+    }
+
+    fn page_bytes(&self, page: u64) -> u64 {
+        (self.bytes - page * PAGE).min(PAGE)
+    }
+
+    /// A kernel touches a byte of the allocation.
+    pub(super) fn touch(&self, offset: u64) {
+        let page = offset / PAGE;
+        let on_device = &self.on_device[page as usize];
+        if on_device.load(Relaxed) || on_device.swap(true, Relaxed) {
+            return;
+        }
+        self.moves.faults.fetch_add(1, Relaxed);
+        let bytes = self.page_bytes(page);
+        if self.moves.take(bytes) {
+            self.moves.fault_bytes.fetch_add(bytes, Relaxed);
+        } else {
+            on_device.store(false, Relaxed);
+        }
+    }
+
+    /// Moves the pages of a range to the device, as many as there is room for, or to the host.
+    pub(super) fn prefetch(&self, offset: u64, bytes: u64, to_device: bool) {
+        let moves = &self.moves;
+        for page in offset / PAGE..(offset + bytes).div_ceil(PAGE) {
+            let on_device = &self.on_device[page as usize];
+            let bytes = self.page_bytes(page);
+            match (on_device.load(Relaxed), to_device) {
+                (false, true) if moves.take(bytes) => {
+                    moves.fetched.fetch_add(bytes, Relaxed);
+                    on_device.store(true, Relaxed);
+                }
+                (true, false) => {
+                    moves.resident.fetch_sub(bytes, Relaxed);
+                    moves.evicted.fetch_add(bytes, Relaxed);
+                    on_device.store(false, Relaxed);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        for page in 0..self.on_device.len() as u64 {
+            if self.on_device[page as usize].load(Relaxed) {
+                self.moves
+                    .resident
+                    .fetch_sub(self.page_bytes(page), Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_moves_a_page_and_a_device_that_is_full_none() {
+        let moves = Arc::new(Moves::default());
+        moves.set_room(2 * PAGE);
+        let pages = Pages::new(3 * PAGE + 10, &moves);
+        let faults = || moves.faults.load(Relaxed);
+        pages.touch(0);
+        pages.touch(PAGE - 1);
+        assert_eq!((faults(), moves.resident()), (1, PAGE));
+        pages.prefetch(PAGE, PAGE + 1, true);
+        // There was room for one of the two.
+        assert_eq!((faults(), moves.resident()), (1, 2 * PAGE));
+        pages.touch(2 * PAGE);
+        pages.touch(2 * PAGE);
+        assert_eq!((faults(), moves.resident()), (3, 2 * PAGE));
+        pages.prefetch(0, PAGE, false);
+        pages.touch(3 * PAGE + 9);
+        // The last page has ten bytes.
+        assert_eq!((faults(), moves.resident()), (4, PAGE + 10));
+        let report = Moves::report([&*moves]);
+        assert_eq!(report["peak_bytes"], 2 * PAGE);
+        assert_eq!(report["fault_bytes"], PAGE + 10);
+        assert_eq!(
+            (&report["fetched_bytes"], &report["evicted_bytes"]),
+            (&json!(PAGE), &json!(PAGE))
+        );
+        drop(pages);
+        assert_eq!(moves.resident(), 0);
+    }
+}

@@ -1,0 +1,340 @@
+//! Paged states on the emulated CUDA driver, which knows where each page is: no faults with the plan, no
+//! more moved and no more on the device than promised, and the bits of a state that is not paged.
+#![allow(clippy::unwrap_used)]
+
+use lion::cuda::{Cuda, cust, device_slice_mut, emulator_residency};
+use lion::{
+    Backend, BackendError, Device, Dtype, Error, Handle, Lion, OnNonFinite, Overrides, Paging,
+    PagingError, ParamSpec, StepArgs, update,
+};
+use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, backends, emulator};
+use serde_json::Value;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of a page of the emulated device, and what moves at once.
+const PAGE: usize = 64 << 10;
+
+/// Elements of a 32-bit state of two pages.
+const LEN: usize = 2 * PAGE / 4;
+
+/// One test at a time: what the emulator counts is of the whole process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn cuda() -> Arc<Cuda> {
+    let emulated = backends()
+        .into_iter()
+        .find(|candidate| candidate.name == "cuda-emulated");
+    emulated.unwrap().cuda().unwrap().unwrap()
+}
+
+fn residency() -> Value {
+    serde_json::from_str(&emulator_residency().unwrap()).unwrap()
+}
+
+/// Eight tensors with states of two pages each, their parameters on the device.
+struct Fixture {
+    lion: Lion,
+    tensors: Vec<(Handle, lion::cuda::DeviceArray)>,
+    grad: lion::cuda::DeviceArray,
+}
+
+impl Fixture {
+    fn new(paging: &Paging, on_non_finite: OnNonFinite, overrides: Overrides) -> Self {
+        let cuda = cuda();
+        let builder = Lion::builder().is_paged(true).min_paged_size(1).lr(0.5);
+        let mut lion = builder
+            .on_non_finite(on_non_finite)
+            .backend(cuda.paging(paging).unwrap())
+            .build()
+            .unwrap();
+        let tensor = |i: usize| {
+            let spec = ParamSpec::new(format!("layer{i}"), LEN, Dtype::F32).overrides(overrides);
+            (
+                lion.register(spec).unwrap(),
+                cuda.array(&vec![1.0f32; LEN][..]).unwrap(),
+            )
+        };
+        let tensors = (0..8).map(tensor).collect();
+        let grad = cuda.array(&vec![1.0f32; LEN][..]).unwrap();
+        Fixture {
+            lion,
+            tensors,
+            grad,
+        }
+    }
+
+    /// A step, and what the emulator has counted in it.
+    fn step(&mut self) -> Value {
+        let _ = residency();
+        let updates = self.tensors.iter_mut().map(|(handle, param)| {
+            update(*handle, param.slice_mut(0..LEN), self.grad.slice(0..LEN))
+        });
+        let report = self.lion.step(updates).unwrap();
+        assert!(report.pending);
+        assert_eq!(self.lion.synchronize().unwrap(), []);
+        residency()
+    }
+}
+
+#[test]
+fn with_the_plan_no_kernel_meets_a_page_on_the_host() {
+    let _one = alone();
+    // A budget of half the state, and a window of two tensors.
+    let paging = Paging::on_device().budget(8 * PAGE).window(4 * PAGE);
+    let mut fixture = Fixture::new(&paging, OnNonFinite::SkipBlock, Overrides::new());
+    for step in 0..5 {
+        let counted = fixture.step();
+        assert_eq!(counted["faults"], 0, "step {step}: {counted}");
+        assert!(
+            counted["peak_bytes"].as_u64().unwrap() <= 8 * PAGE as u64,
+            "{counted}"
+        );
+        if step > 0 {
+            // S - B + W: 16 - 8 + 4 pages, either way. Those of the end may still be queued.
+            let moved = fixture.lion.paging().unwrap().totals.moved;
+            assert_eq!(
+                (moved.fetched, moved.written),
+                (12 * PAGE as u64, 12 * PAGE as u64)
+            );
+        }
+    }
+    let totals = fixture.lion.paging().unwrap().totals;
+    assert_eq!(
+        (totals.paged, totals.budget, totals.window),
+        (16 * PAGE, 8 * PAGE, 4 * PAGE)
+    );
+    assert!(
+        totals.driver.starts_with("unified memory of"),
+        "{}",
+        totals.driver
+    );
+
+    // Nothing of it is left on the device.
+    drop(fixture);
+    assert_eq!(residency()["resident_bytes"], 0);
+}
+
+/// What the emulator moves in many steps is what the reports say, but for what is on its way at the end.
+#[test]
+fn bytes_moved_are_those_of_the_report() {
+    let _one = alone();
+    let paging = Paging::on_device().budget(8 * PAGE).window(4 * PAGE);
+    let mut fixture = Fixture::new(&paging, OnNonFinite::SkipBlock, Overrides::new());
+    fixture.step();
+    let (mut fetched, mut evicted, mut told) = (0, 0, 0);
+    for _ in 0..10 {
+        let counted = fixture.step();
+        fetched += counted["fetched_bytes"].as_u64().unwrap();
+        evicted += counted["evicted_bytes"].as_u64().unwrap();
+        told += fixture.lion.paging().unwrap().totals.moved.fetched;
+    }
+    let window = 4 * PAGE as u64;
+    assert!(fetched.abs_diff(told) <= window, "{fetched} of {told}");
+    assert!(evicted.abs_diff(told) <= window, "{evicted} of {told}");
+    assert_eq!(told, 10 * 12 * PAGE as u64);
+}
+
+/// Memory that nobody moves ahead comes by a fault a page, as the paged optimizers of bitsandbytes have
+/// it for all that is beyond one tensor.
+#[test]
+fn without_a_plan_there_is_a_fault_a_page() {
+    let _one = alone();
+    let cuda = cuda();
+    let mut lion = Lion::builder()
+        .device(Device::Cuda(Arc::clone(&cuda)))
+        .build()
+        .unwrap();
+    let n = 6 * PAGE / 4;
+    let handle = lion.register(ParamSpec::new("w", n, Dtype::F32)).unwrap();
+    let grad = cuda.array(&vec![1.0f32; n][..]).unwrap();
+    let _context = cust::quick_init().unwrap();
+    let mut param = cust::memory::UnifiedBuffer::new(&1.0f32, n).unwrap();
+    let address = param.as_unified_ptr().as_raw() as u64;
+    let _ = residency();
+    // SAFETY: the buffer has as many elements, and the step is waited for before they are looked at.
+    let slice = unsafe { device_slice_mut(address, n, Dtype::F32) };
+    lion.step([update(handle, slice, grad.slice(0..n))])
+        .unwrap();
+    lion.synchronize().unwrap();
+    let counted = residency();
+    assert_eq!(counted["faults"], 6, "{counted}");
+    assert_eq!(counted["fault_bytes"], 6 * PAGE);
+    assert_eq!(param[n - 1], 1.0 - 1e-4);
+}
+
+#[test]
+fn a_window_of_one_page_is_slow_and_right() {
+    let _one = alone();
+    let paging = Paging::on_device().budget(PAGE).window(PAGE);
+    let overrides = Overrides::new().max_unorm(1e3);
+    let mut fixture = Fixture::new(&paging, OnNonFinite::RejectStep, overrides);
+    for _ in 0..3 {
+        let counted = fixture.step();
+        assert_eq!(counted["faults"], 0);
+        assert!(counted["peak_bytes"].as_u64().unwrap() <= PAGE as u64);
+    }
+    let mut param = vec![0.0f32; LEN];
+    fixture.tensors[7].1.read((&mut param[..]).into()).unwrap();
+    assert_eq!(param[LEN - 1], 1.0 - 3.0 * 0.5);
+}
+
+/// Steps a random model with tensors of many pieces.
+fn run(backend: Box<dyn Backend>) -> Snapshot {
+    let lengths = [
+        (Dtype::F32, 70_001),
+        (Dtype::Bf16, 200_000),
+        (Dtype::F16, 33_333),
+        (Dtype::F32, 255),
+    ];
+    let mut rng = Rng::new(3);
+    let mut model = Model::random(&mut rng, lengths.len(), 10);
+    for (i, (param, (dtype, n))) in model.params.iter_mut().zip(lengths).enumerate() {
+        param.value = Tensor::from_f32(dtype, &rng.spread(n, 3.0));
+        param.overrides = Overrides::new()
+            .optim_bits(if i == 1 { 8 } else { 32 })
+            .max_unorm(if i < 2 { 1e-3 } else { 0.0 })
+            .stochastic_param(true)
+            .stochastic_state(true);
+    }
+    let (mut lion, handles) = model.register(backend, &[0, 1, 2, 3]).unwrap();
+    for order in [[0, 1, 2, 3], [2, 3, 1, 0]] {
+        let grads = model.gradients(&mut rng);
+        model.step(&mut lion, &handles, &grads, &order).unwrap();
+    }
+    model.snapshot(&lion).unwrap()
+}
+
+#[test]
+fn pieces_of_large_tensors_keep_their_bits() {
+    let _one = alone();
+    let expected = run(backends()[0].open().unwrap());
+    for budget in [PAGE, 4 * PAGE, 64 * PAGE] {
+        let paging = Paging::on_device().budget(budget);
+        assert!(
+            run(Box::new(AllPaged(cuda().paging(&paging).unwrap()))) == expected,
+            "{budget}"
+        );
+    }
+}
+
+#[test]
+fn misuse_is_a_typed_error() {
+    let _one = alone();
+    let build = |paging: Paging| {
+        let device = Device::Cuda(cuda());
+        let builder = lion::PagedLion::builder().paging(paging).device(device);
+        match builder.build().map(|_| ()) {
+            Err(Error::Backend {
+                source: BackendError::Paging(error),
+                ..
+            }) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(matches!(build(Paging::on_device()), PagingError::NoBudget));
+    for given in [0, 1000, PAGE - 1] {
+        let error = build(Paging::on_device().budget(given));
+        assert!(
+            matches!(error, PagingError::BudgetTooSmall { given: g, wanted: PAGE } if g == given)
+        );
+    }
+    let error = build(Paging::on_device().budget(PAGE).window(2 * PAGE));
+    assert!(matches!(error, PagingError::BadWindow { .. }));
+    let error = Lion::builder()
+        .is_paged(true)
+        .backend(cuda())
+        .build()
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("was not told how to page"),
+        "{error}"
+    );
+}
+
+/// Not a test by itself: what the tests below run where unified memory does not move ahead.
+#[test]
+fn steps_without_moving_unified_memory() {
+    if std::env::var_os("LION_EMULATED_CONCURRENT_MANAGED").is_none() {
+        return;
+    }
+    let _one = alone();
+    let error = cuda()
+        .paging(&Paging::on_device().budget(4 * PAGE))
+        .unwrap_err();
+    println!("error: {error}");
+    let expected = run(backends()[0].open().unwrap());
+    for budget in [PAGE, 4 * PAGE, 64 * PAGE] {
+        let cuda = cuda()
+            .paging(&Paging::on_device().budget(budget).or_pinned())
+            .unwrap();
+        println!("driver: {}", cuda.paging_totals().unwrap().driver);
+        assert!(run(Box::new(AllPaged(cuda))) == expected, "{budget}");
+    }
+    let paging = Paging::on_device()
+        .budget(8 * PAGE)
+        .window(4 * PAGE)
+        .or_pinned();
+    let mut fixture = Fixture::new(&paging, OnNonFinite::SkipBlock, Overrides::new());
+    for _ in 0..3 {
+        assert_eq!(fixture.step()["faults"], 0);
+    }
+    let totals = fixture.lion.paging().unwrap().totals;
+    assert!(totals.resident <= totals.budget);
+    assert_eq!(totals.moved.written, 12 * PAGE as u64);
+    println!("stepped");
+}
+
+#[test]
+fn pinned_memory_takes_its_place_if_the_user_says_so() {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args([
+            "--exact",
+            "steps_without_moving_unified_memory",
+            "--nocapture",
+        ])
+        .env("LION_CUDA_DRIVER", emulator())
+        .env("LION_EMULATED_CONCURRENT_MANAGED", "0");
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("has no unified memory that moves ahead of its use"),
+        "{text}"
+    );
+    assert!(text.contains("driver: pinned memory of"), "{text}");
+    assert!(text.contains("stepped"), "{text}");
+}
+
+#[test]
+fn arrays_of_the_host_are_stepped_with_a_paged_state() {
+    let _one = alone();
+    let device = Device::Cuda(cuda());
+    let paging = Paging::on_device().budget(2 * PAGE);
+    let builder = lion::PagedLion8bit::builder().paging(paging).device(device);
+    let mut lion = builder.min_paged_size(1).lr(0.5).build().unwrap();
+    let w = lion
+        .register(ParamSpec::new("w", 300_000, Dtype::F32))
+        .unwrap();
+    let small = Overrides::new().is_paged(false);
+    let b = lion
+        .register(ParamSpec::new("b", 300, Dtype::F32).overrides(small))
+        .unwrap();
+    let (mut weight, mut bias) = (vec![1.0f32; 300_000], vec![1.0f32; 300]);
+    let mut grad = vec![1.0f32; 300_000];
+    grad[299_999] = f32::NAN;
+    let bias_grad = vec![-1.0f32; 300];
+    let args = StepArgs::new();
+    let updates = [
+        update(w, &mut weight, &grad),
+        update(b, &mut bias, &bias_grad),
+    ];
+    let report = lion.step_with(args, updates).unwrap();
+    assert!(!report.pending);
+    assert_eq!((report.skipped.len(), report.skipped_blocks()), (1, 1));
+    assert_eq!((weight[0], weight[299_999], bias[299]), (0.5, 1.0, 1.5));
+}

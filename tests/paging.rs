@@ -1,0 +1,329 @@
+//! Paged states on the CPU: the bits of those in memory, within the budget, at the promised cost.
+#![allow(clippy::unwrap_used)]
+#![cfg(target_os = "linux")]
+
+use lion::cpu::{Cpu, Isa};
+use lion::paging::{HostDriver, Limits};
+use lion::{
+    Backend, Dtype, Error, Lion, OnNonFinite, Overrides, PagedLion8bit, PagedLion32bit, Paging,
+    ParamSpec, StepArgs, update,
+};
+use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, property};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+const STEPS: usize = 3;
+
+fn paging(budget: usize, window: Option<usize>) -> Paging {
+    let paging = Paging::in_folder(std::env::temp_dir()).budget(budget);
+    match window {
+        Some(window) => paging.window(window),
+        None => paging,
+    }
+}
+
+/// The kernels of this CPU.
+fn kernels() -> Vec<Cpu> {
+    let kernels = Isa::ALL.iter().filter_map(|&isa| {
+        let kernel = Cpu::with_isa(isa);
+        if let Err(reason) = &kernel {
+            println!("SKIPPED {isa}: {reason}");
+        }
+        kernel.ok()
+    });
+    kernels.collect()
+}
+
+/// Steps a random model, in another order and with other subsets each time.
+fn run(seed: u64, backend: impl Backend + 'static) -> Snapshot {
+    let mut rng = Rng::new(seed);
+    let mut model = Model::random(&mut rng, 8, 12_000);
+    let mut order: Vec<usize> = (0..model.params.len()).collect();
+    let (mut lion, handles) = model.register(backend, &order).unwrap();
+    for _ in 0..STEPS {
+        let grads = model.gradients(&mut rng);
+        rng.shuffle(&mut order);
+        for subset in order.chunks(1 + rng.below(8)) {
+            model.step(&mut lion, &handles, &grads, subset).unwrap();
+        }
+    }
+    model.snapshot(&lion).unwrap()
+}
+
+#[test]
+fn a_paged_step_returns_the_bits_of_one_in_memory() {
+    property("paged bits", |seed: u64| {
+        let mut rng = Rng::new(!seed);
+        let budget = HostDriver::PAGE * (1 + rng.below(20));
+        let window = HostDriver::PAGE * (1 + rng.below(budget / HostDriver::PAGE));
+        let window = Some(window).filter(|_| rng.below(3) > 0);
+        let paging = paging(budget, window);
+        let cpu = kernels().swap_remove(rng.below(kernels().len()));
+        let paged = AllPaged(cpu.clone().paging(&paging).unwrap());
+        run(seed, paged) == run(seed, cpu)
+    });
+}
+
+/// Tensors of many pieces, each split between threads, with norms over all pieces.
+#[test]
+fn large_tensors_on_many_threads_keep_their_bits() {
+    let lengths = [
+        (Dtype::F32, 700_001),
+        (Dtype::Bf16, 1_000_000),
+        (Dtype::F16, 99_999),
+    ];
+    let run = |backend: Box<dyn Backend>| {
+        let mut rng = Rng::new(5);
+        let mut model = Model::random(&mut rng, lengths.len(), 10);
+        for (i, (param, (dtype, n))) in model.params.iter_mut().zip(lengths).enumerate() {
+            param.value = Tensor::from_f32(dtype, &rng.spread(n, 3.0));
+            param.overrides = Overrides::new()
+                .optim_bits(if i == 1 { 8 } else { 32 })
+                .max_unorm(if i < 2 { 1e-3 } else { 0.0 })
+                .stochastic_param(true)
+                .stochastic_state(true);
+        }
+        let (mut lion, handles) = model.register(backend, &[0, 1, 2]).unwrap();
+        for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+            let grads = model.gradients(&mut rng);
+            model.step(&mut lion, &handles, &grads, &order).unwrap();
+        }
+        model.snapshot(&lion).unwrap()
+    };
+    let expected = run(Box::new(Cpu::with_isa(Isa::Scalar).unwrap()));
+    let check = |cpu: &Cpu, threads: usize, budget: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let cpu = cpu.clone().pool(Arc::new(pool.build().unwrap()));
+        let cpu = cpu.paging(&paging(budget, None)).unwrap();
+        assert!(
+            run(Box::new(AllPaged(cpu))) == expected,
+            "{threads} threads, {budget} bytes"
+        );
+    };
+    let kernels = kernels();
+    for cpu in &kernels {
+        check(cpu, 2, 1 << 20);
+    }
+    for threads in [1, 5] {
+        for budget in [16 << 10, 200 << 10, 1 << 30] {
+            check(&kernels[kernels.len() - 1], threads, budget);
+        }
+    }
+}
+
+/// Four tensors of 256 KiB each and a budget of 320 KiB.
+struct Fixture {
+    lion: Lion,
+    handles: Vec<lion::Handle>,
+    params: Vec<Vec<f32>>,
+    cpu: Cpu,
+}
+
+const LEN: usize = 65_536;
+const BUDGET: usize = 320 << 10;
+const WINDOW: usize = 64 << 10;
+
+fn fixture(on_non_finite: OnNonFinite) -> Fixture {
+    let cpu = Cpu::new()
+        .unwrap()
+        .paging(&paging(BUDGET, Some(WINDOW)))
+        .unwrap();
+    let builder = Lion::builder().is_paged(true).min_paged_size(1).lr(0.5);
+    let mut lion = builder
+        .on_non_finite(on_non_finite)
+        .backend(cpu.clone())
+        .build()
+        .unwrap();
+    let handles = (0..4).map(|i| {
+        let spec = ParamSpec::new(format!("layer{i}"), LEN, Dtype::F32);
+        lion.register(spec).unwrap()
+    });
+    let handles = handles.collect();
+    Fixture {
+        lion,
+        handles,
+        params: vec![vec![1.0; LEN]; 4],
+        cpu,
+    }
+}
+
+impl Fixture {
+    fn step(&mut self, grad: f32) -> Result<lion::StepReport, Error> {
+        let grads = vec![grad; LEN];
+        let updates = self.handles.iter().zip(&mut self.params);
+        let updates = updates.map(|(&handle, param)| update(handle, param, &grads));
+        self.lion.step_with(StepArgs::new(), updates)
+    }
+}
+
+#[test]
+fn the_report_says_what_moved() {
+    let mut fixture = fixture(OnNonFinite::SkipBlock);
+    for _ in 0..3 {
+        fixture.step(1.0).unwrap();
+    }
+    let report = fixture.lion.paging().unwrap();
+    let totals = &report.totals;
+    assert_eq!(
+        (totals.budget, totals.window, totals.paged),
+        (BUDGET, WINDOW, 4 * 4 * LEN)
+    );
+    let streamed = (4 * 4 * LEN - BUDGET + WINDOW) as u64;
+    assert_eq!(
+        (totals.moved.fetched, totals.moved.evicted),
+        (streamed, streamed)
+    );
+    assert_eq!(totals.moved.written, streamed);
+    let limits = Limits::new(BUDGET, Some(WINDOW), HostDriver::PAGE).unwrap();
+    assert_eq!(
+        totals.moved.total(),
+        limits.steady_bytes(totals.paged) as u64
+    );
+    // The first of them are fetched ahead for the next step, so the budget is full.
+    assert_eq!(totals.resident, BUDGET);
+    // What stays is of the first tensor: 256 KiB. All others are streamed.
+    let moved = report
+        .parameters
+        .iter()
+        .map(|p| p.paged.unwrap().moved.fetched);
+    assert_eq!(
+        moved.collect::<Vec<_>>(),
+        [0, 4 * LEN as u64, 4 * LEN as u64, 4 * LEN as u64]
+    );
+    let table = report.to_string();
+    assert!(
+        table.contains("layer3") && table.contains("256 KiB"),
+        "{table}"
+    );
+    // Two equal steps: the first by 0.5 * sign, and so on.
+    assert_eq!(fixture.params[3][LEN - 1], 1.0 - 3.0 * 0.5);
+}
+
+/// The kernel's own count, taken while steps go on: one state after the other, so what moves meanwhile,
+/// a window at most, may be counted twice.
+#[test]
+fn the_system_never_holds_more_than_the_budget() {
+    let mut fixture = fixture(OnNonFinite::SkipBlock);
+    let (largest, end) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let cpu = fixture.cpu.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Ordering::Relaxed) {
+                let resident = cpu.resident_pages().unwrap().unwrap();
+                largest.fetch_max(resident, Ordering::Relaxed);
+            }
+        });
+        for _ in 0..50 {
+            fixture.step(1.0).unwrap();
+        }
+        end.store(true, Ordering::Relaxed);
+    });
+    let largest = largest.into_inner();
+    assert!(largest <= BUDGET + WINDOW, "{largest} of {BUDGET} bytes");
+    assert!(largest >= BUDGET / 2, "{largest} of {BUDGET} bytes");
+}
+
+#[test]
+fn a_survey_is_counted_with_its_step() {
+    let mut fixture = fixture(OnNonFinite::RejectStep);
+    for _ in 0..3 {
+        fixture.step(1.0).unwrap();
+    }
+    let moved = fixture.lion.paging().unwrap().totals.moved;
+    let streamed = (4 * 4 * LEN - BUDGET + WINDOW) as u64;
+    // Read twice but for what the survey has left in the window, written once.
+    assert_eq!(moved.written, streamed);
+    assert!(
+        moved.fetched > streamed && moved.fetched <= 2 * streamed,
+        "{moved:?}"
+    );
+    let before = fixture.params.clone();
+    let error = fixture.step(f32::NAN).unwrap_err();
+    assert!(matches!(error, Error::NonFinite { .. }), "{error}");
+    assert_eq!(fixture.params, before);
+    // A look at a state aside is not part of a step.
+    let moved = fixture.lion.paging().unwrap().totals.moved;
+    fixture.lion.export_state(fixture.handles[2]).unwrap();
+    assert_eq!(fixture.lion.paging().unwrap().totals.moved, moved);
+}
+
+#[test]
+fn a_state_that_fits_the_budget_moves_nothing() {
+    let mut lion = PagedLion8bit::builder()
+        .paging(paging(8 << 20, None))
+        .build()
+        .unwrap();
+    let w = lion
+        .register(ParamSpec::new("w", 1_000_000, Dtype::F32))
+        .unwrap();
+    let (mut param, grad) = (vec![1.0f32; 1_000_000], vec![1.0f32; 1_000_000]);
+    for _ in 0..2 {
+        lion.step([(w, &mut param, &grad)]).unwrap();
+    }
+    let report = lion.paging().unwrap();
+    assert_eq!(report.totals.moved.total(), 0);
+    assert_eq!(report.totals.moved.waits, 0);
+    let paged = report.parameters[0].paged.unwrap();
+    assert_eq!(paged.resident, paged.bytes);
+    // 3,907 blocks of 260 bytes, of which 2,016 fit a piece of 128 pages.
+    assert_eq!(paged.bytes, (128 + 121) * 4096);
+}
+
+#[test]
+fn what_is_paged_is_chosen_by_size_group_and_parameter() {
+    let mut lion = PagedLion32bit::builder()
+        .paging(paging(1 << 20, None))
+        .build()
+        .unwrap();
+    lion.add_group("in memory", Overrides::new().is_paged(false))
+        .unwrap();
+    lion.add_group("small too", Overrides::new().min_paged_size(10))
+        .unwrap();
+    let paged = [
+        (ParamSpec::new("large", 100_000, Dtype::F32), true),
+        (ParamSpec::new("small", 99_999, Dtype::F32), false),
+        (
+            ParamSpec::new("group", 200_000, Dtype::F32).group("in memory"),
+            false,
+        ),
+        (
+            ParamSpec::new("tiny", 10, Dtype::F32).group("small too"),
+            true,
+        ),
+        (
+            ParamSpec::new("empty", 0, Dtype::F32).overrides(Overrides::new().min_paged_size(0)),
+            true,
+        ),
+        (
+            ParamSpec::new("own", 200_000, Dtype::F32).overrides(Overrides::new().is_paged(false)),
+            false,
+        ),
+    ];
+    for (spec, paged) in paged {
+        let name = spec.name().to_owned();
+        let handle = lion.register(spec).unwrap();
+        assert_eq!(lion.info(handle).unwrap().paged, paged, "{name}");
+    }
+    let report = lion.paging().unwrap();
+    let found = report.parameters.iter().filter(|p| p.paged.is_some());
+    assert_eq!(
+        found.map(|p| p.parameter.as_str()).collect::<Vec<_>>(),
+        ["large", "tiny"]
+    );
+    // What a state was made as it stays.
+    let own = lion.handle("own").unwrap();
+    let error = lion
+        .configure_parameter(own, Overrides::new().is_paged(true))
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "parameter `own`: its state was made not paged and cannot become paged"
+    );
+    let error = lion
+        .configure(Overrides::new().min_paged_size(100_001))
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::PagingFixed { ref parameter, given: false, wanted: true } if parameter == "large")
+    );
+    assert!(!lion.info(own).unwrap().paged);
+}

@@ -1,0 +1,281 @@
+//! The plan of a paged step: never over budget, every piece there when it is used, and no more moved than
+//! promised, against the offline optimum.
+#![allow(clippy::unwrap_used)]
+
+use lion::paging::{Action, Limits, Piece, Policy, Use, Visit};
+use lion_test_support::{Rng, property};
+use std::collections::{HashMap, HashSet};
+
+const PAGE: usize = 4096;
+
+/// Carries plans out by the letter, one action after the other.
+#[derive(Default)]
+struct Machine {
+    budget: usize,
+    bytes: HashMap<Piece, usize>,
+    here: HashSet<Piece>,
+    dirty: HashSet<Piece>,
+    fetched: usize,
+    written: usize,
+}
+
+impl Machine {
+    fn resident(&self) -> usize {
+        self.here.iter().map(|piece| self.bytes[piece]).sum()
+    }
+
+    /// Runs a plan, and fails where it cannot be carried out.
+    fn run(&mut self, uses: &[Use], actions: &[Action]) {
+        (self.fetched, self.written) = (0, 0);
+        let mut position = 0;
+        let mut for_writing = HashMap::new();
+        for action in actions {
+            match *action {
+                Action::Fetch { piece, write } => {
+                    assert!(self.here.insert(piece), "fetched twice");
+                    self.fetched += self.bytes[&piece];
+                    for_writing.insert(piece, write);
+                }
+                Action::Use(at) => {
+                    assert_eq!(at, position, "uses are in order");
+                    position += 1;
+                    let Use { piece, write } = uses[at];
+                    assert!(self.here.contains(&piece), "used and not resident");
+                    if write {
+                        self.dirty.insert(piece);
+                        assert!(
+                            for_writing.get(&piece).is_none_or(|&w| w),
+                            "fetched to be read only"
+                        );
+                    }
+                }
+                Action::Evict { piece, dirty } => {
+                    assert!(self.here.remove(&piece), "evicted and not resident");
+                    assert_eq!(
+                        dirty,
+                        self.dirty.remove(&piece),
+                        "a change is written, and only a change"
+                    );
+                    self.written += if dirty { self.bytes[&piece] } else { 0 };
+                }
+            }
+            assert!(self.resident() <= self.budget, "over budget");
+        }
+        assert_eq!(position, uses.len(), "all are used");
+    }
+}
+
+/// A policy with pieces of random sizes, and a machine that knows them.
+fn setup(rng: &mut Rng, equal: bool) -> (Policy, Machine, Vec<Piece>) {
+    let pages = 1 + rng.below(64);
+    let budget = PAGE * pages;
+    let window = match rng.below(3) {
+        0 => None,
+        _ => Some(PAGE * (1 + rng.below(pages))),
+    };
+    let limits = Limits::new(budget, window, PAGE).unwrap();
+    let mut policy = Policy::new(limits);
+    let mut machine = Machine {
+        budget,
+        ..Machine::default()
+    };
+    let largest = limits.piece() / PAGE;
+    let count = 1 + rng.below(100);
+    let pieces = (0..count).map(|_| {
+        let bytes = if equal {
+            largest
+        } else {
+            1 + rng.below(largest)
+        } * PAGE;
+        let piece = policy.add(bytes);
+        machine.bytes.insert(piece, bytes);
+        piece
+    });
+    let pieces = pieces.collect();
+    (policy, machine, pieces)
+}
+
+fn writes(pieces: &[Piece]) -> Vec<Use> {
+    pieces.iter().map(|&piece| Use::write(piece)).collect()
+}
+
+#[test]
+fn a_steady_step_moves_no_more_than_promised() {
+    fn holds(seed: u64) {
+        let mut rng = Rng::new(seed);
+        let (mut policy, mut machine, mut pieces) = setup(&mut rng, false);
+        rng.shuffle(&mut pieces);
+        let uses = writes(&pieces);
+        for step in 0..6 {
+            let actions = policy.plan(&uses, Visit::Step);
+            machine.run(&uses, &actions);
+            assert_eq!(policy.resident(), machine.resident());
+            // The first step brings what stays.
+            if step > 0 {
+                let moved = machine.fetched + machine.written;
+                assert!(
+                    moved <= policy.limits().steady_bytes(policy.total()),
+                    "{moved}"
+                );
+            }
+        }
+    }
+    property("steady", holds);
+}
+
+/// Another order in each step costs no more either, but for what was fetched ahead for the old one.
+#[test]
+fn orders_may_change() {
+    fn holds(seed: u64) {
+        let mut rng = Rng::new(seed);
+        let (mut policy, mut machine, mut pieces) = setup(&mut rng, false);
+        for step in 0..6 {
+            rng.shuffle(&mut pieces);
+            let uses = writes(&pieces);
+            let actions = policy.plan(&uses, Visit::Step);
+            machine.run(&uses, &actions);
+            if step > 0 {
+                let limits = policy.limits();
+                let ahead = if policy.total() > limits.budget() {
+                    limits.window()
+                } else {
+                    0
+                };
+                let promised = limits.steady_bytes(policy.total()) + ahead + limits.piece();
+                let moved = machine.fetched + machine.written;
+                assert!(moved <= promised, "{moved} of {promised}");
+            }
+        }
+    }
+    property("changing orders", holds);
+}
+
+/// Fetches of the offline optimum: evict what is used again last (Belady 1966).
+fn belady(sequence: &[Piece], room: usize) -> Vec<bool> {
+    let mut here: HashSet<Piece> = HashSet::new();
+    let next = |piece: Piece, from: usize| {
+        let found = sequence[from..].iter().position(|&other| other == piece);
+        found.unwrap_or(usize::MAX)
+    };
+    let fetched = sequence.iter().enumerate().map(|(i, &piece)| {
+        if here.contains(&piece) {
+            return false;
+        }
+        if here.len() == room {
+            let last = here.iter().copied().max_by_key(|&other| next(other, i));
+            here.remove(&last.unwrap());
+        }
+        here.insert(piece)
+    });
+    fetched.collect()
+}
+
+/// With pieces of one size, a plan fetches at most a window more in each step than the optimum, which
+/// knows all orders to come and needs no window to overlap transfers and steps.
+#[test]
+fn no_more_than_a_window_above_the_optimum() {
+    fn holds(seed: u64) {
+        let mut rng = Rng::new(seed);
+        let (mut policy, mut machine, mut pieces) = setup(&mut rng, true);
+        let repeated = rng.below(2) == 0;
+        let mut sequence = Vec::new();
+        let mut fetched = Vec::new();
+        for _ in 0..6 {
+            if !repeated || sequence.is_empty() {
+                rng.shuffle(&mut pieces);
+            }
+            sequence.extend_from_slice(&pieces);
+            let uses = writes(&pieces);
+            let actions = policy.plan(&uses, Visit::Step);
+            machine.run(&uses, &actions);
+            fetched.push(machine.fetched);
+        }
+        let limits = *policy.limits();
+        let room = limits.budget() / limits.piece();
+        let optimum = belady(&sequence, room);
+        for (step, &ours) in fetched.iter().enumerate().skip(1) {
+            let optimum = &optimum[step * pieces.len()..(step + 1) * pieces.len()];
+            let optimum = optimum.iter().filter(|&&fetch| fetch).count() * limits.piece();
+            // What an order that is not kept has fetched ahead in vain is a window, too.
+            let ahead = if repeated { 1 } else { 2 };
+            // The optimum of one step can be low where it pays in another: a piece that is resident at
+            // the start of a step is not fetched in it, and there is room for so many.
+            let least = (pieces.len() * limits.piece()).saturating_sub(limits.budget());
+            assert!(optimum >= least / limits.piece() * limits.piece());
+            let most = optimum + ahead * limits.window() + 2 * limits.piece();
+            assert!(
+                ours <= most,
+                "step {step}: {ours}, optimum {optimum}, {limits:?}"
+            );
+        }
+    }
+    property("Belady", holds);
+}
+
+/// Sets that change, looks aside, pieces that come and go, and pieces used twice in a step.
+#[test]
+fn any_history_stays_within_budget() {
+    fn holds(seed: u64) {
+        let mut rng = Rng::new(seed);
+        let (mut policy, mut machine, mut pieces) = setup(&mut rng, false);
+        for _ in 0..30 {
+            if rng.below(8) == 0 && pieces.len() > 1 {
+                let piece = pieces.swap_remove(rng.below(pieces.len()));
+                policy.remove(piece);
+                machine.here.remove(&piece);
+                machine.dirty.remove(&piece);
+                machine.bytes.remove(&piece);
+            }
+            if rng.below(8) == 0 {
+                let bytes = PAGE * (1 + rng.below(policy.limits().piece() / PAGE));
+                let piece = policy.add(bytes);
+                machine.bytes.insert(piece, bytes);
+                pieces.push(piece);
+            }
+            rng.shuffle(&mut pieces);
+            let some = &pieces[..1 + rng.below(pieces.len())];
+            let mut uses = Vec::new();
+            // Runs of pieces, read once or twice before they are written: norms, and surveys.
+            for run in some.chunks(1 + rng.below(12)) {
+                for _ in 0..rng.below(3) {
+                    uses.extend(run.iter().map(|&piece| Use::read(piece)));
+                }
+                uses.extend(writes(run));
+            }
+            let visit = [Visit::Step, Visit::Step, Visit::Survey, Visit::Aside][rng.below(4)];
+            let actions = policy.plan(&uses, visit);
+            machine.run(&uses, &actions);
+            assert_eq!(policy.resident(), machine.resident());
+        }
+    }
+    property("any history", holds);
+}
+
+/// A model of which a part is frozen: after some steps the rest has all of the budget.
+#[test]
+fn what_is_stepped_no_more_gives_its_place_up() {
+    let limits = Limits::new(20 * PAGE, Some(4 * PAGE), PAGE).unwrap();
+    let mut policy = Policy::new(limits);
+    let pieces: Vec<Piece> = (0..40).map(|_| policy.add(PAGE)).collect();
+    let mut machine = Machine {
+        budget: limits.budget(),
+        bytes: pieces.iter().map(|&piece| (piece, PAGE)).collect(),
+        ..Machine::default()
+    };
+    let (all, half) = (writes(&pieces), writes(&pieces[20..]));
+    for _ in 0..3 {
+        let actions = policy.plan(&all, Visit::Step);
+        machine.run(&all, &actions);
+    }
+    // 16 of the first half stay, 24 are streamed.
+    assert_eq!(machine.fetched, 24 * PAGE);
+    let mut steps = 0;
+    while steps == 0 || machine.fetched > 4 * PAGE {
+        let actions = policy.plan(&half, Visit::Step);
+        machine.run(&half, &actions);
+        steps += 1;
+        assert!(steps < 12, "{} bytes are fetched", machine.fetched);
+    }
+    // Not at once: two halves that are stepped in turn keep what they have.
+    assert!(steps > 8, "{steps}");
+}

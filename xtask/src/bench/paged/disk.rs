@@ -1,0 +1,105 @@
+//! How fast the disk is: read, written, and both at once, past the system's memory.
+
+use anyhow::{Context, Result, ensure};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Instant;
+
+/// Bytes of a transfer: those of a piece of a large state.
+const CHUNK: usize = 4 << 20;
+
+/// Where transfers past the system's memory begin and end.
+const ALIGN: usize = 4096;
+
+/// O_DIRECT of Linux.
+#[cfg(any(target_arch = "aarch64", target_arch = "arm"))]
+const DIRECT: i32 = 0o200_000;
+#[cfg(not(any(target_arch = "aarch64", target_arch = "arm")))]
+const DIRECT: i32 = 0o40_000;
+
+/// Bytes a second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Disk {
+    pub(super) read: f64,
+    pub(super) write: f64,
+    /// Read and written together, as much of either.
+    pub(super) both: f64,
+}
+
+impl Disk {
+    /// Measures with a file of so many bytes in a folder, which is removed.
+    pub(super) fn measure(folder: &Path, bytes: usize) -> Result<Self> {
+        let path = folder.join(format!("lion-bench-{}", std::process::id()));
+        let open = || {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            options.custom_flags(DIRECT).open(&path)
+        };
+        let file = open().context("no file can be made that is read past the system's memory")?;
+        let result = Self::of_file(&file, bytes / CHUNK);
+        std::fs::remove_file(&path)?;
+        result
+    }
+
+    fn of_file(file: &File, chunks: usize) -> Result<Self> {
+        ensure!(chunks >= THREADS, "a file of {chunks} chunks");
+        let bytes = (chunks * CHUNK) as f64;
+        // Blocks are allocated first.
+        transfer(file, 0..chunks, true)?;
+        let mut disk = Disk {
+            read: 0.0,
+            write: 0.0,
+            both: 0.0,
+        };
+        // The best of some: a disk is as fast as it can be.
+        for _ in 0..3 {
+            let speed = |write: [bool; 2]| -> Result<f64> {
+                Ok(bytes / seconds(|| parts(file, chunks, write))?)
+            };
+            disk.write = disk.write.max(speed([true, true])?);
+            disk.read = disk.read.max(speed([false, false])?);
+            disk.both = disk.both.max(speed([false, true])?);
+        }
+        Ok(disk)
+    }
+}
+
+fn seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Threads, as many for either direction: a disk does more at once than one transfer.
+const THREADS: usize = 4;
+
+/// Transfers parts of a file at once; `write` says which of them, in turn, are written.
+fn parts(file: &File, chunks: usize, write: [bool; 2]) -> Result<()> {
+    std::thread::scope(|scope| {
+        let part = |i: usize| {
+            let chunks = i * chunks / THREADS..(i + 1) * chunks / THREADS;
+            scope.spawn(move || transfer(file, chunks, write[i % 2]))
+        };
+        let threads: Vec<_> = (0..THREADS).map(part).collect();
+        threads.into_iter().try_for_each(|thread| {
+            let done = thread.join();
+            done.unwrap_or_else(|_| anyhow::bail!("a thread has panicked"))
+        })
+    })
+}
+
+fn transfer(file: &File, chunks: std::ops::Range<usize>, write: bool) -> Result<()> {
+    let mut room = vec![0x5Au8; CHUNK + ALIGN];
+    let start = room.as_ptr().align_offset(ALIGN);
+    let buffer = &mut room[start..start + CHUNK];
+    for chunk in chunks {
+        let at = (chunk * CHUNK) as u64;
+        if write {
+            file.write_all_at(buffer, at)?;
+        } else {
+            file.read_exact_at(buffer, at)?;
+        }
+    }
+    Ok(())
+}

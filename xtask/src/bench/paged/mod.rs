@@ -1,0 +1,80 @@
+//! `cargo xtask bench --paged`: a state under smaller and smaller budgets, against the step in memory and
+//! against the disk.
+
+mod disk;
+mod model;
+mod report;
+mod system;
+
+use anyhow::{Context, Result, ensure};
+use disk::Disk;
+use indicatif::ProgressBar;
+use lion::Paging;
+use lion::cpu::Cpu;
+use model::Model;
+use report::{Measured, Report};
+use std::path::PathBuf;
+
+/// Bytes of state, and with `--quick`.
+const STATE: usize = 2 << 30;
+const QUICK_STATE: usize = 256 << 20;
+
+/// Options of the benchmark of paged steps.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(super) struct Args {
+    /// Measures paged steps, on Linux: budgets of all, a half, a quarter and an eighth of the state.
+    #[arg(long)]
+    pub(super) paged: bool,
+
+    /// Bytes of the state that is paged [default: 2147483648].
+    #[arg(long, value_name = "BYTES", requires = "paged")]
+    state: Option<usize>,
+
+    /// Bytes of the window [default: a quarter of the budget, 64 MiB at most].
+    #[arg(long, value_name = "BYTES", requires = "paged")]
+    window: Option<usize>,
+
+    /// The folder that is paged to [default: target].
+    #[arg(long, value_name = "DIR", requires = "paged")]
+    folder: Option<PathBuf>,
+}
+
+/// Measures and prints a row a budget.
+pub(super) fn run(args: &Args, quick: bool, json: bool) -> Result<()> {
+    let state = args
+        .state
+        .unwrap_or(if quick { QUICK_STATE } else { STATE });
+    ensure!(
+        state >= 1 << 20,
+        "--state is {state}, wanted 1048576 at least"
+    );
+    let folder = args.folder.clone().unwrap_or_else(|| "target".into());
+    let steps = if quick { 4 } else { 6 };
+    let bar = ProgressBar::new_spinner();
+
+    bar.set_message("measuring the disk");
+    let disk = Disk::measure(&folder, if quick { 256 << 20 } else { 1 << 30 })
+        .with_context(|| format!("--folder {}", folder.display()))?;
+    bar.set_message("filling parameters and gradients");
+    let mut model = Model::new(state);
+    bar.set_message("stepping in memory");
+    let unpaged = model.measure(Cpu::new()?, false, steps)?;
+    let mut report = Report::new(json, state, disk, unpaged.time);
+    report.header()?;
+    for share in [1, 2, 4, 8] {
+        let budget = state / share;
+        bar.set_message(format!("stepping under a budget of {budget} bytes"));
+        let mut paging = Paging::in_folder(&folder).budget(budget);
+        if let Some(window) = args.window {
+            paging = paging.window(window);
+        }
+        let cpu = Cpu::new()?.paging(&paging)?;
+        let measured = Measured {
+            budget,
+            paged: model.measure(cpu, true, steps)?,
+        };
+        bar.suspend(|| report.row(&measured))?;
+    }
+    bar.finish_and_clear();
+    report.targets()
+}

@@ -1,0 +1,148 @@
+//! Rows of the benchmark of paged steps, and what they say of its targets.
+
+use super::disk::Disk;
+use super::model::Steps;
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// A budget and what came of it.
+pub(super) struct Measured {
+    pub(super) budget: usize,
+    pub(super) paged: Steps,
+}
+
+pub(super) struct Report {
+    json: bool,
+    state: usize,
+    disk: Disk,
+    unpaged: Duration,
+    /// Name, whether it is reached, and the numbers, for each target.
+    targets: Vec<(String, bool, String)>,
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+impl Report {
+    pub(super) fn new(json: bool, state: usize, disk: Disk, unpaged: Duration) -> Self {
+        Report {
+            json,
+            state,
+            disk,
+            unpaged,
+            targets: Vec::new(),
+        }
+    }
+
+    pub(super) fn header(&self) -> Result<()> {
+        let mut out = io::stdout().lock();
+        let Disk { read, write, both } = self.disk;
+        let unpaged = self.unpaged.as_secs_f64();
+        if self.json {
+            let row = json!({
+                "state_bytes": self.state,
+                "unpaged_s": unpaged,
+                "disk_read_bytes_s": read.round(),
+                "disk_write_bytes_s": write.round(),
+                "disk_both_bytes_s": both.round(),
+            });
+            return Ok(writeln!(out, "{row}")?);
+        }
+        let speed = |bytes: f64| mib(bytes as usize);
+        writeln!(
+            out,
+            "state {:.0} MiB; disk: {:.0} MiB/s read, {:.0} written, {:.0} both at once; \
+             a step in memory: {unpaged:.3} s\n",
+            mib(self.state),
+            speed(read),
+            speed(write),
+            speed(both)
+        )?;
+        writeln!(
+            out,
+            "budget MiB  window  step (s)  / in memory  moved MiB  MiB/s  of the disk  \
+             resident MiB  mapped MiB  waits (s)"
+        )?;
+        Ok(())
+    }
+
+    pub(super) fn row(&mut self, measured: &Measured) -> Result<()> {
+        let Measured { budget, paged } = measured;
+        let totals = &paged.report.as_ref().context("nothing was paged")?.totals;
+        let (time, unpaged) = (paged.time.as_secs_f64(), self.unpaged.as_secs_f64());
+        let moved = totals.moved.total() as f64;
+        // At least the time of the transfers, and at least that of the step itself.
+        let allowed = (moved / self.disk.both).max(unpaged);
+        let (slower, share) = (time / unpaged, allowed / time);
+        let mut out = io::stdout().lock();
+        if self.json {
+            let row = json!({
+                "budget_bytes": budget,
+                "window_bytes": totals.window,
+                "step_s": time,
+                "of_unpaged": slower,
+                "moved_bytes": totals.moved.total(),
+                "of_disk": share,
+                "resident_bytes": paged.resident,
+                "mapped_bytes": paged.mapped,
+                "samples": paged.samples,
+                "waits": totals.moved.waits,
+                "waited_s": totals.moved.waited.as_secs_f64(),
+            });
+            writeln!(out, "{row}")?;
+        } else {
+            writeln!(
+                out,
+                "{:>10.0} {:>7.0} {time:>9.3} {slower:>12.2} {:>10.0} {:>6.0} {share:>12.2} {:>13.1} \
+                 {:>11.1} {:>10.3}",
+                mib(*budget),
+                mib(totals.window),
+                mib(totals.moved.total() as usize),
+                mib((moved / time) as usize),
+                mib(paged.resident),
+                mib(paged.mapped),
+                totals.moved.waited.as_secs_f64()
+            )?;
+        }
+        let name = format!("budget {:.0} MiB", mib(*budget));
+        let most = budget + totals.window;
+        let largest = paged.resident.max(paged.mapped);
+        self.targets.push((
+            format!(
+                "{name}: resident within budget and window, {} samples",
+                paged.samples
+            ),
+            largest <= most,
+            format!("{:.1} of {:.1} MiB", mib(largest), mib(most)),
+        ));
+        self.targets.push(if *budget >= self.state {
+            let name = format!("{name}: at most 1.10 times the step in memory");
+            (name, slower <= 1.10, format!("{slower:.2}"))
+        } else {
+            let name = format!("{name}: at least 0.80 of what the disk allows");
+            (name, share >= 0.80, format!("{share:.2}"))
+        });
+        Ok(())
+    }
+
+    /// Prints what was reached of what was aimed at.
+    pub(super) fn targets(&self) -> Result<()> {
+        let mut out = io::stdout().lock();
+        if !self.json {
+            writeln!(out)?;
+        }
+        for (name, reached, numbers) in &self.targets {
+            if self.json {
+                let row = json!({ "target": name, "reached": reached, "measured": numbers });
+                writeln!(out, "{row}")?;
+            } else {
+                let verdict = if *reached { "" } else { "  missed" };
+                writeln!(out, "{name:<66} {numbers:>18}{verdict}")?;
+            }
+        }
+        Ok(())
+    }
+}
