@@ -33,9 +33,13 @@
 //!
 //! [`PagedLion`] and its kin keep no more of the state in memory than a budget allows, and stream the rest.
 //!
+//! A run is saved by [`Lion::save`] and goes on by [`Lion::load`]: see [`checkpoint`].
+//!
 //! # Features
+//! - `checkpoint` (default): saving and loading.
 //! - `cuda`: steps on NVIDIA GPUs, chosen when the program runs. It builds without a CUDA toolkit and
 //!   starts without a driver.
+//! - `interop`: exchange of states with PyTorch's bitsandbytes, as safetensors.
 //! - `ndarray` (default): a step takes `ndarray` arrays and views of any contiguous order.
 #![forbid(unsafe_code)]
 
@@ -47,16 +51,24 @@ mod optimizer;
 #[cfg(feature = "ndarray")]
 mod into_ndarray;
 
+#[cfg(feature = "checkpoint")]
+pub mod checkpoint;
+
+#[cfg(feature = "interop")]
+pub mod interop;
+
 pub use builder::LionBuilder;
+#[cfg(feature = "checkpoint")]
+pub use checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport};
 pub use device::Device;
 pub use into::{IntoGrad, IntoParam, IntoUpdate, update};
 pub use lion_core::{
     BLOCK, Backend, BackendError, Bits, Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut,
-    Dtype, Element, Error, GradRef, Handle, Hyper, Layout, LionArgs, Moved, OnNonFinite, Operand,
-    Optimizer, Overrides, PagedState, PagingError, PagingReport, PagingTotals, ParamInfo, ParamMut,
-    ParamPaging, ParamSpec, PlaneSpec, PlaneType, Planes, Scope, Skipped, SkippedBlocks, Slice,
-    SliceMut, State, StateLayout, StateRecord, StateRequest, StepArgs, StepReport, Strides,
-    TensorStep, Update, bf16, f16,
+    Dtype, Element, Error, GradRef, Group, Handle, Hyper, Layout, LionArgs, Moved, OnNonFinite,
+    Operand, Optimizer, Overrides, PagedState, PagingError, PagingReport, PagingTotals, ParamInfo,
+    ParamMut, ParamPaging, ParamRecord, ParamSpec, PlaneSpec, PlaneType, Planes, Restore, Scope,
+    Settings, Skipped, SkippedBlocks, Slice, SliceMut, State, StateLayout, StateRecord,
+    StateRequest, StepArgs, StepReport, Strides, TensorStep, Update, bf16, f16,
 };
 pub use lion_paging::Paging;
 pub use optimizer::{Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit};

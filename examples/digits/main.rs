@@ -8,6 +8,7 @@ mod data;
 mod network;
 mod plot;
 mod random;
+mod saved;
 mod table;
 mod train;
 
@@ -20,7 +21,7 @@ use random::Random;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use train::Plan;
+use train::{Plan, Saving};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits.csv");
 
@@ -56,6 +57,15 @@ struct Options {
     /// Where the loss curves are written, as SVG.
     #[arg(long, default_value = "digits.svg")]
     out: PathBuf,
+    /// Saves the runs into this folder after every epoch.
+    #[arg(long, value_name = "FOLDER")]
+    save: Option<PathBuf>,
+    /// Goes on where the runs saved into this folder left off.
+    #[arg(long, value_name = "FOLDER")]
+    resume: Option<PathBuf>,
+    /// Stops after as many epochs, as if the program had been killed.
+    #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..))]
+    stop_after: Option<u32>,
     /// Trains with paged states as well, in this folder, on a fast disk.
     #[arg(long, value_name = "DIR")]
     paged: Option<PathBuf>,
@@ -97,6 +107,11 @@ fn run(options: &Options) -> Result<()> {
         HumanCount(plan.network().len() as u64)
     ))?;
 
+    let saving = Saving {
+        save: options.save.clone(),
+        resume: options.resume.clone(),
+        stop_after: options.stop_after,
+    };
     let mut outcomes = Vec::new();
     let device = device();
     let mut optimizers = optimizers(options.seed, &device)?;
@@ -105,10 +120,13 @@ fn run(options: &Options) -> Result<()> {
         optimizers.extend(paged(&paging, &device).context("--paged")?);
     }
     for (name, lion) in optimizers {
-        outcomes.push(plan.train(name, lion)?);
+        outcomes.push(plan.train(name, lion, &saving)?);
     }
     say(&table::table(&outcomes))?;
-    plot::write(&options.out, &outcomes, options.epochs)?;
+    let epochs = options
+        .stop_after
+        .map_or(options.epochs, |n| n.min(options.epochs));
+    plot::write(&options.out, &outcomes, epochs)?;
     say(&format!("\nloss curves: {}\n", options.out.display()))
 }
 
@@ -212,8 +230,10 @@ mod tests {
             return;
         };
         for ((_, in_memory), (name, paged)) in in_memory.into_iter().zip(paged) {
-            let expected = plan.train("in memory", in_memory).unwrap();
-            let outcome = plan.train(name, paged).unwrap();
+            let expected = plan
+                .train("in memory", in_memory, &Saving::default())
+                .unwrap();
+            let outcome = plan.train(name, paged, &Saving::default()).unwrap();
             assert_eq!(outcome.losses, expected.losses, "{name}");
             let report = outcome.paging.unwrap();
             assert!(report.totals.paged > report.totals.budget);

@@ -53,6 +53,27 @@ impl Network {
         self.layers.iter().map(of_layer).sum()
     }
 
+    /// All parameters, one after the other.
+    pub(crate) fn parameters(&self) -> impl Iterator<Item = &f32> {
+        self.layers
+            .iter()
+            .flat_map(|layer| layer.weight.iter().chain(&layer.bias))
+    }
+
+    /// All parameters, to change, in the same order.
+    pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = &mut f32> {
+        let layers = self.layers.iter_mut();
+        layers.flat_map(|layer| layer.weight.iter_mut().chain(&mut layer.bias))
+    }
+
+    /// A checksum of the bits of all parameters: FNV-1a, 64 bits.
+    pub(crate) fn checksum(&self) -> u64 {
+        let bytes = self.parameters().flat_map(|x| x.to_le_bytes());
+        bytes.fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+        })
+    }
+
     /// The output of each layer, one row an image; that of the last layer is one logit a class.
     pub(crate) fn forward(&self, images: ArrayView2<f32>) -> Vec<Array2<f32>> {
         let mut outputs: Vec<Array2<f32>> = Vec::with_capacity(self.layers.len());

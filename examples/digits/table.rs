@@ -11,6 +11,7 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
         "final loss",
         "state (bytes)",
         "step (µs)",
+        "parameters",
     ];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(outcomes.iter().map(|outcome| {
@@ -20,11 +21,12 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
             format!("{:.5}", outcome.final_loss),
             HumanCount(outcome.state_bytes as u64).to_string(),
             format!("{:.0}", 1e6 * outcome.step_time.as_secs_f64()),
+            format!("{:016x}", outcome.checksum),
         ]
     }));
     let mut text = aligned(&rows);
-    text +=
-        "\nfinal loss: mean over the training images; step: median time of the optimizer alone\n";
+    text += "\nfinal loss: mean over the training images; step: median time of the optimizer alone\n\
+         parameters: a checksum of their bits, which a resumed run ends in too\n";
     let eight_bit = outcomes.iter().map(|o| &o.eight_bit[..]);
     let mut eight_bit: Vec<&[String]> = eight_bit.filter(|names| !names.is_empty()).collect();
     eight_bit.dedup();

@@ -3,10 +3,12 @@
 use crate::data::{CLASSES, Digits, PIXELS};
 use crate::network::Network;
 use crate::random::Random;
+use crate::saved::{self, Progress};
 use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use lion::{Bits, Dtype, Handle, Lion, Overrides, PagingReport, ParamSpec, StepArgs, update};
 use std::f64::consts::PI;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Inputs, hidden units and outputs of the network.
@@ -22,6 +24,17 @@ pub(crate) struct Plan {
     pub(crate) epochs: u32,
     pub(crate) lr: f64,
     pub(crate) seed: u64,
+}
+
+/// Where a run is saved, and which one it goes on from.
+#[derive(Debug, Default)]
+pub(crate) struct Saving {
+    /// The folder that is saved into after every epoch.
+    pub(crate) save: Option<PathBuf>,
+    /// The folder of an earlier run.
+    pub(crate) resume: Option<PathBuf>,
+    /// Epochs after which a run stops, as if it had been killed.
+    pub(crate) stop_after: Option<u32>,
 }
 
 /// What came of a training run.
@@ -40,6 +53,8 @@ pub(crate) struct Outcome {
     pub(crate) step_time: Duration,
     /// Loss of each minibatch.
     pub(crate) losses: Vec<f32>,
+    /// Checksum of all parameters: two runs with the same one have ended in the same bits.
+    pub(crate) checksum: u64,
     /// Where its state is, if it is paged.
     pub(crate) paging: Option<PagingReport>,
 }
@@ -51,20 +66,35 @@ impl Plan {
     }
 
     /// Trains the network by this optimizer.
-    pub(crate) fn train(&self, name: &'static str, mut lion: Lion) -> Result<Outcome> {
+    pub(crate) fn train(
+        &self,
+        name: &'static str,
+        mut lion: Lion,
+        saving: &Saving,
+    ) -> Result<Outcome> {
         let mut network = self.network();
         let mut gradients = network.gradients();
         let handles = register(&mut lion, &network)?;
+        let mut done = Progress::default();
+        if let Some(folder) = &saving.resume {
+            done = saved::load(folder, name, self, &mut lion, &mut network)?;
+        }
 
         let mut random = Random::new(self.seed, 2);
         let mut order: Vec<usize> = (0..self.training.labels.len()).collect();
         let steps = self.epochs as usize * (order.len() / BATCH);
-        let (mut losses, mut times) = (Vec::new(), Vec::new());
+        let last = saving.stop_after.unwrap_or(self.epochs).min(self.epochs);
+        let mut losses = std::mem::take(&mut done.losses);
+        let mut times = Vec::new();
         let progress = progress(name, self.epochs)?;
-        for _ in 0..self.epochs {
+        for epoch in 0..last {
             random.shuffle(&mut order);
             for places in order.chunks_exact(BATCH) {
                 let batch = self.training.select(places).jittered(&mut random);
+                if epoch < done.epochs {
+                    // Seen before the run was resumed: only the random numbers are drawn again.
+                    continue;
+                }
                 let loss = network.backward(batch.images.view(), &batch.labels, &mut gradients);
                 let step = losses.len();
                 ensure!(
@@ -80,6 +110,20 @@ impl Plan {
                 times.push(start.elapsed());
             }
             progress.inc(1);
+            if let Some(folder) = &saving.save
+                && epoch >= done.epochs
+            {
+                let losses = losses.clone();
+                let epochs = epoch + 1;
+                saved::save(
+                    folder,
+                    name,
+                    self,
+                    &lion,
+                    &network,
+                    &Progress { epochs, losses },
+                )?;
+            }
         }
         progress.finish_and_clear();
 
@@ -93,8 +137,9 @@ impl Plan {
             final_loss,
             state_bytes: lion.state_bytes(),
             eight_bit: eight_bit.map(|info| info.name.to_owned()).collect(),
-            step_time: times[times.len() / 2],
+            step_time: times.get(times.len() / 2).copied().unwrap_or_default(),
             losses,
+            checksum: network.checksum(),
             paging: lion.paging(),
         })
     }

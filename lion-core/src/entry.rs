@@ -24,6 +24,8 @@ pub(crate) struct Entry {
     pub(crate) hyper: Hyper,
     pub(crate) steps: u64,
     pub(crate) state: Box<dyn State>,
+    /// Whether the state is as it was allocated.
+    pub(crate) fresh: bool,
     /// Whether the state was made to be paged.
     pub(crate) paged: bool,
     /// The order in memory of its first step, which the state has ever after.
@@ -142,20 +144,61 @@ impl Entry {
         }
     }
 
-    /// Checks that a record could have come from this state.
-    pub(crate) fn check_record(&self, record: &StateRecord) -> Result<(), Error> {
-        let mismatch = |plane, given: String, wanted: String| {
-            Err(Error::StateMismatch {
+    fn state_mismatch(&self, plane: &'static str, given: String, wanted: String) -> Error {
+        Error::StateMismatch {
+            parameter: self.name(),
+            plane,
+            given,
+            wanted,
+        }
+    }
+
+    /// Checks that hyper-parameters ask for the state that there is: its width, and whether it is paged.
+    pub(crate) fn check_state(&self, hyper: &Hyper) -> Result<(), Error> {
+        let (given, wanted) = (hyper.bits_for(self.len), self.state.layout().bits());
+        if given != wanted {
+            return Err(Error::BitsFixed {
                 parameter: self.name(),
-                plane,
                 given,
                 wanted,
-            })
-        };
-        if record.steps > MAX_STEPS {
-            let wanted = format!("{MAX_STEPS} at most");
-            return mismatch("steps", record.steps.to_string(), wanted);
+            });
         }
+        let (given, wanted) = (hyper.paged_for(self.len), self.paged);
+        if given != wanted {
+            return Err(Error::PagingFixed {
+                parameter: self.name(),
+                given,
+                wanted,
+            });
+        }
+        Ok(())
+    }
+
+    /// Checks a count of steps, and an order of as many elements as there are.
+    pub(crate) fn check_progress(&self, steps: u64, order: Option<&Layout>) -> Result<(), Error> {
+        if steps > MAX_STEPS {
+            let wanted = format!("{MAX_STEPS} at most");
+            return Err(self.state_mismatch("steps", steps.to_string(), wanted));
+        }
+        let fits = match order {
+            None | Some(Layout::RowMajor) => true,
+            Some(Layout::Permuted(axes)) => {
+                let mut lengths = axes.iter().map(|&(len, _)| len);
+                lengths.try_fold(1, usize::checked_mul) == Some(self.len)
+            }
+            Some(Layout::Strided(_)) => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        let wanted = format!("an order of {} elements", self.len);
+        Err(self.state_mismatch("order", format!("{order:?}"), wanted))
+    }
+
+    /// Checks that a record could have come from this state.
+    pub(crate) fn check_record(&self, record: &StateRecord) -> Result<(), Error> {
+        let mismatch = |plane, given, wanted| Err(self.state_mismatch(plane, given, wanted));
+        self.check_progress(record.steps, record.layout.as_ref())?;
         let layout = self.state.layout();
         let (given, wanted) = (record.planes.bits(), layout.bits());
         if given != wanted {

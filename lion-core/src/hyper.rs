@@ -147,10 +147,11 @@ macro_rules! overrides {
         /// ```
         /// use lion_core::Overrides;
         /// let no_decay = Overrides::new().weight_decay(0.0).lr(3e-4);
-        /// assert_ne!(no_decay, Overrides::new());
+        /// assert_eq!((no_decay.lr, no_decay.betas), (Some(3e-4), None));
         /// ```
         #[derive(Clone, Copy, Debug, Default, PartialEq)]
-        pub struct Overrides { $(pub(crate) $name: Option<$kind>,)* }
+        #[non_exhaustive]
+        pub struct Overrides { $($(#[$doc])* pub $name: Option<$kind>,)* }
 
         impl Overrides {
             /// Nothing set.
@@ -215,6 +216,15 @@ impl Overrides {
     /// Whether `is_paged` is set, and true.
     pub fn get_is_paged(&self) -> bool {
         self.is_paged.unwrap_or(false)
+    }
+
+    /// These overrides, with what `own` says of where states lie: that is a machine's, not a run's.
+    pub(crate) fn placed_as(self, own: &Overrides) -> Self {
+        Overrides {
+            is_paged: own.is_paged,
+            min_paged_size: own.min_paged_size,
+            ..self
+        }
     }
 
     /// Checks every value that is set.

@@ -3,7 +3,7 @@
 use crate::entry::Entry;
 use crate::{
     Backend, Dtype, Error, Hyper, OnNonFinite, Overrides, PagingReport, ParamInfo, ParamPaging,
-    Scope, StateRecord, StateRequest,
+    Scope, State, StateRecord, StateRequest,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -68,10 +68,13 @@ impl ParamSpec {
     }
 }
 
-#[derive(Debug)]
-struct Group {
-    name: String,
-    overrides: Overrides,
+/// Parameters with hyper-parameters of their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// What is set for it.
+    pub overrides: Overrides,
 }
 
 /// The Lion optimizer over any backend.
@@ -83,8 +86,8 @@ struct Group {
 pub struct Optimizer {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) on_non_finite: OnNonFinite,
-    defaults: Overrides,
-    groups: Vec<Group>,
+    pub(crate) defaults: Overrides,
+    pub(crate) groups: Vec<Group>,
     pub(crate) params: Vec<Entry>,
     by_name: HashMap<Arc<str>, usize>,
 }
@@ -113,6 +116,16 @@ impl Optimizer {
     /// The backend that holds the states and runs the steps.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    /// The defaults that are set.
+    pub fn defaults(&self) -> &Overrides {
+        &self.defaults
+    }
+
+    /// The groups, in the order they were added.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
     }
 
     /// Adds a group of parameters with hyper-parameters of its own.
@@ -185,6 +198,7 @@ impl Optimizer {
             hyper,
             steps: 0,
             state,
+            fresh: true,
             paged,
             layout: None,
         });
@@ -268,6 +282,14 @@ impl Optimizer {
         self.parameters().map(|info| info.state_bytes).sum()
     }
 
+    /// The state of a parameter, to be read in parts.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`].
+    pub fn state(&self, handle: Handle) -> Result<&dyn State, Error> {
+        Ok(&*self.params[self.index(handle)?].state)
+    }
+
     /// Where paged states are and what the last step has moved of them; `None` where the backend was not
     /// told how to page.
     pub fn paging(&self) -> Option<PagingReport> {
@@ -306,6 +328,7 @@ impl Optimizer {
         let index = self.index(handle)?;
         let entry = &mut self.params[index];
         entry.check_record(record)?;
+        entry.fresh = false;
         if let Err(source) = entry.state.import(&record.planes) {
             return Err(entry.backend_error(source));
         }
@@ -330,7 +353,9 @@ impl Optimizer {
             state_bytes: layout.bytes(entry.len),
             paged: entry.paged,
             steps: entry.steps,
+            order: entry.layout.as_ref(),
             hyper: entry.hyper,
+            overrides: entry.overrides,
         }
     }
 
@@ -359,13 +384,8 @@ impl Optimizer {
     }
 
     fn resolve(&self, name: &str, group: Option<usize>, overrides: Overrides) -> Hyper {
-        let mut hyper = self.defaults.resolve(Hyper::default());
-        if let Some(group) = group {
-            hyper = self.groups[group].overrides.resolve(hyper);
-        }
-        // A seed shared by many parameters would round all of them with the same words.
-        hyper.seed = mix(hyper.seed ^ hash(name));
-        overrides.resolve(hyper)
+        let group = group.map(|group| &self.groups[group].overrides);
+        resolve(&self.defaults, group, name, overrides)
     }
 
     /// Resolves every parameter anew, or none if a state would have to be made anew.
@@ -373,28 +393,29 @@ impl Optimizer {
         let resolve = |entry: &Entry| self.resolve(&entry.name, entry.group, entry.overrides);
         let hypers: Vec<Hyper> = self.params.iter().map(resolve).collect();
         for (entry, hyper) in self.params.iter().zip(&hypers) {
-            let (given, wanted) = (hyper.bits_for(entry.len), entry.state.layout().bits());
-            if given != wanted {
-                return Err(Error::BitsFixed {
-                    parameter: entry.name.to_string(),
-                    given,
-                    wanted,
-                });
-            }
-            let (given, wanted) = (hyper.paged_for(entry.len), entry.paged);
-            if given != wanted {
-                return Err(Error::PagingFixed {
-                    parameter: entry.name.to_string(),
-                    given,
-                    wanted,
-                });
-            }
+            entry.check_state(hyper)?;
         }
         for (entry, hyper) in self.params.iter_mut().zip(hypers) {
             entry.hyper = hyper;
         }
         Ok(())
     }
+}
+
+/// Hyper-parameters of one parameter: defaults < group < overrides.
+pub(crate) fn resolve(
+    defaults: &Overrides,
+    group: Option<&Overrides>,
+    name: &str,
+    overrides: Overrides,
+) -> Hyper {
+    let mut hyper = defaults.resolve(Hyper::default());
+    if let Some(group) = group {
+        hyper = group.resolve(hyper);
+    }
+    // A seed shared by many parameters would round all of them with the same words.
+    hyper.seed = mix(hyper.seed ^ hash(name));
+    overrides.resolve(hyper)
 }
 
 /// FNV-1a, 64 bits.

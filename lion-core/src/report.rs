@@ -1,6 +1,6 @@
 //! What a step did, and what an optimizer holds.
 
-use crate::{Bits, Dtype, Handle, Hyper, SkippedBlocks};
+use crate::{Bits, Dtype, Handle, Hyper, Layout, Overrides, SkippedBlocks};
 
 /// What a step did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,10 @@ pub struct ParamInfo<'a> {
     pub paged: bool,
     /// Steps done.
     pub steps: u64,
+    /// The order in memory that the state belongs to; `None` before the first step.
+    pub order: Option<&'a Layout>,
     /// Hyper-parameters after defaults, group and overrides are merged. `seed` is the parameter's own.
     pub hyper: Hyper,
+    /// What is set for this parameter alone.
+    pub overrides: Overrides,
 }

@@ -106,10 +106,15 @@ impl Optimizer {
                 return Err(Error::NonFinite { parameters });
             }
         }
-        self.backend.step(&mut tensors)?;
+        let stepped = self.backend.step(&mut tensors);
         let skipped = skipped(&tensors);
         let pending = tensors.iter().any(|tensor| tensor.pending);
         drop(tensors);
+        // Also where the backend failed: it may have got some way.
+        for &index in &indices {
+            self.params[index].fresh = false;
+        }
+        stepped?;
         Ok((self.name_skipped(&skipped), pending))
     }
 

@@ -1,8 +1,9 @@
-//! The project's own commands: `cargo xtask check | verify | bench | ptx`.
+//! The project's own commands: `cargo xtask check | verify | bench | inspect | ptx`.
 #![deny(unsafe_code)]
 
 mod check;
 mod exhaustive;
+mod inspect;
 mod matrix;
 mod ptx;
 mod verify;
@@ -26,6 +27,8 @@ enum Command {
     Verify(verify::Args),
     /// Measures each kernel against a memory limit measured beside it.
     Bench(xtask::bench::Args),
+    /// Prints what is in a checkpoint; fails where the file is damaged, with the reason.
+    Inspect(inspect::Args),
     /// Makes the PTX of the CUDA kernels again and assembles it for all architectures.
     Ptx(ptx::Args),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => xtask::bench::run(&args).map(|()| true),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Ptx(args) => ptx::run(&args),
     };
     match done {

@@ -172,3 +172,19 @@ fn occupancy_is_bound_by_threads_blocks_and_shared_memory() {
         cuOccupancyAvailableDynamicSMemPerBlock(&mut bytes, store, 9, 256)
     );
 }
+
+#[test]
+fn a_kernel_can_require_a_size_of_its_blocks() {
+    let context = Context::new();
+    let text = PTX.replacen("\n)\n{", "\n)\n.reqntid 32, 1, 1\n{", 1);
+    assert_ne!(text, PTX);
+    let text = std::ffi::CString::new(text).expect("no NUL");
+    let (mut module, mut store) = (null_mut(), null_mut());
+    ok!(cuModuleLoadData(&mut module, text.as_ptr().cast()));
+    ok!(cuModuleGetFunction(&mut store, module, c"store".as_ptr()));
+    let device = context.alloc(4 * 64);
+    for (threads, code) in [(31, 1), (32, 0), (64, 1)] {
+        assert_eq!(launch(store, threads, DEFAULT_STREAM, device, 5), code);
+    }
+    ok!(cuCtxSynchronize());
+}

@@ -4,6 +4,7 @@
 
 mod backends;
 mod bits;
+mod child;
 mod file;
 mod model;
 mod property;
@@ -14,6 +15,7 @@ mod trajectory;
 
 pub use backends::{AllPaged, Candidate, backends, emulator};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
+pub use child::child;
 pub use file::{RecordFile, is_codebook};
 pub use model::{Model, Param, Snapshot};
 pub use property::{Rng, property};

@@ -39,6 +39,15 @@ impl Tensor {
         }
     }
 
+    /// The elements as a file has them, little-endian.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self {
+            Tensor::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Tensor::F16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Tensor::Bf16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
+
     /// Type of the elements.
     pub fn dtype(&self) -> Dtype {
         self.slice().dtype()

@@ -249,7 +249,7 @@ impl Bench {
     }
 }
 
-fn median(mut times: Vec<Duration>) -> Result<Duration> {
+pub(super) fn median(mut times: Vec<Duration>) -> Result<Duration> {
     times.sort();
     match times.get(times.len() / 2) {
         Some(&time) => Ok(time),

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: each kernel against a memory limit measured beside it.
 
 mod case;
+mod checkpoint;
 mod device;
 mod measure;
 #[cfg(target_os = "linux")]
@@ -40,6 +41,14 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
 
+    /// Measures saving and loading a checkpoint instead, beside dd with the same sync.
+    #[arg(long)]
+    checkpoint: bool,
+
+    /// Where the checkpoint is written: on the disk to measure.
+    #[arg(long, value_name = "DIR", default_value = ".", requires = "checkpoint")]
+    folder: PathBuf,
+
     /// Prints one JSON object a row.
     #[arg(long)]
     json: bool,
@@ -61,6 +70,9 @@ const LARGE: usize = 1 << 25;
 /// # Errors
 /// Where an option is out of range, an instruction set is missing, or the chart cannot be written.
 pub fn run(args: &Args) -> Result<()> {
+    if args.checkpoint {
+        return checkpoint::run(&args.folder, args.n, args.quick, args.json);
+    }
     #[cfg(target_os = "linux")]
     if args.paged.paged {
         return paged::run(&args.paged, args.quick, args.json);

@@ -42,7 +42,9 @@
 //! - `int lionEmulatorIsEmulator(void)`: 1. That the symbol is there tells the same.
 //! - `size_t lionEmulatorCounts(char *json, size_t bytes)`: one JSON object a line for each launch that ran since the last
 //!   call, in the order in which they ran: `kernel`, `grid`, `block`, `dynamic_shared`, `threads`, `instructions`,
-//!   `warp_instructions`, `by_kind`, `loaded_bytes`, `stored_bytes`, `sectors_touched`, `sectors_needed`.
+//!   `warp_instructions`, `by_kind`, `loaded_bytes`, `stored_bytes`, `sectors_touched`, `sectors_needed`. Instructions are those
+//!   of lanes, guarded ones included, and `by_kind` has them by full opcode. Bytes and sectors are those of global memory;
+//!   a byte that several lanes ask for in one access counts once.
 //! - `size_t lionEmulatorPaging(char *json, size_t bytes)`: one JSON object a line for each prefetch and each advice since
 //!   the last call, in the order in which they took effect: `what`, `address`, `bytes`, `device` (-1 is the host).
 //! - `size_t lionEmulatorResidency(char *json, size_t bytes)`: one JSON object of managed memory, which is in pages of

@@ -6,7 +6,7 @@ use super::counts::Tally;
 use super::fault::{Cause, Done, Fault, Trouble, lanes_text};
 use super::launch::Launch;
 use super::memory::Map;
-use super::op::{Code, Op, V32};
+use super::op::{Code, Op, R32, V32};
 use super::race::Races;
 use super::shared::Shared;
 use super::together::{shuffled, together, voted};
@@ -117,7 +117,7 @@ impl Executor<'_> {
                 }
                 Op::Barrier(number, threads, waits) if mask != 0 => {
                     if mask != warp.present {
-                        self.wait(warp)?;
+                        self.wait(warp, mask)?;
                         continue;
                     }
                     let number = uniform(&warp.r32[*number as usize], mask)?;
@@ -133,23 +133,23 @@ impl Executor<'_> {
                         waits,
                     });
                 }
-                Op::Shuffle(_) | Op::Vote(_) | Op::WarpBarrier(_) if mask != 0 => {
-                    let members = match &inst.op {
-                        Op::Shuffle(shuffle) => shuffle.members,
-                        Op::Vote(vote) => vote.members,
-                        Op::WarpBarrier(members) => *members,
-                        _ => unreachable!("one of these"),
+                Op::Shuffle(shuffle) if mask != 0 => {
+                    let Some(members) = self.gathered(warp, shuffle.members, mask)? else {
+                        continue;
                     };
-                    let members = warp.r32[members as usize];
-                    if !together(&members, mask)? {
-                        self.wait(warp)?;
+                    shuffled(warp, shuffle, &members, mask)?;
+                }
+                Op::Vote(vote) if mask != 0 => {
+                    let Some(members) = self.gathered(warp, vote.members, mask)? else {
+                        continue;
+                    };
+                    voted(warp, vote, &members, mask);
+                }
+                Op::WarpBarrier(members) if mask != 0 => {
+                    if self.gathered(warp, *members, mask)?.is_none() {
                         continue;
                     }
-                    match &inst.op {
-                        Op::Shuffle(shuffle) => shuffled(warp, shuffle, &members, mask)?,
-                        Op::Vote(vote) => voted(warp, vote, &members, mask),
-                        _ => {}
-                    }
+                    warp.meetings += 1;
                 }
                 Op::Trap if mask != 0 => {
                     return Err(Trouble::new(
@@ -167,13 +167,23 @@ impl Executor<'_> {
         }
     }
 
-    /// The active lanes wait for others.
-    fn wait(&mut self, warp: &mut Warp) -> Done {
+    /// The member masks of the lanes, if all members are there; else the lanes wait for them.
+    fn gathered(&mut self, warp: &mut Warp, members: R32, mask: u32) -> Done<Option<V32>> {
+        let members = warp.r32[members as usize];
+        if together(&members, mask)? {
+            return Ok(Some(members));
+        }
+        self.wait(warp, mask)?;
+        Ok(None)
+    }
+
+    /// Lanes wait for others; active ones that a guard turns off go on.
+    fn wait(&mut self, warp: &mut Warp, lanes: u32) -> Done {
         // It counts when it is carried out.
-        let (times, lanes) = &mut self.tally.at[warp.pc as usize];
-        *times -= 1;
-        *lanes -= u64::from(warp.active.count_ones());
-        if warp.wait() {
+        let (times, counted) = &mut self.tally.at[warp.pc as usize];
+        *times -= u64::from(lanes == warp.active);
+        *counted -= u64::from(lanes.count_ones());
+        if warp.wait(lanes) {
             Ok(())
         } else {
             Err(self.stuck(warp))

@@ -5,7 +5,7 @@
 //!
 //! It is stricter than a GPU. An access beyond an allocation, of freed memory or misaligned, a read of memory never
 //! written, a race, a barrier that not all reach, lanes that wait for others that never arrive, and a loop without an end
-//! are each a [`Fault`] that names kernel, line, CTA, warp and, where there is one, the lane.
+//! are each a [`Fault`](fault::Fault) that names kernel, line, CTA, warp and, where there is one, the lane.
 
 mod access;
 mod block;
@@ -31,6 +31,7 @@ mod program;
 mod race;
 mod residency;
 mod shared;
+mod tag;
 mod together;
 mod warp;
 

@@ -1,29 +1,24 @@
 //! Shared memory of a CTA, and who used which byte of it since the last barrier.
 //!
-//! Each byte has the tag of its last write and of its reads since: the interval between barriers and the warp. Tags of an
-//! earlier CTA are below the first interval of this one, which is also how memory never written is known.
+//! Each byte has the tag of its last write and of its reads since: see `tag`.
 
 use super::fault::{Cause, Done, Trouble};
 use super::lanes::each;
 use super::op::{V32, V64};
 use super::race::Act;
+use super::tag::{LAST_EPOCH, Tag};
 
 /// Where shared memory begins in the generic address space.
 pub(super) const SHARED_WINDOW: u64 = 1 << 56;
 /// Where local memory does.
 pub(super) const LOCAL_WINDOW: u64 = 1 << 57;
 
-/// In the place of a warp's number: several have read, or have updated by atomics.
-const SEVERAL: u32 = 63;
-const ATOMIC: u32 = 64;
-const EPOCH: u32 = 128;
-/// Intervals after which the tags start anew.
-const LAST_EPOCH: u32 = u32::MAX / EPOCH - 1;
-
-/// Who makes an access: the warp, the program counter, and the lines of the text by program counter.
+/// Who makes an access: the warp, how often its lanes have met at `bar.warp.sync`, the program counter, and the lines of
+/// the text by program counter.
 #[derive(Clone, Copy)]
 pub(super) struct Site<'a> {
     pub(super) warp: u32,
+    pub(super) meetings: u32,
     pub(super) pc: u32,
     pub(super) lines: &'a [u32],
 }
@@ -31,8 +26,8 @@ pub(super) struct Site<'a> {
 /// The tags of four bytes, and where the last accesses stand.
 #[derive(Clone, Copy, Default)]
 struct Word {
-    written: [u32; 4],
-    read: [u32; 4],
+    written: [Tag; 4],
+    read: [Tag; 4],
     writer: u32,
     reader: u32,
 }
@@ -40,6 +35,7 @@ struct Word {
 pub(super) struct Shared {
     bytes: Vec<u8>,
     tags: Vec<Word>,
+    /// The first interval between barriers of this CTA, and the one that is.
     first: u32,
     epoch: u32,
 }
@@ -56,17 +52,21 @@ impl Shared {
 
     /// For the next CTA.
     pub(super) fn start(&mut self) {
-        if self.epoch >= LAST_EPOCH / 2 {
-            self.tags.fill(Word::default());
-            self.epoch = 0;
-        }
-        self.epoch += 1;
+        self.barrier();
         self.first = self.epoch;
     }
 
     /// A barrier of the CTA is complete.
     pub(super) fn barrier(&mut self) {
-        self.epoch = (self.epoch + 1).min(LAST_EPOCH);
+        if self.epoch == LAST_EPOCH {
+            // All that was is ordered before all that will be: only what was written in this CTA still matters.
+            for word in &mut self.tags {
+                word.written = word.written.map(|tag| tag.renumbered(self.first));
+                word.read = [Tag::default(); 4];
+            }
+            (self.first, self.epoch) = (1, 1);
+        }
+        self.epoch += 1;
     }
 
     /// Checks the addresses of an access of so many bytes a lane.
@@ -96,57 +96,35 @@ impl Shared {
 
     /// Notes reads of checked addresses.
     pub(super) fn note_reads(&mut self, at: &V64, mask: u32, bytes: u64, site: Site<'_>) -> Done {
-        let mine = self.epoch * EPOCH + site.warp;
-        let several = self.epoch * EPOCH + SEVERAL;
-        let (least, now) = (self.first * EPOCH, self.epoch * EPOCH);
+        let (first, now) = (self.first, self.epoch);
+        let all = Tag::of_several_warps(now);
+        let several = Tag::new(now, site.meetings, site.warp, 0).and_other_lanes();
         for lane in each(mask) {
+            let mine = Tag::new(now, site.meetings, site.warp, lane as u32);
             let (from, to) = (at[lane] as usize, (at[lane] + bytes) as usize);
             let mut byte = from;
             while byte < to {
                 let word = &mut self.tags[byte / 4];
-                let whole = byte % 4 == 0 && to - byte >= 4;
                 let last = word.written[byte % 4];
-                // Written by one before the barrier, or by this warp.
-                if whole
-                    && word.written == [last; 4]
-                    && last >= least
-                    && (last < now || last == mine)
-                {
-                    if word.read != [mine; 4] && word.read != [several; 4] {
-                        for read in &mut word.read {
-                            *read = if *read < now || *read == mine {
-                                mine
-                            } else {
-                                several
-                            };
-                        }
+                // The frequent case: a whole word, written by one before the barrier.
+                let whole = byte.is_multiple_of(4) && to - byte >= 4;
+                if whole && last.before(now) && !last.before(first) && word.written == [last; 4] {
+                    // Another reader tells nothing new.
+                    if word.read != [several; 4] && word.read != [all; 4] {
+                        word.read = word.read.map(|read| read.and(mine));
                         word.reader = site.pc;
                     }
                     byte += 4;
                     continue;
                 }
-                if last < least {
-                    return Err(Trouble::new(
-                        Cause::LaunchFailed,
-                        lane as u32,
-                        format!("reads byte {byte} of shared memory, which was never written"),
-                    ));
+                if last.before(first) {
+                    return Err(never_written(lane, Act::Read, byte));
                 }
-                if last >= now && last != mine {
-                    return Err(race(
-                        site,
-                        lane,
-                        Act::Read,
-                        byte,
-                        (Act::Write, last, word.writer),
-                    ));
+                if !last.ordered(mine) {
+                    let other = (Act::Write, last, word.writer);
+                    return Err(race(site, lane, Act::Read, byte, other));
                 }
-                let read = &mut word.read[byte % 4];
-                *read = if *read < now || *read == mine {
-                    mine
-                } else {
-                    several
-                };
+                word.read[byte % 4] = word.read[byte % 4].and(mine);
                 word.reader = site.pc;
                 byte += 1;
             }
@@ -162,37 +140,36 @@ impl Shared {
         bytes: u64,
         (act, site): (Act, Site<'_>),
     ) -> Done {
-        let now = self.epoch * EPOCH;
-        let mine = now + site.warp;
         let atomic = act == Act::Atomic;
         for lane in each(mask) {
+            let mine = Tag::new(self.epoch, site.meetings, site.warp, lane as u32);
+            let mine = if atomic { mine.by_atomic() } else { mine };
+            // Lanes that write one value to one place, in one instruction.
+            let with_others =
+                !atomic && each(mask & !(1 << lane)).any(|other| at[other] == at[lane]);
             for byte in at[lane] as usize..(at[lane] + bytes) as usize {
                 let word = &mut self.tags[byte / 4];
                 let last = word.written[byte % 4];
-                let new = if !atomic {
-                    mine
-                } else if last >= now && last != mine | ATOMIC && last & ATOMIC != 0 {
-                    (now + SEVERAL) | ATOMIC
-                } else {
-                    mine | ATOMIC
-                };
-                if atomic && last < self.first * EPOCH {
-                    return Err(Trouble::new(
-                        Cause::LaunchFailed,
-                        lane as u32,
-                        format!("updates byte {byte} of shared memory, which was never written"),
-                    ));
+                if atomic && last.before(self.first) {
+                    return Err(never_written(lane, act, byte));
                 }
-                let others =
-                    last >= now && last & !ATOMIC != mine && !(atomic && last & ATOMIC != 0);
-                if others {
-                    return Err(race(site, lane, act, byte, (Act::Write, last, word.writer)));
+                let together = atomic && last.is_atomic() && !last.before(self.epoch);
+                let again = with_others && word.writer == site.pc && last == mine.and_other_lanes();
+                if !together && !again && !last.ordered(mine) {
+                    let other = (Act::Write, last, word.writer);
+                    return Err(race(site, lane, act, byte, other));
                 }
                 let read = word.read[byte % 4];
-                if read >= now && read != mine {
+                if !read.ordered(mine) {
                     return Err(race(site, lane, act, byte, (Act::Read, read, word.reader)));
                 }
-                word.written[byte % 4] = new;
+                word.written[byte % 4] = if together {
+                    last.and(mine)
+                } else if with_others {
+                    mine.and_other_lanes()
+                } else {
+                    mine
+                };
                 word.writer = site.pc;
             }
         }
@@ -231,18 +208,26 @@ impl Shared {
     }
 }
 
+fn never_written(lane: usize, act: Act, byte: usize) -> Box<Trouble> {
+    Trouble::new(
+        Cause::LaunchFailed,
+        lane as u32,
+        format!(
+            "{} byte {byte} of shared memory, which was never written",
+            act.verb()
+        ),
+    )
+}
+
 fn race(
     site: Site<'_>,
     lane: usize,
     act: Act,
     byte: usize,
-    (other_act, tag, pc): (Act, u32, u32),
+    (other_act, tag, pc): (Act, Tag, u32),
 ) -> Box<Trouble> {
-    let other = match tag % ATOMIC {
-        SEVERAL => "other warps".into(),
-        warp => format!("warp {warp}"),
-    };
-    let other_act = if other_act == Act::Write && tag & ATOMIC != 0 {
+    let (who, between) = tag.who(site.warp);
+    let other_act = if other_act == Act::Write && tag.is_atomic() {
         Act::Atomic
     } else {
         other_act
@@ -251,7 +236,7 @@ fn race(
         Cause::LaunchFailed,
         lane as u32,
         format!(
-            "race: {} byte {byte} of shared memory, which {other} {} at line {}, no barrier between",
+            "race: {} byte {byte} of shared memory, which {who} {} at line {}, no {between} between",
             act.verb(),
             other_act.past(),
             site.lines.get(pc as usize).copied().unwrap_or(0)
@@ -268,6 +253,7 @@ mod tests {
     fn site(warp: u32, pc: u32) -> Site<'static> {
         Site {
             warp,
+            meetings: 0,
             pc,
             lines: &LINES,
         }
@@ -387,5 +373,89 @@ mod tests {
                 .note_writes(&at(0), 1, 4, (Act::Atomic, site(0, 1)))
                 .is_err()
         );
+    }
+
+    #[test]
+    fn lanes_of_a_warp_are_ordered_where_they_meet() {
+        let mut shared = Shared::new(8);
+        let at_2 = |meetings| Site {
+            meetings,
+            ..site(3, 2)
+        };
+        // Lane 0 writes, lane 1 reads.
+        shared
+            .note_writes(&at(0), 1, 4, (Act::Write, site(3, 0)))
+            .expect("first");
+        shared.note_reads(&at(0), 1, 4, at_2(0)).expect("its own");
+        let error = shared.note_reads(&at(0), 2, 4, at_2(0)).expect_err("race");
+        assert!(
+            error
+                .text
+                .contains("lane 0 wrote at line 10, no bar.warp.sync between"),
+            "{}",
+            error.text
+        );
+        shared
+            .note_reads(&at(0), 2, 4, at_2(1))
+            .expect("they have met");
+        shared
+            .note_reads(&at(0), 8, 4, at_2(1))
+            .expect("another reader");
+        // Lanes 1 and 3 may still read when lane 0 writes again, unless they meet.
+        let error = shared
+            .note_writes(&at(0), 1, 1, (Act::Write, at_2(1)))
+            .expect_err("race");
+        assert!(
+            error.text.contains("other lanes read at line 12"),
+            "{}",
+            error.text
+        );
+        shared
+            .note_writes(&at(0), 1, 1, (Act::Write, at_2(2)))
+            .expect("they have met");
+    }
+
+    #[test]
+    fn lanes_may_write_one_value_together() {
+        let mut shared = Shared::new(4);
+        shared
+            .note_writes(&at(0), 0b1110, 4, (Act::Write, site(0, 0)))
+            .expect("one value");
+        assert!(
+            shared
+                .note_writes(&at(0), 0b1000, 4, (Act::Write, site(0, 1)))
+                .is_err()
+        );
+        assert!(
+            shared
+                .note_writes(&at(0), 0b1000, 4, (Act::Write, site(1, 0)))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn intervals_can_be_numbered_anew() {
+        let mut shared = Shared::new(8);
+        shared.start();
+        shared
+            .note_writes(&at(0), 1, 4, (Act::Write, site(0, 0)))
+            .expect("first");
+        shared.epoch = LAST_EPOCH;
+        shared.barrier();
+        shared
+            .note_reads(&at(0), 1, 4, site(1, 1))
+            .expect("written, and ordered");
+        assert!(shared.note_reads(&at(4), 1, 4, site(1, 1)).is_err());
+        assert!(
+            shared
+                .note_writes(&at(0), 1, 4, (Act::Write, site(2, 2)))
+                .is_err()
+        );
+        shared.barrier();
+        shared
+            .note_writes(&at(0), 1, 4, (Act::Write, site(2, 2)))
+            .expect("after the barrier");
+        shared.start();
+        assert!(shared.note_reads(&at(0), 1, 4, site(1, 1)).is_err());
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Warp {
     pub(super) alive: u32,
     /// Instructions that it has executed.
     pub(super) steps: u64,
+    /// How often lanes have met at `bar.warp.sync`.
+    pub(super) meetings: u32,
     pub(super) local: Vec<u8>,
     pub(super) local_written: Vec<bool>,
 }
@@ -50,6 +52,7 @@ impl Warp {
             present: 0,
             alive: 0,
             steps: 0,
+            meetings: 0,
             local: Vec::new(),
             local_written: Vec::new(),
         }
@@ -74,6 +77,7 @@ impl Warp {
         self.present = present;
         self.alive = present;
         self.steps = 0;
+        self.meetings = 0;
         let local = 32 * code.local_bytes as usize;
         self.local.clear();
         self.local.resize(local, super::block::NEVER_WRITTEN);
@@ -109,14 +113,15 @@ impl Warp {
         self.active != 0 || self.choose()
     }
 
-    /// The active lanes wait where they are for others. Whether any lane of the warp can go on.
-    pub(super) fn wait(&mut self) -> bool {
+    /// Some of the active lanes wait where they are for others; the rest goes on. Whether any lane of the warp can.
+    pub(super) fn wait(&mut self, lanes: u32) -> bool {
         self.others.push(Group {
             pc: self.pc,
-            lanes: self.active,
+            lanes,
             waits: true,
         });
-        self.active = 0;
+        self.active &= !lanes;
+        self.pc += 1;
         self.choose()
     }
 

@@ -203,22 +203,21 @@ fn operands(wanted: &str, instruction: &Instruction) -> String {
     )
 }
 
-/// Where variables lie if they follow each other; then their size and alignment. Dynamic ones begin behind all others.
+/// Where variables lie if they follow each other; then their size and alignment. Dynamic ones begin behind all others. The
+/// parser has seen to it that there is room for all.
 fn placed(variables: &[crate::ptx::Variable]) -> (Vec<u64>, u64, u64) {
-    let mut end: u64 = 0;
-    let mut starts = Vec::new();
-    for variable in variables {
-        let start = end.next_multiple_of(variable.align.max(1));
-        starts.push(start);
-        if !variable.dynamic {
-            end = start + variable.bytes;
+    let (mut end, mut align) = (0_u64, 1);
+    let mut starts = vec![0; variables.len()];
+    for dynamic in [false, true] {
+        for (start, variable) in starts.iter_mut().zip(variables) {
+            if variable.dynamic == dynamic {
+                *start = end.next_multiple_of(variable.align.max(1));
+                align = align.max(variable.align);
+                if !dynamic {
+                    end = *start + variable.bytes;
+                }
+            }
         }
     }
-    let align = variables.iter().map(|variable| variable.align).max();
-    for (start, variable) in starts.iter_mut().zip(variables) {
-        if variable.dynamic {
-            *start = end.next_multiple_of(variable.align.max(1));
-        }
-    }
-    (starts, end, align.unwrap_or(1))
+    (starts, end, align)
 }

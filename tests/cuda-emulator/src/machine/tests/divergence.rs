@@ -123,6 +123,31 @@ fn members_that_never_arrive() {
 }
 
 #[test]
+fn a_lane_that_a_guard_turns_off_goes_on() {
+    // Lanes from 16 on first pass the shuffle, then come back to it.
+    let device = Device::new(
+        1,
+        &format!(
+            "{PLACE}
+            setp.lt.u32 %p1, %r1, 16;
+            AGAIN:
+            @%p1 shfl.sync.idx.b32 %r5, %r1, 20, 31, -1;
+            @%p1 bra OUT;
+            setp.lt.u32 %p1, %r1, 99;
+            bra AGAIN;
+            OUT:
+            st.global.u32 [%rd8], %r5;
+            ret;"
+        ),
+    );
+    let to = device.raw(128);
+    let counts = device.launch(1, 32, &[to]).expect("all come");
+    assert_eq!(device.read(to, 32), [20; 32]);
+    // Turned off for half of the lanes, then carried out by all.
+    assert_eq!(counts.by_kind["shfl.sync.idx.b32"], 16 + 32);
+}
+
+#[test]
 fn members_include_the_lane_itself() {
     let device = Device::new(0, "bar.warp.sync 0x7fffffff;\nret;");
     faults(

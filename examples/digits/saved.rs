@@ -1,0 +1,165 @@
+//! A run that is saved after every epoch, and goes on from there.
+//!
+//! The optimizer saves itself: `NAME-EPOCHS.lion`. Parameters and losses are the trainer's, and lie beside
+//! it in `NAME-EPOCHS.trainer`, which is written first: where the checkpoint is, the other is too.
+
+use crate::network::Network;
+use crate::train::Plan;
+use anyhow::{Context, Result, ensure};
+use lion::Lion;
+use lion::checkpoint::Rotation;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Checkpoints of a run that are kept.
+const KEEP: usize = 2;
+
+/// How far a run has come.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Progress {
+    pub(crate) epochs: u32,
+    /// Loss of each minibatch so far.
+    pub(crate) losses: Vec<f32>,
+}
+
+/// The checkpoints of an optimizer, whose name becomes one of a file.
+fn rotation(folder: &Path, name: &str) -> Rotation {
+    let letters = name.to_lowercase().replace(", ", "-");
+    Rotation::new(folder, letters, KEEP)
+}
+
+/// What the trainer keeps beside a checkpoint.
+fn beside(checkpoint: &Path) -> PathBuf {
+    checkpoint.with_extension("trainer")
+}
+
+/// Saves a run, and removes all but its last checkpoints.
+pub(crate) fn save(
+    folder: &Path,
+    name: &str,
+    plan: &Plan,
+    lion: &Lion,
+    network: &Network,
+    progress: &Progress,
+) -> Result<()> {
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    let rotation = rotation(folder, name);
+    let before = rotation.files()?;
+    let trainer = beside(&rotation.path(progress.epochs.into()));
+    let mut bytes = header(plan, network);
+    bytes.extend(network.parameters().flat_map(|x| x.to_le_bytes()));
+    bytes.extend(progress.losses.iter().flat_map(|x| x.to_le_bytes()));
+    fs::write(&trainer, bytes).with_context(|| format!("cannot write {}", trainer.display()))?;
+    rotation.save(lion, progress.epochs.into())?;
+    for (_, checkpoint) in before.iter().filter(|(_, checkpoint)| !checkpoint.exists()) {
+        fs::remove_file(beside(checkpoint))
+            .with_context(|| format!("cannot remove {}", beside(checkpoint).display()))?;
+    }
+    Ok(())
+}
+
+/// Puts network and optimizer where the last save left off.
+pub(crate) fn load(
+    folder: &Path,
+    name: &str,
+    plan: &Plan,
+    lion: &mut Lion,
+    network: &mut Network,
+) -> Result<Progress> {
+    let files = rotation(folder, name).files()?;
+    let (epochs, checkpoint) = files
+        .first()
+        .with_context(|| format!("{} has no checkpoint of {name}", folder.display()))?;
+    let trainer = beside(checkpoint);
+    let bytes = fs::read(&trainer).with_context(|| format!("cannot read {}", trainer.display()))?;
+    let rest = bytes.strip_prefix(&header(plan, network)[..]);
+    let rest = rest.with_context(|| {
+        let run = trainer.display();
+        format!("{run} is of a run with other --seed, --lr, --epochs, or another network")
+    })?;
+    let (words, cut) = rest.as_chunks::<4>();
+    ensure!(
+        cut.is_empty() && words.len() > network.len(),
+        "{} is cut short",
+        trainer.display()
+    );
+    lion.load(checkpoint)?;
+    let (parameters, losses) = words.split_at(network.len());
+    for (x, &word) in network.parameters_mut().zip(parameters) {
+        *x = f32::from_le_bytes(word);
+    }
+    Ok(Progress {
+        epochs: u32::try_from(*epochs)?,
+        losses: losses
+            .iter()
+            .map(|&word| f32::from_le_bytes(word))
+            .collect(),
+    })
+}
+
+/// What must be the same for a run to go on.
+fn header(plan: &Plan, network: &Network) -> Vec<u8> {
+    let numbers = [
+        plan.seed,
+        plan.lr.to_bits(),
+        plan.epochs.into(),
+        network.len() as u64,
+    ];
+    numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Digits;
+    use crate::random::Random;
+    use crate::train::Saving;
+    use lion::Lion8bit;
+
+    #[test]
+    fn a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one() {
+        let digits = Digits::read(Path::new(crate::DATA)).unwrap();
+        let (training, test) = digits.split(&mut Random::new(1, 0));
+        let mut plan = Plan {
+            training,
+            test,
+            epochs: 4,
+            lr: 1e-3,
+            seed: 1,
+        };
+        let run = |plan: &Plan, saving: Saving| {
+            let lion = Lion8bit::builder().weight_decay(1.0).stochastic_state(true);
+            plan.train("Lion8bit", lion.build().unwrap().into(), &saving)
+        };
+        let whole = run(&plan, Saving::default()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runs");
+        let save = Some(path.clone());
+        let resume = save.clone();
+        let killed = Saving {
+            save: save.clone(),
+            stop_after: Some(3),
+            resume: None,
+        };
+        assert_ne!(run(&plan, killed).unwrap().checksum, whole.checksum);
+        // Two checkpoints, and what lies beside each.
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 4);
+        let resumed = Saving {
+            save,
+            resume: resume.clone(),
+            stop_after: None,
+        };
+        let resumed = run(&plan, resumed).unwrap();
+        assert_eq!(resumed.checksum, whole.checksum);
+        assert_eq!(resumed.losses, whole.losses);
+
+        plan.lr = 2e-3;
+        let other = Saving {
+            resume,
+            ..Saving::default()
+        };
+        let error = run(&plan, other).unwrap_err().to_string();
+        assert!(error.contains("other --seed, --lr, --epochs"), "{error}");
+    }
+}

@@ -1,0 +1,81 @@
+//! Loads bytes as a checkpoint, as they are and with their checksums made right, into a fresh and into a
+//! used optimizer. Nothing may panic, and a load that fails may change nothing.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use lion::checkpoint::{Checkpoint, load};
+use lion::cpu::Cpu;
+use lion::{CheckpointError, Dtype, Lion, Load, LoadPolicy, Overrides, ParamSpec};
+use std::io::Cursor;
+
+/// The parameters of the seeds, some of them.
+fn optimizer(used: bool) -> Lion {
+    let cpu = Cpu::new().expect("a CPU");
+    let mut lion = Lion::builder()
+        .backend(cpu)
+        .build()
+        .expect("defaults are right");
+    let eight = Overrides::new().optim_bits(8).min_8bit_size(1);
+    let eight_bits = ParamSpec::new("w", 5, Dtype::Bf16).overrides(eight);
+    for spec in [eight_bits, ParamSpec::new("m", 6, Dtype::F32)] {
+        let handle = lion.register(spec).expect("both fit");
+        if used {
+            let mut record = lion.export_state(handle).expect("states are in memory");
+            record.steps = 7;
+            lion.import_state(handle, &record).expect("it is its own");
+        }
+    }
+    lion
+}
+
+fn state(lion: &Lion) -> String {
+    let infos: Vec<_> = lion.parameters().collect();
+    let records = infos.iter().map(|info| lion.export_state(info.handle).ok());
+    let records: Vec<_> = records.collect();
+    format!(
+        "{:?} {:?} {infos:?} {records:?}",
+        lion.defaults(),
+        lion.groups()
+    )
+}
+
+fn try_load(lion: &mut Lion, bytes: &[u8], how: Load) -> Result<(), CheckpointError> {
+    let mut checkpoint = Checkpoint::read(Cursor::new(bytes), "input")?;
+    load(lion, &mut checkpoint, how).map(drop)
+}
+
+fn repair(bytes: &mut [u8]) {
+    if bytes.len() < 36 {
+        return;
+    }
+    bytes[..8].copy_from_slice(b"\x89LION\r\n\x1A");
+    bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+    let len = bytes.len() as u64;
+    bytes[24..32].copy_from_slice(&len.to_le_bytes());
+    let header = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
+    let end = header.saturating_add(36).min(len) as usize;
+    let checksum = crc32fast::hash(&bytes[36..end]);
+    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+    let checksum = crc32fast::hash(&bytes[..32]);
+    bytes[32..36].copy_from_slice(&checksum.to_le_bytes());
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut bytes = data.to_vec();
+    for repaired in [false, true] {
+        if repaired {
+            repair(&mut bytes);
+        }
+        for used in [false, true] {
+            for policy in [LoadPolicy::Exact, LoadPolicy::Subset] {
+                let mut lion = optimizer(used);
+                let before = state(&lion);
+                let how = Load::new().policy(policy);
+                if let Err(error) = try_load(&mut lion, &bytes, how) {
+                    assert!(!error.to_string().is_empty());
+                    assert_eq!(state(&lion), before, "{error}");
+                }
+            }
+        }
+    }
+});

@@ -1,0 +1,257 @@
+//! An optimizer put where another left off: checked whole, written in parts, then committed.
+
+use crate::optimizer::resolve;
+use crate::{
+    Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec, Scope, State,
+    StateRequest,
+};
+
+/// What is set for an optimizer as a whole.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// The defaults that are set.
+    pub defaults: Overrides,
+    /// The groups.
+    pub groups: Vec<Group>,
+}
+
+/// What is known of one parameter besides the numbers of its state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamRecord {
+    /// The parameter.
+    pub handle: Handle,
+    /// Its group, by position in [`Settings::groups`]. Without settings it stays in the group it is in.
+    pub group: Option<usize>,
+    /// What is set for it alone. Without settings it keeps what is set, but for the seed.
+    pub overrides: Overrides,
+    /// Steps done.
+    pub steps: u64,
+    /// Seed of its stochastic rounding.
+    pub seed: u64,
+    /// The order in memory that the state belongs to; `None` before the first step.
+    pub order: Option<Layout>,
+}
+
+/// A change of an optimizer to what records say, checked but not done.
+///
+/// [`Optimizer::restore`] begins it, [`state`](Restore::state) gives out the states to write, and
+/// [`commit`](Restore::commit) does the rest. Where the numbers turn out to be bad on the way,
+/// [`abandon`](Restore::abandon) leaves an optimizer that had not stepped as it was.
+///
+/// ```
+/// # use lion_core::*;
+/// # fn example(mut optimizer: Optimizer, w: Handle) -> Result<(), Error> {
+/// let records = vec![ParamRecord {
+///     handle: w,
+///     group: None,
+///     overrides: Overrides::new(),
+///     steps: 17,
+///     seed: 4,
+///     order: Some(Layout::RowMajor),
+/// }];
+/// let mut restore = optimizer.restore(None, records)?;
+/// restore.state(0).write(0, 0, &1.5f32.to_le_bytes())?;
+/// restore.commit();
+/// assert_eq!(optimizer.info(w)?.steps, 17);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Restore<'a> {
+    optimizer: &'a mut Optimizer,
+    settings: Option<Settings>,
+    /// For each parameter of the optimizer its place among the settings' groups and its
+    /// hyper-parameters.
+    resolved: Vec<(Option<usize>, Hyper)>,
+    /// For each record the index of its parameter, and whether its state was fresh.
+    targets: Vec<(usize, bool)>,
+    records: Vec<ParamRecord>,
+}
+
+impl Optimizer {
+    /// Begins to put parameters where records left off. With `settings`, defaults, groups, and the
+    /// group and overrides of each parameter that has a record are replaced; groups that only this
+    /// optimizer has are kept, and at every scope what it says of paging.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::InvalidHyper`],
+    /// [`Error::EmptyName`], [`Error::DuplicateGroup`]; [`Error::UnknownGroup`] for a position beyond
+    /// the groups; [`Error::BitsFixed`] and [`Error::PagingFixed`] where the hyper-parameters ask
+    /// for another state than there is; [`Error::StateMismatch`] for a count of steps or an order in memory that no run
+    /// leaves behind.
+    pub fn restore(
+        &mut self,
+        settings: Option<Settings>,
+        mut records: Vec<ParamRecord>,
+    ) -> Result<Restore<'_>, Error> {
+        let settings = settings.map(|s| self.merge(s)).transpose()?;
+        let mut of_param: Vec<Option<usize>> = vec![None; self.params.len()];
+        let mut targets = Vec::with_capacity(records.len());
+        for (i, record) in records.iter().enumerate() {
+            let index = self.index(record.handle)?;
+            let entry = &self.params[index];
+            if of_param[index].replace(i).is_some() {
+                return Err(Error::RepeatedParameter {
+                    parameter: entry.name(),
+                });
+            }
+            record.overrides.check(|| Scope::Parameter(entry.name()))?;
+            entry.check_progress(record.steps, record.order.as_ref())?;
+            targets.push((index, entry.fresh));
+        }
+        let defaults = settings.as_ref().map_or(&self.defaults, |s| &s.defaults);
+        let groups = settings.as_ref().map_or(&self.groups, |s| &s.groups);
+        let mut resolved = Vec::with_capacity(self.params.len());
+        for (entry, record) in self.params.iter().zip(of_param) {
+            let mut record = record.map(|i| &mut records[i]);
+            let group = match (&record, &settings) {
+                (Some(record), Some(_)) => record.group,
+                (_, None) => entry.group,
+                (None, Some(settings)) => entry.group.and_then(|group| {
+                    let name = &self.groups[group].name;
+                    settings.groups.iter().position(|g| g.name == *name)
+                }),
+            };
+            let group_overrides = match group.map(|group| groups.get(group).ok_or(group)) {
+                None => None,
+                Some(Ok(group)) => Some(&group.overrides),
+                Some(Err(group)) => {
+                    return Err(Error::UnknownGroup {
+                        group: format!("#{group} of parameter `{}`", entry.name),
+                    });
+                }
+            };
+            let overrides = match (&record, &settings) {
+                (Some(record), Some(_)) => record.overrides.placed_as(&entry.overrides),
+                _ => entry.overrides,
+            };
+            let mut hyper = resolve(defaults, group_overrides, &entry.name, overrides);
+            if let Some(record) = &mut record {
+                record.overrides = overrides;
+                if hyper.seed != record.seed {
+                    record.overrides.seed = Some(record.seed);
+                    hyper.seed = record.seed;
+                }
+            }
+            entry.check_state(&hyper)?;
+            resolved.push((group, hyper));
+        }
+        Ok(Restore {
+            optimizer: self,
+            settings,
+            resolved,
+            targets,
+            records,
+        })
+    }
+
+    /// Checks settings, and adds the groups that only this optimizer has.
+    fn merge(&self, mut settings: Settings) -> Result<Settings, Error> {
+        settings.defaults.check(|| Scope::Defaults)?;
+        settings.defaults = settings.defaults.placed_as(&self.defaults);
+        let own = |name: &str| self.groups.iter().find(|group| group.name == name);
+        let mut names = std::collections::HashSet::new();
+        for group in &mut settings.groups {
+            let placed = own(&group.name).map_or_else(Overrides::new, |own| own.overrides);
+            group.overrides = group.overrides.placed_as(&placed);
+        }
+        for group in &settings.groups {
+            if group.name.is_empty() {
+                return Err(Error::EmptyName);
+            }
+            if !names.insert(group.name.as_str()) {
+                return Err(Error::DuplicateGroup {
+                    group: group.name.clone(),
+                });
+            }
+            let scope = || Scope::Group(group.name.clone());
+            group.overrides.check(scope)?;
+        }
+        let kept = self.groups.iter();
+        let kept: Vec<Group> = kept
+            .filter(|group| !names.contains(group.name.as_str()))
+            .cloned()
+            .collect();
+        settings.groups.extend(kept);
+        Ok(settings)
+    }
+}
+
+impl Restore<'_> {
+    /// Whether no state that has a record has been stepped or written before: then
+    /// [`abandon`](Restore::abandon) can undo all that is written to them.
+    pub fn is_fresh(&self) -> bool {
+        self.targets.iter().all(|&(_, fresh)| fresh)
+    }
+
+    /// The state of the parameter of a record, by the record's position, to be written.
+    ///
+    /// # Panics
+    /// If there is no such record.
+    pub fn state(&mut self, record: usize) -> &mut dyn State {
+        let (index, _) = self.targets[record];
+        let entry = &mut self.optimizer.params[index];
+        entry.fresh = false;
+        &mut *entry.state
+    }
+
+    /// Does all that is left once the states are written.
+    pub fn commit(self) {
+        let Restore {
+            optimizer,
+            settings,
+            resolved,
+            targets,
+            records,
+        } = self;
+        if let Some(Settings { defaults, groups }) = settings {
+            optimizer.defaults = defaults;
+            optimizer.groups = groups;
+        }
+        for (entry, (group, hyper)) in optimizer.params.iter_mut().zip(resolved) {
+            entry.group = group;
+            entry.hyper = hyper;
+        }
+        for ((index, _), record) in targets.into_iter().zip(records) {
+            let entry = &mut optimizer.params[index];
+            entry.overrides = record.overrides;
+            entry.steps = record.steps;
+            entry.layout = record.order;
+        }
+    }
+
+    /// Gives up: states that were fresh are fresh again. Others keep what has been written to them.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] where a state cannot be written.
+    pub fn abandon(self) -> Result<(), Error> {
+        for &(index, fresh) in &self.targets {
+            let entry = &mut self.optimizer.params[index];
+            if !fresh || entry.fresh {
+                continue;
+            }
+            let bits = entry.state.layout().bits();
+            let request = StateRequest::new(&entry.name, bits, entry.len.min(1));
+            let blank = self.optimizer.backend.allocate(&request);
+            let reset = blank.and_then(|blank| refill(&*blank, &mut *entry.state));
+            reset.map_err(|source| entry.backend_error(source))?;
+            entry.fresh = true;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the numbers of a fresh state of one element, which are the same for any length.
+fn refill(blank: &dyn State, state: &mut dyn State) -> Result<(), crate::BackendError> {
+    const PART: usize = 64 << 10;
+    for (plane, spec) in state.layout().planes().iter().enumerate() {
+        let size = PlaneSpec::bytes(spec, state.len());
+        let mut number = vec![0; spec.plane_type.bytes().min(size)];
+        blank.read(plane, 0, &mut number)?;
+        let part = number.repeat(PART / spec.plane_type.bytes());
+        for offset in (0..size).step_by(PART) {
+            state.write(plane, offset, &part[..PART.min(size - offset)])?;
+        }
+    }
+    Ok(())
+}

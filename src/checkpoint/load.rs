@@ -1,0 +1,231 @@
+//! Loading a checkpoint into an optimizer: compared by name first, then read into the states in place.
+
+use super::error::{CheckpointError, Difference};
+use super::read::{Checkpoint, Plane, Tensor};
+use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
+use std::io::{Read, Seek};
+use std::path::Path;
+
+/// What is done about parameters that only the file or only the optimizer has, and about those that
+/// differ in length, type or width of state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoadPolicy {
+    /// [`CheckpointError::Mismatch`] lists them all, and nothing is loaded.
+    #[default]
+    Exact,
+    /// What fits is loaded, the rest is left, and the report lists it. A parameter whose type alone
+    /// differs fits, as no state depends on it.
+    Subset,
+}
+
+/// How a checkpoint is loaded.
+///
+/// ```
+/// use lion::{Load, LoadPolicy};
+/// let load = Load::new().policy(LoadPolicy::Subset).keep_settings(true);
+/// assert_ne!(load, Load::default());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    policy: LoadPolicy,
+    keep_settings: bool,
+}
+
+impl Load {
+    /// All parameters or none, with the hyper-parameters of the file.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What is done about parameters that differ.
+    #[must_use]
+    pub fn policy(mut self, policy: LoadPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Whether hyper-parameters, groups and overrides of the optimizer are kept, and only states, step
+    /// counts and seeds loaded.
+    #[must_use]
+    pub fn keep_settings(mut self, keep: bool) -> Self {
+        self.keep_settings = keep;
+        self
+    }
+}
+
+/// What a load did, by the names of parameters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LoadReport {
+    /// Those that go on where the file left off.
+    pub loaded: Vec<String>,
+    /// Those that the file lacks. They keep the state they had, which is that before the first step in
+    /// an optimizer that has not stepped.
+    pub fresh: Vec<String>,
+    /// Those of the file that the optimizer lacks.
+    pub left: Vec<String>,
+    /// Those that both have but differ, and were not loaded: they keep the state they had.
+    pub different: Vec<Difference>,
+}
+
+impl LoadReport {
+    /// Under [`LoadPolicy::Exact`] an error if anything is not loaded.
+    pub(crate) fn refuse(
+        &mut self,
+        policy: LoadPolicy,
+        path: &Path,
+    ) -> Result<(), CheckpointError> {
+        let all = self.fresh.is_empty() && self.left.is_empty() && self.different.is_empty();
+        if all || policy == LoadPolicy::Subset {
+            return Ok(());
+        }
+        Err(CheckpointError::Mismatch {
+            path: path.to_owned(),
+            missing: std::mem::take(&mut self.fresh),
+            additional: std::mem::take(&mut self.left),
+            different: std::mem::take(&mut self.different),
+        })
+    }
+}
+
+/// Loads a file into an optimizer, as [`Lion::load_with`](crate::Lion::load_with).
+///
+/// # Errors
+/// As there.
+pub fn load<R: Read + Seek + Send>(
+    optimizer: &mut Optimizer,
+    checkpoint: &mut Checkpoint<R>,
+    how: Load,
+) -> Result<LoadReport, CheckpointError> {
+    let path = checkpoint.source.path.clone();
+    let optimizer_error = |source| CheckpointError::Optimizer {
+        path: path.clone(),
+        source,
+    };
+    let (report, records, planes) = compare(optimizer, checkpoint, how.policy)?;
+    let settings = (!how.keep_settings).then(|| checkpoint.settings().clone());
+    let restore = optimizer
+        .restore(settings, records)
+        .map_err(optimizer_error)?;
+    transfer(restore, &report.loaded, &path, |take| {
+        read_planes(checkpoint, &report.loaded, &planes, take)
+    })?;
+    Ok(report)
+}
+
+/// Takes a part of a plane: position of the parameter, plane, offset in it, bytes.
+pub(crate) type Take<'a, E> = dyn FnMut(usize, usize, usize, &[u8]) -> Result<(), E> + 'a;
+
+/// Writes what `read` reads into states, and commits. `read` checks on the way what it reads; where it
+/// fails, nothing has changed.
+pub(crate) fn transfer<E: From<CheckpointError>>(
+    mut restore: Restore<'_>,
+    names: &[String],
+    path: &Path,
+    mut read: impl FnMut(&mut Take<'_, E>) -> Result<(), E>,
+) -> Result<(), E> {
+    let failed = |source| CheckpointError::Optimizer {
+        path: path.to_owned(),
+        source,
+    };
+    // A used state cannot be had back once it is written to, so there all bytes are checked before the
+    // first is loaded. A fresh one is the same number over and over: it is read once, checked on the way
+    // and made fresh again where the file turns out bad.
+    if !restore.is_fresh() {
+        read(&mut |_, _, _, _| Ok(()))?;
+    }
+    let written = read(&mut |i, plane, at, part| {
+        let written = restore.state(i).write(plane, at, part);
+        written.map_err(|source| {
+            let parameter = Some(names[i].clone());
+            failed(lion_core::Error::Backend { parameter, source }).into()
+        })
+    });
+    match written {
+        Ok(()) => {
+            restore.commit();
+            Ok(())
+        }
+        Err(error) => {
+            restore.abandon().map_err(failed)?;
+            Err(error)
+        }
+    }
+}
+
+/// What is loaded into each parameter.
+type Loads = (LoadReport, Vec<ParamRecord>, Vec<Vec<Plane>>);
+
+/// Finds what fits and what does not.
+fn compare<R: Read + Seek + Send>(
+    optimizer: &Optimizer,
+    checkpoint: &mut Checkpoint<R>,
+    policy: LoadPolicy,
+) -> Result<Loads, CheckpointError> {
+    let mut report = LoadReport::default();
+    let (mut records, mut planes) = (Vec::new(), Vec::new());
+    let mut seen = std::collections::HashSet::new();
+    for tensor in checkpoint.tensors()? {
+        let tensor = tensor?;
+        let known = optimizer
+            .handle(&tensor.name)
+            .and_then(|h| optimizer.info(h));
+        let Ok(info) = known else {
+            report.left.push(tensor.name);
+            continue;
+        };
+        seen.insert(info.name);
+        if let Some(difference) = difference(&tensor, &info, policy) {
+            report.different.push(difference);
+            continue;
+        }
+        records.push(ParamRecord {
+            handle: info.handle,
+            group: tensor.group,
+            overrides: tensor.overrides,
+            steps: tensor.steps,
+            seed: tensor.seed,
+            order: tensor.order,
+        });
+        planes.push(tensor.planes);
+        report.loaded.push(tensor.name);
+    }
+    let missing = optimizer
+        .parameters()
+        .filter(|info| !seen.contains(info.name));
+    report.fresh = missing.map(|info| info.name.to_owned()).collect();
+    report.refuse(policy, &checkpoint.source.path)?;
+    Ok((report, records, planes))
+}
+
+fn difference(tensor: &Tensor, info: &ParamInfo<'_>, policy: LoadPolicy) -> Option<Difference> {
+    let (what, given, wanted) = if tensor.len != info.len as u64 {
+        ("length", tensor.len.to_string(), info.len.to_string())
+    } else if tensor.layout != info.layout {
+        ("state", tensor.layout.to_owned(), info.layout.to_owned())
+    } else if tensor.dtype != info.dtype && policy == LoadPolicy::Exact {
+        ("type", tensor.dtype.to_string(), info.dtype.to_string())
+    } else {
+        return None;
+    };
+    Some(Difference::of(info.name, what, given, wanted))
+}
+
+/// Reads and checks the planes of what is loaded, in the order of the file.
+fn read_planes<R: Read + Seek + Send>(
+    checkpoint: &mut Checkpoint<R>,
+    names: &[String],
+    planes: &[Vec<Plane>],
+    take: &mut Take<'_, CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let mut buffer = Vec::new();
+    for (i, (name, planes)) in names.iter().zip(planes).enumerate() {
+        for (index, plane) in planes.iter().enumerate() {
+            checkpoint.plane(name, plane, &mut buffer, |at, part| {
+                take(i, index, at, part)
+            })?;
+        }
+    }
+    Ok(())
+}

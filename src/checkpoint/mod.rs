@@ -1,0 +1,94 @@
+//! Checkpoints: all that a run needs to go on elsewhere, in one file.
+//!
+//! A checkpoint has hyper-parameters, groups and overrides, and of each parameter the name, the step
+//! count, the seed and the state. It does not have the parameters themselves, which are the trainer's.
+//! A run that is saved, loaded into an optimizer with the same parameters and goes on has the same bits
+//! as one that was never interrupted, on any backend, paged or not: where states lie is not in the file.
+//!
+//! ```
+//! use lion::{Dtype, Lion8bit, ParamSpec};
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("run.lion");
+//! let grad = vec![0.5f32; 8192];
+//! let (mut weight, mut lion) = (vec![1.0f32; 8192], Lion8bit::builder().lr(0.25).build()?);
+//! let w = lion.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
+//! lion.step([(w, &mut weight, &grad)])?;
+//! let bytes = lion.save(&path)?;
+//! assert!(bytes < 8192 + 128 + 512);
+//!
+//! // Elsewhere: the same parameters by name, in any order.
+//! let mut resumed = Lion8bit::builder().build()?;
+//! let w = resumed.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
+//! let report = resumed.load(&path)?;
+//! assert_eq!(report.loaded, ["weight"]);
+//! assert_eq!(resumed.info(w)?.steps, 1);
+//! resumed.step([(w, &mut weight, &grad)])?;
+//! assert_eq!(weight[0], 0.5); // 1 - 2 * 0.25, the learning rate of the file
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The bytes are specified in docs/format.md.
+
+mod error;
+mod load;
+mod read;
+mod record;
+mod rotation;
+mod save;
+mod source;
+mod write;
+
+pub use error::{CheckpointError, Damage, Difference};
+pub use load::{Load, LoadPolicy, LoadReport, load};
+pub use read::{Checkpoint, Plane, Tensor, Tensors};
+pub use record::VERSION;
+pub use rotation::Rotation;
+pub use save::save;
+
+#[cfg(feature = "interop")]
+pub(crate) use {
+    load::{Take, transfer},
+    save::replace,
+    source::{PART, Source},
+};
+
+use crate::Lion;
+use std::path::Path;
+
+impl Lion {
+    /// Saves hyper-parameters and states into a file, and returns its bytes. See [`checkpoint`](self).
+    ///
+    /// # Errors
+    /// As [`checkpoint::save`](save). What was in the file before is still there.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<u64, CheckpointError> {
+        save(self, path)
+    }
+
+    /// Goes on where a file left off: all parameters of the file, and no others, must be registered, by
+    /// name in any order.
+    ///
+    /// # Errors
+    /// As [`load_with`](Lion::load_with).
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport, CheckpointError> {
+        self.load_with(path, Load::new())
+    }
+
+    /// Goes on where a file left off.
+    ///
+    /// Needs no second copy of the states. If all that are loaded are as they were registered, the file
+    /// is read once; else twice, as all of it is checked before anything changes.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`], [`CheckpointError::NotACheckpoint`],
+    /// [`CheckpointError::UnknownVersion`], [`CheckpointError::Damaged`],
+    /// [`CheckpointError::Mismatch`], [`CheckpointError::Optimizer`]. The optimizer is as it was, except
+    /// where states that have been stepped are being loaded and the file system or the backend fails
+    /// after the file has been checked.
+    pub fn load_with(
+        &mut self,
+        path: impl AsRef<Path>,
+        how: Load,
+    ) -> Result<LoadReport, CheckpointError> {
+        load(self, &mut Checkpoint::open(path)?, how)
+    }
+}

@@ -1,0 +1,267 @@
+//! A file that is read forwards, whose position and length are known.
+
+use super::error::{CheckpointError, Damage};
+use super::record::CONFIG;
+use bincode::Decode;
+use bincode::error::DecodeError;
+use crc32fast::Hasher;
+use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::path::PathBuf;
+use std::sync::mpsc;
+
+/// Bytes that are read at a time.
+pub(crate) const PART: usize = 1 << 20;
+
+/// A plane of as many bytes is read by a thread of its own.
+const AHEAD: u64 = 8 * PART as u64;
+
+/// Parts between that thread and the one that takes them.
+const BUFFERS: usize = 4;
+
+#[derive(Debug)]
+pub(crate) struct Source<R> {
+    reader: BufReader<R>,
+    position: u64,
+    len: u64,
+    /// What errors call the file.
+    pub(crate) path: PathBuf,
+}
+
+impl<R: Read + Seek> Source<R> {
+    pub(crate) fn new(mut reader: R, path: PathBuf) -> Result<Self, CheckpointError> {
+        let len = reader
+            .seek(SeekFrom::End(0))
+            .and_then(|len| reader.rewind().map(|()| len));
+        match len {
+            Ok(len) => Ok(Source {
+                reader: BufReader::with_capacity(64 << 10, reader),
+                position: 0,
+                len,
+                path,
+            }),
+            Err(source) => Err(CheckpointError::Io {
+                action: "read",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// Bytes of the file.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    pub(crate) fn seek(&mut self, to: u64) -> Result<(), CheckpointError> {
+        // Both are offsets within a file, which has no more than i64::MAX bytes.
+        let by = to.wrapping_sub(self.position) as i64;
+        self.reader
+            .seek_relative(by)
+            .map_err(|source| self.io(source))?;
+        self.position = to;
+        Ok(())
+    }
+
+    /// Fills a buffer that the file has the bytes for.
+    pub(crate) fn fill(&mut self, into: &mut [u8]) -> Result<(), CheckpointError> {
+        match self.reader.read_exact(into) {
+            Ok(()) => {
+                self.position += into.len() as u64;
+                Ok(())
+            }
+            Err(source) if source.kind() == ErrorKind::UnexpectedEof => Err(self.cut_short(into)),
+            Err(source) => Err(self.io(source)),
+        }
+    }
+
+    /// Gives out `bytes` bytes in parts, each with its place among them.
+    pub(crate) fn parts(
+        &mut self,
+        bytes: u64,
+        buffer: &mut [u8],
+        mut take: impl FnMut(usize, &[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError>
+    where
+        R: Send,
+    {
+        if bytes >= AHEAD {
+            return self.parts_ahead(bytes, take);
+        }
+        let mut done = 0;
+        while done < bytes {
+            let len = (bytes - done).min(buffer.len() as u64) as usize;
+            let part = &mut buffer[..len];
+            self.fill(part)?;
+            take(done as usize, part)?;
+            done += len as u64;
+        }
+        Ok(())
+    }
+
+    /// As [`parts`](Source::parts), read by a thread that goes ahead while parts are taken.
+    fn parts_ahead(
+        &mut self,
+        bytes: u64,
+        mut take: impl FnMut(usize, &[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError>
+    where
+        R: Send,
+    {
+        let path = self.path.clone();
+        std::thread::scope(|scope| {
+            let (give_empty, empty) = mpsc::channel();
+            let (give_full, full) = mpsc::channel();
+            for _ in 0..BUFFERS {
+                // Cannot fail: the receiver is here.
+                let _ = give_empty.send(vec![0; PART]);
+            }
+            let read = move || {
+                let mut left = bytes;
+                while left > 0 {
+                    // Where the other side has gone nobody wants the rest.
+                    let Ok(mut buffer) = empty.recv() else {
+                        break;
+                    };
+                    buffer.truncate(left.min(PART as u64) as usize);
+                    left -= buffer.len() as u64;
+                    let part = self.fill(&mut buffer).map(|()| buffer);
+                    if part.is_err() {
+                        left = 0;
+                    }
+                    let _ = give_full.send(part);
+                }
+            };
+            let thread = std::thread::Builder::new().spawn_scoped(scope, read);
+            thread.map_err(|source| CheckpointError::Io {
+                action: "start a thread to read",
+                path,
+                source,
+            })?;
+            let mut done = 0;
+            for part in full {
+                let part = part?;
+                take(done, &part)?;
+                done += part.len();
+                let _ = give_empty.send(part);
+            }
+            Ok(())
+        })
+    }
+
+    /// The checksum of the next bytes.
+    pub(crate) fn checksum(&mut self, bytes: u64) -> Result<u32, CheckpointError>
+    where
+        R: Send,
+    {
+        let mut buffer = vec![0; (bytes.min(64 << 10)) as usize];
+        let mut hasher = Hasher::new();
+        self.parts(bytes, &mut buffer, |_, part| {
+            hasher.update(part);
+            Ok(())
+        })?;
+        Ok(hasher.finalize())
+    }
+
+    /// Decodes a record that ends before `end`.
+    pub(crate) fn decode<T: Decode<()>>(&mut self, end: u64) -> Result<T, CheckpointError> {
+        let start = self.position;
+        let mut within = Within {
+            reader: &mut self.reader,
+            left: end.saturating_sub(start),
+        };
+        let decoded = bincode::decode_from_std_read(&mut within, CONFIG);
+        let left = within.left;
+        self.position = end - left;
+        decoded.map_err(|error| match error {
+            DecodeError::Io { inner, .. } if inner.kind() != ErrorKind::UnexpectedEof => {
+                self.io(inner)
+            }
+            error => self.damaged(
+                start,
+                None,
+                Damage::Record {
+                    source: Box::new(Undecodable(error)),
+                },
+            ),
+        })
+    }
+
+    pub(crate) fn io(&self, source: io::Error) -> CheckpointError {
+        CheckpointError::Io {
+            action: "read",
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    pub(crate) fn damaged(
+        &self,
+        offset: u64,
+        parameter: Option<&str>,
+        damage: Damage,
+    ) -> CheckpointError {
+        CheckpointError::Damaged {
+            path: self.path.clone(),
+            offset,
+            parameter: parameter.map(str::to_owned),
+            damage,
+        }
+    }
+
+    fn cut_short(&self, into: &[u8]) -> CheckpointError {
+        let wanted = self.position + into.len() as u64;
+        let given = self.len.min(wanted - 1);
+        self.damaged(given, None, Damage::CutShort { given, wanted })
+    }
+}
+
+/// A reader of no more than a number of bytes, which it counts down.
+struct Within<'a, R> {
+    reader: &'a mut R,
+    left: u64,
+}
+
+impl<R: Read> Read for Within<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = into
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let read = self.reader.read(&mut into[..most])?;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+/// What bincode says, in words.
+#[derive(Debug)]
+struct Undecodable(DecodeError);
+
+impl std::fmt::Display for Undecodable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            DecodeError::Io { .. } | DecodeError::UnexpectedEnd { .. } => {
+                f.write_str("the header ends in it")
+            }
+            DecodeError::LimitExceeded | DecodeError::OutsideUsizeRange(_) => {
+                f.write_str("a length in it is beyond any that is written")
+            }
+            DecodeError::Utf8 { inner } => write!(f, "a name in it is not UTF-8: {inner}"),
+            DecodeError::InvalidBooleanValue(given) => {
+                write!(f, "a truth value in it is {given}, wanted 0 or 1")
+            }
+            DecodeError::UnexpectedVariant { found, .. } => {
+                write!(
+                    f,
+                    "the mark of an optional value in it is {found}, wanted 0 or 1"
+                )
+            }
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+impl std::error::Error for Undecodable {}

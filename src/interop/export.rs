@@ -1,0 +1,161 @@
+//! Writing states under the names of bitsandbytes.
+
+use super::{InteropError, QMAP, STEP, planes};
+use crate::CheckpointError;
+use crate::checkpoint::{PART, replace};
+use lion_core::{Bits, Layout, Optimizer, ParamInfo, PlaneSpec};
+use lion_quant::CODEBOOK;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Where the bytes of a tensor come from.
+enum Content {
+    Plane(usize),
+    Codebook,
+    Step,
+}
+
+/// One tensor of the file.
+struct Part<'a> {
+    info: &'a ParamInfo<'a>,
+    key: &'static str,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    content: Content,
+}
+
+/// Writes the states of all parameters into a safetensors file, and takes the place of an earlier file
+/// as a whole, as [`checkpoint::save`](crate::checkpoint::save) does.
+///
+/// # Errors
+/// [`InteropError::Order`] for a state that is not in row-major order; [`InteropError::Header`];
+/// [`InteropError::File`] as [`checkpoint::save`](crate::checkpoint::save).
+pub fn export(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<(), InteropError> {
+    let path = path.as_ref();
+    let mut infos: Vec<_> = optimizer.parameters().collect();
+    infos.sort_unstable_by_key(|info| info.name);
+    let mut parts = Vec::new();
+    for info in &infos {
+        if !matches!(info.order, None | Some(Layout::RowMajor)) {
+            return Err(InteropError::Order {
+                parameter: info.name.to_owned(),
+            });
+        }
+        parts.extend(parts_of(info));
+    }
+    // Types by falling size, so that each tensor is aligned in a mapped file.
+    parts.sort_by_key(|part| std::cmp::Reverse(part.dtype.bitsize()));
+    let header = header(&parts)?;
+    replace(path, |writer| {
+        let failed = |source| CheckpointError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        };
+        writer.write_all(&header).map_err(failed)?;
+        let mut buffer = Vec::new();
+        for part in &parts {
+            part.write(optimizer, path, &mut buffer, |bytes| {
+                writer.write_all(bytes)
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// The tensors of one parameter.
+fn parts_of<'a>(info: &'a ParamInfo<'a>) -> Vec<Part<'a>> {
+    let part = |key, dtype, shape, content| Part {
+        info,
+        key,
+        dtype,
+        shape,
+        content,
+    };
+    let mut parts = vec![part(STEP, Dtype::I64, Vec::new(), Content::Step)];
+    for (index, &(key, dtype)) in planes(info.bits).iter().enumerate() {
+        let numbers = if index == 0 {
+            info.len
+        } else {
+            info.len.div_ceil(lion_core::BLOCK)
+        };
+        parts.push(part(key, dtype, vec![numbers], Content::Plane(index)));
+    }
+    if info.bits == Bits::Eight {
+        parts.push(part(
+            QMAP,
+            Dtype::F32,
+            vec![CODEBOOK.len()],
+            Content::Codebook,
+        ));
+    }
+    parts
+}
+
+/// Length of the header, and the header, padded so that what follows is aligned.
+fn header(parts: &[Part<'_>]) -> Result<Vec<u8>, InteropError> {
+    let mut end = 0;
+    let infos = parts.iter().map(|part| {
+        let start = end;
+        end += part.shape.iter().product::<usize>() * part.dtype.bitsize() / 8;
+        let info = TensorInfo {
+            dtype: part.dtype,
+            shape: part.shape.clone(),
+            data_offsets: (start, end),
+        };
+        (format!("{}.{}", part.info.name, part.key), info)
+    });
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = Metadata::new(Some(format), infos.collect())
+        .map_err(|source| InteropError::Header { source })?;
+    let mut json = serde_json::to_vec(&metadata).map_err(|error| InteropError::Header {
+        source: error.into(),
+    })?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut json);
+    Ok(header)
+}
+
+impl Part<'_> {
+    fn write(
+        &self,
+        optimizer: &Optimizer,
+        path: &Path,
+        buffer: &mut Vec<u8>,
+        mut write: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), CheckpointError> {
+        let failed = |source| CheckpointError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        };
+        let plane = match self.content {
+            Content::Plane(plane) => plane,
+            Content::Codebook => {
+                let codebook = CODEBOOK.map(f32::to_le_bytes);
+                return write(codebook.as_flattened()).map_err(failed);
+            }
+            Content::Step => return write(&self.info.steps.to_le_bytes()).map_err(failed),
+        };
+        let backend = |source| CheckpointError::Optimizer {
+            path: path.to_owned(),
+            source,
+        };
+        let state = optimizer.state(self.info.handle).map_err(backend)?;
+        let bytes = PlaneSpec::bytes(&state.layout().planes()[plane], self.info.len);
+        buffer.resize(bytes.min(PART), 0);
+        for offset in (0..bytes).step_by(PART) {
+            let part = &mut buffer[..PART.min(bytes - offset)];
+            state.read(plane, offset, part).map_err(|source| {
+                let parameter = Some(self.info.name.to_owned());
+                backend(lion_core::Error::Backend { parameter, source })
+            })?;
+            write(part).map_err(failed)?;
+        }
+        Ok(())
+    }
+}

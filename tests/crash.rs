@@ -1,0 +1,228 @@
+//! Saves that are cut off: by a kill at any instant, or by a disk that is full.
+#![allow(clippy::unwrap_used)]
+#![cfg(unix)]
+
+use lion::{CheckpointError, Dtype, Lion, Lion8bit, ParamSpec};
+use lion_test_support::{Rng, child};
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
+
+const N: usize = 400_000;
+const KILLS: usize = 100;
+
+fn optimizer() -> Lion {
+    let mut lion: Lion = Lion8bit::builder().lr(0.5).build().unwrap().into();
+    for name in ["a", "b"] {
+        lion.register(ParamSpec::new(name, N, Dtype::F32)).unwrap();
+    }
+    lion
+}
+
+/// A step that leaves another state behind each time.
+fn step(lion: &mut Lion) {
+    let handles: Vec<_> = lion.parameters().map(|info| info.handle).collect();
+    let steps = lion.info(handles[0]).unwrap().steps;
+    let grad: Vec<f32> = (0..N)
+        .map(|i| (i as u64 * 31 + steps * 17 + 1) as f32)
+        .collect();
+    let mut params = [vec![0.0f32; N], vec![0.0f32; N]];
+    let updates = handles.into_iter().zip(&mut params);
+    lion.step(updates.map(|(handle, p)| (handle, p, &grad)))
+        .unwrap();
+}
+
+/// The file holds the state after some step whole: with its own count of steps it is the file that a
+/// run of as many steps saves.
+fn steps_of_whole(path: &Path, reference: &mut Lion, folder: &Path) -> u64 {
+    let mut lion = optimizer();
+    lion.load(path).unwrap();
+    let steps = lion.parameters().next().unwrap().steps;
+    while reference.parameters().next().unwrap().steps < steps {
+        step(reference);
+    }
+    let wanted = folder.join("reference");
+    reference.save(&wanted).unwrap();
+    assert!(
+        fs::read(path).unwrap() == fs::read(&wanted).unwrap(),
+        "after {steps} steps"
+    );
+    steps
+}
+
+#[test]
+fn a_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint() {
+    let seed = std::env::var("LION_TEST_SEED").map_or_else(
+        |_| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
+        |seed| seed.parse().unwrap(),
+    );
+    println!("LION_TEST_SEED={seed}");
+    let mut rng = Rng::new(seed);
+    let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let path = folder.path().join("run.lion");
+    let (mut reference, mut steps, mut cut, mut whole) = (optimizer(), 0, 0, 0);
+    reference.save(&path).unwrap();
+    let names = || fs::read_dir(folder.path()).unwrap().count();
+    for kill in 0..KILLS {
+        let mut saver = child("saver")
+            .env("LION_CRASH", &path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The first save is measured, and the kill comes during one of the next.
+        let mut lines = BufReader::new(saver.stdout.take().unwrap()).lines();
+        let mut wait_for = |word: &str| {
+            let mut lines = lines.by_ref().map(Result::unwrap);
+            lines.find(|line| line.ends_with(word)).unwrap();
+            Instant::now()
+        };
+        let start = wait_for("saving");
+        let save_time = wait_for("saved") - start;
+        for _ in 0..rng.below(2) {
+            wait_for("saved");
+        }
+        let start = wait_for("saving");
+        let instant = save_time.mul_f64(rng.below(1000) as f64 / 1000.0);
+        std::thread::sleep(instant.saturating_sub(start.elapsed()));
+        saver.kill().unwrap();
+        saver.wait().unwrap();
+        // Saves of this child before the one it was killed in have removed what others left.
+        match names() {
+            1 => whole += 1,
+            _ => cut += 1,
+        }
+        let found = steps_of_whole(&path, &mut reference, other.path());
+        assert!(found > steps, "kill {kill}: {found} steps after {steps}");
+        steps = found;
+    }
+    println!("{KILLS} kills: {cut} left an unfinished file, {whole} none; {steps} steps saved");
+    // The instants are spread over a save, or this has tested nothing.
+    assert!(
+        cut.min(whole) >= KILLS / 20,
+        "{cut} kills while the file was written, {whole} not"
+    );
+    reference.save(&path).unwrap();
+    assert_eq!(names(), 1, "an unfinished file is left");
+}
+
+/// Goes on where the file left off, and saves after each step, until it is killed.
+#[test]
+fn saver() {
+    let Ok(path) = std::env::var("LION_CRASH") else {
+        return;
+    };
+    let mut lion = optimizer();
+    lion.load(&path).unwrap();
+    loop {
+        step(&mut lion);
+        println!("saving");
+        lion.save(&path).unwrap();
+        println!("saved");
+    }
+}
+
+/// A file that is being written is no leftover, whoever else saves beside it.
+#[test]
+fn saves_of_the_same_file_at_once_leave_one_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut lion = optimizer();
+                step(&mut lion);
+                for _ in 0..20 {
+                    lion.save(&path).unwrap();
+                }
+            });
+        }
+    });
+    let mut lion = optimizer();
+    lion.load(&path).unwrap();
+    assert_eq!(lion.parameters().next().unwrap().steps, 1);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// Starts the test `full` from a shell that does something before.
+fn full_after(shell: &[&str], prepare: &str, folder: &Path) -> std::io::Result<Output> {
+    let test = child("full");
+    let mut command = Command::new(shell[0]);
+    command
+        .args(&shell[1..])
+        .args(["-c", &format!("{prepare} && exec \"$0\" \"$@\"")]);
+    command.arg(test.get_program()).args(test.get_args());
+    command.env("LION_FULL", folder).output()
+}
+
+fn assert_full(output: &Output) {
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("full: "),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_file_that_may_not_grow_leaves_the_old_one() {
+    // A limit on the size of files: writes beyond it fail, once its signal is ignored.
+    let folder = tempfile::tempdir().unwrap();
+    let output = full_after(&["sh"], "trap '' XFSZ && ulimit -f 400", folder.path());
+    assert_full(&output.unwrap());
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    // A file system of 600 KiB, which only the child sees.
+    let folder = tempfile::tempdir().unwrap();
+    let mount = format!(
+        "mount -t tmpfs -o size=600k none '{}'",
+        folder.path().display()
+    );
+    let mounted = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &mount])
+        .output();
+    match mounted {
+        Ok(output) if output.status.success() => {}
+        other => {
+            println!("SKIPPED a full disk: no file system can be mounted here: {other:?}");
+            return;
+        }
+    }
+    let output = full_after(&["unshare", "--mount", "sh"], &mount, folder.path());
+    assert_full(&output.unwrap());
+}
+
+/// Saves a small checkpoint and then a larger one that there is no room for.
+#[test]
+fn full() {
+    let Ok(folder) = std::env::var("LION_FULL") else {
+        return;
+    };
+    let path = Path::new(&folder).join("run.lion");
+    let mut small = Lion::builder().build().unwrap();
+    let w = small
+        .register(ParamSpec::new("w", 1000, Dtype::F32))
+        .unwrap();
+    small
+        .step([(w, &mut vec![0.0f32; 1000], &vec![1.0f32; 1000])])
+        .unwrap();
+    small.save(&path).unwrap();
+    let error = optimizer().save(&path).unwrap_err();
+    let CheckpointError::Io { source, .. } = &error else {
+        panic!("{error}");
+    };
+    let full = [ErrorKind::StorageFull, ErrorKind::FileTooLarge];
+    assert!(full.contains(&source.kind()), "{error}");
+    println!("full: {error}");
+    let mut again = Lion::builder().build().unwrap();
+    let w = again
+        .register(ParamSpec::new("w", 1000, Dtype::F32))
+        .unwrap();
+    again.load(&path).unwrap();
+    assert_eq!(again.info(w).unwrap().steps, 1);
+    // Nothing is left of the save that failed.
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+}

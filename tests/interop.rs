@@ -1,0 +1,315 @@
+//! States to and from bitsandbytes, bit for bit.
+#![allow(clippy::unwrap_used)]
+
+use lion::quant::CODEBOOK;
+use lion::{Dtype, Lion, LoadPolicy, Overrides, ParamSpec, Planes, bf16, interop};
+use lion_test_support::RecordFile;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype as FileType, SafeTensors, serialize_to_file};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn from_root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A tensor to write: name, type, shape, bytes.
+type Part = (&'static str, FileType, Vec<usize>, Vec<u8>);
+
+fn floats(name: &'static str, numbers: &[f32]) -> Part {
+    let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    (name, FileType::F32, vec![numbers.len()], bytes)
+}
+
+fn codes(name: &'static str, codes: &[u8]) -> Part {
+    (name, FileType::U8, vec![codes.len()], codes.to_vec())
+}
+
+fn step(name: &'static str, step: i64) -> Part {
+    (name, FileType::I64, vec![], step.to_le_bytes().to_vec())
+}
+
+fn write(path: &Path, parts: &[Part]) {
+    let views = parts.iter().map(|(name, dtype, shape, bytes)| {
+        (
+            *name,
+            TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
+        )
+    });
+    serialize_to_file(views, None, path).unwrap();
+}
+
+/// A state of 8 bits of 300 elements after 3 steps.
+fn good() -> Vec<Part> {
+    let numbers: Vec<u8> = (0..300).map(|i| (i * 7 % 256) as u8).collect();
+    vec![
+        codes("w.state1", &numbers),
+        floats("w.absmax1", &[0.5, 2.0]),
+        floats("w.qmap1", &CODEBOOK),
+        step("w.step", 3),
+    ]
+}
+
+fn optimizer(n: usize, bits: u32) -> Lion {
+    let mut lion = Lion::builder()
+        .optim_bits(bits)
+        .min_8bit_size(0)
+        .build()
+        .unwrap();
+    lion.register(ParamSpec::new("w", n, Dtype::F32)).unwrap();
+    lion
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("states.safetensors");
+    (folder, path)
+}
+
+/// States of bitsandbytes itself, as recorded by tests/vectors/golden/generate.py.
+#[test]
+fn recorded_states_of_bitsandbytes_come_in_and_go_out() {
+    let (_folder, path) = folder();
+    let read =
+        |name: &str| RecordFile::read(&from_root("tests/vectors/golden").join(name)).unwrap();
+    let eight = read("lion8_f32.safetensors");
+    let (c, a) = (eight.bytes("c.8").unwrap(), eight.floats("a.8").unwrap());
+    let m = read("lion32_bf16.safetensors").floats("m.8").unwrap();
+    let q = read("qmap_signed.safetensors").floats("qmap").unwrap();
+    let parts = vec![
+        codes("layer.0.weight.state1", &c),
+        floats("layer.0.weight.absmax1", &a),
+        floats("layer.0.weight.qmap1", &q),
+        step("layer.0.weight.step", 8),
+        floats("layer.0.bias.state1", &m),
+        step("layer.0.bias.step", 8),
+    ];
+    write(&path, &parts);
+    let mut lion = Lion::builder().optim_bits(8).seed(4).build().unwrap();
+    let bias = ParamSpec::new("layer.0.bias", m.len(), Dtype::Bf16);
+    let bias = lion.register(bias).unwrap();
+    let weight = lion
+        .register(ParamSpec::new("layer.0.weight", c.len(), Dtype::F32))
+        .unwrap();
+    let seed = lion.info(weight).unwrap().hyper.seed;
+    let report = interop::import(&mut lion, &path, LoadPolicy::Exact).unwrap();
+    assert_eq!(report.loaded, ["layer.0.bias", "layer.0.weight"]);
+    let record = lion.export_state(weight).unwrap();
+    assert_eq!((record.steps, record.seed), (8, seed));
+    assert_eq!(
+        record.planes,
+        Planes::Blockwise8 {
+            codes: c,
+            absmax: a
+        }
+    );
+    let record = lion.export_state(bias).unwrap();
+    assert_eq!(record.planes, Planes::Momentum32 { momentum: m });
+
+    let out = path.with_file_name("out.safetensors");
+    interop::export(&lion, &out).unwrap();
+    let (given, wanted) = (fs::read(&out).unwrap(), fs::read(&path).unwrap());
+    let [given, wanted] = [&given, &wanted].map(|bytes| SafeTensors::deserialize(bytes).unwrap());
+    assert_eq!(given.len(), wanted.len());
+    for (name, tensor) in wanted.iter() {
+        let other = given.tensor(name).unwrap();
+        assert_eq!(
+            (other.dtype(), other.shape()),
+            (tensor.dtype(), tensor.shape()),
+            "{name}"
+        );
+        assert!(other.data() == tensor.data(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_no_state_of_lion_is_refused_by_name() {
+    let (_folder, path) = folder();
+    let with = |change: fn(&mut Vec<Part>)| {
+        let mut parts = good();
+        change(&mut parts);
+        parts
+    };
+    let cases: [(Vec<Part>, &str); 12] = [
+        (
+            with(|p| p[2] = floats("w.qmap1", &CODEBOOK.map(|q| q.abs()))),
+            "`w.qmap1` is not the signed dynamic map: number 0 is 9.9296874e-1, wanted -9.9296874e-1",
+        ),
+        (
+            with(|p| p[1] = floats("w.absmax1", &[0.5])),
+            "parameter `w` is quantized in blocks of 2048, wanted 256",
+        ),
+        (
+            with(|p| p[1] = floats("w.absmax1", &[0.5; 3])),
+            "`w.absmax1` is F32 of shape [3], wanted 2 numbers of F32",
+        ),
+        (
+            with(|p| p[1] = floats("w.absmax1", &[0.5, -1.0])),
+            "number 1 of `w.absmax1` is -1, wanted finite numbers",
+        ),
+        (with(|p| drop(p.remove(2))), "tensor `w.qmap1` is missing"),
+        (with(|p| drop(p.remove(0))), "tensor `w.state1` is missing"),
+        (with(|p| drop(p.remove(3))), "tensor `w.step` is missing"),
+        (
+            with(|p| p.push(codes("w.state2", &[0; 300]))),
+            "tensor `w.state2` is not of a Lion state",
+        ),
+        (
+            with(|p| p[3] = floats("w.step", &[3.0])),
+            "`w.step` is F32 of shape [1], wanted one number of I64",
+        ),
+        (
+            with(|p| p[3] = step("w.step", -1)),
+            "state steps: the record has 18446744073709551615",
+        ),
+        (
+            with(|p| {
+                p[0] = floats("w.state1", &[1.0; 300]);
+            }),
+            "it differs in `w` (state 32 bits, wanted 8 bits)",
+        ),
+        (
+            vec![codes("w.state1", &[0; 299]), step("w.step", 1)],
+            "it differs in `w` (length 299, wanted 300)",
+        ),
+    ];
+    for (parts, message) in cases {
+        write(&path, &parts);
+        let mut lion = optimizer(300, 8);
+        let handle = lion.handle("w").unwrap();
+        let before = lion.export_state(handle).unwrap();
+        let error = interop::import(&mut lion, &path, LoadPolicy::Exact).unwrap_err();
+        assert!(
+            error.to_string().contains(message),
+            "{error}\nwanted: {message}"
+        );
+        assert_eq!(lion.export_state(handle).unwrap(), before);
+    }
+    // Files that are none.
+    write(&path, &good());
+    let whole = fs::read(&path).unwrap();
+    for cut in [0, 7, 8, 20, whole.len() - 1] {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let error = interop::import(&mut optimizer(300, 8), &path, LoadPolicy::Exact).unwrap_err();
+        assert!(
+            error.to_string().contains("is no safetensors file"),
+            "{error}"
+        );
+    }
+    // A 32-bit state has nothing but itself.
+    let parts = [floats("w.state1", &[f32::NAN; 3]), step("w.step", 1)];
+    write(&path, &parts);
+    let error = interop::import(&mut optimizer(3, 32), &path, LoadPolicy::Exact).unwrap_err();
+    assert!(
+        error.to_string().contains("number 0 of `w.state1` is NaN"),
+        "{error}"
+    );
+}
+
+#[test]
+fn parameters_without_a_state_are_fresh_under_the_policy() {
+    let (_folder, path) = folder();
+    write(&path, &good());
+    let mut lion = optimizer(300, 8);
+    let new = lion.register(ParamSpec::new("new", 3, Dtype::F32)).unwrap();
+    let error = interop::import(&mut lion, &path, LoadPolicy::Exact).unwrap_err();
+    assert!(error.to_string().contains("it lacks `new`"), "{error}");
+    let report = interop::import(&mut lion, &path, LoadPolicy::Subset).unwrap();
+    assert_eq!(
+        (report.loaded, report.fresh),
+        (vec!["w".to_owned()], vec!["new".to_owned()])
+    );
+    assert_eq!(lion.info(new).unwrap().steps, 0);
+
+    // An order that PyTorch cannot know of.
+    let mut p = ndarray::Array2::<f32>::zeros((3, 1)).reversed_axes();
+    lion.step([(new, &mut p, &ndarray::Array2::<f32>::ones((1, 3)))])
+        .unwrap();
+    interop::export(&lion, &path).unwrap();
+    let eight = Overrides::new().optim_bits(32);
+    let turned = lion
+        .register(ParamSpec::new("turned", 6, Dtype::F32).overrides(eight))
+        .unwrap();
+    let mut p = ndarray::Array2::<f32>::zeros((3, 2)).reversed_axes();
+    let g = ndarray::Array2::<f32>::ones((3, 2)).reversed_axes();
+    lion.step([(turned, &mut p, &g)]).unwrap();
+    let error = interop::export(&lion, &path).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("parameter `turned`: its elements do not lie in row-major")
+    );
+}
+
+/// Both directions with bitsandbytes in the loop. `LION_TEST_PYTHON` is a Python that has it.
+#[test]
+fn states_go_to_bitsandbytes_and_back_with_every_bit() {
+    let Some(python) = std::env::var_os("LION_TEST_PYTHON") else {
+        println!("SKIPPED bitsandbytes: LION_TEST_PYTHON names no Python that has it");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(format!("{name}.safetensors"));
+    let run = |command: &str, names: [&str; 2]| {
+        let mut script = Command::new(&python);
+        script
+            .arg(from_root("tests/python/exchange.py"))
+            .arg(command)
+            .args(names.map(path));
+        let output = script.output().unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+    };
+    let make = || {
+        let mut lion = Lion::builder().optim_bits(8).build().unwrap();
+        for (name, n, dtype) in [
+            ("1.weight", 64 * 70, Dtype::Bf16),
+            ("1.bias", 70, Dtype::Bf16),
+            ("0.weight", 96 * 64, Dtype::F32),
+            ("0.bias", 64, Dtype::F32),
+        ] {
+            lion.register(ParamSpec::new(name, n, dtype)).unwrap();
+        }
+        lion
+    };
+    let states = |lion: &Lion| -> Vec<_> {
+        let all = lion
+            .parameters()
+            .map(|info| lion.export_state(info.handle).unwrap());
+        all.collect()
+    };
+
+    // From there to here and back.
+    run("make", ["made", "made"]);
+    let mut lion = make();
+    interop::import(&mut lion, path("made"), LoadPolicy::Exact).unwrap();
+    assert!(lion.parameters().all(|info| info.steps == 3));
+    interop::export(&lion, path("returned")).unwrap();
+    run("same", ["made", "returned"]);
+
+    // From here to there and back: codes that bitsandbytes itself never writes included.
+    for (handle, n) in lion
+        .parameters()
+        .map(|i| (i.handle, i.len))
+        .collect::<Vec<_>>()
+    {
+        let grad: Vec<f32> = (0..n)
+            .map(|i| 1e-7 * ((i * 37 % 1001) as f32 - 500.0))
+            .collect();
+        let mut param = vec![bf16::ZERO; n];
+        let result = if lion.info(handle).unwrap().dtype == Dtype::F32 {
+            lion.step([(handle, &mut vec![0.0f32; n], &grad)])
+        } else {
+            lion.step([(handle, &mut param, &grad)])
+        };
+        result.unwrap();
+    }
+    interop::export(&lion, path("stepped")).unwrap();
+    run("pass", ["stepped", "passed"]);
+    let mut again = make();
+    interop::import(&mut again, path("passed"), LoadPolicy::Exact).unwrap();
+    let (given, wanted) = (states(&again), states(&lion));
+    for (given, wanted) in given.iter().zip(&wanted) {
+        assert_eq!((given.steps, &given.planes), (4, &wanted.planes));
+    }
+}

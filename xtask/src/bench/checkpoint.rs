@@ -1,0 +1,156 @@
+//! Saving and loading a checkpoint beside `dd`, which writes and reads as many bytes with the same sync
+//! on the same disk.
+
+use super::measure::median;
+use anyhow::{Context, Result, ensure};
+use lion::{Dtype, Lion, ParamSpec, Planes, StateRecord};
+use lion_test_support::Rng;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Elements of the state unless `--n` says otherwise: half a gigabyte of 8-bit state.
+const ELEMENTS: usize = 1 << 29;
+
+/// Elements of a tensor.
+const TENSOR: usize = 1 << 24;
+
+/// The share of dd's speed that is wanted.
+const WANTED: f64 = 0.8;
+
+pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -> Result<()> {
+    let n = n.unwrap_or(if quick { ELEMENTS / 8 } else { ELEMENTS });
+    let folder =
+        tempfile::tempdir_in(folder).with_context(|| format!("--folder {}", folder.display()))?;
+    let [file, written] = ["run.lion", "dd"].map(|name| folder.path().join(name));
+    let lion = optimizer(n, true)?;
+    let mut other = optimizer(n, false)?;
+    let bytes = lion.save(&file)?;
+    let (input, output) = (
+        format!("if={}", file.display()),
+        format!("of={}", written.display()),
+    );
+    let count = format!("count={}", bytes.div_ceil(1 << 20));
+    let dd_write = ["if=/dev/zero", &output, "bs=1M", &count, "conv=fsync"];
+    let dd_read = [&input, "of=/dev/null", "bs=1M"];
+    // Of no bytes: drops what the system has kept of the file.
+    let forget = [&input, "iflag=nocache", "count=0"];
+
+    let samples = if quick { 3 } else { 5 };
+    let mut times: [Vec<Duration>; 6] = Default::default();
+    for _ in 0..samples {
+        // Both write a new file, into pages that a file just removed has had: where the machine gives
+        // memory out anew, that takes longer than all else.
+        recycle(&[&written, &file], &dd_write)?;
+        times[0].push(time(|| dd(&dd_write))?);
+        recycle(&[&written, &file], &dd_write)?;
+        times[1].push(time(|| Ok(lion.save(&file).map(drop)?))?);
+        dd(&forget)?;
+        times[2].push(time(|| dd(&dd_read))?);
+        other = fresh(other, n)?;
+        dd(&forget)?;
+        times[3].push(time(|| Ok(other.load(&file).map(drop)?))?);
+        // The file is in memory now.
+        times[4].push(time(|| dd(&dd_read))?);
+        other = fresh(other, n)?;
+        times[5].push(time(|| Ok(other.load(&file).map(drop)?))?);
+    }
+    let mut times = times.into_iter().map(median);
+    if !as_json {
+        println!(
+            "\ncheckpoint of {n} elements with 8 bits, {bytes} bytes, {samples} samples in turn"
+        );
+    }
+    for (what, wanted) in [
+        ("save, synced", Some(WANTED)),
+        ("load from disk", Some(WANTED)),
+        ("load from memory", None),
+    ] {
+        let (Some(dd), Some(own)) = (times.next(), times.next()) else {
+            break;
+        };
+        let (dd, own) = (dd?.as_secs_f64(), own?.as_secs_f64());
+        let speed = |seconds: f64| bytes as f64 / seconds / 1e9;
+        if as_json {
+            let row = serde_json::json!({
+                "checkpoint": what, "bytes": bytes, "gb_per_s": speed(own), "dd_gb_per_s": speed(dd),
+                "ratio": dd / own, "wanted": wanted,
+            });
+            println!("{row}");
+        } else {
+            let wanted = wanted.map_or(String::new(), |wanted| format!(", wanted {wanted}"));
+            println!(
+                "{what:17} {:6.2} GB/s, dd {:6.2} GB/s, ratio {:.2}{wanted}",
+                speed(own),
+                speed(dd),
+                dd / own
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Removes files, after writing one more of them.
+fn recycle(files: &[&Path], write: &[&str]) -> Result<()> {
+    dd(write)?;
+    for file in files.iter().filter(|file| file.exists()) {
+        std::fs::remove_file(file)?;
+    }
+    Ok(())
+}
+
+/// An optimizer of 8-bit tensors, with or without numbers in them.
+fn optimizer(n: usize, filled: bool) -> Result<Lion> {
+    ensure!(n > 0, "--n is 0, wanted at least 1");
+    let mut lion = Lion::builder().optim_bits(8).min_8bit_size(0).build()?;
+    let mut rng = Rng::new(1);
+    for start in (0..n).step_by(TENSOR) {
+        let len = TENSOR.min(n - start);
+        let handle = lion.register(ParamSpec::new(format!("p{start}"), len, Dtype::F32))?;
+        if filled {
+            let codes = (0..len.div_ceil(8)).flat_map(|_| rng.next_u64().to_le_bytes());
+            let planes = Planes::Blockwise8 {
+                codes: codes.take(len).collect(),
+                absmax: rng
+                    .spread(len.div_ceil(256), 4.0)
+                    .iter()
+                    .map(|x| x.abs())
+                    .collect(),
+            };
+            let record = StateRecord {
+                steps: 1,
+                seed: 0,
+                layout: None,
+                planes,
+            };
+            lion.import_state(handle, &record)?;
+        }
+    }
+    Ok(lion)
+}
+
+/// An optimizer that has not been loaded into, as a resumed run has; the one before is freed first.
+fn fresh(used: Lion, n: usize) -> Result<Lion> {
+    drop(used);
+    optimizer(n, false)
+}
+
+fn time(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed())
+}
+
+fn dd(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("dd")
+        .args(arguments)
+        .output()
+        .context("cannot run dd")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "dd {}: {said}",
+        arguments.join(" ")
+    );
+    Ok(())
+}
