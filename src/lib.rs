@@ -31,6 +31,8 @@
 //! # Ok::<(), lion::Error>(())
 //! ```
 //!
+//! [`PagedLion`] and its kin keep no more of the state in memory than a budget allows, and stream the rest.
+//!
 //! A run is saved by [`Lion::save`] and goes on by [`Lion::load`]: see [`checkpoint`].
 //!
 //! # Features

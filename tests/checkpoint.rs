@@ -424,3 +424,52 @@ fn a_rotation_removes_its_own_files_alone() {
         assert!(folder.path().join(name).exists(), "{name}");
     }
 }
+
+/// Where states lie is a machine's and not a run's: it is not in the file.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_goes_on_with_paging_on_and_off() {
+    let (folder, path) = folder();
+    let run = |paged: bool| {
+        let builder = Lion::builder().optim_bits(8).lr(0.25).is_paged(paged);
+        let paging = lion::Paging::in_folder(folder.path()).budget(1 << 16);
+        let cpu = lion::cpu::Cpu::new().unwrap();
+        let builder = match paged {
+            true => builder
+                .min_paged_size(1)
+                .backend(cpu.paging(&paging).unwrap()),
+            false => builder.backend(cpu),
+        };
+        let mut lion = builder.build().unwrap();
+        lion.add_group("g", Overrides::new().weight_decay(0.5))
+            .unwrap();
+        lion.register(spec("a", 200_000).group("g")).unwrap();
+        lion
+    };
+    let state = |lion: &Lion| {
+        let info = lion.parameters().next().unwrap();
+        lion.export_state(info.handle).unwrap()
+    };
+    for (from, to) in [(true, false), (false, true), (true, true)] {
+        let (mut whole, mut resumed) = (run(from), run(to));
+        steps(&mut whole, "a");
+        whole.save(&path).unwrap();
+        let before = *resumed.defaults();
+        resumed.load(&path).unwrap();
+        assert_eq!(resumed.defaults().is_paged, before.is_paged);
+        assert_eq!(resumed.parameters().next().unwrap().paged, to);
+        assert_eq!(resumed.groups(), whole.groups());
+        steps(&mut whole, "a");
+        steps(&mut resumed, "a");
+        assert_eq!(state(&resumed), state(&whole), "{from} to {to}");
+        // A damaged file leaves a paged state as fresh as any.
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let mut fresh = run(to);
+        let before = everything(&fresh);
+        fresh.load(&path).unwrap_err();
+        assert_eq!(everything(&fresh), before);
+    }
+}

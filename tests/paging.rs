@@ -124,9 +124,14 @@ const BUDGET: usize = 320 << 10;
 const WINDOW: usize = 64 << 10;
 
 fn fixture(on_non_finite: OnNonFinite) -> Fixture {
+    fixture_of(1, on_non_finite)
+}
+
+/// So many times as large.
+fn fixture_of(times: usize, on_non_finite: OnNonFinite) -> Fixture {
     let cpu = Cpu::new()
         .unwrap()
-        .paging(&paging(BUDGET, Some(WINDOW)))
+        .paging(&paging(times * BUDGET, Some(times * WINDOW)))
         .unwrap();
     let builder = Lion::builder().is_paged(true).min_paged_size(1).lr(0.5);
     let mut lion = builder
@@ -135,21 +140,21 @@ fn fixture(on_non_finite: OnNonFinite) -> Fixture {
         .build()
         .unwrap();
     let handles = (0..4).map(|i| {
-        let spec = ParamSpec::new(format!("layer{i}"), LEN, Dtype::F32);
+        let spec = ParamSpec::new(format!("layer{i}"), times * LEN, Dtype::F32);
         lion.register(spec).unwrap()
     });
     let handles = handles.collect();
     Fixture {
         lion,
         handles,
-        params: vec![vec![1.0; LEN]; 4],
+        params: vec![vec![1.0; times * LEN]; 4],
         cpu,
     }
 }
 
 impl Fixture {
     fn step(&mut self, grad: f32) -> Result<lion::StepReport, Error> {
-        let grads = vec![grad; LEN];
+        let grads = vec![grad; self.params[0].len()];
         let updates = self.handles.iter().zip(&mut self.params);
         let updates = updates.map(|(&handle, param)| update(handle, param, &grads));
         self.lion.step_with(StepArgs::new(), updates)
@@ -203,24 +208,28 @@ fn the_report_says_what_moved() {
 /// a window at most, may be counted twice.
 #[test]
 fn the_system_never_holds_more_than_the_budget() {
-    let mut fixture = fixture(OnNonFinite::SkipBlock);
-    let (largest, end) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let cpu = fixture.cpu.clone();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !end.load(Ordering::Relaxed) {
-                let resident = cpu.resident_pages().unwrap().unwrap();
-                largest.fetch_max(resident, Ordering::Relaxed);
+    // Pieces of four small pages, of many, and of a large one.
+    for (times, steps) in [(1, 50), (32, 5), (64, 5)] {
+        let mut fixture = fixture_of(times, OnNonFinite::SkipBlock);
+        let (budget, window) = (times * BUDGET, times * WINDOW);
+        let (largest, end) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let cpu = fixture.cpu.clone();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    let resident = cpu.resident_pages().unwrap().unwrap();
+                    largest.fetch_max(resident, Ordering::Relaxed);
+                }
+            });
+            for _ in 0..steps {
+                fixture.step(1.0).unwrap();
             }
+            end.store(true, Ordering::Relaxed);
         });
-        for _ in 0..50 {
-            fixture.step(1.0).unwrap();
-        }
-        end.store(true, Ordering::Relaxed);
-    });
-    let largest = largest.into_inner();
-    assert!(largest <= BUDGET + WINDOW, "{largest} of {BUDGET} bytes");
-    assert!(largest >= BUDGET / 2, "{largest} of {BUDGET} bytes");
+        let largest = largest.into_inner();
+        assert!(largest <= budget + window, "{largest} of {budget} bytes");
+        assert!(largest >= budget / 2, "{largest} of {budget} bytes");
+    }
 }
 
 #[test]

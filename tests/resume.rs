@@ -105,14 +105,15 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
     for from in &names {
         for on in &names {
             threads = threads % 3 + 1;
-            let status = child("resumed")
+            let output = child("resumed")
                 .env("LION_RESUME", folder)
                 .env("LION_RESUME_FROM", from)
                 .env("LION_RESUME_ON", on)
                 .env("RAYON_NUM_THREADS", threads.to_string())
-                .status();
+                .output()
+                .unwrap();
             let what = format!("from {from} on {on} with {threads} threads");
-            assert!(status.unwrap().success(), "{what}");
+            assert!(output.status.success(), "{what}: {output:?}");
             println!("resumed {what}");
             assert_same_files(folder, &format!("{from}-{on}"), "scalar-whole");
         }

@@ -27,9 +27,10 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
     let mut text = aligned(&rows);
     text += "\nfinal loss: mean over the training images; step: median time of the optimizer alone\n\
          parameters: a checksum of their bits, which a resumed run ends in too\n";
-    let mut eight_bit: Vec<&[String]> = outcomes.iter().map(|o| &o.eight_bit[..]).collect();
+    let eight_bit = outcomes.iter().map(|o| &o.eight_bit[..]);
+    let mut eight_bit: Vec<&[String]> = eight_bit.filter(|names| !names.is_empty()).collect();
     eight_bit.dedup();
-    for names in eight_bit.into_iter().filter(|names| !names.is_empty()) {
+    for names in eight_bit {
         let names = names.join(" and ");
         text += &format!("8-bit state: {names}; smaller parameters keep 32 bits\n");
     }

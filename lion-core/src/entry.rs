@@ -144,30 +144,25 @@ impl Entry {
         }
     }
 
-    /// Checks that hyper-parameters ask for the width that the state has.
-    pub(crate) fn check_bits(&self, hyper: &Hyper) -> Result<(), Error> {
+    /// Checks that hyper-parameters ask for the state that there is: its width, and whether it is paged.
+    pub(crate) fn check_state(&self, hyper: &Hyper) -> Result<(), Error> {
         let (given, wanted) = (hyper.bits_for(self.len), self.state.layout().bits());
-        if given == wanted {
-            return Ok(());
+        if given != wanted {
+            return Err(Error::BitsFixed {
+                parameter: self.name(),
+                given,
+                wanted,
+            });
         }
-        Err(Error::BitsFixed {
-            parameter: self.name(),
-            given,
-            wanted,
-        })
-    }
-
-    /// Checks that hyper-parameters ask for the paging that the state has.
-    pub(crate) fn check_paged(&self, hyper: &Hyper) -> Result<(), Error> {
         let (given, wanted) = (hyper.paged_for(self.len), self.paged);
-        if given == wanted {
-            return Ok(());
+        if given != wanted {
+            return Err(Error::PagingFixed {
+                parameter: self.name(),
+                given,
+                wanted,
+            });
         }
-        Err(Error::PagingFixed {
-            parameter: self.name(),
-            given,
-            wanted,
-        })
+        Ok(())
     }
 
     /// Checks a count of steps, and an order of as many elements as there are.

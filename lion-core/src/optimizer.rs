@@ -393,8 +393,7 @@ impl Optimizer {
         let resolve = |entry: &Entry| self.resolve(&entry.name, entry.group, entry.overrides);
         let hypers: Vec<Hyper> = self.params.iter().map(resolve).collect();
         for (entry, hyper) in self.params.iter().zip(&hypers) {
-            entry.check_bits(hyper)?;
-            entry.check_paged(hyper)?;
+            entry.check_state(hyper)?;
         }
         for (entry, hyper) in self.params.iter_mut().zip(hypers) {
             entry.hyper = hyper;

@@ -77,8 +77,8 @@ impl Optimizer {
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::InvalidHyper`],
     /// [`Error::EmptyName`], [`Error::DuplicateGroup`]; [`Error::UnknownGroup`] for a position beyond
-    /// the groups; [`Error::BitsFixed`] where the hyper-parameters ask for another width of a state
-    /// than it has; [`Error::StateMismatch`] for a count of steps or an order in memory that no run
+    /// the groups; [`Error::BitsFixed`] and [`Error::PagingFixed`] where the hyper-parameters ask
+    /// for another state than there is; [`Error::StateMismatch`] for a count of steps or an order in memory that no run
     /// leaves behind.
     pub fn restore(
         &mut self,
@@ -140,7 +140,7 @@ impl Optimizer {
                     hyper.seed = record.seed;
                 }
             }
-            entry.check_bits(&hyper)?;
+            entry.check_state(&hyper)?;
             resolved.push((group, hyper));
         }
         Ok(Restore {

@@ -30,11 +30,15 @@ pub trait Driver: Debug + Send + Sync + 'static {
     }
 
     /// Memory of so many bytes, with room for all of them where they go when they are not resident.
-    /// They are 0, and nothing is resident.
+    /// They are 0, and nothing is resident. Parts that are moved begin at multiples of `piece`.
     ///
     /// # Errors
     /// [`PagingError::NoRoom`], [`PagingError::Device`]; what else the driver meets.
-    fn allocate(&self, bytes: usize) -> Result<(Self::Region, Self::Memory), PagingError>;
+    fn allocate(
+        &self,
+        bytes: usize,
+        piece: usize,
+    ) -> Result<(Self::Region, Self::Memory), PagingError>;
 
     /// Makes a part resident, once the eviction `after` is done. `write` says that it will be changed.
     ///

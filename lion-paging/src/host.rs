@@ -86,12 +86,18 @@ impl Driver for HostDriver {
         Self::PAGE
     }
 
-    fn allocate(&self, bytes: usize) -> Result<(HostRegion, HostMemory), PagingError> {
-        self.file.grow(bytes).map_err(|source| PagingError::NoRoom {
-            folder: self.folder.clone(),
-            bytes,
-            source: Arc::new(source),
-        })
+    fn allocate(
+        &self,
+        bytes: usize,
+        piece: usize,
+    ) -> Result<(HostRegion, HostMemory), PagingError> {
+        self.file
+            .grow(bytes, piece)
+            .map_err(|source| PagingError::NoRoom {
+                folder: self.folder.clone(),
+                bytes,
+                source: Arc::new(source),
+            })
     }
 
     fn fetch(

@@ -11,7 +11,7 @@ const PIECES_IN_WINDOW: usize = 4;
 /// Bytes of a piece at most: a disk is near its full speed with a few transfers of this size.
 const LARGEST_PIECE: usize = 4 << 20;
 
-/// Pieces that are larger are multiples of this: the large pages of systems and devices.
+/// The large pages of systems and devices. Pieces are multiples of it where two of them fit the window.
 const LARGE_PAGE: usize = 2 << 20;
 
 /// A budget of fast memory, and its part through which all that does not stay resident is streamed.
@@ -65,9 +65,10 @@ impl Limits {
                 .min(whole(budget)),
         };
         let piece = (window / PIECES_IN_WINDOW).min(LARGEST_PIECE);
-        let piece = match piece {
-            LARGE_PAGE.. => piece / LARGE_PAGE * LARGE_PAGE,
-            _ => piece,
+        let piece = if window >= 2 * LARGE_PAGE {
+            piece.max(LARGE_PAGE) / LARGE_PAGE * LARGE_PAGE
+        } else {
+            piece
         };
         Ok(Limits {
             budget: whole(budget),

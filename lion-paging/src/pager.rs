@@ -95,7 +95,7 @@ impl<D: Driver> Pager<D> {
     ) -> Result<(StatePages<D>, D::Memory), PagingError> {
         let pieces = Pieces::new(layout, len, self.limits.piece(), self.driver.page())
             .of_multiples(self.driver.elements());
-        let (region, memory) = self.driver.allocate(pieces.total())?;
+        let (region, memory) = self.driver.allocate(pieces.total(), pieces.stride())?;
         let mut core = self.core();
         let free = core.states.iter().position(Option::is_none);
         let state = free.unwrap_or(core.states.len());

@@ -81,6 +81,11 @@ impl Pieces {
         self.len.div_ceil(self.elements)
     }
 
+    /// Bytes from one piece to the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// The elements of a piece.
     pub fn elements(&self, piece: usize) -> Range<usize> {
         let start = piece * self.elements;

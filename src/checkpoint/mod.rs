@@ -3,7 +3,7 @@
 //! A checkpoint has hyper-parameters, groups and overrides, and of each parameter the name, the step
 //! count, the seed and the state. It does not have the parameters themselves, which are the trainer's.
 //! A run that is saved, loaded into an optimizer with the same parameters and goes on has the same bits
-//! as one that was never interrupted, on any backend.
+//! as one that was never interrupted, on any backend, paged or not: where states lie is not in the file.
 //!
 //! ```
 //! use lion::{Dtype, Lion8bit, ParamSpec};

@@ -312,7 +312,7 @@ impl Driver for DeviceDriver {
         RUN
     }
 
-    fn allocate(&self, bytes: usize) -> Result<(Arc<Home>, Arc<Home>), PagingError> {
+    fn allocate(&self, bytes: usize, _: usize) -> Result<(Arc<Home>, Arc<Home>), PagingError> {
         let home = match self.unified.then(|| self.unified(bytes)) {
             Some(Ok(home)) => home,
             Some(Err(CudaError::OutOfMemory { .. })) | None if self.pinned => self.pinned(bytes)?,

@@ -56,13 +56,18 @@ impl PageFile {
         })
     }
 
-    /// Allocates more blocks, all bytes 0.
-    pub(crate) fn grow(&self, bytes: usize) -> io::Result<(HostRegion, HostMemory)> {
+    /// Allocates more blocks, all bytes 0, to be moved in pieces of so many bytes.
+    pub(crate) fn grow(&self, bytes: usize, piece: usize) -> io::Result<(HostRegion, HostMemory)> {
+        // A large page of two pieces would stay until both are given up.
+        let large = match piece % LARGE_PAGE {
+            0 => bytes / LARGE_PAGE * LARGE_PAGE,
+            _ => 0,
+        };
         let mut len = self.len.lock().unwrap_or_else(PoisonError::into_inner);
         // A large page belongs to one state.
-        let start = match bytes {
-            LARGE_PAGE.. => len.next_multiple_of(LARGE_PAGE),
-            _ => *len,
+        let start = match large {
+            0 => *len,
+            _ => len.next_multiple_of(LARGE_PAGE),
         };
         let end = start
             .checked_add(bytes)
@@ -89,7 +94,6 @@ impl PageFile {
         };
         // Faults of single pages read no others, which would be resident beside the budget.
         mapped.advise(0..bytes, libc::MADV_RANDOM)?;
-        let large = bytes / LARGE_PAGE * LARGE_PAGE;
         if large > 0 && mapped.advise(0..large, libc::MADV_HUGEPAGE).is_ok() {
             mapped.large = large;
         }

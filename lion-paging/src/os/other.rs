@@ -14,7 +14,7 @@ impl PageFile {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(crate) fn grow(&self, _: usize) -> io::Result<(HostRegion, HostMemory)> {
+    pub(crate) fn grow(&self, _: usize, _: usize) -> io::Result<(HostRegion, HostMemory)> {
         match self.0 {}
     }
 }
