@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args, folder: &Path, quick: bool, json: bool) -> Result
     for share in [1, 2, 4, 8] {
         let budget = state / share;
         bar.set_message(format!("stepping under a budget of {budget} bytes"));
-        let mut paging = Paging::in_folder(&folder).budget(budget);
+        let mut paging = Paging::in_folder(folder).budget(budget);
         if let Some(window) = args.window {
             paging = paging.window(window);
         }
