@@ -21,7 +21,7 @@ pub enum Device {
 
 impl Device {
     /// The best device of this machine: its first CUDA device, if this crate has the feature `cuda` and
-    /// the device can be used, and the CPU otherwise. [`Device::cuda`] says why one cannot.
+    /// the device can be used, and the CPU otherwise. `Device::cuda` says why one cannot.
     pub fn auto() -> Self {
         #[cfg(feature = "cuda")]
         if let Ok(device) = Device::cuda(0) {
