@@ -221,6 +221,21 @@ fn states_and_arrays_of_others_are_refused() {
         source(&error).contains("parameter `w` lies where"),
         "{error}"
     );
+    // An array of another stream, which nothing orders with the steps, or of another device.
+    let mut lion = builder().build().unwrap();
+    let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
+    let other = Cuda::new(0).unwrap();
+    let grad = other.array(&[1.0f32; 4][..]).unwrap();
+    let error = lion
+        .step([update(handle, array.slice_mut(0..4), grad.slice(0..4))])
+        .unwrap_err();
+    assert!(
+        source(&error).contains("the gradient of parameter `w` lies where"),
+        "{error}"
+    );
+    let mut kept = [0.0f32; 4];
+    array.read((&mut kept[..]).into()).unwrap();
+    assert_eq!(kept, [1.0; 4]);
     let error = array.read((&mut [0.0f32; 3][..]).into()).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -133,10 +133,18 @@ fn run(options: &Options) -> Result<()> {
 /// A CUDA device where there is one, else the CPU: the numbers are the same.
 #[cfg(feature = "cuda")]
 fn device() -> Device {
-    Device::cuda(0).unwrap_or_else(|error| {
-        eprintln!("running on the CPU: {error}");
-        Device::Cpu
-    })
+    match Device::cuda(0) {
+        Ok(device) => {
+            if let Device::Cuda(cuda) = &device {
+                eprintln!("running on {}", cuda.device_name());
+            }
+            device
+        }
+        Err(error) => {
+            eprintln!("running on the CPU: {error}");
+            Device::Cpu
+        }
+    }
 }
 
 #[cfg(not(feature = "cuda"))]

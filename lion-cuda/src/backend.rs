@@ -159,7 +159,7 @@ impl Cuda {
                 return Err(BackendError::ForeignState { backend, parameter });
             }
             let reached = |memory: Option<&dyn DeviceMemory>| {
-                memory.is_none_or(|memory| lent(memory).is_some())
+                memory.is_none_or(|memory| lent(memory).is_some_and(|m| m.is_for(&self.session)))
             };
             let operand = match (
                 reached(tensor.param.device()),

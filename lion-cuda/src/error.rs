@@ -48,7 +48,8 @@ pub enum CudaError {
     },
     /// The device has no memory left for this.
     OutOfMemory {
-        /// Bytes asked for; 0 for a context, which is as large as the driver makes it.
+        /// Bytes asked for; 0 for a context and the kernels, which are as large as the driver makes
+        /// them.
         bytes: usize,
     },
     /// Elements of 16 bits were lent as a type of another width.
@@ -151,7 +152,7 @@ impl fmt::Display for CudaError {
                 version(*wanted)
             ),
             CudaError::OutOfMemory { bytes: 0 } => {
-                f.write_str("the device has no memory left for a context")
+                f.write_str("the device has no memory left for a context and the kernels")
             }
             CudaError::OutOfMemory { bytes } => {
                 write!(f, "{bytes} bytes of device memory cannot be had")

@@ -1,8 +1,7 @@
 //! Launches: one function a form of kernel, which fixes order and types of the arguments.
 
 use crate::CudaError;
-use crate::driver::{Session, check};
-use crate::error::Status;
+use crate::driver::{Session, check, failed};
 use crate::plan::THREADS;
 use cust::sys;
 use std::ffi::c_void;
@@ -48,14 +47,18 @@ unsafe fn launch(
     arguments: &[*const c_void],
 ) -> Result<(), CudaError> {
     let _current = session.current()?;
-    let failed = |code: u32| CudaError::Launch {
-        kernel: kernel.to_owned(),
-        grid,
-        block: THREADS,
-        status: Status::new(code),
+    // What was queued earlier and failed is not blamed on this kernel.
+    let of_launch = |error| match error {
+        CudaError::Call { status, .. } => CudaError::Launch {
+            kernel: kernel.to_owned(),
+            grid,
+            block: THREADS,
+            status,
+        },
+        error => error,
     };
     let function = session.module().get_function(kernel);
-    let function = function.map_err(|error| failed(error as u32))?;
+    let function = function.map_err(|error| of_launch(failed("cuModuleGetFunction", error)))?;
     // SAFETY: the arguments are read before the call returns; the rest as the caller promises.
     let result = unsafe {
         let arguments = arguments.as_ptr().cast_mut().cast::<*mut c_void>();
@@ -65,8 +68,5 @@ unsafe fn launch(
             function, grid, 1, 1, THREADS, 1, 1, 0, stream, arguments, extra,
         )
     };
-    check("cuLaunchKernel", result).map_err(|error| match error {
-        CudaError::Call { status, .. } => failed(status.code),
-        error => error,
-    })
+    check("cuLaunchKernel", result).map_err(of_launch)
 }

@@ -137,6 +137,25 @@ fn a_required_backend_that_nobody_knows_is_refused() {
     );
 }
 
+#[test]
+fn a_device_that_bench_does_not_find_is_named_with_the_reason() {
+    let run = |isa: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.env("LION_CUDA_DRIVER", "/nowhere/libcuda.so.1");
+        let output = command.args(["bench", "--isa", isa]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let error = run("cuda-imagined");
+    assert!(
+        error.contains("--isa is `cuda-imagined`, wanted one of scalar"),
+        "{error}"
+    );
+    let error = run("cuda-emulated");
+    let reason = "error: cuda-emulated: no CUDA driver: `/nowhere/libcuda.so.1` cannot be opened";
+    assert!(error.contains(reason), "{error}");
+}
+
 /// Everything that cannot be replayed fails with a reason, and nothing is passed over.
 #[test]
 fn bad_input_fails_with_a_reason() {

@@ -48,7 +48,7 @@ pub fn devices() -> Result<Vec<DeviceInfo>, CudaError> {
 /// Checks the driver and returns how many devices it has: one at least.
 fn count() -> Result<u32, CudaError> {
     driver()?;
-    let version = cust::CudaApiVersion::get().map_err(|e| failed("cuDriverGetVersion", e))?;
+    let version = cust::CudaApiVersion::get().map_err(|e| refused("cuDriverGetVersion", e))?;
     let given = (version.major() as u32, version.minor() as u32);
     if given < DRIVER {
         return Err(CudaError::DriverTooOld {
@@ -56,34 +56,45 @@ fn count() -> Result<u32, CudaError> {
             wanted: DRIVER,
         });
     }
-    cust::init(cust::CudaFlags::empty()).map_err(|e| failed("cuInit", e))?;
-    match Device::num_devices().map_err(|e| failed("cuDeviceGetCount", e))? {
+    cust::init(cust::CudaFlags::empty()).map_err(|e| refused("cuInit", e))?;
+    match Device::num_devices().map_err(|e| refused("cuDeviceGetCount", e))? {
         0 => Err(CudaError::NoDevice),
         count => Ok(count),
     }
 }
 
 fn describe(ordinal: u32) -> Result<(Device, DeviceInfo), CudaError> {
-    let device = Device::get_device(ordinal).map_err(|e| failed("cuDeviceGet", e))?;
+    let device = Device::get_device(ordinal).map_err(|e| refused("cuDeviceGet", e))?;
     let attribute = |attribute| {
         let value = device.get_attribute(attribute);
-        value.map_err(|e| failed("cuDeviceGetAttribute", e))
+        value.map_err(|e| refused("cuDeviceGetAttribute", e))
     };
     let info = DeviceInfo {
         ordinal,
-        name: device.name().map_err(|e| failed("cuDeviceGetName", e))?,
+        name: device.name().map_err(|e| refused("cuDeviceGetName", e))?,
         capability: (
             attribute(DeviceAttribute::ComputeCapabilityMajor)? as u32,
             attribute(DeviceAttribute::ComputeCapabilityMinor)? as u32,
         ),
         memory: device
             .total_memory()
-            .map_err(|e| failed("cuDeviceTotalMem", e))?,
+            .map_err(|e| refused("cuDeviceTotalMem", e))?,
     };
     Ok((device, info))
 }
 
-/// A call that cust made.
+/// A call that cust made of the driver or a device, where no work can have been queued before.
+fn refused(call: &'static str, error: DriverError) -> CudaError {
+    match error as u32 {
+        100 => CudaError::NoDevice,
+        code => CudaError::Call {
+            call,
+            status: Status::new(code),
+        },
+    }
+}
+
+/// A call that cust made in a context.
 pub(crate) fn failed(call: &'static str, error: DriverError) -> CudaError {
     of_code(call, error as u32)
 }
@@ -110,14 +121,46 @@ pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), CudaErro
     }
 }
 
+/// The same, where what the driver lacks is memory for a context, a stream or the kernels.
+fn no_room(error: CudaError) -> CudaError {
+    match error {
+        CudaError::Call { status, .. } if status.code == 2 => CudaError::OutOfMemory { bytes: 0 },
+        error => error,
+    }
+}
+
+/// The kernels in a context, and what the session says of its device.
+struct Kernels {
+    module: Module,
+    device: String,
+    resident: u32,
+}
+
+impl Kernels {
+    /// Loads them into the current context.
+    fn load(device: Device) -> Result<Self, CudaError> {
+        let processors = device
+            .get_attribute(DeviceAttribute::MultiprocessorCount)
+            .map_err(|e| refused("cuDeviceGetAttribute", e))?;
+        Ok(Kernels {
+            device: device.name().map_err(|e| refused("cuDeviceGetName", e))?,
+            // Eight of them fill the 2,048 threads of a multiprocessor.
+            resident: 8 * processors.max(1) as u32,
+            module: Module::from_ptx(PTX, &[])
+                .map_err(|e| no_room(failed("cuModuleLoadDataEx", e)))?,
+        })
+    }
+}
+
 /// Who keeps the context alive.
 enum Owner {
     /// The session: a reference to the device's primary context.
     Primary(#[allow(dead_code)] Context),
     /// The caller, through these.
     Lent(
-        #[allow(dead_code)] Arc<Context>,
+        // The stream goes first: it is one of the context.
         #[allow(dead_code)] Arc<Stream>,
+        #[allow(dead_code)] Arc<Context>,
     ),
     /// The caller, by promise.
     Promised,
@@ -172,20 +215,20 @@ impl Session {
         }
         // Creating a context makes it current; the caller's is put back.
         let _caller = Current::remember()?;
-        let context = Context::new(device).map_err(|e| match e {
-            DriverError::OutOfMemory => CudaError::OutOfMemory { bytes: 0 },
-            e => failed("cuDevicePrimaryCtxRetain", e),
-        })?;
+        let context =
+            Context::new(device).map_err(|e| no_room(refused("cuDevicePrimaryCtxRetain", e)))?;
         let raw = context.as_raw();
         let _current = Current::of(raw)?;
         let mut stream = std::ptr::null_mut();
         // SAFETY: the place to write to is on the stack.
         let created = unsafe { sys::cuStreamCreateWithPriority(&mut stream, 0, 0) };
-        check("cuStreamCreateWithPriority", created)?;
-        Self::load(raw, stream, Owner::Primary(context), device).inspect_err(|_| {
-            // SAFETY: the stream has been created above, and nothing is queued on it.
+        check("cuStreamCreateWithPriority", created).map_err(no_room)?;
+        let kernels = Kernels::load(device).inspect_err(|_| {
+            // SAFETY: the stream has been created above, and nothing is queued on it. Its context is
+            // still alive.
             unsafe { sys::cuStreamDestroy_v2(stream) };
-        })
+        })?;
+        Ok(Self::of(raw, stream, Owner::Primary(context), kernels))
     }
 
     /// A context and a stream of the caller.
@@ -193,7 +236,8 @@ impl Session {
         let (raw, inner) = (context.as_raw(), stream.as_inner());
         let _current = Current::of(raw)?;
         let device = current_device()?;
-        Self::load(raw, inner, Owner::Lent(context, stream), device)
+        let kernels = Kernels::load(device)?;
+        Ok(Self::of(raw, inner, Owner::Lent(stream, context), kernels))
     }
 
     /// Handles of the caller's.
@@ -204,29 +248,19 @@ impl Session {
         driver()?;
         let _current = Current::of(context)?;
         let device = current_device()?;
-        Self::load(context, stream, Owner::Promised, device)
+        let kernels = Kernels::load(device)?;
+        Ok(Self::of(context, stream, Owner::Promised, kernels))
     }
 
-    /// Loads the kernels into the current context.
-    fn load(
-        context: CUcontext,
-        stream: CUstream,
-        owner: Owner,
-        device: Device,
-    ) -> Result<Self, CudaError> {
-        let module = Module::from_ptx(PTX, &[]).map_err(|e| failed("cuModuleLoadData", e))?;
-        let processors = device
-            .get_attribute(DeviceAttribute::MultiprocessorCount)
-            .map_err(|e| failed("cuDeviceGetAttribute", e))?;
-        Ok(Session {
+    fn of(context: CUcontext, stream: CUstream, owner: Owner, kernels: Kernels) -> Self {
+        Session {
             context,
             stream,
-            module: ManuallyDrop::new(module),
+            module: ManuallyDrop::new(kernels.module),
             owner,
-            name: device.name().map_err(|e| failed("cuDeviceGetName", e))?,
-            // Eight of them fill the 2,048 threads of a multiprocessor.
-            resident: 8 * processors.max(1) as u32,
-        })
+            name: kernels.device,
+            resident: kernels.resident,
+        }
     }
 
     /// Makes the context current on this thread, until what is returned is dropped.
@@ -254,11 +288,13 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let current = self.current();
-        // SAFETY: the module is not used again. Where its context cannot be made current it is gone,
-        // and its modules with it.
+        // Where the context cannot be made current it is gone, and with it its modules and streams.
+        let Ok(_current) = self.current() else {
+            return;
+        };
+        // SAFETY: the module is not used again, and its context is alive.
         unsafe { ManuallyDrop::drop(&mut self.module) };
-        if matches!(self.owner, Owner::Primary(_)) && current.is_ok() {
+        if matches!(self.owner, Owner::Primary(_)) {
             // SAFETY: the session has created the stream, and does not use it again. What is queued on
             // it still runs.
             unsafe { sys::cuStreamDestroy_v2(self.stream) };
@@ -297,5 +333,39 @@ impl Drop for Current {
     fn drop(&mut self) {
         // SAFETY: it was current on this thread before, or is null, which makes none current.
         unsafe { sys::cuCtxSetCurrent(self.before) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_without_a_context_is_not_blamed_on_earlier_work() {
+        // 999 is what a driver says that cannot reach its kernel module, and what stands for newer codes.
+        let error = refused("cuInit", DriverError::UnknownError);
+        assert!(
+            matches!(&error, CudaError::Call { call: "cuInit", status } if status.code == 999),
+            "{error}"
+        );
+        let error = failed("cuModuleLoadDataEx", DriverError::IllegalAddress);
+        assert!(
+            matches!(&error, CudaError::EarlierWork { status, .. } if status.code == 700),
+            "{error}"
+        );
+        assert_eq!(
+            refused("cuInit", DriverError::NoDevice),
+            CudaError::NoDevice
+        );
+    }
+
+    #[test]
+    fn a_context_stream_or_module_without_room_is_out_of_memory() {
+        let error = refused("cuDevicePrimaryCtxRetain", DriverError::OutOfMemory);
+        assert_eq!(no_room(error), CudaError::OutOfMemory { bytes: 0 });
+        let error = failed("cuModuleLoadDataEx", DriverError::OutOfMemory);
+        assert_eq!(no_room(error), CudaError::OutOfMemory { bytes: 0 });
+        let error = failed("cuModuleLoadDataEx", DriverError::InvalidPtx);
+        assert_eq!(no_room(error.clone()), error);
     }
 }

@@ -1,14 +1,13 @@
 //! Arrays in a device's memory, for trainers that bring no memory of their own.
 
-use super::lent::{device_slice, device_slice_mut};
-use super::{Buffer, bytes_of, bytes_of_mut};
+use super::{Buffer, Lent, bytes_of, bytes_of_mut};
 use crate::CudaError;
 use crate::driver::Session;
 use lion_core::{DeviceSlice, DeviceSliceMut, Dtype, Slice, SliceMut};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Elements in a device's memory, which can be stepped there. Made by
+/// Elements in a device's memory, which the backend that made them steps there. Made by
 /// [`Cuda::array`](crate::Cuda::array), freed when dropped.
 #[derive(Debug)]
 pub struct DeviceArray {
@@ -49,10 +48,7 @@ impl DeviceArray {
     /// # Panics
     /// If the range is not in the array, as a slice does.
     pub fn slice(&self, range: Range<usize>) -> DeviceSlice<'_> {
-        let (address, len) = self.part(range);
-        // SAFETY: the elements lie there and are borrowed as long as the slice; the memory is freed by a
-        // call that waits for the device.
-        unsafe { device_slice(address, len, self.dtype) }
+        DeviceSlice::new(Arc::new(self.part(range)))
     }
 
     /// Some of the elements, to be stepped.
@@ -60,9 +56,7 @@ impl DeviceArray {
     /// # Panics
     /// If the range is not in the array, as a slice does.
     pub fn slice_mut(&mut self, range: Range<usize>) -> DeviceSliceMut<'_> {
-        let (address, len) = self.part(range);
-        // SAFETY: as in `slice`, and nobody else borrows them.
-        unsafe { device_slice_mut(address, len, self.dtype) }
+        DeviceSliceMut::new(Box::new(self.part(range)))
     }
 
     /// Waits for queued steps and copies all elements to the host.
@@ -93,14 +87,16 @@ impl DeviceArray {
         self.buffer.copy_from(&from.buffer)
     }
 
-    fn part(&self, range: Range<usize>) -> (u64, usize) {
+    fn part(&self, range: Range<usize>) -> Lent {
         let (start, end, len) = (range.start, range.end, self.len);
         assert!(
             start <= end && end <= len,
             "range {start}..{end} of {len} elements"
         );
         let address = self.buffer.address() + (start * self.dtype.bytes()) as u64;
-        (address, end - start)
+        // SAFETY: the elements lie there, and a slice borrows them as long as it lasts; the memory is freed
+        // by a call that waits for the device.
+        unsafe { Lent::of(self.buffer.session(), address, end - start, self.dtype) }
     }
 
     fn check(&self, len: usize, dtype: Dtype) -> Result<(), CudaError> {

@@ -1,6 +1,7 @@
 //! Memory of a device that others own and lend to a step.
 
 use crate::CudaError;
+use crate::driver::Session;
 use cust::memory::DeviceSlice as CustSlice;
 use lion_core::{DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype};
 use std::sync::Arc;
@@ -14,6 +15,34 @@ pub(crate) struct Lent {
     pub(crate) address: u64,
     len: usize,
     dtype: Dtype,
+    /// Whose it is, where that is known: others may be of another device, and none is ordered with it.
+    session: Option<Arc<Session>>,
+}
+
+impl Lent {
+    /// Part of memory that is allocated in a session.
+    ///
+    /// # Safety
+    /// See the type.
+    pub(crate) unsafe fn of(
+        session: &Arc<Session>,
+        address: u64,
+        len: usize,
+        dtype: Dtype,
+    ) -> Self {
+        Lent {
+            address,
+            len,
+            dtype,
+            session: Some(Arc::clone(session)),
+        }
+    }
+
+    /// Whether work of this session may use it, as far as is known.
+    pub(crate) fn is_for(&self, session: &Arc<Session>) -> bool {
+        let owner = self.session.as_ref();
+        owner.is_none_or(|owner| Arc::ptr_eq(owner, session))
+    }
 }
 
 impl DeviceMemory for Lent {
@@ -37,6 +66,7 @@ pub unsafe fn device_slice<'a>(address: u64, len: usize, dtype: Dtype) -> Device
         address,
         len,
         dtype,
+        session: None,
     }))
 }
 
@@ -49,6 +79,7 @@ pub unsafe fn device_slice_mut<'a>(address: u64, len: usize, dtype: Dtype) -> De
         address,
         len,
         dtype,
+        session: None,
     }))
 }
 

@@ -4,7 +4,7 @@
 //! and store, and sectors of 32 bytes that the accesses of a warp touch. It says nothing of time.
 
 use super::case::Case;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lion::cpu::Isa;
 use lion::cuda::{Cuda, DeviceArray, cust, emulator_counts, is_emulated};
 use lion::{Backend, Dtype, Handle, Lion, ParamSpec, update};
@@ -47,14 +47,30 @@ enum Measured {
     },
 }
 
-/// The device of this machine, a GPU before an emulator.
-pub(super) fn find(name: Option<&str>) -> Option<(&'static str, Arc<Cuda>)> {
+/// The device of this name, or any of this machine, a GPU before an emulator.
+///
+/// # Errors
+/// Where there is no device of this name, or none of any, with the reason for each.
+pub(super) fn find(name: Option<&str>) -> Result<(&'static str, Arc<Cuda>)> {
     let mut candidates = backends();
-    candidates.retain(|candidate| name.is_none_or(|name| candidate.name == name));
-    let mut found = candidates
-        .iter()
-        .filter_map(|c| Some((c.name, c.cuda()?.ok()?)));
-    found.next()
+    if let Some(name) = name {
+        let names: Vec<_> = candidates.iter().map(|candidate| candidate.name).collect();
+        ensure!(
+            names.contains(&name),
+            "--isa is `{name}`, wanted one of {}",
+            names.join(", ")
+        );
+        candidates.retain(|candidate| candidate.name == name);
+    }
+    let mut reasons = Vec::new();
+    for candidate in candidates {
+        match candidate.cuda() {
+            Some(Ok(cuda)) => return Ok((candidate.name, cuda)),
+            Some(Err(reason)) => reasons.push(format!("{}: {reason}", candidate.name)),
+            None => {}
+        }
+    }
+    bail!("{}", reasons.join("; "))
 }
 
 /// Measures each kernel, for some pairs of types.

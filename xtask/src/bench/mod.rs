@@ -84,9 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(threads > 0, "--threads is 0, wanted at least 1");
     let device_alone = args.isa.as_deref().filter(|name| name.starts_with("cuda"));
     if let Some(name) = device_alone {
-        let device =
-            device::find(Some(name)).with_context(|| format!("--isa {name} is not there"))?;
-        return bench_device(args, device);
+        return bench_device(args, device::find(Some(name))?);
     }
     let isas = match &args.isa {
         None => available(),
@@ -131,8 +129,8 @@ pub fn run(args: &Args) -> Result<()> {
     report::print_figures(args.json, &figures)?;
     if args.isa.is_none() {
         match device::find(None) {
-            Some(device) => bench_device(args, device)?,
-            None => eprintln!("SKIPPED cuda, cuda-emulated: no CUDA device is there"),
+            Ok(device) => bench_device(args, device)?,
+            Err(reasons) => eprintln!("SKIPPED {reasons}"),
         }
     }
     if let Some(path) = &args.plot {

@@ -21,6 +21,8 @@ const QUICK_STATE: usize = 256 << 20;
 
 /// Options of the benchmark of paged steps.
 #[derive(clap::Args, Clone, Debug, Default)]
+// Unlike that of the options of the bench, which these are among.
+#[group(id = "paged_options")]
 pub(super) struct Args {
     /// Measures paged steps, on Linux: budgets of all, a half, a quarter and an eighth of the state.
     #[arg(long)]
