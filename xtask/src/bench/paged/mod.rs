@@ -49,26 +49,26 @@ pub(super) fn run(args: &Args, folder: &Path, quick: bool, json: bool) -> Result
     let steps = if quick { 4 } else { 6 };
     let bar = ProgressBar::new_spinner();
 
-    bar.set_message("measuring the disk");
-    let disk = Disk::measure(folder, if quick { 256 << 20 } else { 1 << 30 })
-        .with_context(|| format!("--folder {}", folder.display()))?;
     bar.set_message("filling parameters and gradients");
     let mut model = Model::new(state);
-    bar.set_message("stepping in memory");
-    let unpaged = model.measure(Cpu::new()?, false, steps)?;
-    let mut report = Report::new(json, state, disk, unpaged.time);
+    let mut unpaged = model.optimizer(Cpu::new()?, false)?;
+    let mut report = Report::new(json, state);
     report.header()?;
     for share in [1, 2, 4, 8] {
         let budget = state / share;
+        bar.set_message("measuring the disk");
+        let disk = Disk::measure(folder, if quick { 256 << 20 } else { 512 << 20 })
+            .with_context(|| format!("--folder {}", folder.display()))?;
         bar.set_message(format!("stepping under a budget of {budget} bytes"));
         let mut paging = Paging::in_folder(folder).budget(budget);
         if let Some(window) = args.window {
             paging = paging.window(window);
         }
-        let cpu = Cpu::new()?.paging(&paging)?;
+        let mut paged = model.optimizer(Cpu::new()?.paging(&paging)?, true)?;
         let measured = Measured {
             budget,
-            paged: model.measure(cpu, true, steps)?,
+            disk,
+            steps: model.measure(&mut paged, &mut unpaged, steps)?,
         };
         bar.suspend(|| report.row(&measured))?;
     }

@@ -15,10 +15,20 @@ pub(super) struct Model {
     tensors: Vec<(Tensor, Tensor)>,
 }
 
+/// An optimizer with all parameters registered.
+pub(super) struct Optimizer {
+    lion: Lion,
+    handles: Vec<Handle>,
+    cpu: Cpu,
+    /// Bytes of files that the process had mapped before the state was made.
+    mapped: usize,
+}
+
 /// What came of some steps.
 pub(super) struct Steps {
-    /// The median of those that nothing watches.
+    /// The median time of a step that nothing watches, and of one in memory in between.
     pub(super) time: Duration,
+    pub(super) unpaged: Duration,
     /// Most bytes of state in memory at any time, by mincore.
     pub(super) resident: usize,
     /// Most bytes of files that the process has mapped, above those before the state was made.
@@ -45,9 +55,9 @@ impl Model {
         }
     }
 
-    /// Steps as many times as told, and once more to be watched.
-    pub(super) fn measure(&mut self, cpu: Cpu, paged: bool, steps: usize) -> Result<Steps> {
-        let before = system::status("RssFile").unwrap_or(0);
+    /// An optimizer on a backend. Its first steps bring what stays, and write each block for the first time.
+    pub(super) fn optimizer(&mut self, cpu: Cpu, paged: bool) -> Result<Optimizer> {
+        let mapped = system::status("RssFile").unwrap_or(0);
         let builder = Lion::builder().lr(1e-4).weight_decay(0.1);
         let mut lion = builder.is_paged(paged).backend(cpu.clone()).build()?;
         let mut handles = Vec::with_capacity(TENSORS);
@@ -55,41 +65,54 @@ impl Model {
             let spec = ParamSpec::new(format!("layer{i}"), param.len(), param.dtype());
             handles.push(lion.register(spec)?);
         }
-        // The first steps bring what stays, and write each block for the first time.
+        let mut optimizer = Optimizer {
+            lion,
+            handles,
+            cpu,
+            mapped,
+        };
         for _ in 0..2 {
-            self.step(&mut lion, &handles)?;
+            self.step(&mut optimizer)?;
         }
-        let mut times = Vec::with_capacity(steps);
+        Ok(optimizer)
+    }
+
+    /// Steps with a paged state, as many times as told, in turn with one in memory: both meet what else the
+    /// machine does. Then some more to be watched.
+    pub(super) fn measure(
+        &mut self,
+        paged: &mut Optimizer,
+        unpaged: &mut Optimizer,
+        steps: usize,
+    ) -> Result<Steps> {
+        let mut times = [Vec::new(), Vec::new()];
         for _ in 0..steps {
-            let start = Instant::now();
-            self.step(&mut lion, &handles)?;
-            times.push(start.elapsed());
+            // Of two steps the second, which finds no transfer done while the other optimizer stepped.
+            self.step(paged)?;
+            times[0].push(self.step(paged)?);
+            times[1].push(self.step(unpaged)?);
         }
-        times.sort_unstable();
+        let [time, unpaged] = times.map(|mut times| {
+            times.sort_unstable();
+            times[times.len() / 2]
+        });
         let mut measured = Steps {
-            time: times[times.len() / 2],
+            time,
+            unpaged,
             resident: 0,
             mapped: 0,
             samples: 0,
-            report: lion.paging(),
+            report: paged.lion.paging(),
         };
-        if paged {
-            self.watch(&mut lion, &handles, &cpu, before, &mut measured)?;
-        }
+        self.watch(paged, &mut measured)?;
         Ok(measured)
     }
 
-    /// A step whose memory is asked for again and again from another thread.
-    fn watch(
-        &mut self,
-        lion: &mut Lion,
-        handles: &[Handle],
-        cpu: &Cpu,
-        before: usize,
-        measured: &mut Steps,
-    ) -> Result<()> {
+    /// Steps whose memory is asked for again and again from another thread.
+    fn watch(&mut self, paged: &mut Optimizer, measured: &mut Steps) -> Result<()> {
         let (resident, mapped) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let end = AtomicBool::new(false);
+        let (cpu, before) = (paged.cpu.clone(), paged.mapped);
         std::thread::scope(|scope| {
             let watcher = scope.spawn(|| -> Result<usize> {
                 let mut samples = 0;
@@ -107,12 +130,10 @@ impl Model {
                 }
                 Ok(samples)
             });
-            let stepped = (0..2).try_for_each(|_| self.step(lion, handles));
+            let stepped = (0..2).try_for_each(|_| self.step(paged).map(drop));
             end.store(true, Ordering::Relaxed);
-            let watched = watcher
-                .join()
-                .unwrap_or_else(|_| anyhow::bail!("the watcher panicked"));
-            measured.samples = watched?;
+            let watched = watcher.join();
+            measured.samples = watched.unwrap_or_else(|_| anyhow::bail!("the watcher panicked"))?;
             stepped
         })?;
         measured.resident = resident.into_inner();
@@ -120,10 +141,12 @@ impl Model {
         Ok(())
     }
 
-    fn step(&mut self, lion: &mut Lion, handles: &[Handle]) -> Result<()> {
-        let tensors = self.tensors.iter_mut().zip(handles);
+    /// One step, and its time.
+    fn step(&mut self, optimizer: &mut Optimizer) -> Result<Duration> {
+        let start = Instant::now();
+        let tensors = self.tensors.iter_mut().zip(&optimizer.handles);
         let updates = tensors.map(|((p, g), &handle)| update(handle, p.slice_mut(), g.slice()));
-        lion.step(updates)?;
-        Ok(())
+        optimizer.lion.step(updates)?;
+        Ok(start.elapsed())
     }
 }

@@ -5,19 +5,18 @@ use super::model::Steps;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::{self, Write};
-use std::time::Duration;
 
 /// A budget and what came of it.
 pub(super) struct Measured {
     pub(super) budget: usize,
-    pub(super) paged: Steps,
+    /// The disk, just before.
+    pub(super) disk: Disk,
+    pub(super) steps: Steps,
 }
 
 pub(super) struct Report {
     json: bool,
     state: usize,
-    disk: Disk,
-    unpaged: Duration,
     /// Name, whether it is reached, and the numbers, for each target.
     targets: Vec<(String, bool, String)>,
 }
@@ -27,55 +26,44 @@ fn mib(bytes: usize) -> f64 {
 }
 
 impl Report {
-    pub(super) fn new(json: bool, state: usize, disk: Disk, unpaged: Duration) -> Self {
+    pub(super) fn new(json: bool, state: usize) -> Self {
         Report {
             json,
             state,
-            disk,
-            unpaged,
             targets: Vec::new(),
         }
     }
 
     pub(super) fn header(&self) -> Result<()> {
         let mut out = io::stdout().lock();
-        let Disk { read, write, both } = self.disk;
-        let unpaged = self.unpaged.as_secs_f64();
         if self.json {
-            let row = json!({
-                "state_bytes": self.state,
-                "unpaged_s": unpaged,
-                "disk_read_bytes_s": read.round(),
-                "disk_write_bytes_s": write.round(),
-                "disk_both_bytes_s": both.round(),
-            });
+            let row = json!({ "state_bytes": self.state });
             return Ok(writeln!(out, "{row}")?);
         }
-        let speed = |bytes: f64| mib(bytes as usize);
         writeln!(
             out,
-            "state {:.0} MiB; disk: {:.0} MiB/s read, {:.0} written, {:.0} both at once; \
-             a step in memory: {unpaged:.3} s\n",
-            mib(self.state),
-            speed(read),
-            speed(write),
-            speed(both)
+            "state {:.0} MiB; disk: read, written, both at once\n",
+            mib(self.state)
         )?;
         writeln!(
             out,
-            "budget MiB  window  step (s)  / in memory  moved MiB  MiB/s  of the disk  \
+            "budget MiB  window  step (s)  in memory  ratio  moved MiB  MiB/s       disk MiB/s  ratio  \
              resident MiB  mapped MiB  waits (s)"
         )?;
         Ok(())
     }
 
     pub(super) fn row(&mut self, measured: &Measured) -> Result<()> {
-        let Measured { budget, paged } = measured;
-        let totals = &paged.report.as_ref().context("nothing was paged")?.totals;
-        let (time, unpaged) = (paged.time.as_secs_f64(), self.unpaged.as_secs_f64());
+        let Measured {
+            budget,
+            disk,
+            steps,
+        } = measured;
+        let totals = &steps.report.as_ref().context("nothing was paged")?.totals;
+        let (time, unpaged) = (steps.time.as_secs_f64(), steps.unpaged.as_secs_f64());
         let moved = totals.moved.total() as f64;
         // At least the time of the transfers, and at least that of the step itself.
-        let allowed = (moved / self.disk.both).max(unpaged);
+        let allowed = (moved / disk.both).max(unpaged);
         let (slower, share) = (time / unpaged, allowed / time);
         let mut out = io::stdout().lock();
         if self.json {
@@ -83,37 +71,45 @@ impl Report {
                 "budget_bytes": budget,
                 "window_bytes": totals.window,
                 "step_s": time,
+                "unpaged_s": unpaged,
                 "of_unpaged": slower,
                 "moved_bytes": totals.moved.total(),
+                "disk_read_bytes_s": disk.read.round(),
+                "disk_write_bytes_s": disk.write.round(),
+                "disk_both_bytes_s": disk.both.round(),
                 "of_disk": share,
-                "resident_bytes": paged.resident,
-                "mapped_bytes": paged.mapped,
-                "samples": paged.samples,
+                "resident_bytes": steps.resident,
+                "mapped_bytes": steps.mapped,
+                "samples": steps.samples,
                 "waits": totals.moved.waits,
                 "waited_s": totals.moved.waited.as_secs_f64(),
             });
             writeln!(out, "{row}")?;
         } else {
+            let speeds = [disk.read, disk.write, disk.both].map(|speed| mib(speed as usize));
             writeln!(
                 out,
-                "{:>10.0} {:>7.0} {time:>9.3} {slower:>12.2} {:>10.0} {:>6.0} {share:>12.2} {:>13.1} \
-                 {:>11.1} {:>10.3}",
+                "{:>10.0} {:>7.0} {time:>9.3} {unpaged:>10.3} {slower:>6.2} {:>10.0} {:>6.0} \
+                 {:>4.0} {:>5.0} {:>5.0} {share:>6.2} {:>13.1} {:>11.1} {:>10.3}",
                 mib(*budget),
                 mib(totals.window),
                 mib(totals.moved.total() as usize),
                 mib((moved / time) as usize),
-                mib(paged.resident),
-                mib(paged.mapped),
+                speeds[0],
+                speeds[1],
+                speeds[2],
+                mib(steps.resident),
+                mib(steps.mapped),
                 totals.moved.waited.as_secs_f64()
             )?;
         }
         let name = format!("budget {:.0} MiB", mib(*budget));
         let most = budget + totals.window;
-        let largest = paged.resident.max(paged.mapped);
+        let largest = steps.resident.max(steps.mapped);
         self.targets.push((
             format!(
                 "{name}: resident within budget and window, {} samples",
-                paged.samples
+                steps.samples
             ),
             largest <= most,
             format!("{:.1} of {:.1} MiB", mib(largest), mib(most)),
