@@ -173,7 +173,9 @@ mod tests {
     fn errors<const GOOD: bool>(codes: &[i32]) -> Vec<Option<i32>> {
         let lane = Lane::new("test").unwrap();
         let codes = codes.iter();
-        let tickets: Vec<_> = codes.map(|&code| lane.queue(Numbered::<GOOD>(code))).collect();
+        let tickets: Vec<_> = codes
+            .map(|&code| lane.queue(Numbered::<GOOD>(code)))
+            .collect();
         let results = tickets.iter().map(|ticket| ticket.wait().1);
         results
             .map(|result| result.err().and_then(|error| error.raw_os_error()))
