@@ -185,6 +185,9 @@ impl HostTicket {
 }
 
 impl Job for Fetch {
+    /// The piece can be asked for again.
+    const FAILS_FOR_GOOD: bool = false;
+
     fn may_start(&self) -> bool {
         self.after.as_ref().is_none_or(Ticket::is_done)
     }
@@ -204,6 +207,10 @@ impl Job for Fetch {
 }
 
 impl Job for Evict {
+    /// What could not be written is lost. A fetch waits for the eviction before it alone, and the system
+    /// tells of a failed write once, maybe to the eviction of another piece.
+    const FAILS_FOR_GOOD: bool = true;
+
     fn may_start(&self) -> bool {
         self.after.as_ref().is_none_or(Ticket::is_done)
     }

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 /// A transfer.
 pub(crate) trait Job: Send + 'static {
+    /// Whether all transfers after one that has failed fail as it has. Who waits for the last one only then
+    /// hears of those before it.
+    const FAILS_FOR_GOOD: bool;
+
     /// Whether it may begin.
     fn may_start(&self) -> bool;
 
@@ -114,6 +118,7 @@ fn work<J: Job>(receiver: Receiver<(J, Promise)>) {
     let mut jobs: VecDeque<(J, Promise)> = VecDeque::new();
     // How many of them have begun.
     let mut started = 0;
+    let mut failed = None;
     loop {
         if jobs.is_empty() {
             match receiver.recv() {
@@ -129,8 +134,60 @@ fn work<J: Job>(receiver: Receiver<(J, Promise)>) {
             started += 1;
         }
         if let Some((job, promise)) = jobs.pop_front() {
-            promise.keep(job.finish());
+            let mut result = job.finish();
+            if J::FAILS_FOR_GOOD {
+                match &failed {
+                    Some(error) => result = Err(Arc::clone(error)),
+                    None => failed = result.as_ref().err().cloned(),
+                }
+            }
+            promise.keep(result);
             started = started.saturating_sub(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Numbered<const GOOD: bool>(i32);
+
+    impl<const GOOD: bool> Job for Numbered<GOOD> {
+        const FAILS_FOR_GOOD: bool = GOOD;
+
+        fn may_start(&self) -> bool {
+            true
+        }
+
+        fn start(&self) {}
+
+        fn finish(&self) -> Result<(), Arc<io::Error>> {
+            match self.0 {
+                0 => Ok(()),
+                code => Err(Arc::new(io::Error::from_raw_os_error(code))),
+            }
+        }
+    }
+
+    fn errors<const GOOD: bool>(codes: &[i32]) -> Vec<Option<i32>> {
+        let lane = Lane::new("test").unwrap();
+        let codes = codes.iter();
+        let tickets: Vec<_> = codes
+            .map(|&code| lane.queue(Numbered::<GOOD>(code)))
+            .collect();
+        let results = tickets.iter().map(|ticket| ticket.wait().1);
+        results
+            .map(|result| result.err().and_then(|error| error.raw_os_error()))
+            .collect()
+    }
+
+    #[test]
+    fn the_last_transfer_tells_of_one_that_has_failed_before() {
+        let codes = [0, 5, 0, 28, 0];
+        let first = [None, Some(5), Some(5), Some(5), Some(5)];
+        assert_eq!(errors::<true>(&codes), first);
+        let each = [None, Some(5), None, Some(28), None];
+        assert_eq!(errors::<false>(&codes), each);
     }
 }

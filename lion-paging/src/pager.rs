@@ -37,6 +37,8 @@ pub(crate) struct Entry<D: Driver> {
     pub(crate) region: D::Region,
     pub(crate) part: Range<usize>,
     state: usize,
+    /// Whether a fetch of it was queued, and no eviction since.
+    pub(crate) here: bool,
     /// Its last fetch.
     pub(crate) ticket: Option<D::Ticket>,
     /// Uses that the plan has passed, less those that are over.
@@ -115,6 +117,7 @@ impl<D: Driver> Pager<D> {
                 region: region.clone(),
                 part,
                 state,
+                here: false,
                 ticket: None,
                 pending: 0,
             });

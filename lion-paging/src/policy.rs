@@ -146,6 +146,14 @@ impl Policy {
         self.free.push(piece.0);
     }
 
+    /// A piece that could not be fetched: it is not resident, whatever has been planned.
+    pub fn lost(&mut self, piece: Piece) {
+        let slot = &mut self.slots[piece.0];
+        self.here -= if slot.here { slot.bytes } else { 0 };
+        (slot.here, slot.dirty) = (false, false);
+        self.loose.retain(|&index| index != piece.0);
+    }
+
     /// What to fetch and evict around these uses, in order. A piece may be used more than once. At no
     /// point is more than the budget resident, where an eviction ends before the next fetch begins.
     pub fn plan(&mut self, uses: &[Use], visit: Visit) -> Vec<Action> {

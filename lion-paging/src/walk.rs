@@ -191,9 +191,14 @@ fn advance<D: Driver>(driver: &D, core: &mut Core<D>, end: bool) {
         run.cursor += 1;
     }
     if end {
-        for piece in &run.uses {
-            if let Some(entry) = core.entry(*piece) {
-                entry.pending = 0;
+        for &piece in &run.uses {
+            let Some(entry) = core.entry(piece) else {
+                continue;
+            };
+            entry.pending = 0;
+            // What could not be fetched is fetched by the next plan.
+            if !entry.here {
+                core.policy.lost(piece);
             }
         }
     }
@@ -211,8 +216,13 @@ fn fetch<D: Driver>(
     let Some(entry) = core.entry(piece) else {
         return Ok(());
     };
+    if entry.here {
+        // It could not be evicted.
+        return Ok(());
+    }
     let part = entry.part.clone();
     entry.ticket = Some(driver.fetch(&entry.region, part, write, after.as_ref())?);
+    entry.here = true;
     core.count(piece, |state: &mut PagedState, bytes| {
         state.resident += bytes;
         if counted {
@@ -232,8 +242,13 @@ fn evict<D: Driver>(
     let Some(entry) = core.entry(piece) else {
         return Ok(());
     };
-    let (part, after) = (entry.part.clone(), entry.ticket.take());
-    let ticket = driver.evict(&entry.region, part, dirty, after.as_ref())?;
+    if !entry.here {
+        // It could not be fetched.
+        return Ok(());
+    }
+    let part = entry.part.clone();
+    let ticket = driver.evict(&entry.region, part, dirty, entry.ticket.as_ref())?;
+    (entry.here, entry.ticket) = (false, None);
     core.evicted = Some(ticket);
     core.count(piece, |state: &mut PagedState, bytes| {
         state.resident -= bytes;

@@ -137,6 +137,8 @@ impl DeviceDriver {
             kind: Kind::Unified,
             lanes: Arc::clone(lanes),
         };
+        // At the host, before the device becomes the place where pages are made.
+        home.clear();
         // SAFETY: the range is the allocation. A part that is on the device is to stay there until it is
         // evicted, whoever looks at it. The enumeration has this number.
         let result = unsafe {
@@ -144,7 +146,6 @@ impl DeviceDriver {
             sys::cuMemAdvise(address, bytes, advice, lanes.device)
         };
         check("cuMemAdvise", result)?;
-        home.clear();
         Ok(home)
     }
 
@@ -369,10 +370,11 @@ impl Driver for DeviceDriver {
             Kind::Unified => home.prefetch(&part, HOST, &lanes.evictions)?,
             Kind::Pinned(places) => {
                 let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(place) = places.get(&part.start).filter(|_| dirty) {
+                    home.copy_out(&part, place)?;
+                }
+                // Not before the copy is queued: what cannot be copied stays.
                 if let Some(place) = places.remove(&part.start) {
-                    if dirty {
-                        home.copy_out(&part, &place)?;
-                    }
                     // The next fetch waits for this eviction.
                     lanes.free().push(place);
                 }
