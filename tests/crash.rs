@@ -146,6 +146,29 @@ fn saves_of_the_same_file_at_once_leave_one_whole() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_replaced_file_keeps_its_permissions() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777;
+    let lion = optimizer();
+    lion.save(&path).unwrap();
+    let new = mode(&path);
+    for private in [0o600, 0o440] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(private)).unwrap();
+        lion.save(&path).unwrap();
+        assert_eq!(mode(&path), private);
+    }
+    // A link is replaced, and has no permissions of its own to keep.
+    let link = folder.path().join("latest.lion");
+    symlink(&path, &link).unwrap();
+    lion.save(&link).unwrap();
+    assert!(fs::symlink_metadata(&link).unwrap().is_file());
+    assert_eq!((mode(&link), mode(&path)), (new, 0o440));
+}
+
 /// Starts the test `full` from a shell that does something before.
 fn full_after(shell: &[&str], prepare: &str, folder: &Path) -> std::io::Result<Output> {
     let test = child("full");

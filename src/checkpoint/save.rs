@@ -16,7 +16,8 @@ const UNFINISHED: &str = ".unfinished";
 /// Saves an optimizer into a file, and returns the bytes of the file.
 ///
 /// The checkpoint is written into a new file in the same folder, synced, and renamed; then the folder is
-/// synced. When this returns it is on the disk. Files that killed saves of the same file have left behind
+/// synced. When this returns it is on the disk. The new file has the permissions of the one that it
+/// replaces; a symbolic link is replaced, and what it points to stays as it is. Files that killed saves of the same file have left behind
 /// are removed.
 ///
 /// # Errors
@@ -52,6 +53,8 @@ pub(crate) fn replace<T, E: From<CheckpointError>>(
     let flushed = writer.flush().and_then(|()| writer.get_mut().finish());
     flushed.map_err(|source| failed("write", path, source))?;
     drop(writer);
+    keep_permissions(path, temporary.as_file())
+        .map_err(|source| failed("protect", path, source))?;
     let synced = temporary.as_file().sync_all();
     synced.map_err(|source| failed("sync", path, source))?;
     let renamed = temporary.persist(path);
@@ -180,6 +183,18 @@ fn remove_unlocked(path: &PathBuf) {
     {
         let _ = fs::remove_file(path);
     }
+}
+
+/// Gives the new file the permissions of the one that it replaces: what was private stays so.
+fn keep_permissions(path: &Path, file: &File) -> io::Result<()> {
+    let Ok(replaced) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let wanted = replaced.permissions();
+    if cfg!(unix) && replaced.is_file() && wanted != file.metadata()?.permissions() {
+        file.set_permissions(wanted)?;
+    }
+    Ok(())
 }
 
 /// Makes a rename last.
