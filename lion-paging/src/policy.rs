@@ -220,6 +220,7 @@ impl Policy {
             }
         }
         let slot = &mut self.slots[index];
+        let keep = slot.fixed;
         (slot.here, slot.dirty) = (true, false);
         slot.fetch = actions.len();
         self.here += bytes;
@@ -229,6 +230,7 @@ impl Policy {
         actions.push(Action::Fetch {
             piece,
             write: false,
+            keep,
         });
         true
     }
@@ -249,6 +251,7 @@ impl Policy {
     fn fetch_ahead(&mut self, uses: &[Use], actions: &mut Vec<Action>) {
         for used in uses {
             let slot = &mut self.slots[used.piece.0];
+            let keep = slot.fixed;
             if slot.here {
                 continue;
             }
@@ -263,6 +266,7 @@ impl Policy {
             actions.push(Action::Fetch {
                 piece: used.piece,
                 write: used.write,
+                keep,
             });
         }
     }
