@@ -256,6 +256,58 @@ fn a_survey_is_counted_with_its_step() {
     assert_eq!(fixture.lion.paging().unwrap().totals.moved, moved);
 }
 
+/// A model that grows: what stayed at first has to go, and comes again.
+#[test]
+fn what_stays_goes_where_there_is_no_more_room() {
+    let (budget, len) = (10 << 20, 1_500_000);
+    let cpu = Cpu::new().unwrap();
+    let paged = cpu.clone().paging(&paging(budget, Some(4 << 20))).unwrap();
+    let run = |backend: Box<dyn Backend>, resident: &dyn Fn() -> usize| {
+        let mut rng = Rng::new(9);
+        let mut lion = Lion::builder().lr(1e-2).backend(backend).build().unwrap();
+        let mut params: Vec<Vec<f32>> = Vec::new();
+        let mut handles = Vec::new();
+        for i in 0..5 {
+            let bits = if i % 2 == 0 { 32 } else { 8 };
+            let spec = ParamSpec::new(format!("layer{i}"), len, Dtype::F32);
+            let overrides = Overrides::new().optim_bits(bits).max_unorm(1e-3);
+            handles.push(lion.register(spec.overrides(overrides)).unwrap());
+            params.push(rng.spread(len, 2.0));
+            for _ in 0..2 {
+                let grad = rng.spread(len, 4.0);
+                let updates = handles.iter().zip(&mut params);
+                let updates = updates.map(|(&handle, param)| update(handle, param, &grad));
+                lion.step(updates).unwrap();
+                assert!(resident() <= budget);
+            }
+        }
+        // Some alone, until they have the place of the others.
+        for _ in 0..12 {
+            let grad = rng.spread(len, 4.0);
+            let updates = handles.iter().zip(&mut params).skip(3);
+            lion.step(updates.map(|(&handle, param)| update(handle, param, &grad)))
+                .unwrap();
+        }
+        let records = handles
+            .iter()
+            .map(|&handle| lion.export_state(handle).unwrap());
+        let records: Vec<_> = records.collect();
+        assert!(resident() <= budget);
+        (
+            records,
+            params,
+            lion.paging().map(|report| report.totals.moved.total()),
+        )
+    };
+    let (states, params, _) = run(Box::new(cpu), &|| 0);
+    let measured = paged.clone();
+    let resident = || measured.resident_pages().unwrap().unwrap();
+    let (paged_states, paged_params, moved) = run(Box::new(AllPaged(paged)), &resident);
+    assert!(paged_states == states && paged_params == params);
+    // The two that are stepped fit the budget.
+    assert_eq!(moved, Some(0));
+}
+
 #[test]
 fn a_state_that_fits_the_budget_moves_nothing() {
     let mut lion = PagedLion8bit::builder()

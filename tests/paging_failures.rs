@@ -61,6 +61,7 @@ impl Driver for Failing {
         (): &(),
         part: Range<usize>,
         _: bool,
+        _: bool,
         _: Option<&()>,
     ) -> Result<(), PagingError> {
         let mut account = self.0.lock().unwrap();

@@ -31,7 +31,7 @@ impl Machine {
         let mut for_writing = HashMap::new();
         for action in actions {
             match *action {
-                Action::Fetch { piece, write } => {
+                Action::Fetch { piece, write, .. } => {
                     assert!(self.here.insert(piece), "fetched twice");
                     self.fetched += self.bytes[&piece];
                     for_writing.insert(piece, write);

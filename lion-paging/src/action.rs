@@ -38,6 +38,8 @@ pub enum Action {
         piece: Piece,
         /// Whether it is changed before it is evicted.
         write: bool,
+        /// Whether it stays from step to step.
+        keep: bool,
     },
     /// The use at this position of the step: its piece is resident.
     Use(usize),

@@ -8,8 +8,8 @@ use std::time::Duration;
 /// Memory whose parts can be made resident and given up, on a lane of its own beside the step.
 ///
 /// Bytes are the same wherever they are: a driver moves them and never changes them. A fetch or an
-/// eviction is queued and returns at once with a ticket; fetches are done in the order in which they
-/// are queued, and so are evictions. A region is freed when all its handles and its memory are dropped.
+/// eviction is queued and returns at once with a ticket; evictions are done in the order in which they are
+/// queued, so to wait for the last is to wait for all. A region is freed when all its handles and its memory are dropped.
 pub trait Driver: Debug + Send + Sync + 'static {
     /// A handle of the memory of one state, to move its parts by.
     type Region: Clone + Debug + Send + Sync;
@@ -40,7 +40,8 @@ pub trait Driver: Debug + Send + Sync + 'static {
         piece: usize,
     ) -> Result<(Self::Region, Self::Memory), PagingError>;
 
-    /// Makes a part resident, once the eviction `after` is done. `write` says that it will be changed.
+    /// Makes a part resident, once the eviction `after` is done. `write` says that it will be changed, `keep`
+    /// that it stays from step to step.
     ///
     /// # Errors
     /// What the driver meets.
@@ -49,6 +50,7 @@ pub trait Driver: Debug + Send + Sync + 'static {
         region: &Self::Region,
         part: Range<usize>,
         write: bool,
+        keep: bool,
         after: Option<&Self::Ticket>,
     ) -> Result<Self::Ticket, PagingError>;
 

@@ -1,4 +1,4 @@
-//! The driver of the CPU: a memory-mapped file, read and written by two helper threads.
+//! The driver of the CPU: a memory-mapped file, read and written by helper threads.
 
 use crate::Driver;
 use crate::lane::{Job, Lane, Ticket};
@@ -10,12 +10,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Bytes of the smallest part that is moved to memory of its own. The system counts such parts, and allows
+/// some ten thousand.
+const SMALLEST_KEPT: usize = 256 << 10;
+
+/// Threads that read. A large page is read when it is mapped, so of more than one page at a time by as many
+/// threads; writes are begun ahead by one.
+const FETCHES: usize = 2;
+
 /// States in a memory-mapped file that has no name: nothing is left of it after the process, however that
 /// ends.
 ///
 /// All blocks of a state are allocated on the disk with it, so a step cannot find the disk full. (A file
 /// system that writes each change to a new place, as btrfs and ZFS do, cannot promise that.) Linux only;
 /// elsewhere [`PagingError::Unsupported`] says so.
+///
+/// What stays from step to step is moved out of the file into memory of its own: pages of a file that are
+/// changed in every step would be written to the disk again and again by the system.
 #[derive(Debug)]
 pub struct HostDriver {
     folder: PathBuf,
@@ -29,6 +40,7 @@ struct Fetch {
     region: HostRegion,
     part: Range<usize>,
     write: bool,
+    keep: bool,
     after: Option<Ticket>,
 }
 
@@ -36,6 +48,7 @@ struct Fetch {
 struct Evict {
     region: HostRegion,
     part: Range<usize>,
+    dirty: bool,
     after: Option<Ticket>,
 }
 
@@ -67,8 +80,8 @@ impl HostDriver {
         Ok(HostDriver {
             folder: folder.to_owned(),
             file,
-            fetches: Lane::new("lion-fetch").map_err(thread)?,
-            evictions: Lane::new("lion-evict").map_err(thread)?,
+            fetches: Lane::new("lion-fetch", FETCHES).map_err(thread)?,
+            evictions: Lane::new("lion-evict", 1).map_err(thread)?,
         })
     }
 }
@@ -105,6 +118,7 @@ impl Driver for HostDriver {
         region: &HostRegion,
         part: Range<usize>,
         write: bool,
+        keep: bool,
         after: Option<&HostTicket>,
     ) -> Result<HostTicket, PagingError> {
         let bytes = part.len();
@@ -112,6 +126,7 @@ impl Driver for HostDriver {
             region: region.clone(),
             part,
             write,
+            keep: keep && bytes >= SMALLEST_KEPT,
             after: after.map(|after| after.ticket.clone()),
         });
         Ok(HostTicket {
@@ -125,14 +140,14 @@ impl Driver for HostDriver {
         &self,
         region: &HostRegion,
         part: Range<usize>,
-        // The system knows which pages have changed.
-        _dirty: bool,
+        dirty: bool,
         after: Option<&HostTicket>,
     ) -> Result<HostTicket, PagingError> {
         let bytes = part.len();
         let ticket = self.evictions.queue(Evict {
             region: region.clone(),
             part,
+            dirty,
             after: after.map(|after| after.ticket.clone()),
         });
         Ok(HostTicket {
@@ -193,16 +208,28 @@ impl Job for Fetch {
     }
 
     fn start(&self) {
-        self.region.read_ahead(self.part.clone());
+        if !self.keep {
+            self.region.read_ahead(self.part.clone());
+        }
     }
 
     fn finish(&self) -> Result<(), Arc<io::Error>> {
         if let Some(after) = &self.after {
             after.wait().1?;
         }
-        self.region
-            .read(self.part.clone(), self.write)
-            .map_err(Arc::new)
+        let part = || self.part.clone();
+        let kept = match self.keep {
+            true => self.region.keep(part()),
+            false => Err(io::ErrorKind::OutOfMemory.into()),
+        };
+        let done = match kept {
+            // Where it cannot stay in memory of its own, it stays in the file's.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                self.region.read(part(), self.write)
+            }
+            kept => kept,
+        };
+        done.map_err(Arc::new)
     }
 }
 
@@ -216,7 +243,9 @@ impl Job for Evict {
     }
 
     fn start(&self) {
-        self.region.write_behind(self.part.clone());
+        if !self.region.is_kept(&self.part) {
+            self.region.write_behind(self.part.clone());
+        }
     }
 
     fn finish(&self) -> Result<(), Arc<io::Error>> {
@@ -224,6 +253,11 @@ impl Job for Evict {
             // Pages that could not be read are not there, or are clean.
             let _ = after.wait();
         }
-        self.region.give_up(self.part.clone()).map_err(Arc::new)
+        let done = if self.region.is_kept(&self.part) {
+            self.region.put_back(self.part.clone(), self.dirty)
+        } else {
+            self.region.give_up(self.part.clone())
+        };
+        done.map_err(Arc::new)
     }
 }

@@ -1,9 +1,8 @@
-//! A helper thread that does transfers one after the other, each begun early.
+//! Helper threads that do transfers in the order in which they are queued, each begun early.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -76,73 +75,103 @@ impl Drop for Promise {
     }
 }
 
-/// The helper thread. It ends when this is dropped, after what is queued.
+/// One or more helper threads. They end when this is dropped, after what is queued. Of one, transfers are
+/// done in order; of more, they are begun in order.
 #[derive(Debug)]
 pub(crate) struct Lane<J> {
-    sender: Option<Sender<(J, Promise)>>,
-    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared<J>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared<J> {
+    queue: Mutex<Queue<J>>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Queue<J> {
+    jobs: VecDeque<(J, Promise)>,
+    /// How many of them have begun.
+    started: usize,
+    closed: bool,
+    /// What the first transfer that failed has met, where later ones are to fail too.
+    failed: Option<Arc<io::Error>>,
+}
+
+impl<J> Shared<J> {
+    fn queue(&self) -> MutexGuard<'_, Queue<J>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<J: Job> Lane<J> {
-    pub(crate) fn new(name: &str) -> io::Result<Self> {
-        let (sender, receiver) = channel();
-        let thread = Builder::new()
-            .name(name.to_owned())
-            .spawn(|| work(receiver))?;
-        Ok(Lane {
-            sender: Some(sender),
-            thread: Some(thread),
-        })
+    pub(crate) fn new(name: &str, threads: usize) -> io::Result<Self> {
+        let mut lane = Lane {
+            shared: Arc::new(Shared {
+                queue: Mutex::new(Queue {
+                    jobs: VecDeque::new(),
+                    started: 0,
+                    closed: false,
+                    failed: None,
+                }),
+                changed: Condvar::new(),
+            }),
+            threads: Vec::with_capacity(threads),
+        };
+        for _ in 0..threads {
+            let shared = Arc::clone(&lane.shared);
+            let builder = Builder::new().name(name.to_owned());
+            lane.threads.push(builder.spawn(move || work(&shared))?);
+        }
+        Ok(lane)
     }
 
     pub(crate) fn queue(&self, job: J) -> Ticket {
         let ticket = Ticket::default();
-        if let Some(sender) = &self.sender {
-            // A thread that is gone drops the promise, which says so.
-            let _ = sender.send((job, Promise(ticket.clone())));
-        }
+        let promise = Promise(ticket.clone());
+        self.shared.queue().jobs.push_back((job, promise));
+        self.shared.changed.notify_one();
         ticket
     }
 }
 
 impl<J> Drop for Lane<J> {
     fn drop(&mut self) {
-        self.sender = None;
-        if let Some(thread) = self.thread.take() {
+        self.shared.queue().closed = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-fn work<J: Job>(receiver: Receiver<(J, Promise)>) {
-    let mut jobs: VecDeque<(J, Promise)> = VecDeque::new();
-    // How many of them have begun.
-    let mut started = 0;
-    let mut failed = None;
+fn work<J: Job>(shared: &Shared<J>) {
+    let mut queue = shared.queue();
     loop {
-        if jobs.is_empty() {
-            match receiver.recv() {
-                Ok(job) => jobs.push_back(job),
-                Err(_) => return,
-            }
-        }
-        jobs.extend(receiver.try_iter());
-        while let Some((job, _)) = jobs.get(started)
+        while let Some((job, _)) = queue.jobs.get(queue.started)
             && job.may_start()
         {
             job.start();
-            started += 1;
+            queue.started += 1;
         }
-        if let Some((job, promise)) = jobs.pop_front() {
+        if let Some((job, promise)) = queue.jobs.pop_front() {
+            queue.started = queue.started.saturating_sub(1);
+            drop(queue);
             let mut result = job.finish();
+            queue = shared.queue();
             if J::FAILS_FOR_GOOD {
-                match &failed {
+                match &queue.failed {
                     Some(error) => result = Err(Arc::clone(error)),
-                    None => failed = result.as_ref().err().cloned(),
+                    None => queue.failed = result.as_ref().err().cloned(),
                 }
             }
             promise.keep(result);
-            started = started.saturating_sub(1);
+        } else if queue.closed {
+            return;
+        } else {
+            let changed = shared.changed.wait(queue);
+            queue = changed.unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -171,7 +200,7 @@ mod tests {
     }
 
     fn errors<const GOOD: bool>(codes: &[i32]) -> Vec<Option<i32>> {
-        let lane = Lane::new("test").unwrap();
+        let lane = Lane::new("test", 1).unwrap();
         let codes = codes.iter();
         let tickets: Vec<_> = codes
             .map(|&code| lane.queue(Numbered::<GOOD>(code)))

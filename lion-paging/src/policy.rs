@@ -228,6 +228,7 @@ impl Policy {
             }
         }
         let slot = &mut self.slots[index];
+        let keep = slot.fixed;
         (slot.here, slot.dirty) = (true, false);
         slot.fetch = actions.len();
         self.here += bytes;
@@ -237,6 +238,7 @@ impl Policy {
         actions.push(Action::Fetch {
             piece,
             write: false,
+            keep,
         });
         true
     }
@@ -257,6 +259,7 @@ impl Policy {
     fn fetch_ahead(&mut self, uses: &[Use], actions: &mut Vec<Action>) {
         for used in uses {
             let slot = &mut self.slots[used.piece.0];
+            let keep = slot.fixed;
             if slot.here {
                 continue;
             }
@@ -271,6 +274,7 @@ impl Policy {
             actions.push(Action::Fetch {
                 piece: used.piece,
                 write: used.write,
+                keep,
             });
         }
     }

@@ -176,7 +176,9 @@ fn advance<D: Driver>(driver: &D, core: &mut Core<D>, end: bool) {
                 }
                 Ok(())
             }
-            Action::Fetch { piece, write } => fetch(driver, core, piece, write, run.counted),
+            Action::Fetch { piece, write, keep } => {
+                fetch(driver, core, piece, (write, keep), run.counted)
+            }
             Action::Evict { piece, dirty } => {
                 let used = |core: &mut Core<D>| core.entry(piece).is_some_and(|e| e.pending > 0);
                 if !end && used(core) {
@@ -209,7 +211,7 @@ fn fetch<D: Driver>(
     driver: &D,
     core: &mut Core<D>,
     piece: Piece,
-    write: bool,
+    (write, keep): (bool, bool),
     counted: bool,
 ) -> Result<(), PagingError> {
     let after = core.evicted.clone();
@@ -221,7 +223,7 @@ fn fetch<D: Driver>(
         return Ok(());
     }
     let part = entry.part.clone();
-    entry.ticket = Some(driver.fetch(&entry.region, part, write, after.as_ref())?);
+    entry.ticket = Some(driver.fetch(&entry.region, part, write, keep, after.as_ref())?);
     entry.here = true;
     core.count(piece, |state: &mut PagedState, bytes| {
         state.resident += bytes;

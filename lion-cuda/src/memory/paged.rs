@@ -330,6 +330,7 @@ impl Driver for DeviceDriver {
         home: &Arc<Home>,
         part: Range<usize>,
         _write: bool,
+        _keep: bool,
         after: Option<&Arc<Event>>,
     ) -> Result<Arc<Event>, PagingError> {
         let lanes = &self.lanes;

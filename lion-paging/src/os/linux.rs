@@ -1,13 +1,15 @@
 //! Linux: a memory-mapped file without a name, read by `madvise` and written by `sync_file_range`.
 
-use libc::{c_int, off_t};
+use libc::{c_int, c_void, off_t};
 use memmap2::{MmapOptions, MmapRaw};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that one call reads ahead: the kernel takes no more at once than the disk's read-ahead, which is
 /// this where nobody has set it.
@@ -29,7 +31,9 @@ pub(crate) struct PageFile {
 /// # Safety
 /// The file has no name and no other handle, so nobody changes it behind the mapping, and its blocks are
 /// allocated, so a write cannot fail for want of room. No call here changes the bytes: what a shared
-/// mapping gives up is read from the file again.
+/// mapping gives up is read from the file again, and where memory of its own takes the place of a part of
+/// the file, or the file that of memory, it has the same bytes by then. So references to the bytes may live
+/// meanwhile, as they do while a system swaps; nobody writes bytes of a part that is being moved.
 #[derive(Debug)]
 struct Mapped {
     map: MmapRaw,
@@ -37,7 +41,12 @@ struct Mapped {
     start: usize,
     /// Bytes from the start on that are in large pages, if the system has them.
     large: usize,
+    /// Starts of parts that are in memory of their own.
+    kept: Mutex<HashSet<usize>>,
 }
+
+/// Bytes that are copied at once between the file and memory of its own: they are in both meanwhile.
+const COPY: usize = 1 << 20;
 
 /// A part of the file, to move by.
 #[derive(Clone, Debug)]
@@ -50,8 +59,12 @@ pub struct HostMemory(Arc<Mapped>);
 impl PageFile {
     /// A file of no bytes.
     pub(crate) fn create(folder: &Path) -> io::Result<Self> {
+        let file = tempfile::tempfile_in(folder)?;
+        // Copies out of it read nothing ahead, which would be resident beside the budget.
+        // SAFETY: the descriptor is open. It is a hint.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
         Ok(PageFile {
-            file: Arc::new(tempfile::tempfile_in(folder)?),
+            file: Arc::new(file),
             len: Mutex::new(0),
         })
     }
@@ -91,6 +104,7 @@ impl PageFile {
             file: Arc::clone(&self.file),
             start,
             large: 0,
+            kept: Mutex::default(),
         };
         // Faults of single pages read no others, which would be resident beside the budget.
         mapped.advise(0..bytes, libc::MADV_RANDOM)?;
@@ -109,14 +123,19 @@ impl Mapped {
         (self.file.as_raw_fd(), start, part.len() as off_t)
     }
 
+    /// The address of a part.
+    fn start_of(&self, part: &Range<usize>) -> *mut c_void {
+        assert!(part.start <= part.end && part.end <= self.map.len());
+        self.map.as_mut_ptr().wrapping_add(part.start).cast()
+    }
+
     /// Gives advice that does not change bytes: see the type.
     fn advise(&self, part: Range<usize>, advice: c_int) -> io::Result<()> {
-        assert!(part.start <= part.end && part.end <= self.map.len());
-        let start = self.map.as_mut_ptr().wrapping_add(part.start);
+        let start = self.start_of(&part);
         loop {
             // SAFETY: the part lies in the mapping, and the callers' advice (random access, large pages,
             // populate, give up pages of a shared mapping) leaves its bytes as they are.
-            if unsafe { libc::madvise(start.cast(), part.len(), advice) } == 0 {
+            if unsafe { libc::madvise(start, part.len(), advice) } == 0 {
                 return Ok(());
             }
             let error = io::Error::last_os_error();
@@ -196,6 +215,74 @@ impl HostRegion {
     /// system's memory.
     pub(crate) fn give_up(&self, part: Range<usize>) -> io::Result<()> {
         self.0.advise(part.clone(), libc::MADV_DONTNEED)?;
+        self.drop_cached(part)
+    }
+
+    /// Whether a part is in memory of its own.
+    pub(crate) fn is_kept(&self, part: &Range<usize>) -> bool {
+        self.kept().contains(&part.start)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashSet<usize>> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a part into memory of its own, which takes its place in the mapping.
+    pub(crate) fn keep(&self, part: Range<usize>) -> io::Result<()> {
+        let mut room = Room::new(part.len())?;
+        if part.end <= self.0.large {
+            room.ask_for_large_pages();
+        }
+        for (i, chunk) in room.bytes_mut().chunks_mut(COPY).enumerate() {
+            let at = part.start + i * COPY;
+            self.0
+                .file
+                .read_exact_at(chunk, (self.0.start + at) as u64)?;
+            self.drop_cached(at..at + chunk.len())?;
+        }
+        // SAFETY: the target is the part, and the bytes are the same (see `Mapped`).
+        unsafe { room.move_to(self.0.start_of(&part)) }?;
+        self.kept().insert(part.start);
+        Ok(())
+    }
+
+    /// Puts a part that is in memory of its own back into the file, which takes its place again.
+    pub(crate) fn put_back(&self, part: Range<usize>, dirty: bool) -> io::Result<()> {
+        let (target, len) = (self.0.start_of(&part), part.len());
+        if dirty {
+            // SAFETY: the part lies in the mapping, and nobody writes it while it is being moved.
+            let bytes =
+                unsafe { std::slice::from_raw_parts(target.cast_const().cast::<u8>(), len) };
+            for (i, chunk) in bytes.chunks(COPY).enumerate() {
+                let at = part.start + i * COPY;
+                self.0
+                    .file
+                    .write_all_at(chunk, (self.0.start + at) as u64)?;
+                self.drop_cached(at..at + chunk.len())?;
+            }
+        }
+        let (fd, start, _) = self.0.in_file(&part);
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_FIXED,
+        );
+        // SAFETY: the target is the part, a range of a mapping of this process, and the bytes are the same
+        // (see the type).
+        let mapped = unsafe { libc::mmap(target, len, protection, flags, fd, start) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        self.kept().remove(&part.start);
+        self.0.advise(part.clone(), libc::MADV_RANDOM)?;
+        if part.end <= self.0.large {
+            // As when it was first mapped: where the system cannot, pages are small.
+            let _ = self.0.advise(part, libc::MADV_HUGEPAGE);
+        }
+        Ok(())
+    }
+
+    /// Waits until a part of the file is on the disk, and takes it out of the system's memory.
+    fn drop_cached(&self, part: Range<usize>) -> io::Result<()> {
         self.0.sync(
             &part,
             libc::SYNC_FILE_RANGE_WAIT_BEFORE
@@ -212,12 +299,11 @@ impl HostRegion {
 
     /// Bytes of a part that are in the system's memory.
     pub(crate) fn resident(&self, part: Range<usize>) -> io::Result<usize> {
-        assert!(part.start <= part.end && part.end <= self.0.map.len());
         let page = Self::page();
         let mut pages = vec![0u8; part.len().div_ceil(page)];
-        let start = self.0.map.as_mut_ptr().wrapping_add(part.start);
+        let start = self.0.start_of(&part);
         // SAFETY: the part lies in the mapping, and there is a byte for each of its pages.
-        match unsafe { libc::mincore(start.cast(), part.len(), pages.as_mut_ptr()) } {
+        match unsafe { libc::mincore(start, part.len(), pages.as_mut_ptr()) } {
             0 => Ok(pages.iter().filter(|&&flags| flags & 1 != 0).count() * page),
             _ => Err(io::Error::last_os_error()),
         }
@@ -248,5 +334,76 @@ impl Drop for Mapped {
         // SAFETY: the descriptor is open. Blocks of a state that is gone are given back, where the file
         // system can; else they go with the file.
         unsafe { libc::fallocate(fd, flags, start, len) };
+    }
+}
+
+/// Memory of the process, all zeros, that begins where a large page does.
+///
+/// # Safety
+/// `start` is the start of `len` bytes that are mapped for this alone.
+struct Room {
+    start: *mut c_void,
+    len: usize,
+}
+
+impl Room {
+    fn new(len: usize) -> io::Result<Self> {
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        let all = len + LARGE_PAGE;
+        // SAFETY: the system chooses a range that nothing is mapped in.
+        let first = unsafe { libc::mmap(std::ptr::null_mut(), all, protection, flags, -1, 0) };
+        if first == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let head = first.cast::<u8>().align_offset(LARGE_PAGE);
+        let start = first.wrapping_byte_add(head);
+        let tail = all - head - len;
+        // SAFETY: the ranges before and behind the room are of the mapping above, and end with pages.
+        unsafe {
+            if head > 0 {
+                libc::munmap(first, head);
+            }
+            if tail > 0 {
+                libc::munmap(start.wrapping_byte_add(len), tail);
+            }
+        }
+        Ok(Room { start, len })
+    }
+
+    /// Asks for large pages, where the system has them.
+    fn ask_for_large_pages(&self) {
+        // SAFETY: the range is the room. It is a hint.
+        unsafe { libc::madvise(self.start, self.len, libc::MADV_HUGEPAGE) };
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: see the type; the bytes are initialized.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast(), self.len) }
+    }
+
+    /// Moves the room to an address, in place of what is mapped there.
+    ///
+    /// # Safety
+    /// The target is a range of `len` bytes of a mapping of this process, and its owner agrees.
+    unsafe fn move_to(self, target: *mut c_void) -> io::Result<()> {
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: the room is this one's (see the type); the target as the caller promises.
+        let moved = unsafe { libc::mremap(self.start, self.len, self.len, flags, target) };
+        if moved == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // Nothing is mapped at the old place any more.
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // SAFETY: see the type.
+        unsafe { libc::munmap(self.start, self.len) };
     }
 }

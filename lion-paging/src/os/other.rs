@@ -50,6 +50,18 @@ impl HostRegion {
         match self.0 {}
     }
 
+    pub(crate) fn keep(&self, _: Range<usize>) -> io::Result<()> {
+        match self.0 {}
+    }
+
+    pub(crate) fn is_kept(&self, _: &Range<usize>) -> bool {
+        match self.0 {}
+    }
+
+    pub(crate) fn put_back(&self, _: Range<usize>, _: bool) -> io::Result<()> {
+        match self.0 {}
+    }
+
     pub(crate) fn resident(&self, _: Range<usize>) -> io::Result<usize> {
         match self.0 {}
     }

@@ -20,8 +20,8 @@ pub(super) struct Optimizer {
     lion: Lion,
     handles: Vec<Handle>,
     cpu: Cpu,
-    /// Bytes of files that the process had mapped before the state was made.
-    mapped: usize,
+    /// Memory of the process before the state was made.
+    before: usize,
 }
 
 /// What came of some steps.
@@ -31,8 +31,8 @@ pub(super) struct Steps {
     pub(super) unpaged: Duration,
     /// Most bytes of state in memory at any time, by mincore.
     pub(super) resident: usize,
-    /// Most bytes of files that the process has mapped, above those before the state was made.
-    pub(super) mapped: usize,
+    /// Most memory of the process (RSS), above that before the state was made.
+    pub(super) rss: usize,
     pub(super) samples: usize,
     pub(super) report: Option<PagingReport>,
 }
@@ -57,7 +57,7 @@ impl Model {
 
     /// An optimizer on a backend. Its first steps bring what stays, and write each block for the first time.
     pub(super) fn optimizer(&mut self, cpu: Cpu, paged: bool) -> Result<Optimizer> {
-        let mapped = system::status("RssFile").unwrap_or(0);
+        let before = system::status("VmRSS").unwrap_or(0);
         let builder = Lion::builder().lr(1e-4).weight_decay(0.1);
         let mut lion = builder.is_paged(paged).backend(cpu.clone()).build()?;
         let mut handles = Vec::with_capacity(TENSORS);
@@ -69,7 +69,7 @@ impl Model {
             lion,
             handles,
             cpu,
-            mapped,
+            before,
         };
         for _ in 0..2 {
             self.step(&mut optimizer)?;
@@ -100,7 +100,7 @@ impl Model {
             time,
             unpaged,
             resident: 0,
-            mapped: 0,
+            rss: 0,
             samples: 0,
             report: paged.lion.paging(),
         };
@@ -110,9 +110,9 @@ impl Model {
 
     /// Steps whose memory is asked for again and again from another thread.
     fn watch(&mut self, paged: &mut Optimizer, measured: &mut Steps) -> Result<()> {
-        let (resident, mapped) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (resident, rss) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let end = AtomicBool::new(false);
-        let (cpu, before) = (paged.cpu.clone(), paged.mapped);
+        let (cpu, before) = (paged.cpu.clone(), paged.before);
         std::thread::scope(|scope| {
             let watcher = scope.spawn(|| -> Result<usize> {
                 let mut samples = 0;
@@ -121,10 +121,8 @@ impl Model {
                         .resident_pages()
                         .context("the backend does not page")??;
                     resident.fetch_max(pages, Ordering::Relaxed);
-                    let files = system::status("RssFile")
-                        .unwrap_or(0)
-                        .saturating_sub(before);
-                    mapped.fetch_max(files, Ordering::Relaxed);
+                    let grown = system::status("VmRSS").unwrap_or(0).saturating_sub(before);
+                    rss.fetch_max(grown, Ordering::Relaxed);
                     samples += 1;
                     std::thread::sleep(Duration::from_millis(5));
                 }
@@ -137,7 +135,7 @@ impl Model {
             stepped
         })?;
         measured.resident = resident.into_inner();
-        measured.mapped = mapped.into_inner();
+        measured.rss = rss.into_inner();
         Ok(())
     }
 

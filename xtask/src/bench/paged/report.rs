@@ -48,7 +48,7 @@ impl Report {
         writeln!(
             out,
             "budget MiB  window  step (s)  in memory  ratio  moved MiB  MiB/s       disk MiB/s  ratio  \
-             resident MiB  mapped MiB  waits (s)"
+             resident MiB     RSS MiB  waits (s)"
         )?;
         Ok(())
     }
@@ -79,7 +79,7 @@ impl Report {
                 "disk_both_bytes_s": disk.both.round(),
                 "of_disk": share,
                 "resident_bytes": steps.resident,
-                "mapped_bytes": steps.mapped,
+                "rss_bytes": steps.rss,
                 "samples": steps.samples,
                 "waits": totals.moved.waits,
                 "waited_s": totals.moved.waited.as_secs_f64(),
@@ -99,13 +99,13 @@ impl Report {
                 speeds[1],
                 speeds[2],
                 mib(steps.resident),
-                mib(steps.mapped),
+                mib(steps.rss),
                 totals.moved.waited.as_secs_f64()
             )?;
         }
         let name = format!("budget {:.0} MiB", mib(*budget));
         let most = budget + totals.window;
-        let largest = steps.resident.max(steps.mapped);
+        let largest = steps.resident.max(steps.rss);
         self.targets.push((
             format!(
                 "{name}: resident within budget and window, {} samples",

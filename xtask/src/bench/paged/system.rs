@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// Bytes of a line of `/proc/self/status`, such as `RssFile`; `None` where the system has none.
+/// Bytes of a line of `/proc/self/status`, such as `VmRSS`; `None` where the system has none.
 pub(super) fn status(name: &str) -> Option<usize> {
     let text = fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find(|line| {
