@@ -169,6 +169,21 @@ fn a_replaced_file_keeps_its_permissions() {
     assert_eq!((mode(&link), mode(&path)), (new, 0o440));
 }
 
+#[test]
+fn a_folder_is_not_replaced_by_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    fs::create_dir(&path).unwrap();
+    match optimizer().save(&path) {
+        Err(CheckpointError::Io { source, .. }) => {
+            assert_eq!(source.kind(), ErrorKind::IsADirectory);
+        }
+        other => panic!("{other:?}"),
+    }
+    // Nothing is left beside it.
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
 /// Starts the test `full` from a shell that does something before.
 fn full_after(shell: &[&str], prepare: &str, folder: &Path) -> std::io::Result<Output> {
     let test = child("full");

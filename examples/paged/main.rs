@@ -55,9 +55,14 @@ fn run(options: &Options) -> Result<()> {
         options.parameters > 0,
         "--parameters is 0, wanted at least 1"
     );
-    let mut paging = Paging::in_folder(&options.folder).budget(options.budget << 20);
+    let bytes = |name: &str, mib: usize| {
+        let bytes = mib.checked_mul(1 << 20);
+        bytes.with_context(|| format!("--{name} {mib} is more MiB than there can be"))
+    };
+    let budget = bytes("budget", options.budget)?;
+    let mut paging = Paging::in_folder(&options.folder).budget(budget);
     if let Some(window) = options.window {
-        paging = paging.window(window << 20);
+        paging = paging.window(bytes("window", window)?);
     }
     // A clone of the backend can be asked what is resident while a step goes on.
     let cpu = Cpu::new()?.paging(&paging).context("cannot page")?;
@@ -66,7 +71,12 @@ fn run(options: &Options) -> Result<()> {
         .lr(1e-3)
         .backend(cpu.clone())
         .build()?;
-    let mut model = Model::new(options.parameters * 1_000_000);
+    let parameters = options.parameters.checked_mul(1_000_000);
+    let model = parameters.and_then(|parameters| Model::new(parameters).ok());
+    let mut model = model.with_context(|| {
+        let millions = options.parameters;
+        format!("--parameters {millions}: there is no memory for a model of so many millions")
+    })?;
     let handles = model.register(&mut lion)?;
     println!(
         "state {}, of which {} MiB may be in memory\n",
@@ -74,7 +84,7 @@ fn run(options: &Options) -> Result<()> {
         options.budget
     );
 
-    let display = Display::new(options.steps, options.budget << 20, &model)?;
+    let display = Display::new(options.steps, budget, &model)?;
     let end = AtomicBool::new(false);
     let (mut time, mut distance) = (Duration::ZERO, 0.0);
     std::thread::scope(|scope| -> Result<()> {

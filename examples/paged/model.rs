@@ -1,6 +1,7 @@
 //! A model that is all parameters: each is drawn towards a goal of its own.
 
 use lion::{Dtype, Handle, Lion, ParamSpec, Update, update};
+use std::collections::TryReserveError;
 
 /// Tensors of a block of a transformer, in shares of its parameters: attention and feed-forward.
 const SHARES: [(&str, usize); 4] = [("qkv", 3), ("out", 1), ("up", 4), ("down", 4)];
@@ -21,21 +22,23 @@ pub(crate) struct Model {
 
 impl Model {
     /// About so many parameters, and a small one that is not paged.
-    pub(crate) fn new(parameters: usize) -> Self {
+    pub(crate) fn new(parameters: usize) -> Result<Self, TryReserveError> {
         let share = parameters / (BLOCKS * SHARES.iter().map(|(_, share)| share).sum::<usize>());
-        let tensor = |name: String, n: usize| Tensor {
-            name,
-            value: vec![0.0; n],
-            gradient: vec![0.0; n],
+        let tensor = |name: String, n: usize| -> Result<Tensor, TryReserveError> {
+            Ok(Tensor {
+                name,
+                value: zeros(n)?,
+                gradient: zeros(n)?,
+            })
         };
         let mut tensors = Vec::new();
         for block in 0..BLOCKS {
             for (name, shares) in SHARES {
-                tensors.push(tensor(format!("block{block}.{name}"), share * shares));
+                tensors.push(tensor(format!("block{block}.{name}"), share * shares)?);
             }
         }
-        tensors.push(tensor("norm".to_owned(), 1024));
-        Model { tensors }
+        tensors.push(tensor("norm".to_owned(), 1024)?);
+        Ok(Model { tensors })
     }
 
     /// Registers the tensors, in their order.
@@ -70,18 +73,32 @@ impl Model {
     }
 }
 
+/// `n` zeros, or an error where the memory cannot be had.
+fn zeros(n: usize) -> Result<Vec<f32>, TryReserveError> {
+    let mut numbers = Vec::new();
+    numbers.try_reserve_exact(n)?;
+    numbers.resize(n, 0.0);
+    Ok(numbers)
+}
+
 /// A number of `[-0.5, 0.5)` for each place.
 fn goal(i: usize) -> f32 {
     (i * 37 % 101) as f32 / 101.0 - 0.5
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     #[test]
+    fn a_model_beyond_the_memory_is_an_error() {
+        assert!(Model::new(usize::MAX).is_err());
+    }
+
+    #[test]
     fn gradients_point_away_from_the_goal() {
-        let mut model = Model::new(24_000);
+        let mut model = Model::new(24_000).unwrap();
         assert_eq!(
             model.tensors.iter().map(|t| t.value.len()).sum::<usize>(),
             25_024

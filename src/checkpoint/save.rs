@@ -42,6 +42,11 @@ pub(crate) fn replace<T, E: From<CheckpointError>>(
         let source = io::Error::from(io::ErrorKind::InvalidFilename);
         return Err(failed("create", path, source).into());
     };
+    if path.is_dir() {
+        // The rename would find it out, after all has been written.
+        let source = io::Error::from(io::ErrorKind::IsADirectory);
+        return Err(failed("write", path, source).into());
+    }
     let mut prefix = OsStr::new(".").to_owned();
     prefix.push(name);
     prefix.push(".");
