@@ -31,6 +31,10 @@ pub(crate) fn run(candidates: &[Candidate], required: &[String], json: bool) -> 
             "--require is `{name}`, wanted one of {}",
             names.join(", ")
         );
+        // Before the others: a process has one CUDA driver, that of whoever asks first. Where it cannot be
+        // opened its row says so.
+        let required = candidates.iter().find(|candidate| candidate.name == name);
+        drop(required.map(Candidate::open));
     }
     if !json {
         let pairs: Vec<_> = pairs()
