@@ -215,7 +215,10 @@ impl Job for Fetch {
 
     fn finish(&self) -> Result<(), Arc<io::Error>> {
         if let Some(after) = &self.after {
-            after.wait().1?;
+            after.wait().1.map_err(|error| {
+                let text = format!("what was evicted before could not be written: {error}");
+                Arc::new(io::Error::new(error.kind(), text))
+            })?;
         }
         let part = || self.part.clone();
         let kept = match self.keep {
