@@ -59,6 +59,8 @@ impl Cpu {
     }
 
     /// Pages states that are asked to be: to a file in a folder, within a budget of memory.
+    /// Optimizers that share this backend, or clones of it, share the budget and step one after the other;
+    /// none of them may step inside a task of the pool that runs another one's step.
     ///
     /// # Errors
     /// [`PagingError::NoFolder`], [`PagingError::Folder`], [`PagingError::NoBudget`],

@@ -6,8 +6,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Why states cannot be paged, or not as asked for. Except for [`PagingError::Transfer`], nothing has
-/// changed.
+/// Why states cannot be paged, or not as asked for. Nothing has changed, except where a step meets
+/// [`PagingError::Transfer`] or [`PagingError::Device`]: some of its tensors may be stepped by then.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum PagingError {

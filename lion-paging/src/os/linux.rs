@@ -87,8 +87,14 @@ impl PageFile {
             .filter(|&end| off_t::try_from(end).is_ok());
         let end = end.ok_or(io::ErrorKind::FileTooLarge)?;
         let fd = self.file.as_raw_fd();
-        // SAFETY: the descriptor is open.
-        let code = unsafe { libc::posix_fallocate(fd, start as off_t, bytes as off_t) };
+        let code = loop {
+            // SAFETY: the descriptor is open.
+            match unsafe { libc::posix_fallocate(fd, start as off_t, bytes as off_t) } {
+                // A signal says nothing of the room.
+                libc::EINTR => {}
+                code => break code,
+            }
+        };
         let mapped = match code {
             0 => MmapOptions::new()
                 .offset(start as u64)
