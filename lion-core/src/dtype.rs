@@ -193,7 +193,9 @@ mod tests {
                 assert!(f16::narrow(x).is_nan() && bf16::narrow(x).is_nan());
             }
         };
-        for h in 0..=u16::MAX {
+        // Under Miri, which is some thousand times slower, one value in 509.
+        let stride = if cfg!(miri) { 509 } else { 1 };
+        for h in (0..=u16::MAX).step_by(stride) {
             let (a, b) = (f16::from_bits(h), bf16::from_bits(h));
             assert_eq!(a.is_nan(), a.widen().is_nan());
             if !a.is_nan() {
@@ -213,7 +215,10 @@ mod tests {
                 }
             }
         }
-        assert!(tried > 900_000, "only {tried} values were numbers");
+        assert!(
+            tried > 900_000 / stride as u32,
+            "only {tried} values were numbers"
+        );
     }
 
     #[test]
