@@ -235,7 +235,7 @@ pub enum Error {
         /// Names of the parameters.
         parameters: Vec<String>,
         /// What this call has met. `None` where an earlier call has done the damage.
-        source: Option<BackendError>,
+        source: Option<Box<BackendError>>,
     },
     /// Momenta that are not finite, under [`OnNonFinite::RejectStep`](crate::OnNonFinite).
     NonFinite {
@@ -419,7 +419,7 @@ impl StdError for Error {
         match self {
             // Its own message is part of this one's; what caused it comes next.
             Error::Backend { source, .. } => source.source(),
-            Error::Damaged { source, .. } => source.as_ref().and_then(StdError::source),
+            Error::Damaged { source, .. } => source.as_ref().and_then(|source| source.source()),
             _ => None,
         }
     }

@@ -420,7 +420,7 @@ impl Optimizer {
         let damaged = self.params.iter().filter(|entry| entry.damaged);
         Error::Damaged {
             parameters: damaged.map(Entry::name).collect(),
-            source,
+            source: source.map(Box::new),
         }
     }
 

@@ -273,6 +273,7 @@ impl Restore<'_> {
         if parameters.is_empty() {
             return Ok(());
         }
+        let source = source.map(Box::new);
         Err(Error::Damaged { parameters, source })
     }
 }
