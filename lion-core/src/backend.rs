@@ -247,10 +247,11 @@ pub enum BackendError {
     /// A state does not have as many elements as its parameter, or not the width that it was
     /// allocated with.
     WrongState {
-        /// The backend that allocated it, or was asked to step it.
-        backend: String,
+        /// The backend that allocated it, or was asked to step it. As a `Box<str>`, which keeps every
+        /// error small.
+        backend: Box<str>,
         /// The parameter it belongs to.
-        parameter: String,
+        parameter: Box<str>,
         /// Elements of the state.
         given_len: usize,
         /// Elements of the parameter.

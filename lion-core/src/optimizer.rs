@@ -435,8 +435,8 @@ impl Optimizer {
             return Ok(state);
         }
         Err(BackendError::WrongState {
-            backend: self.backend.name().to_owned(),
-            parameter: request.name.to_owned(),
+            backend: self.backend.name().into(),
+            parameter: request.name.into(),
             given_len,
             wanted_len: request.len,
             given_bits,
