@@ -75,7 +75,8 @@ impl<T: Built> LionBuilder<T> {
         self.set(|d| d.lr(lr))
     }
 
-    /// Shares of the momentum in the direction of the step and in the new momentum, each in `[0, 1)`.
+    /// Shares of the momentum in the direction of the step and in the new momentum, each in `[0, 1)`
+    /// after rounding to `f32`.
     #[must_use]
     pub fn betas(self, beta1: f64, beta2: f64) -> Self {
         self.set(|d| d.betas((beta1, beta2)))

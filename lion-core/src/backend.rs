@@ -45,7 +45,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Its name, as reports and errors print it.
     fn name(&self) -> &str;
 
-    /// A state for a parameter before its first step: momentum 0 everywhere.
+    /// A state for a parameter before its first step: momentum 0 everywhere. The optimizer refuses one
+    /// of another length or width than the request's.
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`] where the memory cannot be had; [`BackendError::Paging`] where it is

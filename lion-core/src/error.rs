@@ -229,8 +229,8 @@ pub enum Error {
     },
     /// States that a failed load or import has partly overwritten: old and new numbers are mixed.
     ///
-    /// The optimizer neither steps nor exports until each of these parameters is loaded or imported
-    /// again.
+    /// The optimizer does not step, and does not export these states, until each of these parameters is
+    /// loaded or imported again.
     Damaged {
         /// Names of the parameters.
         parameters: Vec<String>,

@@ -33,8 +33,8 @@ impl fmt::Display for Bits {
 ///
 /// Only new momenta are tested. A parameter that is NaN stays NaN, and an `f16` parameter that
 /// overflows becomes infinite, without a report: testing parameters as well would cost every step,
-/// because the vector kernels do not even test each momentum, but only bounds on gradients and
-/// momenta. A trainer that can meet either checks its parameters itself, for example before it saves.
+/// because the vector kernels of the CPU do not even test each momentum, but only bounds on
+/// gradients and momenta. A trainer that can meet either checks its parameters itself, for example before it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OnNonFinite {
     /// A block of 256 elements with such a momentum keeps its parameter and state, and is counted in
@@ -193,7 +193,8 @@ macro_rules! overrides {
 
 overrides! {
     /// Learning rate: finite in `f32`, 0 or more. A rate that `f32` rounds to 0, as at the end of a
-    /// schedule, is accepted: the step then changes the momentum, and the parameter by the weight decay at most.
+    /// schedule, is accepted: the step then changes the momentum, and the parameter by the weight
+    /// decay at most.
     lr: f64,
     /// Factor of the learning rate: finite, 0 or more. It also applies to the learning rate of a
     /// single step, so that one schedule serves groups in fixed proportions.
@@ -272,8 +273,8 @@ impl Overrides {
         amount("max_unorm", self.max_unorm)?;
         if let Some((beta1, beta2)) = self.betas {
             for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
-                // A beta that f32 rounds to 1 would freeze the momentum. One that it rounds to 0 loses a
-                // product that is below the smallest f32 anyway.
+                // A beta that f32 rounds to 1 would freeze the momentum. One that it rounds to 0 acts as 0,
+                // which is allowed.
                 if !(beta >= 0.0 && (beta as f32) < 1.0) {
                     return Err(invalid(
                         scope(),

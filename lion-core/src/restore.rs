@@ -2,8 +2,8 @@
 
 use crate::optimizer::resolve;
 use crate::{
-    BackendError, Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec, Scope,
-    State, StateRequest,
+    BackendError, Dtype, Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec,
+    Scope, State, StateRequest,
 };
 use std::mem::take;
 
@@ -39,7 +39,7 @@ pub struct ParamRecord {
 /// [`commit`](Restore::commit) does the rest. Where the numbers turn out to be bad on the way,
 /// [`abandon`](Restore::abandon), or dropping this, leaves an optimizer that had not stepped as it was.
 /// States that had been stepped or loaded before and were given out are damaged then: the optimizer
-/// neither steps nor exports until they are loaded or imported again ([`Error::Damaged`]).
+/// does not step until they are loaded or imported again ([`Error::Damaged`]).
 ///
 /// ```
 /// # use lion_core::*;
@@ -86,7 +86,8 @@ impl Optimizer {
     /// Begins to put parameters where records left off. With `settings`, defaults, groups, and the
     /// group and overrides of each parameter that has a record are replaced; groups that only this
     /// optimizer has are kept. What is paged stays paged, and nothing else becomes so, whatever the
-    /// records say.
+    /// records say. `stochastic_param`, which only `bf16` parameters have, is unset for `f16` parameters
+    /// that have a record.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::InvalidHyper`],
@@ -152,6 +153,11 @@ impl Optimizer {
                 overrides = overrides.is_paged(own.0).min_paged_size(own.1);
             }
             if let Some(record) = &mut record {
+                if hyper.stochastic_param && entry.dtype == Dtype::F16 {
+                    // A run that set it for such a parameter has not felt it.
+                    hyper.stochastic_param = false;
+                    overrides = overrides.stochastic_param(false);
+                }
                 record.overrides = overrides;
                 if hyper.seed != record.seed {
                     record.overrides.seed = Some(record.seed);
