@@ -75,7 +75,8 @@ impl<T: Built> LionBuilder<T> {
         self.set(|d| d.lr(lr))
     }
 
-    /// Shares of the momentum in the direction of the step and in the new momentum, each in `[0, 1)`.
+    /// Shares of the momentum in the direction of the step and in the new momentum, each in `[0, 1)`
+    /// after rounding to `f32`.
     #[must_use]
     pub fn betas(self, beta1: f64, beta2: f64) -> Self {
         self.set(|d| d.betas((beta1, beta2)))
@@ -132,12 +133,21 @@ impl<T: Built> LionBuilder<T> {
     }
 
     /// Rounds `bf16` parameters stochastically, so that steps below their resolution are not lost.
+    /// `f32` parameters are not rounded, so it has no effect on them. An optimizer with this set
+    /// refuses `f16` parameters ([`Error::StochasticParam`]), unless their group or their own
+    /// overrides unset it.
     #[must_use]
     pub fn stochastic_param(self, stochastic_param: bool) -> Self {
         self.set(|d| d.stochastic_param(stochastic_param))
     }
 
-    /// Chooses 8-bit codes stochastically, so that the momentum is right on average.
+    /// Chooses 8-bit codes stochastically, so that small changes of a momentum are not lost. It has no
+    /// effect on 32-bit states, those of small parameters included.
+    ///
+    /// The expected value of a code is the number itself, except near the negative end of a block: the
+    /// codebook has 1.0 and not -1.0, so a block's negative maximum becomes -0.993 times its magnitude
+    /// in each step, as it does without this option. Under a constant gradient of +1 the momentum tends
+    /// to 1, under one of -1 to -0.585 (`beta2` 0.99).
     #[must_use]
     pub fn stochastic_state(self, stochastic_state: bool) -> Self {
         self.set(|d| d.stochastic_state(stochastic_state))
@@ -156,16 +166,19 @@ impl<T: Built> LionBuilder<T> {
         self
     }
 
-    /// Where the optimizer runs. The default is [`Device::auto`].
+    /// Where the optimizer runs. The default is [`Device::auto`]. It excludes
+    /// [`backend`](LionBuilder::backend).
     #[must_use]
     pub fn device(mut self, device: Device) -> Self {
         self.device = Some(device);
-        self.backend = None;
         self
     }
 
-    /// A backend of one's own, or a [`Cpu`](crate::cpu::Cpu) with a chosen kernel or pool. It pages if it
-    /// was made to; [`paging`](LionBuilder::paging) is for a [`device`](LionBuilder::device).
+    /// A backend of one's own, or a [`Cpu`](crate::cpu::Cpu) with a chosen kernel or pool.
+    ///
+    /// It takes the place of a [`device`](LionBuilder::device), and pages if it was made to, for example
+    /// by [`Cpu::paging`](crate::cpu::Cpu::paging): [`build`](LionBuilder::build) returns an error if
+    /// [`device`](LionBuilder::device) or [`paging`](LionBuilder::paging) is set as well.
     #[must_use]
     pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
         self.backend = Some(Box::new(backend));
@@ -175,10 +188,24 @@ impl<T: Built> LionBuilder<T> {
     /// The optimizer, without parameters yet.
     ///
     /// # Errors
-    /// [`Error::InvalidHyper`] where a hyper-parameter is outside its range; [`Error::Backend`] where
-    /// the device cannot be used, or states are to be paged and cannot: with a
+    /// [`Error::InvalidHyper`] where a hyper-parameter is outside its range;
+    /// [`Error::ConflictingOptions`] where a backend is set beside a device or paging;
+    /// [`Error::Backend`] where the device cannot be used, or states are to be paged and cannot: with a
     /// [`PagingError`](crate::PagingError).
     pub fn build(self) -> Result<T, Error> {
+        let conflict = |second, reason| Error::ConflictingOptions {
+            first: "backend",
+            second,
+            reason,
+        };
+        if self.backend.is_some() && self.device.is_some() {
+            let reason = "a backend takes the place of a device";
+            return Err(conflict("device", reason));
+        }
+        if self.backend.is_some() && self.paging.is_some() {
+            let reason = "a backend that is given does its own paging, if it was made to";
+            return Err(conflict("paging", reason));
+        }
         let backend = match self.backend {
             Some(backend) => backend,
             None => self

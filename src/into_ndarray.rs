@@ -2,7 +2,8 @@
 //!
 //! Elements are taken in the order in which they lie in memory, so that an array of any contiguous
 //! order is stepped without a copy. The layout goes with them: the step compares it between parameter,
-//! gradient and earlier steps, and refuses what would pair elements wrongly.
+//! gradient and earlier steps, and refuses what would pair elements wrongly. So does the shape, which it
+//! compares between parameter and gradient.
 
 use crate::{IntoGrad, IntoParam};
 use lion_core::{GradRef, Layout, ParamMut, Slice, SliceMut};
@@ -16,11 +17,13 @@ where
     fn into_param(self) -> ParamMut<'a> {
         let contiguous = self.as_slice_memory_order().is_some();
         let layout = Layout::of(self.shape(), self.strides(), contiguous);
+        let shape = Some(self.shape().into());
         // Nothing is read of an array with gaps but its layout.
         let slice = self.into_slice_memory_order().unwrap_or_default();
         ParamMut {
             data: slice.into().into(),
             layout,
+            shape,
         }
     }
 }
@@ -47,6 +50,7 @@ where
         Some(GradRef {
             data: slice.unwrap_or_default().into().into(),
             layout,
+            shape: Some(self.shape().into()),
         })
     }
 }

@@ -197,7 +197,7 @@ fn run(backend: Box<dyn Backend>) -> Snapshot {
         param.overrides = Overrides::new()
             .optim_bits(if i == 1 { 8 } else { 32 })
             .max_unorm(if i < 2 { 1e-3 } else { 0.0 })
-            .stochastic_param(true)
+            .stochastic_param(dtype != Dtype::F16)
             .stochastic_state(true);
     }
     let (mut lion, handles) = model.register(backend, &[0, 1, 2, 3]).unwrap();

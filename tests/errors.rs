@@ -2,9 +2,10 @@
 //! and leaves everything as it was.
 #![allow(clippy::unwrap_used)]
 
+use lion::cpu::Cpu;
 use lion::{
-    Dtype, Error, GradRef, Handle, Lion, Overrides, ParamSpec, Planes, StateRecord, StepArgs,
-    Update, bf16, update,
+    Device, Dtype, Error, GradRef, Handle, Layout, Lion, Overrides, Paging, ParamSpec, Planes,
+    StateRecord, StepArgs, Update, bf16, update,
 };
 
 /// Two parameters of four elements, one step done.
@@ -107,6 +108,14 @@ fn arguments_of_a_step_are_checked() {
             StepArgs::new().grad_scale(f64::NAN),
             "this step: grad_scale is NaN, wanted finite in f32",
         ),
+        (
+            StepArgs::new().grad_scale(1e-46),
+            "this step: grad_scale is 1e-46, wanted 0, or a number that f32 does not round to 0",
+        ),
+        (
+            StepArgs::new().grad_scale(-1e-46),
+            "this step: grad_scale is -1e-46, wanted 0, or a number that f32 does not round to 0",
+        ),
     ] {
         let update = (fixture.a, &mut fixture.pa, &[1.0f32; 4]);
         let error = fixture.lion.step_with(args, [update]).unwrap_err();
@@ -134,6 +143,8 @@ fn hyper_parameters_are_refused_where_they_are_set() {
         ("beta1", set().betas((-0.1, 0.5))),
         ("beta2", set().betas((0.5, 1.0))),
         ("beta2", set().betas((0.5, nan))),
+        ("beta2", set().betas((0.5, 0.999_999_99))), // 1 in f32
+        ("beta1", set().betas((1.0 - 1e-16, 0.5))),
         ("optim_bits", set().optim_bits(16)),
         ("optim_bits", set().optim_bits(0)),
     ];
@@ -316,4 +327,148 @@ fn records_that_do_not_fit_are_refused() {
             .contains("state steps: the record has 18446744073709551615")
     );
     assert_eq!(lion.export_state(w).unwrap(), before);
+}
+
+/// A schedule may end with a learning rate that is 0 in `f32`, or is 0.
+#[test]
+fn what_f32_rounds_to_0_is_accepted_where_its_meaning_stays() {
+    let mut fixture = Fixture::new();
+    let (lion, a, p) = (&mut fixture.lion, fixture.a, &mut fixture.pa);
+    let g = [1.0f32; 4];
+    let before = p.clone();
+    for args in [StepArgs::new().lr(1e-50), StepArgs::new().lr(0.0)] {
+        lion.step_with(args, [(a, &mut *p, &g)]).unwrap();
+    }
+    assert_eq!(*p, before);
+    let tiny = Overrides::new().betas((1e-50, 1e-50)).max_unorm(1e-50);
+    lion.configure(tiny).unwrap();
+    lion.step_with(StepArgs::new().grad_scale(0.0), [(a, &mut *p, &g)])
+        .unwrap();
+    assert_eq!(lion.info(a).unwrap().steps, 4);
+}
+
+#[test]
+fn products_beyond_f32_are_refused_where_they_are_set() {
+    let mut fixture = Fixture::new();
+    let before = fixture.all();
+    let decay = Overrides::new().lr(1e38).weight_decay(1e38);
+    let rate = Overrides::new().lr(1e30).lr_multiplier(1e30);
+    let Fixture { lion, a, .. } = &mut fixture;
+    lion.add_group("huge", decay).unwrap(); // nobody is in it
+    let grouped = ParamSpec::new("c", 4, Dtype::F32).group("huge");
+    for (overrides, name) in [
+        (decay, "1 - lr * weight_decay"),
+        (rate, "lr * lr_multiplier"),
+    ] {
+        let own = ParamSpec::new("c", 4, Dtype::F32).overrides(overrides);
+        for (result, parameter) in [
+            (lion.configure(overrides), "a"),
+            (lion.set_defaults(overrides), "a"),
+            (lion.configure_parameter(*a, overrides), "a"),
+            (lion.register(own).map(drop), "c"),
+        ] {
+            let message = result.unwrap_err().to_string();
+            let start = format!("parameter `{parameter}`: {name} is ");
+            assert!(message.starts_with(&start), "{message}");
+        }
+    }
+    lion.register(grouped).unwrap_err();
+    assert_eq!(fixture.all(), before);
+    // Nothing is left of them: a step goes on.
+    let Fixture { lion, a, pa, .. } = &mut fixture;
+    lion.step([(*a, pa, &[1.0f32; 4])]).unwrap();
+}
+
+#[test]
+fn only_bf16_parameters_are_rounded_stochastically() {
+    let message = "parameter `h`: stochastic_param is set and its elements are f16; \
+                   only bf16 parameters are rounded stochastically";
+    let on = Overrides::new().stochastic_param(true);
+    let half = || ParamSpec::new("h", 4, Dtype::F16);
+
+    let mut lion = Lion::builder().build().unwrap();
+    lion.add_group("on", on).unwrap();
+    for spec in [half().overrides(on), half().group("on")] {
+        assert_eq!(lion.register(spec).unwrap_err().to_string(), message);
+    }
+    lion.register(ParamSpec::new("f", 4, Dtype::F32).group("on"))
+        .unwrap();
+    lion.register(ParamSpec::new("b", 4, Dtype::Bf16).group("on"))
+        .unwrap();
+    let h = lion.register(half()).unwrap();
+    for result in [lion.configure(on), lion.configure_parameter(h, on)] {
+        assert_eq!(result.unwrap_err().to_string(), message);
+    }
+    assert!(!lion.info(h).unwrap().hyper.stochastic_param);
+
+    let mut lion = Lion::builder().stochastic_param(true).build().unwrap();
+    assert_eq!(lion.register(half()).unwrap_err().to_string(), message);
+    lion.register(half().overrides(Overrides::new().stochastic_param(false)))
+        .unwrap();
+}
+
+#[test]
+fn an_order_with_gaps_is_refused() {
+    let mut fixture = Fixture::new();
+    let before = fixture.all();
+    let good = fixture.lion.export_state(fixture.a).unwrap();
+    let permuted = |axes: &[(usize, isize)]| Layout::Permuted(axes.into());
+    for order in [
+        permuted(&[(2, 1), (2, 3)]),
+        permuted(&[(2, 1), (2, 1)]),
+        permuted(&[(4, 2)]),
+        permuted(&[(2, 0), (2, 2)]),
+        permuted(&[(2, isize::MIN), (2, 1)]),
+        permuted(&[(4, 1), (1, 1)]),
+        permuted(&[(usize::MAX, 1), (2, isize::MAX)]),
+        permuted(&[]),
+    ] {
+        let record = StateRecord {
+            layout: Some(order.clone()),
+            ..good.clone()
+        };
+        let error = fixture.lion.import_state(fixture.a, &record).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("wanted an order of 4 elements without gaps"),
+            "{message}"
+        );
+        assert_eq!(fixture.all(), before);
+
+        // Nor does a first step leave one behind.
+        let c = fixture.lion.handle("c").unwrap_or_else(|_| {
+            let spec = ParamSpec::new("c", 4, Dtype::F32);
+            fixture.lion.register(spec).unwrap()
+        });
+        let mut p = [1.0f32; 4];
+        let mut update = update(c, &mut p, &[1.0f32; 4]);
+        update.param.layout = order.clone();
+        update.grad.as_mut().unwrap().layout = order;
+        let error = fixture.lion.step([update]).unwrap_err();
+        assert!(matches!(error, Error::NotContiguous { .. }), "{error}");
+        fixture = Fixture::new();
+    }
+    let record = StateRecord {
+        layout: Some(permuted(&[(2, 1), (2, -2)])),
+        ..good
+    };
+    fixture.lion.import_state(fixture.a, &record).unwrap();
+}
+
+/// Options that would drop one another without a word.
+#[test]
+fn a_backend_excludes_a_device_and_paging() {
+    let cpu = || Cpu::new().unwrap();
+    let paging = || Paging::in_folder("/no/such/folder").budget(1 << 20);
+    let paged = "`backend` and `paging` are both set: \
+                 a backend that is given does its own paging, if it was made to";
+    let device = "`backend` and `device` are both set: a backend takes the place of a device";
+    for (builder, message) in [
+        (Lion::builder().backend(cpu()).paging(paging()), paged),
+        (Lion::builder().paging(paging()).backend(cpu()), paged),
+        (Lion::builder().device(Device::Cpu).backend(cpu()), device),
+        (Lion::builder().backend(cpu()).device(Device::Cpu), device),
+    ] {
+        assert_eq!(builder.build().unwrap_err().to_string(), message);
+    }
 }

@@ -37,8 +37,8 @@ fn extremes() -> Vec<Extreme> {
             ..ORDINARY
         });
     }
-    // As f32 these are 1.0.
-    for betas in [(0.0, 0.0), (0.99999999, 0.99999999), (0.5, 0.9999999999)] {
+    // As f32 the last is the largest below 1.
+    for betas in [(0.0, 0.0), (0.9999999, 0.9999999), (0.5, 0.99999996)] {
         all.push(Extreme { betas, ..ORDINARY });
     }
     for (lr, weight_decay) in [
@@ -148,7 +148,10 @@ fn extreme_numbers_have_the_bits_of_the_scalar_kernel() {
         }
         for extreme in extremes() {
             for dtypes in pairs {
-                for option in options {
+                for mut option in options {
+                    if dtypes.0 == Dtype::F16 {
+                        option.stochastic_param = None;
+                    }
                     for bits in [8, 32] {
                         let scalar = Box::new(Cpu::with_isa(Isa::Scalar).unwrap());
                         let expected = run(scalar, extreme, dtypes, option, bits);

@@ -131,3 +131,33 @@ fn orders_that_do_not_match_are_refused() {
     lion.step([update(w, p.as_slice_mut().unwrap(), column)])
         .unwrap();
 }
+
+/// A gradient of the right length and another shape has the right order and the wrong pairs.
+#[test]
+fn shapes_that_do_not_match_are_refused() {
+    let (mut lion, w) = registered(6, Dtype::F32);
+    let mut p = Array2::<f32>::zeros((2, 3));
+    let g = Array2::<f32>::ones((3, 2));
+    let error = lion.step([(w, &mut p, &g)]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "parameter `w`: the gradient has the shape [3, 2], wanted [2, 3] as the parameter"
+    );
+    let error = lion.step([(w, p.view_mut(), g.view())]).unwrap_err();
+    assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
+    let flat = Array1::<f32>::ones(6);
+    let error = lion.step([(w, &mut p, &flat)]).unwrap_err();
+    assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
+    assert_eq!((p.sum(), lion.info(w).unwrap().steps), (0.0, 0));
+
+    // Axes of length 1 move no element, and a slice has no shape.
+    let g = Array3::<f32>::ones((1, 2, 3));
+    lion.step([(w, &mut p, &g)]).unwrap();
+    lion.step([(w, &mut p, &[1.0f32; 6])]).unwrap();
+    let slice = p.as_slice_mut().unwrap();
+    lion.step([(w, slice, &flat)]).unwrap();
+    // Where a slice is told its shape, it is compared.
+    let param = lion::ParamMut::from(p.as_slice_mut().unwrap()).with_shape(&[2, 3]);
+    let error = lion.step([(w, param, &flat)]).unwrap_err();
+    assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
+}

@@ -21,7 +21,7 @@ fn model() -> Model {
                 let overrides = Overrides::new()
                     .optim_bits(bits)
                     .min_8bit_size(0)
-                    .stochastic_param(stochastic)
+                    .stochastic_param(stochastic && dtype != Dtype::F16)
                     .stochastic_state(stochastic)
                     .max_unorm(if params.len() == 5 { 0.01 } else { 0.0 });
                 params.push(Param {

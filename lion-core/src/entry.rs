@@ -1,6 +1,7 @@
 //! One registered parameter, and the checks of what is given for it.
 
 use crate::philox::Words;
+use crate::tensor::shapes_differ;
 use crate::update::Coefficients;
 use crate::{
     BackendError, Bits, Data, DataMut, Dtype, Error, GradRef, Hyper, Layout, Operand, Overrides,
@@ -24,8 +25,13 @@ pub(crate) struct Entry {
     pub(crate) hyper: Hyper,
     pub(crate) steps: u64,
     pub(crate) state: Box<dyn State>,
-    /// Whether the state is as it was allocated.
+    /// Whether the state is as it was allocated. If it is not, it has a layout, unless it was loaded or
+    /// imported from a record of no steps.
     pub(crate) fresh: bool,
+    /// Whether a load or import has overwritten the state in part and not gone through.
+    pub(crate) damaged: bool,
+    /// The number of the last step that named this parameter.
+    pub(crate) stamp: u64,
     /// Whether the state was made to be paged.
     pub(crate) paged: bool,
     /// The order in memory of its first step, which the state has ever after.
@@ -68,8 +74,18 @@ impl Entry {
                 wanted: self.dtype,
             });
         }
-        let earlier = self.layout.as_ref().unwrap_or(&param.layout);
-        self.check_layout(Operand::Parameter, &param.layout, earlier)?;
+        if shapes_differ(&grad.shape, &param.shape) {
+            let shape = |shape: &Option<Box<[usize]>>| shape.clone().unwrap_or_default().into_vec();
+            return Err(Error::ShapeMismatch {
+                parameter: self.name(),
+                given: shape(&grad.shape),
+                wanted: shape(&param.shape),
+            });
+        }
+        match &self.layout {
+            Some(earlier) => self.check_layout(Operand::Parameter, &param.layout, earlier)?,
+            None => self.check_order(&param.layout)?,
+        }
         self.check_layout(Operand::Gradient, &grad.layout, &param.layout)?;
         args.lr_for(&self.hyper, &self.name)
     }
@@ -92,6 +108,19 @@ impl Entry {
             });
         }
         Ok(())
+    }
+
+    /// Checks the order of a first step, which the state keeps.
+    fn check_order(&self, layout: &Layout) -> Result<(), Error> {
+        match layout {
+            Layout::Permuted(axes) if !layout.is_order_of(self.len) => Err(Error::NotContiguous {
+                parameter: self.name(),
+                operand: Operand::Parameter,
+                shape: axes.iter().map(|&(len, _)| len).collect(),
+                strides: axes.iter().map(|&(_, stride)| stride).collect(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn check_layout(&self, operand: Operand, given: &Layout, wanted: &Layout) -> Result<(), Error> {
@@ -135,6 +164,13 @@ impl Entry {
         }
     }
 
+    /// The state, to be overwritten. Until all of it is, it is damaged.
+    pub(crate) fn begin_write(&mut self) -> &mut dyn State {
+        self.fresh = false;
+        self.damaged = true;
+        &mut *self.state
+    }
+
     fn state_mismatch(&self, plane: &'static str, given: String, wanted: String) -> Error {
         Error::StateMismatch {
             parameter: self.name(),
@@ -171,18 +207,10 @@ impl Entry {
             let wanted = format!("{MAX_STEPS} at most");
             return Err(self.state_mismatch("steps", steps.to_string(), wanted));
         }
-        let fits = match order {
-            None | Some(Layout::RowMajor) => true,
-            Some(Layout::Permuted(axes)) => {
-                let mut lengths = axes.iter().map(|&(len, _)| len);
-                lengths.try_fold(1, usize::checked_mul) == Some(self.len)
-            }
-            Some(Layout::Strided(_)) => false,
-        };
-        if fits {
+        if order.is_none_or(|order| order.is_order_of(self.len)) {
             return Ok(());
         }
-        let wanted = format!("an order of {} elements", self.len);
+        let wanted = format!("an order of {} elements without gaps", self.len);
         Err(self.state_mismatch("order", format!("{order:?}"), wanted))
     }
 

@@ -66,8 +66,16 @@ impl fmt::Display for SkippedBlocks {
     }
 }
 
-/// What is wrong with a call. Whatever it says, the call has changed nothing, unless it is
-/// [`Error::Backend`] from a step, where the backend says what it did.
+/// What is wrong with a call.
+///
+/// A call that returns an error has changed nothing, with three exceptions:
+///
+/// - [`Error::Backend`] from a step, where [`BackendError::has_begun`] returns `true`: parameters and
+///   states of the step may have changed, some or all of them. Step counts have not.
+/// - [`Error::Backend`] from [`synchronize`](crate::Optimizer::synchronize), which reports what an
+///   earlier step has met.
+/// - [`Error::Damaged`] with a source, or from [`Restore::abandon`](crate::Restore::abandon): the
+///   states of the parameters that it names are partly overwritten, and nothing else has changed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -193,6 +201,42 @@ pub enum Error {
         /// What the state has.
         wanted: String,
     },
+    /// A gradient that has another shape than its parameter, where both shapes are known. Axes of
+    /// length 1 make no difference.
+    ShapeMismatch {
+        /// Name of the parameter.
+        parameter: String,
+        /// Shape of the gradient.
+        given: Vec<usize>,
+        /// Shape of the parameter.
+        wanted: Vec<usize>,
+    },
+    /// Stochastic rounding of a parameter of a type that does not have it.
+    StochasticParam {
+        /// Name of the parameter.
+        parameter: String,
+        /// Its type.
+        dtype: Dtype,
+    },
+    /// Options of a builder that exclude each other.
+    ConflictingOptions {
+        /// One option.
+        first: &'static str,
+        /// The other one.
+        second: &'static str,
+        /// Why they exclude each other.
+        reason: &'static str,
+    },
+    /// States that a failed load or import has partly overwritten: old and new numbers are mixed.
+    ///
+    /// The optimizer does not step, and does not export these states, until each of these parameters is
+    /// loaded or imported again.
+    Damaged {
+        /// Names of the parameters.
+        parameters: Vec<String>,
+        /// What this call has met. `None` where an earlier call has done the damage.
+        source: Option<Box<BackendError>>,
+    },
     /// Momenta that are not finite, under [`OnNonFinite::RejectStep`](crate::OnNonFinite).
     NonFinite {
         /// The parameters they are in.
@@ -226,8 +270,8 @@ impl fmt::Display for Error {
                 wanted,
             } => {
                 write!(f, "{scope}: {name} is ")?;
-                // A float as large as 1e300 is not written out; a whole number gets no point.
-                if given.abs() < 1e15 {
+                // Neither 1e300 nor 1e-46 is written out; a whole number gets no point.
+                if *given == 0.0 || (1e-5..1e15).contains(&given.abs()) {
                     write!(f, "{given}")?;
                 } else {
                     write!(f, "{given:?}")?;
@@ -320,6 +364,36 @@ impl fmt::Display for Error {
                 f,
                 "parameter `{parameter}`: state {plane}: the record has {given}, wanted {wanted}"
             ),
+            Error::ShapeMismatch {
+                parameter,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "parameter `{parameter}`: the gradient has the shape {given:?}, wanted {wanted:?} \
+                 as the parameter"
+            ),
+            Error::StochasticParam { parameter, dtype } => write!(
+                f,
+                "parameter `{parameter}`: stochastic_param is set and its elements are {dtype}; \
+                 only bf16 parameters are rounded stochastically"
+            ),
+            Error::ConflictingOptions {
+                first,
+                second,
+                reason,
+            } => write!(f, "`{first}` and `{second}` are both set: {reason}"),
+            Error::Damaged { parameters, source } => {
+                f.write_str("the states of these parameters are partly overwritten: ")?;
+                for (i, parameter) in parameters.iter().enumerate() {
+                    let comma = if i == 0 { "" } else { ", " };
+                    write!(f, "{comma}`{parameter}`")?;
+                }
+                match source {
+                    Some(source) => write!(f, ": {source}"),
+                    None => f.write_str("; wanted a load or import of them first"),
+                }
+            }
             Error::NonFinite { parameters } => {
                 f.write_str("step rejected: the new momentum is not finite in ")?;
                 for (i, parameter) in parameters.iter().enumerate() {
@@ -345,7 +419,23 @@ impl StdError for Error {
         match self {
             // Its own message is part of this one's; what caused it comes next.
             Error::Backend { source, .. } => source.source(),
+            Error::Damaged { source, .. } => source.as_ref().and_then(|source| source.source()),
             _ => None,
         }
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every error of the crates above holds one of these: Clippy's limit for theirs is 128 bytes.
+    #[test]
+    fn errors_are_small() {
+        assert!(
+            size_of::<BackendError>() <= 56,
+            "{}",
+            size_of::<BackendError>()
+        );
+        assert!(size_of::<Error>() <= 88, "{}", size_of::<Error>());
     }
 }

@@ -1,5 +1,6 @@
 //! Hyper-parameters: the resolved set of one parameter, and the partial sets that lead to it.
 
+use crate::Dtype;
 use crate::error::{Error, Scope};
 use std::fmt;
 
@@ -29,6 +30,11 @@ impl fmt::Display for Bits {
 }
 
 /// What a step does where a new momentum is infinite or not a number.
+///
+/// Only new momenta are tested. A parameter that is NaN stays NaN, and an `f16` parameter that
+/// overflows becomes infinite, without a report: testing parameters as well would cost every step,
+/// because the vector kernels of the CPU do not even test each momentum, but only bounds on
+/// gradients and momenta. A trainer that can meet either checks its parameters itself, for example before it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OnNonFinite {
     /// A block of 256 elements with such a momentum keeps its parameter and state, and is counted in
@@ -59,9 +65,9 @@ pub struct Hyper {
     pub max_unorm: f64,
     /// Elements whose gradient is exactly 0 keep parameter and momentum. Default false.
     pub skip_zeros: bool,
-    /// `bf16` parameters are rounded stochastically. Default false.
+    /// `bf16` parameters are rounded stochastically; an error for `f16` ones. Default false.
     pub stochastic_param: bool,
-    /// 8-bit codes are chosen stochastically. Default false.
+    /// 8-bit codes are chosen stochastically; no effect on a 32-bit state. Default false.
     pub stochastic_state: bool,
     /// Seed of stochastic rounding. Default 0.
     pub seed: u64,
@@ -109,6 +115,19 @@ impl Hyper {
     /// Whether the state of a parameter of `len` elements is paged.
     pub fn paged_for(&self, len: usize) -> bool {
         self.is_paged && len >= self.min_paged_size
+    }
+
+    /// Checks what shows only after all scopes are merged: products, and what the type of the
+    /// parameter excludes.
+    pub(crate) fn check(&self, parameter: &str, dtype: Dtype) -> Result<(), Error> {
+        StepArgs::new().lr_for(self, parameter)?;
+        if self.stochastic_param && dtype == Dtype::F16 {
+            return Err(Error::StochasticParam {
+                parameter: parameter.to_owned(),
+                dtype,
+            });
+        }
+        Ok(())
     }
 }
 
@@ -173,22 +192,35 @@ macro_rules! overrides {
 }
 
 overrides! {
-    /// Learning rate: finite, 0 or more.
+    /// Learning rate: finite in `f32`, 0 or more. A rate that `f32` rounds to 0, as at the end of a
+    /// schedule, is accepted: the step then changes the momentum, and the parameter by the weight
+    /// decay at most.
     lr: f64,
     /// Factor of the learning rate: finite, 0 or more. It also applies to the learning rate of a
     /// single step, so that one schedule serves groups in fixed proportions.
     lr_multiplier: f64,
-    /// `(beta1, beta2)`, each in `[0, 1)`.
+    /// `(beta1, beta2)`, each in `[0, 1)` after rounding to `f32`, so below 0.99999997.
     betas: (f64, f64),
-    /// Decoupled weight decay: finite, 0 or more.
+    /// Decoupled weight decay: finite in `f32`, 0 or more. The factor `1 - lr * weight_decay` is
+    /// rounded to `f32`, so a product of 2^-25 (3e-8) or less has no effect.
     weight_decay: f64,
     /// Limit on the norm of the update in norms of the parameter: finite, 0 (no limit) or more.
     max_unorm: f64,
     /// Whether elements whose gradient is exactly 0 keep parameter and momentum.
     skip_zeros: bool,
-    /// Whether `bf16` parameters are rounded stochastically.
+    /// Whether `bf16` parameters are rounded stochastically. `f32` parameters are not rounded, so it
+    /// has no effect on them. For an `f16` parameter it is an error, [`Error::StochasticParam`],
+    /// whichever scope it comes from.
     stochastic_param: bool,
-    /// Whether 8-bit codes are chosen stochastically.
+    /// Whether 8-bit codes are chosen stochastically: one of the two codewords around a number, with
+    /// odds by its position between them. It has no effect on a 32-bit state, such as that of a
+    /// parameter of fewer than `min_8bit_size` elements.
+    ///
+    /// The expected value of a code is the number itself, except near the negative end of a block: the
+    /// codebook has 1.0 and not -1.0, so what lies below -0.993 times the block's absmax becomes -0.993
+    /// times it, as it does when codes are the nearest. A momentum that stays the block's negative
+    /// maximum shrinks by 0.7 % per step: under a constant gradient of -1 (`beta2` 0.99) it tends to
+    /// -0.585, while under one of +1 it tends to 1.
     stochastic_state: bool,
     /// Seed of stochastic rounding. Set for one parameter it is used as it is; set for a group or the
     /// optimizer, each parameter gets a seed of its own from it and the parameter's name.
@@ -241,8 +273,15 @@ impl Overrides {
         amount("max_unorm", self.max_unorm)?;
         if let Some((beta1, beta2)) = self.betas {
             for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
-                if !(0.0..1.0).contains(&beta) {
-                    return Err(invalid(scope(), name, beta, "at least 0 and below 1"));
+                // A beta that f32 rounds to 1 would freeze the momentum. One that it rounds to 0 acts as 0,
+                // which is allowed.
+                if !(beta >= 0.0 && (beta as f32) < 1.0) {
+                    return Err(invalid(
+                        scope(),
+                        name,
+                        beta,
+                        "at least 0, and below 1 in f32",
+                    ));
                 }
             }
         }
@@ -313,7 +352,8 @@ impl StepArgs {
         self
     }
 
-    /// Multiplies every gradient of this step: the inverse of a loss scale, or a clipping factor.
+    /// Multiplies every gradient of this step: the inverse of a loss scale, or a clipping factor. It is
+    /// finite in `f32`, and 0 or a number that `f32` does not round to 0.
     #[must_use]
     pub fn grad_scale(mut self, grad_scale: f64) -> Self {
         self.grad_scale = Some(grad_scale);
@@ -332,10 +372,14 @@ impl StepArgs {
         }
         .check(|| Scope::Step)?;
         let scale = self.get_grad_scale();
-        if !(scale as f32).is_finite() {
-            return Err(invalid(Scope::Step, "grad_scale", scale, "finite in f32"));
-        }
-        Ok(())
+        let wanted = if !(scale as f32).is_finite() {
+            "finite in f32"
+        } else if scale != 0.0 && scale as f32 == 0.0 {
+            "0, or a number that f32 does not round to 0"
+        } else {
+            return Ok(());
+        };
+        Err(invalid(Scope::Step, "grad_scale", scale, wanted))
     }
 
     /// The full learning rate of a parameter in this step, refused where it or the decay that it

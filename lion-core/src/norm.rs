@@ -6,10 +6,10 @@ const LANES: usize = 8;
 
 /// Sum of the squares of at most one block of elements, in `f64`, as eight lanes.
 ///
-/// Element `i` adds to lane `i % 8`; the lanes are added as `((0+4)+(2+6)) + ((1+5)+(3+7))`.
+/// Element `i` adds to lane `i % 8`; the lanes are added as `((0+4)+(2+6)) + ((1+5)+(3+7))`. More
+/// elements than a block has are added in the same way, which is not the order of [`sum_squares`].
 #[inline]
 pub fn block_sum_squares<P: Element>(p: &[P]) -> f64 {
-    debug_assert!(p.len() <= BLOCK);
     let mut lane = [0f64; LANES];
     let (rows, tail) = p.as_chunks::<LANES>();
     for row in rows {
@@ -27,9 +27,12 @@ pub fn block_sum_squares<P: Element>(p: &[P]) -> f64 {
 
 /// Where the tree over `blocks` blocks (two or more) splits: adjacent pairs are added level by
 /// level, an odd one carried up, so the left subtree holds the largest power of two below `blocks`.
+/// Returns `blocks` where there are fewer than two: such a tree does not split.
 #[inline]
 pub fn tree_split(blocks: usize) -> usize {
-    debug_assert!(blocks >= 2);
+    if blocks < 2 {
+        return blocks;
+    }
     1 << (blocks - 1).ilog2()
 }
 
@@ -95,6 +98,13 @@ mod tests {
             }
         }
         assert_eq!(sum_squares::<f32>(&[]), 0.0);
+    }
+
+    #[test]
+    fn trees_that_do_not_split_and_long_blocks_are_defined() {
+        assert_eq!((tree_split(0), tree_split(1), tree_split(2)), (0, 1, 1));
+        assert_eq!(tree_split(usize::MAX), 1 << (usize::BITS - 1));
+        assert_eq!(block_sum_squares(&[1.0f32; 1000]), 1000.0);
     }
 
     #[test]

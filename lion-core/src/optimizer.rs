@@ -2,8 +2,8 @@
 
 use crate::entry::Entry;
 use crate::{
-    Backend, Dtype, Error, Hyper, OnNonFinite, Overrides, PagingReport, ParamInfo, ParamPaging,
-    Scope, State, StateRecord, StateRequest,
+    Backend, BackendError, Dtype, Error, Hyper, OnNonFinite, Overrides, PagingReport, ParamInfo,
+    ParamPaging, Scope, State, StateRecord, StateRequest,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -89,6 +89,10 @@ pub struct Optimizer {
     pub(crate) defaults: Overrides,
     pub(crate) groups: Vec<Group>,
     pub(crate) params: Vec<Entry>,
+    /// Number of steps begun or refused. An entry that has it as its stamp is in the current step.
+    pub(crate) stamp: u64,
+    /// Whether a parameter may be damaged. It may stay `true` after all have been mended.
+    pub(crate) suspect: bool,
     by_name: HashMap<Arc<str>, usize>,
 }
 
@@ -109,6 +113,8 @@ impl Optimizer {
             defaults,
             groups: Vec::new(),
             params: Vec::new(),
+            stamp: 0,
+            suspect: false,
             by_name: HashMap::new(),
         })
     }
@@ -154,8 +160,10 @@ impl Optimizer {
     /// `min_paged_size`.
     ///
     /// # Errors
-    /// [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`],
-    /// [`Error::InvalidHyper`], and [`Error::Backend`] where the state cannot be allocated.
+    /// [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`];
+    /// [`Error::InvalidHyper`], also where `lr * lr_multiplier` or `1 - lr * weight_decay` is beyond
+    /// `f32`; [`Error::StochasticParam`]; and [`Error::Backend`] where the state cannot be allocated, or
+    /// the backend returns one of another length or width ([`BackendError::WrongState`]).
     pub fn register(&mut self, spec: ParamSpec) -> Result<Handle, Error> {
         let ParamSpec {
             name,
@@ -173,15 +181,14 @@ impl Optimizer {
         let group = group.map(|group| self.find_group(&group)).transpose()?;
         overrides.check(|| Scope::Parameter(name.clone()))?;
         let hyper = self.resolve(&name, group, overrides);
+        hyper.check(&name, dtype)?;
         let paged = hyper.paged_for(len);
         let request = StateRequest::new(&name, hyper.bits_for(len), len).paged(paged);
-        let state = self
-            .backend
-            .allocate(&request)
-            .map_err(|source| Error::Backend {
-                parameter: Some(name.clone()),
-                source,
-            })?;
+        let state = self.allocate(&request).map_err(|source| Error::Backend {
+            // This one names it itself.
+            parameter: (!matches!(source, BackendError::WrongState { .. })).then(|| name.clone()),
+            source,
+        })?;
         let name: Arc<str> = name.into();
         let handle = Handle {
             index: self.params.len(),
@@ -199,6 +206,8 @@ impl Optimizer {
             steps: 0,
             state,
             fresh: true,
+            damaged: false,
+            stamp: 0,
             paged,
             layout: None,
         });
@@ -226,40 +235,78 @@ impl Optimizer {
         self.configure(Overrides::new().lr(lr))
     }
 
-    /// Changes the defaults that are set in `changes`.
+    /// Changes the defaults that are set in `changes`, and leaves the others.
     ///
     /// # Errors
-    /// [`Error::InvalidHyper`], and [`Error::BitsFixed`] or [`Error::PagingFixed`] where the width of
-    /// an existing state, or whether it is paged, would have to change.
+    /// [`Error::InvalidHyper`], also where the `lr * lr_multiplier` or `1 - lr * weight_decay` of a
+    /// parameter would be beyond `f32`; [`Error::StochasticParam`]; [`Error::BitsFixed`] or
+    /// [`Error::PagingFixed`] where the width of an existing state, or whether it is paged, would have
+    /// to change.
     pub fn configure(&mut self, changes: Overrides) -> Result<(), Error> {
-        changes.check(|| Scope::Defaults)?;
-        let before = self.defaults;
-        self.defaults = changes.or(before);
-        self.refresh().inspect_err(|_| self.defaults = before)
+        self.set_defaults(changes.or(self.defaults))
     }
 
-    /// Changes the hyper-parameters of a group that are set in `changes`.
+    /// Changes the hyper-parameters of a group that are set in `changes`, and leaves the others.
     ///
     /// # Errors
     /// [`Error::UnknownGroup`]; else as [`configure`](Optimizer::configure).
     pub fn configure_group(&mut self, group: &str, changes: Overrides) -> Result<(), Error> {
         let index = self.find_group(group)?;
-        changes.check(|| Scope::Group(group.to_owned()))?;
-        let before = self.groups[index].overrides;
-        self.groups[index].overrides = changes.or(before);
-        self.refresh()
-            .inspect_err(|_| self.groups[index].overrides = before)
+        self.set_group_overrides(group, changes.or(self.groups[index].overrides))
     }
 
-    /// Changes the hyper-parameters of one parameter that are set in `changes`.
+    /// Changes the hyper-parameters of one parameter that are set in `changes`, and leaves the others.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`]; else as [`configure`](Optimizer::configure).
     pub fn configure_parameter(&mut self, handle: Handle, changes: Overrides) -> Result<(), Error> {
         let index = self.index(handle)?;
-        changes.check(|| Scope::Parameter(self.params[index].name.to_string()))?;
-        let before = self.params[index].overrides;
-        self.params[index].overrides = changes.or(before);
+        self.set_overrides(handle, changes.or(self.params[index].overrides))
+    }
+
+    /// Replaces the defaults. What `defaults` leaves open is as in [`Hyper::default`] again.
+    ///
+    /// # Errors
+    /// As [`configure`](Optimizer::configure).
+    pub fn set_defaults(&mut self, defaults: Overrides) -> Result<(), Error> {
+        defaults.check(|| Scope::Defaults)?;
+        let before = std::mem::replace(&mut self.defaults, defaults);
+        self.refresh().inspect_err(|_| self.defaults = before)
+    }
+
+    /// Replaces what is set for a group. What `overrides` leaves open comes from the defaults again.
+    ///
+    /// # Errors
+    /// As [`configure_group`](Optimizer::configure_group).
+    pub fn set_group_overrides(&mut self, group: &str, overrides: Overrides) -> Result<(), Error> {
+        let index = self.find_group(group)?;
+        overrides.check(|| Scope::Group(group.to_owned()))?;
+        let before = std::mem::replace(&mut self.groups[index].overrides, overrides);
+        self.refresh()
+            .inspect_err(|_| self.groups[index].overrides = before)
+    }
+
+    /// Replaces what is set for one parameter. What `overrides` leaves open comes from its group and
+    /// the defaults again.
+    ///
+    /// ```
+    /// # use lion_core::*;
+    /// # fn example(mut optimizer: Optimizer, w: Handle) -> Result<(), Error> {
+    /// optimizer.configure_parameter(w, Overrides::new().lr(5.0).weight_decay(0.1))?;
+    ///
+    /// let mut overrides = optimizer.info(w)?.overrides;
+    /// overrides.lr = None; // the learning rate is that of the group or the defaults again
+    /// optimizer.set_overrides(w, overrides)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`configure_parameter`](Optimizer::configure_parameter).
+    pub fn set_overrides(&mut self, handle: Handle, overrides: Overrides) -> Result<(), Error> {
+        let index = self.index(handle)?;
+        overrides.check(|| Scope::Parameter(self.params[index].name.to_string()))?;
+        let before = std::mem::replace(&mut self.params[index].overrides, overrides);
         self.refresh()
             .inspect_err(|_| self.params[index].overrides = before)
     }
@@ -279,15 +326,20 @@ impl Optimizer {
 
     /// Bytes of state in total.
     pub fn state_bytes(&self) -> usize {
-        self.parameters().map(|info| info.state_bytes).sum()
+        let bytes = self.parameters().map(|info| info.state_bytes);
+        bytes.fold(0, usize::saturating_add)
     }
 
     /// The state of a parameter, to be read in parts.
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`].
+    /// [`Error::UnknownHandle`], [`Error::Damaged`].
     pub fn state(&self, handle: Handle) -> Result<&dyn State, Error> {
-        Ok(&*self.params[self.index(handle)?].state)
+        let entry = &self.params[self.index(handle)?];
+        if entry.damaged {
+            return Err(self.damaged(None));
+        }
+        Ok(&*entry.state)
     }
 
     /// Where paged states are and what the last step has moved of them; `None` where the backend was not
@@ -308,35 +360,88 @@ impl Optimizer {
     /// A copy of what a run needs to go on with this parameter elsewhere.
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`], [`Error::Backend`].
+    /// [`Error::UnknownHandle`], [`Error::Damaged`], [`Error::Backend`].
     pub fn export_state(&self, handle: Handle) -> Result<StateRecord, Error> {
+        let state = self.state(handle)?;
         let entry = &self.params[self.index(handle)?];
         Ok(StateRecord {
             steps: entry.steps,
             seed: entry.hyper.seed,
             layout: entry.layout.clone(),
-            planes: entry.state.export().map_err(|e| entry.backend_error(e))?,
+            planes: state.export().map_err(|e| entry.backend_error(e))?,
         })
     }
 
-    /// Puts a parameter where a record left off; its seed becomes that of the record.
+    /// Puts a parameter where a record left off.
+    ///
+    /// The seed of the parameter becomes that of the record. Where it is another one, it is set for the
+    /// parameter alone, and a seed of the defaults no longer reaches it. To keep the parameter's own
+    /// seed, put it into the record first:
+    ///
+    /// ```
+    /// # use lion_core::*;
+    /// # fn example(mut optimizer: Optimizer, w: Handle, mut record: StateRecord) -> Result<(), Error> {
+    /// record.seed = optimizer.info(w)?.hyper.seed;
+    /// optimizer.import_state(w, &record)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::UnknownHandle`]; [`Error::StateMismatch`] where the record has other bits, other
-    /// lengths, or numbers that no step leaves behind; [`Error::Backend`].
+    /// lengths, or numbers that no step leaves behind. [`Error::Backend`] where the state cannot be
+    /// written and was as it was allocated: it is so again. [`Error::Damaged`] where a state that had
+    /// been stepped or loaded cannot be written.
     pub fn import_state(&mut self, handle: Handle, record: &StateRecord) -> Result<(), Error> {
         let index = self.index(handle)?;
         let entry = &mut self.params[index];
         entry.check_record(record)?;
-        entry.fresh = false;
-        if let Err(source) = entry.state.import(&record.planes) {
-            return Err(entry.backend_error(source));
+        let fresh = entry.fresh;
+        self.suspect = true;
+        if let Err(source) = entry.begin_write().import(&record.planes) {
+            // Undone where it can be.
+            if fresh && self.make_fresh(index).is_ok() {
+                return Err(self.params[index].backend_error(source));
+            }
+            return Err(self.damaged(Some(source)));
         }
+        entry.damaged = false;
         entry.steps = record.steps;
         entry.layout.clone_from(&record.layout);
-        entry.overrides = entry.overrides.seed(record.seed);
-        entry.hyper.seed = record.seed;
+        if entry.hyper.seed != record.seed {
+            entry.overrides = entry.overrides.seed(record.seed);
+            entry.hyper.seed = record.seed;
+        }
         Ok(())
+    }
+
+    /// Names all damaged parameters.
+    pub(crate) fn damaged(&self, source: Option<BackendError>) -> Error {
+        let damaged = self.params.iter().filter(|entry| entry.damaged);
+        Error::Damaged {
+            parameters: damaged.map(Entry::name).collect(),
+            source: source.map(Box::new),
+        }
+    }
+
+    /// Allocates a state and checks that it is the one that was asked for.
+    pub(crate) fn allocate(
+        &self,
+        request: &StateRequest<'_>,
+    ) -> Result<Box<dyn State>, BackendError> {
+        let state = self.backend.allocate(request)?;
+        let (given_len, given_bits) = (state.len(), state.layout().bits());
+        if (given_len, given_bits) == (request.len, request.bits) {
+            return Ok(state);
+        }
+        Err(BackendError::WrongState {
+            backend: self.backend.name().into(),
+            parameter: request.name.into(),
+            given_len,
+            wanted_len: request.len,
+            given_bits,
+            wanted_bits: request.bits,
+        })
     }
 
     fn info_at(&self, index: usize) -> ParamInfo<'_> {
@@ -352,6 +457,7 @@ impl Optimizer {
             layout: layout.name(),
             state_bytes: layout.bytes(entry.len),
             paged: entry.paged,
+            damaged: entry.damaged,
             steps: entry.steps,
             order: entry.layout.as_ref(),
             hyper: entry.hyper,
@@ -393,6 +499,7 @@ impl Optimizer {
         let resolve = |entry: &Entry| self.resolve(&entry.name, entry.group, entry.overrides);
         let hypers: Vec<Hyper> = self.params.iter().map(resolve).collect();
         for (entry, hyper) in self.params.iter().zip(&hypers) {
+            hyper.check(&entry.name, entry.dtype)?;
             entry.check_state(hyper)?;
         }
         for (entry, hyper) in self.params.iter_mut().zip(hypers) {

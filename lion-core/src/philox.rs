@@ -59,11 +59,17 @@ impl Words {
         )
     }
 
-    /// Fills `out` with the words of the elements from `first` on; `first` is a multiple of 4.
+    /// Fills `out` with the words of the elements from `first` on, fastest where `first` is a multiple
+    /// of 4.
     #[inline]
     pub fn fill(self, first: u64, out: &mut [u32]) {
-        debug_assert_eq!(first % 4, 0);
         let mut group = first / 4;
+        let within = (first % 4) as usize;
+        let (head, out) = out.split_at_mut(((4 - within) % 4).min(out.len()));
+        if !head.is_empty() {
+            head.copy_from_slice(&self.group(group)[within..within + head.len()]);
+            group += 1;
+        }
         let (fours, tail) = out.as_chunks_mut::<4>();
         for four in fours {
             *four = self.group(group);
@@ -103,14 +109,14 @@ mod tests {
     }
 
     #[test]
-    fn filling_from_any_group_draws_the_same_words() {
+    fn filling_from_any_element_draws_the_same_words() {
         let words = Words {
             seed: 0x0123_4567_89AB_CDEF,
             step: (7 << 32) + 3,
         };
         let mut whole = [0; 103];
         words.fill(0, &mut whole);
-        for first in (0..103).step_by(4) {
+        for first in 0..103 {
             let mut part = vec![0; 103 - first];
             words.fill(first as u64, &mut part);
             assert_eq!(part, whole[first..]);

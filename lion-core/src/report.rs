@@ -11,6 +11,7 @@ pub struct StepReport {
     /// Their elements in total.
     pub elements: u64,
     /// Those with blocks left as they were, because a new momentum in the block is not finite.
+    /// Parameters are not tested: see [`OnNonFinite`](crate::OnNonFinite).
     pub skipped: Vec<SkippedBlocks>,
     /// Whether the step is queued on a device and what it skips not known yet:
     /// [`Optimizer::synchronize`](crate::Optimizer::synchronize) waits for it and tells.
@@ -20,7 +21,8 @@ pub struct StepReport {
 impl StepReport {
     /// Blocks left as they were, over all parameters.
     pub fn skipped_blocks(&self) -> u64 {
-        self.skipped.iter().map(|s| s.skipped).sum()
+        let counts = self.skipped.iter().map(|s| s.skipped);
+        counts.fold(0, u64::saturating_add)
     }
 }
 
@@ -46,6 +48,9 @@ pub struct ParamInfo<'a> {
     pub state_bytes: usize,
     /// Whether its state is paged.
     pub paged: bool,
+    /// Whether a failed load or import has partly overwritten its state:
+    /// [`Error::Damaged`](crate::Error::Damaged).
+    pub damaged: bool,
     /// Steps done.
     pub steps: u64,
     /// The order in memory that the state belongs to; `None` before the first step.

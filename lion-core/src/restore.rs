@@ -2,9 +2,10 @@
 
 use crate::optimizer::resolve;
 use crate::{
-    Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec, Scope, State,
-    StateRequest,
+    BackendError, Dtype, Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec,
+    Scope, State, StateRequest,
 };
+use std::mem::take;
 
 /// What is set for an optimizer as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,7 +37,9 @@ pub struct ParamRecord {
 ///
 /// [`Optimizer::restore`] begins it, [`state`](Restore::state) gives out the states to write, and
 /// [`commit`](Restore::commit) does the rest. Where the numbers turn out to be bad on the way,
-/// [`abandon`](Restore::abandon) leaves an optimizer that had not stepped as it was.
+/// [`abandon`](Restore::abandon), or dropping this, leaves an optimizer that had not stepped as it was.
+/// States that had been stepped or loaded before and were given out are damaged then: the optimizer
+/// does not step until they are loaded or imported again ([`Error::Damaged`]).
 ///
 /// ```
 /// # use lion_core::*;
@@ -63,21 +66,33 @@ pub struct Restore<'a> {
     /// For each parameter of the optimizer its place among the settings' groups and its
     /// hyper-parameters.
     resolved: Vec<(Option<usize>, Hyper)>,
-    /// For each record the index of its parameter, and whether its state was fresh.
-    targets: Vec<(usize, bool)>,
+    /// For each record its parameter and what became of the state.
+    targets: Vec<Target>,
     records: Vec<ParamRecord>,
+}
+
+/// The state of a record.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    /// Index of the parameter.
+    index: usize,
+    /// Whether the state was fresh.
+    fresh: bool,
+    /// Whether the state was given out to be written.
+    written: bool,
 }
 
 impl Optimizer {
     /// Begins to put parameters where records left off. With `settings`, defaults, groups, and the
     /// group and overrides of each parameter that has a record are replaced; groups that only this
     /// optimizer has are kept. What is paged stays paged, and nothing else becomes so, whatever the
-    /// records say.
+    /// records say. `stochastic_param`, which only `bf16` parameters have, is unset for `f16` parameters
+    /// that have a record.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::InvalidHyper`],
-    /// [`Error::EmptyName`], [`Error::DuplicateGroup`]; [`Error::UnknownGroup`] for a position beyond
-    /// the groups; [`Error::BitsFixed`] and [`Error::PagingFixed`] where the hyper-parameters ask
+    /// [`Error::StochasticParam`], [`Error::EmptyName`], [`Error::DuplicateGroup`];
+    /// [`Error::UnknownGroup`] for a position beyond the groups; [`Error::BitsFixed`] and [`Error::PagingFixed`] where the hyper-parameters ask
     /// for another state than there is; [`Error::StateMismatch`] for a count of steps or an order in memory that no run
     /// leaves behind.
     pub fn restore(
@@ -98,7 +113,11 @@ impl Optimizer {
             }
             record.overrides.check(|| Scope::Parameter(entry.name()))?;
             entry.check_progress(record.steps, record.order.as_ref())?;
-            targets.push((index, entry.fresh));
+            targets.push(Target {
+                index,
+                fresh: entry.fresh,
+                written: false,
+            });
         }
         let defaults = settings.as_ref().map_or(&self.defaults, |s| &s.defaults);
         let groups = settings.as_ref().map_or(&self.groups, |s| &s.groups);
@@ -134,12 +153,18 @@ impl Optimizer {
                 overrides = overrides.is_paged(own.0).min_paged_size(own.1);
             }
             if let Some(record) = &mut record {
+                if hyper.stochastic_param && entry.dtype == Dtype::F16 {
+                    // A run that set it for such a parameter has not felt it.
+                    hyper.stochastic_param = false;
+                    overrides = overrides.stochastic_param(false);
+                }
                 record.overrides = overrides;
                 if hyper.seed != record.seed {
                     record.overrides.seed = Some(record.seed);
                     hyper.seed = record.seed;
                 }
             }
+            hyper.check(&entry.name, entry.dtype)?;
             entry.check_state(&hyper)?;
             resolved.push((group, hyper));
         }
@@ -188,7 +213,7 @@ impl Restore<'_> {
     /// Whether no state that has a record has been stepped or written before: then
     /// [`abandon`](Restore::abandon) can undo all that is written to them.
     pub fn is_fresh(&self) -> bool {
-        self.targets.iter().all(|&(_, fresh)| fresh)
+        self.targets.iter().all(|target| target.fresh)
     }
 
     /// The state of the parameter of a record, by the record's position, to be written.
@@ -196,60 +221,92 @@ impl Restore<'_> {
     /// # Panics
     /// If there is no such record.
     pub fn state(&mut self, record: usize) -> &mut dyn State {
-        let (index, _) = self.targets[record];
-        let entry = &mut self.optimizer.params[index];
-        entry.fresh = false;
-        &mut *entry.state
+        let target = &mut self.targets[record];
+        target.written = true;
+        self.optimizer.suspect = true;
+        self.optimizer.params[target.index].begin_write()
     }
 
     /// Does all that is left once the states are written.
-    pub fn commit(self) {
-        let Restore {
-            optimizer,
-            settings,
-            resolved,
-            targets,
-            records,
-        } = self;
-        if let Some(Settings { defaults, groups }) = settings {
+    pub fn commit(mut self) {
+        // Nothing is left for the drop to undo.
+        let targets = take(&mut self.targets);
+        let optimizer = &mut *self.optimizer;
+        if let Some(Settings { defaults, groups }) = self.settings.take() {
             optimizer.defaults = defaults;
             optimizer.groups = groups;
         }
-        for (entry, (group, hyper)) in optimizer.params.iter_mut().zip(resolved) {
+        for (entry, (group, hyper)) in optimizer.params.iter_mut().zip(take(&mut self.resolved)) {
             entry.group = group;
             entry.hyper = hyper;
         }
-        for ((index, _), record) in targets.into_iter().zip(records) {
-            let entry = &mut optimizer.params[index];
+        for (target, record) in targets.into_iter().zip(take(&mut self.records)) {
+            let entry = &mut optimizer.params[target.index];
+            if target.written {
+                entry.damaged = false;
+            }
             entry.overrides = record.overrides;
             entry.steps = record.steps;
             entry.layout = record.order;
         }
     }
 
-    /// Gives up: states that were fresh are fresh again. Others keep what has been written to them.
+    /// Gives up: states that were fresh are fresh again. Dropping does the same.
     ///
     /// # Errors
-    /// [`Error::Backend`] where a state cannot be written.
-    pub fn abandon(self) -> Result<(), Error> {
-        for &(index, fresh) in &self.targets {
-            let entry = &mut self.optimizer.params[index];
-            if !fresh || entry.fresh {
+    /// [`Error::Damaged`] names the parameters whose states were given out by
+    /// [`state`](Restore::state) and are neither as they were nor as the records say: those that were
+    /// not fresh, and those that cannot be written again.
+    pub fn abandon(mut self) -> Result<(), Error> {
+        self.undo()
+    }
+
+    fn undo(&mut self) -> Result<(), Error> {
+        let (mut parameters, mut source) = (Vec::new(), None);
+        for target in take(&mut self.targets) {
+            if !target.written {
                 continue;
             }
-            let bits = entry.state.layout().bits();
-            let request = StateRequest::new(&entry.name, bits, entry.len.min(1));
-            let blank = self.optimizer.backend.allocate(&request);
-            let reset = blank.and_then(|blank| refill(&*blank, &mut *entry.state));
-            reset.map_err(|source| entry.backend_error(source))?;
-            entry.fresh = true;
+            let undone = target
+                .fresh
+                .then(|| self.optimizer.make_fresh(target.index));
+            if let Some(Ok(())) = undone {
+                continue;
+            }
+            source = source.or(undone.and_then(Result::err));
+            parameters.push(self.optimizer.params[target.index].name());
         }
+        if parameters.is_empty() {
+            return Ok(());
+        }
+        let source = source.map(Box::new);
+        Err(Error::Damaged { parameters, source })
+    }
+}
+
+impl Drop for Restore<'_> {
+    fn drop(&mut self) {
+        // What cannot be undone is damaged, and the next step says so.
+        let _ = self.undo();
+    }
+}
+
+impl Optimizer {
+    /// Makes a state as it was allocated.
+    pub(crate) fn make_fresh(&mut self, index: usize) -> Result<(), BackendError> {
+        let entry = &self.params[index];
+        let bits = entry.state.layout().bits();
+        let request = StateRequest::new(&entry.name, bits, entry.len.min(1));
+        let blank = self.allocate(&request)?;
+        let entry = &mut self.params[index];
+        refill(&*blank, &mut *entry.state)?;
+        (entry.fresh, entry.damaged) = (true, false);
         Ok(())
     }
 }
 
 /// Writes the numbers of a fresh state of one element, which are the same for any length.
-fn refill(blank: &dyn State, state: &mut dyn State) -> Result<(), crate::BackendError> {
+fn refill(blank: &dyn State, state: &mut dyn State) -> Result<(), BackendError> {
     const PART: usize = 64 << 10;
     for (plane, spec) in state.layout().planes().iter().enumerate() {
         let size = PlaneSpec::bytes(spec, state.len());

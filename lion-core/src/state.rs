@@ -31,19 +31,24 @@ pub struct PlaneSpec {
     pub name: &'static str,
     /// Type of its numbers.
     pub plane_type: PlaneType,
-    /// Elements of the parameter that share one number.
+    /// Elements of the parameter that share one number: 1 or more.
     pub elements: usize,
 }
 
 impl PlaneSpec {
-    /// Numbers in the plane of a parameter of `n` elements: `ceil(n / elements)`.
+    /// Numbers in the plane of a parameter of `n` elements: `ceil(n / elements)`, or 0 where `elements`
+    /// is 0.
     pub const fn len(&self, n: usize) -> usize {
+        if self.elements == 0 {
+            return 0;
+        }
         n.div_ceil(self.elements)
     }
 
-    /// Bytes of the plane of a parameter of `n` elements.
+    /// Bytes of the plane of a parameter of `n` elements; `usize::MAX` where there are more, which no
+    /// memory holds.
     pub const fn bytes(&self, n: usize) -> usize {
-        self.len(n) * self.plane_type.bytes()
+        self.len(n).saturating_mul(self.plane_type.bytes())
     }
 }
 
@@ -58,9 +63,16 @@ pub trait StateLayout: fmt::Debug + Send + Sync {
     /// The planes, in a fixed order.
     fn planes(&self) -> &'static [PlaneSpec];
 
-    /// Bytes of the state of a parameter of `n` elements.
+    /// Bytes of the state of a parameter of `n` elements; `usize::MAX` where there are more.
+    ///
+    /// ```
+    /// use lion_core::{Momentum32, StateLayout};
+    /// assert_eq!(Momentum32.bytes(10), 40);
+    /// assert_eq!(Momentum32.bytes(usize::MAX / 2), usize::MAX);
+    /// ```
     fn bytes(&self, n: usize) -> usize {
-        self.planes().iter().map(|plane| plane.bytes(n)).sum()
+        let planes = self.planes().iter().map(|plane| plane.bytes(n));
+        planes.fold(0, usize::saturating_add)
     }
 
     /// The range of a part of a plane in numbers, for a parameter of `n` elements: what
@@ -181,9 +193,13 @@ pub trait State: Any + fmt::Debug + Send + Sync {
     /// Replaces all planes.
     ///
     /// # Errors
-    /// [`BackendError::WrongPlanes`] where `planes` have another width; else as
-    /// [`write`](State::write).
+    /// [`BackendError::WrongPlanes`] where `planes` have another width, and
+    /// [`BackendError::WrongPart`] where they have other lengths: nothing is written then. Else as
+    /// [`write`](State::write), with a part of the planes replaced.
     fn import(&mut self, planes: &Planes) -> Result<(), BackendError> {
+        if planes.bits() == self.layout().bits() {
+            check_planes(self, planes)?;
+        }
         match (self.layout().bits(), planes) {
             (Bits::ThirtyTwo, Planes::Momentum32 { momentum }) => write_floats(self, 0, momentum),
             (Bits::Eight, Planes::Blockwise8 { codes, absmax }) => {
@@ -211,7 +227,27 @@ fn with_room<T>(len: usize) -> Result<Vec<T>, BackendError> {
     }
 }
 
+/// Checks that planes have the lengths of a state of the same width.
+fn check_planes<S: State + ?Sized>(state: &S, planes: &Planes) -> Result<(), BackendError> {
+    let (layout, n) = (state.layout(), state.len());
+    for (plane, (_, given, _)) in planes.describe().into_iter().enumerate() {
+        let spec = layout.planes().get(plane);
+        if spec.map(|spec| PlaneSpec::len(spec, n)) != Some(given) {
+            return Err(BackendError::WrongPart {
+                layout: layout.name(),
+                plane,
+                offset: 0,
+                bytes: spec.map_or(given, |spec| given.saturating_mul(spec.plane_type.bytes())),
+                size: spec.map_or(0, |spec| PlaneSpec::bytes(spec, n)),
+            });
+        }
+    }
+    Ok(())
+}
+
 fn read_floats<S: State + ?Sized>(state: &S, plane: usize) -> Result<Vec<f32>, BackendError> {
+    // A layout of a backend's own may have no such plane.
+    state.layout().part(state.len(), plane, 0, 0)?;
     let len = PlaneSpec::len(&state.layout().planes()[plane], state.len());
     let mut floats = with_room(len)?;
     let mut bytes = vec![0; 4 * len.min(CHUNK)];
@@ -295,4 +331,100 @@ pub struct StateRecord {
     pub layout: Option<Layout>,
     /// The numbers.
     pub planes: Planes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A layout that no backend of this project has.
+    #[derive(Debug)]
+    struct Odd;
+
+    impl StateLayout for Odd {
+        fn name(&self) -> &'static str {
+            "odd"
+        }
+
+        fn bits(&self) -> Bits {
+            Bits::Eight
+        }
+
+        fn planes(&self) -> &'static [PlaneSpec] {
+            &[PlaneSpec {
+                name: "nothing",
+                plane_type: PlaneType::F32,
+                elements: 0,
+            }]
+        }
+    }
+
+    #[test]
+    fn sizes_that_no_memory_holds_do_not_wrap() {
+        let spec = Odd.planes()[0];
+        assert_eq!((PlaneSpec::len(&spec, 9), spec.bytes(9)), (0, 0));
+        assert_eq!(Odd.bytes(usize::MAX), 0);
+        assert_eq!(Momentum32.bytes(usize::MAX), usize::MAX);
+        for (layout, n) in [
+            (&Momentum32 as &dyn StateLayout, 10),
+            (&Momentum32, usize::MAX),
+            (&Odd, usize::MAX),
+        ] {
+            for (plane, offset, bytes) in [
+                (0, usize::MAX, usize::MAX),
+                (0, usize::MAX - 3, 4),
+                (0, 2, 4),
+                (usize::MAX, 0, 0),
+            ] {
+                let error = layout.part(n, plane, offset, bytes).unwrap_err();
+                assert!(matches!(error, BackendError::WrongPart { .. }));
+                assert!(!error.to_string().is_empty());
+            }
+        }
+        assert_eq!(Momentum32.part(usize::MAX / 4, 0, 4, 4).ok(), Some(1..2));
+    }
+
+    /// Holds the planes of a layout for 300 elements.
+    #[derive(Debug)]
+    struct Held(&'static dyn StateLayout, Vec<u8>);
+
+    impl State for Held {
+        fn layout(&self) -> &'static dyn StateLayout {
+            self.0
+        }
+
+        fn len(&self) -> usize {
+            300
+        }
+
+        fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
+            self.0.part(300, plane, offset, into.len())?;
+            into.fill(0);
+            Ok(())
+        }
+
+        fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
+            self.0.part(300, plane, offset, from.len())?;
+            self.1.extend(from);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn planes_of_other_lengths_are_refused_before_anything_is_written() {
+        let mut state = Held(&Momentum32, Vec::new());
+        for n in [0, 299, 301] {
+            let momentum = vec![0.0; n];
+            let error = state.import(&Planes::Momentum32 { momentum }).unwrap_err();
+            assert!(matches!(error, BackendError::WrongPart { .. }), "{error}");
+            assert_eq!(state.1, []);
+        }
+        let mut state = Held(&Odd, Vec::new());
+        let (codes, absmax) = (vec![0; 300], vec![0.0; 2]);
+        let planes = Planes::Blockwise8 { codes, absmax };
+        for error in [state.import(&planes).err(), state.export().err()] {
+            assert!(matches!(error, Some(BackendError::WrongPart { .. })));
+        }
+        assert_eq!(state.1, []);
+    }
 }

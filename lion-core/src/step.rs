@@ -2,8 +2,8 @@
 
 use crate::entry::{Checked, Entry};
 use crate::{
-    BLOCK, Error, OnNonFinite, Optimizer, Skipped, SkippedBlocks, StepArgs, StepReport, TensorStep,
-    Update,
+    BLOCK, BackendError, Error, Layout, OnNonFinite, Optimizer, Skipped, SkippedBlocks, StepArgs,
+    StepReport, TensorStep, Update,
 };
 use std::sync::Arc;
 
@@ -15,14 +15,22 @@ impl Optimizer {
     /// # Errors
     /// [`Error::InvalidHyper`], [`Error::UnknownHandle`], [`Error::RepeatedParameter`],
     /// [`Error::MissingGradient`], [`Error::WrongLength`], [`Error::WrongDtype`],
-    /// [`Error::NotContiguous`], [`Error::LayoutMismatch`]; under
-    /// [`OnNonFinite::RejectStep`] also [`Error::NonFinite`]; [`Error::Backend`].
+    /// [`Error::NotContiguous`], [`Error::ShapeMismatch`], [`Error::LayoutMismatch`]; under
+    /// [`OnNonFinite::RejectStep`] also [`Error::NonFinite`]; [`Error::Backend`], after which parameters
+    /// and states may have changed where [`BackendError::has_begun`] returns `true`; [`Error::Damaged`]
+    /// while any parameter of this optimizer is.
     pub fn step<'a>(
         &mut self,
         args: StepArgs,
         updates: impl IntoIterator<Item = Update<'a>>,
     ) -> Result<StepReport, Error> {
         args.check()?;
+        if self.suspect {
+            self.suspect = self.params.iter().any(|entry| entry.damaged);
+            if self.suspect {
+                return Err(self.damaged(None));
+            }
+        }
         let updates = updates.into_iter();
         let expected = updates.size_hint().0.min(self.params.len());
         let mut report = StepReport::default();
@@ -30,12 +38,12 @@ impl Optimizer {
         let mut checked = Vec::with_capacity(expected);
         // Of parameters that are stepped for the first time.
         let mut layouts = Vec::new();
-        let mut seen = vec![false; self.params.len()];
+        self.stamp += 1;
         for update in updates {
             let handle = update.handle;
             let index = self.index(handle)?;
-            let entry = &self.params[index];
-            if std::mem::replace(&mut seen[index], true) {
+            let entry = &mut self.params[index];
+            if std::mem::replace(&mut entry.stamp, self.stamp) == self.stamp {
                 return Err(Error::RepeatedParameter {
                     parameter: entry.name(),
                 });
@@ -53,15 +61,13 @@ impl Optimizer {
             }
             checked.push((index, Checked { param, grad, lr }));
             report.updated.push(handle);
-            report.elements += entry.len as u64;
+            report.elements = report.elements.saturating_add(entry.len as u64);
         }
 
-        (report.skipped, report.pending) = self.step_checked(args.get_grad_scale(), checked)?;
+        (report.skipped, report.pending) =
+            self.step_checked(args.get_grad_scale(), checked, layouts)?;
         for handle in &report.updated {
             self.params[handle.index].steps += 1;
-        }
-        for (index, layout) in layouts {
-            self.params[index].layout = Some(layout);
         }
         Ok(report)
     }
@@ -83,18 +89,19 @@ impl Optimizer {
     }
 
     /// Hands parameters to the backend and returns those with skipped blocks, and whether some are not
-    /// known yet.
+    /// known yet. Once the step has begun, states are no longer fresh, and have the layouts given for
+    /// them.
     fn step_checked(
         &mut self,
         grad_scale: f64,
         checked: Vec<(usize, Checked<'_>)>,
+        layouts: Vec<(usize, Layout)>,
     ) -> Result<(Vec<SkippedBlocks>, bool), Error> {
         let mut indices = Vec::with_capacity(checked.len());
         let mut tensors = Vec::with_capacity(checked.len());
-        let mut entries: Vec<Option<&mut Entry>> = self.params.iter_mut().map(Some).collect();
-        for (index, update) in checked {
-            // Taken once: a parameter given twice has been refused.
-            if let Some(entry) = entries[index].take() {
+        let entries = entries_of(&mut self.params, &checked);
+        for (entry, (index, update)) in entries.into_iter().zip(checked) {
+            if let Some(entry) = entry {
                 tensors.push(entry.tensor_step(grad_scale, update));
                 indices.push(index);
             }
@@ -105,7 +112,8 @@ impl Optimizer {
             pairs.filter(|&(_, count)| count > 0).collect()
         };
         if self.on_non_finite == OnNonFinite::RejectStep {
-            self.backend.count_non_finite(&mut tensors)?;
+            let counted = self.backend.count_non_finite(&mut tensors);
+            counted.map_err(BackendError::not_begun)?;
             let bad = skipped(&tensors);
             if !bad.is_empty() {
                 drop(tensors);
@@ -117,9 +125,13 @@ impl Optimizer {
         let skipped = skipped(&tensors);
         let pending = tensors.iter().any(|tensor| tensor.pending);
         drop(tensors);
-        // Also where the backend failed: it may have got some way.
-        for &index in &indices {
-            self.params[index].fresh = false;
+        if stepped.as_ref().err().is_none_or(BackendError::has_begun) {
+            for &index in &indices {
+                self.params[index].fresh = false;
+            }
+            for (index, layout) in layouts {
+                self.params[index].layout = Some(layout);
+            }
         }
         stepped?;
         Ok((self.name_skipped(&skipped), pending))
@@ -136,4 +148,23 @@ impl Optimizer {
         };
         skipped.iter().map(name).collect()
     }
+}
+
+/// The entries of updates, in the order of the updates, in time that depends on their number alone. No
+/// two are of the same parameter.
+fn entries_of<'e>(
+    params: &'e mut [Entry],
+    updates: &[(usize, Checked<'_>)],
+) -> Vec<Option<&'e mut Entry>> {
+    let mut order: Vec<usize> = (0..updates.len()).collect();
+    order.sort_unstable_by_key(|&position| updates[position].0);
+    let mut entries = Vec::new();
+    entries.resize_with(updates.len(), || None);
+    let (mut rest, mut passed) = (params.iter_mut(), 0);
+    for position in order {
+        let index = updates[position].0;
+        entries[position] = rest.nth(index - passed);
+        passed = index + 1;
+    }
+    entries
 }

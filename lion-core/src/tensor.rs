@@ -125,7 +125,8 @@ slices!(F32(f32), F16(f16), Bf16(bf16));
 /// The order in which the elements of an array lie in memory.
 ///
 /// A step pairs elements by their place in memory, so a parameter, its gradient and its state must
-/// agree on this. A plain slice counts as row-major.
+/// agree on this. A plain slice counts as row-major. The shape of an array is not part of it:
+/// [`ParamMut::shape`] holds that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Layout {
@@ -148,7 +149,8 @@ pub struct Strides {
 
 impl Layout {
     /// The layout of an array of this shape with these strides in elements. `contiguous` says
-    /// whether its elements fill a range of memory without gaps.
+    /// whether its elements fill a range of memory without gaps. An array without as many strides as
+    /// axes is taken for one with gaps.
     ///
     /// ```
     /// use lion_core::Layout;
@@ -157,7 +159,7 @@ impl Layout {
     /// assert!(matches!(Layout::of(&[2, 3], &[6, 2], false), Layout::Strided(_)));
     /// ```
     pub fn of(shape: &[usize], strides: &[isize], contiguous: bool) -> Self {
-        if !contiguous {
+        if !contiguous || shape.len() != strides.len() {
             return Layout::Strided(Box::new(Strides {
                 shape: shape.to_vec(),
                 strides: strides.to_vec(),
@@ -167,17 +169,47 @@ impl Layout {
             let pairs = shape.iter().copied().zip(strides.iter().copied());
             pairs.filter(|&(len, _)| len > 1)
         };
-        let mut expected: isize = shape.iter().product::<usize>() as isize;
-        let row_major = expected == 0
-            || axes().all(|(len, stride)| {
-                expected /= len as isize;
-                stride == expected
+        // Stride of the next axis from the last one on; `None` where no stride is as large.
+        let mut expected = Some(1isize);
+        let row_major = shape.contains(&0)
+            || axes().rev().all(|(len, stride)| {
+                let fits = expected == Some(stride);
+                let len = isize::try_from(len).ok();
+                expected = expected.zip(len).and_then(|(e, len)| e.checked_mul(len));
+                fits
             });
         if row_major {
             Layout::RowMajor
         } else {
             Layout::Permuted(axes().collect())
         }
+    }
+
+    /// Whether this is an order of `n` elements without gaps and without axes of length 1.
+    pub(crate) fn is_order_of(&self, n: usize) -> bool {
+        let Layout::Permuted(axes) = self else {
+            return matches!(self, Layout::RowMajor);
+        };
+        let mut axes = axes.to_vec();
+        axes.sort_unstable_by_key(|&(_, stride)| stride.unsigned_abs());
+        // Each stride is the number of elements that the axes with smaller strides span.
+        let span = axes.into_iter().try_fold(1usize, |span, (len, stride)| {
+            let fits = len > 1 && stride.unsigned_abs() == span;
+            fits.then(|| span.checked_mul(len)).flatten()
+        });
+        span == Some(n)
+    }
+}
+
+/// The shape of an array: the length of each axis.
+type Shape = Box<[usize]>;
+
+/// Whether two shapes differ in more than axes of length 1, where both are known.
+pub(crate) fn shapes_differ<'s>(a: &'s Option<Shape>, b: &'s Option<Shape>) -> bool {
+    let axes = |shape: &'s Shape| shape.iter().filter(|&&len| len != 1);
+    match (a, b) {
+        (Some(a), Some(b)) => !axes(a).eq(axes(b)),
+        _ => false,
     }
 }
 
@@ -188,6 +220,25 @@ pub struct ParamMut<'a> {
     pub data: DataMut<'a>,
     /// What that order is.
     pub layout: Layout,
+    /// The shape of the array, if it has one: a step refuses a gradient of another shape. A slice has
+    /// none, and pairs with anything of its length.
+    pub shape: Option<Box<[usize]>>,
+}
+
+impl ParamMut<'_> {
+    /// Sets the shape.
+    ///
+    /// ```
+    /// use lion_core::ParamMut;
+    /// let mut weight = [0.0f32; 6];
+    /// let param = ParamMut::from(&mut weight[..]).with_shape(&[2, 3]);
+    /// assert_eq!(param.shape.as_deref(), Some(&[2, 3][..]));
+    /// ```
+    #[must_use]
+    pub fn with_shape(mut self, shape: &[usize]) -> Self {
+        self.shape = Some(shape.into());
+        self
+    }
 }
 
 /// A gradient to step by.
@@ -197,6 +248,17 @@ pub struct GradRef<'a> {
     pub data: Data<'a>,
     /// What that order is.
     pub layout: Layout,
+    /// The shape of the array, as [`ParamMut::shape`].
+    pub shape: Option<Box<[usize]>>,
+}
+
+impl GradRef<'_> {
+    /// Sets the shape, as [`ParamMut::with_shape`].
+    #[must_use]
+    pub fn with_shape(mut self, shape: &[usize]) -> Self {
+        self.shape = Some(shape.into());
+        self
+    }
 }
 
 impl<'a, S: Into<SliceMut<'a>>> From<S> for ParamMut<'a> {
@@ -204,6 +266,7 @@ impl<'a, S: Into<SliceMut<'a>>> From<S> for ParamMut<'a> {
         ParamMut {
             data: slice.into().into(),
             layout: Layout::RowMajor,
+            shape: None,
         }
     }
 }
@@ -213,6 +276,7 @@ impl<'a, S: Into<Slice<'a>>> From<S> for GradRef<'a> {
         GradRef {
             data: slice.into().into(),
             layout: Layout::RowMajor,
+            shape: None,
         }
     }
 }
@@ -222,6 +286,7 @@ impl<'a> From<DeviceSliceMut<'a>> for ParamMut<'a> {
         ParamMut {
             data: slice.into(),
             layout: Layout::RowMajor,
+            shape: None,
         }
     }
 }
@@ -231,6 +296,7 @@ impl<'a> From<DeviceSlice<'a>> for GradRef<'a> {
         GradRef {
             data: slice.into(),
             layout: Layout::RowMajor,
+            shape: None,
         }
     }
 }
@@ -244,4 +310,31 @@ pub struct Update<'a> {
     pub param: ParamMut<'a>,
     /// Its gradient; `None` is an error that names the parameter.
     pub grad: Option<GradRef<'a>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_that_no_memory_holds_have_an_order_too() {
+        let huge = 1 << (usize::BITS / 2);
+        let stride = huge as isize;
+        let rows = Layout::of(&[huge, huge], &[stride, 1], true);
+        assert_eq!(rows, Layout::RowMajor);
+        let columns = Layout::of(&[huge, huge], &[1, stride], true);
+        assert!(matches!(columns, Layout::Permuted(_)));
+        let beyond = Layout::of(&[2, usize::MAX, huge], &[1, 1, 1], true);
+        assert!(matches!(beyond, Layout::Permuted(_)));
+        assert_eq!(
+            Layout::of(&[usize::MAX, 0], &[5, 7], true),
+            Layout::RowMajor
+        );
+        assert_eq!(Layout::of(&[], &[], true), Layout::RowMajor);
+        assert_eq!(Layout::of(&[1, 4, 1], &[9, 1, 9], true), Layout::RowMajor);
+        for strides in [&[][..], &[1], &[1, 1, 1]] {
+            let layout = Layout::of(&[2, 2], strides, true);
+            assert!(matches!(layout, Layout::Strided(_)), "{strides:?}");
+        }
+    }
 }

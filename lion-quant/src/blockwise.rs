@@ -99,36 +99,35 @@ fn signed_code(x: f32, k: u32) -> u8 {
 /// Quantizes at most one block of finite numbers and returns its absmax.
 ///
 /// Each `x / absmax` (as `x * (1 / absmax)`) goes to the nearest codeword, or with `words` to one
-/// of the two around it. A block below the smallest normal `f32` becomes zero, its absmax 0.
+/// of the two around it; elements beyond the last word go to the nearest. A block below the smallest
+/// normal `f32` becomes zero, its absmax 0.
+///
+/// As many codes are written as `m` and `codes` both have elements. Where a number is not finite, the
+/// absmax is not either, and the codes mean nothing: [`quantize`] refuses such numbers.
 #[inline]
 pub fn quantize_block(m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
-    debug_assert!(m.len() <= BLOCK && m.len() == codes.len());
+    let len = m.len().min(codes.len());
+    let (m, codes) = (&m[..len], &mut codes[..len]);
     let top = f32::from_bits(top_bits(m));
-    debug_assert!(top.is_finite());
     if top < TINY {
         codes.fill(ZERO_CODE);
         return 0.0;
     }
     let inverse = 1.0 / top;
-    match words {
-        None => {
-            for (code, &x) in codes.iter_mut().zip(m) {
-                *code = nearest_code(x * inverse);
-            }
-        }
-        Some(words) => {
-            for ((code, &x), &word) in codes.iter_mut().zip(m).zip(words) {
-                *code = stochastic_code(x * inverse, word);
-            }
-        }
+    let words = words.unwrap_or_default();
+    let drawn = words.len().min(len);
+    for ((code, &x), &word) in codes.iter_mut().zip(m).zip(words) {
+        *code = stochastic_code(x * inverse, word);
+    }
+    for (code, &x) in codes[drawn..].iter_mut().zip(&m[drawn..]) {
+        *code = nearest_code(x * inverse);
     }
     top
 }
 
-/// Dequantizes at most one block: `CODEBOOK[code] * absmax`.
+/// Dequantizes at most one block: `CODEBOOK[code] * absmax`, as many as `codes` and `m` both have.
 #[inline]
 pub fn dequantize_block(codes: &[u8], absmax: f32, m: &mut [f32]) {
-    debug_assert!(codes.len() == m.len());
     for (x, &code) in m.iter_mut().zip(codes) {
         *x = CODEBOOK[usize::from(code)] * absmax;
     }
@@ -259,6 +258,41 @@ mod tests {
         assert!(top_bits(&[0.5, -f32::NAN]) >= 0x7F80_0000);
         assert!(top_bits(&[f32::NEG_INFINITY, 0.5]) >= 0x7F80_0000);
         assert!(top_bits(&[f32::MAX]) < 0x7F80_0000);
+    }
+
+    #[test]
+    fn buffers_of_other_lengths_and_numbers_without_a_code_do_no_harm() {
+        let m = [0.5f32, -0.25, 0.125, 1.0];
+        let mut nearest = [9; 4];
+        quantize_block(&m, None, &mut nearest);
+        // Elements beyond the last word go to the nearest codeword, and none is left out.
+        for drawn in 0..4 {
+            let mut codes = [9; 4];
+            let words = [0; 4];
+            assert_eq!(quantize_block(&m, Some(&words[..drawn]), &mut codes), 1.0);
+            assert_eq!(codes[drawn..], nearest[drawn..]);
+        }
+        let mut codes = [9; 4];
+        assert_eq!(quantize_block(&m[..2], None, &mut codes), 0.5);
+        assert_eq!(codes[2..], [9, 9]);
+        assert_eq!(quantize_block(&m, None, &mut codes[..3]), 0.5);
+        assert_eq!(codes[3], 9);
+        let mut back = [7.0; 4];
+        dequantize_block(&codes[..1], 2.0, &mut back);
+        assert_eq!(back, [2.0, 7.0, 7.0, 7.0]);
+        dequantize_block(&codes, 2.0, &mut back[..1]);
+
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for words in [None, Some(&[u32::MAX; 4][..])] {
+                let mut m = m;
+                m[2] = bad;
+                assert!(!quantize_block(&m, words, &mut codes).is_finite());
+            }
+        }
+        let long = [1.0; 1000];
+        let mut codes = [0; 1000];
+        assert_eq!(quantize_block(&long, None, &mut codes), 1.0);
+        assert_eq!(codes, [255; 1000]);
     }
 
     #[test]

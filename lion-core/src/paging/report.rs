@@ -23,16 +23,16 @@ pub struct Moved {
 impl Moved {
     /// Bytes in both directions: fetched and written back.
     pub fn total(&self) -> u64 {
-        self.fetched + self.written
+        self.fetched.saturating_add(self.written)
     }
 
     /// Adds those of another state.
     pub fn add(&mut self, other: Moved) {
-        self.fetched += other.fetched;
-        self.evicted += other.evicted;
-        self.written += other.written;
-        self.waits += other.waits;
-        self.waited += other.waited;
+        self.fetched = self.fetched.saturating_add(other.fetched);
+        self.evicted = self.evicted.saturating_add(other.evicted);
+        self.written = self.written.saturating_add(other.written);
+        self.waits = self.waits.saturating_add(other.waits);
+        self.waited = self.waited.saturating_add(other.waited);
     }
 }
 

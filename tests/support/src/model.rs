@@ -41,10 +41,14 @@ impl Model {
                 .stochastic_param(rng.below(2) == 0)
                 .stochastic_state(rng.below(2) == 0);
             let values = rng.spread(n, 4.0);
+            let dtype = Dtype::ALL[rng.below(3)];
             Param {
                 name: format!("layer{i}.weight"),
-                overrides,
-                value: Tensor::from_f32(Dtype::ALL[rng.below(3)], &values),
+                overrides: match dtype {
+                    Dtype::F16 => overrides.stochastic_param(false),
+                    _ => overrides,
+                },
+                value: Tensor::from_f32(dtype, &values),
             }
         };
         Model {

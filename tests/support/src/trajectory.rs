@@ -58,18 +58,20 @@ impl Trajectory {
             "metadata `state` is `{bits}`, wanted 8 or 32"
         );
         let seed = file.meta("seed")?;
+        let (param_dtype, grad_dtype) = (dtype(&file, "param")?, dtype(&file, "grad")?);
+        let stochastic_param: bool = file.meta("stochastic_param")?;
         let overrides = Overrides::new()
             .lr(file.meta("lr")?)
             .betas((file.meta("beta1")?, file.meta("beta2")?))
             .weight_decay(file.meta("weight_decay")?)
             .max_unorm(file.meta("max_unorm")?)
             .skip_zeros(file.meta("skip_zeros")?)
-            .stochastic_param(file.meta("stochastic_param")?)
+            // The specification ignores it for f16, where the optimizer refuses it.
+            .stochastic_param(stochastic_param && param_dtype != Dtype::F16)
             .stochastic_state(file.meta("stochastic_state")?)
             .seed(seed)
             .optim_bits(bits)
             .min_8bit_size(0);
-        let (param_dtype, grad_dtype) = (dtype(&file, "param")?, dtype(&file, "grad")?);
         let skipped: String = file.meta("skipped")?;
         let skipped = skipped
             .split(',')
