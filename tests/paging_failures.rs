@@ -99,7 +99,7 @@ impl Driver for Failing {
 
 /// A step over all pieces, each of which has to be there.
 fn step(pager: &Pager<Failing>, uses: &[Use]) -> Result<(), PagingError> {
-    let walk = pager.begin(uses, Visit::Step);
+    let walk = pager.begin(uses, Visit::Step)?;
     for position in 0..uses.len() {
         walk.acquire(position)?;
         let here = pager.driver().0.lock().unwrap().here.clone();

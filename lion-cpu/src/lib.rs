@@ -26,6 +26,7 @@
 mod arch;
 mod backend;
 mod job;
+#[allow(unsafe_code)] // two accesses to mapped memory
 mod paged;
 mod pool;
 mod quantize;

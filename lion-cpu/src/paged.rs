@@ -1,4 +1,10 @@
 //! States in a memory-mapped file, of which a part is resident.
+//!
+//! Nobody outside this crate has the pages or the memory of a state. Inside, bytes are touched in two ways:
+//! by a job or a view of a piece, which a step makes for each use of its walk and runs between
+//! `Walk::acquire` and `Walk::release` of it, and by `read` and `write` here, which do the same. A use that
+//! changes bytes is a `Use::write`. So the memory's condition holds: no byte of a piece is touched while the
+//! piece moves, and what has changed is written back.
 
 use lion_core::{
     BackendError, Bits, Momentum32, PagedState, PagingError, PlaneType, State, StateLayout,
@@ -48,14 +54,17 @@ impl PagedCpuState {
         &self.pages
     }
 
-    /// All bytes, of which those of resident pieces may be touched.
+    /// All bytes, of which those of acquired pieces may be touched.
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.memory.bytes()
+        // SAFETY: the callers touch bytes of acquired pieces alone: see the module.
+        unsafe { self.memory.bytes() }
     }
 
-    /// How the state is cut, and all bytes.
+    /// How the state is cut, and all bytes, of which those of pieces that are acquired by a use that writes
+    /// may be touched.
     pub(crate) fn parts(&mut self) -> (&Pieces, &mut [u8]) {
-        (self.pages.pieces(), self.memory.bytes_mut())
+        // SAFETY: as in `bytes`.
+        (self.pages.pieces(), unsafe { self.memory.bytes_mut() })
     }
 
     /// Changes parts of pieces, each while it is resident, and says for each how many bytes came before.
@@ -69,11 +78,11 @@ impl PagedCpuState {
             .map(|(piece, _)| Use::write(self.pages.piece(*piece)));
         let uses: Vec<Use> = uses.collect();
         let pager = Arc::clone(self.pages.pager());
-        let walk = pager.begin(&uses, Visit::Aside);
+        let walk = pager.begin(&uses, Visit::Aside)?;
         let mut before = 0;
         for (position, (_, range)) in parts.iter().enumerate() {
             walk.acquire(position)?;
-            change(before, &mut self.memory.bytes_mut()[range.clone()]);
+            change(before, &mut self.parts().1[range.clone()]);
             before += range.len();
             walk.release(position);
         }
@@ -108,12 +117,12 @@ impl State for PagedCpuState {
             .iter()
             .map(|(piece, _)| Use::read(self.pages.piece(*piece)));
         let uses: Vec<Use> = uses.collect();
-        let walk = self.pages.pager().begin(&uses, Visit::Aside);
+        let walk = self.pages.pager().begin(&uses, Visit::Aside)?;
         let mut rest = &mut *into;
         for (position, (_, range)) in parts.iter().enumerate() {
             let (part, after) = rest.split_at_mut(range.len());
             walk.acquire(position)?;
-            part.copy_from_slice(&self.memory.bytes()[range.clone()]);
+            part.copy_from_slice(&self.bytes()[range.clone()]);
             walk.release(position);
             rest = after;
         }

@@ -30,7 +30,7 @@ impl PagedPlanes {
     ) -> Result<(), BackendError> {
         let uses = parts.iter().map(|(piece, _)| of(self.pages.piece(*piece)));
         let uses: Vec<Use> = uses.collect();
-        let walk = self.pages.pager().begin(&uses, Visit::Aside);
+        let walk = self.pages.pager().begin(&uses, Visit::Aside)?;
         for (position, (piece, range)) in parts.iter().enumerate() {
             walk.acquire(position)?;
             work(&self.pages.pieces().bytes(*piece), range)?;
@@ -138,7 +138,7 @@ pub(crate) fn queue(
     } else {
         Visit::Survey
     };
-    let walk = pager.begin(&order, visit);
+    let walk = pager.begin(&order, visit)?;
     let mut queue = Queue {
         session,
         work,

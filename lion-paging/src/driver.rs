@@ -1,6 +1,6 @@
 //! What moves pages: the calls of an operating system or of a device, behind one trait.
 
-use lion_core::{BLOCK, PagingError};
+use lion_core::{BLOCK, MemoryLimit, PagingError};
 use std::fmt::Debug;
 use std::ops::Range;
 use std::time::Duration;
@@ -29,11 +29,26 @@ pub trait Driver: Debug + Send + Sync + 'static {
         BLOCK
     }
 
+    /// Checks that this process may use the driver.
+    ///
+    /// # Errors
+    /// [`PagingError::OtherProcess`] in a forked child of the process that made the driver. The child
+    /// has none of the parent's threads, so it must not wait for what they do.
+    fn check_process(&self) -> Result<(), PagingError> {
+        Ok(())
+    }
+
+    /// The limit that the system sets on fast memory, as far as the driver knows one.
+    fn memory_limit(&self) -> Option<MemoryLimit> {
+        None
+    }
+
     /// Memory of so many bytes, with room for all of them where they go when they are not resident.
     /// They are 0, and nothing is resident. Parts that are moved begin at multiples of `piece`.
     ///
     /// # Errors
-    /// [`PagingError::NoRoom`], [`PagingError::Device`]; what else the driver meets.
+    /// [`PagingError::NoRoom`], [`PagingError::Allocate`], [`PagingError::Device`]; what else the driver
+    /// meets.
     fn allocate(
         &self,
         bytes: usize,
@@ -44,7 +59,7 @@ pub trait Driver: Debug + Send + Sync + 'static {
     /// that it stays from step to step.
     ///
     /// # Errors
-    /// What the driver meets.
+    /// [`PagingError::BadPart`]; what else the driver meets.
     fn fetch(
         &self,
         region: &Self::Region,
@@ -59,7 +74,7 @@ pub trait Driver: Debug + Send + Sync + 'static {
     /// done.
     ///
     /// # Errors
-    /// What the driver meets.
+    /// [`PagingError::BadPart`]; what else the driver meets.
     fn evict(
         &self,
         region: &Self::Region,

@@ -2,8 +2,9 @@
 
 use crate::Driver;
 use crate::lane::{Job, Lane, Ticket};
-use crate::os::{HostMemory, HostRegion, PageFile};
-use lion_core::PagingError;
+use crate::os::{GrowError, HostMemory, HostRegion, PageFile};
+use crate::{memory_limit, os};
+use lion_core::{MemoryLimit, PagingError};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,9 @@ const FETCHES: usize = 2;
 pub struct HostDriver {
     folder: PathBuf,
     file: PageFile,
+    /// The process that made this.
+    owner: u32,
+    memory_limit: Option<MemoryLimit>,
     fetches: Lane<Fetch>,
     evictions: Lane<Evict>,
 }
@@ -80,8 +84,28 @@ impl HostDriver {
         Ok(HostDriver {
             folder: folder.to_owned(),
             file,
+            owner: std::process::id(),
+            memory_limit: memory_limit::smallest("/".as_ref(), &os::memory_limits()),
             fetches: Lane::new("lion-fetch", FETCHES).map_err(thread)?,
             evictions: Lane::new("lion-evict", 1).map_err(thread)?,
+        })
+    }
+}
+
+impl HostDriver {
+    /// Refuses parts that no page of the region begins or ends with, and other processes.
+    fn check(&self, region: &HostRegion, part: &Range<usize>) -> Result<(), PagingError> {
+        self.check_process()?;
+        let page = HostRegion::page();
+        let ends = part.start <= part.end && part.end <= region.len();
+        if ends && part.start.is_multiple_of(page) && part.end.is_multiple_of(page) {
+            return Ok(());
+        }
+        Err(PagingError::BadPart {
+            start: part.start,
+            end: part.end,
+            bytes: region.len(),
+            page,
         })
     }
 }
@@ -99,18 +123,41 @@ impl Driver for HostDriver {
         Self::PAGE
     }
 
+    fn check_process(&self) -> Result<(), PagingError> {
+        let (owner, current) = (self.owner, std::process::id());
+        if owner == current {
+            Ok(())
+        } else {
+            Err(PagingError::OtherProcess { owner, current })
+        }
+    }
+
+    fn memory_limit(&self) -> Option<MemoryLimit> {
+        self.memory_limit.clone()
+    }
+
     fn allocate(
         &self,
         bytes: usize,
         piece: usize,
     ) -> Result<(HostRegion, HostMemory), PagingError> {
-        self.file
-            .grow(bytes, piece)
-            .map_err(|source| PagingError::NoRoom {
-                folder: self.folder.clone(),
-                bytes,
-                source: Arc::new(source),
-            })
+        self.check_process()?;
+        self.file.grow(bytes, piece).map_err(|error| {
+            let folder = self.folder.clone();
+            match error {
+                GrowError::Full(source) => PagingError::NoRoom {
+                    folder,
+                    bytes,
+                    source: Arc::new(source),
+                },
+                GrowError::Failed { doing, source } => PagingError::Allocate {
+                    doing,
+                    folder,
+                    bytes,
+                    source: Arc::new(source),
+                },
+            }
+        })
     }
 
     fn fetch(
@@ -121,6 +168,7 @@ impl Driver for HostDriver {
         keep: bool,
         after: Option<&HostTicket>,
     ) -> Result<HostTicket, PagingError> {
+        self.check(region, &part)?;
         let bytes = part.len();
         let ticket = self.fetches.queue(Fetch {
             region: region.clone(),
@@ -143,6 +191,7 @@ impl Driver for HostDriver {
         dirty: bool,
         after: Option<&HostTicket>,
     ) -> Result<HostTicket, PagingError> {
+        self.check(region, &part)?;
         let bytes = part.len();
         let ticket = self.evictions.queue(Evict {
             region: region.clone(),
@@ -158,6 +207,7 @@ impl Driver for HostDriver {
     }
 
     fn wait(&self, ticket: &HostTicket) -> Result<Duration, PagingError> {
+        self.check_process()?;
         let (waited, result) = ticket.ticket.wait();
         match result {
             Ok(()) => Ok(waited),
@@ -170,6 +220,7 @@ impl Driver for HostDriver {
     }
 
     fn resident(&self, region: &HostRegion, part: Range<usize>) -> Result<usize, PagingError> {
+        self.check(region, &part)?;
         let bytes = part.len();
         region
             .resident(part)

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -75,12 +76,15 @@ impl Drop for Promise {
     }
 }
 
-/// One or more helper threads. They end when this is dropped, after what is queued. Of one, transfers are
+/// One or more helper threads. They end when this is dropped, after what is queued. In a forked child there
+/// are none, and dropping this waits for nothing. Of one, transfers are
 /// done in order; of more, they are begun in order.
 #[derive(Debug)]
 pub(crate) struct Lane<J> {
     shared: Arc<Shared<J>>,
     threads: Vec<JoinHandle<()>>,
+    /// The process that the threads are of.
+    owner: u32,
 }
 
 #[derive(Debug)]
@@ -118,6 +122,7 @@ impl<J: Job> Lane<J> {
                 changed: Condvar::new(),
             }),
             threads: Vec::with_capacity(threads),
+            owner: std::process::id(),
         };
         for _ in 0..threads {
             let shared = Arc::clone(&lane.shared);
@@ -138,6 +143,11 @@ impl<J: Job> Lane<J> {
 
 impl<J> Drop for Lane<J> {
     fn drop(&mut self) {
+        if self.owner != std::process::id() {
+            // The lock may be held by a thread that this process does not have.
+            self.threads.drain(..).for_each(std::mem::forget);
+            return;
+        }
         self.shared.queue().closed = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
@@ -152,13 +162,18 @@ fn work<J: Job>(shared: &Shared<J>) {
         while let Some((job, _)) = queue.jobs.get(queue.started)
             && job.may_start()
         {
-            job.start();
+            // What it leaves undone or panics over, `finish` does or tells.
+            let _ = catch_unwind(AssertUnwindSafe(|| job.start()));
             queue.started += 1;
         }
         if let Some((job, promise)) = queue.jobs.pop_front() {
             queue.started = queue.started.saturating_sub(1);
             drop(queue);
-            let mut result = job.finish();
+            let finished = catch_unwind(AssertUnwindSafe(|| job.finish()));
+            let mut result = finished.unwrap_or_else(|_| {
+                let error = io::Error::other("the helper thread panicked");
+                Err(Arc::new(error))
+            });
             queue = shared.queue();
             if J::FAILS_FOR_GOOD {
                 match &queue.failed {
@@ -209,6 +224,33 @@ mod tests {
         results
             .map(|result| result.err().and_then(|error| error.raw_os_error()))
             .collect()
+    }
+
+    struct Panics;
+
+    impl Job for Panics {
+        const FAILS_FOR_GOOD: bool = false;
+
+        fn may_start(&self) -> bool {
+            true
+        }
+
+        fn start(&self) {
+            panic!("in the start of a transfer");
+        }
+
+        fn finish(&self) -> Result<(), Arc<io::Error>> {
+            panic!("in a transfer");
+        }
+    }
+
+    #[test]
+    fn a_transfer_that_panics_fails_and_so_do_not_those_after_it() {
+        let lane = Lane::new("test", 1).unwrap();
+        for _ in 0..3 {
+            let error = lane.queue(Panics).wait().1.unwrap_err();
+            assert_eq!(error.to_string(), "the helper thread panicked");
+        }
     }
 
     #[test]

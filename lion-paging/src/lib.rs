@@ -17,15 +17,25 @@
 //! let pager = Arc::new(Pager::new(driver, limits));
 //! let (pages, mut memory) = pager.allocate(&Momentum32, 100 << 20)?; // 400 MiB
 //! let uses: Vec<Use> = (0..pages.pieces().count()).map(|i| Use::write(pages.piece(i))).collect();
-//! let walk = pager.begin(&uses, Visit::Step);
+//! let walk = pager.begin(&uses, Visit::Step)?;
 //! for (i, _) in uses.iter().enumerate() {
 //!     walk.acquire(i)?; // waits only where the disk is slower than the step
 //!     let part = pages.pieces().bytes(i);
-//!     memory.bytes_mut()[part].fill(1);
+//!     // SAFETY: the piece is acquired, by a use that writes, until it is released below.
+//!     let bytes = unsafe { memory.bytes_mut() };
+//!     bytes[part].fill(1);
 //!     walk.release(i);
 //! }
 //! walk.finish()?;
 //! # Ok::<(), PagingError>(())
+//! ```
+//!
+//! Bytes are touched only while their piece is acquired. Who takes a reference to them promises that:
+//!
+//! ```compile_fail,E0133
+//! fn first(memory: &lion_paging::HostMemory) -> u8 {
+//!     memory.bytes()[0]
+//! }
 //! ```
 #![deny(unsafe_code)]
 
@@ -34,6 +44,7 @@ mod driver;
 mod host;
 mod lane;
 mod limits;
+mod memory_limit;
 #[allow(unsafe_code)]
 mod os;
 mod pager;

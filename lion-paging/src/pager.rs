@@ -7,6 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// All paged states of a backend, kept within a budget.
 ///
+/// A forked child of the process that made the pager may drop it and what it has allocated, and nothing
+/// else: every other call there returns [`PagingError::OtherProcess`].
+///
 /// One walk goes on at a time: a step of another optimizer on the same backend waits for it. So a step must
 /// not begin on a thread that a walk waits for, as a task of the same thread pool may be: both would wait
 /// for ever.
@@ -91,19 +94,23 @@ impl<D: Driver> Pager<D> {
     /// The pages of a state of `len` elements, all bytes 0 and none resident, and their memory.
     ///
     /// # Errors
-    /// As [`Driver::allocate`].
+    /// [`PagingError::TooLarge`], [`PagingError::OtherProcess`]; as [`Driver::allocate`].
     pub fn allocate(
         self: &Arc<Self>,
         layout: &'static dyn StateLayout,
         len: usize,
     ) -> Result<(StatePages<D>, D::Memory), PagingError> {
+        self.driver.check_process()?;
         let pieces = Pieces::new(layout, len, self.limits.piece(), self.driver.page())
             .of_multiples(self.driver.elements());
-        let (region, memory) = self.driver.allocate(pieces.total(), pieces.stride())?;
+        let total = pieces
+            .checked_total()
+            .ok_or(PagingError::TooLarge { elements: len })?;
+        let (region, memory) = self.driver.allocate(total, pieces.stride())?;
         let mut core = self.core();
         let free = core.states.iter().position(Option::is_none);
         let state = free.unwrap_or(core.states.len());
-        let paged = PagedState::of(pieces.total());
+        let paged = PagedState::of(total);
         match free {
             Some(state) => core.states[state] = Some(paged),
             None => core.states.push(Some(paged)),
@@ -136,16 +143,25 @@ impl<D: Driver> Pager<D> {
     }
 
     /// Plans these uses and begins to fetch.
-    pub fn begin(&self, uses: &[Use], visit: Visit) -> Walk<'_, D> {
+    ///
+    /// # Errors
+    /// [`PagingError::UnknownPiece`], [`PagingError::OtherProcess`].
+    pub fn begin(&self, uses: &[Use], visit: Visit) -> Result<Walk<'_, D>, PagingError> {
+        self.driver.check_process()?;
         Walk::new(self, uses, visit)
     }
 
-    /// Limits and sums over all states.
+    /// Limits and sums over all states. In a forked child all sums are 0.
     pub fn totals(&self) -> PagingTotals {
-        let core = self.core();
         let mut totals = PagingTotals::default();
         totals.driver = self.driver.name();
         (totals.budget, totals.window) = (self.limits.budget(), self.limits.window());
+        let limit = self.driver.memory_limit();
+        totals.exceeds = limit.filter(|limit| totals.budget as u64 > limit.bytes);
+        if self.driver.check_process().is_err() {
+            return totals;
+        }
+        let core = self.core();
         for state in core.states.iter().flatten() {
             totals.paged += state.bytes;
             totals.resident += state.resident;
@@ -157,8 +173,9 @@ impl<D: Driver> Pager<D> {
     /// Bytes of all states that are in fast memory, as the driver finds them, not as the plan has it.
     ///
     /// # Errors
-    /// As [`Driver::resident`].
+    /// [`PagingError::OtherProcess`]; as [`Driver::resident`].
     pub fn measure(&self) -> Result<usize, PagingError> {
+        self.driver.check_process()?;
         let mut regions: Vec<(D::Region, Range<usize>)> = Vec::new();
         for entry in self.core().pieces.iter().flatten() {
             regions.push((entry.region.clone(), entry.part.clone()));
@@ -231,17 +248,24 @@ impl<D: Driver> StatePages<D> {
         &self.pager
     }
 
-    /// Where they are.
+    /// Where they are. In a forked child nothing is known of them.
     pub fn paged(&self) -> PagedState {
+        if self.pager.driver.check_process().is_err() {
+            return PagedState::of(self.pieces.total());
+        }
         self.pager.core().states[self.state].unwrap_or_default()
     }
 }
 
 impl<D: Driver> Drop for StatePages<D> {
     fn drop(&mut self) {
+        if self.pager.driver.check_process().is_err() {
+            // In a forked child the lock may be held by a thread that it does not have.
+            return;
+        }
         let mut core = self.pager.core();
+        core.policy.remove_all(&self.ids);
         for &piece in &self.ids {
-            core.policy.remove(piece);
             core.pieces[piece.0] = None;
         }
         core.states[self.state] = None;

@@ -34,7 +34,7 @@ impl Pieces {
             stride: 0,
         };
         let block = pieces.start(BLOCK, layout.planes().len());
-        pieces.elements = (piece / block).max(1) * BLOCK;
+        pieces.elements = (piece / block.max(1)).max(1).saturating_mul(BLOCK);
         pieces.stride = pieces.size(pieces.elements);
         pieces
     }
@@ -43,7 +43,7 @@ impl Pieces {
     #[must_use]
     pub fn of_multiples(mut self, elements: usize) -> Self {
         let unit = elements.max(BLOCK);
-        self.elements = (self.elements / unit).max(1) * unit;
+        self.elements = (self.elements / unit).max(1).saturating_mul(unit);
         self.stride = self.size(self.elements);
         self
     }
@@ -88,24 +88,34 @@ impl Pieces {
 
     /// The elements of a piece.
     pub fn elements(&self, piece: usize) -> Range<usize> {
-        let start = piece * self.elements;
-        start.min(self.len)..(start + self.elements).min(self.len)
+        let start = piece.saturating_mul(self.elements).min(self.len);
+        start..start + self.elements.min(self.len - start)
     }
 
     /// The bytes of a piece in the memory of the state.
     pub fn bytes(&self, piece: usize) -> Range<usize> {
-        let start = piece * self.stride;
-        start..start + self.size(self.elements(piece).len())
+        let start = piece.saturating_mul(self.stride);
+        start..start.saturating_add(self.size(self.elements(piece).len()))
     }
 
-    /// Bytes of all pieces.
+    /// Bytes of all pieces, `usize::MAX` where they are more than that.
     pub fn total(&self) -> usize {
-        self.count()
-            .checked_sub(1)
-            .map_or(0, |last| self.bytes(last).end)
+        self.checked_total().unwrap_or(usize::MAX)
+    }
+
+    /// Bytes of all pieces, or `None` where they cannot be counted.
+    pub fn checked_total(&self) -> Option<usize> {
+        let Some(last) = self.count().checked_sub(1) else {
+            return Some(0);
+        };
+        let start = last.checked_mul(self.stride)?;
+        start.checked_add(self.size(self.elements(last).len()))
     }
 
     /// The bytes of a plane within a piece.
+    ///
+    /// # Panics
+    /// If the layout has no such plane.
     pub fn plane(&self, piece: usize, plane: usize) -> Range<usize> {
         let elements = self.elements(piece).len();
         let start = self.start(elements, plane);
@@ -192,6 +202,18 @@ mod tests {
         let parts = pieces.parts(1, 56, 68).unwrap();
         assert_eq!(parts, [(0, 3896..3900), (1, 7936..7996), (2, 9728..9732)]);
         assert!(pieces.parts(1, 0, 148).is_err());
+    }
+
+    #[test]
+    fn states_that_cannot_be_addressed_are_noticed() {
+        for len in [1 << 62, (1 << 62) + (1 << 20), usize::MAX] {
+            let pieces = Pieces::new(&Momentum32, len, 1 << 22, 4096);
+            assert_eq!(pieces.checked_total(), None, "{len} elements");
+            assert_eq!(pieces.total(), usize::MAX);
+        }
+        let pieces = Pieces::new(&Momentum32, 1 << 40, 1 << 22, 4096);
+        assert_eq!(pieces.checked_total(), Some(1 << 42));
+        assert_eq!(pieces.elements(usize::MAX), 1 << 40..1 << 40);
     }
 
     #[test]

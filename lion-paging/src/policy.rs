@@ -32,6 +32,8 @@ pub enum Visit {
 #[derive(Clone, Debug, Default)]
 struct Slot {
     bytes: usize,
+    /// Whether the piece is gone, and the slot free.
+    removed: bool,
     /// Whether it is resident, at the end of what has been planned.
     here: bool,
     /// Whether it was written since it was fetched.
@@ -111,6 +113,9 @@ impl Policy {
     }
 
     /// Whether a piece is resident after all that has been planned.
+    ///
+    /// # Panics
+    /// If the policy has never had the piece.
     pub fn is_resident(&self, piece: Piece) -> bool {
         self.slots[piece.0].here
     }
@@ -136,17 +141,42 @@ impl Policy {
     }
 
     /// Forgets a piece whose memory is freed.
+    ///
+    /// # Panics
+    /// If the policy has no such piece.
     pub fn remove(&mut self, piece: Piece) {
-        let slot = std::mem::take(&mut self.slots[piece.0]);
-        self.total -= slot.bytes;
-        self.here -= if slot.here { slot.bytes } else { 0 };
-        self.fixed -= if slot.fixed { slot.bytes } else { 0 };
-        self.kept.retain(|&index| index != piece.0);
-        self.loose.retain(|&index| index != piece.0);
-        self.free.push(piece.0);
+        self.remove_all(&[piece]);
+    }
+
+    /// Forgets pieces whose memory is freed, in one pass over those that are resident. A piece that is
+    /// removed already is passed over.
+    ///
+    /// # Panics
+    /// If the policy has never had one of them.
+    pub fn remove_all(&mut self, pieces: &[Piece]) {
+        for piece in pieces {
+            let slot = &mut self.slots[piece.0];
+            if slot.removed {
+                continue;
+            }
+            self.total -= slot.bytes;
+            self.here -= if slot.here { slot.bytes } else { 0 };
+            self.fixed -= if slot.fixed { slot.bytes } else { 0 };
+            *slot = Slot {
+                removed: true,
+                ..Slot::default()
+            };
+            self.free.push(piece.0);
+        }
+        let slots = &self.slots;
+        self.kept.retain(|&index| !slots[index].removed);
+        self.loose.retain(|&index| !slots[index].removed);
     }
 
     /// A piece that could not be fetched: it is not resident, whatever has been planned.
+    ///
+    /// # Panics
+    /// If the policy has never had the piece.
     pub fn lost(&mut self, piece: Piece) {
         let slot = &mut self.slots[piece.0];
         self.here -= if slot.here { slot.bytes } else { 0 };
@@ -156,6 +186,9 @@ impl Policy {
 
     /// What to fetch and evict around these uses, in order. A piece may be used more than once. At no
     /// point is more than the budget resident, where an eviction ends before the next fetch begins.
+    ///
+    /// # Panics
+    /// If the policy has never had one of the pieces.
     pub fn plan(&mut self, uses: &[Use], visit: Visit) -> Vec<Action> {
         self.choose(uses, visit);
         let mut later = vec![NEVER; uses.len()];

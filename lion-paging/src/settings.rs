@@ -38,6 +38,13 @@ impl Paging {
     }
 
     /// Bytes of fast memory (the host's for the CPU, the device's for CUDA) that paged states may take.
+    ///
+    /// The budget must fit beside the parameters, the gradients and everything else in what the process
+    /// may have. A budget above the memory limit of a control group, as a container has one, above
+    /// `RLIMIT_DATA` or above the machine's memory is accepted, and the system kills the process when it
+    /// comes to the limit. The report of [`Optimizer::paging`](lion_core::Optimizer::paging) says in
+    /// `totals.exceeds`, and prints as a warning, which of these limits the budget is above. On the CPU the
+    /// budget's pages are not locked. Pinned memory of CUDA counts against what the process may lock.
     pub fn budget(mut self, bytes: usize) -> Self {
         self.budget = Some(bytes);
         self

@@ -26,9 +26,16 @@ pub struct Walk<'p, D: Driver> {
 }
 
 impl<'p, D: Driver> Walk<'p, D> {
-    pub(crate) fn new(pager: &'p Pager<D>, uses: &[Use], visit: Visit) -> Self {
+    pub(crate) fn new(
+        pager: &'p Pager<D>,
+        uses: &[Use],
+        visit: Visit,
+    ) -> Result<Self, PagingError> {
         let turn = pager.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut core = pager.core();
+        if let Some(position) = uses.iter().position(|u| core.entry(u.piece).is_none()) {
+            return Err(PagingError::UnknownPiece { position });
+        }
         core.open(visit);
         let actions = core.policy.plan(uses, visit);
         let mut fetched: HashMap<Piece, usize> = HashMap::new();
@@ -53,13 +60,13 @@ impl<'p, D: Driver> Walk<'p, D> {
             error: None,
         });
         advance(&pager.driver, &mut core, false);
-        Walk { pager, _turn: turn }
+        Ok(Walk { pager, _turn: turn })
     }
 
     /// Waits until the piece of a position is resident. On a device, what is queued next waits.
     ///
     /// # Errors
-    /// [`PagingError::Transfer`], [`PagingError::Device`].
+    /// [`PagingError::Transfer`], [`PagingError::Device`], [`PagingError::UnknownPosition`].
     pub fn acquire(&self, position: usize) -> Result<(), PagingError> {
         let start = Instant::now();
         let mut waited = Duration::ZERO;
@@ -107,10 +114,12 @@ impl<'p, D: Driver> Walk<'p, D> {
         Ok(true)
     }
 
-    /// The use at a position is over: it has returned, or, on a device, it is queued.
+    /// The use at a position is over: it has returned, or, on a device, it is queued. A position beyond
+    /// the uses is passed over.
     pub fn release(&self, position: usize) {
         let mut core = self.pager.core();
-        let piece = core.run.as_ref().map(|run| run.uses[position]);
+        let uses = core.run.as_ref().map(|run| &run.uses);
+        let piece = uses.and_then(|uses| uses.get(position).copied());
         if let Some(entry) = piece.and_then(|piece| core.entry(piece)) {
             entry.pending -= 1;
         }
@@ -147,9 +156,13 @@ fn is_queued<D: Driver>(core: &Core<D>, position: usize) -> Result<bool, PagingE
     let Some(run) = &core.run else {
         return Ok(true);
     };
-    match &run.error {
-        Some(error) => Err(error.clone()),
-        None => Ok(run.cursor >= run.ready[position]),
+    match (&run.error, run.ready.get(position)) {
+        (Some(error), _) => Err(error.clone()),
+        (None, Some(&ready)) => Ok(run.cursor >= ready),
+        (None, None) => Err(PagingError::UnknownPosition {
+            position,
+            uses: run.uses.len(),
+        }),
     }
 }
 

@@ -43,7 +43,8 @@ pub enum PagingError {
         /// What the system says.
         source: Arc<io::Error>,
     },
-    /// The disk has no room for a state.
+    /// The disk has no room for a state: it is full, or a quota or a limit on the size of files is
+    /// reached.
     NoRoom {
         /// The folder.
         folder: PathBuf,
@@ -51,6 +52,53 @@ pub enum PagingError {
         bytes: usize,
         /// What the system says.
         source: Arc<io::Error>,
+    },
+    /// A call of the system that makes room for a state failed for another reason than want of room.
+    Allocate {
+        /// What was being done.
+        doing: &'static str,
+        /// The folder.
+        folder: PathBuf,
+        /// Bytes asked for.
+        bytes: usize,
+        /// What the system says.
+        source: Arc<io::Error>,
+    },
+    /// A state of more bytes than can be counted.
+    TooLarge {
+        /// Elements of the state.
+        elements: usize,
+    },
+    /// The optimizer was made by another process: this one is its child, made by `fork`. The child has
+    /// the parent's file and none of its threads, so it may only drop the optimizer.
+    OtherProcess {
+        /// The process that made it.
+        owner: u32,
+        /// This process.
+        current: u32,
+    },
+    /// A part to move that does not lie within its state, or that does not begin and end with pages.
+    BadPart {
+        /// Its first byte.
+        start: usize,
+        /// The byte after its last one.
+        end: usize,
+        /// Bytes of the state.
+        bytes: usize,
+        /// Bytes of a page.
+        page: usize,
+    },
+    /// A use of a piece that does not belong to the pager.
+    UnknownPiece {
+        /// Position of the use.
+        position: usize,
+    },
+    /// A position beyond the uses of a walk.
+    UnknownPosition {
+        /// The position.
+        position: usize,
+        /// Number of uses.
+        uses: usize,
     },
     /// Pages that could not be moved. A step that meets this has stepped some tensors and not others.
     Transfer {
@@ -110,6 +158,42 @@ impl fmt::Display for PagingError {
                 "the folder `{}` has no room for {bytes} bytes of state: {source}",
                 folder.display()
             ),
+            PagingError::Allocate {
+                doing,
+                folder,
+                bytes,
+                source,
+            } => write!(
+                f,
+                "{doing} a file of {bytes} bytes for a state in the folder `{}` failed: {source}",
+                folder.display()
+            ),
+            PagingError::TooLarge { elements } => write!(
+                f,
+                "a paged state of {elements} elements has more bytes than can be addressed"
+            ),
+            PagingError::OtherProcess { owner, current } => write!(
+                f,
+                "the paged optimizer belongs to process {owner}, and this is its forked child \
+                 {current}, which may only drop it"
+            ),
+            PagingError::BadPart {
+                start,
+                end,
+                bytes,
+                page,
+            } => write!(
+                f,
+                "bytes {start} to {end} of a paged state are to be moved, wanted whole pages of \
+                 {page} within its {bytes} bytes"
+            ),
+            PagingError::UnknownPiece { position } => write!(
+                f,
+                "the use at position {position} is of a piece that the pager does not have"
+            ),
+            PagingError::UnknownPosition { position, uses } => {
+                write!(f, "position {position} of a walk over {uses} uses")
+            }
             PagingError::Transfer {
                 doing,
                 bytes,
@@ -129,6 +213,7 @@ impl StdError for PagingError {
             // What the system says is part of the message; what caused it comes next.
             PagingError::Folder { source, .. }
             | PagingError::NoRoom { source, .. }
+            | PagingError::Allocate { source, .. }
             | PagingError::Transfer { source, .. } => source.source(),
             PagingError::Device(source) => source.source(),
             _ => None,

@@ -58,6 +58,26 @@ impl PagedState {
     }
 }
 
+/// A limit that the system sets on the memory of this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryLimit {
+    /// What sets it, such as a control group or `RLIMIT_DATA`.
+    pub source: String,
+    /// The limit in bytes.
+    pub bytes: u64,
+}
+
+impl MemoryLimit {
+    /// A limit of `bytes` bytes that `source` sets.
+    pub fn new(source: impl Into<String>, bytes: u64) -> Self {
+        MemoryLimit {
+            source: source.into(),
+            bytes,
+        }
+    }
+}
+
 /// The limits of a backend that pages, and what its last step has moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -74,6 +94,9 @@ pub struct PagingTotals {
     pub resident: usize,
     /// What the last step has moved.
     pub moved: Moved,
+    /// The smallest limit of the system that the budget is above, if there is one. The system may kill
+    /// a process that comes to such a limit.
+    pub exceeds: Option<MemoryLimit>,
 }
 
 /// Residency of one parameter's state.
@@ -158,13 +181,36 @@ impl fmt::Display for PagingReport {
             Size(totals.budget as u64),
             Size(totals.window as u64),
             totals.driver
-        )
+        )?;
+        if let Some(limit) = &totals.exceeds {
+            write!(
+                f,
+                "\nwarning: the budget is above {}, the limit of {}",
+                Size(limit.bytes),
+                limit.source
+            )?;
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_budget_above_a_limit_of_the_system_is_printed_as_a_warning() {
+        let mut report = PagingReport {
+            totals: PagingTotals::default(),
+            parameters: Vec::new(),
+        };
+        assert!(!report.to_string().contains("warning"));
+        let limit = MemoryLimit::new("the control group /run", 100 << 20);
+        report.totals.exceeds = Some(limit);
+        let text = report.to_string();
+        let warning = "\nwarning: the budget is above 100 MiB, the limit of the control group /run";
+        assert!(text.ends_with(warning), "{text}");
+    }
 
     #[test]
     fn sizes_read_as_people_say_them() {

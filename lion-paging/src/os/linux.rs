@@ -1,5 +1,6 @@
 //! Linux: a memory-mapped file without a name, read by `madvise` and written by `sync_file_range`.
 
+use super::GrowError;
 use libc::{c_int, c_void, off_t};
 use memmap2::{MmapOptions, MmapRaw};
 use std::collections::HashSet;
@@ -30,10 +31,10 @@ pub(crate) struct PageFile {
 ///
 /// # Safety
 /// The file has no name and no other handle, so nobody changes it behind the mapping, and its blocks are
-/// allocated, so a write cannot fail for want of room. No call here changes the bytes: what a shared
-/// mapping gives up is read from the file again, and where memory of its own takes the place of a part of
-/// the file, or the file that of memory, it has the same bytes by then. So references to the bytes may live
-/// meanwhile, as they do while a system swaps; nobody writes bytes of a part that is being moved.
+/// allocated, so a write cannot fail for want of room. What a shared mapping gives up is read from the file
+/// again. Where memory of its own takes the place of a part of the file, or the file that of memory, it has
+/// the same bytes by then, as long as nobody writes them meanwhile and what was written is marked as dirty.
+/// That is what who takes a reference to the bytes promises: see [`HostMemory::bytes`].
 #[derive(Debug)]
 struct Mapped {
     map: MmapRaw,
@@ -43,6 +44,8 @@ struct Mapped {
     large: usize,
     /// Starts of parts that are in memory of their own.
     kept: Mutex<HashSet<usize>>,
+    /// The process that made this. A forked child shares the file.
+    owner: u32,
 }
 
 /// Bytes that are copied at once between the file and memory of its own: they are in both meanwhile.
@@ -70,7 +73,11 @@ impl PageFile {
     }
 
     /// Allocates more blocks, all bytes 0, to be moved in pieces of so many bytes.
-    pub(crate) fn grow(&self, bytes: usize, piece: usize) -> io::Result<(HostRegion, HostMemory)> {
+    pub(crate) fn grow(
+        &self,
+        bytes: usize,
+        piece: usize,
+    ) -> Result<(HostRegion, HostMemory), GrowError> {
         // A large page of two pieces would stay until both are given up.
         let large = match piece % LARGE_PAGE {
             0 => bytes / LARGE_PAGE * LARGE_PAGE,
@@ -85,24 +92,20 @@ impl PageFile {
         let end = start
             .checked_add(bytes)
             .filter(|&end| off_t::try_from(end).is_ok());
-        let end = end.ok_or(io::ErrorKind::FileTooLarge)?;
-        let fd = self.file.as_raw_fd();
-        let code = loop {
-            // SAFETY: the descriptor is open.
-            match unsafe { libc::posix_fallocate(fd, start as off_t, bytes as off_t) } {
-                // A signal says nothing of the room.
-                libc::EINTR => {}
-                code => break code,
-            }
-        };
-        let mapped = match code {
-            0 => MmapOptions::new()
-                .offset(start as u64)
-                .len(bytes)
-                .map_raw(&*self.file),
-            code => Err(io::Error::from_raw_os_error(code)),
-        };
-        // Blocks that were allocated before there was no more room are given back.
+        let end = end.ok_or_else(|| GrowError::Full(io::ErrorKind::FileTooLarge.into()))?;
+        let mapped = reserve(&self.file, start, bytes, allocate)
+            .map_err(GrowError::reserving)
+            .and_then(|()| {
+                let options = MmapOptions::new()
+                    .offset(start as u64)
+                    .len(bytes)
+                    .map_raw(&*self.file);
+                options.map_err(|source| GrowError::Failed {
+                    doing: "mapping",
+                    source,
+                })
+            });
+        // Blocks that were allocated before the failure are given back.
         let map = mapped.inspect_err(|_| drop(self.file.set_len(*len as u64)))?;
         *len = end;
         let mut mapped = Mapped {
@@ -111,9 +114,15 @@ impl PageFile {
             start,
             large: 0,
             kept: Mutex::default(),
+            owner: std::process::id(),
         };
         // Faults of single pages read no others, which would be resident beside the budget.
-        mapped.advise(0..bytes, libc::MADV_RANDOM)?;
+        mapped
+            .advise(0..bytes, libc::MADV_RANDOM)
+            .map_err(|source| GrowError::Failed {
+                doing: "advising on",
+                source,
+            })?;
         if large > 0 && mapped.advise(0..large, libc::MADV_HUGEPAGE).is_ok() {
             mapped.large = large;
         }
@@ -122,11 +131,76 @@ impl PageFile {
     }
 }
 
+/// Allocates blocks of a file on the disk, by the system's call.
+fn allocate(file: &File, start: usize, bytes: usize) -> io::Result<()> {
+    let fd = file.as_raw_fd();
+    loop {
+        // SAFETY: the descriptor is open.
+        match unsafe { libc::posix_fallocate(fd, start as off_t, bytes as off_t) } {
+            0 => return Ok(()),
+            // A signal says nothing of the room.
+            libc::EINTR => {}
+            code => return Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+}
+
+/// Allocates blocks of a file by `allocate`, or, on a file system that has no such call, by writing zeros.
+/// Without blocks a write into the mapping on a full disk would kill the process.
+fn reserve(
+    file: &File,
+    start: usize,
+    bytes: usize,
+    allocate: impl FnOnce(&File, usize, usize) -> io::Result<()>,
+) -> io::Result<()> {
+    match allocate(file, start, bytes) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+            let zeros = vec![0; COPY.min(bytes)];
+            for at in (0..bytes).step_by(COPY) {
+                let part = &zeros[..COPY.min(bytes - at)];
+                file.write_all_at(part, (start + at) as u64)?;
+            }
+            // Some file systems find out about the room when they write.
+            file.sync_data()
+        }
+        result => result,
+    }
+}
+
+/// `RLIMIT_AS` and `RLIMIT_DATA`, where they are set.
+pub(crate) fn memory_limits() -> Vec<(&'static str, u64)> {
+    let limits = [
+        ("RLIMIT_AS", libc::RLIMIT_AS),
+        ("RLIMIT_DATA", libc::RLIMIT_DATA),
+    ];
+    let limit = |(name, resource)| {
+        let mut limit = libc::rlimit {
+            rlim_cur: libc::RLIM_INFINITY,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: the call writes the structure that it is given.
+        let failed = unsafe { libc::getrlimit(resource, &raw mut limit) } != 0;
+        let none = failed || limit.rlim_cur == libc::RLIM_INFINITY;
+        #[allow(clippy::useless_conversion)] // 32 bits on some targets
+        (!none).then(|| (name, u64::from(limit.rlim_cur)))
+    };
+    limits.into_iter().filter_map(limit).collect()
+}
+
+/// An error of a call that reads the file into the mapping. `EFAULT` is what `madvise` says where the disk
+/// could not be read; the address is not bad.
+fn reading(error: io::Error) -> io::Error {
+    if error.raw_os_error() == Some(libc::EFAULT) {
+        io::Error::from_raw_os_error(libc::EIO)
+    } else {
+        error
+    }
+}
+
 impl Mapped {
     /// The place of a part in the file.
-    fn in_file(&self, part: &Range<usize>) -> (c_int, off_t, off_t) {
-        let start = (self.start + part.start) as off_t;
-        (self.file.as_raw_fd(), start, part.len() as off_t)
+    fn in_file(&self, part: &Range<usize>) -> (c_int, usize, usize) {
+        (self.file.as_raw_fd(), self.start + part.start, part.len())
     }
 
     /// The address of a part.
@@ -162,7 +236,9 @@ impl Mapped {
     fn sync(&self, part: &Range<usize>, flags: u32) -> io::Result<()> {
         let (fd, start, len) = self.in_file(part);
         // SAFETY: the descriptor is open.
-        match unsafe { libc::sync_file_range(fd, start, len, flags) } {
+        match unsafe {
+            libc::sync_file_range(fd, start as libc::off64_t, len as libc::off64_t, flags)
+        } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -179,6 +255,11 @@ impl HostRegion {
         usize::try_from(page).unwrap_or(usize::MAX)
     }
 
+    /// Bytes of the region.
+    pub(crate) fn len(&self) -> usize {
+        self.0.map.len()
+    }
+
     /// Begins to read a part from the disk, and does not wait. Large pages are read when they are mapped,
     /// each at once: what this reads would be small ones.
     pub(crate) fn read_ahead(&self, part: Range<usize>) {
@@ -186,10 +267,12 @@ impl HostRegion {
         let (fd, mut start, len) = self.0.in_file(&part);
         let end = start + len;
         while start < end {
-            let len = (end - start).min(READ_AHEAD as off_t);
+            let len = (end - start).min(READ_AHEAD);
             // SAFETY: the descriptor is open. It is a hint: what it leaves out is read when it is waited
             // for.
-            unsafe { libc::posix_fadvise(fd, start, len, libc::POSIX_FADV_WILLNEED) };
+            unsafe {
+                libc::posix_fadvise(fd, start as off_t, len as off_t, libc::POSIX_FADV_WILLNEED);
+            }
             start += len;
         }
     }
@@ -206,7 +289,7 @@ impl HostRegion {
                 self.0.touch(part);
                 Ok(())
             }
-            result => result,
+            result => result.map_err(reading),
         }
     }
 
@@ -274,7 +357,7 @@ impl HostRegion {
         );
         // SAFETY: the target is the part, a range of a mapping of this process, and the bytes are the same
         // (see the type).
-        let mapped = unsafe { libc::mmap(target, len, protection, flags, fd, start) };
+        let mapped = unsafe { libc::mmap(target, len, protection, flags, fd, start as off_t) };
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -297,7 +380,10 @@ impl HostRegion {
         )?;
         let (fd, start, len) = self.0.in_file(&part);
         // SAFETY: the descriptor is open; pages that are written are dropped, and read again when needed.
-        match unsafe { libc::posix_fadvise(fd, start, len, libc::POSIX_FADV_DONTNEED) } {
+        let code = unsafe {
+            libc::posix_fadvise(fd, start as off_t, len as off_t, libc::POSIX_FADV_DONTNEED)
+        };
+        match code {
             0 => Ok(()),
             code => Err(io::Error::from_raw_os_error(code)),
         }
@@ -318,15 +404,25 @@ impl HostRegion {
 
 impl HostMemory {
     /// The bytes. Those that are not resident are read when they are touched.
-    pub fn bytes(&self) -> &[u8] {
+    ///
+    /// # Safety
+    /// While the reference lives, only bytes of parts that are resident and stay so are touched: of those
+    /// whose fetch has been waited for, and whose eviction is queued after the last access. A walk of the
+    /// [`Pager`](crate::Pager) that allocated the memory gives that between
+    /// [`acquire`](crate::Walk::acquire) and [`release`](crate::Walk::release) of a piece.
+    pub unsafe fn bytes(&self) -> &[u8] {
         let map = &self.0.map;
         // SAFETY: the mapping has as many bytes and lives as long as `self`; only this handle gives out
-        // references to them, and see `Mapped`.
+        // references to them, and the caller touches those alone that nobody moves (see `Mapped`).
         unsafe { std::slice::from_raw_parts(map.as_ptr(), map.len()) }
     }
 
     /// The bytes, to change.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    ///
+    /// # Safety
+    /// As for [`bytes`](HostMemory::bytes), and a part that is changed is evicted as dirty: it was acquired
+    /// by a [`Use::write`](crate::Use::write).
+    pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         let map = &self.0.map;
         // SAFETY: as for `bytes`, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(map.as_mut_ptr(), map.len()) }
@@ -335,11 +431,15 @@ impl HostMemory {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
+        // The file of a forked child is the parent's, whose state is in use.
+        if self.owner != std::process::id() {
+            return;
+        }
         let (fd, start, len) = self.in_file(&(0..self.map.len()));
         let flags = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: the descriptor is open. Blocks of a state that is gone are given back, where the file
         // system can; else they go with the file.
-        unsafe { libc::fallocate(fd, flags, start, len) };
+        unsafe { libc::fallocate(fd, flags, start as off_t, len as off_t) };
     }
 }
 
@@ -411,5 +511,50 @@ impl Drop for Room {
     fn drop(&mut self) {
         // SAFETY: see the type.
         unsafe { libc::munmap(self.start, self.len) };
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(miri))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_written_where_the_file_system_cannot_allocate_them() {
+        for code in [libc::EOPNOTSUPP, libc::EINVAL] {
+            let file = tempfile::tempfile().unwrap();
+            let refuse = |_: &File, _, _| Err(io::Error::from_raw_os_error(code));
+            reserve(&file, 4096, 3 * COPY + 4096, refuse).unwrap();
+            let metadata = file.metadata().unwrap();
+            assert_eq!(metadata.len(), 3 * COPY as u64 + 8192);
+            let blocks = std::os::unix::fs::MetadataExt::blocks(&metadata);
+            assert!(blocks * 512 >= 3 * COPY as u64, "{blocks} blocks");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let file = tempfile::tempfile().unwrap();
+        for (code, is_full) in [
+            (libc::ENOSPC, true),
+            (libc::EDQUOT, true),
+            (libc::EFBIG, true),
+            (libc::EIO, false),
+            (libc::ENODEV, false),
+            (libc::EPERM, false),
+        ] {
+            let refuse = |_: &File, _, _| Err(io::Error::from_raw_os_error(code));
+            let error = reserve(&file, 0, 4096, refuse).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(code));
+            let full = matches!(GrowError::reserving(error), GrowError::Full(_));
+            assert_eq!(full, is_full, "code {code}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_read_is_no_bad_address() {
+        let told = |code| reading(io::Error::from_raw_os_error(code)).raw_os_error();
+        assert_eq!(told(libc::EFAULT), Some(libc::EIO));
+        assert_eq!(told(libc::ENOMEM), Some(libc::ENOMEM));
     }
 }

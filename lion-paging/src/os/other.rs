@@ -1,5 +1,6 @@
 //! Systems whose calls are not written yet: no file can be made, so nothing else is ever called.
 
+use super::GrowError;
 use std::convert::Infallible;
 use std::io;
 use std::ops::Range;
@@ -14,9 +15,14 @@ impl PageFile {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(crate) fn grow(&self, _: usize, _: usize) -> io::Result<(HostRegion, HostMemory)> {
+    pub(crate) fn grow(&self, _: usize, _: usize) -> Result<(HostRegion, HostMemory), GrowError> {
         match self.0 {}
     }
+}
+
+/// Limits of the process that the system tells.
+pub(crate) fn memory_limits() -> Vec<(&'static str, u64)> {
+    Vec::new()
 }
 
 /// A part of the file, to move by.
@@ -32,6 +38,10 @@ impl HostRegion {
 
     pub(crate) fn page() -> usize {
         0
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self.0 {}
     }
 
     pub(crate) fn read_ahead(&self, _: Range<usize>) {
@@ -69,12 +79,18 @@ impl HostRegion {
 
 impl HostMemory {
     /// The bytes. Those that are not resident are read when they are touched.
-    pub fn bytes(&self) -> &[u8] {
+    ///
+    /// # Safety
+    /// None here: there is no such memory.
+    pub unsafe fn bytes(&self) -> &[u8] {
         match self.0 {}
     }
 
     /// The bytes, to change.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    ///
+    /// # Safety
+    /// None here: there is no such memory.
+    pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         match self.0 {}
     }
 }
