@@ -249,6 +249,7 @@ fn evict<D: Driver>(
         return Ok(());
     }
     let part = entry.part.clone();
+    let moved = dirty || driver.moves_unchanged(&entry.region);
     let ticket = driver.evict(&entry.region, part, dirty, entry.ticket.as_ref())?;
     (entry.here, entry.ticket) = (false, None);
     core.evicted = Some(ticket);
@@ -256,7 +257,7 @@ fn evict<D: Driver>(
         state.resident -= bytes;
         if counted {
             state.moved.evicted += bytes as u64;
-            state.moved.written += if dirty { bytes as u64 } else { 0 };
+            state.moved.written += if moved { bytes as u64 } else { 0 };
         }
     });
     Ok(())
