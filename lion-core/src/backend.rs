@@ -238,6 +238,22 @@ pub enum BackendError {
         /// The parameter it belongs to.
         parameter: String,
     },
+    /// A state does not have as many elements as its parameter, or not the width that it was
+    /// allocated with.
+    WrongState {
+        /// The backend that allocated it, or was asked to step it.
+        backend: String,
+        /// The parameter it belongs to.
+        parameter: String,
+        /// Elements of the state.
+        given_len: usize,
+        /// Elements of the parameter.
+        wanted_len: usize,
+        /// Width of the state.
+        given_bits: Bits,
+        /// The width that was asked for.
+        wanted_bits: Bits,
+    },
     /// An array lies where the backend cannot reach it: in a device's memory for the CPU, or in that of
     /// another device.
     WrongPlace {
@@ -290,6 +306,18 @@ impl fmt::Display for BackendError {
             BackendError::ForeignState { backend, parameter } => write!(
                 f,
                 "the state of parameter `{parameter}` was not allocated by the backend `{backend}`"
+            ),
+            BackendError::WrongState {
+                backend,
+                parameter,
+                given_len,
+                wanted_len,
+                given_bits,
+                wanted_bits,
+            } => write!(
+                f,
+                "the state of parameter `{parameter}` from the backend `{backend}` has \
+                 {given_len} elements of {given_bits}, wanted {wanted_len} of {wanted_bits}"
             ),
             BackendError::WrongPlace {
                 backend,
