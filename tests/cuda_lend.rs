@@ -16,11 +16,15 @@ fn cuda() -> Arc<Cuda> {
 }
 
 fn of_cuda(error: Error) -> CudaError {
-    match error {
-        Error::Backend {
-            source: BackendError::Other(source),
-            ..
-        } => *source.downcast().unwrap(),
+    let Error::Backend { source, .. } = error else {
+        panic!("{error}");
+    };
+    assert!(!source.has_begun());
+    match source {
+        BackendError::NotBegun { source } => match *source {
+            BackendError::Other(source) => *source.downcast().unwrap(),
+            other => panic!("{other}"),
+        },
         other => panic!("{other}"),
     }
 }
@@ -218,7 +222,7 @@ fn a_state_of_another_length_is_refused_before_anything_changes() {
                         ..
                     },
                 ..
-            } => assert_eq!(parameter, "w"),
+            } => assert_eq!(&*parameter, "w"),
             other => panic!("{other}"),
         }
     }

@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::{Cuda, CudaError, cust, device_slice, device_slice_mut};
-use lion::{BackendError, Dtype, Error, Lion, Overrides, Paging, ParamSpec, StepArgs, update};
+use lion::{Dtype, Error, Lion, Overrides, Paging, ParamSpec, StepArgs, update};
 use lion_test_support::{AllPaged, backends, emulator};
-use std::error::Error as _;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -250,12 +249,14 @@ fn a_captured_stream_is_refused_and_its_capture_goes_on() {
     let grad = cuda.array(&[1.0f32; 4][..]).unwrap();
     let gone = cuda.array(&[1.0f32; 4][..]).unwrap();
     let capture = Capture::open();
-    let capturing = |error: Error| match error {
-        Error::Backend {
-            source: BackendError::Other(source),
-            ..
-        } => assert_eq!(source.downcast_ref(), Some(&CudaError::Capturing)),
-        other => panic!("{other}: {:?}", other.source()),
+    let capturing = |error: Error| {
+        let mut inner: Option<&dyn std::error::Error> = Some(&error);
+        let mut last = None;
+        while let Some(error) = inner {
+            last = error.downcast_ref::<CudaError>();
+            inner = error.source();
+        }
+        assert_eq!(last, Some(&CudaError::Capturing), "{error}");
     };
     capture.begin(stream);
     capturing(

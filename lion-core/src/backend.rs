@@ -57,7 +57,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Before anything changes, [`BackendError::ForeignState`] where a state is not one of this
-    /// backend and [`BackendError::WrongPlace`] where it cannot reach an array; what else it meets.
+    /// backend, [`BackendError::WrongState`] where a state does not fit its parameter, and
+    /// [`BackendError::WrongPlace`] where the backend cannot reach an array; what else it meets.
+    ///
+    /// The error says whether the step has begun: see [`BackendError::has_begun`]. If it has not, no
+    /// parameter and no state has changed, and the optimizer acts as if the step had not been called.
+    /// If it has, the optimizer takes every state of the step to be changed. A backend that fails
+    /// before it changes anything says so with [`BackendError::not_begun`].
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
 
     /// Sets [`skipped_blocks`](TensorStep::skipped_blocks) to what [`step`](Backend::step) would
@@ -241,10 +247,11 @@ pub enum BackendError {
     /// A state does not have as many elements as its parameter, or not the width that it was
     /// allocated with.
     WrongState {
-        /// The backend that allocated it, or was asked to step it.
-        backend: String,
+        /// The backend that allocated it, or was asked to step it. As a `Box<str>`, which keeps every
+        /// error small.
+        backend: Box<str>,
         /// The parameter it belongs to.
-        parameter: String,
+        parameter: Box<str>,
         /// Elements of the state.
         given_len: usize,
         /// Elements of the parameter.
@@ -295,6 +302,48 @@ pub enum BackendError {
     Paging(PagingError),
     /// An error of a backend from outside this project.
     Other(Box<dyn StdError + Send + Sync>),
+    /// A step failed before it changed any parameter or state.
+    NotBegun {
+        /// What went wrong.
+        source: Box<BackendError>,
+    },
+}
+
+impl BackendError {
+    /// Returns whether a [`step`](Backend::step) that fails with this error may have changed
+    /// parameters and states.
+    ///
+    /// This is `false` for [`NotBegun`](BackendError::NotBegun), and for
+    /// [`ForeignState`](BackendError::ForeignState), [`WrongState`](BackendError::WrongState) and
+    /// [`WrongPlace`](BackendError::WrongPlace), which a backend returns only before it changes
+    /// anything. It is `true` for every other error.
+    ///
+    /// ```
+    /// use lion_core::BackendError;
+    /// let error = BackendError::OutOfMemory { bytes: 64 };
+    /// assert!(error.has_begun());
+    /// assert!(!error.not_begun().has_begun());
+    /// ```
+    pub fn has_begun(&self) -> bool {
+        !matches!(
+            self,
+            BackendError::NotBegun { .. }
+                | BackendError::ForeignState { .. }
+                | BackendError::WrongState { .. }
+                | BackendError::WrongPlace { .. }
+        )
+    }
+
+    /// Marks this error as met before the step changed anything.
+    #[must_use]
+    pub fn not_begun(self) -> Self {
+        if self.has_begun() {
+            let source = Box::new(self);
+            BackendError::NotBegun { source }
+        } else {
+            self
+        }
+    }
 }
 
 impl fmt::Display for BackendError {
@@ -354,6 +403,7 @@ impl fmt::Display for BackendError {
             }
             BackendError::Paging(error) => write!(f, "{error}"),
             BackendError::Other(_) => f.write_str("the backend failed"),
+            BackendError::NotBegun { source } => write!(f, "{source}; nothing was changed"),
         }
     }
 }
@@ -363,6 +413,7 @@ impl StdError for BackendError {
         match self {
             BackendError::Paging(error) => error.source(),
             BackendError::Other(source) => Some(source.as_ref()),
+            BackendError::NotBegun { source } => source.source(),
             _ => None,
         }
     }

@@ -47,6 +47,8 @@ pub(crate) struct Work {
     pub(crate) scratch: Buffer,
     /// Arrays of the host.
     host: Buffer,
+    /// Whether the step that goes on has queued a kernel that changes a parameter or a state.
+    pub(crate) begun: bool,
 }
 
 /// Where the arrays of a tensor lie on the device.
@@ -163,6 +165,7 @@ impl Cuda {
                 staging: Staging::new(&session)?,
                 scratch: Buffer::new(&session, 0)?,
                 host: Buffer::new(&session, 0)?,
+                begun: false,
             }),
             pager,
             session,
@@ -222,8 +225,8 @@ impl Cuda {
             }
             if tensor.state.len() != len {
                 return Err(BackendError::WrongState {
-                    backend: self.name.clone(),
-                    parameter: tensor.name.to_owned(),
+                    backend: self.name.as_str().into(),
+                    parameter: tensor.name.into(),
                     given_len: tensor.state.len(),
                     wanted_len: len,
                     given_bits: bits,
@@ -385,6 +388,7 @@ impl Cuda {
         let table = work.staging.send(&plan.table())?;
         for group in &plan.groups {
             self.launch(group, table + (group.first * BYTES) as u64, task)?;
+            work.begun |= task == Task::Step;
         }
         Ok(())
     }
@@ -579,10 +583,17 @@ impl Backend for Cuda {
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         // Before anything is queued: a stream that is captured is refused.
-        let _current = self.session.queueing()?;
-        self.check(tensors)?;
-        let stepped = self.queue_step(&mut self.work(), tensors);
-        self.wait_on_error(stepped)
+        let current = self.session.queueing();
+        let _current = current.map_err(|error| BackendError::from(error).not_begun())?;
+        self.check(tensors).map_err(BackendError::not_begun)?;
+        let mut work = self.work();
+        work.begun = false;
+        let stepped = self.queue_step(&mut work, tensors);
+        self.wait_on_error(stepped).map_err(
+            |error| {
+                if work.begun { error } else { error.not_begun() }
+            },
+        )
     }
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {

@@ -235,6 +235,7 @@ impl Queue<'_> {
             // promised, or in the copy of the host's; the piece is on the device, as the stream waits for
             // its fetch and its eviction waits for the stream.
             unsafe { launch::over_runs(self.session, &kernel, grid, table, 1, runs) }?;
+            self.work.begun |= task == Task::Step;
             self.walk.release(self.position);
             self.position += 1;
         }
