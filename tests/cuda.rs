@@ -263,6 +263,9 @@ fn a_fault_on_the_device_is_told_by_the_call_that_waits() {
     // SAFETY: the context is current, and the place to write to is on the stack.
     let allocated = unsafe { cust::sys::cuMemAlloc_v2(&mut address, 4) };
     assert_eq!(allocated as u32, 0);
+    // SAFETY: one element lies there.
+    let filled = unsafe { cust::sys::cuMemsetD32_v2(address, 0, 1) };
+    assert_eq!(filled as u32, 0);
     // SAFETY: none: one element lies there and not four, which is what the emulated driver finds out.
     let nowhere = unsafe { device_slice_mut(address, 4, Dtype::F32) };
     let args = StepArgs::new();
