@@ -14,8 +14,11 @@ use std::sync::Arc;
 /// Bytes of a page of the emulated device.
 const PAGE: usize = 64 << 10;
 
-/// Frees return at once, whatever is queued, and memory is gone.
-const UNHELPFUL: [(&str, &str); 1] = [("LION_EMULATED_FREE", "now")];
+/// Frees return at once, whatever is queued, and the memory is gone. Copies from and to pageable memory are queued too.
+const UNHELPFUL: [(&str, &str); 2] = [
+    ("LION_EMULATED_FREE", "now"),
+    ("LION_EMULATED_PAGEABLE_COPIES", "late"),
+];
 
 /// Managed memory does not move ahead, so states are in pinned memory.
 const PINNED: (&str, &str) = ("LION_EMULATED_CONCURRENT_MANAGED", "0");
