@@ -3,7 +3,7 @@
 use lion_core::{Backend, BackendError};
 use lion_cpu::Cpu;
 #[cfg(feature = "cuda")]
-use lion_cuda::{Cuda, CudaError};
+use lion_cuda::{Cuda, CudaError, RefusedDevice};
 use lion_paging::Paging;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
@@ -20,14 +20,31 @@ pub enum Device {
 }
 
 impl Device {
-    /// The best device of this machine: its first CUDA device, if this crate has the feature `cuda` and
-    /// the device can be used, and the CPU otherwise. `Device::cuda` says why one cannot.
+    /// Returns the best device of this machine: its first CUDA device that can be used, if this crate has
+    /// the feature `cuda`, and the CPU otherwise. `Device::auto_with_reasons` also tells why CUDA devices
+    /// were passed over.
     pub fn auto() -> Self {
         #[cfg(feature = "cuda")]
-        if let Ok(device) = Device::cuda(0) {
-            return device;
-        }
+        return Device::auto_with_reasons().0;
+        #[cfg(not(feature = "cuda"))]
         Device::Cpu
+    }
+
+    /// Returns the device that [`auto`](Device::auto) chooses, and the CUDA devices that come before it
+    /// with the reason why each cannot be used.
+    ///
+    /// ```
+    /// let (device, refused) = lion::Device::auto_with_reasons();
+    /// for reason in &refused {
+    ///     eprintln!("{reason}"); // such as: CUDA device 0: ... has compute capability 6.1
+    /// }
+    /// println!("stepping on {device:?}");
+    /// ```
+    #[cfg(feature = "cuda")]
+    pub fn auto_with_reasons() -> (Self, Vec<RefusedDevice>) {
+        let (cuda, refused) = Cuda::first_usable();
+        let device = cuda.map_or(Device::Cpu, |cuda| Device::Cuda(Arc::new(cuda)));
+        (device, refused)
     }
 
     /// A CUDA device by its number, opened: its context, a stream, and the kernels.

@@ -86,7 +86,8 @@ pub mod cpu {
 ///     Ok(Device::Cuda(cuda)) => {
 ///         let mut lion = Lion8bit::builder().device(Device::Cuda(cuda.clone())).build()?;
 ///         let w = lion.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
-///         let mut weight = cuda.array(&[0.5f32; 8192][..])?; // or lend_mut, device_slice_mut
+///         // Memory that the trainer has on the device is lent by `lend_mut` or `device_slice_mut`.
+///         let mut weight = cuda.array(&[0.5f32; 8192][..])?;
 ///         let grad = cuda.array(&[1.0f32; 8192][..])?;
 ///         let all = 0..8192;
 ///         let report = lion.step([update(w, weight.slice_mut(all.clone()), grad.slice(all))])?;
@@ -101,9 +102,9 @@ pub mod cpu {
 #[cfg(feature = "cuda")]
 pub mod cuda {
     pub use lion_cuda::{
-        Cuda, CudaError, DeviceArray, DeviceInfo, Status, cust, device_slice, device_slice_mut,
-        devices, emulator_counts, emulator_residency, is_emulated, lend, lend_bits, lend_bits_mut,
-        lend_mut, use_library,
+        Cuda, CudaError, DeviceArray, DeviceInfo, RefusedDevice, Status, cust, device_slice,
+        device_slice_mut, devices, emulator_counts, emulator_residency, is_emulated, lend,
+        lend_bits, lend_bits_mut, lend_mut, use_library,
     };
 }
 

@@ -132,9 +132,9 @@ fn buffers_of_cust_are_stepped_on_the_callers_stream() {
     let handle = lion.register(ParamSpec::new("w", 500, Dtype::F32)).unwrap();
     let mut param = cust::memory::DeviceBuffer::from_slice(&[1.0f32; 500]).unwrap();
     let grad = cust::memory::DeviceBuffer::from_slice(&[1.0f32; 500]).unwrap();
-    let report = lion
-        .step([update(handle, lend_mut(&mut param), lend(&grad))])
-        .unwrap();
+    // SAFETY: the buffers are dropped after the stream has been waited for.
+    let (param_lent, grad_lent) = unsafe { (lend_mut(&mut param), lend(&grad)) };
+    let report = lion.step([update(handle, param_lent, grad_lent)]).unwrap();
     assert!(report.pending);
     stream.synchronize().unwrap();
     assert_eq!(param.as_host_vec().unwrap(), [0.75; 500]);
@@ -259,8 +259,15 @@ fn a_fault_on_the_device_is_told_by_the_call_that_waits() {
     let cuda = unsafe { Cuda::with_handles(raw, std::ptr::null_mut()) }.unwrap();
     let mut lion = Lion::builder().backend(cuda).build().unwrap();
     let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
-    // SAFETY: none: nothing lies there, which is what the emulated driver finds out.
-    let nowhere = unsafe { device_slice_mut(64, 4, Dtype::F32) };
+    let mut address = 0;
+    // SAFETY: the context is current, and the place to write to is on the stack.
+    let allocated = unsafe { cust::sys::cuMemAlloc_v2(&mut address, 4) };
+    assert_eq!(allocated as u32, 0);
+    // SAFETY: one element lies there.
+    let filled = unsafe { cust::sys::cuMemsetD32_v2(address, 0, 1) };
+    assert_eq!(filled as u32, 0);
+    // SAFETY: none: one element lies there and not four, which is what the emulated driver finds out.
+    let nowhere = unsafe { device_slice_mut(address, 4, Dtype::F32) };
     let args = StepArgs::new();
     let report = lion.step_with(args, [update(handle, nowhere, &[1.0f32; 4])]);
     let error = match report {

@@ -1,10 +1,12 @@
 //! What a device says where it cannot be used, in processes of their own: a driver is opened once.
 #![allow(clippy::unwrap_used)]
 
+use lion::cuda::{Cuda, CudaError};
 use lion::{Device, Lion};
-use lion_test_support::emulator;
+use lion_test_support::{child, emulator};
+use std::ffi::{CStr, c_char};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// Not a test by itself: what the other tests run with variables set.
 #[test]
@@ -73,6 +75,105 @@ fn a_device_is_used_where_there_is_one() {
     let (said, backend) = with(&emulator(), &[]);
     assert!(said.contains("not a GPU"), "{said}");
     assert_eq!(backend, "cuda-emulated");
+}
+
+/// Asks the emulated driver for a failure of its next call of a kind.
+fn fail(point: &CStr, code: u32) {
+    type Fail = unsafe extern "C" fn(*const c_char, u32, u32) -> u32;
+    // SAFETY: the emulated driver may be opened more than once.
+    let library = unsafe { libloading::Library::new(emulator()) }.unwrap();
+    // SAFETY: the function takes these arguments; the text ends with NUL.
+    unsafe { library.get::<Fail>(b"lionEmulatorFail\0").unwrap()(point.as_ptr(), 0, code) };
+    // It stays open, and with it what was asked for.
+    std::mem::forget(library);
+}
+
+/// Runs a test of this file with two emulated devices, and returns what it printed.
+fn with_two_devices(test: &str) -> String {
+    let output = child(test)
+        .env("LION_CUDA_DRIVER", emulator())
+        .env("LION_EMULATED_DEVICES", "2")
+        .output();
+    let Output { status, stdout, .. } = output.unwrap();
+    let text = String::from_utf8(stdout).unwrap();
+    assert!(status.success(), "{text}");
+    text
+}
+
+/// Whether this is the process that has two devices.
+fn has_two_devices() -> bool {
+    std::env::var_os("LION_EMULATED_DEVICES").is_some()
+}
+
+/// Not a test by itself: what the test below runs.
+#[test]
+fn passes_over_a_device_that_is_busy() {
+    if !has_two_devices() {
+        return;
+    }
+    // `CUDA_ERROR_DEVICE_UNAVAILABLE`: the device is in exclusive use. cust does not know this code.
+    fail(c"retain", 46);
+    let (device, refused) = Device::auto_with_reasons();
+    let Device::Cuda(cuda) = device else {
+        panic!("{refused:?}")
+    };
+    println!("device: {}", cuda.ordinal());
+    refused
+        .iter()
+        .for_each(|device| println!("refused: {device}"));
+}
+
+#[test]
+fn the_first_device_that_can_be_used_is_chosen_and_the_others_have_reasons() {
+    let text = with_two_devices("passes_over_a_device_that_is_busy");
+    assert!(text.contains("device: 1\n"), "{text}");
+    let reason = "refused: CUDA device 0: cuDevicePrimaryCtxRetain failed: \
+                  CUDA-capable device(s) is/are busy or unavailable (46)";
+    assert!(text.contains(reason), "{text}");
+}
+
+/// Not a test by itself: what the test below runs.
+#[test]
+fn compiles_no_kernels() {
+    if !has_two_devices() {
+        return;
+    }
+    fail(c"load", 218);
+    match Cuda::new(0).unwrap_err() {
+        CudaError::Kernels { status, log } => println!("code: {}, log: {log}", status.code),
+        other => panic!("{other}"),
+    }
+    assert!(Cuda::new(0).is_ok());
+}
+
+#[test]
+fn kernels_that_do_not_compile_are_told_with_the_compilers_log() {
+    let text = with_two_devices("compiles_no_kernels");
+    assert!(
+        text.contains("code: 218, log: a failure was asked for"),
+        "{text}"
+    );
+}
+
+#[test]
+fn without_a_driver_there_is_one_reason() {
+    // No driver is opened: this process may have one already.
+    let output = child("prints_why_nothing_was_chosen")
+        .env("LION_CUDA_DRIVER", "/nowhere/libcuda.so.1")
+        .output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    let reason = "reason: no CUDA driver: `/nowhere/libcuda.so.1` cannot be opened: ";
+    assert_eq!(text.matches("reason: ").count(), 1, "{text}");
+    assert!(text.contains(reason), "{text}");
+}
+
+/// Not a test by itself: what the test above runs.
+#[test]
+fn prints_why_nothing_was_chosen() {
+    let (_, refused) = Device::auto_with_reasons();
+    refused
+        .iter()
+        .for_each(|device| println!("reason: {device}"));
 }
 
 /// A program with CUDA in it starts where there is no driver: the driver is not among the libraries that it

@@ -2,7 +2,7 @@
 
 use crate::CudaError;
 use crate::counters::{Counters, Numbers};
-use crate::driver::Session;
+use crate::driver::{Owner, Session};
 use crate::launch;
 use crate::memory::{Buffer, DeviceArray, DeviceDriver, Lent, bytes_of, bytes_of_mut};
 use crate::paged;
@@ -12,7 +12,7 @@ use crate::staging::Staging;
 use crate::state::CudaState;
 use cust::context::Context;
 use cust::stream::Stream;
-use cust::sys::{CUcontext, CUstream};
+use cust::sys::{CUcontext, CUevent, CUstream};
 use lion_core::{
     Backend, BackendError, Data, DataMut, DeviceMemory, Operand, PagingError, PagingTotals,
     Skipped, Slice, State, StateRequest, TensorStep,
@@ -47,6 +47,8 @@ pub(crate) struct Work {
     pub(crate) scratch: Buffer,
     /// Arrays of the host.
     host: Buffer,
+    /// Whether the step that goes on has queued a kernel that changes a parameter or a state.
+    pub(crate) begun: bool,
 }
 
 /// Where the arrays of a tensor lie on the device.
@@ -57,13 +59,24 @@ pub(crate) struct Place {
 }
 
 impl Cuda {
-    /// A device by its number, with its primary context and a stream that is ordered with the default
-    /// one.
+    /// Opens a device by its number, with its primary context and a stream of its own.
+    ///
+    /// # Order of work
+    /// Steps are queued on that stream. CUDA orders it with the legacy default stream of the context and,
+    /// through it, with nothing else. Work on other streams, such as the per-thread default stream, streams
+    /// that were created non-blocking, and streams of candle, cudarc or CubeCL, runs beside the steps. A
+    /// trainer that computes gradients there orders them with events:
+    /// - before the step, it records an event behind the gradients and calls [`wait_for`](Cuda::wait_for);
+    /// - after the step, it calls [`record`](Cuda::record) with another event and lets its stream wait for
+    ///   that before it uses the parameters or overwrites the gradients.
+    ///
+    /// [`with_stream`](Cuda::with_stream) and [`with_handles`](Cuda::with_handles) step on a stream of the
+    /// trainer's, which needs no events. Arrays of the host need none either.
     ///
     /// # Errors
     /// [`CudaError::NoDriver`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`],
-    /// [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`];
-    /// [`CudaError::Call`].
+    /// [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`],
+    /// [`CudaError::Kernels`]; [`CudaError::Call`].
     pub fn new(ordinal: u32) -> Result<Self, CudaError> {
         Self::with_session(Session::primary(ordinal)?)
     }
@@ -71,22 +84,63 @@ impl Cuda {
     /// A context and a stream of the caller's: steps are ordered with what else is queued there.
     ///
     /// # Errors
+    /// [`CudaError::ForeignStream`], [`CudaError::OutOfMemory`], [`CudaError::Kernels`];
     /// [`CudaError::Call`].
     pub fn with_stream(context: Arc<Context>, stream: Arc<Stream>) -> Result<Self, CudaError> {
         Self::with_session(Session::lent(context, stream)?)
     }
 
-    /// Handles of the driver that the caller holds.
+    /// Handles of the driver that the caller holds: steps are ordered with what else is queued on the
+    /// stream.
     ///
     /// # Safety
-    /// The stream is one of the context, or null for its default stream, and both are alive as long as
-    /// this and all optimizers that it is part of.
+    /// The stream is one of the context, or null for its legacy default stream, and both are alive as long
+    /// as this, its arrays, and all optimizers that it is part of.
     ///
     /// # Errors
-    /// [`CudaError::NoDriver`], [`CudaError::Call`].
+    /// [`CudaError::NoDriver`], [`CudaError::PerThreadStream`], [`CudaError::OutOfMemory`],
+    /// [`CudaError::Kernels`], [`CudaError::Call`].
     pub unsafe fn with_handles(context: CUcontext, stream: CUstream) -> Result<Self, CudaError> {
         // SAFETY: as the caller promises.
         Self::with_session(unsafe { Session::promised(context, stream) }?)
+    }
+
+    /// Returns the stream that steps are queued on. It is alive as long as this.
+    pub fn stream(&self) -> CUstream {
+        self.session.stream()
+    }
+
+    /// Returns the same stream as cust has it, for cust's events:
+    /// [`Stream::wait_event`](cust::stream::Stream::wait_event) and
+    /// [`Event::record`](cust::event::Event::record). `None` after [`with_handles`](Cuda::with_handles).
+    pub fn cust_stream(&self) -> Option<&Stream> {
+        self.session.cust_stream()
+    }
+
+    /// Lets the steps that are queued next wait, on the device, until an event has come. The event may be
+    /// of another context or device.
+    ///
+    /// # Safety
+    /// The event is alive. It may be destroyed or recorded again as soon as this returns.
+    ///
+    /// # Errors
+    /// [`CudaError::Capturing`], [`CudaError::EarlierWork`], [`CudaError::Call`].
+    pub unsafe fn wait_for(&self, event: CUevent) -> Result<(), CudaError> {
+        // SAFETY: as the caller promises.
+        unsafe { self.session.wait_for(event) }
+    }
+
+    /// Records an event behind the steps that are queued: it comes when they are done on the device.
+    ///
+    /// # Safety
+    /// The event is alive.
+    ///
+    /// # Errors
+    /// [`CudaError::Capturing`], [`CudaError::EarlierWork`]; [`CudaError::Call`], where the event is of
+    /// another context.
+    pub unsafe fn record(&self, event: CUevent) -> Result<(), CudaError> {
+        // SAFETY: as the caller promises.
+        unsafe { self.session.record(event) }
     }
 
     fn with_session(session: Session) -> Result<Self, CudaError> {
@@ -111,6 +165,7 @@ impl Cuda {
                 staging: Staging::new(&session)?,
                 scratch: Buffer::new(&session, 0)?,
                 host: Buffer::new(&session, 0)?,
+                begun: false,
             }),
             pager,
             session,
@@ -138,6 +193,12 @@ impl Cuda {
         &self.session.name
     }
 
+    /// The device's number, as in [`new`](Cuda::new).
+    pub fn ordinal(&self) -> u32 {
+        // Handles of devices are their numbers, which are not negative.
+        self.session.device as u32
+    }
+
     /// An array in the device's memory with these elements.
     ///
     /// # Errors
@@ -150,32 +211,94 @@ impl Cuda {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses states of other backends and arrays that this one cannot reach.
+    /// Refuses states of other backends, states and gradients of other lengths, and arrays that this
+    /// backend cannot reach.
+    ///
+    /// The optimizer has checked the lengths of arrays; a backend that holds this one may have changed them.
     fn check(&self, tensors: &[TensorStep<'_>]) -> Result<(), BackendError> {
         for tensor in tensors {
-            let (backend, parameter) = (self.name.clone(), tensor.name.to_owned());
+            let (len, bits) = (tensor.param.len(), tensor.state.layout().bits());
             let pager = self.pager.as_ref();
             if !state(tensor.state).is_some_and(|state| state.is_of(&self.session, pager)) {
+                let (backend, parameter) = (self.name.clone(), tensor.name.to_owned());
                 return Err(BackendError::ForeignState { backend, parameter });
             }
-            let reached = |memory: Option<&dyn DeviceMemory>| {
-                memory.is_none_or(|memory| lent(memory).is_some_and(|m| m.is_for(&self.session)))
-            };
-            let operand = match (
-                reached(tensor.param.device()),
-                reached(tensor.grad.device()),
-            ) {
-                (true, true) => continue,
-                (false, _) => Operand::Parameter,
-                (true, false) => Operand::Gradient,
-            };
-            return Err(BackendError::WrongPlace {
-                backend,
-                parameter,
-                operand,
-            });
+            if tensor.state.len() != len {
+                return Err(BackendError::WrongState {
+                    backend: self.name.as_str().into(),
+                    parameter: tensor.name.into(),
+                    given_len: tensor.state.len(),
+                    wanted_len: len,
+                    given_bits: bits,
+                    wanted_bits: bits,
+                });
+            }
+            if tensor.grad.len() != len {
+                let wrong = CudaError::WrongLength {
+                    parameter: tensor.name.to_owned(),
+                    given: tensor.grad.len(),
+                    wanted: len,
+                };
+                return Err(wrong.into());
+            }
+            self.check_place(tensor, Operand::Parameter, tensor.param.device())?;
+            self.check_place(tensor, Operand::Gradient, tensor.grad.device())?;
         }
         Ok(())
+    }
+
+    /// Refuses an array in memory that steps of this session cannot use.
+    fn check_place(
+        &self,
+        tensor: &TensorStep<'_>,
+        operand: Operand,
+        memory: Option<&dyn DeviceMemory>,
+    ) -> Result<(), BackendError> {
+        let Some(memory) = memory else {
+            return Ok(());
+        };
+        let of_session = lent(memory).map(|lent| (lent.address, lent.is_for(&self.session)));
+        let address = match of_session {
+            Some((_, Some(true))) => return Ok(()),
+            Some((address, None)) if !memory.is_empty() => address,
+            Some((_, None)) => return Ok(()),
+            None | Some((_, Some(false))) => {
+                return Err(BackendError::WrongPlace {
+                    backend: self.name.clone(),
+                    parameter: tensor.name.to_owned(),
+                    operand,
+                });
+            }
+        };
+        let (parameter, wanted) = (tensor.name.to_owned(), self.session.device);
+        let refused = match self.session.owner_of(address)? {
+            None | Some(Owner::All) => return Ok(()),
+            Some(Owner::Device { ordinal, context }) => {
+                if ordinal != wanted {
+                    CudaError::WrongDevice {
+                        parameter,
+                        operand,
+                        given: ordinal,
+                        wanted,
+                    }
+                } else if context.is_null() || self.session.is_in(context) {
+                    return Ok(());
+                } else {
+                    CudaError::WrongContext {
+                        parameter,
+                        operand,
+                        device: wanted,
+                    }
+                }
+            }
+            Some(Owner::Unknown) => CudaError::UnknownAddress {
+                parameter,
+                operand,
+                address,
+                wanted,
+            },
+        };
+        Err(refused.into())
     }
 
     /// Copies arrays of the host to the device, parameters only where a step will change them, and says
@@ -265,6 +388,7 @@ impl Cuda {
         let table = work.staging.send(&plan.table())?;
         for group in &plan.groups {
             self.launch(group, table + (group.first * BYTES) as u64, task)?;
+            work.begun |= task == Task::Step;
         }
         Ok(())
     }
@@ -284,12 +408,60 @@ impl Cuda {
         }
     }
 
+    fn queue_step(
+        &self,
+        work: &mut Work,
+        tensors: &mut [TensorStep<'_>],
+    ) -> Result<(), BackendError> {
+        self.set_aside(tensors)?;
+        let places = self.place(work, tensors, Task::Step)?;
+        for tensor in &mut *tensors {
+            (tensor.skipped_blocks, tensor.pending) = (0, !is_of_host(tensor));
+            // Before the first launch: what a step skips that fails later is told by `synchronize`.
+            if let Some(state) = state_mut(tensor.state) {
+                state.queued = true;
+            }
+        }
+        let number = |_: usize, state: &CudaState| state.skipped.address;
+        self.queue(work, tensors, &places, Task::Step, number)?;
+        self.queue_paged(work, tensors, &places, Task::Step, number)?;
+        if tensors.iter().any(is_of_host) {
+            self.finish(work, tensors, &places)?;
+        }
+        Ok(())
+    }
+
+    fn survey(&self, work: &mut Work, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        let places = self.place(work, tensors, Task::Survey)?;
+        let mut bytes = vec![0; 8 * tensors.len()];
+        grow(&mut work.scratch, &self.session, bytes.len())?;
+        work.scratch.fill(0, bytes.len(), 0)?;
+        let numbers = work.scratch.address();
+        let number = |index: usize, _: &CudaState| numbers + 8 * index as u64;
+        self.queue(work, tensors, &places, Task::Survey, number)?;
+        self.queue_paged(work, tensors, &places, Task::Survey, number)?;
+        work.scratch.read(0, &mut bytes)?;
+        let (words, _) = bytes.as_chunks::<8>();
+        for (tensor, &word) in tensors.iter_mut().zip(words) {
+            tensor.skipped_blocks = u64::from_le_bytes(word);
+        }
+        Ok(())
+    }
+
+    /// Waits for what a call has queued before it failed, so that nothing of it goes on behind an error.
+    fn wait_on_error(&self, done: Result<(), BackendError>) -> Result<(), BackendError> {
+        done.inspect_err(|_| {
+            // If this fails too, the context has failed; the error of the call says more.
+            let _ = self.session.synchronize();
+        })
+    }
+
     fn launch(&self, group: &Group, table: u64, task: Task) -> Result<(), CudaError> {
         let (kind, session) = (&group.kind, &*self.session);
         let grid = grid(group.runs, session.resident);
         // SAFETY: the table holds the group's records. Parameters and gradients are where those who
         // lent them have promised, or in the copy of the host's; states, counters and scratch are this
-        // backend's, and freed by calls that wait for the device.
+        // backend's, and freed after the work on the stream.
         unsafe {
             if kind.limited {
                 let norm = kind.kernel(Task::Norm);
@@ -363,7 +535,7 @@ fn lent(memory: &dyn DeviceMemory) -> Option<&Lent> {
     memory.downcast_ref()
 }
 
-/// Replaces a buffer that is too small by a larger one. Freeing the old one waits for its users.
+/// Replaces a buffer that is too small by a larger one. Where there was one, this waits for the stream.
 pub(crate) fn grow(
     buffer: &mut Buffer,
     session: &Arc<Session>,
@@ -410,42 +582,25 @@ impl Backend for Cuda {
     }
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
-        self.check(tensors)?;
+        // Before anything is queued: a stream that is captured is refused.
+        let current = self.session.queueing();
+        let _current = current.map_err(|error| BackendError::from(error).not_begun())?;
+        self.check(tensors).map_err(BackendError::not_begun)?;
         let mut work = self.work();
-        self.set_aside(tensors)?;
-        let places = self.place(&mut work, tensors, Task::Step)?;
-        let number = |_: usize, state: &CudaState| state.skipped.address;
-        self.queue(&mut work, tensors, &places, Task::Step, number)?;
-        self.queue_paged(&mut work, tensors, &places, Task::Step, number)?;
-        for tensor in &mut *tensors {
-            (tensor.skipped_blocks, tensor.pending) = (0, !is_of_host(tensor));
-            if let Some(state) = state_mut(tensor.state) {
-                state.queued = true;
-            }
-        }
-        if tensors.iter().any(is_of_host) {
-            self.finish(&work, tensors, &places)?;
-        }
-        Ok(())
+        work.begun = false;
+        let stepped = self.queue_step(&mut work, tensors);
+        self.wait_on_error(stepped).map_err(
+            |error| {
+                if work.begun { error } else { error.not_begun() }
+            },
+        )
     }
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        let _current = self.session.queueing()?;
         self.check(tensors)?;
-        let mut work = self.work();
-        let places = self.place(&mut work, tensors, Task::Survey)?;
-        let mut bytes = vec![0; 8 * tensors.len()];
-        grow(&mut work.scratch, &self.session, bytes.len())?;
-        work.scratch.fill(0, bytes.len(), 0)?;
-        let numbers = work.scratch.address();
-        let number = |index: usize, _: &CudaState| numbers + 8 * index as u64;
-        self.queue(&mut work, tensors, &places, Task::Survey, number)?;
-        self.queue_paged(&mut work, tensors, &places, Task::Survey, number)?;
-        work.scratch.read(0, &mut bytes)?;
-        let (words, _) = bytes.as_chunks::<8>();
-        for (tensor, &word) in tensors.iter_mut().zip(words) {
-            tensor.skipped_blocks = u64::from_le_bytes(word);
-        }
-        Ok(())
+        let counted = self.survey(&mut self.work(), tensors);
+        self.wait_on_error(counted)
     }
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {

@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a device, its driver, or a call to it.
 
-use lion_core::{BackendError, Dtype};
+use lion_core::{BackendError, Dtype, Operand};
 use std::error::Error as StdError;
 use std::ffi::c_uint;
 use std::fmt;
@@ -51,6 +51,61 @@ pub enum CudaError {
         /// Bytes asked for; 0 for a context and the kernels, which are as large as the driver makes
         /// them.
         bytes: usize,
+    },
+    /// The driver cannot compile the kernels for the device.
+    Kernels {
+        /// What the driver says.
+        status: Status,
+        /// The logs of its compiler, errors first. They may be empty.
+        log: String,
+    },
+    /// The stream is not one of the context that it was given with.
+    ForeignStream,
+    /// The per-thread default stream was given as the stream of a backend. It is another stream on each
+    /// thread, so steps and their waits would not be on one.
+    PerThreadStream,
+    /// The stream is being captured into a graph. A step cannot be part of a graph: its constants and
+    /// addresses change from step to step.
+    Capturing,
+    /// A gradient and its parameter differ in length.
+    WrongLength {
+        /// The parameter.
+        parameter: String,
+        /// Elements of the gradient.
+        given: usize,
+        /// Elements of the parameter.
+        wanted: usize,
+    },
+    /// An array of a step lies in the memory of another device.
+    WrongDevice {
+        /// The parameter.
+        parameter: String,
+        /// Whether it is the parameter itself or its gradient.
+        operand: Operand,
+        /// The device whose memory it is.
+        given: i32,
+        /// The device that steps it.
+        wanted: i32,
+    },
+    /// An array of a step lies in the memory of the same device, allocated in another context.
+    WrongContext {
+        /// The parameter.
+        parameter: String,
+        /// Whether it is the parameter itself or its gradient.
+        operand: Operand,
+        /// The device.
+        device: i32,
+    },
+    /// An array of a step lies at an address that the driver does not know.
+    UnknownAddress {
+        /// The parameter.
+        parameter: String,
+        /// Whether it is the parameter itself or its gradient.
+        operand: Operand,
+        /// The address.
+        address: u64,
+        /// The device that steps it.
+        wanted: i32,
     },
     /// Elements of 16 bits were lent as a type of another width.
     NotSixteenBits {
@@ -116,6 +171,14 @@ impl fmt::Display for Status {
     }
 }
 
+/// An operand of a step, in words.
+fn named(parameter: &str, operand: Operand) -> String {
+    match operand {
+        Operand::Parameter => format!("parameter `{parameter}`"),
+        Operand::Gradient => format!("the gradient of parameter `{parameter}`"),
+    }
+}
+
 fn version((major, minor): (u32, u32)) -> String {
     format!("{major}.{minor}")
 }
@@ -157,6 +220,60 @@ impl fmt::Display for CudaError {
             CudaError::OutOfMemory { bytes } => {
                 write!(f, "{bytes} bytes of device memory cannot be had")
             }
+            CudaError::Kernels { status, log } => {
+                write!(f, "the CUDA driver cannot compile the kernels: {status}")?;
+                if !log.is_empty() {
+                    write!(f, "; its log: {log}")?;
+                }
+                Ok(())
+            }
+            CudaError::ForeignStream => {
+                f.write_str("the stream is not one of the context, wanted a stream of the context")
+            }
+            CudaError::PerThreadStream => f.write_str(
+                "the per-thread default stream was given, wanted a stream that is the same on every thread",
+            ),
+            CudaError::Capturing => f.write_str(
+                "the stream is being captured into a graph, wanted a stream that runs what is queued",
+            ),
+            CudaError::WrongLength {
+                parameter,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "the gradient of parameter `{parameter}` has {given} elements, wanted {wanted}"
+            ),
+            CudaError::WrongDevice {
+                parameter,
+                operand,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "{} lies in the memory of CUDA device {given}, wanted memory of device {wanted}",
+                named(parameter, *operand)
+            ),
+            CudaError::WrongContext {
+                parameter,
+                operand,
+                device,
+            } => write!(
+                f,
+                "{} was allocated in another context of CUDA device {device}, wanted the context of the step",
+                named(parameter, *operand)
+            ),
+            CudaError::UnknownAddress {
+                parameter,
+                operand,
+                address,
+                wanted,
+            } => write!(
+                f,
+                "{} lies at {address:#x}, which the CUDA driver does not know, \
+                 wanted memory of device {wanted}",
+                named(parameter, *operand)
+            ),
             CudaError::NotSixteenBits { given } => {
                 write!(
                     f,

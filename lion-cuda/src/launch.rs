@@ -1,7 +1,7 @@
 //! Launches: one function a form of kernel, which fixes order and types of the arguments.
 
 use crate::CudaError;
-use crate::driver::{Session, check, failed};
+use crate::driver::{Session, check};
 use crate::plan::THREADS;
 use cust::sys;
 use std::ffi::c_void;
@@ -46,7 +46,7 @@ unsafe fn launch(
     grid: u32,
     arguments: &[*const c_void],
 ) -> Result<(), CudaError> {
-    let _current = session.current()?;
+    let _current = session.queueing()?;
     // What was queued earlier and failed is not blamed on this kernel.
     let of_launch = |error| match error {
         CudaError::Call { status, .. } => CudaError::Launch {
@@ -57,13 +57,11 @@ unsafe fn launch(
         },
         error => error,
     };
-    let function = session.module().get_function(kernel);
-    let function = function.map_err(|error| of_launch(failed("cuModuleGetFunction", error)))?;
+    let function = session.kernels().function(kernel).map_err(of_launch)?;
     // SAFETY: the arguments are read before the call returns; the rest as the caller promises.
     let result = unsafe {
         let arguments = arguments.as_ptr().cast_mut().cast::<*mut c_void>();
-        let (function, stream) = (function.to_raw(), session.stream());
-        let extra = std::ptr::null_mut();
+        let (stream, extra) = (session.stream(), std::ptr::null_mut());
         sys::cuLaunchKernel(
             function, grid, 1, 1, THREADS, 1, 1, 0, stream, arguments, extra,
         )

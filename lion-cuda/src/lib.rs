@@ -6,7 +6,8 @@
 //! part of this crate; the driver compiles it for the device at hand, from compute capability 7.0 up.
 //!
 //! A step goes over all tensors with one launch for each kind of kernel (width of the state, types of
-//! parameter and gradient, options or none). Nothing waits for the device unless it is asked to.
+//! parameter and gradient, options or none). Nothing waits for the device unless it is asked to; the file
+//! `src/lifetimes.md` lists what may still run when a call returns.
 //!
 //! ```
 //! use lion_cuda::{Cuda, CudaError};
@@ -19,6 +20,7 @@
 //! ```
 
 mod backend;
+mod choose;
 mod counters;
 mod driver;
 mod error;
@@ -31,6 +33,7 @@ mod staging;
 mod state;
 
 pub use backend::Cuda;
+pub use choose::RefusedDevice;
 pub use cust;
 pub use driver::{
     DeviceInfo, devices, emulator_counts, emulator_residency, is_emulated, use_library,

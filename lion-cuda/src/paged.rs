@@ -133,6 +133,13 @@ pub(crate) fn queue(
     if order.is_empty() {
         return Ok(());
     }
+    // The largest of all, before anything is queued that a larger one would have to wait for.
+    let limited = tensors
+        .iter()
+        .filter(|tensor| paged(tensor) && is_limited(tensor, task));
+    if let Some(runs) = limited.map(|tensor| Record::of(tensor).runs()).max() {
+        grow(&mut work.scratch, session, scratch_bytes(runs as usize))?;
+    }
     let visit = if task == Task::Step {
         Visit::Step
     } else {
@@ -177,6 +184,12 @@ pub(crate) fn queue(
     Ok(walk.finish()?)
 }
 
+/// Bytes of scratch for the norm of a tensor of so many runs: a sum and a number for each, and the limited
+/// learning rate.
+fn scratch_bytes(runs: usize) -> usize {
+    16 * runs + 8
+}
+
 fn is_limited(tensor: &TensorStep<'_>, task: Task) -> bool {
     tensor.max_unorm > 0.0 && task == Task::Step
 }
@@ -187,7 +200,6 @@ impl Queue<'_> {
         let mut lr = None;
         if limited {
             let runs = tensor.record.runs() as usize;
-            grow(&mut self.work.scratch, self.session, 16 * runs + 8)?;
             let sums = self.work.scratch.address();
             (tensor.record.sums, tensor.record.moves) = (sums, sums + 8 * runs as u64);
             self.pieces(&tensor, Task::Norm, None)?;
@@ -223,6 +235,7 @@ impl Queue<'_> {
             // promised, or in the copy of the host's; the piece is on the device, as the stream waits for
             // its fetch and its eviction waits for the stream.
             unsafe { launch::over_runs(self.session, &kernel, grid, table, 1, runs) }?;
+            self.work.begun |= task == Task::Step;
             self.walk.release(self.position);
             self.position += 1;
         }

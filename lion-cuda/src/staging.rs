@@ -50,36 +50,41 @@ impl Staging {
     /// stream finds them there, up to the next call.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<u64, CudaError> {
         if self.table.bytes() < bytes.len() {
-            // Freeing the old one waits for the launches that read it.
+            // The old one is freed after the launches that read it.
             self.table = Buffer::new(&self.session, bytes.len().next_power_of_two())?;
         }
         let session = Arc::clone(&self.session);
-        let _current = session.current()?;
-        let place = self.place(bytes.len())?;
-        // SAFETY: the place has as many bytes, and no copy out of it is under way.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place.memory, bytes.len()) };
-        let (memory, event) = (place.memory, place.event);
+        let _current = session.queueing()?;
+        let index = self.place(bytes.len())?;
+        let Place { memory, event, .. } = self.places[index];
         let to = self.table.address();
+        // SAFETY: the place has as many bytes, and no copy out of it is under way.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, bytes.len()) };
         // SAFETY: the table has as many bytes; the place is left alone until the event has come.
-        unsafe {
-            let copied =
-                sys::cuMemcpyHtoDAsync_v2(to, memory.cast(), bytes.len(), session.stream());
-            check("cuMemcpyHtoDAsync", copied)?;
-            check("cuEventRecord", sys::cuEventRecord(event, session.stream()))?;
+        let copied =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, memory.cast(), bytes.len(), session.stream()) };
+        check("cuMemcpyHtoDAsync", copied)?;
+        // SAFETY: event and stream are alive.
+        let recorded = unsafe { sys::cuEventRecord(event, session.stream()) };
+        if let Err(error) = check("cuEventRecord", recorded) {
+            // Without the event nothing tells when the copy is done. A place whose copy cannot be waited for
+            // is not used again, and never freed.
+            if session.synchronize().is_err() {
+                self.places.remove(index);
+            }
+            return Err(error);
         }
         Ok(to)
     }
 
-    /// A place of this many bytes that no copy is under way from.
-    fn place(&mut self, bytes: usize) -> Result<&Place, CudaError> {
+    /// Returns the index of a place of this many bytes that no copy is under way from.
+    fn place(&mut self, bytes: usize) -> Result<usize, CudaError> {
         if self.places.len() < PLACES {
-            let place = Place::new(bytes)?;
-            self.places.push(place);
-            self.next = self.places.len();
-            return Ok(&self.places[self.next - 1]);
+            self.places.push(Place::new(bytes)?);
+            return Ok(self.places.len() - 1);
         }
-        let index = self.next % PLACES;
-        self.next = index + 1;
+        let index = self.next;
+        self.next = (index + 1) % PLACES;
         let place = &mut self.places[index];
         // SAFETY: the event is alive (see the type).
         check("cuEventSynchronize", unsafe {
@@ -89,7 +94,7 @@ impl Staging {
             let larger = Place::new(bytes)?;
             std::mem::replace(place, larger).free();
         }
-        Ok(place)
+        Ok(index)
     }
 }
 
@@ -118,7 +123,8 @@ impl Place {
         })
     }
 
-    /// Frees memory and event, whose copy is done, in the current context.
+    /// Frees memory and event in the current context. The copy out of the memory is done: its event, or
+    /// the stream, has been waited for.
     fn free(self) {
         // SAFETY: see the type.
         unsafe {
@@ -130,7 +136,7 @@ impl Place {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // The copies are waited for; where that fails the context is gone, and the memory with it.
+        // The copies are waited for; what cannot be waited for is not freed.
         if self.session.synchronize().is_ok()
             && let Ok(_current) = self.session.current()
         {

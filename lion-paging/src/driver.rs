@@ -83,6 +83,12 @@ pub trait Driver: Debug + Send + Sync + 'static {
         after: Option<&Self::Ticket>,
     ) -> Result<Self::Ticket, PagingError>;
 
+    /// Returns whether an eviction moves the bytes of a part that was not changed, as if it was. A
+    /// driver that keeps the bytes where they were fetched from has nothing to move then.
+    fn moves_unchanged(&self, _region: &Self::Region) -> bool {
+        false
+    }
+
     /// Lets what comes next on the lane of the step wait for a ticket. Returns how long the caller
     /// itself has waited.
     ///

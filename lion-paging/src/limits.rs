@@ -103,7 +103,8 @@ impl Limits {
     /// Bytes that a steady step of a state of `state` bytes moves, in and out, at most:
     /// `2 * (state - budget + window)`, or 0 where the state fits the budget. Where gradients are looked at
     /// before a step (`OnNonFinite::RejectStep`), or the norm of a tensor larger than the window
-    /// (`max_unorm`), what is streamed is read once more.
+    /// (`max_unorm`), what is streamed is read once more, and in the unified memory of a CUDA device moved
+    /// back once more.
     pub fn steady_bytes(&self, state: usize) -> usize {
         if state <= self.budget {
             0

@@ -262,6 +262,7 @@ fn evict<D: Driver>(
         return Ok(());
     }
     let part = entry.part.clone();
+    let moved = dirty || driver.moves_unchanged(&entry.region);
     let ticket = driver.evict(&entry.region, part, dirty, entry.ticket.as_ref())?;
     (entry.here, entry.ticket) = (false, None);
     core.evicted = Some(ticket);
@@ -269,7 +270,7 @@ fn evict<D: Driver>(
         state.resident -= bytes;
         if counted {
             state.moved.evicted += bytes as u64;
-            state.moved.written += if dirty { bytes as u64 } else { 0 };
+            state.moved.written += if moved { bytes as u64 } else { 0 };
         }
     });
     Ok(())

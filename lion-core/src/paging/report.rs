@@ -11,7 +11,8 @@ pub struct Moved {
     pub fetched: u64,
     /// Bytes made not resident.
     pub evicted: u64,
-    /// Those of the evicted that had changed, and were written back.
+    /// Those of the evicted that were moved back: what had changed, and in the unified memory of a CUDA
+    /// device also what had not.
     pub written: u64,
     /// Times that a thread of the step waited for bytes that were not there in time. On a device the
     /// wait is the device's, and not counted here.

@@ -1,4 +1,5 @@
-//! The driver's functions that cust names, each forwarded to the library that is opened at run time.
+//! The driver's functions that cust names, and a few that this crate asks for besides, each forwarded to
+//! the library that is opened at run time.
 //!
 //! Linked plainly, a program needs the driver's library to start at all. These functions stand in for
 //! it when the program is linked, so one program runs on machines with and without a driver. They are
@@ -37,13 +38,13 @@ macro_rules! forward {
                 });
                 match function {
                     // SAFETY: the caller promises what the driver's function asks for.
-                    Some(function) => status::known(unsafe { function($($arg),*) }),
+                    Some(function) => status::pass_on(unsafe { function($($arg),*) }),
                     None => NOT_SUPPORTED,
                 }
             }
         )*
 
-        /// Names of the functions that are forwarded, besides `cuGetErrorString`.
+        /// Names of the functions that are forwarded, except `cuGetErrorString`.
         #[cfg(test)]
         pub(super) const NAMES: &[&str] = &[$(stringify!($name)),*];
     };
@@ -143,10 +144,12 @@ forward! {
     cuOccupancyAvailableDynamicSMemPerBlock(a: Pointer, b: Pointer, c: c_int, d: c_int);
     cuOccupancyMaxActiveBlocksPerMultiprocessor(a: Pointer, b: Pointer, c: c_int, d: usize);
     cuOccupancyMaxPotentialBlockSize(a: Pointer, b: Pointer, c: Pointer, d: Pointer, e: usize, f: c_int);
+    cuPointerGetAttributes(a: c_uint, b: Pointer, c: Pointer, d: u64);
     cuStreamCreateWithPriority(a: Pointer, b: c_uint, c: c_int);
     cuStreamDestroy_v2(a: Pointer);
     cuStreamGetFlags(a: Pointer, b: Pointer);
     cuStreamGetPriority(a: Pointer, b: Pointer);
+    cuStreamIsCapturing(a: Pointer, b: Pointer);
     cuStreamSynchronize(a: Pointer);
     cuStreamWaitEvent(a: Pointer, b: Pointer, c: c_uint);
     cuSurfObjectCreate(a: Pointer, b: Pointer);

@@ -1,14 +1,18 @@
 //! The CUDA driver: a library that is opened when it is first asked for something.
 //!
-//! The path in the environment variable `LION_CUDA_DRIVER`, or that given to [`use_library`], or
-//! `libcuda.so.1` as the system finds it. Where there is none, every call says that there is no device.
+//! The path in the environment variable `LION_CUDA_DRIVER`, or that given to [`use_library`], or the
+//! system's driver ([`SYSTEM`]) as the system finds it. Where there is none, every call says that there is
+//! no device.
 
 mod forward;
+mod kernels;
+mod pointer;
 mod session;
 mod status;
 
+pub(crate) use pointer::Owner;
 pub use session::{DeviceInfo, devices};
-pub(crate) use session::{Session, check, failed};
+pub(crate) use session::{Session, check, count};
 
 use crate::CudaError;
 use libloading::Library;
@@ -19,6 +23,13 @@ use std::sync::OnceLock;
 
 const NO_DEVICE: c_uint = 100;
 const NOT_SUPPORTED: c_uint = 801;
+
+/// The name under which the system has the driver.
+const SYSTEM: &str = if cfg!(windows) {
+    "nvcuda.dll"
+} else {
+    "libcuda.so.1"
+};
 
 /// Where the environment names the driver.
 const VARIABLE: &str = "LION_CUDA_DRIVER";
@@ -37,7 +48,7 @@ fn library() -> Result<&'static Library, Missing> {
     if let Some(library) = LIBRARY.get() {
         return Ok(library);
     }
-    let path = named().unwrap_or_else(|| OsString::from("libcuda.so.1"));
+    let path = named().unwrap_or_else(|| OsString::from(SYSTEM));
     let library = open(&path)?;
     Ok(LIBRARY.get_or_init(|| library))
 }
@@ -157,6 +168,17 @@ mod tests {
         names.push("cuGetErrorString");
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), 105);
+        // And two that this crate asks for itself.
+        assert_eq!(names.len(), 105 + 2);
+    }
+
+    #[test]
+    fn the_driver_has_the_name_that_its_system_gives_it() {
+        let name = if cfg!(target_os = "windows") {
+            "nvcuda.dll"
+        } else {
+            "libcuda.so.1"
+        };
+        assert_eq!(SYSTEM, name);
     }
 }

@@ -1,19 +1,17 @@
 //! A device in use: its context, the stream that all work of a backend is ordered on, and the kernels.
 
-use super::{driver, status};
+use super::kernels::Kernels;
+use super::pointer::{self, Owner as MemoryOwner};
+use super::{NOT_SUPPORTED, driver, status};
 use crate::CudaError;
 use crate::error::Status;
 use cust::context::Context;
 use cust::device::{Device, DeviceAttribute};
 use cust::error::CudaError as DriverError;
-use cust::module::Module;
-use cust::stream::Stream;
-use cust::sys::{self, CUcontext, CUresult, CUstream};
+use cust::stream::{Stream, StreamFlags};
+use cust::sys::{self, CUcontext, CUdevice, CUevent, CUresult, CUstream};
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
-
-/// The kernels, as text that the driver compiles for its device.
-const PTX: &str = include_str!("../../kernels/lion.ptx");
 
 /// The oldest CUDA version whose driver has all functions that are called.
 const DRIVER: (u32, u32) = (11, 0);
@@ -46,7 +44,7 @@ pub fn devices() -> Result<Vec<DeviceInfo>, CudaError> {
 }
 
 /// Checks the driver and returns how many devices it has: one at least.
-fn count() -> Result<u32, CudaError> {
+pub(crate) fn count() -> Result<u32, CudaError> {
     driver()?;
     let version = cust::CudaApiVersion::get().map_err(|e| refused("cuDriverGetVersion", e))?;
     let given = (version.major() as u32, version.minor() as u32);
@@ -85,7 +83,7 @@ fn describe(ordinal: u32) -> Result<(Device, DeviceInfo), CudaError> {
 
 /// A call that cust made of the driver or a device, where no work can have been queued before.
 fn refused(call: &'static str, error: DriverError) -> CudaError {
-    match error as u32 {
+    match status::raw(error as u32) {
         100 => CudaError::NoDevice,
         code => CudaError::Call {
             call,
@@ -95,8 +93,8 @@ fn refused(call: &'static str, error: DriverError) -> CudaError {
 }
 
 /// A call that cust made in a context.
-pub(crate) fn failed(call: &'static str, error: DriverError) -> CudaError {
-    of_code(call, error as u32)
+fn failed(call: &'static str, error: DriverError) -> CudaError {
+    of_code(call, status::raw(error as u32))
 }
 
 fn of_code(call: &'static str, code: u32) -> CudaError {
@@ -115,51 +113,52 @@ fn of_code(call: &'static str, code: u32) -> CudaError {
 
 /// A call that returned a result code.
 pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), CudaError> {
-    match result as u32 {
+    match status::raw(result as u32) {
         0 => Ok(()),
         code => Err(of_code(call, code)),
     }
 }
 
 /// The same, where what the driver lacks is memory for a context, a stream or the kernels.
-fn no_room(error: CudaError) -> CudaError {
+pub(super) fn no_room(error: CudaError) -> CudaError {
     match error {
         CudaError::Call { status, .. } if status.code == 2 => CudaError::OutOfMemory { bytes: 0 },
         error => error,
     }
 }
 
-/// The kernels in a context, and what the session says of its device.
-struct Kernels {
-    module: Module,
-    device: String,
+/// What a session is made of once its context is current.
+struct Parts {
+    kernels: Kernels,
+    device: CUdevice,
+    name: String,
     resident: u32,
 }
 
-impl Kernels {
-    /// Loads them into the current context.
+impl Parts {
+    /// Loads the kernels into the current context.
     fn load(device: Device) -> Result<Self, CudaError> {
         let processors = device
             .get_attribute(DeviceAttribute::MultiprocessorCount)
             .map_err(|e| refused("cuDeviceGetAttribute", e))?;
-        Ok(Kernels {
-            device: device.name().map_err(|e| refused("cuDeviceGetName", e))?,
+        Ok(Parts {
+            device: device.as_raw(),
+            name: device.name().map_err(|e| refused("cuDeviceGetName", e))?,
             // Eight of them fill the 2,048 threads of a multiprocessor.
             resident: 8 * processors.max(1) as u32,
-            module: Module::from_ptx(PTX, &[])
-                .map_err(|e| no_room(failed("cuModuleLoadDataEx", e)))?,
+            kernels: Kernels::load()?,
         })
     }
 }
 
-/// Who keeps the context alive.
+/// Who keeps the context and the stream alive.
 enum Owner {
-    /// The session: a reference to the device's primary context.
-    Primary(#[allow(dead_code)] Context),
+    /// The session: a reference to the device's primary context, and a stream of its own.
+    Primary(ManuallyDrop<Stream>, #[allow(dead_code)] Context),
     /// The caller, through these.
     Lent(
         // The stream goes first: it is one of the context.
-        #[allow(dead_code)] Arc<Stream>,
+        Arc<Stream>,
         #[allow(dead_code)] Arc<Context>,
     ),
     /// The caller, by promise.
@@ -170,13 +169,15 @@ enum Owner {
 ///
 /// # Safety
 /// `context` is alive as long as the session, kept so by its owner, and `stream` is a stream of it. The
-/// module is loaded in it. The driver's handles may be used from any thread as long as the context is
+/// kernels are loaded in it. The driver's handles may be used from any thread as long as the context is
 /// current there, which [`Current`] sees to.
 pub(crate) struct Session {
     context: CUcontext,
     stream: CUstream,
-    module: ManuallyDrop<Module>,
+    kernels: Kernels,
     owner: Owner,
+    /// The device of the context.
+    pub(crate) device: CUdevice,
     /// The device's name.
     pub(crate) name: String,
     /// Blocks of 256 threads that the device runs at a time.
@@ -219,25 +220,21 @@ impl Session {
             Context::new(device).map_err(|e| no_room(refused("cuDevicePrimaryCtxRetain", e)))?;
         let raw = context.as_raw();
         let _current = Current::of(raw)?;
-        let mut stream = std::ptr::null_mut();
-        // SAFETY: the place to write to is on the stack.
-        let created = unsafe { sys::cuStreamCreateWithPriority(&mut stream, 0, 0) };
-        check("cuStreamCreateWithPriority", created).map_err(no_room)?;
-        let kernels = Kernels::load(device).inspect_err(|_| {
-            // SAFETY: the stream has been created above, and nothing is queued on it. Its context is
-            // still alive.
-            unsafe { sys::cuStreamDestroy_v2(stream) };
-        })?;
-        Ok(Self::of(raw, stream, Owner::Primary(context), kernels))
+        let stream = Stream::new(StreamFlags::DEFAULT, None)
+            .map_err(|e| no_room(failed("cuStreamCreateWithPriority", e)))?;
+        let parts = Parts::load(device)?;
+        let handle = stream.as_inner();
+        let owner = Owner::Primary(ManuallyDrop::new(stream), context);
+        Ok(Self::of(raw, handle, owner, parts))
     }
 
     /// A context and a stream of the caller.
     pub(crate) fn lent(context: Arc<Context>, stream: Arc<Stream>) -> Result<Self, CudaError> {
         let (raw, inner) = (context.as_raw(), stream.as_inner());
         let _current = Current::of(raw)?;
-        let device = current_device()?;
-        let kernels = Kernels::load(device)?;
-        Ok(Self::of(raw, inner, Owner::Lent(stream, context), kernels))
+        check_stream(inner)?;
+        let parts = Parts::load(current_device()?)?;
+        Ok(Self::of(raw, inner, Owner::Lent(stream, context), parts))
     }
 
     /// Handles of the caller's.
@@ -245,21 +242,26 @@ impl Session {
     /// # Safety
     /// The stream is one of the context (or null), and both are alive as long as the session.
     pub(crate) unsafe fn promised(context: CUcontext, stream: CUstream) -> Result<Self, CudaError> {
+        /// `CU_STREAM_PER_THREAD`.
+        const PER_THREAD: usize = 2;
         driver()?;
+        if stream.addr() == PER_THREAD {
+            return Err(CudaError::PerThreadStream);
+        }
         let _current = Current::of(context)?;
-        let device = current_device()?;
-        let kernels = Kernels::load(device)?;
-        Ok(Self::of(context, stream, Owner::Promised, kernels))
+        let parts = Parts::load(current_device()?)?;
+        Ok(Self::of(context, stream, Owner::Promised, parts))
     }
 
-    fn of(context: CUcontext, stream: CUstream, owner: Owner, kernels: Kernels) -> Self {
+    fn of(context: CUcontext, stream: CUstream, owner: Owner, parts: Parts) -> Self {
         Session {
             context,
             stream,
-            module: ManuallyDrop::new(kernels.module),
+            kernels: parts.kernels,
             owner,
-            name: kernels.device,
-            resident: kernels.resident,
+            device: parts.device,
+            name: parts.name,
+            resident: parts.resident,
         }
     }
 
@@ -268,17 +270,85 @@ impl Session {
         Current::of(self.context)
     }
 
+    /// Makes the context current as [`current`](Session::current) does, for calls that queue work on the
+    /// stream or wait for it.
+    ///
+    /// While the stream is captured into a graph this is an error: what is queued would be repeated by each
+    /// launch of the graph with the addresses of today, and a wait would end the capture.
+    pub(crate) fn queueing(&self) -> Result<Current, CudaError> {
+        /// `CUDA_ERROR_STREAM_CAPTURE_IMPLICIT`: the default stream, while one that it waits for is captured.
+        const IMPLICIT: u32 = 906;
+        let current = self.current()?;
+        let mut status = 0u32;
+        // SAFETY: the stream is alive (see the type), and the place is on the stack: the enumeration has
+        // the size of a number.
+        let result = unsafe { sys::cuStreamIsCapturing(self.stream, (&raw mut status).cast()) };
+        match result as u32 {
+            0 if status != 0 => Err(CudaError::Capturing),
+            IMPLICIT => Err(CudaError::Capturing),
+            // A driver that cannot capture.
+            NOT_SUPPORTED => Ok(current),
+            _ => check("cuStreamIsCapturing", result).map(|()| current),
+        }
+    }
+
     pub(crate) fn stream(&self) -> CUstream {
         self.stream
     }
 
-    pub(crate) fn module(&self) -> &Module {
-        &self.module
+    /// The stream as cust has it, where the session was made with it.
+    pub(crate) fn cust_stream(&self) -> Option<&Stream> {
+        match &self.owner {
+            Owner::Primary(stream, _) => Some(stream),
+            Owner::Lent(stream, _) => Some(stream),
+            Owner::Promised => None,
+        }
+    }
+
+    pub(crate) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// Asks the driver whose the memory at an address is. `None` where the driver cannot tell.
+    pub(crate) fn owner_of(&self, address: u64) -> Result<Option<MemoryOwner>, CudaError> {
+        let _current = self.current()?;
+        pointer::owner(address)
+    }
+
+    /// Whether a context is that of the session.
+    pub(crate) fn is_in(&self, context: CUcontext) -> bool {
+        self.context == context
+    }
+
+    /// Lets what is queued next wait for an event.
+    ///
+    /// # Safety
+    /// The event is alive.
+    pub(crate) unsafe fn wait_for(&self, event: CUevent) -> Result<(), CudaError> {
+        let _current = self.queueing()?;
+        // SAFETY: the stream is alive (see the type); the event as the caller promises.
+        check("cuStreamWaitEvent", unsafe {
+            sys::cuStreamWaitEvent(self.stream, event, 0)
+        })
+    }
+
+    /// Records an event behind what is queued.
+    ///
+    /// # Safety
+    /// The event is alive.
+    pub(crate) unsafe fn record(&self, event: CUevent) -> Result<(), CudaError> {
+        let _current = self.queueing()?;
+        // SAFETY: as above.
+        check("cuEventRecord", unsafe {
+            sys::cuEventRecord(event, self.stream)
+        })
     }
 
     /// Waits until all work on the stream is done.
+    ///
+    /// If this fails, the work may still go on: memory that it uses must not be freed.
     pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
-        let _current = self.current()?;
+        let _current = self.queueing()?;
         // SAFETY: the stream is alive (see the type).
         check("cuStreamSynchronize", unsafe {
             sys::cuStreamSynchronize(self.stream)
@@ -288,18 +358,42 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // Where the context cannot be made current it is gone, and with it its modules and streams.
+        // What cannot be waited for keeps its kernels and its stream: either the context has failed and
+        // they go with it, or the stream is captured. See `lifetimes.md`.
+        if self.synchronize().is_err() {
+            return;
+        }
         let Ok(_current) = self.current() else {
             return;
         };
-        // SAFETY: the module is not used again, and its context is alive.
-        unsafe { ManuallyDrop::drop(&mut self.module) };
-        if matches!(self.owner, Owner::Primary(_)) {
-            // SAFETY: the session has created the stream, and does not use it again. What is queued on
-            // it still runs.
-            unsafe { sys::cuStreamDestroy_v2(self.stream) };
+        // SAFETY: the context is current, nothing is queued any more, and the session ends here.
+        unsafe { self.kernels.unload() };
+        if let Owner::Primary(stream, _) = &mut self.owner {
+            // SAFETY: the stream is not used again.
+            unsafe { ManuallyDrop::drop(stream) };
         }
     }
+}
+
+/// Checks that a stream is one of the current context: the driver records an event only on those.
+fn check_stream(stream: CUstream) -> Result<(), CudaError> {
+    const INVALID_HANDLE: u32 = 400;
+    let mut event = std::ptr::null_mut();
+    // SAFETY: the place to write to is on the stack.
+    check("cuEventCreate", unsafe {
+        sys::cuEventCreate(&mut event, 0)
+    })?;
+    // SAFETY: the event has just been created, and the caller has the stream alive. An event that is
+    // recorded may be destroyed at once.
+    let recorded = unsafe {
+        let recorded = check("cuEventRecord", sys::cuEventRecord(event, stream));
+        sys::cuEventDestroy_v2(event);
+        recorded
+    };
+    recorded.map_err(|error| match error {
+        CudaError::Call { status, .. } if status.code == INVALID_HANDLE => CudaError::ForeignStream,
+        error => error,
+    })
 }
 
 fn current_device() -> Result<Device, CudaError> {
@@ -340,7 +434,9 @@ impl Drop for Current {
 mod tests {
     use super::*;
 
+    // The two tests below ask for texts of errors, and Miri opens no library of a driver.
     #[test]
+    #[cfg(not(miri))]
     fn a_call_without_a_context_is_not_blamed_on_earlier_work() {
         // 999 is what a driver says that cannot reach its kernel module, and what stands for newer codes.
         let error = refused("cuInit", DriverError::UnknownError);
@@ -360,6 +456,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(miri))]
     fn a_context_stream_or_module_without_room_is_out_of_memory() {
         let error = refused("cuDevicePrimaryCtxRetain", DriverError::OutOfMemory);
         assert_eq!(no_room(error), CudaError::OutOfMemory { bytes: 0 });

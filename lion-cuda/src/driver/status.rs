@@ -1,5 +1,6 @@
 //! The driver's result codes.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_uint};
 
 /// What the driver calls an error it has no name for.
@@ -29,12 +30,34 @@ pub(super) fn known(code: c_uint) -> c_uint {
     }
 }
 
+thread_local! {
+    /// What the driver returned last on this thread.
+    static LAST: Cell<c_uint> = const { Cell::new(0) };
+}
+
+/// Notes what the driver returned, and returns the code for cust: see [`known`].
+pub(super) fn pass_on(code: c_uint) -> c_uint {
+    LAST.set(code);
+    known(code)
+}
+
+/// Returns the driver's own code for one that [`pass_on`] returned on this thread. To be asked before
+/// the thread calls the driver again.
+pub(super) fn raw(code: c_uint) -> c_uint {
+    let last = LAST.get();
+    if code == UNKNOWN && known(last) == UNKNOWN {
+        last
+    } else {
+        code
+    }
+}
+
 /// Whether a code tells of work that was queued before the call that returns it. Such an error stays
 /// with its context, and whichever call comes next returns it.
 pub(crate) fn is_of_earlier_work(code: c_uint) -> bool {
     matches!(
         code,
-        214 | 220 | 700 | 702 | 710 | 714..=719 | 721 | UNKNOWN
+        214 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721 | UNKNOWN
     )
 }
 
@@ -65,6 +88,21 @@ pub(crate) fn text(code: c_uint) -> &'static CStr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_code_of_a_newer_driver_is_kept_beside_the_one_that_cust_gets() {
+        assert_eq!(pass_on(46), UNKNOWN);
+        assert_eq!(raw(UNKNOWN), 46);
+        // The codes that cust knows are passed on as they are.
+        assert_eq!(raw(pass_on(700)), 700);
+        // A later call has returned something else: its code is not that of the earlier one.
+        assert_eq!(raw(UNKNOWN), UNKNOWN);
+        assert_eq!(raw(pass_on(UNKNOWN)), UNKNOWN);
+        // Each thread has its own.
+        pass_on(46);
+        let other = std::thread::spawn(|| raw(UNKNOWN)).join();
+        assert_eq!((other.ok(), raw(UNKNOWN)), (Some(UNKNOWN), 46));
+    }
 
     #[test]
     fn codes_that_cust_does_not_know_become_unknown() {

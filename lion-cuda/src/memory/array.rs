@@ -78,7 +78,7 @@ impl DeviceArray {
         self.buffer.write(0, bytes_of(&from))
     }
 
-    /// Queues a copy of all elements of another array.
+    /// Queues a copy of all elements of another array, after what is queued for either.
     ///
     /// # Errors
     /// As [`read`](DeviceArray::read).
@@ -94,8 +94,9 @@ impl DeviceArray {
             "range {start}..{end} of {len} elements"
         );
         let address = self.buffer.address() + (start * self.dtype.bytes()) as u64;
-        // SAFETY: the elements lie there, and a slice borrows them as long as it lasts; the memory is freed
-        // by a call that waits for the device.
+        // SAFETY: the elements lie there, and a slice borrows them as long as it lasts. Only work on the
+        // session's stream uses them (a backend of another session refuses the slice), and the buffer waits
+        // for that stream before it is freed.
         unsafe { Lent::of(self.buffer.session(), address, end - start, self.dtype) }
     }
 

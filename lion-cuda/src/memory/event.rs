@@ -24,7 +24,7 @@ impl Event {
     /// What has been queued on a stream of the session up to now.
     pub(crate) fn of(session: &Arc<Session>, stream: CUstream) -> Result<Self, CudaError> {
         const DISABLE_TIMING: u32 = 2;
-        let _current = session.current()?;
+        let _current = session.queueing()?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the place to write to is on the stack.
         check("cuEventCreate", unsafe {
@@ -52,7 +52,8 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if let Ok(_current) = self.session.current() {
-            // SAFETY: see the type. Streams that wait for it still do.
+            // SAFETY: see the type. An event that has not come yet may be destroyed: the driver says that the
+            // call returns at once and its resources are freed when it comes. Streams that wait still do.
             unsafe { sys::cuEventDestroy_v2(self.raw) };
         }
     }
@@ -105,7 +106,9 @@ impl SideStream {
 impl Drop for SideStream {
     fn drop(&mut self) {
         if let Ok(_current) = self.session.current() {
-            // SAFETY: see the type. What is queued still runs.
+            // SAFETY: see the type. The driver says that the call returns at once, that what is queued still
+            // runs, and that the stream's resources are freed after it. What that work uses is waited for by
+            // who owns it.
             unsafe { sys::cuStreamDestroy_v2(self.raw) };
         }
     }

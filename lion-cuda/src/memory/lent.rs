@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// Elements in a device's memory that somebody lends.
 ///
 /// # Safety
-/// `len` elements of the type lie at `address`, for as long as the loan lasts.
+/// `len` elements of the type lie at `address` until the steps that are given this are done on the device.
 #[derive(Debug)]
 pub(crate) struct Lent {
     pub(crate) address: u64,
@@ -38,10 +38,10 @@ impl Lent {
         }
     }
 
-    /// Whether work of this session may use it, as far as is known.
-    pub(crate) fn is_for(&self, session: &Arc<Session>) -> bool {
-        let owner = self.session.as_ref();
-        owner.is_none_or(|owner| Arc::ptr_eq(owner, session))
+    /// Whether work of this session may use it; `None` where that has to be asked of the driver.
+    pub(crate) fn is_for(&self, session: &Arc<Session>) -> Option<bool> {
+        let owner = self.session.as_ref()?;
+        Some(Arc::ptr_eq(owner, session))
     }
 }
 
@@ -57,10 +57,20 @@ impl DeviceMemory for Lent {
 
 /// Elements at an address of the device, to read.
 ///
+/// The address may be one of the backend's device in the backend's context, of managed memory, or of
+/// pinned host memory. A step asks the driver whose memory it is, and refuses memory of another device or
+/// of another context ([`CudaError::WrongDevice`], [`CudaError::WrongContext`]), even where peer access is
+/// enabled, and addresses that the driver does not know ([`CudaError::UnknownAddress`]).
+///
 /// # Safety
-/// `len` elements of the type lie there, aligned to one element, in memory that the backend's device can
-/// reach. Until the steps that are given them are done on the device, nobody frees them, and
-/// only work ordered with the backend's stream writes them.
+/// `len` elements of the type lie there, aligned to one element. From the call of each step that is given
+/// them until that step is done on the device:
+/// - nobody frees them, neither at once nor by a free that is queued on another stream;
+/// - only work that is ordered with the backend's stream writes them.
+///
+/// A step is done on the device when [`Optimizer::synchronize`](lion_core::Optimizer::synchronize) has
+/// returned after it, or when an event that [`Cuda::record`](crate::Cuda::record) recorded after it has
+/// come. A step that returns an error is done: it has waited for what it had queued.
 pub unsafe fn device_slice<'a>(address: u64, len: usize, dtype: Dtype) -> DeviceSlice<'a> {
     DeviceSlice::new(Arc::new(Lent {
         address,
@@ -73,7 +83,7 @@ pub unsafe fn device_slice<'a>(address: u64, len: usize, dtype: Dtype) -> Device
 /// Elements at an address of the device, to change.
 ///
 /// # Safety
-/// As [`device_slice`], and only work ordered with the backend's stream reads them.
+/// As [`device_slice`], and only work that is ordered with the backend's stream reads them.
 pub unsafe fn device_slice_mut<'a>(address: u64, len: usize, dtype: Dtype) -> DeviceSliceMut<'a> {
     DeviceSliceMut::new(Box::new(Lent {
         address,
@@ -84,23 +94,43 @@ pub unsafe fn device_slice_mut<'a>(address: u64, len: usize, dtype: Dtype) -> De
 }
 
 /// A buffer of cust's, to read.
-pub fn lend(buffer: &CustSlice<f32>) -> DeviceSlice<'_> {
-    // SAFETY: the buffer has as many elements and is borrowed as long; its memory is freed by a call
-    // that waits for the device.
+///
+/// # Safety
+/// The borrow ends when the step returns, and the step may go on after that. Until it is done on the device
+/// (see [`device_slice`]), the buffer is neither dropped nor given to
+/// [`drop_async`](cust::memory::DeviceBuffer::drop_async), and only work that is ordered with the backend's
+/// stream writes it.
+///
+/// ```compile_fail,E0133
+/// let lend: fn(&cust::memory::DeviceBuffer<f32>) = |buffer| {
+///     lion_cuda::lend(buffer); // the buffer may be gone before the step is done
+/// };
+/// ```
+pub unsafe fn lend(buffer: &CustSlice<f32>) -> DeviceSlice<'_> {
+    // SAFETY: the buffer has as many elements; the rest as the caller promises.
     unsafe { device_slice(buffer.as_device_ptr().as_raw(), buffer.len(), Dtype::F32) }
 }
 
 /// A buffer of cust's, to change.
-pub fn lend_mut(buffer: &mut CustSlice<f32>) -> DeviceSliceMut<'_> {
+///
+/// # Safety
+/// As [`lend`], and only work that is ordered with the backend's stream reads it.
+pub unsafe fn lend_mut(buffer: &mut CustSlice<f32>) -> DeviceSliceMut<'_> {
     // SAFETY: as in `lend`.
     unsafe { device_slice_mut(buffer.as_device_ptr().as_raw(), buffer.len(), Dtype::F32) }
 }
 
 /// A buffer of cust's that holds the bits of `f16` or `bf16`, to read.
 ///
+/// # Safety
+/// As [`lend`].
+///
 /// # Errors
 /// [`CudaError::NotSixteenBits`].
-pub fn lend_bits(buffer: &CustSlice<u16>, dtype: Dtype) -> Result<DeviceSlice<'_>, CudaError> {
+pub unsafe fn lend_bits(
+    buffer: &CustSlice<u16>,
+    dtype: Dtype,
+) -> Result<DeviceSlice<'_>, CudaError> {
     sixteen_bits(dtype)?;
     // SAFETY: as in `lend`.
     Ok(unsafe { device_slice(buffer.as_device_ptr().as_raw(), buffer.len(), dtype) })
@@ -108,9 +138,12 @@ pub fn lend_bits(buffer: &CustSlice<u16>, dtype: Dtype) -> Result<DeviceSlice<'_
 
 /// A buffer of cust's that holds the bits of `f16` or `bf16`, to change.
 ///
+/// # Safety
+/// As [`lend_mut`].
+///
 /// # Errors
 /// [`CudaError::NotSixteenBits`].
-pub fn lend_bits_mut(
+pub unsafe fn lend_bits_mut(
     buffer: &mut CustSlice<u16>,
     dtype: Dtype,
 ) -> Result<DeviceSliceMut<'_>, CudaError> {

@@ -1,4 +1,6 @@
 //! Memory of a device: what a backend allocates there, and what others lend it.
+//!
+#![doc = include_str!("../lifetimes.md")]
 
 mod array;
 mod event;
@@ -13,14 +15,16 @@ pub(crate) use paged::{DeviceDriver, Home};
 use crate::CudaError;
 use crate::driver::{Session, check};
 use cust::sys;
+use event::Event;
 use lion_core::{Slice, SliceMut};
 use std::sync::Arc;
 
-/// Memory of a device that is freed when this is dropped.
+/// Memory of a device that is freed when this is dropped, after the work that is queued on the session's
+/// stream by then.
 ///
 /// # Safety
 /// `address` is the start of `bytes` bytes that the driver has allocated in the session's context (0 if
-/// there are none), and nobody else frees them.
+/// there are none), and nobody else frees them. Other streams do not use them when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     address: u64,
@@ -72,7 +76,7 @@ impl Buffer {
             return Ok(());
         }
         let address = self.range(start, bytes);
-        let _current = self.session.current()?;
+        let _current = self.session.queueing()?;
         // SAFETY: the range lies in the buffer.
         let result = unsafe { sys::cuMemsetD8Async(address, value, bytes, self.session.stream()) };
         check("cuMemsetD8Async", result)
@@ -84,7 +88,7 @@ impl Buffer {
             return Ok(());
         }
         let address = self.range(start, from.len());
-        let _current = self.session.current()?;
+        let _current = self.session.queueing()?;
         // SAFETY: the range lies in the buffer, and the copy is waited for while the source is borrowed.
         let result = unsafe {
             let stream = self.session.stream();
@@ -100,7 +104,7 @@ impl Buffer {
             return Ok(());
         }
         let address = self.range(start, to.len());
-        let _current = self.session.current()?;
+        let _current = self.session.queueing()?;
         // SAFETY: the range lies in the buffer, and the copy is waited for while the target is borrowed.
         let result = unsafe {
             let stream = self.session.stream();
@@ -125,18 +129,31 @@ impl Buffer {
         unsafe { copy(&self.session, to, from, bytes) }
     }
 
-    /// Queues a copy of all bytes of a buffer of the same size.
+    /// Queues a copy of all bytes of a buffer of the same size, after what is queued on the streams of
+    /// both. What is queued next on either waits for the copy.
     fn copy_from(&self, from: &Buffer) -> Result<(), CudaError> {
         assert!(self.bytes == from.bytes);
         if self.bytes == 0 {
             return Ok(());
         }
-        let _current = self.session.current()?;
+        let _current = self.session.queueing()?;
         let stream = self.session.stream();
-        // SAFETY: both buffers have as many bytes; they are freed by a call that waits for the device.
+        let other = (!from.is_of(&self.session)).then_some(&from.session);
+        if let Some(other) = other {
+            Event::of(other, other.stream())?.hold(stream)?;
+        }
+        // SAFETY: both buffers have as many bytes. Each waits for its own stream before it is freed, and
+        // both streams come after the copy: see below.
         let result =
             unsafe { sys::cuMemcpyDtoDAsync_v2(self.address, from.address, self.bytes, stream) };
-        check("cuMemcpyDtoDAsync", result)
+        check("cuMemcpyDtoDAsync", result)?;
+        let Some(other) = other else {
+            return Ok(());
+        };
+        let ordered = Event::of(&self.session, stream).and_then(|event| event.hold(other.stream()));
+        // What cannot be ordered is waited for. Where even that fails, the context has failed, and
+        // nothing runs in it.
+        ordered.or_else(|_| self.session.synchronize())
     }
 
     /// The address of a range that lies in the buffer.
@@ -148,11 +165,13 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // Where the context is gone, its memory is.
+        // The driver does not promise to wait for work that uses the memory. What cannot be waited for is
+        // not freed: either the context has failed and the memory goes with it, or the stream is captured.
         if self.address != 0
+            && self.session.synchronize().is_ok()
             && let Ok(_current) = self.session.current()
         {
-            // SAFETY: see the type. The driver waits for work that uses the memory.
+            // SAFETY: see the type; nothing that uses the memory is queued any more.
             unsafe { sys::cuMemFree_v2(self.address) };
         }
     }
@@ -168,7 +187,7 @@ pub(crate) unsafe fn copy(
     from: u64,
     bytes: usize,
 ) -> Result<(), CudaError> {
-    let _current = session.current()?;
+    let _current = session.queueing()?;
     // SAFETY: as the caller promises.
     check("cuMemcpyDtoDAsync", unsafe {
         sys::cuMemcpyDtoDAsync_v2(to, from, bytes, session.stream())

@@ -10,8 +10,7 @@ use super::event::{Event, SideStream};
 use crate::CudaError;
 use crate::driver::{Session, check};
 use crate::record::RUN;
-use cust::device::{Device, DeviceAttribute};
-use cust::sys::{self, CUdevice};
+use cust::sys::{self, CUdevice, CUdevice_attribute};
 use lion_core::PagingError;
 use lion_paging::{Driver, Limits, Paging};
 use std::collections::HashMap;
@@ -43,10 +42,11 @@ pub(crate) struct DeviceDriver {
 }
 
 /// The two directions, and what they need.
+///
+/// Free places on the device are used by fetches and evictions alone.
 #[derive(Debug)]
 struct Lanes {
     session: Arc<Session>,
-    device: CUdevice,
     fetches: SideStream,
     evictions: SideStream,
     /// Bytes of a place on the device for a part of pinned memory, and those that are free.
@@ -71,7 +71,15 @@ pub(crate) struct Home {
 enum Kind {
     Unified,
     /// Where parts are on the device, by their start.
-    Pinned(Mutex<HashMap<usize, Buffer>>),
+    Pinned(Mutex<HashMap<usize, Place>>),
+}
+
+/// A place on the device that holds a part of pinned memory.
+#[derive(Debug)]
+struct Place {
+    buffer: Buffer,
+    /// Whether an eviction of changed bytes has failed: the next one copies them, whatever it is told.
+    unsaved: bool,
 }
 
 impl DeviceDriver {
@@ -89,12 +97,7 @@ impl DeviceDriver {
             limits
         };
         let current = session.current()?;
-        let asked = cust::context::CurrentContext::get_device().and_then(|device: Device| {
-            let concurrent = device.get_attribute(DeviceAttribute::ConcurrentManagedAccess)?;
-            Ok((device, concurrent != 0))
-        });
-        let (device, unified) =
-            asked.map_err(|error| crate::driver::failed("cuDeviceGetAttribute", error))?;
+        let unified = concurrent_managed_access(session.device)?;
         drop(current);
         if !unified && !pinned {
             return Err(PagingError::Unsupported {
@@ -108,7 +111,6 @@ impl DeviceDriver {
         let driver = DeviceDriver {
             lanes: Arc::new(Lanes {
                 session: Arc::clone(session),
-                device: device.as_raw(),
                 fetches: SideStream::new(session)?,
                 evictions: SideStream::new(session)?,
                 place: limits.piece(),
@@ -143,7 +145,7 @@ impl DeviceDriver {
         // evicted, whoever looks at it. The enumeration has this number.
         let result = unsafe {
             let advice = std::mem::transmute::<u32, sys::CUmem_advise>(SET_PREFERRED_LOCATION);
-            sys::cuMemAdvise(address, bytes, advice, lanes.device)
+            sys::cuMemAdvise(address, bytes, advice, lanes.session.device)
         };
         check("cuMemAdvise", result)?;
         Ok(home)
@@ -167,6 +169,17 @@ impl DeviceDriver {
     }
 }
 
+/// Whether a device can use managed memory that the host uses too, and so move it ahead of its use.
+fn concurrent_managed_access(device: CUdevice) -> Result<bool, CudaError> {
+    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS;
+    let mut value = 0;
+    // SAFETY: the place to write to is on the stack.
+    check("cuDeviceGetAttribute", unsafe {
+        sys::cuDeviceGetAttribute(&mut value, attribute, device)
+    })?;
+    Ok(value != 0)
+}
+
 fn allocated(call: &'static str, result: sys::CUresult, bytes: usize) -> Result<(), CudaError> {
     check(call, result).map_err(|error| match error {
         CudaError::Call { status, .. } if status.code == 2 => CudaError::OutOfMemory { bytes },
@@ -188,7 +201,8 @@ impl Home {
             Kind::Unified => self.address + part.start as u64,
             Kind::Pinned(places) => {
                 let places = places.lock().unwrap_or_else(PoisonError::into_inner);
-                places.get(&part.start).map_or(0, Buffer::address)
+                let place = places.get(&part.start);
+                place.map_or(0, |place| place.buffer.address())
             }
         }
     }
@@ -207,7 +221,7 @@ impl Home {
         value: u8,
     ) -> Result<(), CudaError> {
         let (address, session) = (self.range(part, range), &self.lanes.session);
-        let _current = session.current()?;
+        let _current = session.queueing()?;
         // SAFETY: the range lies in the part, whose fetch the stream waits for.
         check("cuMemsetD8Async", unsafe {
             sys::cuMemsetD8Async(address, value, range.len(), session.stream())
@@ -223,7 +237,7 @@ impl Home {
     ) -> Result<(), CudaError> {
         assert!(to.len() == range.len());
         let (address, session) = (self.range(part, range), &self.lanes.session);
-        let _current = session.current()?;
+        let _current = session.queueing()?;
         // SAFETY: the range lies in the part, whose fetch the stream waits for, and the copy is waited for
         // while the target is borrowed.
         let result = unsafe {
@@ -243,7 +257,7 @@ impl Home {
     ) -> Result<(), CudaError> {
         assert!(from.len() == range.len());
         let (address, session) = (self.range(part, range), &self.lanes.session);
-        let _current = session.current()?;
+        let _current = session.queueing()?;
         // SAFETY: as for `read`, with the source borrowed.
         let result = unsafe {
             let from = from.as_ptr().cast();
@@ -273,8 +287,8 @@ impl Home {
         let _current = self.lanes.session.current()?;
         let from = std::ptr::with_exposed_provenance(self.address as usize + part.start);
         assert!(part.len() <= place.bytes());
-        // SAFETY: the part lies in the allocation and fits the place, and both live until the streams are
-        // waited for.
+        // SAFETY: the part lies in the allocation and fits the place, and both are kept until the stream has
+        // been waited for.
         check("cuMemcpyHtoDAsync", unsafe {
             let stream = self.lanes.fetches.raw();
             sys::cuMemcpyHtoDAsync_v2(place.address(), from, part.len(), stream)
@@ -334,23 +348,41 @@ impl Driver for DeviceDriver {
         after: Option<&Arc<Event>>,
     ) -> Result<Arc<Event>, PagingError> {
         let lanes = &self.lanes;
+        let fetches = lanes.fetches.raw();
         if let Some(after) = after {
-            after.hold(lanes.fetches.raw())?;
+            after.hold(fetches)?;
         }
-        match &home.kind {
-            Kind::Unified => home.prefetch(&part, lanes.device, &lanes.fetches)?,
-            Kind::Pinned(places) => {
-                let free = lanes.free().pop();
-                let place = match free {
-                    Some(place) => place,
-                    None => Buffer::new(&lanes.session, lanes.place)?,
-                };
-                home.copy_in(&part, &place)?;
+        let places = match &home.kind {
+            Kind::Unified => {
+                home.prefetch(&part, lanes.session.device, &lanes.fetches)?;
+                return Ok(Arc::new(Event::of(&lanes.session, fetches)?));
+            }
+            Kind::Pinned(places) => places,
+        };
+        let free = lanes.free().pop();
+        let buffer = match free {
+            Some(buffer) => buffer,
+            None => Buffer::new(&lanes.session, lanes.place)?,
+        };
+        let queued = home.copy_in(&part, &buffer);
+        let ticket = queued.and_then(|()| Event::of(&lanes.session, fetches));
+        match ticket {
+            Ok(ticket) => {
                 let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
-                places.insert(part.start, place);
+                let unsaved = false;
+                places.insert(part.start, Place { buffer, unsaved });
+                Ok(Arc::new(ticket))
+            }
+            Err(error) => {
+                // The copy may be queued, and no event tells when it is done.
+                if lanes.fetches.synchronize().is_ok() {
+                    lanes.free().push(buffer);
+                } else {
+                    std::mem::forget(buffer);
+                }
+                Err(error.into())
             }
         }
-        Ok(Arc::new(Event::of(&lanes.session, lanes.fetches.raw())?))
     }
 
     fn evict(
@@ -360,28 +392,39 @@ impl Driver for DeviceDriver {
         dirty: bool,
         after: Option<&Arc<Event>>,
     ) -> Result<Arc<Event>, PagingError> {
-        let lanes = &self.lanes;
-        let evictions = lanes.evictions.raw();
-        if let Some(after) = after {
-            after.hold(evictions)?;
-        }
-        // All uses that are queued.
-        Event::of(&lanes.session, lanes.session.stream())?.hold(evictions)?;
         match &home.kind {
-            Kind::Unified => home.prefetch(&part, HOST, &lanes.evictions)?,
+            Kind::Unified => {
+                self.lanes.evict_after(after)?;
+                home.prefetch(&part, HOST, &self.lanes.evictions)?;
+                self.lanes.evicted()
+            }
             Kind::Pinned(places) => {
                 let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(place) = places.get(&part.start).filter(|_| dirty) {
-                    home.copy_out(&part, place)?;
+                let Some(place) = places.get_mut(&part.start) else {
+                    self.lanes.evict_after(after)?;
+                    return self.lanes.evicted();
+                };
+                // Before anything can fail: whoever is told that a part could not be evicted may forget
+                // that it was changed.
+                place.unsaved |= dirty;
+                self.lanes.evict_after(after)?;
+                if place.unsaved {
+                    home.copy_out(&part, &place.buffer)?;
                 }
-                // Not before the copy is queued: what cannot be copied stays.
+                let ticket = self.lanes.evicted()?;
+                // Not before there is a ticket: the next fetch into the place waits for it, and what could
+                // not be evicted stays.
                 if let Some(place) = places.remove(&part.start) {
-                    // The next fetch waits for this eviction.
-                    lanes.free().push(place);
+                    self.lanes.free().push(place.buffer);
                 }
+                Ok(ticket)
             }
         }
-        Ok(Arc::new(Event::of(&lanes.session, evictions)?))
+    }
+
+    /// Unified memory has one copy of each page: one that leaves the device is moved, changed or not.
+    fn moves_unchanged(&self, home: &Arc<Home>) -> bool {
+        matches!(home.kind, Kind::Unified)
     }
 
     /// The device waits, and the caller goes on.
@@ -405,30 +448,60 @@ impl Lanes {
     fn free(&self) -> std::sync::MutexGuard<'_, Vec<Buffer>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Lets evictions that are queued next wait for a fetch, and for all uses that are queued.
+    fn evict_after(&self, fetch: Option<&Arc<Event>>) -> Result<(), CudaError> {
+        let evictions = self.evictions.raw();
+        if let Some(fetch) = fetch {
+            fetch.hold(evictions)?;
+        }
+        Event::of(&self.session, self.session.stream())?.hold(evictions)
+    }
+
+    /// A ticket for all evictions that are queued.
+    fn evicted(&self) -> Result<Arc<Event>, PagingError> {
+        Ok(Arc::new(Event::of(&self.session, self.evictions.raw())?))
+    }
+
+    /// Waits until all transfers are done.
+    fn synchronize(&self) -> Result<(), CudaError> {
+        // Both, whatever the first says.
+        let fetched = self.fetches.synchronize();
+        self.evictions.synchronize().and(fetched)
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        // A buffer waits for the session's stream alone before it is freed.
+        if self.synchronize().is_err() {
+            std::mem::forget(std::mem::take(&mut *self.free()));
+        }
+    }
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
         let lanes = &self.lanes;
-        // Transfers may still be queued. Where the context is gone, its memory is.
-        let waited = lanes
-            .fetches
-            .synchronize()
-            .and(lanes.evictions.synchronize());
-        if waited.is_err() {
+        // Transfers may still be queued, and steps that use the memory. What cannot be waited for is not
+        // freed, nor are the places that copies go to.
+        let waited = lanes.synchronize().and(lanes.session.synchronize());
+        let Ok(_current) = waited.and_then(|()| lanes.session.current()) else {
+            if let Kind::Pinned(places) = &mut self.kind {
+                let places = places.get_mut().unwrap_or_else(PoisonError::into_inner);
+                std::mem::forget(std::mem::take(places));
+            }
             return;
-        }
-        if let Ok(_current) = lanes.session.current() {
-            // SAFETY: see the type. The driver waits for steps that use the memory.
-            unsafe {
-                match self.kind {
-                    Kind::Unified => sys::cuMemFree_v2(self.address),
-                    Kind::Pinned(_) => {
-                        let start = std::ptr::with_exposed_provenance_mut(self.address as usize);
-                        sys::cuMemFreeHost(start)
-                    }
+        };
+        // SAFETY: see the type; nothing that uses the memory is queued any more.
+        unsafe {
+            match self.kind {
+                Kind::Unified => sys::cuMemFree_v2(self.address),
+                Kind::Pinned(_) => {
+                    let start = std::ptr::with_exposed_provenance_mut(self.address as usize);
+                    sys::cuMemFreeHost(start)
                 }
-            };
-        }
+            }
+        };
     }
 }

@@ -1,5 +1,6 @@
 //! Allocating and freeing memory of all kinds, and where managed memory is wanted.
 
+use super::inject::{self, Point};
 use super::queue::{Place, Work};
 use super::state::{Owned, State};
 use super::status::{Outcome, Status};
@@ -21,6 +22,7 @@ impl State {
         if bytes == 0 {
             return Err(Status::INVALID_VALUE);
         }
+        inject::fail(Point::Allocate)?;
         let (device, memory) = self.memory(context)?;
         let address = memory
             .allocate(bytes as u64, kind)

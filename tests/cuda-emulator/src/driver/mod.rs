@@ -17,8 +17,10 @@
 //! from within a function given to `cuLaunchHostFunc` returns `CUDA_ERROR_NOT_PERMITTED` (an export of the emulator: 0);
 //! other threads' calls wait while such a function, or any other work, runs.
 //!
-//! Not there: the per-thread default stream (its handle gives `CUDA_ERROR_NOT_SUPPORTED`), capture, peer access, and what
-//! `unsupported.rs` lists. Device addresses of two devices may be equal, so each is known by its own device's contexts only.
+//! The per-thread default stream is there by its handle. A stream can be captured, but nothing is recorded: what is queued
+//! on it, or waits for it, is an error and makes the capture invalid.
+//!
+//! Not there: graphs, peer access, and what `unsupported.rs` lists. Device addresses of two devices may be equal, so each is known by its own device's contexts only.
 //!
 //! # Environment
 //!
@@ -51,6 +53,9 @@
 //!   64 KiB on the host or the device: `page`, `faults` (a kernel met a page on the host), `fault_bytes` (moved by them),
 //!   `fetched_bytes` and `evicted_bytes` (moved by prefetch, to a device and to the host), `resident_bytes` on devices now
 //!   and `peak_bytes` at most since the last call.
+//! - `unsigned lionEmulatorFail(const char *point, unsigned skip, unsigned code)`: of the calls that queue work ("queue"),
+//!   that allocate memory ("allocate"), that load a module ("load"), or of `cuDevicePrimaryCtxRetain` ("retain"), `skip`
+//!   succeed and the next returns `code`, once. A null point takes the request back. Returns 1 if an earlier request had not been met.
 //! - `size_t lionEmulatorLastFault(char *text, size_t bytes)`: the text of the last fault.
 //!
 //! The four that give text return the bytes that it needs with its final NUL. A null or too small buffer gets nothing, and
@@ -63,6 +68,7 @@
 //! the function reads or writes through it. Null is checked wherever CUDA calls it an error. Where a SAFETY
 //! comment says "the caller's contract", this is meant.
 
+mod capture;
 mod config;
 mod context;
 mod copy;
@@ -70,10 +76,12 @@ mod counts;
 mod device;
 mod event;
 mod function;
+mod inject;
 mod launch;
 mod memory;
 mod module;
 mod occupancy;
+mod pointer;
 mod primary;
 mod queue;
 mod state;

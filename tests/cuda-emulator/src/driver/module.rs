@@ -1,6 +1,7 @@
 //! Modules: PTX text in, kernels and variables out.
 
 use super::function;
+use super::inject::{self, Point};
 use super::state::{Module, State};
 use super::status::{Outcome, Status};
 use super::{Handle, handle, in_context, key, put};
@@ -32,6 +33,8 @@ impl Refusal {
 
 impl State {
     fn load(&mut self, context: u64, image: &CStr) -> Result<u64, Refusal> {
+        inject::fail(Point::Load)
+            .map_err(|status| Refusal::new(status, "a failure was asked for"))?;
         let (_, memory) = self
             .memory(context)
             .map_err(|status| Refusal::new(status, "no device"))?;

@@ -1,12 +1,14 @@
 //! The one primary context of each device, which its users share by retaining it.
 
 use super::context::check_flags;
+use super::inject::{self, Point};
 use super::status::Status;
 use super::{Handle, call, handle, put};
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: i32) -> u32 {
     call(|state| {
+        inject::fail(Point::Retain)?;
         let (index, device) = state.device(device)?;
         let (primary, flags) = (device.primary, device.primary_flags);
         // SAFETY: the caller's contract.

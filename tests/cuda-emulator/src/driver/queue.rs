@@ -3,6 +3,8 @@
 //! An operation waits for operations with smaller numbers only, so a set that is closed under "waits for" can run in
 //! the order of the numbers.
 
+use super::capture;
+use super::inject::{self, Point};
 use super::memory::HOST;
 use super::state::{State, Tail};
 use super::status::{Outcome, Status};
@@ -122,6 +124,8 @@ impl State {
         work: Work,
         event: Option<u64>,
     ) -> Outcome<u64> {
+        capture::check(stream)?;
+        inject::fail(Point::Queue)?;
         let blocking = self
             .streams
             .get(&stream)
@@ -213,6 +217,7 @@ impl State {
 
     /// Runs everything that is queued in a stream and what that waits for. Returns the context's fault, if there is one.
     pub(super) fn synchronize_stream(&mut self, context: u64, stream: u64) -> Outcome {
+        capture::check(stream)?;
         let tail = self.context(context)?.tails.get(&stream).copied();
         if let Some(tail) = tail {
             self.run_until(tail.operation);

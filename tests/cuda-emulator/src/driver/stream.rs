@@ -6,16 +6,30 @@ use super::state::{State, Stream, Tail};
 use super::status::{Outcome, Status};
 use super::{Handle, call, handle, in_context, key, put};
 use std::ffi::c_void;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// `CU_STREAM_NON_BLOCKING`: not ordered with the default stream.
 pub(super) const NON_BLOCKING: u32 = 1;
+
+/// The calling thread's own default stream: one in each context, ordered with the legacy default stream. Like that one it
+/// is in no registry.
+fn per_thread_stream() -> u64 {
+    /// Above all keys that are given out.
+    const FIRST: u64 = 1 << 62;
+    static NEXT: AtomicU64 = AtomicU64::new(FIRST);
+    thread_local! {
+        static KEY: u64 = NEXT.fetch_add(1, Relaxed);
+    }
+    KEY.with(|key| *key)
+}
 
 impl State {
     /// A stream of the context, by its handle: 0 and `CU_STREAM_LEGACY` are the default stream.
     pub(super) fn stream(&self, context: u64, stream: Handle) -> Outcome<u64> {
         match key(stream) {
             0 | 1 => Ok(DEFAULT_STREAM),
-            2 => Err(Status::NOT_SUPPORTED),
+            2 => Ok(per_thread_stream()),
             stream => match self.streams.get(&stream) {
                 Some(known) if known.context == context => Ok(stream),
                 _ => Err(Status::INVALID_HANDLE),

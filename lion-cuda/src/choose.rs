@@ -1,0 +1,56 @@
+//! Choosing a device where the user names none.
+
+use crate::driver::count;
+use crate::{Cuda, CudaError};
+use std::fmt;
+
+/// A device that cannot be used, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RefusedDevice {
+    /// Its number; `None` where the driver is missing, too old, or finds no device at all.
+    pub ordinal: Option<u32>,
+    /// Why it cannot be used.
+    pub error: CudaError,
+}
+
+impl fmt::Display for RefusedDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ordinal {
+            Some(ordinal) => write!(f, "CUDA device {ordinal}: {}", self.error),
+            None => write!(f, "{}", self.error),
+        }
+    }
+}
+
+impl Cuda {
+    /// Opens the first device that can be used, in the order of their numbers.
+    ///
+    /// Returns it, or `None` if there is none, with the devices before it and why each cannot be used.
+    ///
+    /// ```
+    /// let (cuda, refused) = lion_cuda::Cuda::first_usable();
+    /// for device in &refused {
+    ///     eprintln!("{device}");
+    /// }
+    /// assert!(cuda.is_some() || !refused.is_empty());
+    /// ```
+    pub fn first_usable() -> (Option<Self>, Vec<RefusedDevice>) {
+        let mut refused = Vec::new();
+        let devices = count().unwrap_or_else(|error| {
+            let ordinal = None;
+            refused.push(RefusedDevice { ordinal, error });
+            0
+        });
+        for ordinal in 0..devices {
+            match Cuda::new(ordinal) {
+                Ok(cuda) => return (Some(cuda), refused),
+                Err(error) => refused.push(RefusedDevice {
+                    ordinal: Some(ordinal),
+                    error,
+                }),
+            }
+        }
+        (None, refused)
+    }
+}
