@@ -86,6 +86,7 @@ impl Cpu {
     /// states without meaning, and compute nothing. `ahead` is the prefetch distance in elements, 0 for
     /// none; `fine` takes 64 elements of all arrays at a time and not 256. Benchmarks measure by it
     /// what memory allows.
+    #[cfg(feature = "bench-internals")]
     #[doc(hidden)]
     pub fn memory_limit(ahead: usize, fine: bool) -> Self {
         Cpu {

@@ -17,6 +17,7 @@ macro_rules! for_each_pair {
     };
 }
 
+#[cfg(feature = "bench-internals")]
 mod limit;
 mod scalar;
 
@@ -94,6 +95,7 @@ impl FromStr for Isa {
 pub(crate) enum Kernel {
     Scalar(scalar::Kernel),
     /// Not a step: its traffic, to measure memory by.
+    #[cfg(feature = "bench-internals")]
     Limit(limit::Limit),
     #[cfg(target_arch = "x86_64")]
     Avx2(x86_64::avx2::Avx2),
@@ -108,6 +110,7 @@ macro_rules! dispatch {
     ($kernel:expr, $name:ident($($argument:expr),*)) => {
         match $kernel {
             Kernel::Scalar(kernel) => kernel.$name($($argument),*),
+            #[cfg(feature = "bench-internals")]
             Kernel::Limit(limit) => limit.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(kernel) => kernel.$name($($argument),*),
@@ -155,6 +158,7 @@ impl Kernel {
     }
 
     /// The traffic of a step without its arithmetic.
+    #[cfg(feature = "bench-internals")]
     pub(crate) fn limit(ahead: usize, fine: bool) -> Self {
         Kernel::Limit(limit::Limit::new(ahead, fine))
     }
@@ -163,6 +167,7 @@ impl Kernel {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kernel::Scalar(_) => Isa::Scalar.name(),
+            #[cfg(feature = "bench-internals")]
             Kernel::Limit(_) => "memory limit",
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(_) => Isa::Avx2.name(),
