@@ -57,7 +57,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Before anything changes, [`BackendError::ForeignState`] where a state is not one of this
-    /// backend and [`BackendError::WrongPlace`] where it cannot reach an array; what else it meets.
+    /// backend, [`BackendError::WrongState`] where a state does not fit its parameter, and
+    /// [`BackendError::WrongPlace`] where the backend cannot reach an array; what else it meets.
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
 
     /// Sets [`skipped_blocks`](TensorStep::skipped_blocks) to what [`step`](Backend::step) would
@@ -187,6 +188,8 @@ pub struct TensorStep<'a> {
     pub grad: Data<'a>,
     /// The state, to change.
     pub state: &'a mut (dyn State + 'static),
+    /// The width that the state was allocated with.
+    pub bits: Bits,
     /// The constants of the update, before a limit by `max_unorm`.
     pub coefficients: Coefficients,
     /// The full learning rate in `f64`, which a limit by `max_unorm` starts from.
@@ -237,6 +240,23 @@ pub enum BackendError {
         backend: String,
         /// The parameter it belongs to.
         parameter: String,
+    },
+    /// A state does not have as many elements as its parameter, or not the width that it was
+    /// allocated with.
+    WrongState {
+        /// The backend that allocated it, or was asked to step it. As a `Box<str>`, which keeps every
+        /// error small.
+        backend: Box<str>,
+        /// The parameter it belongs to.
+        parameter: Box<str>,
+        /// Elements of the state.
+        given_len: usize,
+        /// Elements of the parameter.
+        wanted_len: usize,
+        /// Width of the state.
+        given_bits: Bits,
+        /// The width that was asked for.
+        wanted_bits: Bits,
     },
     /// An array lies where the backend cannot reach it: in a device's memory for the CPU, or in that of
     /// another device.
@@ -290,6 +310,18 @@ impl fmt::Display for BackendError {
             BackendError::ForeignState { backend, parameter } => write!(
                 f,
                 "the state of parameter `{parameter}` was not allocated by the backend `{backend}`"
+            ),
+            BackendError::WrongState {
+                backend,
+                parameter,
+                given_len,
+                wanted_len,
+                given_bits,
+                wanted_bits,
+            } => write!(
+                f,
+                "the state of parameter `{parameter}` from the backend `{backend}` has \
+                 {given_len} elements of {given_bits}, wanted {wanted_len} of {wanted_bits}"
             ),
             BackendError::WrongPlace {
                 backend,

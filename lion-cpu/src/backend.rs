@@ -96,14 +96,17 @@ impl Cpu {
         }
     }
 
-    /// Refuses states of other backends and arrays in the memory of devices.
+    /// Refuses arrays in the memory of devices, states of other backends, and states that do not fit.
     fn check(&self, tensors: &[TensorStep<'_>]) -> Result<(), BackendError> {
         for tensor in tensors {
             let (backend, parameter) = (self.name(), tensor.name);
             let operand = match (&tensor.param, &tensor.grad) {
                 (DataMut::Device(_), _) => Operand::Parameter,
                 (_, Data::Device(_)) => Operand::Gradient,
-                _ if self.holds(tensor) => continue,
+                _ if self.holds(tensor) => {
+                    self.check_state(tensor)?;
+                    continue;
+                }
                 _ => {
                     return Err(BackendError::ForeignState {
                         backend: backend.to_owned(),
@@ -118,6 +121,24 @@ impl Cpu {
             });
         }
         Ok(())
+    }
+
+    /// Refuses a state of another length than its parameter, or of another width than was allocated: a step
+    /// would go as far as the shorter of the two.
+    fn check_state(&self, tensor: &TensorStep<'_>) -> Result<(), BackendError> {
+        let given = (tensor.state.len(), tensor.state.layout().bits());
+        let wanted = (tensor.param.len(), tensor.bits);
+        if given == wanted {
+            return Ok(());
+        }
+        Err(BackendError::WrongState {
+            backend: self.name().into(),
+            parameter: tensor.name.into(),
+            given_len: given.0,
+            wanted_len: wanted.0,
+            given_bits: given.1,
+            wanted_bits: wanted.1,
+        })
     }
 
     /// Whether a state is in ordinary memory, or in pages of this backend.
