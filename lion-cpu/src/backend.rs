@@ -3,25 +3,36 @@
 use crate::arch::{Isa, Kernel};
 use crate::job::View;
 use crate::paged::PagedCpuState;
-use crate::pool::Pool;
+use crate::pool::{Pool, Workers};
 use crate::state::CpuState;
+use crate::survey::{Survey, Tree};
 use crate::walk;
 use lion_core::norm::limited_lr;
 use lion_core::{
-    Backend, BackendError, Data, DataMut, Operand, PagingError, PagingTotals, State, StateRequest,
-    TensorStep,
+    BLOCK, Backend, BackendError, Data, DataMut, Operand, PagingError, PagingTotals, State,
+    StateRequest, TensorStep,
 };
 use lion_paging::{HostDriver, Pager, Paging};
 use rayon::ThreadPool;
 use std::sync::Arc;
 
-/// The CPU: one kernel, and the threads of rayon's global pool or of a pool of the caller's.
+/// The CPU: one kernel, and the threads of a pool.
 ///
-/// The caller's thread takes part in a step, and does a small one alone.
+/// # Threads
+/// A step runs on the thread that calls it and, above 262,144 elements, on the threads of a pool as well.
+/// All backends of a process share one pool, which belongs to this crate and is not rayon's global one. It is
+/// built by the first step that needs it, with a thread per core or as many as the environment variable
+/// `RAYON_NUM_THREADS` says. [`pool`](Cpu::pool) chooses another one. Where threads cannot be started, as on
+/// `wasm32-unknown-unknown`, steps run on the calling thread alone.
+///
+/// A step never waits for a thread that has not begun to work on it. Where the threads of the pool are
+/// busy, with other steps or with tasks of the caller's, the calling thread does all of the work. While a step
+/// waits for threads that work on it, it runs no other task of the pool. So a step may be called from any
+/// thread, from a task of its own pool too, and while its caller holds a lock that other tasks wait for.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     pub(crate) kernel: Kernel,
-    pool: Option<Arc<ThreadPool>>,
+    workers: Option<Workers>,
     pager: Option<Arc<Pager<HostDriver>>>,
 }
 
@@ -34,7 +45,7 @@ impl Cpu {
     pub fn new() -> Result<Self, BackendError> {
         Ok(Cpu {
             kernel: Kernel::choose()?,
-            pool: None,
+            workers: None,
             pager: None,
         })
     }
@@ -46,21 +57,31 @@ impl Cpu {
     pub fn with_isa(isa: Isa) -> Result<Self, BackendError> {
         Ok(Cpu {
             kernel: Kernel::new(isa)?,
-            pool: None,
+            workers: None,
             pager: None,
         })
     }
 
-    /// Runs steps in this pool instead of rayon's global one.
+    /// Takes the helper threads of steps from this pool instead of the one that all backends share.
+    ///
+    /// The pool may be used for anything else meanwhile: a step takes the threads that are free, and is done
+    /// without them where none is. With a pool of one thread a step runs on the calling thread alone.
+    ///
+    /// ```
+    /// use lion_cpu::Cpu;
+    /// use std::sync::Arc;
+    /// let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build()?;
+    /// let cpu = Cpu::new()?.pool(Arc::new(pool));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn pool(mut self, pool: Arc<ThreadPool>) -> Self {
-        self.pool = Some(pool);
+        self.workers = Some(Workers::new(pool));
         self
     }
 
     /// Pages states that are asked to be: to a file in a folder, within a budget of memory.
-    /// Optimizers that share this backend, or clones of it, share the budget and step one after the other;
-    /// none of them may step inside a task of the pool that runs another one's step.
+    /// Optimizers that share this backend, or clones of it, share the budget and step one after the other.
     ///
     /// # Errors
     /// [`PagingError::NoFolder`], [`PagingError::Folder`], [`PagingError::NoBudget`],
@@ -91,7 +112,7 @@ impl Cpu {
     pub fn memory_limit(ahead: usize, fine: bool) -> Self {
         Cpu {
             kernel: Kernel::limit(ahead, fine),
-            pool: None,
+            workers: None,
             pager: None,
         }
     }
@@ -141,6 +162,11 @@ impl Cpu {
         })
     }
 
+    /// The threads that step these tensors.
+    fn threads(&self, tensors: &[TensorStep<'_>]) -> Pool<'_> {
+        Pool::of(self.workers.as_ref(), tensors)
+    }
+
     /// Whether a state is in ordinary memory, or in pages of this backend.
     fn holds(&self, tensor: &TensorStep<'_>) -> bool {
         match (PagedCpuState::of(tensor), &self.pager) {
@@ -180,18 +206,8 @@ impl Backend for Cpu {
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         self.check(tensors)?;
-        let (pool, kernel) = (Pool::of(self.pool.as_deref(), tensors), self.kernel);
-        if tensors.iter().any(|tensor| tensor.max_unorm > 0.0) {
-            pool.for_each(tensors, &|tensor| {
-                if tensor.max_unorm > 0.0
-                    && let Some(view) = View::new(tensor)
-                {
-                    let (squares, moves) = pool.norm(kernel, view, view.blocks());
-                    let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
-                    tensor.coefficients = tensor.coefficients.with_lr(lr);
-                }
-            });
-        }
+        let (pool, kernel) = (self.threads(tensors), self.kernel);
+        limit(pool, kernel, tensors);
         match self.pager(tensors) {
             Some(pager) => walk::step(pool, kernel, pager, tensors)?,
             None => pool.step(kernel, tensors, None)?,
@@ -201,12 +217,16 @@ impl Backend for Cpu {
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         self.check(tensors)?;
-        let (pool, kernel) = (Pool::of(self.pool.as_deref(), tensors), self.kernel);
-        pool.for_each(tensors, &|tensor| {
-            if let Some(view) = View::new(tensor) {
-                tensor.skipped_blocks = pool.count_non_finite(kernel, view, view.blocks());
+        let (pool, kernel) = (self.threads(tensors), self.kernel);
+        let views = tensors.iter().filter_map(View::new).map(|view| (0, view));
+        let mut survey = Survey::new(pool, views, |view, block| kernel.count(view, block));
+        for tensor in &mut *tensors {
+            if View::new(tensor).is_some() {
+                let mut tree = Tree::default();
+                survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
+                tensor.skipped_blocks = tree.sum().1;
             }
-        });
+        }
         if let Some(pager) = self.pager(tensors) {
             walk::count_non_finite(pool, kernel, pager, tensors)?;
         }
@@ -215,5 +235,24 @@ impl Backend for Cpu {
 
     fn paging_totals(&self) -> Option<PagingTotals> {
         self.pager.as_ref().map(|pager| pager.totals())
+    }
+}
+
+/// Lowers the learning rates of tensors in memory by their norms, where a limit is set.
+fn limit(pool: Pool<'_>, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
+    fn limited<'v>(tensor: &'v TensorStep<'_>) -> Option<View<'v>> {
+        (tensor.max_unorm > 0.0).then(|| View::new(tensor))?
+    }
+
+    let views = tensors.iter().filter_map(limited).map(|view| (0, view));
+    let mut survey = Survey::new(pool, views, |view, block| kernel.norm(view, block));
+    for tensor in tensors {
+        if limited(tensor).is_some() {
+            let mut tree = Tree::default();
+            survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
+            let (squares, moves) = tree.sum();
+            let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
+            tensor.coefficients = tensor.coefficients.with_lr(lr);
+        }
     }
 }

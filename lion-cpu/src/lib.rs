@@ -29,7 +29,10 @@ mod job;
 mod paged;
 mod pool;
 mod quantize;
+#[allow(unsafe_code)]
+mod region;
 mod state;
+mod survey;
 mod walk;
 
 pub use arch::Isa;

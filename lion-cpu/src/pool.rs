@@ -6,22 +6,18 @@
 //! takes it, or where the cuts are.
 
 use crate::arch::{self, Kernel};
-use crate::job::{Job, Jobs, PagedJobs, View};
+use crate::job::{Job, Jobs, PagedJobs};
+use crate::region::{Helper, Regions};
 use crate::walk::Progress;
-use lion_core::norm::tree_split;
 use lion_core::{BLOCK, PagingError, TensorStep};
-use rayon::{Scope, ThreadPool};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::iter::Enumerate;
-use std::ops::Range;
 use std::slice::IterMut;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Elements up to which a step stays on the caller's thread: a vector kernel is done with them in about
 /// a tenth of a millisecond, and waking another thread costs a good part of that.
 const SMALL: usize = 262_144;
-
-/// Elements below which a reduction is not split between threads.
-const GRAIN: usize = 32_768;
 
 /// Elements that a thread takes at once: at most this many, so that threads end together, and fewer
 /// where there are few for all.
@@ -31,55 +27,79 @@ const SMALLEST_RUN: usize = 8_192;
 /// Tensors that a thread takes at once, at most.
 const BATCH: usize = 16;
 
+/// A pool, and the regions that its threads help with.
+#[derive(Clone, Debug)]
+pub(crate) struct Workers {
+    pool: Arc<ThreadPool>,
+    regions: Arc<Regions>,
+}
+
+impl Workers {
+    pub(crate) fn new(pool: Arc<ThreadPool>) -> Self {
+        Workers {
+            pool,
+            regions: Arc::default(),
+        }
+    }
+
+    /// The pool of this crate, which all backends share that were given none. It is built when it is used
+    /// for the first time; `None` where its threads cannot be started.
+    fn shared() -> Option<&'static Workers> {
+        static SHARED: OnceLock<Option<Workers>> = OnceLock::new();
+        let build = || {
+            let builder = ThreadPoolBuilder::new().thread_name(|index| format!("lion-cpu-{index}"));
+            let pool = builder.build().ok()?;
+            Some(Workers::new(Arc::new(pool)))
+        };
+        SHARED.get_or_init(build).as_ref()
+    }
+}
+
 /// The threads of a step.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Pool<'p> {
     /// The caller's alone.
     Caller,
-    /// The caller's and those of a pool, or of rayon's global one.
-    Shared(Option<&'p ThreadPool>),
+    /// The caller's and those of a pool.
+    Shared(&'p Workers),
 }
 
 impl<'p> Pool<'p> {
-    /// The threads for a step of these tensors.
-    pub(crate) fn of(pool: Option<&'p ThreadPool>, tensors: &[TensorStep<'_>]) -> Self {
+    /// The threads for a step of these tensors: of the given pool, or of the one that all backends share.
+    pub(crate) fn of(workers: Option<&'p Workers>, tensors: &[TensorStep<'_>]) -> Self {
         if elements(tensors) <= SMALL {
-            Pool::Caller
-        } else {
-            Pool::Shared(pool)
+            return Pool::Caller;
         }
+        let workers = match workers {
+            None => Workers::shared(),
+            given => given,
+        };
+        workers.map_or(Pool::Caller, Pool::Shared)
     }
 
-    fn threads(self) -> usize {
+    /// How many threads work at once.
+    pub(crate) fn threads(self) -> usize {
         match self {
             Pool::Caller => 1,
-            Pool::Shared(Some(pool)) => pool.current_num_threads(),
-            Pool::Shared(None) => rayon::current_num_threads(),
+            Pool::Shared(workers) => workers.pool.current_num_threads(),
         }
     }
 
-    /// Whether the caller's thread is one of these.
-    fn has_caller(self) -> bool {
+    /// Runs `work` on this thread and, while that goes on, on others of the pool: at most so many
+    /// `helpers`. It waits for none that has not begun.
+    pub(crate) fn run(self, helpers: usize, work: impl Fn() + Sync) {
+        let threads = self.threads();
         match self {
-            Pool::Caller => true,
-            Pool::Shared(Some(pool)) => pool.current_thread_index().is_some(),
-            Pool::Shared(None) => rayon::current_thread_index().is_some(),
-        }
-    }
-
-    /// Runs `work` here, with a scope to spawn helpers in.
-    fn scope<'s>(pool: Option<&'p ThreadPool>, work: impl FnOnce(&Scope<'s>)) {
-        match pool {
-            Some(pool) => pool.in_place_scope(work),
-            None => rayon::in_place_scope(work),
-        }
-    }
-
-    fn join<R: Send>(self, a: impl FnOnce() -> R + Send, b: impl FnOnce() -> R + Send) -> (R, R) {
-        match self {
-            Pool::Caller => (a(), b()),
-            Pool::Shared(Some(pool)) => pool.join(a, b),
-            Pool::Shared(None) => rayon::join(a, b),
+            Pool::Shared(workers) if threads > 1 && helpers > 0 => {
+                let Workers { pool, regions } = workers;
+                // All threads of the pool are called, though the caller's is one more: which of them a
+                // core is free for, only the scheduler knows. As many as there is room for come first.
+                let others = threads - usize::from(pool.current_thread_index().is_some());
+                let room = helpers.min(threads - 1);
+                let spawn = |helper: Helper| pool.spawn(|| helper.run());
+                regions.run(room, helpers.min(others), spawn, &work);
+            }
+            _ => work(),
         }
     }
 
@@ -109,80 +129,16 @@ impl<'p> Pool<'p> {
             rest: None,
             progress,
             run,
-            room: threads,
             skipped: Vec::new(),
             error: None,
         });
-        match self {
-            Pool::Shared(pool) if threads > 1 => Self::scope(pool, |scope| {
-                // All threads of the pool are called, though the caller's is one more: which of them a
-                // core is free for, only the scheduler knows. The queue has room for as many as come first.
-                let helpers = threads - usize::from(self.has_caller());
-                for _ in 0..helpers.min(elements / run) {
-                    scope.spawn(|_| work(kernel, &queue));
-                }
-                work(kernel, &queue);
-            }),
-            _ => work(kernel, &queue),
-        }
+        self.run(elements / run, || work(kernel, &queue));
         let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (skipped, error) = (queue.skipped, queue.error);
         for (tensor, skipped) in skipped {
             tensors[tensor].skipped_blocks += skipped;
         }
         error.map_or(Ok(()), Err)
-    }
-
-    /// Sum of the squares of the parameter and number of elements that move, for blocks of a tensor.
-    pub(crate) fn norm(self, kernel: Kernel, view: View<'_>, blocks: Range<usize>) -> (f64, u64) {
-        match blocks.len() {
-            0 => return (0.0, 0),
-            1 => return kernel.norm(view, blocks.start),
-            _ => {}
-        }
-        // The tree of the specification: the sum depends on where it splits.
-        let middle = blocks.start + tree_split(blocks.len());
-        let left = || self.norm(kernel, view, blocks.start..middle);
-        let right = || self.norm(kernel, view, middle..blocks.end);
-        let (left, right) = if blocks.len() * BLOCK > GRAIN {
-            self.join(left, right)
-        } else {
-            (left(), right())
-        };
-        (left.0 + right.0, left.1 + right.1)
-    }
-
-    /// Number of blocks with a new momentum that is not finite.
-    pub(crate) fn count_non_finite(
-        self,
-        kernel: Kernel,
-        view: View<'_>,
-        blocks: Range<usize>,
-    ) -> u64 {
-        if blocks.len() * BLOCK <= GRAIN {
-            let bad = blocks.filter(|&block| !kernel.is_finite(view, block));
-            return bad.count() as u64;
-        }
-        let middle = blocks.start + blocks.len() / 2;
-        let (left, right) = self.join(
-            || self.count_non_finite(kernel, view, blocks.start..middle),
-            || self.count_non_finite(kernel, view, middle..blocks.end),
-        );
-        left + right
-    }
-
-    /// Calls `work` for every tensor, the tensors shared between threads if there is much to do.
-    pub(crate) fn for_each(
-        self,
-        tensors: &mut [TensorStep<'_>],
-        work: &(impl Fn(&mut TensorStep<'_>) + Sync),
-    ) {
-        if tensors.len() > 1 && elements(tensors) > GRAIN {
-            let (left, right) = tensors.split_at_mut(tensors.len() / 2);
-            self.join(|| self.for_each(left, work), || self.for_each(right, work));
-        } else {
-            tensors.iter_mut().for_each(work);
-        }
     }
 }
 
@@ -194,9 +150,8 @@ fn elements(tensors: &[TensorStep<'_>]) -> usize {
 /// Takes jobs from the queue until there is none.
 fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
     let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
-    if !lock().enter() {
-        return;
-    }
+    // Counted here and handed over at the end, so that no thread waits for another one's counting.
+    let mut skipped: Vec<(usize, u64)> = Vec::new();
     let mut batch = [const { None }; BATCH];
     loop {
         let waiting = lock().fill(&mut batch);
@@ -208,7 +163,7 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
             continue;
         }
         if batch[0].is_none() {
-            return;
+            break;
         }
         for i in 0..BATCH {
             if let Some(Some(next)) = batch.get(i + 1) {
@@ -219,14 +174,19 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
                 break;
             };
             let elements = job.len();
-            let skipped = kernel.step(job);
+            let blocks = kernel.step(job);
             if let Some((progress, position)) = piece {
                 progress.done(position, elements);
             }
-            if skipped > 0 {
-                lock().skip(tensor, skipped);
+            match skipped.last_mut() {
+                _ if blocks == 0 => {}
+                Some((last, counted)) if *last == tensor => *counted += blocks,
+                _ => skipped.push((tensor, blocks)),
             }
         }
+    }
+    if !skipped.is_empty() {
+        lock().skipped.append(&mut skipped);
     }
 }
 
@@ -248,22 +208,13 @@ struct Queue<'q, 't> {
     progress: Option<&'q Progress<'q>>,
     /// Elements that a thread takes at once.
     run: usize,
-    /// Threads that may still join.
-    room: usize,
-    /// Blocks that were skipped, by the index of their tensor.
+    /// Blocks that were skipped, with the index of their tensor.
     skipped: Vec<(usize, u64)>,
     /// What ended the step before its end.
     error: Option<PagingError>,
 }
 
 impl<'q> Queue<'q, '_> {
-    /// Whether one more thread may work.
-    fn enter(&mut self) -> bool {
-        let may = self.room > 0;
-        self.room -= usize::from(may);
-        may
-    }
-
     /// Fills a batch from its start with the jobs of one run: a part of a tensor, or some small ones. An
     /// empty batch is the end, unless there is a position to wait for.
     fn fill(&mut self, batch: &mut [Option<Run<'q>>]) -> Option<(&'q Progress<'q>, usize)> {
@@ -305,14 +256,6 @@ impl<'q> Queue<'q, '_> {
                 self.error = Some(error);
                 false
             }
-        }
-    }
-
-    /// Counts skipped blocks, in one entry a tensor.
-    fn skip(&mut self, tensor: usize, blocks: u64) {
-        match self.skipped.iter_mut().find(|entry| entry.0 == tensor) {
-            Some((_, counted)) => *counted += blocks,
-            None => self.skipped.push((tensor, blocks)),
         }
     }
 

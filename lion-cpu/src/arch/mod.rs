@@ -193,6 +193,11 @@ impl Kernel {
         dispatch!(self, is_finite(view, block))
     }
 
+    /// One block as a sum of blocks that are not finite.
+    pub(crate) fn count(self, view: View<'_>, block: usize) -> (f64, u64) {
+        (0.0, u64::from(!self.is_finite(view, block)))
+    }
+
     /// Quantizes at most one block of finite numbers and returns its absmax.
     pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
         dispatch!(self, quantize(m, words, codes))
