@@ -22,6 +22,8 @@ impl Optimizer {
         args: StepArgs,
         updates: impl IntoIterator<Item = Update<'a>>,
     ) -> Result<StepReport, Error> {
+        // A thread that rounds otherwise would compute other constants.
+        let _mode = self.backend.float_mode();
         args.check()?;
         let updates = updates.into_iter();
         let expected = updates.size_hint().0.min(self.params.len());

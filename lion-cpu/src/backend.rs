@@ -1,6 +1,6 @@
 //! The CPU as a [`Backend`].
 
-use crate::arch::{Isa, Kernel};
+use crate::arch::{DefaultMode, Isa, Kernel, in_default_mode};
 use crate::job::View;
 use crate::paged::PagedCpuState;
 use crate::pool::{Pool, Workers};
@@ -14,6 +14,7 @@ use lion_core::{
 };
 use lion_paging::{HostDriver, Pager, Paging};
 use rayon::ThreadPool;
+use std::any::Any;
 use std::sync::Arc;
 
 /// The CPU: one kernel, and the threads of a pool.
@@ -29,6 +30,10 @@ use std::sync::Arc;
 /// busy, with other steps or with tasks of the caller's, the calling thread does all of the work. While a step
 /// waits for threads that work on it, it runs no other task of the pool. So a step may be called from any
 /// thread, from a task of its own pool too, and while its caller holds a lock that other tasks wait for.
+///
+/// The bits that a step returns depend neither on the number of threads nor on the floating-point mode of the
+/// calling thread: whatever rounding or flushing of subnormal numbers that one has set does not apply in a
+/// step, and is there again after it.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     pub(crate) kernel: Kernel,
@@ -206,12 +211,14 @@ impl Backend for Cpu {
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         self.check(tensors)?;
-        let (pool, kernel) = (self.threads(tensors), self.kernel);
-        limit(pool, kernel, tensors);
-        match self.pager(tensors) {
-            Some(pager) => walk::step(pool, kernel, pager, tensors)?,
-            None => pool.step(kernel, tensors, None)?,
-        }
+        in_default_mode(|| {
+            let (pool, kernel) = (self.threads(tensors), self.kernel);
+            limit(pool, kernel, tensors);
+            match self.pager(tensors) {
+                Some(pager) => walk::step(pool, kernel, pager, tensors),
+                None => pool.step(kernel, tensors, None),
+            }
+        })?;
         Ok(())
     }
 
@@ -231,6 +238,10 @@ impl Backend for Cpu {
             walk::count_non_finite(pool, kernel, pager, tensors)?;
         }
         Ok(())
+    }
+
+    fn float_mode(&self) -> Option<Box<dyn Any>> {
+        Some(Box::new(DefaultMode::set()?))
     }
 
     fn paging_totals(&self) -> Option<PagingTotals> {

@@ -5,7 +5,7 @@
 //! to wake; a small one ends before that would be worth it. What a run returns does not depend on who
 //! takes it, or where the cuts are.
 
-use crate::arch::{self, Kernel};
+use crate::arch::{self, Kernel, in_default_mode};
 use crate::job::{Job, Jobs, PagedJobs};
 use crate::region::{Helper, Regions};
 use crate::walk::Progress;
@@ -88,6 +88,7 @@ impl<'p> Pool<'p> {
     /// Runs `work` on this thread and, while that goes on, on others of the pool: at most so many
     /// `helpers`. It waits for none that has not begun.
     pub(crate) fn run(self, helpers: usize, work: impl Fn() + Sync) {
+        let work = || in_default_mode(&work);
         let threads = self.threads();
         match self {
             Pool::Shared(workers) if threads > 1 && helpers > 0 => {

@@ -17,6 +17,7 @@ macro_rules! for_each_pair {
     };
 }
 
+mod float_mode;
 #[cfg(feature = "bench-internals")]
 mod limit;
 mod scalar;
@@ -27,6 +28,8 @@ mod generic;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+
+pub(crate) use float_mode::{DefaultMode, in_default_mode};
 
 use crate::job::{Job, StateMut, View};
 use lion_core::{BackendError, Slice};
