@@ -23,8 +23,10 @@ mod register {
     /// Nearest, no flush to zero, subnormal operands kept, exceptions masked.
     pub(super) const DEFAULT: Word = 0x1F80;
 
-    /// All but the flags of exceptions that have happened.
-    pub(super) const MODE: Word = 0xFFC0;
+    /// Without the flags of exceptions that have happened.
+    pub(super) fn mode(word: Word) -> Word {
+        word & 0xFFC0
+    }
 
     pub(super) fn read() -> Word {
         let mut word: Word = 0;
@@ -55,8 +57,10 @@ mod register {
     /// Nearest, no flush to zero, IEEE half precision, no traps.
     pub(super) const DEFAULT: Word = 0;
 
-    /// All: the flags of exceptions are in another register.
-    pub(super) const MODE: Word = Word::MAX;
+    /// All of it: the flags of exceptions are in another register.
+    pub(super) fn mode(word: Word) -> Word {
+        word
+    }
 
     pub(super) fn read() -> Word {
         let word: Word;
@@ -86,14 +90,17 @@ mod register {
 mod register {
     pub(super) type Word = u32;
     pub(super) const DEFAULT: Word = 0;
-    pub(super) const MODE: Word = 0;
+
+    pub(super) fn mode(word: Word) -> Word {
+        word
+    }
 
     pub(super) fn read() -> Word {
         DEFAULT
     }
 
     /// # Safety
-    /// None here.
+    /// As elsewhere. It does nothing.
     pub(super) unsafe fn write(_: Word) {}
 }
 
@@ -109,7 +116,7 @@ impl DefaultMode {
     /// Sets the default mode; `None` where the thread has it already.
     pub(crate) fn set() -> Option<Self> {
         let before = register::read();
-        if before & register::MODE == register::DEFAULT & register::MODE {
+        if register::mode(before) == register::mode(register::DEFAULT) {
             return None;
         }
         // SAFETY: it is the default.

@@ -212,9 +212,6 @@ impl Kernel {
     }
 }
 
-/// Elements at the start of a run that [`prefetch`] asks for.
-const HEAD: usize = 576;
-
 /// Asks for the start of a run that is stepped soon.
 pub(crate) fn prefetch(job: &Job<'_>) {
     let (param, grad) = (job.param.as_slice(), job.grad);
@@ -231,13 +228,18 @@ pub(crate) fn prefetch(job: &Job<'_>) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn prefetch_slice<T>(slice: &[T]) {
-    #[cfg(target_arch = "x86_64")]
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+
+    /// Elements at the start of a run that are asked for.
+    const HEAD: usize = 576;
+
     for line in slice[..slice.len().min(HEAD)].chunks(64 / size_of::<T>()) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads nothing that the program could see, from any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = slice;
 }
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch_slice<T>(_: &[T]) {}
