@@ -210,6 +210,82 @@ fn norms_and_counts_are_done_while_all_threads_of_the_pool_are_busy() {
     }
 }
 
+/// Blocks are counted for the tensor that they lie in, whichever thread has skipped them.
+#[test]
+fn skipped_blocks_are_counted_for_their_parameters() {
+    const SMALL: usize = 5000;
+    for threads in [1, 4] {
+        let cpu = Cpu::new().unwrap().pool(pool(threads));
+        let mut model = Model::on(cpu);
+        let spec = |i| ParamSpec::new(format!("small{i}"), 16, Dtype::F32);
+        let handles: Vec<_> = (0..SMALL)
+            .map(|i| model.lion.register(spec(i)).unwrap())
+            .collect();
+        let (mut params, nan) = (vec![0.0f32; 16 * SMALL], [f32::NAN; 16]);
+        // Every tenth block of the large parameter, and every other small parameter.
+        for block in model.grad.chunks_mut(256).step_by(10) {
+            block[7] = f32::INFINITY;
+        }
+        let small = handles.iter().zip(params.chunks_mut(16)).enumerate();
+        let grad = |i: usize| if i % 2 == 0 { &nan } else { &[1.0; 16] };
+        let updates = small.map(|(i, (&handle, p))| lion::update(handle, p, grad(i)));
+        let large = lion::update(model.handle, &mut model.param, &model.grad);
+        let report = model.lion.step(updates.chain([large])).unwrap();
+        let mut expected: Vec<(String, u64)> = (0..SMALL)
+            .step_by(2)
+            .map(|i| (format!("small{i}"), 1))
+            .collect();
+        expected.push(("w".to_owned(), (N as u64 / 256).div_ceil(10)));
+        let found = report.skipped.iter();
+        let found: Vec<_> = found
+            .map(|skipped| (skipped.parameter.to_string(), skipped.skipped))
+            .collect();
+        assert_eq!(found, expected);
+    }
+}
+
+/// Names of the threads of this process, by the system's account.
+#[cfg(target_os = "linux")]
+fn threads_of_the_shared_pool() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.map(|task| {
+        let path = task.unwrap().path().join("comm");
+        // A thread may end in between.
+        std::fs::read_to_string(path).unwrap_or_default()
+    });
+    names.filter(|name| name.starts_with("lion-cpu-")).count()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn optimizers_share_a_pool_of_their_own_when_they_need_it() {
+    let test = "optimizers_share_a_pool_of_their_own_when_they_need_it";
+    if !is_child_with(test, |command| {
+        command.env("RAYON_NUM_THREADS", "3");
+    }) {
+        return;
+    }
+    let mut small = Lion::builder()
+        .backend(Cpu::new().unwrap())
+        .build()
+        .unwrap();
+    let w = small
+        .register(ParamSpec::new("w", 1000, Dtype::F32))
+        .unwrap();
+    small
+        .step([(w, &mut vec![0.0f32; 1000], &vec![1.0f32; 1000])])
+        .unwrap();
+    assert_eq!(threads_of_the_shared_pool(), 0);
+    for _ in 0..2 {
+        Model::on(Cpu::new().unwrap()).step();
+    }
+    // A thread names itself when it has started.
+    while threads_of_the_shared_pool() < 3 {
+        thread::yield_now();
+    }
+    assert_eq!(threads_of_the_shared_pool(), 3);
+}
+
 /// Optimizers that share a paged backend take turns, from tasks of the pool in which their steps run.
 #[cfg(target_os = "linux")]
 #[test]
@@ -230,7 +306,7 @@ fn paged_optimizers_step_from_tasks_of_one_pool() {
             })
             .collect();
         let (done, results) = channel();
-        for i in 0..30 {
+        for i in 0..18 {
             let (model, done) = (Arc::clone(&models[i % models.len()]), done.clone());
             pool.spawn(move || {
                 model.lock().unwrap().step();
@@ -238,7 +314,7 @@ fn paged_optimizers_step_from_tasks_of_one_pool() {
             });
         }
         drop(done);
-        assert_eq!(results.iter().count(), 30);
+        assert_eq!(results.iter().count(), 18);
         let busy = occupy(&pool);
         models[0].lock().unwrap().step();
         drop(busy);

@@ -227,11 +227,11 @@ impl Backend for Cpu {
         let (pool, kernel) = (self.threads(tensors), self.kernel);
         let views = tensors.iter().filter_map(View::new).map(|view| (0, view));
         let mut survey = Survey::new(pool, views, |view, block| kernel.count(view, block));
+        let mut tree = Tree::new();
         for tensor in &mut *tensors {
             if View::new(tensor).is_some() {
-                let mut tree = Tree::default();
                 survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
-                tensor.skipped_blocks = tree.sum().1;
+                tensor.skipped_blocks = tree.take().1;
             }
         }
         if let Some(pager) = self.pager(tensors) {
@@ -257,11 +257,11 @@ fn limit(pool: Pool<'_>, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
 
     let views = tensors.iter().filter_map(limited).map(|view| (0, view));
     let mut survey = Survey::new(pool, views, |view, block| kernel.norm(view, block));
+    let mut tree = Tree::new();
     for tensor in tensors {
         if limited(tensor).is_some() {
-            let mut tree = Tree::default();
             survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
-            let (squares, moves) = tree.sum();
+            let (squares, moves) = tree.take();
             let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
             tensor.coefficients = tensor.coefficients.with_lr(lr);
         }

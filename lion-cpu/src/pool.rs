@@ -171,14 +171,11 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
                 // A kernel asks for what lies ahead in its own tensor only.
                 arch::prefetch(&next.job);
             }
-            let Some(Run { tensor, job, piece }) = batch[i].take() else {
+            let Some(Taken { tensor, job, held }) = batch[i].take() else {
                 break;
             };
-            let elements = job.len();
             let blocks = kernel.step(job);
-            if let Some((progress, position)) = piece {
-                progress.done(position, elements);
-            }
+            drop(held);
             match skipped.last_mut() {
                 _ if blocks == 0 => {}
                 Some((last, counted)) if *last == tensor => *counted += blocks,
@@ -196,6 +193,39 @@ struct Run<'q> {
     tensor: usize,
     job: Job<'q>,
     piece: Option<(&'q Progress<'q>, usize)>,
+}
+
+/// A run that a thread has taken.
+struct Taken<'q> {
+    tensor: usize,
+    job: Job<'q>,
+    held: Option<Held<'q>>,
+}
+
+/// Elements of a piece that a thread has taken. Dropped, they are done: after a panic too, for other threads
+/// may wait for pieces that have no room before this one is released.
+struct Held<'q> {
+    progress: &'q Progress<'q>,
+    position: usize,
+    elements: usize,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.progress.done(self.position, self.elements);
+    }
+}
+
+impl<'q> From<Run<'q>> for Taken<'q> {
+    fn from(run: Run<'q>) -> Self {
+        let Run { tensor, job, piece } = run;
+        let held = piece.map(|(progress, position)| Held {
+            progress,
+            position,
+            elements: job.len(),
+        });
+        Taken { tensor, job, held }
+    }
 }
 
 /// All that is left of a step.
@@ -218,7 +248,7 @@ struct Queue<'q, 't> {
 impl<'q> Queue<'q, '_> {
     /// Fills a batch from its start with the jobs of one run: a part of a tensor, or some small ones. An
     /// empty batch is the end, unless there is a position to wait for.
-    fn fill(&mut self, batch: &mut [Option<Run<'q>>]) -> Option<(&'q Progress<'q>, usize)> {
+    fn fill(&mut self, batch: &mut [Option<Taken<'q>>]) -> Option<(&'q Progress<'q>, usize)> {
         let mut room = self.run;
         for (i, place) in batch.iter_mut().enumerate() {
             let next = self.rest.take().or_else(|| self.next_run())?;
@@ -234,11 +264,11 @@ impl<'q> Queue<'q, '_> {
                 let (tensor, piece) = (next.tensor, next.piece);
                 let part = |job| Run { tensor, job, piece };
                 self.rest = Some(part(rest));
-                *place = Some(part(run));
+                *place = Some(part(run).into());
                 return None;
             }
             room = room.saturating_sub(next.job.len());
-            *place = Some(next);
+            *place = Some(next.into());
             if room < BLOCK {
                 return None;
             }
@@ -289,5 +319,80 @@ impl<'q> Queue<'q, '_> {
                 Jobs::Paged(pieces) => self.pieces = Some((tensor, pieces)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Cpu;
+    use crate::arch::Kernel;
+    use lion_core::{Dtype, OnNonFinite, Optimizer, Overrides, ParamSpec, StepArgs, Update};
+    use lion_paging::Paging;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    /// Steps a parameter with a kernel that panics, and returns what with. `None` where nothing is paged here.
+    fn step_with_panics(paged: bool) -> Option<String> {
+        const N: usize = 1 << 19;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build();
+        let mut cpu = Cpu::new().unwrap().pool(Arc::new(pool.unwrap()));
+        cpu.kernel = Kernel::faulty(N as u64 / 2);
+        let cpu = if paged {
+            // A few pieces at a time, so that threads wait for each other's.
+            let paging = Paging::in_folder(std::env::temp_dir()).budget(64 << 10);
+            cpu.paging(&paging).ok()?
+        } else {
+            cpu
+        };
+        let overrides = Overrides::new().is_paged(paged);
+        let lion = Optimizer::new(Box::new(cpu), overrides, OnNonFinite::SkipBlock);
+        let mut lion = lion.unwrap();
+        let handle = lion.register(ParamSpec::new("w", N, Dtype::F32)).unwrap();
+        let (mut param, grad) = (vec![0.0f32; N], vec![1.0f32; N]);
+        let step = || {
+            let update = Update {
+                handle,
+                param: param.as_mut_slice().into(),
+                grad: Some(grad.as_slice().into()),
+            };
+            lion.step(StepArgs::new(), [update])
+        };
+        let panic = catch_unwind(AssertUnwindSafe(step)).unwrap_err();
+        Some((*panic.downcast::<&str>().unwrap()).to_owned())
+    }
+
+    const ROUNDS: usize = 5;
+
+    /// Fails instead of hanging.
+    fn panics_reach_the_caller(paged: bool) {
+        if cfg!(miri) {
+            return;
+        }
+        let (sender, results) = channel();
+        thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                sender.send(step_with_panics(paged)).unwrap();
+            }
+        });
+        for _ in 0..ROUNDS {
+            let result = results.recv_timeout(Duration::from_secs(120));
+            match result.expect("the step hangs") {
+                Some(message) => assert_eq!(message, "a fault of the kernel"),
+                None => println!("SKIPPED paged states"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_kernel_reaches_the_caller() {
+        panics_reach_the_caller(false);
+    }
+
+    #[test]
+    fn a_panic_of_a_kernel_does_not_leave_other_threads_waiting_for_its_piece() {
+        panics_reach_the_caller(true);
     }
 }

@@ -44,7 +44,7 @@ impl Survey {
         // A few for each thread, so that one that is interrupted does not hold up the rest.
         let largest = match pool.threads() {
             1 => usize::MAX,
-            threads => (elements / (4 * threads)).max(GRAIN) / BLOCK,
+            threads => (elements / (4 * threads)).max(GRAIN).next_power_of_two() / BLOCK,
         };
         let parts = views.flat_map(move |(first, view)| {
             let parts = subtrees(first, view.blocks().len(), largest);
@@ -138,35 +138,46 @@ fn added(left: Sum, right: Sum) -> Sum {
 }
 
 /// The sum over a tensor, whose subtrees come from left to right.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tree {
-    /// Subtrees that wait for their right neighbours, the largest first: blocks and sums.
-    waiting: Vec<(usize, Sum)>,
+    /// How many blocks have come. Where bit `k` is set, a subtree of 2^k blocks waits for its right neighbour.
     blocks: usize,
+    /// The sums of the subtrees that wait, by `k`.
+    waiting: [Sum; usize::BITS as usize],
 }
 
 impl Tree {
+    pub(crate) fn new() -> Self {
+        Tree {
+            blocks: 0,
+            waiting: [(0.0, 0); usize::BITS as usize],
+        }
+    }
+
     /// How many blocks have come.
     pub(crate) fn blocks(&self) -> usize {
         self.blocks
     }
 
-    /// Adds the subtree that comes next.
+    /// Adds the subtree that comes next, of a power of two of blocks.
     fn add(&mut self, blocks: usize, sum: Sum) {
-        self.blocks += blocks;
-        let mut subtree = (blocks, sum);
-        while let Some((_, left)) = self.waiting.pop_if(|(waiting, _)| *waiting == subtree.0) {
-            subtree = (2 * subtree.0, added(left, subtree.1));
+        let (mut k, mut sum) = (blocks.trailing_zeros() as usize, sum);
+        while self.blocks >> k & 1 == 1 {
+            sum = added(self.waiting[k], sum);
+            k += 1;
         }
-        self.waiting.push(subtree);
+        self.waiting[k] = sum;
+        self.blocks += blocks;
     }
 
-    pub(crate) fn sum(mut self) -> Sum {
-        let mut sum = self.waiting.pop().map_or((0.0, 0), |(_, sum)| sum);
-        while let Some((_, left)) = self.waiting.pop() {
-            sum = added(left, sum);
-        }
-        sum
+    /// Returns the sum, to which what has no right neighbour is carried up, and begins with another tensor.
+    pub(crate) fn take(&mut self) -> Sum {
+        let blocks = std::mem::take(&mut self.blocks);
+        let waiting = self.waiting.iter().enumerate();
+        let waiting = waiting.filter(|&(k, _)| blocks >> k & 1 == 1);
+        let sums = waiting.map(|(_, &sum)| sum);
+        sums.reduce(|right, left| added(left, right))
+            .unwrap_or((0.0, 0))
     }
 }
 
@@ -190,13 +201,13 @@ mod tests {
                 .collect();
             for piece in [1, 2, 3, 7, 15, 16, 40, 100] {
                 for largest in [1, 2, 5, 8, usize::MAX] {
-                    let mut tree = Tree::default();
+                    let mut tree = Tree::new();
                     for part in squares.chunks(piece) {
                         for blocks in subtrees(tree.blocks(), part.len(), largest) {
                             tree.add(blocks.len(), sum(blocks, &|block| part[block]));
                         }
                     }
-                    let (squares, blocks) = tree.sum();
+                    let (squares, blocks) = tree.take();
                     assert_eq!(
                         squares.to_bits(),
                         sum_squares(p).to_bits(),

@@ -107,7 +107,7 @@ fn limit(
     first: usize,
     tensor: &mut TensorStep<'_>,
 ) -> Result<(), PagingError> {
-    let mut tree = Tree::default();
+    let mut tree = Tree::new();
     for piece in 0..pieces(tensor) {
         walk.acquire(first + piece)?;
         if let Some(view) = View::of_piece(tensor, piece) {
@@ -117,7 +117,7 @@ fn limit(
         }
         walk.release(first + piece);
     }
-    let (squares, moves) = tree.sum();
+    let (squares, moves) = tree.take();
     let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
     tensor.coefficients = tensor.coefficients.with_lr(lr);
     Ok(())
@@ -133,6 +133,7 @@ pub(crate) fn count_non_finite(
     let order = tensors.iter().flat_map(|tensor| uses(tensor, Use::read));
     let order: Vec<Use> = order.collect();
     let walk = pager.begin(&order, Visit::Survey);
+    let mut tree = Tree::new();
     let mut position = 0;
     for tensor in tensors {
         let count = pieces(tensor);
@@ -144,9 +145,8 @@ pub(crate) fn count_non_finite(
             if let Some(view) = View::of_piece(tensor, piece) {
                 let views = iter::once((0, view));
                 let mut survey = Survey::new(pool, views, |view, block| kernel.count(view, block));
-                let mut tree = Tree::default();
                 survey.add_to(&mut tree, view.blocks().len());
-                tensor.skipped_blocks += tree.sum().1;
+                tensor.skipped_blocks += tree.take().1;
             }
             walk.release(position);
             position += 1;

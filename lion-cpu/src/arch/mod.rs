@@ -17,6 +17,8 @@ macro_rules! for_each_pair {
     };
 }
 
+#[cfg(test)]
+mod faulty;
 mod float_mode;
 #[cfg(feature = "bench-internals")]
 mod limit;
@@ -97,6 +99,8 @@ impl FromStr for Isa {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kernel {
     Scalar(scalar::Kernel),
+    #[cfg(test)]
+    Faulty(faulty::Faulty),
     /// Not a step: its traffic, to measure memory by.
     #[cfg(feature = "bench-internals")]
     Limit(limit::Limit),
@@ -113,6 +117,8 @@ macro_rules! dispatch {
     ($kernel:expr, $name:ident($($argument:expr),*)) => {
         match $kernel {
             Kernel::Scalar(kernel) => kernel.$name($($argument),*),
+            #[cfg(test)]
+            Kernel::Faulty(kernel) => kernel.$name($($argument),*),
             #[cfg(feature = "bench-internals")]
             Kernel::Limit(limit) => limit.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
@@ -160,6 +166,12 @@ impl Kernel {
         }
     }
 
+    /// A kernel that panics when it comes to an element.
+    #[cfg(test)]
+    pub(crate) fn faulty(element: u64) -> Self {
+        Kernel::Faulty(faulty::Faulty { element })
+    }
+
     /// The traffic of a step without its arithmetic.
     #[cfg(feature = "bench-internals")]
     pub(crate) fn limit(ahead: usize, fine: bool) -> Self {
@@ -170,6 +182,8 @@ impl Kernel {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kernel::Scalar(_) => Isa::Scalar.name(),
+            #[cfg(test)]
+            Kernel::Faulty(_) => "faulty",
             #[cfg(feature = "bench-internals")]
             Kernel::Limit(_) => "memory limit",
             #[cfg(target_arch = "x86_64")]
