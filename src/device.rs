@@ -12,7 +12,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Device {
-    /// The CPU, with its fastest instruction set, on rayon's global thread pool.
+    /// The CPU, with its fastest instruction set. Optimizers share a thread pool:
+    /// [`Cpu`](crate::cpu::Cpu#threads) says how steps use it.
     Cpu,
     /// An NVIDIA GPU. Optimizers that share one share its stream.
     #[cfg(feature = "cuda")]

@@ -1,8 +1,9 @@
 //! A step allocates nothing that grows with the number of elements, or of parameters that are not in it.
 #![allow(clippy::unwrap_used)]
 
+use lion::cpu::Cpu;
 use lion::{Dtype, Lion, Overrides, ParamSpec};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What is counted is of the whole process: one test at a time.
 static COUNTED: Mutex<()> = Mutex::new(());
@@ -10,38 +11,55 @@ static COUNTED: Mutex<()> = Mutex::new(());
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
-/// Bytes that three steps of one parameter of `n` elements allocate, at least: the queue by which rayon
-/// wakes its threads allocates a block every few dozen calls, whatever is in them.
-fn bytes_of_steps(n: usize, overrides: Overrides) -> u64 {
-    let mut lion = Lion::builder().build().unwrap();
+/// What a step allocates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Allocated {
+    bytes: u64,
+    blocks: u64,
+}
+
+/// What a step of one parameter of `n` elements allocates, at least: the queue by which rayon wakes its threads
+/// allocates a block every few dozen calls, whatever is in them.
+fn step(cpu: &Cpu, n: usize, overrides: Overrides) -> Allocated {
+    let mut lion = Lion::builder().backend(cpu.clone()).build().unwrap();
     let spec = ParamSpec::new("p", n, Dtype::F32).overrides(overrides);
     let handle = lion.register(spec).unwrap();
     let (mut param, grad) = (vec![0.5f32; n], vec![0.25f32; n]);
     lion.step([(handle, &mut param, &grad)]).unwrap();
-    let three_steps = |_| {
-        let before = dhat::HeapStats::get().total_bytes;
-        for _ in 0..3 {
-            lion.step([(handle, &mut param, &grad)]).unwrap();
+    let step = |_| {
+        let before = dhat::HeapStats::get();
+        lion.step([(handle, &mut param, &grad)]).unwrap();
+        let after = dhat::HeapStats::get();
+        Allocated {
+            bytes: after.total_bytes - before.total_bytes,
+            blocks: after.total_blocks - before.total_blocks,
         }
-        dhat::HeapStats::get().total_bytes - before
     };
-    (0..8).map(three_steps).fold(u64::MAX, u64::min)
+    (0..16).map(step).min().unwrap()
 }
 
 #[test]
 fn a_step_allocates_nothing_that_grows_with_n() {
     let _alone = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     let _profiler = dhat::Profiler::builder().testing().build();
+    // Each thread of a pool that is called costs a few bytes.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build();
+    let cpu = Cpu::new().unwrap().pool(Arc::new(pool.unwrap()));
     for bits in [8, 32] {
         let plain = Overrides::new().optim_bits(bits).min_8bit_size(0);
         let limited = plain.max_unorm(0.01).stochastic_state(true);
         for overrides in [plain, limited] {
-            let small = bytes_of_steps(1_000, overrides);
-            let large = bytes_of_steps(4_000_000, overrides);
-            // A list of parts of 32,768 elements, 8 bytes each, would take another 3 KiB.
+            let [small, medium, large] =
+                [1_000, 500_000, 4_000_000].map(|n| step(&cpu, n, overrides));
+            // A list of parts of 32,768 elements, 8 bytes each, would take another 800 bytes.
             assert!(
-                large <= small + 1024,
-                "{bits} bits: {small} bytes for 1,000 elements, {large} for 4,000,000"
+                large.bytes <= medium.bytes + 300,
+                "{bits} bits: {medium:?} for 500,000 elements, {large:?} for 4,000,000"
+            );
+            // Four calls to threads, twice where there is a norm, whose sums take one more block.
+            assert!(
+                large.blocks <= small.blocks + 9,
+                "{bits} bits: {small:?} for 1,000 elements, {large:?} for 4,000,000"
             );
         }
     }

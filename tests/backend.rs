@@ -6,6 +6,7 @@ use lion::{
     Backend, BackendError, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Error, Lion,
     OnNonFinite, Overrides, ParamSpec, State, StateLayout, StateRequest, TensorStep, update,
 };
+use lion_test_support::backends;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -210,4 +211,93 @@ fn memory_that_cannot_be_had_is_an_error() {
         "{error}"
     );
     assert_eq!(lion.parameters().len(), 0);
+}
+
+/// Hands the state of each of two parameters to the other one.
+#[derive(Debug)]
+struct Swapping<B>(B);
+
+impl<B: Backend> Backend for Swapping<B> {
+    fn name(&self) -> &str {
+        "swapping"
+    }
+
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        self.0.allocate(request)
+    }
+
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        let [a, b] = tensors else {
+            panic!("a step of two parameters");
+        };
+        std::mem::swap(&mut a.state, &mut b.state);
+        self.0.step(tensors)
+    }
+
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        let [a, b] = tensors else {
+            panic!("a step of two parameters");
+        };
+        std::mem::swap(&mut a.state, &mut b.state);
+        self.0.count_non_finite(tensors)
+    }
+}
+
+/// A state of another length than its parameter was stepped as far as the shorter one went.
+#[test]
+fn states_that_do_not_fit_are_refused_and_nothing_changes() {
+    let sizes = [
+        ((600, 8), (344, 8)),
+        ((344, 32), (600, 32)),
+        ((600, 8), (600, 32)),
+    ];
+    for candidate in backends() {
+        if candidate.name.starts_with("cuda") {
+            continue;
+        }
+        for on_non_finite in [OnNonFinite::SkipBlock, OnNonFinite::RejectStep] {
+            for ((n, n_bits), (m, m_bits)) in sizes {
+                let Ok(backend) = candidate.open() else {
+                    println!("SKIPPED backend {}", candidate.name);
+                    continue;
+                };
+                let builder = Lion::builder().backend(Swapping(backend));
+                let mut lion = builder.on_non_finite(on_non_finite).build().unwrap();
+                let [a, b] = [("a", n, n_bits), ("b", m, m_bits)].map(|(name, n, bits)| {
+                    let overrides = Overrides::new().optim_bits(bits).min_8bit_size(0);
+                    let spec = ParamSpec::new(name, n, Dtype::F32).overrides(overrides);
+                    lion.register(spec).unwrap()
+                });
+                let before = [a, b].map(|handle| lion.export_state(handle).unwrap());
+                let (mut pa, mut pb) = (vec![1.0f32; n], vec![1.0f32; m]);
+                let grad = vec![1.0f32; 600];
+                let updates = [
+                    lion::update(a, &mut pa, &grad[..n]),
+                    lion::update(b, &mut pb, &grad[..m]),
+                ];
+                match lion.step(updates).unwrap_err() {
+                    Error::Backend {
+                        source:
+                            BackendError::WrongState {
+                                parameter,
+                                given_len,
+                                wanted_len,
+                                given_bits,
+                                wanted_bits,
+                                ..
+                            },
+                        ..
+                    } => {
+                        assert_eq!(&*parameter, "a");
+                        assert_eq!((given_len, wanted_len), (m, n));
+                        assert_eq!((given_bits.get(), wanted_bits.get()), (m_bits, n_bits));
+                    }
+                    error => panic!("{}: {error}", candidate.name),
+                }
+                assert!(pa.iter().chain(&pb).all(|&p| p == 1.0));
+                let after = [a, b].map(|handle| lion.export_state(handle).unwrap());
+                assert_eq!(after, before);
+            }
+        }
+    }
 }

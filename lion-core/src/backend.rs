@@ -3,6 +3,7 @@
 use crate::philox::Words;
 use crate::update::Coefficients;
 use crate::{Bits, Data, DataMut, Operand, PagingError, PagingTotals, State};
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 
@@ -16,6 +17,7 @@ use std::fmt;
 ///
 /// ```
 /// use lion_core::{Backend, BackendError, PagingTotals, Skipped, State, StateRequest, TensorStep};
+/// use std::any::Any;
 /// use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// #[derive(Debug)]
@@ -35,6 +37,9 @@ use std::fmt;
 ///     }
 ///     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
 ///         self.inner.synchronize(states)
+///     }
+///     fn float_mode(&self) -> Option<Box<dyn Any>> {
+///         self.inner.float_mode()
 ///     }
 ///     fn paging_totals(&self) -> Option<PagingTotals> {
 ///         self.inner.paging_totals()
@@ -82,6 +87,14 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What a queued step has met.
     fn synchronize(&self, _states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         Ok(())
+    }
+
+    /// Sets the floating-point mode of the calling thread to the one that the specification assumes (rounding
+    /// to nearest, and subnormal numbers kept), until the returned value is dropped. The optimizer computes
+    /// the constants of a step in between. Returns `None` where the thread has that mode, or the backend
+    /// leaves the mode as it is.
+    fn float_mode(&self) -> Option<Box<dyn Any>> {
+        None
     }
 
     /// The limits of its paged states and what the last step has moved; `None` where it does not page.
@@ -150,6 +163,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
         (**self).synchronize(states)
     }
 
+    fn float_mode(&self) -> Option<Box<dyn Any>> {
+        (**self).float_mode()
+    }
+
     fn paging_totals(&self) -> Option<PagingTotals> {
         (**self).paging_totals()
     }
@@ -176,6 +193,10 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
         (**self).synchronize(states)
     }
 
+    fn float_mode(&self) -> Option<Box<dyn Any>> {
+        (**self).float_mode()
+    }
+
     fn paging_totals(&self) -> Option<PagingTotals> {
         (**self).paging_totals()
     }
@@ -194,6 +215,8 @@ pub struct TensorStep<'a> {
     pub grad: Data<'a>,
     /// The state, to change.
     pub state: &'a mut (dyn State + 'static),
+    /// The width that the state was allocated with.
+    pub bits: Bits,
     /// The constants of the update, before a limit by `max_unorm`.
     pub coefficients: Coefficients,
     /// The full learning rate in `f64`, which a limit by `max_unorm` starts from.

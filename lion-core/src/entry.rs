@@ -152,6 +152,7 @@ impl Entry {
             name: &self.name,
             param,
             grad,
+            bits: hyper.bits_for(self.len),
             coefficients: Coefficients::new(hyper, lr, grad_scale),
             lr,
             max_unorm: hyper.max_unorm,

@@ -491,6 +491,8 @@ impl Optimizer {
 
     fn resolve(&self, name: &str, group: Option<usize>, overrides: Overrides) -> Hyper {
         let group = group.map(|group| &self.groups[group].overrides);
+        // The multipliers are multiplied in the mode of a step.
+        let _mode = self.backend.float_mode();
         resolve(&self.defaults, group, name, overrides)
     }
 

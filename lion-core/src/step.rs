@@ -24,6 +24,8 @@ impl Optimizer {
         args: StepArgs,
         updates: impl IntoIterator<Item = Update<'a>>,
     ) -> Result<StepReport, Error> {
+        // A thread that rounds otherwise would compute other constants.
+        let _mode = self.backend.float_mode();
         args.check()?;
         if self.suspect {
             self.suspect = self.params.iter().any(|entry| entry.damaged);

@@ -1,27 +1,43 @@
 //! The CPU as a [`Backend`].
 
-use crate::arch::{Isa, Kernel};
+use crate::arch::{DefaultMode, Isa, Kernel, in_default_mode};
 use crate::job::View;
 use crate::paged::PagedCpuState;
-use crate::pool::Pool;
+use crate::pool::{Pool, Workers};
 use crate::state::CpuState;
+use crate::survey::{Survey, Tree};
 use crate::walk;
 use lion_core::norm::limited_lr;
 use lion_core::{
-    Backend, BackendError, Data, DataMut, Operand, PagingError, PagingTotals, State, StateRequest,
-    TensorStep,
+    BLOCK, Backend, BackendError, Data, DataMut, Operand, PagingError, PagingTotals, State,
+    StateRequest, TensorStep,
 };
 use lion_paging::{HostDriver, Pager, Paging};
 use rayon::ThreadPool;
+use std::any::Any;
 use std::sync::Arc;
 
-/// The CPU: one kernel, and the threads of rayon's global pool or of a pool of the caller's.
+/// The CPU: one kernel, and the threads of a pool.
 ///
-/// The caller's thread takes part in a step, and does a small one alone.
+/// # Threads
+/// A step runs on the thread that calls it and, above 262,144 elements, on the threads of a pool as well.
+/// All backends of a process share one pool, which belongs to this crate and is not rayon's global one. It is
+/// built by the first step that needs it, with a thread per core or as many as the environment variable
+/// `RAYON_NUM_THREADS` says. [`pool`](Cpu::pool) chooses another one. Where threads cannot be started, as on
+/// `wasm32-unknown-unknown`, steps run on the calling thread alone.
+///
+/// A step never waits for a thread that has not begun to work on it. Where the threads of the pool are
+/// busy, with other steps or with tasks of the caller's, the calling thread does all of the work. While a step
+/// waits for threads that work on it, it runs no other task of the pool. So a step may be called from any
+/// thread, from a task of its own pool too, and while its caller holds a lock that other tasks wait for.
+///
+/// The bits that a step returns depend neither on the number of threads nor on the floating-point mode of the
+/// calling thread: whatever rounding or flushing of subnormal numbers that one has set does not apply in a
+/// step, and is there again after it.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     pub(crate) kernel: Kernel,
-    pool: Option<Arc<ThreadPool>>,
+    workers: Option<Workers>,
     pager: Option<Arc<Pager<HostDriver>>>,
 }
 
@@ -34,7 +50,7 @@ impl Cpu {
     pub fn new() -> Result<Self, BackendError> {
         Ok(Cpu {
             kernel: Kernel::choose()?,
-            pool: None,
+            workers: None,
             pager: None,
         })
     }
@@ -46,21 +62,31 @@ impl Cpu {
     pub fn with_isa(isa: Isa) -> Result<Self, BackendError> {
         Ok(Cpu {
             kernel: Kernel::new(isa)?,
-            pool: None,
+            workers: None,
             pager: None,
         })
     }
 
-    /// Runs steps in this pool instead of rayon's global one.
+    /// Takes the helper threads of steps from this pool instead of the one that all backends share.
+    ///
+    /// The pool may be used for anything else meanwhile: a step takes the threads that are free, and is done
+    /// without them where none is. With a pool of one thread a step runs on the calling thread alone.
+    ///
+    /// ```
+    /// use lion_cpu::Cpu;
+    /// use std::sync::Arc;
+    /// let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build()?;
+    /// let cpu = Cpu::new()?.pool(Arc::new(pool));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn pool(mut self, pool: Arc<ThreadPool>) -> Self {
-        self.pool = Some(pool);
+        self.workers = Some(Workers::new(pool));
         self
     }
 
     /// Pages states that are asked to be: to a file in a folder, within a budget of memory.
-    /// Optimizers that share this backend, or clones of it, share the budget and step one after the other;
-    /// none of them may step inside a task of the pool that runs another one's step.
+    /// Optimizers that share this backend, or clones of it, share the budget and step one after the other.
     ///
     /// # Errors
     /// [`PagingError::NoFolder`], [`PagingError::Folder`], [`PagingError::NoBudget`],
@@ -86,23 +112,27 @@ impl Cpu {
     /// states without meaning, and compute nothing. `ahead` is the prefetch distance in elements, 0 for
     /// none; `fine` takes 64 elements of all arrays at a time and not 256. Benchmarks measure by it
     /// what memory allows.
+    #[cfg(feature = "bench-internals")]
     #[doc(hidden)]
     pub fn memory_limit(ahead: usize, fine: bool) -> Self {
         Cpu {
             kernel: Kernel::limit(ahead, fine),
-            pool: None,
+            workers: None,
             pager: None,
         }
     }
 
-    /// Refuses states of other backends and arrays in the memory of devices.
+    /// Refuses arrays in the memory of devices, states of other backends, and states that do not fit.
     fn check(&self, tensors: &[TensorStep<'_>]) -> Result<(), BackendError> {
         for tensor in tensors {
             let (backend, parameter) = (self.name(), tensor.name);
             let operand = match (&tensor.param, &tensor.grad) {
                 (DataMut::Device(_), _) => Operand::Parameter,
                 (_, Data::Device(_)) => Operand::Gradient,
-                _ if self.holds(tensor) => continue,
+                _ if self.holds(tensor) => {
+                    self.check_state(tensor)?;
+                    continue;
+                }
                 _ => {
                     return Err(BackendError::ForeignState {
                         backend: backend.to_owned(),
@@ -117,6 +147,29 @@ impl Cpu {
             });
         }
         Ok(())
+    }
+
+    /// Refuses a state of another length than its parameter, or of another width than was allocated: a step
+    /// would go as far as the shorter of the two.
+    fn check_state(&self, tensor: &TensorStep<'_>) -> Result<(), BackendError> {
+        let given = (tensor.state.len(), tensor.state.layout().bits());
+        let wanted = (tensor.param.len(), tensor.bits);
+        if given == wanted {
+            return Ok(());
+        }
+        Err(BackendError::WrongState {
+            backend: self.name().into(),
+            parameter: tensor.name.into(),
+            given_len: given.0,
+            wanted_len: wanted.0,
+            given_bits: given.1,
+            wanted_bits: wanted.1,
+        })
+    }
+
+    /// The threads that step these tensors.
+    fn threads(&self, tensors: &[TensorStep<'_>]) -> Pool<'_> {
+        Pool::of(self.workers.as_ref(), tensors)
     }
 
     /// Whether a state is in ordinary memory, or in pages of this backend.
@@ -158,40 +211,59 @@ impl Backend for Cpu {
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         self.check(tensors)?;
-        let (pool, kernel) = (Pool::of(self.pool.as_deref(), tensors), self.kernel);
-        if tensors.iter().any(|tensor| tensor.max_unorm > 0.0) {
-            pool.for_each(tensors, &|tensor| {
-                if tensor.max_unorm > 0.0
-                    && let Some(view) = View::new(tensor)
-                {
-                    let (squares, moves) = pool.norm(kernel, view, view.blocks());
-                    let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
-                    tensor.coefficients = tensor.coefficients.with_lr(lr);
-                }
-            });
-        }
-        match self.pager(tensors) {
-            Some(pager) => walk::step(pool, kernel, pager, tensors)?,
-            None => pool.step(kernel, tensors, None)?,
-        }
+        in_default_mode(|| {
+            let (pool, kernel) = (self.threads(tensors), self.kernel);
+            limit(pool, kernel, tensors);
+            match self.pager(tensors) {
+                Some(pager) => walk::step(pool, kernel, pager, tensors),
+                None => pool.step(kernel, tensors, None),
+            }
+        })?;
         Ok(())
     }
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         self.check(tensors)?;
-        let (pool, kernel) = (Pool::of(self.pool.as_deref(), tensors), self.kernel);
-        pool.for_each(tensors, &|tensor| {
-            if let Some(view) = View::new(tensor) {
-                tensor.skipped_blocks = pool.count_non_finite(kernel, view, view.blocks());
+        let (pool, kernel) = (self.threads(tensors), self.kernel);
+        let views = tensors.iter().filter_map(View::new).map(|view| (0, view));
+        let mut survey = Survey::new(pool, views, |view, block| kernel.count(view, block));
+        let mut tree = Tree::new();
+        for tensor in &mut *tensors {
+            if View::new(tensor).is_some() {
+                survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
+                tensor.skipped_blocks = tree.take().1;
             }
-        });
+        }
         if let Some(pager) = self.pager(tensors) {
             walk::count_non_finite(pool, kernel, pager, tensors)?;
         }
         Ok(())
     }
 
+    fn float_mode(&self) -> Option<Box<dyn Any>> {
+        Some(Box::new(DefaultMode::set()?))
+    }
+
     fn paging_totals(&self) -> Option<PagingTotals> {
         self.pager.as_ref().map(|pager| pager.totals())
+    }
+}
+
+/// Lowers the learning rates of tensors in memory by their norms, where a limit is set.
+fn limit(pool: Pool<'_>, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
+    fn limited<'v>(tensor: &'v TensorStep<'_>) -> Option<View<'v>> {
+        (tensor.max_unorm > 0.0).then(|| View::new(tensor))?
+    }
+
+    let views = tensors.iter().filter_map(limited).map(|view| (0, view));
+    let mut survey = Survey::new(pool, views, |view, block| kernel.norm(view, block));
+    let mut tree = Tree::new();
+    for tensor in tensors {
+        if limited(tensor).is_some() {
+            survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
+            let (squares, moves) = tree.take();
+            let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
+            tensor.coefficients = tensor.coefficients.with_lr(lr);
+        }
     }
 }

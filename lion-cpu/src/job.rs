@@ -18,13 +18,6 @@ pub(crate) struct Rule {
     pub(crate) stochastic_state: bool,
 }
 
-impl Rule {
-    /// Whether no element is treated in a way of its own.
-    pub(crate) fn is_plain(&self) -> bool {
-        !(self.coefficients.skip_zeros | self.stochastic_param | self.stochastic_state)
-    }
-}
-
 /// The state of a run of whole blocks, to change.
 #[derive(Debug)]
 pub(crate) enum StateMut<'a> {

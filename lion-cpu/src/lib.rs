@@ -30,8 +30,19 @@ mod job;
 mod paged;
 mod pool;
 mod quantize;
+#[allow(unsafe_code)]
+mod region;
 mod state;
+mod survey;
 mod walk;
 
 pub use arch::Isa;
 pub use backend::Cpu;
+
+/// What corrupts parameters is not in the interface:
+///
+/// ```compile_fail,E0599
+/// let _ = lion_cpu::Cpu::memory_limit(0, false);
+/// ```
+#[cfg(all(doctest, not(feature = "bench-internals")))]
+struct NoMemoryLimit;

@@ -5,23 +5,19 @@
 //! to wake; a small one ends before that would be worth it. What a run returns does not depend on who
 //! takes it, or where the cuts are.
 
-use crate::arch::{self, Kernel};
-use crate::job::{Job, Jobs, PagedJobs, View};
+use crate::arch::{self, Kernel, in_default_mode};
+use crate::job::{Job, Jobs, PagedJobs};
+use crate::region::{Helper, Regions};
 use crate::walk::Progress;
-use lion_core::norm::tree_split;
 use lion_core::{BLOCK, PagingError, TensorStep};
-use rayon::{Scope, ThreadPool};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::iter::Enumerate;
-use std::ops::Range;
 use std::slice::IterMut;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Elements up to which a step stays on the caller's thread: a vector kernel is done with them in about
 /// a tenth of a millisecond, and waking another thread costs a good part of that.
 const SMALL: usize = 262_144;
-
-/// Elements below which a reduction is not split between threads.
-const GRAIN: usize = 32_768;
 
 /// Elements that a thread takes at once: at most this many, so that threads end together, and fewer
 /// where there are few for all.
@@ -31,55 +27,80 @@ const SMALLEST_RUN: usize = 8_192;
 /// Tensors that a thread takes at once, at most.
 const BATCH: usize = 16;
 
+/// A pool, and the regions that its threads help with.
+#[derive(Clone, Debug)]
+pub(crate) struct Workers {
+    pool: Arc<ThreadPool>,
+    regions: Arc<Regions>,
+}
+
+impl Workers {
+    pub(crate) fn new(pool: Arc<ThreadPool>) -> Self {
+        Workers {
+            pool,
+            regions: Arc::default(),
+        }
+    }
+
+    /// The pool of this crate, which all backends share that were given none. It is built when it is used
+    /// for the first time; `None` where its threads cannot be started.
+    fn shared() -> Option<&'static Workers> {
+        static SHARED: OnceLock<Option<Workers>> = OnceLock::new();
+        let build = || {
+            let builder = ThreadPoolBuilder::new().thread_name(|index| format!("lion-cpu-{index}"));
+            let pool = builder.build().ok()?;
+            Some(Workers::new(Arc::new(pool)))
+        };
+        SHARED.get_or_init(build).as_ref()
+    }
+}
+
 /// The threads of a step.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Pool<'p> {
     /// The caller's alone.
     Caller,
-    /// The caller's and those of a pool, or of rayon's global one.
-    Shared(Option<&'p ThreadPool>),
+    /// The caller's and those of a pool.
+    Shared(&'p Workers),
 }
 
 impl<'p> Pool<'p> {
-    /// The threads for a step of these tensors.
-    pub(crate) fn of(pool: Option<&'p ThreadPool>, tensors: &[TensorStep<'_>]) -> Self {
+    /// The threads for a step of these tensors: of the given pool, or of the one that all backends share.
+    pub(crate) fn of(workers: Option<&'p Workers>, tensors: &[TensorStep<'_>]) -> Self {
         if elements(tensors) <= SMALL {
-            Pool::Caller
-        } else {
-            Pool::Shared(pool)
+            return Pool::Caller;
         }
+        let workers = match workers {
+            None => Workers::shared(),
+            given => given,
+        };
+        workers.map_or(Pool::Caller, Pool::Shared)
     }
 
-    fn threads(self) -> usize {
+    /// How many threads work at once.
+    pub(crate) fn threads(self) -> usize {
         match self {
             Pool::Caller => 1,
-            Pool::Shared(Some(pool)) => pool.current_num_threads(),
-            Pool::Shared(None) => rayon::current_num_threads(),
+            Pool::Shared(workers) => workers.pool.current_num_threads(),
         }
     }
 
-    /// Whether the caller's thread is one of these.
-    fn has_caller(self) -> bool {
+    /// Runs `work` on this thread and, while that goes on, on others of the pool: at most so many
+    /// `helpers`. It waits for none that has not begun.
+    pub(crate) fn run(self, helpers: usize, work: impl Fn() + Sync) {
+        let work = || in_default_mode(&work);
+        let threads = self.threads();
         match self {
-            Pool::Caller => true,
-            Pool::Shared(Some(pool)) => pool.current_thread_index().is_some(),
-            Pool::Shared(None) => rayon::current_thread_index().is_some(),
-        }
-    }
-
-    /// Runs `work` here, with a scope to spawn helpers in.
-    fn scope<'s>(pool: Option<&'p ThreadPool>, work: impl FnOnce(&Scope<'s>)) {
-        match pool {
-            Some(pool) => pool.in_place_scope(work),
-            None => rayon::in_place_scope(work),
-        }
-    }
-
-    fn join<R: Send>(self, a: impl FnOnce() -> R + Send, b: impl FnOnce() -> R + Send) -> (R, R) {
-        match self {
-            Pool::Caller => (a(), b()),
-            Pool::Shared(Some(pool)) => pool.join(a, b),
-            Pool::Shared(None) => rayon::join(a, b),
+            Pool::Shared(workers) if threads > 1 && helpers > 0 => {
+                let Workers { pool, regions } = workers;
+                // All threads of the pool are called, though the caller's is one more: which of them a
+                // core is free for, only the scheduler knows. As many as there is room for come first.
+                let others = threads - usize::from(pool.current_thread_index().is_some());
+                let room = helpers.min(threads - 1);
+                let spawn = |helper: Helper| pool.spawn(|| helper.run());
+                regions.run(room, helpers.min(others), spawn, &work);
+            }
+            _ => work(),
         }
     }
 
@@ -109,80 +130,16 @@ impl<'p> Pool<'p> {
             rest: None,
             progress,
             run,
-            room: threads,
             skipped: Vec::new(),
             error: None,
         });
-        match self {
-            Pool::Shared(pool) if threads > 1 => Self::scope(pool, |scope| {
-                // All threads of the pool are called, though the caller's is one more: which of them a
-                // core is free for, only the scheduler knows. The queue has room for as many as come first.
-                let helpers = threads - usize::from(self.has_caller());
-                for _ in 0..helpers.min(elements / run) {
-                    scope.spawn(|_| work(kernel, &queue));
-                }
-                work(kernel, &queue);
-            }),
-            _ => work(kernel, &queue),
-        }
+        self.run(elements / run, || work(kernel, &queue));
         let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (skipped, error) = (queue.skipped, queue.error);
         for (tensor, skipped) in skipped {
             tensors[tensor].skipped_blocks += skipped;
         }
         error.map_or(Ok(()), Err)
-    }
-
-    /// Sum of the squares of the parameter and number of elements that move, for blocks of a tensor.
-    pub(crate) fn norm(self, kernel: Kernel, view: View<'_>, blocks: Range<usize>) -> (f64, u64) {
-        match blocks.len() {
-            0 => return (0.0, 0),
-            1 => return kernel.norm(view, blocks.start),
-            _ => {}
-        }
-        // The tree of the specification: the sum depends on where it splits.
-        let middle = blocks.start + tree_split(blocks.len());
-        let left = || self.norm(kernel, view, blocks.start..middle);
-        let right = || self.norm(kernel, view, middle..blocks.end);
-        let (left, right) = if blocks.len() * BLOCK > GRAIN {
-            self.join(left, right)
-        } else {
-            (left(), right())
-        };
-        (left.0 + right.0, left.1 + right.1)
-    }
-
-    /// Number of blocks with a new momentum that is not finite.
-    pub(crate) fn count_non_finite(
-        self,
-        kernel: Kernel,
-        view: View<'_>,
-        blocks: Range<usize>,
-    ) -> u64 {
-        if blocks.len() * BLOCK <= GRAIN {
-            let bad = blocks.filter(|&block| !kernel.is_finite(view, block));
-            return bad.count() as u64;
-        }
-        let middle = blocks.start + blocks.len() / 2;
-        let (left, right) = self.join(
-            || self.count_non_finite(kernel, view, blocks.start..middle),
-            || self.count_non_finite(kernel, view, middle..blocks.end),
-        );
-        left + right
-    }
-
-    /// Calls `work` for every tensor, the tensors shared between threads if there is much to do.
-    pub(crate) fn for_each(
-        self,
-        tensors: &mut [TensorStep<'_>],
-        work: &(impl Fn(&mut TensorStep<'_>) + Sync),
-    ) {
-        if tensors.len() > 1 && elements(tensors) > GRAIN {
-            let (left, right) = tensors.split_at_mut(tensors.len() / 2);
-            self.join(|| self.for_each(left, work), || self.for_each(right, work));
-        } else {
-            tensors.iter_mut().for_each(work);
-        }
     }
 }
 
@@ -194,9 +151,8 @@ fn elements(tensors: &[TensorStep<'_>]) -> usize {
 /// Takes jobs from the queue until there is none.
 fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
     let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
-    if !lock().enter() {
-        return;
-    }
+    // Counted here and handed over at the end, so that no thread waits for another one's counting.
+    let mut skipped: Vec<(usize, u64)> = Vec::new();
     let mut batch = [const { None }; BATCH];
     loop {
         let waiting = lock().fill(&mut batch);
@@ -208,25 +164,27 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
             continue;
         }
         if batch[0].is_none() {
-            return;
+            break;
         }
         for i in 0..BATCH {
             if let Some(Some(next)) = batch.get(i + 1) {
                 // A kernel asks for what lies ahead in its own tensor only.
                 arch::prefetch(&next.job);
             }
-            let Some(Run { tensor, job, piece }) = batch[i].take() else {
+            let Some(Taken { tensor, job, held }) = batch[i].take() else {
                 break;
             };
-            let elements = job.len();
-            let skipped = kernel.step(job);
-            if let Some((progress, position)) = piece {
-                progress.done(position, elements);
-            }
-            if skipped > 0 {
-                lock().skip(tensor, skipped);
+            let blocks = kernel.step(job);
+            drop(held);
+            match skipped.last_mut() {
+                _ if blocks == 0 => {}
+                Some((last, counted)) if *last == tensor => *counted += blocks,
+                _ => skipped.push((tensor, blocks)),
             }
         }
+    }
+    if !skipped.is_empty() {
+        lock().skipped.append(&mut skipped);
     }
 }
 
@@ -235,6 +193,39 @@ struct Run<'q> {
     tensor: usize,
     job: Job<'q>,
     piece: Option<(&'q Progress<'q>, usize)>,
+}
+
+/// A run that a thread has taken.
+struct Taken<'q> {
+    tensor: usize,
+    job: Job<'q>,
+    held: Option<Held<'q>>,
+}
+
+/// Elements of a piece that a thread has taken. Dropped, they are done: after a panic too, for other threads
+/// may wait for pieces that have no room before this one is released.
+struct Held<'q> {
+    progress: &'q Progress<'q>,
+    position: usize,
+    elements: usize,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.progress.done(self.position, self.elements);
+    }
+}
+
+impl<'q> From<Run<'q>> for Taken<'q> {
+    fn from(run: Run<'q>) -> Self {
+        let Run { tensor, job, piece } = run;
+        let held = piece.map(|(progress, position)| Held {
+            progress,
+            position,
+            elements: job.len(),
+        });
+        Taken { tensor, job, held }
+    }
 }
 
 /// All that is left of a step.
@@ -248,25 +239,16 @@ struct Queue<'q, 't> {
     progress: Option<&'q Progress<'q>>,
     /// Elements that a thread takes at once.
     run: usize,
-    /// Threads that may still join.
-    room: usize,
-    /// Blocks that were skipped, by the index of their tensor.
+    /// Blocks that were skipped, with the index of their tensor.
     skipped: Vec<(usize, u64)>,
     /// What ended the step before its end.
     error: Option<PagingError>,
 }
 
 impl<'q> Queue<'q, '_> {
-    /// Whether one more thread may work.
-    fn enter(&mut self) -> bool {
-        let may = self.room > 0;
-        self.room -= usize::from(may);
-        may
-    }
-
     /// Fills a batch from its start with the jobs of one run: a part of a tensor, or some small ones. An
     /// empty batch is the end, unless there is a position to wait for.
-    fn fill(&mut self, batch: &mut [Option<Run<'q>>]) -> Option<(&'q Progress<'q>, usize)> {
+    fn fill(&mut self, batch: &mut [Option<Taken<'q>>]) -> Option<(&'q Progress<'q>, usize)> {
         let mut room = self.run;
         for (i, place) in batch.iter_mut().enumerate() {
             let next = self.rest.take().or_else(|| self.next_run())?;
@@ -282,11 +264,11 @@ impl<'q> Queue<'q, '_> {
                 let (tensor, piece) = (next.tensor, next.piece);
                 let part = |job| Run { tensor, job, piece };
                 self.rest = Some(part(rest));
-                *place = Some(part(run));
+                *place = Some(part(run).into());
                 return None;
             }
             room = room.saturating_sub(next.job.len());
-            *place = Some(next);
+            *place = Some(next.into());
             if room < BLOCK {
                 return None;
             }
@@ -305,14 +287,6 @@ impl<'q> Queue<'q, '_> {
                 self.error = Some(error);
                 false
             }
-        }
-    }
-
-    /// Counts skipped blocks, in one entry a tensor.
-    fn skip(&mut self, tensor: usize, blocks: u64) {
-        match self.skipped.iter_mut().find(|entry| entry.0 == tensor) {
-            Some((_, counted)) => *counted += blocks,
-            None => self.skipped.push((tensor, blocks)),
         }
     }
 
@@ -345,5 +319,80 @@ impl<'q> Queue<'q, '_> {
                 Jobs::Paged(pieces) => self.pieces = Some((tensor, pieces)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Cpu;
+    use crate::arch::Kernel;
+    use lion_core::{Dtype, OnNonFinite, Optimizer, Overrides, ParamSpec, StepArgs, Update};
+    use lion_paging::Paging;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    /// Steps a parameter with a kernel that panics, and returns what with. `None` where nothing is paged here.
+    fn step_with_panics(paged: bool) -> Option<String> {
+        const N: usize = 1 << 19;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build();
+        let mut cpu = Cpu::new().unwrap().pool(Arc::new(pool.unwrap()));
+        cpu.kernel = Kernel::faulty(N as u64 / 2);
+        let cpu = if paged {
+            // A few pieces at a time, so that threads wait for each other's.
+            let paging = Paging::in_folder(std::env::temp_dir()).budget(64 << 10);
+            cpu.paging(&paging).ok()?
+        } else {
+            cpu
+        };
+        let overrides = Overrides::new().is_paged(paged);
+        let lion = Optimizer::new(Box::new(cpu), overrides, OnNonFinite::SkipBlock);
+        let mut lion = lion.unwrap();
+        let handle = lion.register(ParamSpec::new("w", N, Dtype::F32)).unwrap();
+        let (mut param, grad) = (vec![0.0f32; N], vec![1.0f32; N]);
+        let step = || {
+            let update = Update {
+                handle,
+                param: param.as_mut_slice().into(),
+                grad: Some(grad.as_slice().into()),
+            };
+            lion.step(StepArgs::new(), [update])
+        };
+        let panic = catch_unwind(AssertUnwindSafe(step)).unwrap_err();
+        Some((*panic.downcast::<&str>().unwrap()).to_owned())
+    }
+
+    const ROUNDS: usize = 5;
+
+    /// Fails instead of hanging.
+    fn panics_reach_the_caller(paged: bool) {
+        if cfg!(miri) {
+            return;
+        }
+        let (sender, results) = channel();
+        thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                sender.send(step_with_panics(paged)).unwrap();
+            }
+        });
+        for _ in 0..ROUNDS {
+            let result = results.recv_timeout(Duration::from_secs(120));
+            match result.expect("the step hangs") {
+                Some(message) => assert_eq!(message, "a fault of the kernel"),
+                None => println!("SKIPPED paged states"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_kernel_reaches_the_caller() {
+        panics_reach_the_caller(false);
+    }
+
+    #[test]
+    fn a_panic_of_a_kernel_does_not_leave_other_threads_waiting_for_its_piece() {
+        panics_reach_the_caller(true);
     }
 }

@@ -4,10 +4,11 @@ use crate::arch::Kernel;
 use crate::job::View;
 use crate::paged::PagedCpuState;
 use crate::pool::Pool;
+use crate::survey::{Survey, Tree};
 use lion_core::norm::limited_lr;
 use lion_core::{PagingError, TensorStep};
 use lion_paging::{HostDriver, Pager, Use, Visit, Walk};
-use std::ops::Range;
+use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How far a step has come in a part of its walk.
@@ -106,61 +107,20 @@ fn limit(
     first: usize,
     tensor: &mut TensorStep<'_>,
 ) -> Result<(), PagingError> {
-    let mut tree = Tree::default();
+    let mut tree = Tree::new();
     for piece in 0..pieces(tensor) {
         walk.acquire(first + piece)?;
         if let Some(view) = View::of_piece(tensor, piece) {
-            tree.add(view.blocks().len(), |blocks| {
-                pool.norm(kernel, view, blocks)
-            });
+            let views = iter::once((tree.blocks(), view));
+            let mut survey = Survey::new(pool, views, |view, block| kernel.norm(view, block));
+            survey.add_to(&mut tree, view.blocks().len());
         }
         walk.release(first + piece);
     }
-    let (squares, moves) = tree.sum();
+    let (squares, moves) = tree.take();
     let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
     tensor.coefficients = tensor.coefficients.with_lr(lr);
     Ok(())
-}
-
-/// A sum over blocks that come piece by piece, by the tree of the specification: adjacent pairs are added
-/// level by level, an odd one carried up.
-#[derive(Debug, Default)]
-struct Tree {
-    /// Whole subtrees that wait for their right neighbours, the largest first: blocks and sums.
-    waiting: Vec<(usize, (f64, u64))>,
-    blocks: usize,
-}
-
-impl Tree {
-    /// Adds so many blocks that follow those before. `of` gives the sums of a range of them, which is a
-    /// whole subtree.
-    fn add(&mut self, blocks: usize, of: impl Fn(Range<usize>) -> (f64, u64)) {
-        let mut at = 0;
-        while at < blocks {
-            // The largest subtree that begins here and ends within the blocks.
-            let begins = (self.blocks | 1 << (usize::BITS - 1)).trailing_zeros();
-            let size = 1 << begins.min((blocks - at).ilog2());
-            let mut subtree = (size, of(at..at + size));
-            while let Some((_, left)) = self.waiting.pop_if(|(waiting, _)| *waiting == subtree.0) {
-                subtree = (2 * subtree.0, added(left, subtree.1));
-            }
-            self.waiting.push(subtree);
-            self.blocks += size;
-            at += size;
-        }
-    }
-
-    fn sum(mut self) -> (f64, u64) {
-        let mut sum = self.waiting.pop().map_or((0.0, 0), |(_, sum)| sum);
-        while let Some((_, left)) = self.waiting.pop() {
-            sum = added(left, sum);
-        }
-        sum
-    }
-}
-
-fn added(left: (f64, u64), right: (f64, u64)) -> (f64, u64) {
-    (left.0 + right.0, left.1 + right.1)
 }
 
 /// Counts blocks with a new momentum that is not finite, in those tensors that are paged.
@@ -173,6 +133,7 @@ pub(crate) fn count_non_finite(
     let order = tensors.iter().flat_map(|tensor| uses(tensor, Use::read));
     let order: Vec<Use> = order.collect();
     let walk = pager.begin(&order, Visit::Survey)?;
+    let mut tree = Tree::new();
     let mut position = 0;
     for tensor in tensors {
         let count = pieces(tensor);
@@ -182,49 +143,14 @@ pub(crate) fn count_non_finite(
         for piece in 0..count {
             walk.acquire(position)?;
             if let Some(view) = View::of_piece(tensor, piece) {
-                let bad = pool.count_non_finite(kernel, view, view.blocks());
-                tensor.skipped_blocks += bad;
+                let views = iter::once((0, view));
+                let mut survey = Survey::new(pool, views, |view, block| kernel.count(view, block));
+                survey.add_to(&mut tree, view.blocks().len());
+                tensor.skipped_blocks += tree.take().1;
             }
             walk.release(position);
             position += 1;
         }
     }
     walk.finish()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use lion_core::BLOCK;
-    use lion_core::norm::sum_squares;
-
-    #[test]
-    fn cuts_between_pieces_change_no_bit_of_a_norm() {
-        let p: Vec<f32> = (0..100 * BLOCK)
-            .map(|i| ((i * 2_654_435_761) % 65_537) as f32 / 65_537.0)
-            .collect();
-        for len in 1..100 {
-            // Some elements more or less than whole blocks.
-            let p = &p[..len * BLOCK - len % 7];
-            for piece in [1, 2, 3, 7, 15, 16, 40] {
-                let mut tree = Tree::default();
-                for part in p.chunks(piece * BLOCK) {
-                    tree.add(part.len().div_ceil(BLOCK), |blocks| {
-                        let end = (blocks.end * BLOCK).min(part.len());
-                        (
-                            sum_squares(&part[blocks.start * BLOCK..end]),
-                            blocks.len() as u64,
-                        )
-                    });
-                }
-                let (squares, blocks) = tree.sum();
-                assert_eq!(
-                    squares.to_bits(),
-                    sum_squares(p).to_bits(),
-                    "{len} by {piece}"
-                );
-                assert_eq!(blocks, len as u64);
-            }
-        }
-    }
 }

@@ -10,9 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// A forked child of the process that made the pager may drop it and what it has allocated, and nothing
 /// else: every other call there returns [`PagingError::OtherProcess`].
 ///
-/// One walk goes on at a time: a step of another optimizer on the same backend waits for it. So a step must
-/// not begin on a thread that a walk waits for, as a task of the same thread pool may be: both would wait
-/// for ever.
+/// One walk goes on at a time: a step of another optimizer on the same backend waits for it. So a thread that
+/// has begun a walk must not run, or wait for, a task that begins another one: both would wait for ever.
 #[derive(Debug)]
 pub struct Pager<D: Driver> {
     pub(crate) driver: D,

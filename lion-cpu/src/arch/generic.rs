@@ -24,6 +24,13 @@ const AHEAD: usize = 544;
 /// A momentum or a scaled gradient up to this bound makes a finite new momentum with any other.
 const BOUND: f32 = f32::from_bits((127 + 126) << 23); // 2^126
 
+impl Rule {
+    /// Whether no element is treated in a way of its own.
+    pub(crate) fn is_plain(&self) -> bool {
+        !(self.coefficients.skip_zeros | self.stochastic_param | self.stochastic_state)
+    }
+}
+
 /// The constants of a step, one vector each.
 #[derive(Clone, Copy)]
 struct Constants<V: Vector, const PLAIN: bool> {

@@ -6,7 +6,7 @@
 
 use crate::job::{Job, StateMut, View};
 use half::{bf16, f16};
-use lion_core::{BLOCK, Element, Slice, SliceMut};
+use lion_core::{BLOCK, Slice, SliceMut};
 use std::hint::black_box;
 use std::ops::BitXor;
 
@@ -113,23 +113,13 @@ impl Limit {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn run_avx512<P: Element + Touch, G: Element + Touch>(
-    p: &mut [P],
-    g: &[G],
-    state: StateMut<'_>,
-    limit: Limit,
-) {
+fn run_avx512<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, limit: Limit) {
     run(p, g, state, limit);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn run_avx2<P: Element + Touch, G: Element + Touch>(
-    p: &mut [P],
-    g: &[G],
-    state: StateMut<'_>,
-    limit: Limit,
-) {
+fn run_avx2<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, limit: Limit) {
     run(p, g, state, limit);
 }
 

@@ -17,6 +17,10 @@ macro_rules! for_each_pair {
     };
 }
 
+#[cfg(test)]
+mod faulty;
+mod float_mode;
+#[cfg(feature = "bench-internals")]
 mod limit;
 mod scalar;
 
@@ -26,6 +30,8 @@ mod generic;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+
+pub(crate) use float_mode::{DefaultMode, in_default_mode};
 
 use crate::job::{Job, StateMut, View};
 use lion_core::{BackendError, Slice};
@@ -93,7 +99,10 @@ impl FromStr for Isa {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kernel {
     Scalar(scalar::Kernel),
+    #[cfg(test)]
+    Faulty(faulty::Faulty),
     /// Not a step: its traffic, to measure memory by.
+    #[cfg(feature = "bench-internals")]
     Limit(limit::Limit),
     #[cfg(target_arch = "x86_64")]
     Avx2(x86_64::avx2::Avx2),
@@ -108,6 +117,9 @@ macro_rules! dispatch {
     ($kernel:expr, $name:ident($($argument:expr),*)) => {
         match $kernel {
             Kernel::Scalar(kernel) => kernel.$name($($argument),*),
+            #[cfg(test)]
+            Kernel::Faulty(kernel) => kernel.$name($($argument),*),
+            #[cfg(feature = "bench-internals")]
             Kernel::Limit(limit) => limit.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(kernel) => kernel.$name($($argument),*),
@@ -154,7 +166,14 @@ impl Kernel {
         }
     }
 
+    /// A kernel that panics when it comes to an element.
+    #[cfg(test)]
+    pub(crate) fn faulty(element: u64) -> Self {
+        Kernel::Faulty(faulty::Faulty { element })
+    }
+
     /// The traffic of a step without its arithmetic.
+    #[cfg(feature = "bench-internals")]
     pub(crate) fn limit(ahead: usize, fine: bool) -> Self {
         Kernel::Limit(limit::Limit::new(ahead, fine))
     }
@@ -163,6 +182,9 @@ impl Kernel {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kernel::Scalar(_) => Isa::Scalar.name(),
+            #[cfg(test)]
+            Kernel::Faulty(_) => "faulty",
+            #[cfg(feature = "bench-internals")]
             Kernel::Limit(_) => "memory limit",
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(_) => Isa::Avx2.name(),
@@ -188,6 +210,11 @@ impl Kernel {
         dispatch!(self, is_finite(view, block))
     }
 
+    /// One block as a sum of blocks that are not finite.
+    pub(crate) fn count(self, view: View<'_>, block: usize) -> (f64, u64) {
+        (0.0, u64::from(!self.is_finite(view, block)))
+    }
+
     /// Quantizes at most one block of finite numbers and returns its absmax.
     pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
         dispatch!(self, quantize(m, words, codes))
@@ -198,9 +225,6 @@ impl Kernel {
         dispatch!(self, dequantize(codes, absmax, m))
     }
 }
-
-/// Elements at the start of a run that [`prefetch`] asks for.
-const HEAD: usize = 576;
 
 /// Asks for the start of a run that is stepped soon.
 pub(crate) fn prefetch(job: &Job<'_>) {
@@ -218,13 +242,18 @@ pub(crate) fn prefetch(job: &Job<'_>) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn prefetch_slice<T>(slice: &[T]) {
-    #[cfg(target_arch = "x86_64")]
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+
+    /// Elements at the start of a run that are asked for.
+    const HEAD: usize = 576;
+
     for line in slice[..slice.len().min(HEAD)].chunks(64 / size_of::<T>()) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads nothing that the program could see, from any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = slice;
 }
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch_slice<T>(_: &[T]) {}

@@ -3,6 +3,7 @@
 use lion::cpu::{Cpu, Isa};
 use lion::cuda::{Cuda, CudaError, is_emulated, use_library};
 use lion::{Backend, BackendError, Paging, PagingTotals, Skipped, State, StateRequest, TensorStep};
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -90,6 +91,10 @@ impl<B: Backend> Backend for AllPaged<B> {
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         self.0.synchronize(states)
+    }
+
+    fn float_mode(&self) -> Option<Box<dyn Any>> {
+        self.0.float_mode()
     }
 
     fn paging_totals(&self) -> Option<PagingTotals> {

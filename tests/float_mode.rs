@@ -1,0 +1,262 @@
+//! The floating-point mode of the calling thread changes no bit: hosts in other languages flush subnormal
+//! numbers to zero, or round otherwise. For every instruction set by name.
+#![allow(clippy::unwrap_used)]
+#![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+
+use lion::arithmetic::philox::Words;
+use lion::cpu::{Cpu, Isa};
+use lion::{
+    Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec, Planes, StateRecord, StepArgs, update,
+};
+use lion_test_support::{Rng, Tensor};
+use std::sync::Arc;
+
+#[cfg(target_arch = "x86_64")]
+mod register {
+    use std::arch::asm;
+
+    /// Flush to zero, and read subnormal operands as zero.
+    pub(crate) const FLUSH: u64 = 0x8040;
+    pub(crate) const TOWARD_ZERO: u64 = 0x6000;
+
+    /// What says how a thread computes, without the flags of what has happened.
+    pub(crate) fn read() -> u64 {
+        let mut word = 0u32;
+        // SAFETY: stores MXCSR into `word`.
+        unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut word, options(nostack)) };
+        u64::from(word & 0xFFC0)
+    }
+
+    pub(crate) fn write(word: u64) {
+        let word = word as u32;
+        // SAFETY: sets bits that every processor has. What runs until they are put back is what a host in
+        // another language would call.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack)) };
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod register {
+    use std::arch::asm;
+
+    /// Flush to zero.
+    pub(crate) const FLUSH: u64 = 1 << 24;
+    pub(crate) const TOWARD_ZERO: u64 = 3 << 22;
+
+    /// What says how a thread computes.
+    pub(crate) fn read() -> u64 {
+        let word;
+        // SAFETY: reads a register.
+        unsafe { asm!("mrs {}, fpcr", out(reg) word, options(nostack)) };
+        word
+    }
+
+    pub(crate) fn write(word: u64) {
+        // SAFETY: sets bits that every processor has. What runs until they are put back is what a host in
+        // another language would call.
+        unsafe { asm!("msr fpcr, {}", in(reg) word, options(nostack)) };
+    }
+}
+
+const MODES: [u64; 3] = [
+    register::FLUSH,
+    register::TOWARD_ZERO,
+    register::FLUSH | register::TOWARD_ZERO,
+];
+
+/// What `call` returns on a thread in this mode, which it must leave as it was.
+fn in_mode<R>(mode: u64, call: impl FnOnce() -> R) -> R {
+    #[inline(never)]
+    fn without_inlining<R>(call: impl FnOnce() -> R) -> R {
+        call()
+    }
+
+    let before = register::read();
+    register::write(before | mode);
+    let result = without_inlining(call);
+    let after = register::read();
+    register::write(before);
+    assert_eq!(after, before | mode, "the mode is not put back");
+    result
+}
+
+/// The mode does what it says, so that the tests here can fail.
+#[test]
+fn the_modes_change_what_a_thread_computes() {
+    let [tiny, third] = [f32::MIN_POSITIVE, 3.0].map(std::hint::black_box);
+    let halved = |mode| in_mode(mode, || std::hint::black_box(tiny) * 0.5);
+    let divided = |mode| in_mode(mode, || (-2.0 / std::hint::black_box(third)).to_bits());
+    assert!(halved(0) > 0.0 && halved(register::FLUSH) == 0.0);
+    assert_eq!(divided(0) - 1, divided(register::TOWARD_ZERO));
+}
+
+/// The kernels of this CPU, with their names.
+fn kernels() -> Vec<(Isa, Cpu)> {
+    let kernels = Isa::ALL.iter().filter_map(|&isa| {
+        let kernel = Cpu::with_isa(isa);
+        if let Err(reason) = &kernel {
+            println!("SKIPPED {isa}: {reason}");
+        }
+        Some((isa, kernel.ok()?))
+    });
+    kernels.collect()
+}
+
+/// `n` numbers, many of them subnormal.
+fn tiny(rng: &mut Rng, n: usize) -> Vec<f32> {
+    let mut numbers = rng.spread(n, 8.0);
+    for block in numbers.chunks_mut(256).step_by(2) {
+        for x in block {
+            *x = rng.signed_unit() * 4.0 * f32::MIN_POSITIVE;
+        }
+    }
+    numbers
+}
+
+/// One parameter with its gradient and momentum.
+struct Case {
+    param: Tensor,
+    grad: Tensor,
+    planes: Planes,
+    overrides: Overrides,
+}
+
+impl Case {
+    fn new(n: usize, (param, grad): (Dtype, Dtype), overrides: Overrides) -> Self {
+        let mut rng = Rng::new(n as u64);
+        let mut values = tiny(&mut rng, n);
+        if overrides.max_unorm.is_some() {
+            // A norm of which a thread that reads subnormal numbers as zero sees nothing.
+            values.fill(f32::MIN_POSITIVE / 8.0);
+        }
+        let mut gradient = tiny(&mut rng, n);
+        // Times the scale it is infinite, or the largest number where it is rounded toward zero.
+        gradient[n / 2] = f32::MAX;
+        let m = tiny(&mut rng, n);
+        let planes = if overrides.optim_bits == Some(8) {
+            let (mut codes, mut absmax) = (vec![0; n], vec![0.0; n.div_ceil(256)]);
+            lion::quant::quantize(&m, &mut codes, &mut absmax, None).unwrap();
+            Planes::Blockwise8 { codes, absmax }
+        } else {
+            Planes::Momentum32 { momentum: m }
+        };
+        Case {
+            param: Tensor::from_f32(param, &values),
+            grad: Tensor::from_f32(grad, &gradient),
+            planes,
+            overrides: overrides.min_8bit_size(0),
+        }
+    }
+
+    /// All bits after two steps, and how many blocks the second one skipped or was refused for.
+    fn run(&self, cpu: Cpu, reject: bool) -> (Vec<(u32, f32)>, Planes, Result<u64, u64>) {
+        let (mut param, n) = (self.param.clone(), self.param.len());
+        let mut builder = Lion::builder().lr(0.1).weight_decay(0.3).backend(cpu);
+        if reject {
+            builder = builder.on_non_finite(OnNonFinite::RejectStep);
+        }
+        let mut lion = builder.build().unwrap();
+        // Products that have to be rounded.
+        lion.add_group("group", Overrides::new().lr_multiplier(0.7))
+            .unwrap();
+        let spec = ParamSpec::new("w", n, self.param.dtype()).group("group");
+        let spec = spec.overrides(self.overrides.lr_multiplier(0.3));
+        let w = lion.register(spec).unwrap();
+        let record = StateRecord {
+            steps: 1,
+            seed: 1,
+            layout: None,
+            planes: self.planes.clone(),
+        };
+        lion.import_state(w, &record).unwrap();
+        let mut skipped = Ok(0);
+        for scale in [0.7, 1.5] {
+            let args = StepArgs::new().grad_scale(scale);
+            let updates = [update(w, param.slice_mut(), self.grad.slice())];
+            skipped = match lion.step_with(args, updates) {
+                Ok(report) => Ok(report.skipped_blocks()),
+                Err(Error::NonFinite { parameters }) => Err(parameters[0].skipped),
+                Err(error) => panic!("{error}"),
+            };
+        }
+        let planes = lion.export_state(w).unwrap().planes;
+        (param.bits(), planes, skipped)
+    }
+}
+
+#[test]
+fn a_step_returns_the_same_bits_in_any_mode() {
+    let plain = Overrides::new();
+    let drawn = plain.stochastic_state(true).skip_zeros(true);
+    let cases = [
+        ((Dtype::F32, Dtype::F32), plain, false),
+        ((Dtype::F32, Dtype::F32), drawn.max_unorm(0.01), false),
+        (
+            (Dtype::Bf16, Dtype::F32),
+            drawn.stochastic_param(true),
+            true,
+        ),
+        ((Dtype::F16, Dtype::Bf16), plain.max_unorm(0.3), true),
+    ];
+    for (isa, cpu) in kernels() {
+        for (dtypes, overrides, reject) in cases {
+            for bits in [8, 32] {
+                let case = Case::new(3001, dtypes, overrides.optim_bits(bits));
+                let expected = case.run(cpu.clone(), reject);
+                assert_eq!(expected.2, if reject { Err(1) } else { Ok(1) });
+                for mode in MODES {
+                    let found = in_mode(mode, || case.run(cpu.clone(), reject));
+                    assert!(
+                        found == expected,
+                        "{isa}, mode {mode:#x}, {bits} bits, {dtypes:?}, {overrides:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A step that is shared with threads that have the mode.
+#[test]
+fn helper_threads_return_the_same_bits_in_any_mode() {
+    let overrides = Overrides::new().max_unorm(0.01).optim_bits(8);
+    let case = Case::new(1_000_001, (Dtype::F32, Dtype::F32), overrides);
+    for (isa, cpu) in kernels() {
+        let expected = case.run(cpu.clone(), false);
+        assert_eq!(expected.2, Ok(1));
+        for mode in MODES {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(4)
+                .start_handler(move |_| register::write(register::read() | mode))
+                .build();
+            let cpu = cpu.clone().pool(Arc::new(pool.unwrap()));
+            for caller in [0, mode] {
+                let found = in_mode(caller, || case.run(cpu.clone(), false));
+                assert!(found == expected, "{isa}, mode {mode:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn quantization_returns_the_same_bits_in_any_mode() {
+    let mut rng = Rng::new(3);
+    let m = tiny(&mut rng, 2000);
+    let words = Words { seed: 1, step: 1 };
+    for (isa, cpu) in kernels() {
+        for words in [None, Some(words)] {
+            let run = || {
+                let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(256)]);
+                cpu.quantize(&m, &mut codes, &mut absmax, words).unwrap();
+                let mut back = vec![0.0f32; m.len()];
+                cpu.dequantize(&codes, &absmax, &mut back).unwrap();
+                let back: Vec<u32> = back.iter().map(|x| x.to_bits()).collect();
+                (codes, absmax, back)
+            };
+            let expected = run();
+            for mode in MODES {
+                assert!(in_mode(mode, run) == expected, "{isa}, mode {mode:#x}");
+            }
+        }
+    }
+}
