@@ -18,6 +18,10 @@ fn is_refused(error: &Error) -> bool {
     let Error::Backend { source, .. } = error else {
         return false;
     };
+    let mut source = source;
+    while let BackendError::NotBegun { source: inner } = source {
+        source = inner;
+    }
     let parent = std::os::unix::process::parent_id();
     let owner = |owner: u32, current: u32| owner == parent && current == std::process::id();
     matches!(source, BackendError::Paging(PagingError::OtherProcess { owner: o, current: c }) if owner(*o, *c))

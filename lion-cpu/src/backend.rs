@@ -216,10 +216,9 @@ impl Backend for Cpu {
             limit(pool, kernel, tensors);
             match self.pager(tensors) {
                 Some(pager) => walk::step(pool, kernel, pager, tensors),
-                None => pool.step(kernel, tensors, None),
+                None => Ok(pool.step(kernel, tensors, None)?),
             }
-        })?;
-        Ok(())
+        })
     }
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {

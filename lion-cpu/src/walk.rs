@@ -6,7 +6,7 @@ use crate::paged::PagedCpuState;
 use crate::pool::Pool;
 use crate::survey::{Survey, Tree};
 use lion_core::norm::limited_lr;
-use lion_core::{PagingError, TensorStep};
+use lion_core::{BackendError, PagingError, TensorStep};
 use lion_paging::{HostDriver, Pager, Use, Visit, Walk};
 use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,7 +68,7 @@ pub(crate) fn step(
     kernel: Kernel,
     pager: &Pager<HostDriver>,
     tensors: &mut [TensorStep<'_>],
-) -> Result<(), PagingError> {
+) -> Result<(), BackendError> {
     let mut order: Vec<Use> = Vec::new();
     for tensor in &*tensors {
         if is_limited(tensor) {
@@ -76,7 +76,8 @@ pub(crate) fn step(
         }
         order.extend(uses(tensor, Use::write));
     }
-    let walk = pager.begin(&order, Visit::Step)?;
+    let walk = pager.begin(&order, Visit::Step);
+    let walk = walk.map_err(|error| BackendError::from(error).not_begun())?;
     let mut position = 0;
     let mut rest = tensors;
     while !rest.is_empty() {
@@ -96,7 +97,7 @@ pub(crate) fn step(
         pool.step(kernel, part, Some(&progress))?;
         rest = after;
     }
-    walk.finish()
+    Ok(walk.finish()?)
 }
 
 /// Lowers the learning rate of a tensor by its norm, whose pieces come from `first` on.
