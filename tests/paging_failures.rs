@@ -18,6 +18,8 @@ struct Failing(Mutex<Account>);
 #[derive(Debug, Default)]
 struct Account {
     here: BTreeSet<usize>,
+    /// Pieces that were changed and not written back.
+    changed: BTreeSet<usize>,
     /// Calls until one fails.
     fetches: Option<usize>,
     evictions: Option<usize>,
@@ -74,12 +76,14 @@ impl Driver for Failing {
         &self,
         (): &(),
         part: Range<usize>,
-        _: bool,
+        dirty: bool,
         _: Option<&()>,
     ) -> Result<(), PagingError> {
         let mut account = self.0.lock().unwrap();
         fails(&mut account.evictions)?;
         assert!(account.here.remove(&part.start), "evicted and not there");
+        let changed = account.changed.remove(&part.start);
+        assert!(dirty || !changed, "a change is not written back");
         Ok(())
     }
 
@@ -100,10 +104,15 @@ impl Driver for Failing {
 /// A step over all pieces, each of which has to be there.
 fn step(pager: &Pager<Failing>, uses: &[Use]) -> Result<(), PagingError> {
     let walk = pager.begin(uses, Visit::Step)?;
-    for position in 0..uses.len() {
+    for (position, used) in uses.iter().enumerate() {
         walk.acquire(position)?;
-        let here = pager.driver().0.lock().unwrap().here.clone();
-        assert!(here.contains(&(position * PAGE)), "{position} of {here:?}");
+        let mut account = pager.driver().0.lock().unwrap();
+        let (part, here) = (position * PAGE, account.here.clone());
+        assert!(here.contains(&part), "{position} of {here:?}");
+        if used.write {
+            account.changed.insert(part);
+        }
+        drop(account);
         walk.release(position);
     }
     walk.finish()
@@ -118,6 +127,7 @@ fn goes_on(fail: impl Fn(&mut Account, usize)) {
         let pager = Arc::new(Pager::new(Failing::default(), limits));
         let (pages, ()) = pager.allocate(&Momentum32, 8 * PAGE / 4).unwrap();
         let uses: Vec<Use> = (0..8).map(|i| Use::write(pages.piece(i))).collect();
+        let reads: Vec<Use> = (0..8).map(|i| Use::read(pages.piece(i))).collect();
         for before in [0, 2] {
             for _ in 0..before {
                 step(&pager, &uses).unwrap();
@@ -127,8 +137,8 @@ fn goes_on(fail: impl Fn(&mut Account, usize)) {
             failures += usize::from(failed);
             fail(&mut pager.driver().0.lock().unwrap(), usize::MAX);
             assert_eq!(pager.totals().resident, pager.measure().unwrap());
-            for _ in 0..3 {
-                step(&pager, &uses).unwrap();
+            for uses in [&reads, &uses, &uses] {
+                step(&pager, uses).unwrap();
                 assert_eq!(pager.totals().resident, pager.measure().unwrap());
             }
             assert!(pager.measure().unwrap() <= 5 * PAGE);

@@ -43,6 +43,8 @@ pub(crate) struct Entry<D: Driver> {
     state: usize,
     /// Whether a fetch of it was queued, and no eviction since.
     pub(crate) here: bool,
+    /// Whether it was changed before an eviction that could not be queued.
+    pub(crate) unwritten: bool,
     /// Its last fetch.
     pub(crate) ticket: Option<D::Ticket>,
     /// Uses that the plan has passed, less those that are over.
@@ -126,6 +128,7 @@ impl<D: Driver> Pager<D> {
                 part,
                 state,
                 here: false,
+                unwritten: false,
                 ticket: None,
                 pending: 0,
             });

@@ -262,9 +262,12 @@ fn evict<D: Driver>(
         return Ok(());
     }
     let part = entry.part.clone();
+    // The plan takes each eviction for done, also one that failed.
+    let dirty = dirty || entry.unwritten;
     let moved = dirty || driver.moves_unchanged(&entry.region);
+    entry.unwritten = dirty;
     let ticket = driver.evict(&entry.region, part, dirty, entry.ticket.as_ref())?;
-    (entry.here, entry.ticket) = (false, None);
+    (entry.here, entry.unwritten, entry.ticket) = (false, false, None);
     core.evicted = Some(ticket);
     core.count(piece, |state: &mut PagedState, bytes| {
         state.resident -= bytes;
