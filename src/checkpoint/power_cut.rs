@@ -399,7 +399,10 @@ fn an_operation_that_fails_leaves_the_old_file_or_says_that_the_new_one_is_there
         assert_eq!(contents.len(), 1, "`{operation}` has left a file");
         match result {
             Err(CheckpointError::NotDurable { source, .. }) => {
-                assert_eq!((operation, source.kind()), ("sync folder", ErrorKind::StorageFull));
+                assert_eq!(
+                    (operation, source.kind()),
+                    ("sync folder", ErrorKind::StorageFull)
+                );
                 assert!(contents[&target] == new);
             }
             Err(CheckpointError::Io { source, .. }) => {
@@ -528,13 +531,24 @@ fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
         for step in checkpoints(folder) {
             let checkpoint = &folder[&path(&format!("run-{step}.lion"))];
             let (_, wanted) = run(step, run_of(checkpoint));
-            let found = folder.get(&beside(step)).map(|x| String::from_utf8_lossy(x));
+            let found = folder
+                .get(&beside(step))
+                .map(|x| String::from_utf8_lossy(x));
             assert_eq!(found.as_deref(), Some(&*wanted), "{when}");
         }
     };
     let mut disk = Simulated::default();
     // The last ones save a step again, as they were and in another run.
-    let saves = [(1, 1), (2, 1), (3, 1), (2, 1), (2, 1), (2, 2), (3, 2), (4, 2)];
+    let saves = [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (2, 1),
+        (2, 1),
+        (2, 2),
+        (3, 2),
+        (4, 2),
+    ];
     for (step, number) in saves {
         let (lion, parameters) = run(step, number);
         let save = |disk: &Simulated| {

@@ -2,7 +2,7 @@
 
 use super::disk::{Disk, Os};
 use super::error::CheckpointError;
-use super::save::{failed, replace_on, sync_folder};
+use super::save::{failed, replace_on, replaceable, sync_folder};
 use super::write::write;
 use lion_core::Optimizer;
 use std::collections::BTreeSet;
@@ -149,6 +149,8 @@ impl Rotation {
             return Err(invalid(extension));
         }
         let beside = self.beside(step, extension);
+        replaceable(disk, &beside)?;
+        replaceable(disk, &self.path(step))?;
         if !disk.holds(&beside, contents) {
             // A checkpoint of this step belongs to the file that is replaced next, and must not come back
             // once that has begun.
@@ -183,7 +185,9 @@ impl Rotation {
     ) -> Result<PathBuf, CheckpointError> {
         let path = self.path(step);
         let is_own = |name: &[u8]| self.step_of(name, EXTENSION).is_some();
-        replace_on(disk, &path, is_own, |writer| write(optimizer, writer, &path))?;
+        replace_on(disk, &path, is_own, |writer| {
+            write(optimizer, writer, &path)
+        })?;
         Ok(path)
     }
 
@@ -204,11 +208,7 @@ impl Rotation {
     }
 
     /// The steps that there is a regular file of.
-    fn steps<D: Disk>(
-        &self,
-        disk: &D,
-        extension: &str,
-    ) -> Result<BTreeSet<u64>, CheckpointError> {
+    fn steps<D: Disk>(&self, disk: &D, extension: &str) -> Result<BTreeSet<u64>, CheckpointError> {
         let names = disk.files(self.folder());
         let names = names.map_err(|source| failed("read", self.folder(), source))?;
         let steps = names

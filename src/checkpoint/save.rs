@@ -62,12 +62,8 @@ pub(super) fn replace_on<D: Disk, E: From<CheckpointError>>(
         let source = io::Error::from(ErrorKind::InvalidFilename);
         return Err(failed("create", path, source).into());
     };
-    let replaced = disk.kind(path);
-    let replaced = replaced.map_err(|source| failed("examine", path, source))?;
-    if let Some(Kind::Other(given)) = replaced {
-        // The rename would replace a device, and refuse a folder after all has been written.
-        return Err(not_a_file(path, given).into());
-    }
+    // The rename would replace a device, and refuse a folder after all has been written.
+    let replaced = replaceable(disk, path)?;
     let folder = folder_of(path);
     // Now, since after the rename it is too late to find out that it cannot be opened.
     let opened = disk.open_folder(folder);
@@ -75,8 +71,7 @@ pub(super) fn replace_on<D: Disk, E: From<CheckpointError>>(
     remove_unfinished(disk, folder, is_own);
     let private = replaced == Some(Kind::File);
     let temporary = Temporary::create(disk, folder, name, private);
-    let mut temporary =
-        temporary.map_err(|source| failed("create a file in", folder, source))?;
+    let mut temporary = temporary.map_err(|source| failed("create a file in", folder, source))?;
     let mut writer = BufWriter::with_capacity(256 << 10, Early::new(&mut temporary.file));
     let wanted = write(&mut writer)?;
     let flushed = writer.flush();
@@ -108,11 +103,28 @@ pub(super) fn replace_on<D: Disk, E: From<CheckpointError>>(
     Ok(wanted)
 }
 
+/// Returns what a save would replace.
+///
+/// # Errors
+/// [`CheckpointError::NotAFile`] unless it is a regular file, a link or nothing; [`CheckpointError::Io`].
+pub(super) fn replaceable<D: Disk>(disk: &D, path: &Path) -> Result<Option<Kind>, CheckpointError> {
+    match disk.kind(path) {
+        Ok(Some(Kind::Other(given))) => Err(not_a_file(path, given)),
+        Ok(replaced) => Ok(replaced),
+        Err(source) => Err(failed("examine", path, source)),
+    }
+}
+
 /// Makes changes of a folder durable where its file system can do that.
 pub(super) fn sync_folder<D: Disk>(disk: &D, folder: &D::Folder) -> io::Result<()> {
     match disk.sync_folder(folder) {
         // Network file systems and those of user space may know no sync of a folder.
-        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::InvalidInput | ErrorKind::Unsupported
+            ) =>
+        {
             Ok(())
         }
         synced => synced,
@@ -294,4 +306,113 @@ fn unfinished(name: &[u8]) -> Option<&[u8]> {
     let dot = name.iter().rposition(|&byte| byte == b'.')?;
     let random = &name[dot + 1..];
     (!random.is_empty() && random.iter().all(u8::is_ascii_alphanumeric)).then_some(&name[..dot])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A file in memory that a sync is interrupted of.
+    struct Interrupted(Vec<u8>);
+
+    impl Write for Interrupted {
+        fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+            self.0.write(from)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Interrupted {
+        fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
+            Err(ErrorKind::Unsupported.into())
+        }
+    }
+
+    impl DiskFile for Interrupted {
+        fn duplicate(&self) -> io::Result<Self> {
+            Ok(Interrupted(Vec::new()))
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            Err(ErrorKind::Interrupted.into())
+        }
+
+        fn sync_all(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn length(&self) -> io::Result<u64> {
+            Ok(self.0.len() as u64)
+        }
+    }
+
+    #[test]
+    fn an_early_sync_that_fails_is_told_at_the_end_and_no_byte_is_written_twice() {
+        let mut file = Interrupted(Vec::new());
+        let mut early = Early::new(&mut file);
+        early.enough = 1;
+        let bytes: Vec<u8> = (0..100).collect();
+        for part in bytes.chunks(10) {
+            // As `write_all` of the standard library, an interrupted write is done again.
+            early.write_all(part).unwrap();
+            while !early.sync.as_ref().is_none_or(JoinHandle::is_finished) {
+                std::thread::yield_now();
+            }
+        }
+        early.flush().unwrap();
+        assert_eq!(early.finish().unwrap_err().kind(), ErrorKind::Interrupted);
+        drop(early);
+        assert_eq!(file.0, bytes);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_private_file_is_private_while_it_is_replaced() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.lion");
+        for (mode, private) in [(None, false), (Some(0o600), true), (Some(0o644), true)] {
+            if let Some(mode) = mode {
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            }
+            replace(&path, |writer| {
+                writer.write_all(b"secret").unwrap();
+                writer.flush().unwrap();
+                let unfinished = fs::read_dir(folder.path()).unwrap().map(Result::unwrap);
+                let unfinished = unfinished.filter(|entry| entry.path() != path);
+                let modes = unfinished.map(|entry| entry.metadata().unwrap().mode() & 0o777);
+                let modes: Vec<_> = modes.collect();
+                assert_eq!(modes.len(), 1);
+                assert!(!private || modes[0] == 0o600, "{:o}", modes[0]);
+                Ok::<_, CheckpointError>(6)
+            })
+            .unwrap();
+            if let Some(mode) = mode {
+                let now = fs::metadata(&path).unwrap().mode() & 0o777;
+                assert_eq!(now, mode);
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_unfinished_files_are_told_from_others() {
+        let known = [".a.b.0f.unfinished", ".run-1.lion.aB3.unfinished"];
+        assert_eq!(
+            known.map(|it| unfinished(it.as_bytes())),
+            [Some(&b"a.b"[..]), Some(b"run-1.lion")]
+        );
+        for other in [
+            "a.b.unfinished",
+            ".a.unfinished",
+            ".a..unfinished",
+            ".a.-.unfinished",
+            ".a.b",
+        ] {
+            assert_eq!(unfinished(other.as_bytes()), None, "{other}");
+        }
+    }
 }
