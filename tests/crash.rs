@@ -169,17 +169,68 @@ fn a_replaced_file_keeps_its_permissions() {
     assert_eq!((mode(&link), mode(&path)), (new, 0o440));
 }
 
+/// Root may give files away and others may not; both save over the files of others.
+#[test]
+fn a_replaced_file_keeps_its_owner_or_gives_access_to_no_one_else() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65_534;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let mut lion = optimizer();
+    lion.save(&path).unwrap();
+    if let Err(error) = chown(&path, Some(1234), Some(2345)) {
+        println!("SKIPPED owners of files: {error}");
+        return;
+    }
+    let access = |mode: u32| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    let found = || {
+        let found = fs::metadata(&path).unwrap();
+        (found.uid(), found.gid(), found.mode() & 0o7777)
+    };
+    for mode in [0o600, 0o640] {
+        access(mode);
+        step(&mut lion);
+        lion.save(&path).unwrap();
+        assert_eq!(found(), (1234, 2345, mode));
+    }
+    // Nobody may not read the test program where it is.
+    access(0o644);
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let program = folder.path().join("program");
+    let test = child("save_once");
+    fs::copy(test.get_program(), &program).unwrap();
+    let save_as = |group: u32| {
+        let mut command = Command::new(&program);
+        command.args(test.get_args()).env("LION_SAVE", &path);
+        let output = command.uid(NOBODY).gid(group).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    access(0o640);
+    save_as(2345);
+    assert_eq!(found(), (NOBODY, 2345, 0o640));
+    save_as(NOBODY);
+    assert_eq!(found(), (NOBODY, NOBODY, 0o600));
+}
+
+/// Saves into a file, if there is one to save into.
+#[test]
+fn save_once() {
+    if let Ok(path) = std::env::var("LION_SAVE") {
+        optimizer().save(path).unwrap();
+    }
+}
+
 #[test]
 fn a_folder_is_not_replaced_by_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     fs::create_dir(&path).unwrap();
-    match optimizer().save(&path) {
-        Err(CheckpointError::Io { source, .. }) => {
-            assert_eq!(source.kind(), ErrorKind::IsADirectory);
-        }
-        other => panic!("{other:?}"),
-    }
+    let result = optimizer().save(&path);
+    let Err(CheckpointError::NotAFile { given, .. }) = result else {
+        panic!("{result:?}");
+    };
+    assert_eq!(given, "folder");
     // Nothing is left beside it.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -1,7 +1,8 @@
 //! A run that is saved after every epoch, and goes on from there.
 //!
 //! The optimizer saves itself: `NAME-EPOCHS.lion`. Parameters and losses are the trainer's, and lie beside
-//! it in `NAME-EPOCHS.trainer`, which is written first: where the checkpoint is, the other is too.
+//! it in `NAME-EPOCHS.trainer`. `Rotation::save_with` saves both so that the two of an epoch always belong
+//! together, even after a power cut.
 
 use crate::network::Network;
 use crate::train::Plan;
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use lion::Lion;
 use lion::checkpoint::Rotation;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Checkpoints of a run that are kept.
 const KEEP: usize = 2;
@@ -28,10 +29,8 @@ fn rotation(folder: &Path, name: &str) -> Rotation {
     Rotation::new(folder, letters, KEEP)
 }
 
-/// What the trainer keeps beside a checkpoint.
-fn beside(checkpoint: &Path) -> PathBuf {
-    checkpoint.with_extension("trainer")
-}
+/// How the name of the file ends that the trainer keeps beside a checkpoint.
+const TRAINER: &str = "trainer";
 
 /// Saves a run, and removes all but its last checkpoints.
 pub(crate) fn save(
@@ -44,18 +43,10 @@ pub(crate) fn save(
 ) -> Result<()> {
     fs::create_dir_all(folder)
         .with_context(|| format!("cannot create the folder {}", folder.display()))?;
-    let rotation = rotation(folder, name);
-    let before = rotation.files()?;
-    let trainer = beside(&rotation.path(progress.epochs.into()));
     let mut bytes = header(plan, network);
     bytes.extend(network.parameters().flat_map(|x| x.to_le_bytes()));
     bytes.extend(progress.losses.iter().flat_map(|x| x.to_le_bytes()));
-    fs::write(&trainer, bytes).with_context(|| format!("cannot write {}", trainer.display()))?;
-    rotation.save(lion, progress.epochs.into())?;
-    for (_, checkpoint) in before.iter().filter(|(_, checkpoint)| !checkpoint.exists()) {
-        fs::remove_file(beside(checkpoint))
-            .with_context(|| format!("cannot remove {}", beside(checkpoint).display()))?;
-    }
+    rotation(folder, name).save_with(lion, progress.epochs.into(), TRAINER, &bytes)?;
     Ok(())
 }
 
@@ -67,11 +58,12 @@ pub(crate) fn load(
     lion: &mut Lion,
     network: &mut Network,
 ) -> Result<Progress> {
-    let files = rotation(folder, name).files()?;
+    let rotation = rotation(folder, name);
+    let files = rotation.files()?;
     let (epochs, checkpoint) = files
         .first()
         .with_context(|| format!("{} has no checkpoint of {name}", folder.display()))?;
-    let trainer = beside(checkpoint);
+    let trainer = rotation.beside(*epochs, TRAINER);
     let bytes = fs::read(&trainer).with_context(|| format!("cannot read {}", trainer.display()))?;
     let rest = bytes.strip_prefix(&header(plan, network)[..]);
     let rest = rest.with_context(|| {
@@ -142,6 +134,9 @@ mod tests {
             stop_after: Some(3),
             resume: None,
         };
+        // What an earlier run has left beside a checkpoint that is gone.
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("lion8bit-7.trainer"), "left").unwrap();
         assert_ne!(run(&plan, killed).unwrap().checksum, whole.checksum);
         // Two checkpoints, and what lies beside each.
         assert_eq!(fs::read_dir(&path).unwrap().count(), 4);

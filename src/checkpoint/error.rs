@@ -75,6 +75,50 @@ pub enum CheckpointError {
         /// Name of the layout.
         layout: &'static str,
     },
+    /// A path that is not the name of a regular file. Reading from or writing to it may never end, and
+    /// a save would replace it.
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What is there: `folder`, `FIFO`, `socket`, `device` or `special file`.
+        given: &'static str,
+    },
+    /// A new file that does not have as many bytes as were written. The file that was there before
+    /// stays.
+    WrongLength {
+        /// The file that was to be replaced.
+        path: PathBuf,
+        /// Bytes of the new file.
+        given: u64,
+        /// Bytes that were written.
+        wanted: u64,
+    },
+    /// A save that has put the new file in place, whole, but could not sync the folder: after a power
+    /// cut the file that was there before may be back. A further save that returns no error makes it
+    /// last.
+    NotDurable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says of the folder.
+        source: io::Error,
+    },
+    /// A load that has failed after all of the file had been checked, while it was read again into states
+    /// that had been stepped, or whose fresh states the backend could not make fresh again. The states
+    /// named here hold numbers of before and of the file; nothing else has changed. They must be loaded
+    /// again, from any file.
+    PartlyLoaded {
+        /// The file.
+        path: PathBuf,
+        /// The parameters whose states have been written to.
+        parameters: Vec<String>,
+        /// What went wrong.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// A name or extension of a [`Rotation`](super::Rotation) that cannot be part of a file's name.
+    InvalidName {
+        /// The name.
+        name: String,
+    },
     /// What the optimizer or its backend says.
     Optimizer {
         /// The file.
@@ -260,6 +304,43 @@ impl fmt::Display for CheckpointError {
                  wanted momentum32 or blockwise8",
                 path.display()
             ),
+            CheckpointError::NotAFile { path, given } => write!(
+                f,
+                "`{}` is a {given}, wanted a regular file",
+                path.display()
+            ),
+            CheckpointError::WrongLength {
+                path,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "cannot write `{}`: the new file has {given} bytes after {wanted} were written",
+                path.display()
+            ),
+            CheckpointError::NotDurable { path, source } => write!(
+                f,
+                "`{}` is saved, but a power cut may undo it: its folder cannot be synced: {source}",
+                path.display()
+            ),
+            CheckpointError::PartlyLoaded {
+                path,
+                parameters,
+                source,
+            } => {
+                write!(f, "`{}` is loaded in part: {source}", path.display())?;
+                list(
+                    f,
+                    "old and new numbers are mixed in the states of ",
+                    parameters,
+                    |f, name| write!(f, "`{name}`"),
+                )
+            }
+            CheckpointError::InvalidName { name } => write!(
+                f,
+                "the name of a rotation is {name:?}, wanted a part of a file name: not empty, and \
+                 without a path separator"
+            ),
             CheckpointError::Optimizer { path, source } => {
                 write!(f, "`{}`: {source}", path.display())
             }
@@ -287,7 +368,10 @@ impl StdError for CheckpointError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         // The message of each is part of this one's; what caused it comes next.
         match self {
-            CheckpointError::Io { source, .. } => source.source(),
+            CheckpointError::Io { source, .. } | CheckpointError::NotDurable { source, .. } => {
+                source.source()
+            }
+            CheckpointError::PartlyLoaded { source, .. } => source.source(),
             CheckpointError::Damaged {
                 damage: Damage::Record { source },
                 ..

@@ -3,6 +3,8 @@
 use super::error::{CheckpointError, Difference};
 use super::read::{Checkpoint, Plane, Tensor};
 use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
+use std::collections::BTreeSet;
+use std::error::Error as StdError;
 use std::io::{Read, Seek};
 use std::path::Path;
 
@@ -117,9 +119,12 @@ pub fn load<R: Read + Seek + Send>(
 /// Takes a part of a plane: position of the parameter, plane, offset in it, bytes.
 pub(crate) type Take<'a, E> = dyn FnMut(usize, usize, usize, &[u8]) -> Result<(), E> + 'a;
 
-/// Writes what `read` reads into states, and commits. `read` checks on the way what it reads; where it
-/// fails, nothing has changed.
-pub(crate) fn transfer<E: From<CheckpointError>>(
+/// Writes what `read` reads into states, and commits. `read` checks on the way what it reads.
+///
+/// # Errors
+/// What `read` returns, and nothing has changed; [`CheckpointError::PartlyLoaded`] with it as the source
+/// where states have been written to that cannot be had back.
+pub(crate) fn transfer<E: From<CheckpointError> + StdError + Send + Sync + 'static>(
     mut restore: Restore<'_>,
     names: &[String],
     path: &Path,
@@ -132,10 +137,14 @@ pub(crate) fn transfer<E: From<CheckpointError>>(
     // A used state cannot be had back once it is written to, so there all bytes are checked before the
     // first is loaded. A fresh one is the same number over and over: it is read once, checked on the way
     // and made fresh again where the file turns out bad.
-    if !restore.is_fresh() {
+    let fresh = restore.is_fresh();
+    if !fresh {
         read(&mut |_, _, _, _| Ok(()))?;
     }
+    // The file can still fail now: it is read again.
+    let mut begun = BTreeSet::new();
     let written = read(&mut |i, plane, at, part| {
+        begun.insert(i);
         let written = restore.state(i).write(plane, at, part);
         written.map_err(|source| {
             let parameter = Some(names[i].clone());
@@ -148,8 +157,16 @@ pub(crate) fn transfer<E: From<CheckpointError>>(
             Ok(())
         }
         Err(error) => {
-            restore.abandon().map_err(failed)?;
-            Err(error)
+            let undone = restore.abandon();
+            if begun.is_empty() || (fresh && undone.is_ok()) {
+                return Err(error);
+            }
+            let parameters = begun.into_iter().map(|i| names[i].clone());
+            Err(E::from(CheckpointError::PartlyLoaded {
+                path: path.to_owned(),
+                parameters: parameters.collect(),
+                source: Box::new(error),
+            }))
         }
     }
 }

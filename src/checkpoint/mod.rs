@@ -29,8 +29,11 @@
 //!
 //! The bytes are specified in docs/format.md.
 
+mod disk;
 mod error;
 mod load;
+#[cfg(test)]
+mod power_cut;
 mod read;
 mod record;
 mod rotation;
@@ -49,7 +52,7 @@ pub use save::save;
 pub(crate) use {
     load::{Take, transfer},
     save::replace,
-    source::{PART, Source},
+    source::{PART, Source, open},
 };
 
 use crate::Lion;
@@ -59,7 +62,8 @@ impl Lion {
     /// Saves hyper-parameters and states into a file, and returns its bytes. See [`checkpoint`](self).
     ///
     /// # Errors
-    /// As [`checkpoint::save`](save). What was in the file before is still there.
+    /// As [`checkpoint::save`](save). What was in the file before is still there, except after
+    /// [`CheckpointError::NotDurable`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<u64, CheckpointError> {
         save(self, path)
     }
@@ -79,11 +83,11 @@ impl Lion {
     /// is read once; else twice, as all of it is checked before anything changes.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`], [`CheckpointError::NotACheckpoint`],
+    /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
     /// [`CheckpointError::UnknownVersion`], [`CheckpointError::Damaged`],
     /// [`CheckpointError::Mismatch`], [`CheckpointError::Optimizer`]. The optimizer is as it was, except
-    /// where states that have been stepped are being loaded and the file system or the backend fails
-    /// after the file has been checked.
+    /// after [`CheckpointError::PartlyLoaded`]: the file system or the backend has failed after the file
+    /// had been checked, while it was loaded into states that had been stepped.
     pub fn load_with(
         &mut self,
         path: impl AsRef<Path>,

@@ -5,7 +5,7 @@ use super::record::{
     ALIGN, GroupRecord, HeadRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, Preamble, TensorRecord,
     VERSION, align, dtype, value,
 };
-use super::source::{PART, Source};
+use super::source::{PART, Source, open};
 use crc32fast::Hasher;
 use lion_core::{Bits, Dtype, Group, Layout, Overrides, PlaneSpec, PlaneType, Settings};
 use std::fs::File;
@@ -81,16 +81,11 @@ impl Checkpoint<File> {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`], [`CheckpointError::NotACheckpoint`],
+    /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
     /// [`CheckpointError::UnknownVersion`], [`CheckpointError::Damaged`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|source| CheckpointError::Io {
-            action: "open",
-            path: path.to_owned(),
-            source,
-        })?;
-        Checkpoint::read(file, path)
+        Checkpoint::read(open(path)?, path)
     }
 }
 
@@ -98,7 +93,7 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
     /// Reads a checkpoint from anything; errors call it `path`.
     ///
     /// # Errors
-    /// As [`open`](Checkpoint::open).
+    /// As [`open`](Checkpoint::open), but for [`CheckpointError::NotAFile`].
     pub fn read(reader: R, path: impl Into<PathBuf>) -> Result<Self, CheckpointError> {
         let mut source = Source::new(reader, path.into())?;
         let preamble = preamble(&mut source)?;

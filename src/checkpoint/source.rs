@@ -1,12 +1,15 @@
 //! A file that is read forwards, whose position and length are known.
 
+use super::disk::open_regular;
 use super::error::{CheckpointError, Damage};
 use super::record::CONFIG;
+use super::save::{failed, not_a_file};
 use bincode::Decode;
 use bincode::error::DecodeError;
 use crc32fast::Hasher;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 /// Bytes that are read at a time.
@@ -17,6 +20,17 @@ const AHEAD: u64 = 8 * PART as u64;
 
 /// Parts between that thread and the one that takes them.
 const BUFFERS: usize = 4;
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// [`CheckpointError::Io`]; [`CheckpointError::NotAFile`] for anything else, which may never end or wait
+/// for someone who writes to it.
+pub(crate) fn open(path: &Path) -> Result<File, CheckpointError> {
+    let opened = open_regular(path, OpenOptions::new().read(true));
+    let opened = opened.map_err(|source| failed("open", path, source))?;
+    opened.map_err(|given| not_a_file(path, given))
+}
 
 #[derive(Debug)]
 pub(crate) struct Source<R> {
@@ -88,8 +102,10 @@ impl<R: Read + Seek> Source<R> {
     where
         R: Send,
     {
-        if bytes >= AHEAD {
-            return self.parts_ahead(bytes, take);
+        if bytes >= AHEAD
+            && let Some(read) = self.parts_ahead(bytes, &mut take)
+        {
+            return read;
         }
         let mut done = 0;
         while done < bytes {
@@ -102,16 +118,16 @@ impl<R: Read + Seek> Source<R> {
         Ok(())
     }
 
-    /// As [`parts`](Source::parts), read by a thread that goes ahead while parts are taken.
+    /// As [`parts`](Source::parts), read by a thread that goes ahead while parts are taken. Returns
+    /// `None`, and has read nothing, where no thread can be started.
     fn parts_ahead(
         &mut self,
         bytes: u64,
         mut take: impl FnMut(usize, &[u8]) -> Result<(), CheckpointError>,
-    ) -> Result<(), CheckpointError>
+    ) -> Option<Result<(), CheckpointError>>
     where
         R: Send,
     {
-        let path = self.path.clone();
         std::thread::scope(|scope| {
             let (give_empty, empty) = mpsc::channel();
             let (give_full, full) = mpsc::channel();
@@ -136,19 +152,15 @@ impl<R: Read + Seek> Source<R> {
                 }
             };
             let thread = std::thread::Builder::new().spawn_scoped(scope, read);
-            thread.map_err(|source| CheckpointError::Io {
-                action: "start a thread to read",
-                path,
-                source,
-            })?;
+            thread.ok()?;
             let mut done = 0;
-            for part in full {
+            Some(full.into_iter().try_for_each(|part| {
                 let part = part?;
                 take(done, &part)?;
                 done += part.len();
                 let _ = give_empty.send(part);
-            }
-            Ok(())
+                Ok(())
+            }))
         })
     }
 

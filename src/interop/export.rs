@@ -49,7 +49,8 @@ pub fn export(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<(), Inter
     // Types by falling size, so that each tensor is aligned in a mapped file.
     parts.sort_by_key(|part| std::cmp::Reverse(part.dtype.bitsize()));
     let header = header(&parts)?;
-    replace(path, |writer| {
+    let mut bytes = header.len() as u64;
+    replace(path, |writer| -> Result<u64, InteropError> {
         let failed = |source| CheckpointError::Io {
             action: "write",
             path: path.to_owned(),
@@ -58,12 +59,14 @@ pub fn export(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<(), Inter
         writer.write_all(&header).map_err(failed)?;
         let mut buffer = Vec::new();
         for part in &parts {
-            part.write(optimizer, path, &mut buffer, |bytes| {
-                writer.write_all(bytes)
+            part.write(optimizer, path, &mut buffer, |part| {
+                bytes += part.len() as u64;
+                writer.write_all(part)
             })?;
         }
-        Ok(())
-    })
+        Ok(bytes)
+    })?;
+    Ok(())
 }
 
 /// The tensors of one parameter.

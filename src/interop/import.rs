@@ -1,7 +1,7 @@
 //! Reading states by the names of bitsandbytes.
 
 use super::{InteropError, QMAP, STEP, planes};
-use crate::checkpoint::{Difference, PART, Source, Take, transfer};
+use crate::checkpoint::{Difference, PART, Source, Take, open, transfer};
 use crate::{CheckpointError, LoadPolicy, LoadReport};
 use lion_core::{BLOCK, Bits, Layout, Optimizer, ParamInfo, ParamRecord};
 use lion_quant::CODEBOOK;
@@ -42,13 +42,8 @@ pub fn import(
     policy: LoadPolicy,
 ) -> Result<LoadReport, InteropError> {
     let path = path.as_ref();
-    let file = File::open(path).map_err(|source| CheckpointError::Io {
-        action: "open",
-        path: path.to_owned(),
-        source,
-    })?;
     let mut reader = Reader {
-        source: Source::new(file, path.to_owned())?,
+        source: Source::new(open(path)?, path.to_owned())?,
         path,
         data: 0,
     };

@@ -1,0 +1,583 @@
+//! Power cuts at every operation of a save, on a disk that keeps no more than was synced.
+//!
+//! After a cut each file has its synced bytes and any part of what was written since, and the folder has
+//! its synced names and any of the changes since, each whole.
+
+use super::disk::{Disk, DiskFile, Kind};
+use super::rotation::Rotation;
+use super::save::replace_on;
+use super::{Checkpoint, CheckpointError, Load, load};
+use crate::{Dtype, Lion, ParamSpec};
+use lion_core::Optimizer;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io::{self, Cursor, ErrorKind, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// What a folder holds: contents by path.
+type Folder = BTreeMap<PathBuf, Vec<u8>>;
+
+/// A file: its synced bytes, and where which bytes have been written since.
+#[derive(Clone, Default)]
+struct Inode {
+    synced: Vec<u8>,
+    writes: Vec<(usize, Vec<u8>)>,
+}
+
+impl Inode {
+    fn with<'a>(&self, writes: impl IntoIterator<Item = &'a (usize, Vec<u8>)>) -> Vec<u8> {
+        let mut bytes = self.synced.clone();
+        for (at, written) in writes {
+            let end = at + written.len();
+            bytes.resize(bytes.len().max(end), 0);
+            bytes[*at..end].copy_from_slice(written);
+        }
+        bytes
+    }
+
+    fn now(&self) -> Vec<u8> {
+        self.with(&self.writes)
+    }
+
+    /// What a cut may leave: the writes up to one that is torn, all but one, or their length alone.
+    fn after_a_cut(&self) -> BTreeSet<Vec<u8>> {
+        let mut all = BTreeSet::from([self.now()]);
+        for (i, (at, bytes)) in self.writes.iter().enumerate() {
+            let before = &self.writes[..i];
+            let torn = (*at, bytes[..bytes.len() / 2].to_vec());
+            all.insert(self.with(before));
+            all.insert(self.with(before.iter().chain([&torn])));
+            all.insert(self.with(before.iter().chain(&self.writes[i + 1..])));
+        }
+        let zeros = |(at, bytes): &(usize, Vec<u8>)| (*at, vec![0; bytes.len()]);
+        let zeros: Vec<_> = self.writes.iter().map(zeros).collect();
+        all.insert(self.with(&zeros));
+        all
+    }
+}
+
+/// Names that change together: each to a file, or to nothing.
+type Change = Vec<(PathBuf, Option<usize>)>;
+
+#[derive(Clone, Default)]
+struct State {
+    inodes: Vec<Inode>,
+    synced: BTreeMap<PathBuf, usize>,
+    changes: Vec<Change>,
+}
+
+impl State {
+    fn names<'a>(&self, changes: impl IntoIterator<Item = &'a Change>) -> BTreeMap<PathBuf, usize> {
+        let mut names = self.synced.clone();
+        for (path, inode) in changes.into_iter().flatten() {
+            match inode {
+                Some(inode) => names.insert(path.clone(), *inode),
+                None => names.remove(path),
+            };
+        }
+        names
+    }
+
+    fn now(&self) -> BTreeMap<PathBuf, usize> {
+        self.names(&self.changes)
+    }
+
+    fn contents(&self) -> Folder {
+        let names = self.now().into_iter();
+        names
+            .map(|(path, inode)| (path, self.inodes[inode].now()))
+            .collect()
+    }
+
+    /// All folders that a cut may leave.
+    fn after_a_cut(&self) -> BTreeSet<Folder> {
+        let mut all = BTreeSet::new();
+        for chosen in 0..1u32 << self.changes.len() {
+            let changes = self.changes.iter().enumerate();
+            let changes = changes.filter(|(i, _)| chosen >> i & 1 == 1);
+            let mut folders = vec![Folder::new()];
+            for (path, inode) in self.names(changes.map(|(_, change)| change)) {
+                let contents = self.inodes[inode].after_a_cut();
+                folders = folders
+                    .iter()
+                    .flat_map(|folder| {
+                        contents.iter().map(|bytes| {
+                            let mut folder = folder.clone();
+                            folder.insert(path.clone(), bytes.clone());
+                            folder
+                        })
+                    })
+                    .collect();
+            }
+            all.extend(folders);
+        }
+        all
+    }
+}
+
+#[derive(Default)]
+struct Record {
+    state: State,
+    /// The state before each operation.
+    before: Vec<(&'static str, State)>,
+    /// The operation that fails, and how.
+    fails: Option<(usize, ErrorKind)>,
+}
+
+/// A disk with one folder.
+#[derive(Clone, Default)]
+struct Simulated(Arc<Mutex<Record>>);
+
+impl Simulated {
+    fn of(folder: &Folder) -> Self {
+        let disk = Simulated::default();
+        let mut record = disk.record();
+        for (path, bytes) in folder {
+            let inode = record.state.inodes.len();
+            record.state.synced.insert(path.clone(), inode);
+            let (synced, writes) = (bytes.clone(), Vec::new());
+            record.state.inodes.push(Inode { synced, writes });
+        }
+        drop(record);
+        disk
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.0.lock().unwrap()
+    }
+
+    fn begin(&self, operation: &'static str) -> io::Result<MutexGuard<'_, Record>> {
+        let mut record = self.record();
+        let (at, state) = (record.before.len(), record.state.clone());
+        record.before.push((operation, state));
+        match record.fails {
+            Some((failing, kind)) if failing == at => Err(kind.into()),
+            _ => Ok(record),
+        }
+    }
+
+    /// All folders that a cut before an operation may leave, with its name.
+    fn cuts(&self) -> Vec<(&'static str, BTreeSet<Folder>)> {
+        let record = self.record();
+        let before = record.before.iter();
+        before
+            .map(|(operation, state)| (*operation, state.after_a_cut()))
+            .collect()
+    }
+
+    /// All folders that a cut after the last operation may leave.
+    fn cut_now(&self) -> BTreeSet<Folder> {
+        self.record().state.after_a_cut()
+    }
+
+    fn contents(&self) -> Folder {
+        self.record().state.contents()
+    }
+
+    fn change(record: &mut Record, change: Change) {
+        record.state.changes.push(change);
+    }
+}
+
+impl Disk for Simulated {
+    type File = SimulatedFile;
+    type Folder = ();
+
+    fn kind(&self, path: &Path) -> io::Result<Option<Kind>> {
+        let record = self.begin("kind")?;
+        Ok(record.state.now().get(path).map(|_| Kind::File))
+    }
+
+    fn files(&self, folder: &Path) -> io::Result<Vec<OsString>> {
+        let record = self.begin("files")?;
+        let names = record.state.now().into_keys();
+        let names = names.filter(|path| path.parent() == Some(folder));
+        Ok(names
+            .filter_map(|path| Some(path.file_name()?.to_owned()))
+            .collect())
+    }
+
+    fn holds(&self, path: &Path, contents: &[u8]) -> bool {
+        let found = self.contents();
+        found.get(path).is_some_and(|bytes| bytes == contents)
+    }
+
+    fn open_folder(&self, _: &Path) -> io::Result<()> {
+        self.begin("open folder").map(drop)
+    }
+
+    fn sync_folder(&self, (): &()) -> io::Result<()> {
+        let mut record = self.begin("sync folder")?;
+        record.state.synced = record.state.now();
+        record.state.changes.clear();
+        Ok(())
+    }
+
+    fn create(&self, path: &Path, _: bool) -> io::Result<SimulatedFile> {
+        let mut record = self.begin("create")?;
+        if record.state.now().contains_key(path) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        let inode = record.state.inodes.len();
+        record.state.inodes.push(Inode::default());
+        Simulated::change(&mut record, vec![(path.to_owned(), Some(inode))]);
+        let (disk, position) = (self.clone(), 0);
+        Ok(SimulatedFile {
+            disk,
+            inode,
+            position,
+        })
+    }
+
+    fn keep_access(&self, _: &Path, _: &SimulatedFile) -> io::Result<()> {
+        self.begin("keep access").map(drop)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut record = self.begin("rename")?;
+        let Some(&inode) = record.state.now().get(from) else {
+            return Err(ErrorKind::NotFound.into());
+        };
+        let change = vec![(from.to_owned(), None), (to.to_owned(), Some(inode))];
+        Simulated::change(&mut record, change);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut record = self.begin("remove")?;
+        if !record.state.now().contains_key(path) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        Simulated::change(&mut record, vec![(path.to_owned(), None)]);
+        Ok(())
+    }
+
+    fn remove_abandoned(&self, path: &Path) {
+        let _ = self.remove(path);
+    }
+}
+
+struct SimulatedFile {
+    disk: Simulated,
+    inode: usize,
+    position: usize,
+}
+
+impl Write for SimulatedFile {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        let mut record = self.disk.begin("write")?;
+        let write = (self.position, from.to_vec());
+        record.state.inodes[self.inode].writes.push(write);
+        self.position += from.len();
+        Ok(from.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for SimulatedFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let SeekFrom::Start(position) = to else {
+            return Err(ErrorKind::Unsupported.into());
+        };
+        self.position = position as usize;
+        Ok(position)
+    }
+}
+
+impl DiskFile for SimulatedFile {
+    fn duplicate(&self) -> io::Result<Self> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync_all()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        let mut record = self.disk.begin("sync file")?;
+        let inode = &mut record.state.inodes[self.inode];
+        inode.synced = inode.now();
+        inode.writes.clear();
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        let record = self.disk.begin("length")?;
+        Ok(record.state.inodes[self.inode].now().len() as u64)
+    }
+}
+
+const FOLDER: &str = "folder";
+
+fn path(name: &str) -> PathBuf {
+    Path::new(FOLDER).join(name)
+}
+
+/// An optimizer after so many steps.
+fn stepped(steps: u64) -> Lion {
+    let mut lion = Lion::builder().build().unwrap();
+    let w = lion.register(ParamSpec::new("w", 40, Dtype::F32)).unwrap();
+    for _ in 0..steps {
+        lion.step([(w, &mut vec![0.0f32; 40], &vec![1.0f32; 40])])
+            .unwrap();
+    }
+    lion
+}
+
+fn save(disk: &Simulated, lion: &Optimizer, path: &Path) -> Result<u64, CheckpointError> {
+    let own = path.file_name().unwrap();
+    replace_on(
+        disk,
+        path,
+        |name| name == own.as_encoded_bytes(),
+        |writer| super::write::write(lion, writer, path),
+    )
+}
+
+/// The steps of a whole checkpoint.
+fn steps_of(bytes: &[u8]) -> Option<u64> {
+    let mut checkpoint = Checkpoint::read(Cursor::new(bytes), "simulated").ok()?;
+    let mut lion = stepped(0);
+    load(&mut lion, &mut checkpoint, Load::new()).ok()?;
+    Some(lion.parameters().next()?.steps)
+}
+
+/// The bytes that a save of an optimizer writes.
+fn saved(lion: &Lion) -> Vec<u8> {
+    let disk = Simulated::default();
+    save(&disk, lion, &path("x")).unwrap();
+    disk.contents().remove(&path("x")).unwrap()
+}
+
+#[test]
+fn a_cut_leaves_the_old_file_or_the_new_one_and_the_new_one_after_a_save() {
+    let target = path("run.lion");
+    let [old, new] = [1, 2].map(|steps| saved(&stepped(steps)));
+    for before in [None, Some(&old)] {
+        let folder = before.map(|bytes| (target.clone(), bytes.clone()));
+        let disk = Simulated::of(&folder.into_iter().collect());
+        save(&disk, &stepped(2), &target).unwrap();
+        let cuts = disk.cuts();
+        assert!(cuts.iter().any(|(_, folders)| folders.len() > 10));
+        for (operation, folders) in cuts {
+            for folder in folders {
+                let found = folder.get(&target);
+                assert!(
+                    found == before || found == Some(&new),
+                    "a cut before `{operation}` leaves another file: {:?}",
+                    found.map(Vec::len)
+                );
+            }
+        }
+        for folder in disk.cut_now() {
+            let found = folder.get(&target);
+            assert!(found == Some(&new), "a save has returned and is lost");
+        }
+        assert_eq!(disk.contents().len(), 1);
+    }
+}
+
+#[test]
+fn an_operation_that_fails_leaves_the_old_file_or_says_that_the_new_one_is_there() {
+    let target = path("run.lion");
+    let [old, new] = [1, 2].map(|steps| saved(&stepped(steps)));
+    let folder = Folder::from([(target.clone(), old.clone())]);
+    let disk = Simulated::of(&folder);
+    save(&disk, &stepped(2), &target).unwrap();
+    let operations = disk.record().before.len();
+    let mut told = BTreeSet::new();
+    for failing in 0..operations {
+        let disk = Simulated::of(&folder);
+        disk.record().fails = Some((failing, ErrorKind::StorageFull));
+        let result = save(&disk, &stepped(2), &target);
+        let operation = disk.record().before[failing].0;
+        let contents = disk.contents();
+        assert_eq!(contents.len(), 1, "`{operation}` has left a file");
+        match result {
+            Err(CheckpointError::NotDurable { source, .. }) => {
+                assert_eq!(
+                    (operation, source.kind()),
+                    ("sync folder", ErrorKind::StorageFull)
+                );
+                assert!(contents[&target] == new);
+            }
+            Err(CheckpointError::Io { source, .. }) => {
+                assert_eq!(source.kind(), ErrorKind::StorageFull);
+                assert!(contents[&target] == old, "{operation}");
+            }
+            // What killed saves have left is removed where that can be.
+            Ok(_) => {
+                assert_eq!(operation, "files");
+                assert!(contents[&target] == new);
+            }
+            Err(other) => panic!("{operation}: {other}"),
+        }
+        told.insert(operation);
+    }
+    let all = [
+        "kind",
+        "open folder",
+        "files",
+        "create",
+        "write",
+        "length",
+        "keep access",
+        "sync file",
+        "rename",
+        "sync folder",
+    ];
+    assert_eq!(told, BTreeSet::from(all));
+
+    // A file system that cannot sync a folder at all is no failure.
+    for kind in [ErrorKind::InvalidInput, ErrorKind::Unsupported] {
+        let disk = Simulated::of(&folder);
+        disk.record().fails = Some((operations - 1, kind));
+        save(&disk, &stepped(2), &target).unwrap();
+    }
+}
+
+#[test]
+fn a_file_of_another_length_than_was_written_is_not_put_in_place() {
+    let target = path("f");
+    let folder = Folder::from([(target.clone(), b"old".to_vec())]);
+    let disk = Simulated::of(&folder);
+    let result = replace_on(
+        &disk,
+        &target,
+        |_| false,
+        |writer| {
+            writer.write_all(b"ten bytes.").unwrap();
+            Ok(11)
+        },
+    );
+    assert!(
+        matches!(
+            result,
+            Err(CheckpointError::WrongLength {
+                given: 10,
+                wanted: 11,
+                ..
+            })
+        ),
+        "{result:?}"
+    );
+    assert_eq!(disk.contents(), folder);
+}
+
+/// The steps of the whole checkpoints of `run` in a folder. All that have a name are whole.
+fn checkpoints(folder: &Folder) -> Vec<u64> {
+    let is_lion = |path: &Path| path.extension().is_some_and(|it| it == "lion");
+    let files = folder.iter().filter(|(path, _)| is_lion(path));
+    let mut steps: Vec<_> = files
+        .map(|(path, bytes)| {
+            let steps = steps_of(bytes).unwrap_or_else(|| panic!("{path:?} is torn"));
+            assert_eq!(*path, self::path(&format!("run-{steps}.lion")));
+            steps
+        })
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+#[test]
+fn a_rotation_removes_no_checkpoint_before_the_next_is_on_the_disk() {
+    for keep in [1, 2] {
+        let rotation = Rotation::new(FOLDER, "run", keep);
+        let mut disk = Simulated::default();
+        // The last one goes back.
+        for (step, kept) in [(1, vec![1]), (2, vec![1, 2]), (3, vec![2, 3]), (2, vec![2])] {
+            let before = checkpoints(&disk.contents());
+            rotation.save_on(&disk, &stepped(step), step).unwrap();
+            for (operation, folders) in disk.cuts() {
+                for folder in folders {
+                    let found = checkpoints(&folder);
+                    let old = before.iter().all(|step| found.contains(step));
+                    assert!(
+                        old || found.contains(&step),
+                        "a cut before `{operation}` of step {step} leaves {found:?} of {before:?}"
+                    );
+                }
+            }
+            for folder in disk.cut_now() {
+                let found = checkpoints(&folder);
+                assert!(found.contains(&step), "step {step} is lost: {found:?}");
+            }
+            let kept = &kept[kept.len().saturating_sub(keep)..];
+            assert_eq!(checkpoints(&disk.contents()), kept);
+            disk = Simulated::of(&disk.contents());
+        }
+    }
+}
+
+#[test]
+fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
+    let rotation = Rotation::new(FOLDER, "run", 2);
+    let beside = |step: u64| path(&format!("run-{step}.trainer"));
+    // An optimizer cannot be told from another of as many steps, but its settings can.
+    let run = |steps: u64, run: u64| {
+        let mut lion = stepped(steps);
+        lion.set_lr(run as f64).unwrap();
+        (lion, format!("parameters {steps} of run {run}"))
+    };
+    let run_of = |bytes: &[u8]| {
+        let checkpoint = Checkpoint::read(Cursor::new(bytes), "simulated").unwrap();
+        checkpoint.settings().defaults.lr.unwrap() as u64
+    };
+    let assert_pairs = |folder: &Folder, when: &str| {
+        for step in checkpoints(folder) {
+            let checkpoint = &folder[&path(&format!("run-{step}.lion"))];
+            let (_, wanted) = run(step, run_of(checkpoint));
+            let found = folder
+                .get(&beside(step))
+                .map(|x| String::from_utf8_lossy(x));
+            assert_eq!(found.as_deref(), Some(&*wanted), "{when}");
+        }
+    };
+    let mut disk = Simulated::default();
+    // The last ones save a step again, as they were and in another run.
+    let saves = [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (2, 1),
+        (2, 1),
+        (2, 2),
+        (3, 2),
+        (4, 2),
+    ];
+    for (step, number) in saves {
+        let (lion, parameters) = run(step, number);
+        let save = |disk: &Simulated| {
+            rotation.save_with_on(disk, &lion, step, "trainer", parameters.as_bytes())
+        };
+        let before = disk.contents();
+        save(&disk).unwrap();
+        for (operation, folders) in disk.cuts() {
+            for folder in folders {
+                let when = format!("a cut before `{operation}` of step {step} of run {number}");
+                assert_pairs(&folder, &when);
+            }
+        }
+        for folder in disk.cut_now() {
+            assert_pairs(&folder, "a cut after the save");
+            assert!(checkpoints(&folder).contains(&step));
+            assert_eq!(run_of(&folder[&rotation.path(step)]), number);
+        }
+        for failing in 0..disk.record().before.len() {
+            let disk = Simulated::of(&before);
+            disk.record().fails = Some((failing, ErrorKind::StorageFull));
+            let _ = save(&disk);
+            for folder in disk.cut_now() {
+                assert_pairs(&folder, "a failure, then a cut");
+            }
+        }
+        disk = Simulated::of(&disk.contents());
+    }
+    let names: Vec<_> = disk.contents().into_keys().collect();
+    let kept = ["run-3.lion", "run-3.trainer", "run-4.lion", "run-4.trainer"];
+    assert_eq!(names, kept.map(path));
+}

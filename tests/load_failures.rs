@@ -1,0 +1,163 @@
+//! Loads whose file or system fails after the file has been checked.
+#![allow(clippy::unwrap_used)]
+
+use lion::checkpoint::{Checkpoint, load};
+use lion::{CheckpointError, Dtype, Lion, Load, ParamSpec, Planes};
+use lion_test_support::child;
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
+
+/// An optimizer with parameters of so many elements, after so many steps.
+fn stepped(parameters: &[(&str, usize)], steps: u64) -> Lion {
+    let mut lion = Lion::builder().build().unwrap();
+    for &(name, n) in parameters {
+        let handle = lion.register(ParamSpec::new(name, n, Dtype::F32)).unwrap();
+        for _ in 0..steps {
+            lion.step([(handle, &mut vec![0.0f32; n], &vec![1.0f32; n])])
+                .unwrap();
+        }
+    }
+    lion
+}
+
+fn saved(lion: &Lion) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f");
+    lion.save(&path).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+fn momentum(lion: &Lion, name: &str) -> Vec<f32> {
+    let handle = lion.handle(name).unwrap();
+    match lion.export_state(handle).unwrap().planes {
+        Planes::Momentum32 { momentum } => momentum,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A file that can be read up to `at` any number of times, and beyond it `times` times.
+struct Failing {
+    file: Cursor<Vec<u8>>,
+    at: u64,
+    times: u32,
+}
+
+impl Read for Failing {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let start = self.file.position();
+        let end = start + into.len() as u64;
+        if (start..end).contains(&self.at) {
+            self.times = self
+                .times
+                .checked_sub(1)
+                .ok_or_else(|| io::Error::other("the disk is gone"))?;
+        }
+        self.file.read(into)
+    }
+}
+
+impl Seek for Failing {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+const PARAMETERS: [(&str, usize); 3] = [("a", 40_000), ("b", 40_000), ("c", 40_000)];
+
+/// Loads a file of two steps that fails near the end of the state of a parameter, when it is read for the
+/// `times + 1`st time.
+fn load_failing(lion: &mut Lion, parameter: &str, times: u32) -> CheckpointError {
+    let bytes = saved(&stepped(&PARAMETERS, 2));
+    let mut whole = Checkpoint::read(Cursor::new(&bytes), "file").unwrap();
+    let tensors: Vec<_> = whole.tensors().unwrap().map(Result::unwrap).collect();
+    let plane = &tensors
+        .iter()
+        .find(|it| it.name == parameter)
+        .unwrap()
+        .planes[0];
+    let at = plane.offset + plane.bytes - 1;
+    let file = Cursor::new(bytes);
+    let mut checkpoint = Checkpoint::read(Failing { file, at, times }, "file").unwrap();
+    load(lion, &mut checkpoint, Load::new()).unwrap_err()
+}
+
+#[test]
+fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
+    let before = stepped(&PARAMETERS, 1);
+    let mut lion = stepped(&PARAMETERS, 1);
+    let infos = |lion: &Lion| format!("{:?}", lion.parameters().collect::<Vec<_>>());
+    // In the first pass nothing has been written yet, nor in the second before the first byte.
+    for (parameter, times) in [("c", 0), ("a", 1)] {
+        let error = load_failing(&mut lion, parameter, times);
+        assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
+        for (name, _) in PARAMETERS {
+            assert_eq!(momentum(&lion, name), momentum(&before, name));
+        }
+    }
+    let error = load_failing(&mut lion, "c", 1);
+    let CheckpointError::PartlyLoaded {
+        parameters, source, ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(parameters, &["a", "b"]);
+    let source = source.downcast_ref::<CheckpointError>();
+    assert!(
+        matches!(source, Some(CheckpointError::Io { action: "read", .. })),
+        "{source:?}"
+    );
+    assert_eq!(
+        error.to_string(),
+        "`file` is loaded in part: cannot read `file`: the disk is gone; old and new numbers are mixed \
+         in the states of `a`, `b`"
+    );
+    // Step counts and settings have not changed, and a further load makes all of it good.
+    assert_eq!(infos(&lion), infos(&before));
+    let new = stepped(&PARAMETERS, 2);
+    let mut checkpoint = Checkpoint::read(Cursor::new(saved(&new)), "file").unwrap();
+    load(&mut lion, &mut checkpoint, Load::new()).unwrap();
+    assert_eq!(infos(&lion), infos(&new));
+    for (name, _) in PARAMETERS {
+        assert_eq!(momentum(&lion, name), momentum(&new, name));
+    }
+}
+
+#[test]
+fn an_optimizer_that_has_not_stepped_is_as_it_was() {
+    let mut lion = stepped(&PARAMETERS, 0);
+    let error = load_failing(&mut lion, "c", 0);
+    assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
+    for (name, n) in PARAMETERS {
+        assert_eq!(momentum(&lion, name), vec![0.0; n]);
+    }
+}
+
+/// A plane that is large enough to be read by a thread of its own.
+const LARGE: [(&str, usize); 1] = [("large", 4 << 20)];
+
+#[test]
+fn a_load_needs_no_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    stepped(&LARGE, 1).save(&path).unwrap();
+    let output = child("load_without_threads")
+        .env("LION_LOAD", &path)
+        // No thread gets a stack of this size.
+        .env("RUST_MIN_STACK", (usize::MAX / 4).to_string())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn load_without_threads() {
+    let Ok(path) = std::env::var("LION_LOAD") else {
+        return;
+    };
+    let thread = std::thread::Builder::new().spawn(|| ());
+    assert!(thread.is_err(), "a thread has been started");
+    let mut lion = stepped(&LARGE, 0);
+    lion.load(path).unwrap();
+    assert_eq!(lion.parameters().next().unwrap().steps, 1);
+    assert!(momentum(&lion, "large").iter().all(|&m| m > 0.0));
+}

@@ -1,0 +1,176 @@
+//! Folders, FIFOs, sockets and devices in the place of a checkpoint or beside it.
+#![allow(clippy::unwrap_used)]
+#![cfg(unix)]
+
+use lion::checkpoint::{Checkpoint, Rotation};
+use lion::{CheckpointError, Dtype, Lion, ParamSpec};
+use lion_test_support::child;
+use std::fmt::Debug;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn optimizer() -> Lion {
+    let mut lion = Lion::builder().build().unwrap();
+    lion.register(ParamSpec::new("w", 10, Dtype::F32)).unwrap();
+    lion
+}
+
+fn make(command: &str, arguments: &[&str], path: &Path) -> bool {
+    let output = Command::new(command).arg(path).args(arguments).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+/// Runs one test of this program in a folder of its own. One that waits for a FIFO never ends.
+fn within_a_minute(test: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut running = child(test)
+        .env("LION_SPECIAL", "1")
+        .current_dir(folder.path())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = running.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > Duration::from_secs(60) {
+            running.kill().unwrap();
+            running.wait().unwrap();
+            panic!("`{test}` hangs");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(status.success(), "`{test}`: {status}");
+}
+
+fn is_child() -> bool {
+    std::env::var_os("LION_SPECIAL").is_some()
+}
+
+#[test]
+fn nothing_waits_for_a_fifo() {
+    within_a_minute("fifos");
+}
+
+#[test]
+fn a_rotation_of_the_current_folder_finds_its_files() {
+    within_a_minute("current_folder");
+}
+
+/// Nothing is saved into or loaded from a path, and what is there stays.
+fn assert_refused(path: &Path, wanted: &'static str) {
+    fn refused<T: Debug>(result: Result<T, CheckpointError>, path: &Path, wanted: &'static str) {
+        match result {
+            Err(CheckpointError::NotAFile { path: of, given }) => {
+                assert_eq!((&*of, given), (path, wanted));
+            }
+            other => panic!("{}: {other:?}", path.display()),
+        }
+    }
+    let mut lion = optimizer();
+    let before = fs::symlink_metadata(path).unwrap().file_type();
+    refused(lion.save(path), path, wanted);
+    refused(lion.load(path), path, wanted);
+    refused(Checkpoint::open(path), path, wanted);
+    #[cfg(feature = "interop")]
+    {
+        use lion::interop::{InteropError, export, import};
+        let policy = lion::LoadPolicy::Exact;
+        for result in [
+            export(&lion, path),
+            import(&mut lion, path, policy).map(drop),
+        ] {
+            match result {
+                Err(InteropError::File(error)) => refused(Err::<(), _>(error), path, wanted),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    let now = fs::symlink_metadata(path).unwrap().file_type();
+    assert_eq!(now, before);
+}
+
+#[test]
+fn fifos() {
+    if !is_child() {
+        return;
+    }
+    let fifo = |name: &str| {
+        assert!(make("mkfifo", &[], Path::new(name)), "mkfifo is missing");
+        PathBuf::from(name)
+    };
+    assert_refused(&fifo("fifo"), "FIFO");
+
+    // A link to one is a link for a save and a FIFO for a load.
+    symlink("fifo", "link").unwrap();
+    let result = optimizer().load("link");
+    assert!(
+        matches!(result, Err(CheckpointError::NotAFile { given: "FIFO", .. })),
+        "{result:?}"
+    );
+    optimizer().save("link").unwrap();
+    optimizer().load("link").unwrap();
+
+    // One among the files that killed saves have left, and one in the place of another checkpoint.
+    let fifos = [
+        fifo(".run-6.lion.abc123.unfinished"),
+        fifo("run-5.lion"),
+        fifo("run-5.trainer"),
+    ];
+    let rotation = Rotation::new(".", "run", 1);
+    for step in [4, 6, 7] {
+        rotation.save(&optimizer(), step).unwrap();
+        rotation
+            .save_with(&optimizer(), step, "trainer", b"x")
+            .unwrap();
+    }
+    for result in [
+        rotation.save(&optimizer(), 5),
+        rotation.save_with(&optimizer(), 5, "trainer", b"x"),
+    ] {
+        assert!(
+            matches!(result, Err(CheckpointError::NotAFile { .. })),
+            "{result:?}"
+        );
+    }
+    for path in fifos {
+        let found = fs::symlink_metadata(&path).unwrap().file_type();
+        assert!(found.is_fifo(), "{}", path.display());
+    }
+}
+
+#[test]
+fn current_folder() {
+    if !is_child() {
+        return;
+    }
+    let rotation = Rotation::new("", "run", 1);
+    for step in [1, 2] {
+        rotation.save(&optimizer(), step).unwrap();
+    }
+    let files = rotation.files().unwrap();
+    assert_eq!(files.len(), 1);
+    assert_eq!(files[0].0, 2);
+    optimizer().load(&files[0].1).unwrap();
+}
+
+#[test]
+fn sockets_devices_and_folders_are_refused_and_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let _socket = UnixListener::bind(path("socket")).unwrap();
+    assert_refused(&path("socket"), "socket");
+    fs::create_dir(path("folder")).unwrap();
+    assert_refused(&path("folder"), "folder");
+    // As /dev/null, which root may replace.
+    if make("mknod", &["c", "1", "3"], &path("null")) {
+        assert_refused(&path("null"), "device");
+    } else {
+        println!("SKIPPED a device: none can be made here");
+    }
+    assert!(fs::read_dir(folder.path()).unwrap().count() <= 3);
+}
