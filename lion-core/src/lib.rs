@@ -27,6 +27,7 @@ mod optimizer;
 mod paging;
 mod place;
 mod report;
+mod reset;
 mod restore;
 mod state;
 mod step;

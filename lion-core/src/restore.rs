@@ -5,6 +5,7 @@ use crate::{
     Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec, Scope, State,
     StateRequest,
 };
+use std::ops::Range;
 
 /// What is set for an optimizer as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -240,7 +241,8 @@ impl Restore<'_> {
             let bits = entry.state.layout().bits();
             let request = StateRequest::new(&entry.name, bits, entry.len.min(1));
             let blank = self.optimizer.backend.allocate(&request);
-            let reset = blank.and_then(|blank| refill(&*blank, &mut *entry.state));
+            let all = 0..entry.len;
+            let reset = blank.and_then(|blank| refill(&*blank, &mut *entry.state, all));
             reset.map_err(|source| entry.backend_error(source))?;
             entry.fresh = true;
         }
@@ -248,16 +250,24 @@ impl Restore<'_> {
     }
 }
 
-/// Writes the numbers of a fresh state of one element, which are the same for any length.
-fn refill(blank: &dyn State, state: &mut dyn State) -> Result<(), crate::BackendError> {
+/// Writes the numbers of a fresh state of one element, which are the same for any length, over those of a
+/// range of whole blocks.
+pub(crate) fn refill(
+    blank: &dyn State,
+    state: &mut dyn State,
+    range: Range<usize>,
+) -> Result<(), crate::BackendError> {
     const PART: usize = 64 << 10;
-    for (plane, spec) in state.layout().planes().iter().enumerate() {
-        let size = PlaneSpec::bytes(spec, state.len());
-        let mut number = vec![0; spec.plane_type.bytes().min(size)];
+    // The last plane first. It is the absmax of an 8-bit state: the momentum of a block whose absmax is 0 is
+    // 0, whatever its codes are, so a failure in between leaves no momentum that is neither old nor 0.
+    for (plane, spec) in state.layout().planes().iter().enumerate().rev() {
+        let start = PlaneSpec::bytes(spec, range.start);
+        let end = PlaneSpec::bytes(spec, range.end);
+        let mut number = vec![0; spec.plane_type.bytes().min(end - start)];
         blank.read(plane, 0, &mut number)?;
         let part = number.repeat(PART / spec.plane_type.bytes());
-        for offset in (0..size).step_by(PART) {
-            state.write(plane, offset, &part[..PART.min(size - offset)])?;
+        for offset in (start..end).step_by(PART) {
+            state.write(plane, offset, &part[..PART.min(end - offset)])?;
         }
     }
     Ok(())

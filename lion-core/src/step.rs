@@ -57,8 +57,9 @@ impl Optimizer {
         }
 
         (report.skipped, report.pending) = self.step_checked(args.get_grad_scale(), checked)?;
-        for handle in &report.updated {
-            self.params[handle.index].steps += 1;
+        for &handle in &report.updated {
+            let index = self.index(handle)?;
+            self.params[index].steps += 1;
         }
         for (index, layout) in layouts {
             self.params[index].layout = Some(layout);
