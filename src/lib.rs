@@ -59,7 +59,7 @@ pub mod interop;
 
 pub use builder::LionBuilder;
 #[cfg(feature = "checkpoint")]
-pub use checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport};
+pub use checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport, SettingChange};
 pub use device::Device;
 pub use into::{IntoGrad, IntoParam, IntoUpdate, update};
 pub use lion_core::{

@@ -164,6 +164,12 @@ macro_rules! overrides {
                 self
             })*
 
+            /// The name of each hyper-parameter, and its value where it is set.
+            pub fn settings(&self) -> impl Iterator<Item = (&'static str, Option<String>)> {
+                let settings = [$((stringify!($name), self.$name.map(|x| format!("{x:?}"))),)*];
+                settings.into_iter()
+            }
+
             /// These overrides, and where they leave something open those of `wider`.
             pub(crate) fn or(self, wider: Overrides) -> Self {
                 Overrides { $($name: self.$name.or(wider.$name),)* }

@@ -2,6 +2,7 @@
 
 use super::error::{CheckpointError, Difference};
 use super::read::{Checkpoint, Plane, Tensor};
+use super::settings::{SettingChange, Snapshot};
 use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -30,10 +31,11 @@ pub enum LoadPolicy {
 pub struct Load {
     policy: LoadPolicy,
     keep_settings: bool,
+    allow_dtype_change: bool,
 }
 
 impl Load {
-    /// All parameters or none, with the hyper-parameters of the file.
+    /// All parameters or none, with the hyper-parameters of the file, and no other types.
     pub fn new() -> Self {
         Self::default()
     }
@@ -52,6 +54,18 @@ impl Load {
         self.keep_settings = keep;
         self
     }
+
+    /// Whether a parameter whose type alone differs is loaded, as in a run of `f32` parameters that goes
+    /// on in `bf16`. No state depends on the type. [`LoadReport::dtype_changed`] lists such parameters.
+    #[must_use]
+    pub fn allow_dtype_change(mut self, allow: bool) -> Self {
+        self.allow_dtype_change = allow;
+        self
+    }
+
+    fn allows_dtype_change(self) -> bool {
+        self.allow_dtype_change || self.policy == LoadPolicy::Subset
+    }
 }
 
 /// What a load did, by the names of parameters.
@@ -67,6 +81,11 @@ pub struct LoadReport {
     pub left: Vec<String>,
     /// Those that both have but differ, and were not loaded: they keep the state they had.
     pub different: Vec<Difference>,
+    /// Those that were loaded though their type differs.
+    pub dtype_changed: Vec<Difference>,
+    /// Every setting of the optimizer that is another one after the load: defaults, groups, and the
+    /// groups and overrides of parameters.
+    pub settings: Vec<SettingChange>,
 }
 
 impl LoadReport {
@@ -103,7 +122,8 @@ pub fn load<R: Read + Seek + Send>(
         path: path.clone(),
         source,
     };
-    let (report, records, planes) = compare(optimizer, checkpoint, how.policy)?;
+    let (mut report, records, planes) = compare(optimizer, checkpoint, how)?;
+    let before = Snapshot::of(optimizer);
     let settings = (!how.keep_settings).then(|| checkpoint.settings().clone());
     let restore = optimizer
         .restore(settings, records)
@@ -111,6 +131,7 @@ pub fn load<R: Read + Seek + Send>(
     transfer(restore, &report.loaded, &path, |take| {
         read_planes(checkpoint, &report.loaded, &planes, take)
     })?;
+    report.settings = before.changes(&Snapshot::of(optimizer));
     Ok(report)
 }
 
@@ -161,7 +182,7 @@ type Loads = (LoadReport, Vec<ParamRecord>, Vec<Vec<Plane>>);
 fn compare<R: Read + Seek + Send>(
     optimizer: &Optimizer,
     checkpoint: &mut Checkpoint<R>,
-    policy: LoadPolicy,
+    how: Load,
 ) -> Result<Loads, CheckpointError> {
     let mut report = LoadReport::default();
     let (mut records, mut planes) = (Vec::new(), Vec::new());
@@ -176,9 +197,15 @@ fn compare<R: Read + Seek + Send>(
             continue;
         };
         seen.insert(info.name);
-        if let Some(difference) = difference(&tensor, &info, policy) {
-            report.different.push(difference);
-            continue;
+        match difference(&tensor, &info) {
+            Some(it) if it.what == TYPE && how.allows_dtype_change() => {
+                report.dtype_changed.push(it);
+            }
+            Some(it) => {
+                report.different.push(it);
+                continue;
+            }
+            None => {}
         }
         records.push(ParamRecord {
             handle: info.handle,
@@ -195,17 +222,20 @@ fn compare<R: Read + Seek + Send>(
         .parameters()
         .filter(|info| !seen.contains(info.name));
     report.fresh = missing.map(|info| info.name.to_owned()).collect();
-    report.refuse(policy, &checkpoint.source.path)?;
+    report.refuse(how.policy, &checkpoint.source.path)?;
     Ok((report, records, planes))
 }
 
-fn difference(tensor: &Tensor, info: &ParamInfo<'_>, policy: LoadPolicy) -> Option<Difference> {
+/// What [`Difference::what`] says where the type alone differs.
+const TYPE: &str = "type";
+
+fn difference(tensor: &Tensor, info: &ParamInfo<'_>) -> Option<Difference> {
     let (what, given, wanted) = if tensor.len != info.len as u64 {
         ("length", tensor.len.to_string(), info.len.to_string())
     } else if tensor.layout != info.layout {
         ("state", tensor.layout.to_owned(), info.layout.to_owned())
-    } else if tensor.dtype != info.dtype && policy == LoadPolicy::Exact {
-        ("type", tensor.dtype.to_string(), info.dtype.to_string())
+    } else if tensor.dtype != info.dtype {
+        (TYPE, tensor.dtype.to_string(), info.dtype.to_string())
     } else {
         return None;
     };
