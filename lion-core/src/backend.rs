@@ -2,7 +2,7 @@
 
 use crate::philox::Words;
 use crate::update::Coefficients;
-use crate::{Bits, Data, DataMut, Operand, PagingError, PagingTotals, State};
+use crate::{Bits, Data, DataMut, Gradient, Operand, PagingError, PagingTotals, State};
 use std::error::Error as StdError;
 use std::fmt;
 
@@ -15,7 +15,9 @@ use std::fmt;
 /// A backend may hold another one and pass calls on, to count, time or trace them:
 ///
 /// ```
-/// use lion_core::{Backend, BackendError, PagingTotals, Skipped, State, StateRequest, TensorStep};
+/// use lion_core::{
+///     Backend, BackendError, Gradient, PagingTotals, Skipped, State, StateRequest, TensorStep,
+/// };
 /// use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// #[derive(Debug)]
@@ -32,6 +34,9 @@ use std::fmt;
 ///     }
 ///     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
 ///         self.inner.count_non_finite(tensors)
+///     }
+///     fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+///         self.inner.sum_squares(gradients)
 ///     }
 ///     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
 ///         self.inner.synchronize(states)
@@ -66,6 +71,21 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`step`](Backend::step).
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
+
+    /// Sets [`squares`](Gradient::squares) of each gradient to its [`SumSquares`](crate::SumSquares), bit for
+    /// bit, after all work that is queued.
+    ///
+    /// The default does so for gradients in the host's memory, on the caller's thread.
+    ///
+    /// # Errors
+    /// [`BackendError::WrongPlace`] where a gradient is not in reach;
+    /// [`BackendError::Unsupported`] where it is and its sum cannot be computed; what else the backend
+    /// meets.
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        let backend = self.name();
+        let mut gradients = gradients.iter_mut();
+        gradients.try_for_each(|gradient| gradient.sum_on_host(backend))
+    }
 
     /// Waits until all steps are done, and sets [`blocks`](Skipped::blocks) of each state to what steps
     /// have skipped that were [`pending`](TensorStep::pending). A backend whose steps are done when
@@ -139,6 +159,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
         (**self).count_non_finite(tensors)
     }
 
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        (**self).sum_squares(gradients)
+    }
+
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         (**self).synchronize(states)
     }
@@ -163,6 +187,10 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         (**self).count_non_finite(tensors)
+    }
+
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        (**self).sum_squares(gradients)
     }
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
@@ -275,6 +303,15 @@ pub enum BackendError {
         /// What is missing.
         reason: String,
     },
+    /// What this backend does not do.
+    Unsupported {
+        /// The backend that was asked.
+        backend: String,
+        /// The parameter it was asked for.
+        parameter: String,
+        /// What it was asked to do.
+        operation: &'static str,
+    },
     /// A state cannot be paged, or a part of one not be moved.
     Paging(PagingError),
     /// An error of a backend from outside this project.
@@ -324,6 +361,14 @@ impl fmt::Display for BackendError {
             BackendError::Unavailable { backend, reason } => {
                 write!(f, "backend `{backend}` cannot be used here: {reason}")
             }
+            BackendError::Unsupported {
+                backend,
+                parameter,
+                operation,
+            } => write!(
+                f,
+                "parameter `{parameter}`: the backend `{backend}` does not support {operation}"
+            ),
             BackendError::Paging(error) => write!(f, "{error}"),
             BackendError::Other(_) => f.write_str("the backend failed"),
         }

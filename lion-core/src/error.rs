@@ -111,8 +111,8 @@ pub enum Error {
         index: usize,
         /// How many parameters this optimizer has.
         registered: usize,
-        /// Whether this optimizer once gave out a handle of the same number, so that its parameter was
-        /// removed unless the handle is of another optimizer.
+        /// Whether a parameter of the same number was removed from this optimizer. The handle was its, or
+        /// is of another optimizer.
         removed: bool,
     },
     /// A range of elements that does not consist of whole blocks of a parameter.

@@ -400,23 +400,24 @@ impl Optimizer {
 
     /// The position of a parameter.
     pub(crate) fn index(&self, handle: Handle) -> Result<usize, Error> {
-        let here = |index: &usize| {
-            let entry = self.params.get(*index);
-            entry.is_some_and(|entry| entry.handle == handle)
+        let serial = |entry: &Entry| entry.handle.serial;
+        let at = handle.registered_at;
+        let found = match self.params.get(at).map(serial) {
+            Some(found) if found == handle.serial => Some(at),
+            // Each removal has moved the parameters behind it by one.
+            _ => {
+                let before = &self.params[..at.min(self.params.len())];
+                before.binary_search_by_key(&handle.serial, serial).ok()
+            }
         };
-        // Each removal has moved the parameters behind it by one.
-        let search = || {
-            let end = self.params.len().min(handle.registered_at);
-            let serial = |entry: &Entry| entry.handle.serial;
-            let found = self.params[..end].binary_search_by_key(&handle.serial, serial);
-            found.ok().filter(here)
-        };
-        let registered_at = Some(handle.registered_at).filter(here);
-        registered_at.or_else(search).ok_or(Error::UnknownHandle {
-            index: handle.registered_at,
-            registered: self.params.len(),
-            removed: handle.serial < self.registered,
-        })
+        match found {
+            Some(index) if self.params[index].handle == handle => Ok(index),
+            _ => Err(Error::UnknownHandle {
+                index: at,
+                registered: self.params.len(),
+                removed: found.is_none() && handle.serial < self.registered,
+            }),
+        }
     }
 
     fn find_group(&self, name: &str) -> Result<usize, Error> {

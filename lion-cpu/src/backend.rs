@@ -4,12 +4,13 @@ use crate::arch::{Isa, Kernel};
 use crate::job::View;
 use crate::paged::PagedCpuState;
 use crate::pool::Pool;
+use crate::squares;
 use crate::state::CpuState;
 use crate::walk;
 use lion_core::norm::limited_lr;
 use lion_core::{
-    Backend, BackendError, Data, DataMut, Operand, PagingError, PagingTotals, State, StateRequest,
-    TensorStep,
+    Backend, BackendError, Data, DataMut, Gradient, Operand, PagingError, PagingTotals, State,
+    StateRequest, TensorStep,
 };
 use lion_paging::{HostDriver, Pager, Paging};
 use rayon::ThreadPool;
@@ -188,6 +189,21 @@ impl Backend for Cpu {
         if let Some(pager) = self.pager(tensors) {
             walk::count_non_finite(pool, kernel, pager, tensors)?;
         }
+        Ok(())
+    }
+
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        if let Some(gradient) = gradients.iter().find(|g| g.data.host().is_none()) {
+            return Err(BackendError::WrongPlace {
+                backend: self.name().to_owned(),
+                parameter: gradient.name.to_owned(),
+                operand: Operand::Gradient,
+            });
+        }
+        let elements = gradients.iter().map(|gradient| gradient.data.len());
+        let elements = elements.fold(0, usize::saturating_add);
+        let pool = Pool::for_elements(self.pool.as_deref(), elements);
+        squares::sum(pool, self.kernel, gradients);
         Ok(())
     }
 

@@ -29,6 +29,7 @@ mod job;
 mod paged;
 mod pool;
 mod quantize;
+mod squares;
 mod state;
 mod walk;
 

@@ -43,7 +43,12 @@ pub(crate) enum Pool<'p> {
 impl<'p> Pool<'p> {
     /// The threads for a step of these tensors.
     pub(crate) fn of(pool: Option<&'p ThreadPool>, tensors: &[TensorStep<'_>]) -> Self {
-        if elements(tensors) <= SMALL {
+        Self::for_elements(pool, elements(tensors))
+    }
+
+    /// The threads for work on so many elements.
+    pub(crate) fn for_elements(pool: Option<&'p ThreadPool>, elements: usize) -> Self {
+        if elements <= SMALL {
             Pool::Caller
         } else {
             Pool::Shared(pool)
@@ -80,6 +85,20 @@ impl<'p> Pool<'p> {
             Pool::Caller => (a(), b()),
             Pool::Shared(Some(pool)) => pool.join(a, b),
             Pool::Shared(None) => rayon::join(a, b),
+        }
+    }
+
+    /// Runs `work` on this thread and on others of the pool, at most so many `helpers`.
+    pub(crate) fn run(self, helpers: usize, work: impl Fn() + Sync) {
+        let threads = self.threads();
+        match self {
+            Pool::Shared(pool) if threads > 1 && helpers > 0 => Self::scope(pool, |scope| {
+                for _ in 0..helpers.min(threads - usize::from(self.has_caller())) {
+                    scope.spawn(|_| work());
+                }
+                work();
+            }),
+            _ => work(),
         }
     }
 

@@ -12,7 +12,8 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadPolicy {
-    /// [`CheckpointError::Mismatch`] lists them all, and nothing is loaded.
+    /// [`CheckpointError::Mismatch`] lists them all, and nothing is loaded. A parameter whose type alone
+    /// differs is loaded if [`Load::allow_dtype_change`] says so.
     #[default]
     Exact,
     /// What fits is loaded, the rest is left, and the report lists it. A parameter whose type alone
