@@ -8,14 +8,15 @@ use crate::memory::{Buffer, DeviceArray, DeviceDriver, Lent, bytes_of, bytes_of_
 use crate::paged;
 use crate::plan::{Group, Kind, Plan, Task, grid};
 use crate::record::{BYTES, Record};
+use crate::squares::{self, OnDevice};
 use crate::staging::Staging;
 use crate::state::CudaState;
 use cust::context::Context;
 use cust::stream::Stream;
 use cust::sys::{CUcontext, CUstream};
 use lion_core::{
-    Backend, BackendError, Data, DataMut, DeviceMemory, Operand, PagingError, PagingTotals,
-    Skipped, Slice, State, StateRequest, TensorStep,
+    Backend, BackendError, Data, DataMut, DeviceMemory, Gradient, Operand, PagingError,
+    PagingTotals, Skipped, Slice, State, StateRequest, TensorStep,
 };
 use lion_paging::{Pager, Paging};
 use std::any::Any;
@@ -446,6 +447,36 @@ impl Backend for Cuda {
             tensor.skipped_blocks = u64::from_le_bytes(word);
         }
         Ok(())
+    }
+
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        let mut on_device = Vec::new();
+        for (index, gradient) in gradients.iter().enumerate() {
+            let Some(memory) = gradient.data.device() else {
+                continue;
+            };
+            let reached = lent(memory).filter(|memory| memory.is_for(&self.session));
+            let Some(reached) = reached else {
+                return Err(BackendError::WrongPlace {
+                    backend: self.name.clone(),
+                    parameter: gradient.name.to_owned(),
+                    operand: Operand::Gradient,
+                });
+            };
+            on_device.push(OnDevice {
+                index,
+                address: reached.address,
+                len: memory.len(),
+                dtype: memory.dtype(),
+            });
+        }
+        if !on_device.is_empty() {
+            let mut work = self.work();
+            squares::sum(&self.session, &mut work, &on_device, gradients)?;
+        }
+        // To copy arrays of the host to the device would take longer than to add up their squares.
+        let mut on_host = gradients.iter_mut().filter(|g| g.data.device().is_none());
+        on_host.try_for_each(|gradient| gradient.sum_on_host(&self.name))
     }
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
