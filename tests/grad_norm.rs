@@ -112,7 +112,7 @@ fn the_norm_has_the_bits_of_its_definition_on_every_backend() {
         for seed in 0..4 {
             let rng = &mut Rng::new(seed);
             let lens = [0, 1, 255, 256, 257, 2048, 2049, 5000, 33_000, 70_001];
-            let non_finite = rng.next_u64() % 2 == 0;
+            let non_finite = rng.below(2) == 0;
             let gradients: Vec<(String, Values)> = lens
                 .iter()
                 .enumerate()
@@ -220,6 +220,9 @@ fn misuse_of_the_norm_is_a_typed_error() {
     }
 }
 
+/// The arguments of a step, from its gradients and their scale.
+type ArgsOf<'a> = dyn Fn(&Lion, &[(Handle, &[f32])], f64) -> StepArgs + 'a;
+
 /// A clipped step is the step by the quotient, bit for bit: 2 ways to say the same, on every backend, with
 /// 32 and 8 bits.
 #[test]
@@ -227,7 +230,7 @@ fn a_clipped_step_is_one_with_the_quotient_as_scale() {
     let lens = [300, 5000, 70_001];
     each_backend(|name, backend, device| {
         for bits in [32, 8] {
-            let run = |args: &dyn Fn(&Lion, &[(Handle, &[f32])], f64) -> StepArgs| {
+            let run = |args: &ArgsOf<'_>| {
                 let builder = Lion::builder().optim_bits(bits).lr(0.01);
                 let mut lion = builder.backend(Arc::clone(backend)).build().unwrap();
                 let mut rng = Rng::new(5);
@@ -469,6 +472,29 @@ fn a_backend_without_the_sum_has_it_for_arrays_of_the_host() {
             if parameter == "w"),
         "{error}"
     );
+}
+
+#[test]
+fn a_gradient_in_the_memory_of_another_device_is_refused() {
+    each_backend(|_, backend, device| {
+        if device.is_none() {
+            return;
+        }
+        // A context of the same device, but of work that is not ordered with this backend's.
+        let other = Cuda::new(0).unwrap();
+        let mut lion = Lion::builder()
+            .backend(Arc::clone(backend))
+            .build()
+            .unwrap();
+        let w = lion.register(ParamSpec::new("w", 2, Dtype::F32)).unwrap();
+        let grad = other.array(&[3.0f32, 4.0][..]).unwrap();
+        let error = lion.grad_norm([(w, grad.slice(0..2))]).unwrap_err();
+        assert!(
+            matches!(&error, Error::Backend { source: BackendError::WrongPlace { parameter, .. }, .. }
+                if parameter == "w"),
+            "{error}"
+        );
+    });
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`BackendError::WrongPlace`] where a gradient is not in reach;
-    /// [`BackendError::Unsupported`] where it is and its sum cannot be computed; what else the backend
+    /// [`BackendError::NormUnsupported`] where it is and its sum cannot be computed; what else the backend
     /// meets.
     fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
         let backend = self.name();
@@ -303,14 +303,13 @@ pub enum BackendError {
         /// What is missing.
         reason: String,
     },
-    /// What this backend does not do.
-    Unsupported {
+    /// The norm of a gradient in the memory of a device, from a backend that does not compute it:
+    /// [`Backend::sum_squares`].
+    NormUnsupported {
         /// The backend that was asked.
         backend: String,
-        /// The parameter it was asked for.
+        /// The parameter whose gradient it is.
         parameter: String,
-        /// What it was asked to do.
-        operation: &'static str,
     },
     /// A state cannot be paged, or a part of one not be moved.
     Paging(PagingError),
@@ -361,13 +360,10 @@ impl fmt::Display for BackendError {
             BackendError::Unavailable { backend, reason } => {
                 write!(f, "backend `{backend}` cannot be used here: {reason}")
             }
-            BackendError::Unsupported {
-                backend,
-                parameter,
-                operation,
-            } => write!(
+            BackendError::NormUnsupported { backend, parameter } => write!(
                 f,
-                "parameter `{parameter}`: the backend `{backend}` does not support {operation}"
+                "parameter `{parameter}`: the backend `{backend}` does not support the norm of a \
+                 gradient in the memory of a device"
             ),
             BackendError::Paging(error) => write!(f, "{error}"),
             BackendError::Other(_) => f.write_str("the backend failed"),

@@ -132,7 +132,7 @@ pub enum Error {
         /// The range that was to be reset.
         range: Range<usize>,
         /// What went wrong.
-        source: BackendError,
+        source: Box<BackendError>,
     },
     /// An array with another number of elements than the parameter was registered with.
     WrongLength {
@@ -398,7 +398,8 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             // Its own message is part of this one's; what caused it comes next.
-            Error::Backend { source, .. } | Error::PartlyReset { source, .. } => source.source(),
+            Error::Backend { source, .. } => source.source(),
+            Error::PartlyReset { source, .. } => source.source(),
             _ => None,
         }
     }

@@ -98,17 +98,16 @@ impl Gradient<'_> {
     /// Sets [`squares`](Gradient::squares) of a gradient in the host's memory, on the caller's thread.
     ///
     /// # Errors
-    /// [`BackendError::Unsupported`] where it lies elsewhere.
+    /// [`BackendError::NormUnsupported`] where it lies elsewhere.
     pub fn sum_on_host(&mut self, backend: &str) -> Result<(), BackendError> {
         self.squares = match self.data.host() {
             Some(Slice::F32(gradient)) => SumSquares::of(gradient),
             Some(Slice::F16(gradient)) => SumSquares::of(gradient),
             Some(Slice::Bf16(gradient)) => SumSquares::of(gradient),
             None => {
-                return Err(BackendError::Unsupported {
+                return Err(BackendError::NormUnsupported {
                     backend: backend.to_owned(),
                     parameter: self.name.to_owned(),
-                    operation: "the norm of a gradient in the memory of a device",
                 });
             }
         };
@@ -169,7 +168,7 @@ impl Optimizer {
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::WrongLength`],
     /// [`Error::NotContiguous`]; under [`OnNonFinite::RejectStep`] also [`Error::NonFinite`];
-    /// [`Error::Backend`], with [`BackendError::Unsupported`] where the backend cannot do it.
+    /// [`Error::Backend`], with [`BackendError::NormUnsupported`] where the backend cannot do it.
     pub fn grad_norm<'a>(
         &self,
         gradients: impl IntoIterator<Item = (Handle, GradRef<'a>)>,

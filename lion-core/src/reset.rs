@@ -48,7 +48,7 @@ impl Optimizer {
         refill(&*blank, &mut *entry.state, range.clone()).map_err(|source| Error::PartlyReset {
             parameter: entry.name(),
             range,
-            source,
+            source: Box::new(source),
         })
     }
 }
