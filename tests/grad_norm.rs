@@ -162,6 +162,34 @@ fn the_norm_has_the_bits_of_its_definition_on_every_backend() {
     });
 }
 
+/// So many elements that they are shared between threads.
+#[test]
+fn the_number_of_threads_changes_no_bit_of_the_norm() {
+    let mut rng = Rng::new(3);
+    let lens = [500_001, 700, 299_999, 32_768];
+    let gradients: Vec<(String, Vec<f32>)> = lens
+        .iter()
+        .map(|&n| (format!("p{n}"), rng.spread(n, 6.0)))
+        .collect();
+    let (norm, _) = by_definition(&gradients);
+    for threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let pool = Arc::new(pool.build().unwrap());
+        let backend = lion::cpu::Cpu::new().unwrap().pool(pool);
+        let mut lion = Lion::builder().backend(backend).build().unwrap();
+        let pairs: Vec<(Handle, &Vec<f32>)> = gradients
+            .iter()
+            .map(|(name, g)| {
+                let spec = ParamSpec::new(name, g.len(), Dtype::F32);
+                (lion.register(spec).unwrap(), g)
+            })
+            .collect();
+        let found = lion.grad_norm(pairs).unwrap();
+        assert_eq!(found.norm.to_bits(), norm.to_bits(), "{threads} threads");
+        assert_eq!(found.non_finite, []);
+    }
+}
+
 /// 1/4 and whole numbers, whose sums of squares are exact.
 #[test]
 fn small_norms_are_exact() {
