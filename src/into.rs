@@ -11,7 +11,8 @@ pub trait IntoParam<'a> {
     fn into_param(self) -> ParamMut<'a>;
 }
 
-/// What can be stepped by: as [`IntoParam`], shared. `None` is an error that names the parameter.
+/// What can be stepped by: as [`IntoParam`], shared. `None` is an error that names the parameter, unless
+/// [`StepArgs::missing_gradients`](crate::StepArgs::missing_gradients) says otherwise.
 pub trait IntoGrad<'a> {
     /// The elements and their order in memory.
     fn into_grad(self) -> Option<GradRef<'a>>;

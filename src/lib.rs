@@ -59,16 +59,17 @@ pub mod interop;
 
 pub use builder::LionBuilder;
 #[cfg(feature = "checkpoint")]
-pub use checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport};
+pub use checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport, SettingChange};
 pub use device::Device;
 pub use into::{IntoGrad, IntoParam, IntoUpdate, update};
 pub use lion_core::{
     BLOCK, Backend, BackendError, Bits, Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut,
-    Dtype, Element, Error, GradRef, Group, Handle, Hyper, Layout, LionArgs, Moved, OnNonFinite,
-    Operand, Optimizer, Overrides, PagedState, PagingError, PagingReport, PagingTotals, ParamInfo,
-    ParamMut, ParamPaging, ParamRecord, ParamSpec, PlaneSpec, PlaneType, Planes, Restore, Scope,
-    Settings, Skipped, SkippedBlocks, Slice, SliceMut, State, StateLayout, StateRecord,
-    StateRequest, StepArgs, StepReport, Strides, TensorStep, Update, bf16, f16,
+    Dtype, Element, Error, GradNorm, GradRef, Gradient, Group, Handle, Hyper, Layout, LionArgs,
+    MissingGradient, Moved, OnNonFinite, Operand, Optimizer, Overrides, PagedState, PagingError,
+    PagingReport, PagingTotals, ParamInfo, ParamMut, ParamPaging, ParamRecord, ParamSpec,
+    PlaneSpec, PlaneType, Planes, Restore, Scope, Settings, Skipped, SkippedBlocks, Slice,
+    SliceMut, State, StateLayout, StateRecord, StateRequest, StepArgs, StepReport, Strides,
+    SumSquares, TensorStep, Update, bf16, f16,
 };
 pub use lion_paging::Paging;
 pub use optimizer::{Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit};

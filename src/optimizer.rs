@@ -1,8 +1,8 @@
 //! The optimizers that people hold.
 
 use crate::builder::Built;
-use crate::{IntoUpdate, LionBuilder};
-use lion_core::{Error, Optimizer, Overrides, StepArgs, StepReport};
+use crate::{IntoGrad, IntoUpdate, LionBuilder};
+use lion_core::{Error, GradNorm, Handle, Optimizer, Overrides, StepArgs, StepReport};
 use std::ops::{Deref, DerefMut};
 
 /// The Lion optimizer with a state of 8 or 32 bits, chosen by `optim_bits`.
@@ -71,6 +71,39 @@ impl Lion {
     {
         let updates = updates.into_iter().map(IntoUpdate::into_update);
         self.inner.step(args, updates)
+    }
+
+    /// The norm of gradients taken together, as [`Optimizer::grad_norm`]. A gradient of `None` counts for
+    /// nothing.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec, StepArgs};
+    /// let mut lion = Lion::builder().build()?;
+    /// let a = lion.register(ParamSpec::new("a", 2, Dtype::F32))?;
+    /// let b = lion.register(ParamSpec::new("b", 1, Dtype::F32))?;
+    /// let (mut pa, mut pb) = ([1.0f32; 2], [1.0f32; 1]);
+    /// let (ga, gb) = (vec![3.0f32, 0.0], vec![4.0f32]);
+    ///
+    /// let norm = lion.grad_norm([(a, &ga), (b, &gb)])?;
+    /// assert_eq!((norm.norm, norm.clip_factor(1.0)), (5.0, 0.2));
+    ///
+    /// // A step that clips by it, in one call.
+    /// let args = StepArgs::new().max_grad_norm(1.0);
+    /// let updates = [(a, &mut pa[..], &ga), (b, &mut pb[..], &gb)];
+    /// assert_eq!(lion.step_with(args, updates)?.grad_norm, Some(5.0));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Optimizer::grad_norm`].
+    pub fn grad_norm<'a, I, G>(&self, gradients: I) -> Result<GradNorm, Error>
+    where
+        I: IntoIterator<Item = (Handle, G)>,
+        G: IntoGrad<'a>,
+    {
+        let gradients = gradients.into_iter();
+        let gradients = gradients.filter_map(|(handle, grad)| Some((handle, grad.into_grad()?)));
+        self.inner.grad_norm(gradients)
     }
 }
 

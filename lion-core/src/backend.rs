@@ -2,7 +2,7 @@
 
 use crate::philox::Words;
 use crate::update::Coefficients;
-use crate::{Bits, Data, DataMut, Operand, PagingError, PagingTotals, State};
+use crate::{Bits, Data, DataMut, Gradient, Operand, PagingError, PagingTotals, State};
 use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
@@ -16,7 +16,9 @@ use std::fmt;
 /// A backend may hold another one and pass calls on, to count, time or trace them:
 ///
 /// ```
-/// use lion_core::{Backend, BackendError, PagingTotals, Skipped, State, StateRequest, TensorStep};
+/// use lion_core::{
+///     Backend, BackendError, Gradient, PagingTotals, Skipped, State, StateRequest, TensorStep,
+/// };
 /// use std::any::Any;
 /// use std::sync::atomic::{AtomicUsize, Ordering};
 ///
@@ -34,6 +36,9 @@ use std::fmt;
 ///     }
 ///     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
 ///         self.inner.count_non_finite(tensors)
+///     }
+///     fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+///         self.inner.sum_squares(gradients)
 ///     }
 ///     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
 ///         self.inner.synchronize(states)
@@ -78,6 +83,21 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`step`](Backend::step).
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
+
+    /// Sets [`squares`](Gradient::squares) of each gradient to its [`SumSquares`](crate::SumSquares), bit for
+    /// bit, after all work that is queued.
+    ///
+    /// The default does so for gradients in the host's memory, on the caller's thread.
+    ///
+    /// # Errors
+    /// [`BackendError::WrongPlace`] where a gradient is not in reach;
+    /// [`BackendError::NormUnsupported`] where it is and its sum cannot be computed; what else the backend
+    /// meets.
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        let backend = self.name();
+        let mut gradients = gradients.iter_mut();
+        gradients.try_for_each(|gradient| gradient.sum_on_host(backend))
+    }
 
     /// Waits until all steps are done, and sets [`blocks`](Skipped::blocks) of each state to what steps
     /// have skipped that were [`pending`](TensorStep::pending). A backend whose steps are done when
@@ -159,6 +179,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
         (**self).count_non_finite(tensors)
     }
 
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        (**self).sum_squares(gradients)
+    }
+
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         (**self).synchronize(states)
     }
@@ -187,6 +211,10 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         (**self).count_non_finite(tensors)
+    }
+
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        (**self).sum_squares(gradients)
     }
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
@@ -322,6 +350,14 @@ pub enum BackendError {
         /// What is missing.
         reason: String,
     },
+    /// The norm of a gradient in the memory of a device, from a backend that does not compute it:
+    /// [`Backend::sum_squares`].
+    NormUnsupported {
+        /// The backend that was asked.
+        backend: String,
+        /// The parameter whose gradient it is.
+        parameter: String,
+    },
     /// A state cannot be paged, or a part of one not be moved.
     Paging(PagingError),
     /// An error of a backend from outside this project.
@@ -425,6 +461,11 @@ impl fmt::Display for BackendError {
             BackendError::Unavailable { backend, reason } => {
                 write!(f, "backend `{backend}` cannot be used here: {reason}")
             }
+            BackendError::NormUnsupported { backend, parameter } => write!(
+                f,
+                "parameter `{parameter}`: the backend `{backend}` does not support the norm of a \
+                 gradient in the memory of a device"
+            ),
             BackendError::Paging(error) => write!(f, "{error}"),
             BackendError::Other(_) => f.write_str("the backend failed"),
             BackendError::NotBegun { source } => write!(f, "{source}; nothing was changed"),

@@ -4,8 +4,8 @@ use crate::philox::Words;
 use crate::tensor::shapes_differ;
 use crate::update::Coefficients;
 use crate::{
-    BackendError, Bits, Data, DataMut, Dtype, Error, GradRef, Hyper, Layout, Operand, Overrides,
-    ParamMut, PlaneSpec, State, StateRecord, StepArgs, TensorStep,
+    BackendError, Bits, Data, DataMut, Dtype, Error, GradRef, Handle, Hyper, Layout, Operand,
+    Overrides, ParamMut, PlaneSpec, State, StateRecord, StepArgs, TensorStep,
 };
 use std::sync::Arc;
 
@@ -15,8 +15,7 @@ const MAX_STEPS: u64 = 1 << 62;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) name: Arc<str>,
-    /// Hash of the name.
-    pub(crate) tag: u64,
+    pub(crate) handle: Handle,
     pub(crate) len: usize,
     pub(crate) dtype: Dtype,
     pub(crate) group: Option<usize>,
@@ -90,7 +89,12 @@ impl Entry {
         args.lr_for(&self.hyper, &self.name)
     }
 
-    fn check_array(&self, operand: Operand, layout: &Layout, given: usize) -> Result<(), Error> {
+    pub(crate) fn check_array(
+        &self,
+        operand: Operand,
+        layout: &Layout,
+        given: usize,
+    ) -> Result<(), Error> {
         if let Layout::Strided(gaps) = layout {
             return Err(Error::NotContiguous {
                 parameter: self.name(),

@@ -3,6 +3,7 @@
 use crate::{BackendError, Bits, Dtype, Layout};
 use std::error::Error as StdError;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where a hyper-parameter was given.
@@ -112,12 +113,34 @@ pub enum Error {
         /// The name.
         group: String,
     },
-    /// A handle that this optimizer did not give out.
+    /// A handle that this optimizer did not give out, or of a parameter that was removed.
     UnknownHandle {
-        /// The position it stands for.
+        /// The position at which its parameter was registered.
         index: usize,
         /// How many parameters this optimizer has.
         registered: usize,
+        /// Whether a parameter of the same number was removed from this optimizer. The handle was its, or
+        /// is of another optimizer.
+        removed: bool,
+    },
+    /// A range of elements that does not consist of whole blocks of a parameter.
+    NotWholeBlocks {
+        /// Name of the parameter.
+        parameter: String,
+        /// The range.
+        given: Range<usize>,
+        /// Elements of the parameter.
+        elements: usize,
+    },
+    /// A [`reset`](crate::Optimizer::reset) that failed on the way: some blocks of the range may have a
+    /// momentum of zero already, and the others have the one they had. Nothing else has changed.
+    PartlyReset {
+        /// Name of the parameter.
+        parameter: String,
+        /// The range that was to be reset.
+        range: Range<usize>,
+        /// What went wrong.
+        source: Box<BackendError>,
     },
     /// An array with another number of elements than the parameter was registered with.
     WrongLength {
@@ -287,9 +310,40 @@ impl fmt::Display for Error {
             Error::EmptyName => f.write_str("a name is empty, wanted at least one character"),
             Error::DuplicateGroup { group } => write!(f, "group `{group}` exists already"),
             Error::UnknownGroup { group } => write!(f, "no group `{group}` exists"),
-            Error::UnknownHandle { index, registered } => write!(
+            Error::UnknownHandle {
+                index,
+                registered,
+                removed,
+            } => {
+                let removed = if *removed {
+                    "of a parameter that was removed, or "
+                } else {
+                    ""
+                };
+                write!(
+                    f,
+                    "handle {index} is {removed}not of this optimizer, which has {registered} parameters"
+                )
+            }
+            Error::NotWholeBlocks {
+                parameter,
+                given,
+                elements,
+            } => write!(
                 f,
-                "handle {index} is not of this optimizer, which has {registered} parameters"
+                "parameter `{parameter}`: elements {} to {} of {elements}, wanted a range that begins \
+                 at a multiple of 256 and ends at one or at the end",
+                given.start, given.end
+            ),
+            Error::PartlyReset {
+                parameter,
+                range,
+                source,
+            } => write!(
+                f,
+                "parameter `{parameter}`: the reset of elements {} to {} failed: {source}; the momentum \
+                 of some of its blocks may be zero already, that of the others is as it was",
+                range.start, range.end
             ),
             Error::WrongLength {
                 parameter,
@@ -420,6 +474,7 @@ impl StdError for Error {
             // Its own message is part of this one's; what caused it comes next.
             Error::Backend { source, .. } => source.source(),
             Error::Damaged { source, .. } => source.as_ref().and_then(|source| source.source()),
+            Error::PartlyReset { source, .. } => source.source(),
             _ => None,
         }
     }

@@ -183,6 +183,12 @@ macro_rules! overrides {
                 self
             })*
 
+            /// The name of each hyper-parameter, and its value where it is set.
+            pub fn settings(&self) -> impl Iterator<Item = (&'static str, Option<String>)> {
+                let settings = [$((stringify!($name), self.$name.map(|x| format!("{x:?}"))),)*];
+                settings.into_iter()
+            }
+
             /// These overrides, and where they leave something open those of `wider`.
             pub(crate) fn or(self, wider: Overrides) -> Self {
                 Overrides { $($name: self.$name.or(wider.$name),)* }
@@ -326,6 +332,18 @@ fn invalid(scope: Scope, name: &'static str, given: f64, wanted: &'static str) -
     }
 }
 
+/// What a step does about an update whose gradient is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MissingGradient {
+    /// The step returns [`Error::MissingGradient`] and changes nothing.
+    #[default]
+    Error,
+    /// The parameter is left as it is, its state and its step count too, and is listed in
+    /// [`StepReport::without_gradient`](crate::StepReport::without_gradient), as optimizers of PyTorch
+    /// pass over parameters whose `grad` is `None`.
+    Skip,
+}
+
 /// What holds for one step alone.
 ///
 /// ```
@@ -337,6 +355,8 @@ fn invalid(scope: Scope, name: &'static str, given: f64, wanted: &'static str) -
 pub struct StepArgs {
     lr: Option<f64>,
     grad_scale: Option<f64>,
+    max_grad_norm: Option<f64>,
+    missing_gradients: MissingGradient,
 }
 
 impl StepArgs {
@@ -365,12 +385,60 @@ impl StepArgs {
         self.grad_scale.unwrap_or(1.0)
     }
 
+    /// Clips the gradients of this step by their norm taken together, as `clip_grad_norm_` of PyTorch
+    /// does before a step: each is multiplied by
+    ///
+    /// ```text
+    /// grad_scale * min(1, max_grad_norm / norm)
+    /// ```
+    ///
+    /// in `f64`, rounded to `f32` once. `norm` is [`Optimizer::grad_norm`](crate::Optimizer::grad_norm) of
+    /// all gradients of the step, times the magnitude of [`grad_scale`](StepArgs::grad_scale): the limit
+    /// holds for gradients from which a loss scale is divided out. PyTorch divides by `norm + 1e-6`; here
+    /// the quotient is exact. The norm is in [`StepReport::grad_norm`](crate::StepReport::grad_norm).
+    ///
+    /// `max_grad_norm` is 0 or more; where it is infinite, the norm is reported and nothing is clipped. The
+    /// step reads all gradients once more. If they are in a device's memory, it waits for the norm.
+    ///
+    /// ```
+    /// use lion_core::StepArgs;
+    /// let args = StepArgs::new().grad_scale(1.0 / 1024.0).max_grad_norm(1.0);
+    /// assert_eq!(args.get_max_grad_norm(), Some(1.0));
+    /// ```
+    #[must_use]
+    pub fn max_grad_norm(mut self, max_grad_norm: f64) -> Self {
+        self.max_grad_norm = Some(max_grad_norm);
+        self
+    }
+
+    /// The limit on the norm of the gradients, if there is one.
+    pub fn get_max_grad_norm(&self) -> Option<f64> {
+        self.max_grad_norm
+    }
+
+    /// What is done about updates without a gradient. The default is [`MissingGradient::Error`].
+    #[must_use]
+    pub fn missing_gradients(mut self, missing: MissingGradient) -> Self {
+        self.missing_gradients = missing;
+        self
+    }
+
+    /// What is done about updates without a gradient.
+    pub fn get_missing_gradients(&self) -> MissingGradient {
+        self.missing_gradients
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         Overrides {
             lr: self.lr,
             ..Overrides::default()
         }
         .check(|| Scope::Step)?;
+        if let Some(max_norm) = self.max_grad_norm
+            && (max_norm.is_nan() || max_norm < 0.0)
+        {
+            return Err(invalid(Scope::Step, "max_grad_norm", max_norm, "0 or more"));
+        }
         let scale = self.get_grad_scale();
         let wanted = if !(scale as f32).is_finite() {
             "finite in f32"

@@ -22,11 +22,13 @@ mod backend;
 mod dtype;
 mod entry;
 mod error;
+mod grad_norm;
 mod hyper;
 mod optimizer;
 mod paging;
 mod place;
 mod report;
+mod reset;
 mod restore;
 mod state;
 mod step;
@@ -39,8 +41,9 @@ pub mod update;
 pub use backend::{Backend, BackendError, Skipped, StateRequest, TensorStep};
 pub use dtype::{Dtype, Element};
 pub use error::{Error, Operand, Scope, SkippedBlocks};
+pub use grad_norm::{GradNorm, Gradient, SumSquares};
 pub use half::{bf16, f16};
-pub use hyper::{Bits, Hyper, LionArgs, OnNonFinite, Overrides, StepArgs};
+pub use hyper::{Bits, Hyper, LionArgs, MissingGradient, OnNonFinite, Overrides, StepArgs};
 pub use optimizer::{Group, Handle, Optimizer, ParamSpec};
 pub use paging::{
     MemoryLimit, Moved, PagedState, PagingError, PagingReport, PagingTotals, ParamPaging,

@@ -9,10 +9,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A registered parameter: what a step names it by. Cheap to copy, valid for the optimizer that
-/// gave it out.
+/// gave it out, until the parameter is [removed](Optimizer::remove).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle {
-    pub(crate) index: usize,
+    /// How many parameters the optimizer had when this one was registered. Its position is this one or,
+    /// where parameters before it have been removed, a lower one.
+    registered_at: usize,
+    /// How many parameters had ever been registered. No two parameters of an optimizer share it.
+    serial: u64,
     /// Hash of the name, so that a handle of another optimizer is noticed, unless it stands for a
     /// parameter of the same name.
     tag: u64,
@@ -88,12 +92,15 @@ pub struct Optimizer {
     pub(crate) on_non_finite: OnNonFinite,
     pub(crate) defaults: Overrides,
     pub(crate) groups: Vec<Group>,
+    /// In the order of registration, which is that of the serial numbers in their handles.
     pub(crate) params: Vec<Entry>,
     /// Number of steps begun or refused. An entry that has it as its stamp is in the current step.
     pub(crate) stamp: u64,
     /// Whether a parameter may be damaged. It may stay `true` after all have been mended.
     pub(crate) suspect: bool,
-    by_name: HashMap<Arc<str>, usize>,
+    by_name: HashMap<Arc<str>, Handle>,
+    /// Parameters that have ever been registered.
+    registered: u64,
 }
 
 impl Optimizer {
@@ -116,6 +123,7 @@ impl Optimizer {
             stamp: 0,
             suspect: false,
             by_name: HashMap::new(),
+            registered: 0,
         })
     }
 
@@ -191,13 +199,15 @@ impl Optimizer {
         })?;
         let name: Arc<str> = name.into();
         let handle = Handle {
-            index: self.params.len(),
+            registered_at: self.params.len(),
+            serial: self.registered,
             tag: hash(&name),
         };
-        self.by_name.insert(Arc::clone(&name), handle.index);
+        self.registered += 1;
+        self.by_name.insert(Arc::clone(&name), handle);
         self.params.push(Entry {
             name,
-            tag: handle.tag,
+            handle,
             len,
             dtype,
             group,
@@ -220,14 +230,43 @@ impl Optimizer {
     /// [`Error::UnknownParameter`].
     pub fn handle(&self, name: &str) -> Result<Handle, Error> {
         match self.by_name.get(name) {
-            Some(&index) => Ok(self.handle_at(index)),
+            Some(&handle) => Ok(handle),
             None => Err(Error::UnknownParameter {
                 parameter: name.to_owned(),
             }),
         }
     }
 
-    /// Sets the learning rate of all parameters that neither a group nor an override gives another.
+    /// Removes a parameter and frees its state. The other parameters keep their handles and their order,
+    /// and its group stays.
+    ///
+    /// The handle is invalid from now on, also where a new parameter is registered by the same name. On a
+    /// device, blocks that queued steps have skipped in this parameter are reported by a
+    /// [`synchronize`](Optimizer::synchronize) before the removal, and by none after it.
+    ///
+    /// ```
+    /// # use lion_core::{Dtype, Error, Optimizer, ParamSpec};
+    /// # fn example(mut optimizer: Optimizer) -> Result<(), Error> {
+    /// let adapter = optimizer.register(ParamSpec::new("adapter", 4096, Dtype::F32))?;
+    /// optimizer.remove(adapter)?;
+    /// assert!(matches!(optimizer.info(adapter), Err(Error::UnknownHandle { .. })));
+    /// let again = optimizer.register(ParamSpec::new("adapter", 8192, Dtype::F32))?;
+    /// assert_ne!(adapter, again);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`].
+    pub fn remove(&mut self, handle: Handle) -> Result<(), Error> {
+        let entry = self.params.remove(self.index(handle)?);
+        self.by_name.remove(&entry.name);
+        Ok(())
+    }
+
+    /// Sets the learning rate of the defaults: that of all parameters whose `lr` neither their group nor an
+    /// override of their own sets. Where one does, it wins, also where it came from a file that was loaded;
+    /// [`StepArgs::lr`](crate::StepArgs::lr) reaches every parameter.
     ///
     /// # Errors
     /// [`Error::InvalidHyper`].
@@ -448,7 +487,7 @@ impl Optimizer {
         let entry = &self.params[index];
         let layout = entry.state.layout();
         ParamInfo {
-            handle: self.handle_at(index),
+            handle: entry.handle,
             name: &entry.name,
             len: entry.len,
             dtype: entry.dtype,
@@ -465,19 +504,24 @@ impl Optimizer {
         }
     }
 
-    fn handle_at(&self, index: usize) -> Handle {
-        Handle {
-            index,
-            tag: self.params[index].tag,
-        }
-    }
-
+    /// The position of a parameter.
     pub(crate) fn index(&self, handle: Handle) -> Result<usize, Error> {
-        match self.params.get(handle.index) {
-            Some(entry) if entry.tag == handle.tag => Ok(handle.index),
+        let serial = |entry: &Entry| entry.handle.serial;
+        let at = handle.registered_at;
+        let found = match self.params.get(at).map(serial) {
+            Some(found) if found == handle.serial => Some(at),
+            // Each removal has moved the parameters behind it by one.
+            _ => {
+                let before = &self.params[..at.min(self.params.len())];
+                before.binary_search_by_key(&handle.serial, serial).ok()
+            }
+        };
+        match found {
+            Some(index) if self.params[index].handle == handle => Ok(index),
             _ => Err(Error::UnknownHandle {
-                index: handle.index,
+                index: at,
                 registered: self.params.len(),
+                removed: found.is_none() && handle.serial < self.registered,
             }),
         }
     }

@@ -3,11 +3,14 @@
 use crate::{Bits, Dtype, Handle, Hyper, Layout, Overrides, SkippedBlocks};
 
 /// What a step did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct StepReport {
     /// The parameters of this step, in the order they were given.
     pub updated: Vec<Handle>,
+    /// Those that were given without a gradient and left as they were, under
+    /// [`MissingGradient::Skip`](crate::MissingGradient::Skip).
+    pub without_gradient: Vec<Handle>,
     /// Their elements in total.
     pub elements: u64,
     /// Those with blocks left as they were, because a new momentum in the block is not finite.
@@ -16,6 +19,13 @@ pub struct StepReport {
     /// Whether the step is queued on a device and what it skips not known yet:
     /// [`Optimizer::synchronize`](crate::Optimizer::synchronize) waits for it and tells.
     pub pending: bool,
+    /// The norm of the gradients before they were clipped, where
+    /// [`StepArgs::max_grad_norm`](crate::StepArgs::max_grad_norm) is given.
+    pub grad_norm: Option<f64>,
+    /// The gradients of which blocks are not finite and were left out of
+    /// [`grad_norm`](StepReport::grad_norm). The step has skipped these blocks, and others where the new
+    /// momentum is not finite though the gradient is.
+    pub non_finite_gradients: Vec<SkippedBlocks>,
 }
 
 impl StepReport {

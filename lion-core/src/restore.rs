@@ -6,6 +6,7 @@ use crate::{
     Scope, State, StateRequest,
 };
 use std::mem::take;
+use std::ops::Range;
 
 /// What is set for an optimizer as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,7 +22,9 @@ pub struct Settings {
 pub struct ParamRecord {
     /// The parameter.
     pub handle: Handle,
-    /// Its group, by position in [`Settings::groups`]. Without settings it stays in the group it is in.
+    /// Its group, by position in [`Settings::groups`]. `None` takes it out of its group, unless the
+    /// settings have no group of that name: then it stays there. Without settings it stays in the group it
+    /// is in.
     pub group: Option<usize>,
     /// What is set for it alone. Without settings it keeps what is set, but for the seed.
     pub overrides: Overrides,
@@ -63,12 +66,20 @@ pub struct ParamRecord {
 pub struct Restore<'a> {
     optimizer: &'a mut Optimizer,
     settings: Option<Settings>,
-    /// For each parameter of the optimizer its place among the settings' groups and its
-    /// hyper-parameters.
-    resolved: Vec<(Option<usize>, Hyper)>,
+    /// For each parameter of the optimizer what it will have.
+    resolved: Vec<Resolved>,
     /// For each record its parameter and what became of the state.
     targets: Vec<Target>,
     records: Vec<ParamRecord>,
+}
+
+/// The settings of one parameter after a restore.
+#[derive(Debug)]
+struct Resolved {
+    /// Its place among the settings' groups.
+    group: Option<usize>,
+    overrides: Overrides,
+    hyper: Hyper,
 }
 
 /// The state of a record.
@@ -84,22 +95,26 @@ struct Target {
 
 impl Optimizer {
     /// Begins to put parameters where records left off. With `settings`, defaults, groups, and the
-    /// group and overrides of each parameter that has a record are replaced; groups that only this
-    /// optimizer has are kept. What is paged stays paged, and nothing else becomes so, whatever the
-    /// records say. `stochastic_param`, which only `bf16` parameters have, is unset for `f16` parameters
-    /// that have a record.
+    /// group and overrides of each parameter that has a record are replaced. Groups that only this
+    /// optimizer has are kept, with the parameters that are in them.
+    ///
+    /// A state keeps its width and where it lies. Where the settings ask for another width, or for
+    /// another paging, the parameter gets overrides of `optim_bits` and `min_8bit_size`, or of `is_paged`
+    /// and `min_paged_size`, that ask for what it has. `stochastic_param`, which `f16` parameters do not
+    /// have, is unset for them.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::InvalidHyper`],
-    /// [`Error::StochasticParam`], [`Error::EmptyName`], [`Error::DuplicateGroup`];
-    /// [`Error::UnknownGroup`] for a position beyond the groups; [`Error::BitsFixed`] and [`Error::PagingFixed`] where the hyper-parameters ask
-    /// for another state than there is; [`Error::StateMismatch`] for a count of steps or an order in memory that no run
+    /// [`Error::EmptyName`], [`Error::DuplicateGroup`]; [`Error::UnknownGroup`] for a position beyond
+    /// the groups; [`Error::StateMismatch`] for a count of steps or an order in memory that no run
     /// leaves behind.
     pub fn restore(
         &mut self,
         settings: Option<Settings>,
-        mut records: Vec<ParamRecord>,
+        records: Vec<ParamRecord>,
     ) -> Result<Restore<'_>, Error> {
+        // Groups that the settings bring; those that only this optimizer has come behind them.
+        let given = settings.as_ref().map_or(0, |s| s.groups.len());
         let settings = settings.map(|s| self.merge(s)).transpose()?;
         let mut of_param: Vec<Option<usize>> = vec![None; self.params.len()];
         let mut targets = Vec::with_capacity(records.len());
@@ -125,14 +140,17 @@ impl Optimizer {
         let _mode = self.backend.float_mode();
         let mut resolved = Vec::with_capacity(self.params.len());
         for (entry, record) in self.params.iter().zip(of_param) {
-            let mut record = record.map(|i| &mut records[i]);
-            let group = match (&record, &settings) {
-                (Some(record), Some(_)) => record.group,
+            let record = record.map(|i| &records[i]);
+            // Where the group that it is in now is to be found in the settings.
+            let kept = || {
+                let name = &self.groups[entry.group?].name;
+                groups.iter().position(|group| group.name == *name)
+            };
+            let group = match (record, &settings) {
                 (_, None) => entry.group,
-                (None, Some(settings)) => entry.group.and_then(|group| {
-                    let name = &self.groups[group].name;
-                    settings.groups.iter().position(|g| g.name == *name)
-                }),
+                (None, Some(_)) => kept(),
+                // A group from behind those of the settings is one that only this optimizer has.
+                (Some(record), Some(_)) => record.group.or(kept().filter(|&group| group >= given)),
             };
             let group_overrides = match group.map(|group| groups.get(group).ok_or(group)) {
                 None => None,
@@ -143,32 +161,39 @@ impl Optimizer {
                     });
                 }
             };
-            let mut overrides = match (&record, &settings) {
+            let mut overrides = match (record, &settings) {
                 (Some(record), Some(_)) => record.overrides.paged_as(&entry.overrides),
                 _ => entry.overrides,
             };
             let mut hyper = resolve(defaults, group_overrides, &entry.name, overrides);
             if hyper.paged_for(entry.len) != entry.paged {
-                // It has come into another group.
                 let own = (entry.hyper.is_paged, entry.hyper.min_paged_size);
                 (hyper.is_paged, hyper.min_paged_size) = own;
                 overrides = overrides.is_paged(own.0).min_paged_size(own.1);
             }
-            if let Some(record) = &mut record {
-                if hyper.stochastic_param && entry.dtype == Dtype::F16 {
-                    // A run that set it for such a parameter has not felt it.
-                    hyper.stochastic_param = false;
-                    overrides = overrides.stochastic_param(false);
-                }
-                record.overrides = overrides;
-                if hyper.seed != record.seed {
-                    record.overrides.seed = Some(record.seed);
-                    hyper.seed = record.seed;
-                }
+            if hyper.bits_for(entry.len) != entry.hyper.bits_for(entry.len) {
+                let own = (entry.hyper.optim_bits, entry.hyper.min_8bit_size);
+                (hyper.optim_bits, hyper.min_8bit_size) = own;
+                overrides = overrides.optim_bits(own.0.get()).min_8bit_size(own.1);
+            }
+            if hyper.stochastic_param && entry.dtype == Dtype::F16 {
+                // A run that set it for such a parameter has not felt it.
+                hyper.stochastic_param = false;
+                overrides = overrides.stochastic_param(false);
+            }
+            if let Some(record) = record
+                && hyper.seed != record.seed
+            {
+                hyper.seed = record.seed;
+                overrides = overrides.seed(record.seed);
             }
             hyper.check(&entry.name, entry.dtype)?;
             entry.check_state(&hyper)?;
-            resolved.push((group, hyper));
+            resolved.push(Resolved {
+                group,
+                overrides,
+                hyper,
+            });
         }
         Ok(Restore {
             optimizer: self,
@@ -238,16 +263,16 @@ impl Restore<'_> {
             optimizer.defaults = defaults;
             optimizer.groups = groups;
         }
-        for (entry, (group, hyper)) in optimizer.params.iter_mut().zip(take(&mut self.resolved)) {
-            entry.group = group;
-            entry.hyper = hyper;
+        for (entry, resolved) in optimizer.params.iter_mut().zip(take(&mut self.resolved)) {
+            entry.group = resolved.group;
+            entry.overrides = resolved.overrides;
+            entry.hyper = resolved.hyper;
         }
         for (target, record) in targets.into_iter().zip(take(&mut self.records)) {
             let entry = &mut optimizer.params[target.index];
             if target.written {
                 entry.damaged = false;
             }
-            entry.overrides = record.overrides;
             entry.steps = record.steps;
             entry.layout = record.order;
         }
@@ -301,22 +326,31 @@ impl Optimizer {
         let request = StateRequest::new(&entry.name, bits, entry.len.min(1));
         let blank = self.allocate(&request)?;
         let entry = &mut self.params[index];
-        refill(&*blank, &mut *entry.state)?;
+        let all = 0..entry.len;
+        refill(&*blank, &mut *entry.state, all)?;
         (entry.fresh, entry.damaged) = (true, false);
         Ok(())
     }
 }
 
-/// Writes the numbers of a fresh state of one element, which are the same for any length.
-fn refill(blank: &dyn State, state: &mut dyn State) -> Result<(), BackendError> {
+/// Writes the numbers of a fresh state of one element, which are the same for any length, over those of a
+/// range of whole blocks.
+pub(crate) fn refill(
+    blank: &dyn State,
+    state: &mut dyn State,
+    range: Range<usize>,
+) -> Result<(), BackendError> {
     const PART: usize = 64 << 10;
-    for (plane, spec) in state.layout().planes().iter().enumerate() {
-        let size = PlaneSpec::bytes(spec, state.len());
-        let mut number = vec![0; spec.plane_type.bytes().min(size)];
+    // The last plane first. It is the absmax of an 8-bit state: the momentum of a block whose absmax is 0 is
+    // 0, whatever its codes are, so a failure in between leaves no momentum that is neither old nor 0.
+    for (plane, spec) in state.layout().planes().iter().enumerate().rev() {
+        let start = PlaneSpec::bytes(spec, range.start);
+        let end = PlaneSpec::bytes(spec, range.end);
+        let mut number = vec![0; spec.plane_type.bytes().min(end - start)];
         blank.read(plane, 0, &mut number)?;
         let part = number.repeat(PART / spec.plane_type.bytes());
-        for offset in (0..size).step_by(PART) {
-            state.write(plane, offset, &part[..PART.min(size - offset)])?;
+        for offset in (start..end).step_by(PART) {
+            state.write(plane, offset, &part[..PART.min(end - offset)])?;
         }
     }
     Ok(())

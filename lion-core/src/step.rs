@@ -2,8 +2,8 @@
 
 use crate::entry::{Checked, Entry};
 use crate::{
-    BLOCK, BackendError, Error, Layout, OnNonFinite, Optimizer, Skipped, SkippedBlocks, StepArgs,
-    StepReport, TensorStep, Update,
+    BLOCK, BackendError, Error, Layout, MissingGradient, OnNonFinite, Optimizer, Skipped,
+    SkippedBlocks, StepArgs, StepReport, TensorStep, Update,
 };
 use std::sync::Arc;
 
@@ -11,6 +11,9 @@ impl Optimizer {
     /// Steps some or all parameters, in any order.
     ///
     /// The updates may come from any iterator. Everything is checked before anything changes.
+    ///
+    /// Hyper-parameters come from the narrowest scope that sets them: defaults < group < parameter <
+    /// `args`. So [`StepArgs::lr`] replaces every other learning rate; multipliers still apply.
     ///
     /// # Errors
     /// [`Error::InvalidHyper`], [`Error::UnknownHandle`], [`Error::RepeatedParameter`],
@@ -52,6 +55,10 @@ impl Optimizer {
             }
             let Update { param, grad, .. } = update;
             let Some(grad) = grad else {
+                if args.get_missing_gradients() == MissingGradient::Skip {
+                    report.without_gradient.push(handle);
+                    continue;
+                }
                 return Err(Error::MissingGradient {
                     parameter: entry.name(),
                 });
@@ -66,10 +73,11 @@ impl Optimizer {
             report.elements = report.elements.saturating_add(entry.len as u64);
         }
 
-        (report.skipped, report.pending) =
-            self.step_checked(args.get_grad_scale(), checked, layouts)?;
-        for handle in &report.updated {
-            self.params[handle.index].steps += 1;
+        let grad_scale = self.clip(&args, &checked, &mut report)?;
+        (report.skipped, report.pending) = self.step_checked(grad_scale, checked, layouts)?;
+        for &handle in &report.updated {
+            let index = self.index(handle)?;
+            self.params[index].steps += 1;
         }
         Ok(report)
     }
@@ -139,7 +147,7 @@ impl Optimizer {
         Ok((self.name_skipped(&skipped), pending))
     }
 
-    fn name_skipped(&self, skipped: &[(usize, u64)]) -> Vec<SkippedBlocks> {
+    pub(crate) fn name_skipped(&self, skipped: &[(usize, u64)]) -> Vec<SkippedBlocks> {
         let name = |&(index, skipped): &(usize, u64)| {
             let entry = &self.params[index];
             SkippedBlocks {

@@ -4,13 +4,14 @@ use crate::arch::{DefaultMode, Isa, Kernel, in_default_mode};
 use crate::job::View;
 use crate::paged::PagedCpuState;
 use crate::pool::{Pool, Workers};
+use crate::squares;
 use crate::state::CpuState;
 use crate::survey::{Survey, Tree};
 use crate::walk;
 use lion_core::norm::limited_lr;
 use lion_core::{
-    BLOCK, Backend, BackendError, Data, DataMut, Operand, PagingError, PagingTotals, State,
-    StateRequest, TensorStep,
+    BLOCK, Backend, BackendError, Data, DataMut, Gradient, Operand, PagingError, PagingTotals,
+    State, StateRequest, TensorStep,
 };
 use lion_paging::{HostDriver, Pager, Paging};
 use rayon::ThreadPool;
@@ -236,6 +237,21 @@ impl Backend for Cpu {
         if let Some(pager) = self.pager(tensors) {
             walk::count_non_finite(pool, kernel, pager, tensors)?;
         }
+        Ok(())
+    }
+
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        if let Some(gradient) = gradients.iter().find(|g| g.data.host().is_none()) {
+            return Err(BackendError::WrongPlace {
+                backend: self.name().to_owned(),
+                parameter: gradient.name.to_owned(),
+                operand: Operand::Gradient,
+            });
+        }
+        let elements = gradients.iter().map(|gradient| gradient.data.len());
+        let elements = elements.fold(0, usize::saturating_add);
+        let pool = Pool::for_elements(self.workers.as_ref(), elements);
+        in_default_mode(|| squares::sum(pool, self.kernel, gradients));
         Ok(())
     }
 

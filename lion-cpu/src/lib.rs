@@ -32,6 +32,7 @@ mod pool;
 mod quantize;
 #[allow(unsafe_code)]
 mod region;
+mod squares;
 mod state;
 mod survey;
 mod walk;

@@ -67,7 +67,12 @@ pub(crate) enum Pool<'p> {
 impl<'p> Pool<'p> {
     /// The threads for a step of these tensors: of the given pool, or of the one that all backends share.
     pub(crate) fn of(workers: Option<&'p Workers>, tensors: &[TensorStep<'_>]) -> Self {
-        if elements(tensors) <= SMALL {
+        Self::for_elements(workers, elements(tensors))
+    }
+
+    /// The threads for work on so many elements.
+    pub(crate) fn for_elements(workers: Option<&'p Workers>, elements: usize) -> Self {
+        if elements <= SMALL {
             return Pool::Caller;
         }
         let workers = match workers {

@@ -1,9 +1,10 @@
 // The kernels by name: `step`, `norm` and `survey` for each state, each format of the parameter and each format of
-// the gradient, and `limit`.
+// the gradient, `squares` for each format of the gradient, `limit` and `total`.
 //
 // Every operation is one IEEE-754 operation, rounded once: compiled with --fmad=false, without fast math and without
 // flushing to zero. `cargo xtask ptx` makes lion.ptx of this file.
 #include "norm.cuh"
+#include "squares.cuh"
 #include "step.cuh"
 #include "survey.cuh"
 
@@ -33,4 +34,12 @@ KERNELS(bf16_bf16, Bf16, Bf16)
 
 extern "C" __global__ void __launch_bounds__(THREADS) limit(Tensor *tensors, u32 count) {
     if (blockIdx.x < count) limit_lr(tensors[blockIdx.x]);
+}
+
+KERNEL(squares_f32, (squares<F32>))
+KERNEL(squares_f16, (squares<F16>))
+KERNEL(squares_bf16, (squares<Bf16>))
+
+extern "C" __global__ void __launch_bounds__(THREADS) total(const Tensor *tensors, u32 count) {
+    if (blockIdx.x < count) total_squares(tensors[blockIdx.x]);
 }

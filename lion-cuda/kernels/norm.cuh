@@ -20,6 +20,14 @@ __device__ double shuffle(double x, u32 from) {
     return __hiloint2double(high, low);
 }
 
+// The sum of the eight lanes of a block, in all of them: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+__device__ double add_lanes(double x, u32 lane) {
+    x += shuffle(x, lane ^ 4);
+    x += shuffle(x, lane ^ 2);
+    x += shuffle(x, lane ^ 1);
+    return x;
+}
+
 // One number of a format, from its bits.
 template <class T>
 __device__ float widen_one(u32 bits) {
@@ -65,10 +73,7 @@ __device__ void norm(const Tensor *tensors, u32 count, u64 runs) {
                 sums[half] += double(p) * double(p);
                 moves += Coefficients::moves(k.direction(g, m)) && !(skip_zeros && g == 0);
             }
-            // ((0+4)+(2+6)) + ((1+5)+(3+7)), in all lanes of the block
-            sums[half] += shuffle(sums[half], lane ^ 4);
-            sums[half] += shuffle(sums[half], lane ^ 2);
-            sums[half] += shuffle(sums[half], lane ^ 1);
+            sums[half] = add_lanes(sums[half], lane);
         }
         double of_block[RUN_BLOCKS];
 #pragma unroll
@@ -83,30 +88,31 @@ __device__ void norm(const Tensor *tensors, u32 count, u64 runs) {
     });
 }
 
-// The limited learning rate of a tensor, by one CTA: the trees go on over the runs, which are aligned groups of
-// blocks, eight nodes at a time and in place. The weight decay keeps the full lr.
-__device__ void limit_lr(Tensor &t) {
-    double *sums = reinterpret_cast<double *>(t.sums);
-    u64 *moves = reinterpret_cast<u64 *>(t.moves);
-    const u64 runs = (t.len + RUN - 1) / RUN;
+// Adds a number of each run as a tree of adjacent pairs, by one CTA: x[0] becomes the sum of all. Runs are aligned
+// groups of blocks, so the tree goes on over them, eight nodes at a time and in place.
+template <class T>
+__device__ void add_runs(T *x, u64 runs) {
     for (u64 apart = 1; apart < runs; apart *= 8) {
         for (u64 first = threadIdx.x * 8 * apart; first < runs; first += u64(THREADS) * 8 * apart) {
             const u64 behind = (runs - first + apart - 1) / apart;
             const u32 n = behind < 8 ? u32(behind) : 8;
-            double sum[8];
-            u64 moving[8];
+            T nodes[8];
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                sum[i] = i < n ? sums[first + i * apart] : 0;
-                moving[i] = i < n ? moves[first + i * apart] : 0;
-            }
-            add_pairs(sum, n);
-            add_pairs(moving, n);
-            sums[first] = sum[0];
-            moves[first] = moving[0];
+            for (u32 i = 0; i < 8; i++) nodes[i] = i < n ? x[first + i * apart] : 0;
+            add_pairs(nodes, n);
+            x[first] = nodes[0];
         }
         __syncthreads();
     }
+}
+
+// The limited learning rate of a tensor, by one CTA. The weight decay keeps the full lr.
+__device__ void limit_lr(Tensor &t) {
+    double *sums = reinterpret_cast<double *>(t.sums);
+    u64 *moves = reinterpret_cast<u64 *>(t.moves);
+    const u64 runs = (t.len + RUN - 1) / RUN;
+    add_runs(sums, runs);
+    add_runs(moves, runs);
     if (threadIdx.x == 0) {
         const double bound = t.max_unorm * __dsqrt_rn(sums[0]);
         const double norm = __dsqrt_rn(__ull2double_rn(moves[0]));

@@ -8,14 +8,15 @@ use crate::memory::{Buffer, DeviceArray, DeviceDriver, Lent, bytes_of, bytes_of_
 use crate::paged;
 use crate::plan::{Group, Kind, Plan, Task, grid};
 use crate::record::{BYTES, Record};
+use crate::squares::{self, OnDevice};
 use crate::staging::Staging;
 use crate::state::CudaState;
 use cust::context::Context;
 use cust::stream::Stream;
 use cust::sys::{CUcontext, CUevent, CUstream};
 use lion_core::{
-    Backend, BackendError, Data, DataMut, DeviceMemory, Operand, PagingError, PagingTotals,
-    Skipped, Slice, State, StateRequest, TensorStep,
+    Backend, BackendError, Data, DataMut, DeviceMemory, Gradient, Operand, PagingError,
+    PagingTotals, Skipped, Slice, State, StateRequest, TensorStep,
 };
 use lion_paging::{Pager, Paging};
 use std::any::Any;
@@ -241,8 +242,8 @@ impl Cuda {
                 };
                 return Err(wrong.into());
             }
-            self.check_place(tensor, Operand::Parameter, tensor.param.device())?;
-            self.check_place(tensor, Operand::Gradient, tensor.grad.device())?;
+            self.check_place(tensor.name, Operand::Parameter, tensor.param.device())?;
+            self.check_place(tensor.name, Operand::Gradient, tensor.grad.device())?;
         }
         Ok(())
     }
@@ -250,7 +251,7 @@ impl Cuda {
     /// Refuses an array in memory that steps of this session cannot use.
     fn check_place(
         &self,
-        tensor: &TensorStep<'_>,
+        parameter: &str,
         operand: Operand,
         memory: Option<&dyn DeviceMemory>,
     ) -> Result<(), BackendError> {
@@ -265,12 +266,12 @@ impl Cuda {
             None | Some((_, Some(false))) => {
                 return Err(BackendError::WrongPlace {
                     backend: self.name.clone(),
-                    parameter: tensor.name.to_owned(),
+                    parameter: parameter.to_owned(),
                     operand,
                 });
             }
         };
-        let (parameter, wanted) = (tensor.name.to_owned(), self.session.device);
+        let (parameter, wanted) = (parameter.to_owned(), self.session.device);
         let refused = match self.session.owner_of(address)? {
             None | Some(Owner::All) => return Ok(()),
             Some(Owner::Device { ordinal, context }) => {
@@ -601,6 +602,32 @@ impl Backend for Cuda {
         self.check(tensors)?;
         let counted = self.survey(&mut self.work(), tensors);
         self.wait_on_error(counted)
+    }
+
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        let _current = self.session.queueing()?;
+        let mut on_device = Vec::new();
+        for (index, gradient) in gradients.iter().enumerate() {
+            let memory = gradient.data.device();
+            self.check_place(gradient.name, Operand::Gradient, memory)?;
+            if let Some(memory) = memory
+                && let Some(lent) = lent(memory)
+            {
+                on_device.push(OnDevice {
+                    index,
+                    address: lent.address,
+                    len: memory.len(),
+                    dtype: memory.dtype(),
+                });
+            }
+        }
+        if !on_device.is_empty() {
+            let mut work = self.work();
+            squares::sum(&self.session, &mut work, &on_device, gradients)?;
+        }
+        // To copy arrays of the host to the device would take longer than to add up their squares.
+        let mut on_host = gradients.iter_mut().filter(|g| g.data.device().is_none());
+        on_host.try_for_each(|gradient| gradient.sum_on_host(&self.name))
     }
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {

@@ -38,6 +38,16 @@ pub(crate) unsafe fn limit(session: &Session, table: u64, count: u32) -> Result<
     unsafe { launch(session, "limit", count, &arguments) }
 }
 
+/// Queues the kernel that adds up the sums of the runs of a table, a block of threads a record.
+///
+/// # Safety
+/// As [`limit`]; each record has room for a result of 16 bytes at `skipped`.
+pub(crate) unsafe fn total(session: &Session, table: u64, count: u32) -> Result<(), CudaError> {
+    let arguments = [(&raw const table).cast(), (&raw const count).cast()];
+    // SAFETY: the kernel takes these two arguments; the rest as the caller promises.
+    unsafe { launch(session, "total", count, &arguments) }
+}
+
 /// # Safety
 /// The kernel takes arguments of these types, and does with them what the caller of it has promised for.
 unsafe fn launch(

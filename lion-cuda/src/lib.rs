@@ -29,6 +29,7 @@ mod memory;
 mod paged;
 mod plan;
 mod record;
+mod squares;
 mod staging;
 mod state;
 

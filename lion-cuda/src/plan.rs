@@ -24,6 +24,8 @@ pub(crate) enum Task {
     Norm,
     /// How many blocks a step would skip.
     Survey,
+    /// Sums of squares of gradients.
+    Squares,
 }
 
 impl Kind {
@@ -35,6 +37,7 @@ impl Kind {
             Task::Step => ("lion", ""),
             Task::Norm => ("norm", ""),
             Task::Survey => ("survey", ""),
+            Task::Squares => return format!("squares_{grad}"),
         };
         format!("{task}{bits}_{param}_{grad}{options}")
     }
@@ -194,6 +197,7 @@ mod tests {
         assert_eq!(kind.kernel(Task::Step), "lion8_f16_bf16_options");
         assert_eq!(kind.kernel(Task::Norm), "norm8_f16_bf16");
         assert_eq!(kind.kernel(Task::Survey), "survey8_f16_bf16");
+        assert_eq!(kind.kernel(Task::Squares), "squares_bf16");
     }
 
     #[test]

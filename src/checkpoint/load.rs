@@ -2,6 +2,7 @@
 
 use super::error::{CheckpointError, Difference};
 use super::read::{Checkpoint, Plane, Tensor};
+use super::settings::{SettingChange, Snapshot};
 use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
@@ -13,7 +14,8 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadPolicy {
-    /// [`CheckpointError::Mismatch`] lists them all, and nothing is loaded.
+    /// [`CheckpointError::Mismatch`] lists them all, and nothing is loaded. A parameter whose type alone
+    /// differs is loaded if [`Load::allow_dtype_change`] says so.
     #[default]
     Exact,
     /// What fits is loaded, the rest is left, and the report lists it. A parameter whose type alone
@@ -32,10 +34,11 @@ pub enum LoadPolicy {
 pub struct Load {
     policy: LoadPolicy,
     keep_settings: bool,
+    allow_dtype_change: bool,
 }
 
 impl Load {
-    /// All parameters or none, with the hyper-parameters of the file.
+    /// All parameters or none, with the hyper-parameters of the file, and no other types.
     pub fn new() -> Self {
         Self::default()
     }
@@ -54,6 +57,18 @@ impl Load {
         self.keep_settings = keep;
         self
     }
+
+    /// Whether a parameter whose type alone differs is loaded, as in a run of `f32` parameters that goes
+    /// on in `bf16`. No state depends on the type. [`LoadReport::dtype_changed`] lists such parameters.
+    #[must_use]
+    pub fn allow_dtype_change(mut self, allow: bool) -> Self {
+        self.allow_dtype_change = allow;
+        self
+    }
+
+    fn allows_dtype_change(self) -> bool {
+        self.allow_dtype_change || self.policy == LoadPolicy::Subset
+    }
 }
 
 /// What a load did, by the names of parameters.
@@ -69,6 +84,11 @@ pub struct LoadReport {
     pub left: Vec<String>,
     /// Those that both have but differ, and were not loaded: they keep the state they had.
     pub different: Vec<Difference>,
+    /// Those that were loaded though their type differs.
+    pub dtype_changed: Vec<Difference>,
+    /// Every setting of the optimizer that is another one after the load: defaults, groups, and the
+    /// groups and overrides of parameters.
+    pub settings: Vec<SettingChange>,
 }
 
 impl LoadReport {
@@ -105,7 +125,8 @@ pub fn load<R: Read + Seek + Send>(
         path: path.clone(),
         source,
     };
-    let (report, records, planes) = compare(optimizer, checkpoint, how.policy)?;
+    let (mut report, records, planes) = compare(optimizer, checkpoint, how)?;
+    let before = Snapshot::of(optimizer);
     let settings = (!how.keep_settings).then(|| checkpoint.settings().clone());
     let restore = optimizer
         .restore(settings, records)
@@ -113,6 +134,7 @@ pub fn load<R: Read + Seek + Send>(
     transfer(restore, &report.loaded, &path, |take| {
         read_planes(checkpoint, &report.loaded, &planes, take)
     })?;
+    report.settings = before.changes(&Snapshot::of(optimizer));
     Ok(report)
 }
 
@@ -178,7 +200,7 @@ type Loads = (LoadReport, Vec<ParamRecord>, Vec<Vec<Plane>>);
 fn compare<R: Read + Seek + Send>(
     optimizer: &Optimizer,
     checkpoint: &mut Checkpoint<R>,
-    policy: LoadPolicy,
+    how: Load,
 ) -> Result<Loads, CheckpointError> {
     let mut report = LoadReport::default();
     let (mut records, mut planes) = (Vec::new(), Vec::new());
@@ -193,9 +215,15 @@ fn compare<R: Read + Seek + Send>(
             continue;
         };
         seen.insert(info.name);
-        if let Some(difference) = difference(&tensor, &info, policy) {
-            report.different.push(difference);
-            continue;
+        match difference(&tensor, &info) {
+            Some(it) if it.what == TYPE && how.allows_dtype_change() => {
+                report.dtype_changed.push(it);
+            }
+            Some(it) => {
+                report.different.push(it);
+                continue;
+            }
+            None => {}
         }
         records.push(ParamRecord {
             handle: info.handle,
@@ -212,17 +240,20 @@ fn compare<R: Read + Seek + Send>(
         .parameters()
         .filter(|info| !seen.contains(info.name));
     report.fresh = missing.map(|info| info.name.to_owned()).collect();
-    report.refuse(policy, &checkpoint.source.path)?;
+    report.refuse(how.policy, &checkpoint.source.path)?;
     Ok((report, records, planes))
 }
 
-fn difference(tensor: &Tensor, info: &ParamInfo<'_>, policy: LoadPolicy) -> Option<Difference> {
+/// What [`Difference::what`] says where the type alone differs.
+const TYPE: &str = "type";
+
+fn difference(tensor: &Tensor, info: &ParamInfo<'_>) -> Option<Difference> {
     let (what, given, wanted) = if tensor.len != info.len as u64 {
         ("length", tensor.len.to_string(), info.len.to_string())
     } else if tensor.layout != info.layout {
         ("state", tensor.layout.to_owned(), info.layout.to_owned())
-    } else if tensor.dtype != info.dtype && policy == LoadPolicy::Exact {
-        ("type", tensor.dtype.to_string(), info.dtype.to_string())
+    } else if tensor.dtype != info.dtype {
+        (TYPE, tensor.dtype.to_string(), info.dtype.to_string())
     } else {
         return None;
     };

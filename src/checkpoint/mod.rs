@@ -38,6 +38,7 @@ mod read;
 mod record;
 mod rotation;
 mod save;
+mod settings;
 mod source;
 mod write;
 
@@ -47,6 +48,7 @@ pub use read::{Checkpoint, Plane, Tensor, Tensors};
 pub use record::VERSION;
 pub use rotation::Rotation;
 pub use save::save;
+pub use settings::SettingChange;
 
 #[cfg(feature = "interop")]
 pub(crate) use {
@@ -78,6 +80,17 @@ impl Lion {
     }
 
     /// Goes on where a file left off.
+    ///
+    /// The defaults, the groups and, of each parameter that is loaded, the group and the overrides become
+    /// those of the file, unless [`Load::keep_settings`] keeps those of the optimizer. A group that only
+    /// the optimizer has stays, with the parameters that are in it. A parameter in a group of a name that
+    /// the file has is in the group that the file says, or in none. Each state keeps its width: where the
+    /// settings of the file ask for another one, the parameter gets an override. [`LoadReport::settings`]
+    /// lists all that has changed.
+    ///
+    /// A learning rate that the file sets for a group or a parameter wins over that of the defaults, as
+    /// any other does (defaults < group < parameter < step). So [`set_lr`](lion_core::Optimizer::set_lr)
+    /// after a load does not reach it; [`StepArgs::lr`](lion_core::StepArgs::lr) does.
     ///
     /// Needs no second copy of the states. If all that are loaded are as they were registered, the file
     /// is read once; else twice, as all of it is checked before anything changes.

@@ -2,6 +2,7 @@
 
 use crate::arch::scalar;
 use crate::job::{Job, View};
+use lion_core::{Slice, SumSquares};
 
 /// The scalar kernel, which panics when it comes to one element.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +19,10 @@ impl Faulty {
 
     pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
         scalar::norm(view, block)
+    }
+
+    pub(crate) fn squares(self, gradient: Slice<'_>) -> SumSquares {
+        scalar::squares(gradient)
     }
 
     pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {

@@ -6,7 +6,7 @@
 
 use crate::job::{Job, StateMut, View};
 use half::{bf16, f16};
-use lion_core::{BLOCK, Slice, SliceMut};
+use lion_core::{BLOCK, Slice, SliceMut, SumSquares};
 use std::hint::black_box;
 use std::ops::BitXor;
 
@@ -96,6 +96,10 @@ impl Limit {
     /// The norm is not part of the traffic that is measured.
     pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
         super::scalar::norm(view, block)
+    }
+
+    pub(crate) fn squares(self, gradient: Slice<'_>) -> SumSquares {
+        super::scalar::squares(gradient)
     }
 
     pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {

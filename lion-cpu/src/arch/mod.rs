@@ -34,7 +34,7 @@ mod x86_64;
 pub(crate) use float_mode::{DefaultMode, in_default_mode};
 
 use crate::job::{Job, StateMut, View};
-use lion_core::{BackendError, Slice};
+use lion_core::{BackendError, Slice, SumSquares};
 use std::env;
 use std::fmt;
 use std::str::FromStr;
@@ -203,6 +203,11 @@ impl Kernel {
     /// Sum of the squares of one block of the parameter, and how many of its elements move.
     pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
         dispatch!(self, norm(view, block))
+    }
+
+    /// Sum of the squares of at most [`PART_BLOCKS`](crate::squares::PART_BLOCKS) blocks of a gradient.
+    pub(crate) fn squares(self, gradient: Slice<'_>) -> SumSquares {
+        dispatch!(self, squares(gradient))
     }
 
     /// Whether all new momenta of one block are finite.

@@ -5,8 +5,9 @@
 //! vectorizes it for the target's baseline; only the look-ups of the codebook stay scalar.
 
 use crate::job::{Job, Rule, StateMut, StateRef, View};
+use crate::squares::PART_BLOCKS;
 use lion_core::norm::block_sum_squares;
-use lion_core::{BLOCK, Element, Slice, SliceMut};
+use lion_core::{BLOCK, Element, Slice, SliceMut, SumSquares};
 use lion_quant::{dequantize_block, quantize_block, top_bits};
 use std::ops::Range;
 
@@ -38,6 +39,10 @@ impl Kernel {
         norm(view, block)
     }
 
+    pub(crate) fn squares(self, gradient: Slice<'_>) -> SumSquares {
+        squares(gradient)
+    }
+
     pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
         is_finite(view, block)
     }
@@ -65,6 +70,27 @@ pub(super) fn norm(view: View<'_>, block: usize) -> (f64, u64) {
             .sum::<u32>();
         (block_sum_squares(&p[range]), u64::from(moves))
     })
+}
+
+/// Sum of the squares of at most [`PART_BLOCKS`] blocks of a gradient.
+#[inline(always)]
+pub(super) fn squares(gradient: Slice<'_>) -> SumSquares {
+    match gradient {
+        Slice::F32(g) => squares_of(g),
+        Slice::F16(g) => squares_of(g),
+        Slice::Bf16(g) => squares_of(g),
+    }
+}
+
+#[inline(always)]
+fn squares_of<G: Element>(gradient: &[G]) -> SumSquares {
+    debug_assert!(gradient.len() <= PART_BLOCKS * BLOCK);
+    let blocks = gradient.len().div_ceil(BLOCK);
+    let mut sums = [SumSquares::default(); PART_BLOCKS];
+    for (sum, block) in sums.iter_mut().zip(gradient.chunks(BLOCK)) {
+        *sum = SumSquares::of_block(block);
+    }
+    SumSquares::of_parts(&mut sums[..blocks])
 }
 
 /// Whether all new momenta of one block are finite.

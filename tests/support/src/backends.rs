@@ -2,7 +2,9 @@
 
 use lion::cpu::{Cpu, Isa};
 use lion::cuda::{Cuda, CudaError, is_emulated, use_library};
-use lion::{Backend, BackendError, Paging, PagingTotals, Skipped, State, StateRequest, TensorStep};
+use lion::{
+    Backend, BackendError, Gradient, Paging, PagingTotals, Skipped, State, StateRequest, TensorStep,
+};
 use std::any::Any;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,6 +89,10 @@ impl<B: Backend> Backend for AllPaged<B> {
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         self.0.count_non_finite(tensors)
+    }
+
+    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+        self.0.sum_squares(gradients)
     }
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {

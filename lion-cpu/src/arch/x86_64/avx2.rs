@@ -9,7 +9,7 @@ use super::tables::{
 use crate::job::{Job, Rule, StateMut, View};
 use half::{bf16, f16};
 use lion_core::philox::Words;
-use lion_core::{Slice, SliceMut};
+use lion_core::{Slice, SliceMut, SumSquares};
 use lion_quant::{CODEBOOK, THRESHOLDS};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;

@@ -5,7 +5,7 @@ use super::super::{generic, scalar};
 use crate::job::{Job, Rule, StateMut, View};
 use half::{bf16, f16};
 use lion_core::philox::Words;
-use lion_core::{Slice, SliceMut};
+use lion_core::{Slice, SliceMut, SumSquares};
 use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::mem::MaybeUninit;

@@ -50,6 +50,18 @@ macro_rules! kernel {
                 unsafe { inner(view, block) }
             }
 
+            /// Sum of the squares of some blocks of a gradient: the scalar loop, compiled for these
+            /// instructions.
+            pub(crate) fn squares(self, gradient: Slice<'_>) -> SumSquares {
+                #[target_feature(enable = $features)]
+                fn inner(gradient: Slice<'_>) -> SumSquares {
+                    scalar::squares(gradient)
+                }
+
+                // SAFETY: `self` proves that the CPU has the instructions.
+                unsafe { inner(gradient) }
+            }
+
             /// Whether all new momenta of one block are finite: the scalar loop, compiled for these
             /// instructions.
             pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {

@@ -1,0 +1,288 @@
+//! The norm of all gradients together, and clipping by it.
+
+use crate::entry::Checked;
+use crate::norm::{block_sum_squares, tree_split};
+use crate::{
+    BLOCK, BackendError, Data, Element, Error, GradRef, Handle, OnNonFinite, Operand, Optimizer,
+    SkippedBlocks, Slice, StepArgs, StepReport,
+};
+use std::cmp::Ordering;
+
+/// The sum of the squares of a gradient, over its finite blocks.
+///
+/// Elements are widened to `f32` and squared in `f64`, which no finite `f32` overflows. A block of 256
+/// elements is added up as [`block_sum_squares`] says, the blocks as a tree of adjacent pairs, as
+/// [`sum_squares`](crate::norm::sum_squares) does for a parameter. A block with an element that is
+/// infinite or not a number counts as 0 in the sum.
+///
+/// ```
+/// use lion_core::{BLOCK, SumSquares};
+/// let mut gradient = vec![0.0f32; BLOCK + 2];
+/// gradient[0] = f32::INFINITY;
+/// gradient[BLOCK..].copy_from_slice(&[3.0, -4.0]);
+/// let squares = SumSquares::of(&gradient[..]);
+/// assert_eq!((squares.sum, squares.non_finite_blocks), (25.0, 1));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SumSquares {
+    /// The sum over the blocks that are finite.
+    pub sum: f64,
+    /// Blocks of 256 elements that are not.
+    pub non_finite_blocks: u64,
+}
+
+impl SumSquares {
+    /// Of a whole gradient; 0 when empty.
+    pub fn of<G: Element>(gradient: &[G]) -> Self {
+        let blocks = gradient.len().div_ceil(BLOCK);
+        if blocks < 2 {
+            return Self::of_block(gradient);
+        }
+        let (left, right) = gradient.split_at(tree_split(blocks) * BLOCK);
+        Self::of(left).plus(Self::of(right))
+    }
+
+    /// Of at most one block.
+    #[inline]
+    pub fn of_block<G: Element>(gradient: &[G]) -> Self {
+        let sum = block_sum_squares(gradient);
+        if sum.is_finite() {
+            SumSquares {
+                sum,
+                non_finite_blocks: 0,
+            }
+        } else {
+            SumSquares {
+                sum: 0.0,
+                non_finite_blocks: 1,
+            }
+        }
+    }
+
+    /// Of parts that follow each other, added as a tree of adjacent pairs. All parts but the last have the
+    /// same number of blocks, which is a power of two; then this is what [`of`](SumSquares::of) returns for
+    /// the whole.
+    #[inline]
+    pub fn of_parts(parts: &mut [SumSquares]) -> Self {
+        let mut apart = 1;
+        while apart < parts.len() {
+            for i in (0..parts.len() - apart).step_by(2 * apart) {
+                parts[i] = parts[i].plus(parts[i + apart]);
+            }
+            apart *= 2;
+        }
+        parts.first().copied().unwrap_or_default()
+    }
+
+    fn plus(self, right: Self) -> Self {
+        SumSquares {
+            sum: self.sum + right.sum,
+            non_finite_blocks: self.non_finite_blocks + right.non_finite_blocks,
+        }
+    }
+}
+
+/// A gradient, for [`Backend::sum_squares`](crate::Backend::sum_squares).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Gradient<'a> {
+    /// Name of the parameter.
+    pub name: &'a str,
+    /// The elements.
+    pub data: &'a Data<'a>,
+    /// The sum of their squares. Set by the backend.
+    pub squares: SumSquares,
+}
+
+impl Gradient<'_> {
+    /// Sets [`squares`](Gradient::squares) of a gradient in the host's memory, on the caller's thread.
+    ///
+    /// # Errors
+    /// [`BackendError::NormUnsupported`] where it lies elsewhere.
+    pub fn sum_on_host(&mut self, backend: &str) -> Result<(), BackendError> {
+        self.squares = match self.data.host() {
+            Some(Slice::F32(gradient)) => SumSquares::of(gradient),
+            Some(Slice::F16(gradient)) => SumSquares::of(gradient),
+            Some(Slice::Bf16(gradient)) => SumSquares::of(gradient),
+            None => {
+                return Err(BackendError::NormUnsupported {
+                    backend: backend.to_owned(),
+                    parameter: self.name.to_owned(),
+                });
+            }
+        };
+        Ok(())
+    }
+}
+
+/// The norm of gradients, as [`Optimizer::grad_norm`] returns it.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct GradNorm {
+    /// The square root of the sum of the squares of all elements, without the blocks that are not finite.
+    pub norm: f64,
+    /// The gradients with blocks that are not finite, and how many each has.
+    pub non_finite: Vec<SkippedBlocks>,
+}
+
+impl GradNorm {
+    /// `min(1, max_norm / norm)`: the factor that brings the norm down to `max_norm`. It goes into
+    /// [`StepArgs::grad_scale`].
+    ///
+    /// ```
+    /// # use lion_core::{Error, GradRef, Handle, Optimizer, StepArgs};
+    /// # fn example(optimizer: &Optimizer, w: Handle, grad: &[f32]) -> Result<(), Error> {
+    /// let norm = optimizer.grad_norm([(w, GradRef::from(grad))])?;
+    /// let args = StepArgs::new().grad_scale(norm.clip_factor(1.0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn clip_factor(&self, max_norm: f64) -> f64 {
+        if self.norm > max_norm {
+            max_norm / self.norm
+        } else {
+            1.0
+        }
+    }
+}
+
+impl Optimizer {
+    /// Returns the norm of gradients taken together: the square root of the sum of the squares of all
+    /// their elements, in `f64`. It changes nothing.
+    ///
+    /// ```text
+    /// norm = sqrt(sum over gradients of sum over elements of g * g)
+    /// ```
+    ///
+    /// The sum of each gradient is its [`SumSquares`]; these are added from left to right, sorted by
+    /// the bytes of the parameters' names. So the result has the same bits on every backend, for any
+    /// number of threads and any order of the gradients.
+    ///
+    /// The sums are computed where the gradients are. For gradients in a device's memory the call waits
+    /// for the work that is queued on the backend's stream.
+    ///
+    /// A block of 256 elements of which one is infinite or not a number is left out of the norm and
+    /// counted, because a step leaves such a block as it is. Under [`OnNonFinite::RejectStep`] it is an
+    /// error instead.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::WrongLength`],
+    /// [`Error::NotContiguous`]; under [`OnNonFinite::RejectStep`] also [`Error::NonFinite`];
+    /// [`Error::Backend`], with [`BackendError::NormUnsupported`] where the backend cannot do it.
+    pub fn grad_norm<'a>(
+        &self,
+        gradients: impl IntoIterator<Item = (Handle, GradRef<'a>)>,
+    ) -> Result<GradNorm, Error> {
+        let mut checked = Vec::new();
+        for (handle, gradient) in gradients {
+            let index = self.index(handle)?;
+            self.params[index].check_array(
+                Operand::Gradient,
+                &gradient.layout,
+                gradient.data.len(),
+            )?;
+            checked.push((index, gradient.data));
+        }
+        self.norm_of(checked.iter().map(|(index, data)| (*index, data)).collect())
+    }
+
+    /// The factor of the gradients in a step: [`grad_scale`](StepArgs::grad_scale), clipped if the step
+    /// is to be.
+    pub(crate) fn clip(
+        &self,
+        args: &StepArgs,
+        checked: &[(usize, Checked<'_>)],
+        report: &mut StepReport,
+    ) -> Result<f64, Error> {
+        let scale = args.get_grad_scale();
+        let Some(max_norm) = args.get_max_grad_norm() else {
+            return Ok(scale);
+        };
+        let gradients = checked.iter().map(|(index, update)| (*index, &update.grad));
+        let mut norm = self.norm_of(gradients.collect())?;
+        norm.norm *= scale.abs();
+        let scale = scale * norm.clip_factor(max_norm);
+        // A quotient may be what no step takes.
+        StepArgs::new().grad_scale(scale).check()?;
+        report.grad_norm = Some(norm.norm);
+        report.non_finite_gradients = norm.non_finite;
+        Ok(scale)
+    }
+
+    fn norm_of(&self, mut gradients: Vec<(usize, &Data<'_>)>) -> Result<GradNorm, Error> {
+        let _mode = self.backend.float_mode();
+        let name = |index: usize| &*self.params[index].name;
+        gradients.sort_unstable_by(|(a, _), (b, _)| match a == b {
+            true => Ordering::Equal,
+            false => name(*a).cmp(name(*b)),
+        });
+        if let Some(pair) = gradients.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(Error::RepeatedParameter {
+                parameter: name(pair[0].0).to_owned(),
+            });
+        }
+        let sums = gradients.iter().map(|&(index, data)| Gradient {
+            name: name(index),
+            data,
+            squares: SumSquares::default(),
+        });
+        let mut sums: Vec<Gradient<'_>> = sums.collect();
+        let counted = self.backend.sum_squares(&mut sums);
+        counted.map_err(BackendError::not_begun)?;
+        let total = sums.iter().fold(0.0, |sum, of| sum + of.squares.sum);
+        let bad = gradients.iter().zip(&sums);
+        let bad = bad.map(|(&(index, _), of)| (index, of.squares.non_finite_blocks));
+        let bad: Vec<(usize, u64)> = bad.filter(|&(_, blocks)| blocks > 0).collect();
+        let non_finite = self.name_skipped(&bad);
+        if !non_finite.is_empty() && self.on_non_finite == OnNonFinite::RejectStep {
+            return Err(Error::NonFinite {
+                parameters: non_finite,
+            });
+        }
+        Ok(GradNorm {
+            norm: total.sqrt(),
+            non_finite,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::norm::sum_squares;
+
+    #[test]
+    fn a_finite_gradient_has_the_sum_of_a_parameter() {
+        for len in [0, 1, 255, 256, 257, 5000, 40 * BLOCK] {
+            let g: Vec<f32> = (0..len)
+                .map(|i| ((i * 2_654_435_761) % 65_537) as f32 / 65_537.0)
+                .collect();
+            let squares = SumSquares::of(&g);
+            assert_eq!(squares.sum.to_bits(), sum_squares(&g).to_bits(), "{len}");
+            assert_eq!(squares.non_finite_blocks, 0);
+        }
+    }
+
+    #[test]
+    fn parts_make_the_sum_of_the_whole() {
+        let mut g: Vec<f32> = (0..70 * BLOCK - 3)
+            .map(|i| ((i * 2_654_435_761) % 65_537) as f32 / 65_537.0)
+            .collect();
+        g[1000] = f32::NAN;
+        g[9000] = f32::NEG_INFINITY;
+        for blocks in [1, 2, 8, 64, 128] {
+            let mut parts: Vec<SumSquares> = g.chunks(blocks * BLOCK).map(SumSquares::of).collect();
+            let whole = SumSquares::of_parts(&mut parts);
+            assert_eq!(whole.sum.to_bits(), SumSquares::of(&g).sum.to_bits());
+            assert_eq!(whole.non_finite_blocks, 2);
+        }
+        assert_eq!(SumSquares::of_parts(&mut []), SumSquares::default());
+    }
+
+    #[test]
+    fn the_largest_floats_do_not_overflow() {
+        let squares = SumSquares::of(&[f32::MAX; 512][..]);
+        assert_eq!(squares.non_finite_blocks, 0);
+        assert_eq!(squares.sum, 512.0 * f64::from(f32::MAX).powi(2));
+    }
+}

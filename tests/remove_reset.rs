@@ -1,0 +1,342 @@
+//! Parameters that are removed, and momenta that are set to zero in part, on every kind of state.
+#![allow(clippy::unwrap_used)]
+
+use lion::cpu::Cpu;
+use lion::{
+    Backend, BackendError, Dtype, Error, Handle, Lion, Overrides, ParamSpec, Planes, State,
+    StateLayout, StateRequest, TensorStep,
+};
+use lion_test_support::backends;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+fn spec(name: &str, n: usize) -> ParamSpec {
+    ParamSpec::new(name, n, Dtype::F32)
+}
+
+fn names(lion: &Lion) -> Vec<&str> {
+    lion.parameters().map(|info| info.name).collect()
+}
+
+fn step(lion: &mut Lion, handle: Handle) {
+    let n = lion.info(handle).unwrap().len;
+    let grad: Vec<f32> = (0..n).map(|i| (i % 7) as f32 - 2.5).collect();
+    lion.step([(handle, &mut vec![0.0f32; n], &grad)]).unwrap();
+}
+
+fn is_removed(error: &Error) -> bool {
+    matches!(error, Error::UnknownHandle { removed: true, .. })
+}
+
+#[test]
+fn a_removed_parameter_is_gone_and_the_others_keep_handles_and_order() {
+    let mut lion = Lion::builder().build().unwrap();
+    lion.add_group("g", Overrides::new().lr(0.5)).unwrap();
+    let handles: Vec<Handle> = (0..6)
+        .map(|i| {
+            lion.register(spec(&format!("p{i}"), i + 1).group("g"))
+                .unwrap()
+        })
+        .collect();
+    for i in [1, 4, 0] {
+        lion.remove(handles[i]).unwrap();
+    }
+    assert_eq!(names(&lion), ["p2", "p3", "p5"]);
+    assert_eq!(lion.groups().len(), 1);
+    assert_eq!(lion.state_bytes(), (3 + 4 + 6) * 4);
+    for (i, &handle) in handles.iter().enumerate() {
+        if [0, 1, 4].contains(&i) {
+            assert!(is_removed(&lion.info(handle).unwrap_err()));
+            assert!(is_removed(&lion.remove(handle).unwrap_err()));
+            assert!(is_removed(&lion.reset(handle, 0..0).unwrap_err()));
+            let update = (handle, &mut vec![0.0f32; i + 1], &vec![1.0f32; i + 1]);
+            let error = lion.step([update]).unwrap_err();
+            assert!(is_removed(&error), "{error}");
+            assert!(lion.handle(&format!("p{i}")).is_err());
+        } else {
+            assert_eq!(lion.info(handle).unwrap().name, format!("p{i}"));
+            assert_eq!(lion.handle(&format!("p{i}")).unwrap(), handle);
+            step(&mut lion, handle);
+        }
+    }
+    let message = lion.info(handles[4]).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "handle 4 is of a parameter that was removed, or not of this optimizer, which has 3 parameters"
+    );
+    let steps: Vec<u64> = lion.parameters().map(|info| info.steps).collect();
+    assert_eq!(steps, [1, 1, 1]);
+}
+
+#[test]
+fn a_name_that_is_registered_anew_does_not_revive_the_old_handle() {
+    let mut lion = Lion::builder().build().unwrap();
+    let a = lion.register(spec("a", 4)).unwrap();
+    let b = lion.register(spec("b", 4)).unwrap();
+    step(&mut lion, b);
+    lion.remove(b).unwrap();
+    // The same name in the same place, and in another length.
+    let again = lion.register(spec("b", 8)).unwrap();
+    assert_ne!(again, b);
+    assert!(is_removed(&lion.info(b).unwrap_err()));
+    let info = lion.info(again).unwrap();
+    assert_eq!((info.len, info.steps), (8, 0));
+    lion.remove(a).unwrap();
+    // Many rounds of an adapter that comes and goes: the first handles stay valid.
+    let mut last = None;
+    for round in 0..100 {
+        let adapter = lion.register(spec("adapter", 3)).unwrap();
+        if let Some(last) = last {
+            assert!(is_removed(&lion.info(last).unwrap_err()));
+        }
+        step(&mut lion, adapter);
+        assert_eq!(lion.info(again).unwrap().name, "b", "round {round}");
+        lion.remove(adapter).unwrap();
+        last = Some(adapter);
+    }
+    assert_eq!(names(&lion), ["b"]);
+}
+
+#[test]
+fn a_checkpoint_has_no_removed_parameter() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let mut lion = Lion::builder().optim_bits(8).build().unwrap();
+    let handles = ["a", "b", "c"].map(|name| lion.register(spec(name, 5000)).unwrap());
+    for handle in handles {
+        step(&mut lion, handle);
+    }
+    lion.remove(handles[1]).unwrap();
+    lion.save(&path).unwrap();
+    let mut resumed = Lion::builder().build().unwrap();
+    let [a, c] = ["a", "c"].map(|name| {
+        let eight = Overrides::new().optim_bits(8);
+        resumed.register(spec(name, 5000).overrides(eight)).unwrap()
+    });
+    let report = resumed.load(&path).unwrap();
+    assert_eq!(report.loaded, ["a", "c"]);
+    for (old, new) in [(handles[0], a), (handles[2], c)] {
+        assert_eq!(
+            lion.export_state(old).unwrap(),
+            resumed.export_state(new).unwrap()
+        );
+    }
+}
+
+/// What `planes` are where the momentum of a range is zero, by the definition of both states.
+fn zeroed(mut planes: Planes, range: std::ops::Range<usize>) -> Planes {
+    const ZERO_CODE: u8 = 127;
+    assert_eq!(lion::quant::CODEBOOK[ZERO_CODE as usize], 0.0);
+    match &mut planes {
+        Planes::Momentum32 { momentum } => momentum[range].fill(0.0),
+        Planes::Blockwise8 { codes, absmax } => {
+            absmax[range.start / 256..range.end.div_ceil(256)].fill(0.0);
+            codes[range].fill(ZERO_CODE);
+        }
+        other => panic!("{other:?}"),
+    }
+    planes
+}
+
+#[test]
+fn a_reset_zeroes_whole_blocks_on_every_backend() {
+    let n = 70_100;
+    for candidate in backends() {
+        let backend = match candidate.open() {
+            Ok(backend) => backend,
+            Err(error) => {
+                println!("SKIPPED {}: {error}", candidate.name);
+                continue;
+            }
+        };
+        let backend = Arc::new(backend);
+        for bits in [32, 8] {
+            let builder = Lion::builder()
+                .optim_bits(bits)
+                .backend(Arc::clone(&backend));
+            let mut lion = builder.build().unwrap();
+            let w = lion.register(spec("w", n)).unwrap();
+            step(&mut lion, w);
+            // One block; many; the short end; nothing; the whole.
+            for range in [256..512, 1024..66_048, 69_888..n, 512..512, 0..n] {
+                step(&mut lion, w);
+                let before = lion.export_state(w).unwrap();
+                lion.reset(w, range.clone()).unwrap();
+                let after = lion.export_state(w).unwrap();
+                let name = candidate.name;
+                assert!(
+                    after.planes == zeroed(before.planes, range.clone()),
+                    "{name}, {bits} bits, {range:?}"
+                );
+                assert_eq!((after.steps, after.seed), (before.steps, before.seed));
+                assert_eq!(after.layout, before.layout);
+            }
+        }
+    }
+}
+
+/// A reset row steps on as one that has not been stepped, and a checkpoint keeps it so.
+#[test]
+fn a_reset_comes_through_a_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let run = || {
+        let mut lion = Lion::builder().optim_bits(8).build().unwrap();
+        let w = lion.register(spec("w", 5000)).unwrap();
+        (lion, w)
+    };
+    let (mut lion, w) = run();
+    step(&mut lion, w);
+    lion.reset(w, 512..1024).unwrap();
+    lion.save(&path).unwrap();
+    let (mut resumed, r) = run();
+    resumed.load(&path).unwrap();
+    assert_eq!(
+        resumed.export_state(r).unwrap(),
+        lion.export_state(w).unwrap()
+    );
+    step(&mut lion, w);
+    step(&mut resumed, r);
+    let (mut fresh, f) = run();
+    step(&mut fresh, f);
+    let codes = |lion: &Lion, handle| match lion.export_state(handle).unwrap().planes {
+        Planes::Blockwise8 { codes, absmax } => (codes, absmax),
+        other => panic!("{other:?}"),
+    };
+    let (codes_of_reset, absmax_of_reset) = codes(&resumed, r);
+    let (codes_of_fresh, absmax_of_fresh) = codes(&fresh, f);
+    assert_eq!(codes_of_reset[512..1024], codes_of_fresh[512..1024]);
+    assert_eq!(absmax_of_reset[2..4], absmax_of_fresh[2..4]);
+    assert_ne!(absmax_of_reset[4], absmax_of_fresh[4]);
+}
+
+#[test]
+fn ranges_that_are_not_whole_blocks_are_refused() {
+    let mut lion = Lion::builder().build().unwrap();
+    let w = lion.register(spec("w", 600)).unwrap();
+    step(&mut lion, w);
+    let before = lion.export_state(w).unwrap();
+    #[expect(clippy::reversed_empty_ranges)]
+    let wrong = [
+        1..256,
+        0..255,
+        256..601,
+        512..256,
+        768..1024,
+        600..600,
+        0..usize::MAX,
+    ];
+    for range in wrong {
+        let error = lion.reset(w, range.clone()).unwrap_err();
+        assert!(
+            matches!(&error, Error::NotWholeBlocks { parameter, given, elements: 600 }
+                if parameter == "w" && *given == range),
+            "{error}"
+        );
+    }
+    let error = lion.reset(w, 10..300).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "parameter `w`: elements 10 to 300 of 600, wanted a range that begins at a multiple of 256 \
+         and ends at one or at the end"
+    );
+    assert_eq!(lion.export_state(w).unwrap(), before);
+    // Nothing is a whole number of blocks.
+    lion.reset(w, 0..0).unwrap();
+    lion.reset(w, 512..512).unwrap();
+    assert_eq!(lion.export_state(w).unwrap(), before);
+}
+
+/// A state whose writes fail after so many.
+#[derive(Debug)]
+struct Failing {
+    inner: Box<dyn State>,
+    writes: Arc<AtomicUsize>,
+}
+
+impl State for Failing {
+    fn layout(&self) -> &'static dyn StateLayout {
+        self.inner.layout()
+    }
+
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
+        self.inner.read(plane, offset, into)
+    }
+
+    fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
+        if self.writes.load(Ordering::Relaxed) == 0 {
+            return Err(BackendError::Other("the disk is gone".into()));
+        }
+        self.writes.fetch_sub(1, Ordering::Relaxed);
+        self.inner.write(plane, offset, from)
+    }
+}
+
+#[derive(Debug)]
+struct FailingBackend(Cpu, Arc<AtomicUsize>);
+
+impl Backend for FailingBackend {
+    fn name(&self) -> &str {
+        "failing"
+    }
+
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        Ok(Box::new(Failing {
+            inner: self.0.allocate(request)?,
+            writes: Arc::clone(&self.1),
+        }))
+    }
+
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.0.step(tensors)
+    }
+
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        self.0.count_non_finite(tensors)
+    }
+}
+
+/// After a failure each block has the momentum that it had, or none.
+#[test]
+fn a_reset_that_fails_says_so_and_leaves_no_third_momentum() {
+    let n = 100_000;
+    for allowed in 0..4 {
+        let writes = Arc::new(AtomicUsize::new(usize::MAX));
+        let backend = FailingBackend(Cpu::new().unwrap(), Arc::clone(&writes));
+        let builder = Lion::builder().optim_bits(8).backend(backend);
+        let mut lion = builder.build().unwrap();
+        let w = lion.register(spec("w", n)).unwrap();
+        let codes: Vec<u8> = (0..n).map(|i| (i % 256) as u8).collect();
+        let absmax: Vec<f32> = (0..n.div_ceil(256)).map(|i| 1.0 + i as f32).collect();
+        let mut record = lion.export_state(w).unwrap();
+        record.planes = Planes::Blockwise8 { codes, absmax };
+        lion.import_state(w, &record).unwrap();
+        writes.store(allowed, Ordering::Relaxed);
+        let reset = lion.reset(w, 0..n);
+        if allowed == 3 {
+            // One write of absmax and two of codes.
+            reset.unwrap();
+            continue;
+        }
+        let error = reset.unwrap_err();
+        assert!(
+            matches!(&error, Error::PartlyReset { parameter, range, .. }
+                if parameter == "w" && *range == (0..n)),
+            "{error}"
+        );
+        let source = std::error::Error::source(&error).unwrap();
+        assert_eq!(source.to_string(), "the disk is gone");
+        let Planes::Blockwise8 { codes, absmax } = lion.export_state(w).unwrap().planes else {
+            panic!("another layout");
+        };
+        for (i, &code) in codes.iter().enumerate() {
+            let m = lion::quant::CODEBOOK[usize::from(code)] * absmax[i / 256];
+            let old = lion::quant::CODEBOOK[i % 256] * (1.0 + (i / 256) as f32);
+            assert!(m == 0.0 || m == old, "element {i}");
+        }
+    }
+}
