@@ -48,6 +48,7 @@ pub use save::save;
 #[cfg(feature = "interop")]
 pub(crate) use {
     load::{Take, transfer},
+    record::{MAX_NAME, MAX_STEPS, check_steps},
     save::replace,
     source::{PART, Source},
 };
