@@ -6,8 +6,8 @@
 use super::{QMAP, STEP};
 use safetensors::Dtype;
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, IntoDeserializer, MapAccess,
-    SeqAccess, Visitor,
+    Deserialize, DeserializeSeed, Deserializer, Error, IntoDeserializer, MapAccess, SeqAccess,
+    Visitor,
 };
 use std::collections::BTreeMap;
 use std::fmt;
@@ -292,7 +292,7 @@ impl<'de> Deserialize<'de> for Metadata {
             no_text!();
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
-                while map.next_entry::<IgnoredAny, Text>()?.is_some() {}
+                while map.next_entry::<Text, Text>()?.is_some() {}
                 Ok(Metadata)
             }
         }
@@ -356,10 +356,6 @@ impl<'de> Visitor<'de> for InfoSeed {
                     .replace(map.next_value::<List<MAX_AXES>>()?.0)
                     .is_some(),
                 Field::Offsets => offsets.replace(map.next_value::<List<2>>()?.0).is_some(),
-                Field::Other => {
-                    map.next_value::<IgnoredAny>()?;
-                    false
-                }
             };
             if twice {
                 return Err(Error::custom("a field of a tensor is there twice"));
@@ -406,7 +402,6 @@ enum Field {
     Dtype,
     Shape,
     Offsets,
-    Other,
 }
 
 impl<'de> Deserialize<'de> for Field {
@@ -421,12 +416,14 @@ impl<'de> Deserialize<'de> for Field {
             }
 
             fn visit_str<E: Error>(self, field: &str) -> Result<Field, E> {
-                Ok(match field {
-                    "dtype" => Field::Dtype,
-                    "shape" => Field::Shape,
-                    "data_offsets" => Field::Offsets,
-                    _ => Field::Other,
-                })
+                match field {
+                    "dtype" => Ok(Field::Dtype),
+                    "shape" => Ok(Field::Shape),
+                    "data_offsets" => Ok(Field::Offsets),
+                    _ => Err(E::custom(
+                        "a field other than dtype, shape and data_offsets",
+                    )),
+                }
             }
         }
 
