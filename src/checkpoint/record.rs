@@ -335,7 +335,8 @@ mod tests {
         for (len, axes) in good {
             assert!(check_axes(len, axes).is_ok(), "{len} {axes:?}");
         }
-        let bad: [(u64, &[(u64, i64)], &str); 12] = [
+        type Bad<'a> = (u64, &'a [(u64, i64)], &'a str);
+        let bad: [Bad<'_>; 12] = [
             (2, &[(2, 1); 1025], "the number of axes is 1025"),
             (6, &[(1, 6), (6, 1)], "the length of an axis is 1"),
             (0, &[(0, 1)], "the length of an axis is 0"),
