@@ -66,7 +66,7 @@ pub enum CheckpointError {
         /// How much there may be.
         most: usize,
     },
-    /// A parameter with a value that the format forbids, and no step leaves behind.
+    /// A parameter with a value that the format forbids, such as more than 2^62 steps.
     Unrepresentable {
         /// The file.
         path: PathBuf,

@@ -1,7 +1,7 @@
 //! The header of a safetensors file, read as a stream.
 //!
-//! The crate `safetensors` builds a tree of all tensors, which takes up to 34 times the memory of the header. Here the
-//! tensors of parameters that nobody asks for leave no more than the parameter's name and their place behind.
+//! The parser of the crate `safetensors` takes up to 34 times the memory of the header. This one keeps a record only of
+//! the tensors of registered parameters. Of all others it keeps the parameter's name and the offsets.
 
 use super::{QMAP, STEP};
 use safetensors::Dtype;
@@ -60,16 +60,16 @@ impl Tensors {
 /// What a header has.
 #[derive(Debug, Default)]
 pub(super) struct Header {
-    /// The tensors of the parameters that were asked for.
+    /// The tensors of registered parameters.
     pub(super) known: BTreeMap<String, Tensors>,
     /// For each other parameter, which of [`KEYS`] are there, as bits.
     unknown: BTreeMap<String, u8>,
-    /// A tensor whose name ends in none of [`KEYS`].
-    pub(super) stranger: Option<String>,
+    /// The first tensor whose name ends in none of [`KEYS`].
+    pub(super) unrecognized: Option<String>,
 }
 
 impl Header {
-    /// A name that a parameter of the file lacks a tensor of.
+    /// Returns the name of a tensor that ends in `key` and that a parameter of the file lacks.
     pub(super) fn missing(&self, key: &str) -> Option<String> {
         let bit = KEYS.iter().position(|k| *k == key)?;
         let known = self.known.iter();
@@ -81,23 +81,24 @@ impl Header {
         Some(format!("{name}.{key}"))
     }
 
-    /// The names of the parameters that nobody asked for, in order.
+    /// Returns the names of the parameters that are not registered, sorted.
     pub(super) fn into_unknown(self) -> impl Iterator<Item = String> {
         self.unknown.into_keys()
     }
 }
 
-/// Reads a header to its end. `asked` says which parameters are asked for; the tensors of the file have `data` bytes.
+/// Reads a header to its end. `registered` returns whether a parameter is known; the
+/// tensors of the file have `data` bytes in total.
 pub(super) fn read(
     reader: impl Read,
     data: u64,
-    asked: impl Fn(&str) -> bool,
+    registered: impl Fn(&str) -> bool,
 ) -> Result<Header, serde_json::Error> {
     let mut parser = Parser {
         header: Header::default(),
         places: Vec::new(),
         data,
-        asked,
+        registered,
     };
     let mut json = serde_json::Deserializer::from_reader(reader);
     json.deserialize_any(HeaderVisitor(&mut parser))?;
@@ -106,7 +107,7 @@ pub(super) fn read(
     Ok(parser.header)
 }
 
-/// The text of an error, cut where it is long: it may repeat what the file has.
+/// Returns the text of an error, truncated: it may repeat what the file has.
 pub(super) fn message(error: &serde_json::Error) -> String {
     let mut text = error.to_string();
     if text.len() > MAX_MESSAGE {
@@ -121,10 +122,10 @@ struct Parser<F> {
     /// First byte and end of each tensor.
     places: Vec<(u64, u64)>,
     data: u64,
-    asked: F,
+    registered: F,
 }
 
-/// Whose value comes next.
+/// What the next value belongs to.
 enum Key {
     Metadata,
     Known { parameter: String, key: usize },
@@ -148,13 +149,13 @@ impl<F: Fn(&str) -> bool> Parser<F> {
             (!name.is_empty()).then_some((name, index))
         });
         let Some((name, key)) = split else {
-            if self.header.stranger.is_none() {
-                self.header.stranger = Some(tensor.to_owned());
+            if self.header.unrecognized.is_none() {
+                self.header.unrecognized = Some(tensor.to_owned());
             }
             return Ok(Key::Other);
         };
         let twice = || E::custom(format_args!("tensor `{tensor}` is there twice"));
-        if (self.asked)(name) {
+        if (self.registered)(name) {
             let tensors = self.header.known.get(name);
             if tensors.is_some_and(|tensors| tensors.0[key].is_some()) {
                 return Err(twice());
@@ -199,8 +200,8 @@ impl<F: Fn(&str) -> bool> Parser<F> {
     }
 }
 
-/// Refuses a text where none is wanted. By itself serde repeats the text in its error, at any length; so all values are
-/// read by `deserialize_any`, which calls this.
+/// Refuses a string where another type is expected. serde's own error repeats the whole string, which may be as long as
+/// the header; therefore all values are read with `deserialize_any`, which calls this method.
 macro_rules! no_text {
     () => {
         fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
@@ -275,7 +276,7 @@ impl<F: Fn(&str) -> bool> Visitor<'_> for KeySeed<'_, F> {
     }
 }
 
-/// A map from strings to strings, which is passed over.
+/// A map from strings to strings, which is skipped.
 struct Metadata;
 
 impl<'de> Deserialize<'de> for Metadata {
@@ -301,7 +302,7 @@ impl<'de> Deserialize<'de> for Metadata {
     }
 }
 
-/// A string, which is passed over.
+/// A string, which is skipped.
 struct Text;
 
 impl<'de> Deserialize<'de> for Text {

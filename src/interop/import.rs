@@ -143,14 +143,14 @@ impl<R: Read + Seek> Reader<'_, R> {
             return Err(not_safetensors(message));
         }
         self.data = 8 + bytes;
-        let asked = |name: &str| optimizer.handle(name).is_ok();
+        let registered = |name: &str| optimizer.handle(name).is_ok();
         let json = (&mut self.source).take(bytes);
-        let header = match header::read(json, len - self.data, asked) {
+        let header = match header::read(json, len - self.data, registered) {
             Ok(header) => header,
             Err(error) if error.is_io() => return Err(self.source.io(error.into()).into()),
             Err(error) => return Err(not_safetensors(header::message(&error))),
         };
-        if let Some(tensor) = header.stranger {
+        if let Some(tensor) = header.unrecognized {
             return Err(InteropError::UnknownTensor {
                 path: self.path.to_owned(),
                 tensor,
