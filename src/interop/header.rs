@@ -11,7 +11,7 @@ use serde::de::{
 };
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Read;
+use std::io::{BufReader, Read};
 
 /// Longest header that safetensors allows, in bytes.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
@@ -100,6 +100,8 @@ pub(super) fn read(
         data,
         registered,
     };
+    // serde_json reads byte by byte, which `BufReader` alone makes cheap.
+    let reader = BufReader::new(reader);
     let mut json = serde_json::Deserializer::from_reader(reader);
     json.deserialize_any(HeaderVisitor(&mut parser))?;
     json.end()?;
