@@ -310,6 +310,21 @@ fn a_file_of_groups_takes_memory_for_the_groups_alone() {
     assert_eq!(empty.groups().len(), 4096);
     let size = size_of::<lion::Group>() + 64;
     assert!(used <= 4096 * 3 * size + CONSTANT, "{used} bytes");
+
+    // With a group that only the optimizer has, it could not be saved any more.
+    let mut other = Lion::builder().build().unwrap();
+    other.add_group("own", Overrides::new()).unwrap();
+    let before = state(&other);
+    let error = load_bytes(&mut other, &bytes, LoadPolicy::Exact).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::TooLarge { given: 4097, .. }),
+        "{error}"
+    );
+    assert_eq!(state(&other), before);
+    let keep = Load::new().keep_settings(true);
+    let mut checkpoint = Checkpoint::read(Cursor::new(&bytes), "bytes").unwrap();
+    load(&mut other, &mut checkpoint, keep).unwrap();
+    saved(&other);
 }
 
 /// A safetensors file of a header and as many zeros after it.

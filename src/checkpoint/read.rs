@@ -7,7 +7,7 @@ use super::record::{
 };
 use super::source::{PART, Source};
 use crc32fast::Hasher;
-use lion_core::{Bits, Dtype, Group, Layout, Overrides, PlaneSpec, PlaneType, Settings};
+use lion_core::{Bits, Dtype, Group, Layout, Optimizer, Overrides, PlaneSpec, PlaneType, Settings};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -157,6 +157,23 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
     /// Hyper-parameters and groups.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Returns a copy of the settings for an optimizer that takes them over. It keeps the groups that only it has; more
+    /// groups than a file can hold are refused here, as the optimizer could not be saved afterwards.
+    pub(super) fn settings_for(&self, optimizer: &Optimizer) -> Result<Settings, CheckpointError> {
+        let names: HashSet<_> = self.settings.groups.iter().map(|g| &g.name).collect();
+        let own = optimizer.groups().iter();
+        let kept = own.filter(|group| !names.contains(&group.name)).count();
+        let given = names.len() + kept;
+        if kept > 0 && given > MAX_GROUPS {
+            return Err(CheckpointError::TooLarge {
+                what: "groups of the file and the optimizer together",
+                given,
+                most: MAX_GROUPS,
+            });
+        }
+        Ok(self.settings.clone())
     }
 
     /// The records of all tensors, in the order of their names, read one at a time.

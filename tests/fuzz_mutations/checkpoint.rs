@@ -7,9 +7,12 @@ use lion_test_support::{CheckpointFile, GroupPart, OverridesPart, Rng, TensorPar
 use std::io::Cursor;
 use std::path::Path;
 
-/// Bytes of memory for each byte of a file: groups are held in memory, twice while they are taken over, and a group
-/// without a name of any length has 20 bytes in the file.
-const MULTIPLE: usize = 24;
+/// Bytes of memory for each byte of a file: names, and the records of the tensors that are loaded.
+const MULTIPLE: usize = 4;
+
+/// Bytes of memory for each group, of which a file has 4,096 at most: all are held in memory, and copied where an
+/// optimizer takes them over.
+const GROUP: usize = 800;
 
 #[test]
 fn checkpoints() {
@@ -17,11 +20,11 @@ fn checkpoints() {
     let path = folder.path().join("saved.lion");
     let mut pair = Pair::new();
     fuzz("checkpoints", |rng| {
-        let bytes = input(rng);
+        let (bytes, groups) = input(rng);
         let policy = [LoadPolicy::Exact, LoadPolicy::Subset][rng.below(2)];
         let how = Load::new().policy(policy).keep_settings(rng.below(4) == 0);
         pair.load(
-            CONSTANT + MULTIPLE * bytes.len(),
+            CONSTANT + MULTIPLE * bytes.len() + GROUP * groups,
             |lion| {
                 let mut checkpoint = Checkpoint::read(Cursor::new(&bytes), "input")?;
                 load(lion, &mut checkpoint, how).map(drop)
@@ -43,12 +46,14 @@ fn saves_and_loads(lion: &Lion, path: &Path) {
     }
 }
 
-/// A file that is right, with parts changed, then bytes.
-fn input(rng: &mut Rng) -> Vec<u8> {
+/// A file that is right, with parts changed, then bytes. Also returns how many groups a reader may find in it.
+fn input(rng: &mut Rng) -> (Vec<u8>, usize) {
     let mut file = right(rng);
     for _ in 0..rng.below(3) {
         change(rng, &mut file);
     }
+    // A copy of some bytes may add a few.
+    let groups = (file.groups.len() + 64).min(4096);
     let mut bytes = file.bytes();
     if rng.below(2) == 0 {
         let other = right(rng).bytes();
@@ -69,7 +74,7 @@ fn input(rng: &mut Rng) -> Vec<u8> {
             seal(&mut bytes);
         }
     }
-    bytes
+    (bytes, groups)
 }
 
 /// A file that loads.
