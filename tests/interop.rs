@@ -131,7 +131,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
         change(&mut parts);
         parts
     };
-    let cases: [(Vec<Part>, &str); 12] = [
+    let cases: [(Vec<Part>, &str); 21] = [
         (
             with(|p| p[2] = floats("w.qmap1", &CODEBOOK.map(|q| q.abs()))),
             "`w.qmap1` is not the signed dynamic map: number 0 is 9.9296874e-1, wanted -9.9296874e-1",
@@ -161,7 +161,44 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
         ),
         (
             with(|p| p[3] = step("w.step", -1)),
-            "state steps: the record has 18446744073709551615",
+            "tensor `w.step` is -1, wanted a number from 0 to 4611686018427387904",
+        ),
+        (
+            with(|p| p[3] = step("w.step", (1 << 62) + 1)),
+            "tensor `w.step` is 4611686018427387905, wanted a number from 0 to",
+        ),
+        (
+            with(|p| p[3] = ("w.step", FileType::I64, vec![2, 1], vec![0; 16])),
+            "`w.step` is I64 of shape [2, 1], wanted one number of I64",
+        ),
+        (
+            with(|p| p[3].1 = FileType::U64),
+            "`w.step` is U64 of shape [], wanted one number of I64",
+        ),
+        // As many numbers as blocks of 2048 have, and as many as there should be, but of another type.
+        (
+            with(|p| p[1] = ("w.absmax1", FileType::F64, vec![1], vec![0; 8])),
+            "`w.absmax1` is F64 of shape [1], wanted 2 numbers of F32",
+        ),
+        (
+            with(|p| p[1] = ("w.absmax1", FileType::BF16, vec![1], vec![0; 2])),
+            "`w.absmax1` is BF16 of shape [1], wanted 2 numbers of F32",
+        ),
+        (
+            with(|p| p[1] = ("w.absmax1", FileType::F64, vec![2], vec![0; 16])),
+            "`w.absmax1` is F64 of shape [2], wanted 2 numbers of F32",
+        ),
+        (
+            with(|p| p[2] = ("w.qmap1", FileType::F16, vec![256], vec![0; 512])),
+            "`w.qmap1` is F16 of shape [256], wanted 256 numbers of F32",
+        ),
+        (
+            with(|p| p[2] = floats("w.qmap1", &CODEBOOK[1..])),
+            "`w.qmap1` is F32 of shape [255], wanted 256 numbers of F32",
+        ),
+        (
+            with(|p| p[0] = ("w.state1", FileType::BF16, vec![300], vec![0; 600])),
+            "`w.state1` is BF16 of shape [300], wanted U8 or F32",
         ),
         (
             with(|p| {

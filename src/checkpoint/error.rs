@@ -66,6 +66,15 @@ pub enum CheckpointError {
         /// How much there may be.
         most: usize,
     },
+    /// A parameter with a value that the format forbids, such as more than 2^62 steps.
+    Unrepresentable {
+        /// The file.
+        path: PathBuf,
+        /// The parameter.
+        parameter: String,
+        /// The value.
+        damage: Damage,
+    },
     /// A state of a layout that the format does not know.
     UnknownLayout {
         /// The file.
@@ -294,6 +303,15 @@ impl fmt::Display for CheckpointError {
             CheckpointError::TooLarge { what, given, most } => {
                 write!(f, "{given} {what}, wanted {most} at most")
             }
+            CheckpointError::Unrepresentable {
+                path,
+                parameter,
+                damage,
+            } => write!(
+                f,
+                "`{}` cannot hold parameter `{parameter}`: {damage}",
+                path.display()
+            ),
             CheckpointError::UnknownLayout {
                 path,
                 parameter,

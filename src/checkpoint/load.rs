@@ -127,7 +127,8 @@ pub fn load<R: Read + Seek + Send>(
     };
     let (mut report, records, planes) = compare(optimizer, checkpoint, how)?;
     let before = Snapshot::of(optimizer);
-    let settings = (!how.keep_settings).then(|| checkpoint.settings().clone());
+    let settings = (!how.keep_settings).then(|| checkpoint.settings_for(optimizer));
+    let settings = settings.transpose()?;
     let restore = optimizer
         .restore(settings, records)
         .map_err(optimizer_error)?;

@@ -53,6 +53,7 @@ pub use settings::SettingChange;
 #[cfg(feature = "interop")]
 pub(crate) use {
     load::{Take, transfer},
+    record::{MAX_NAME, MAX_STEPS, check_steps},
     save::replace,
     source::{PART, Source, open},
 };

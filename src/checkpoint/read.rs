@@ -3,11 +3,12 @@
 use super::error::{CheckpointError, Damage};
 use super::record::{
     ALIGN, GroupRecord, HeadRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, Preamble, TensorRecord,
-    VERSION, align, dtype, value,
+    VERSION, align, check_steps, dtype, value,
 };
 use super::source::{PART, Source, open};
 use crc32fast::Hasher;
-use lion_core::{Bits, Dtype, Group, Layout, Overrides, PlaneSpec, PlaneType, Settings};
+use lion_core::{Bits, Dtype, Group, Layout, Optimizer, Overrides, PlaneSpec, PlaneType, Settings};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
@@ -108,16 +109,13 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         source.seek(PREAMBLE)?;
         let end = PREAMBLE + preamble.header_bytes;
         let head: HeadRecord = source.decode(end)?;
+        check_length("the length of the library's name", &head.library)
+            .map_err(|damage| source.damaged(PREAMBLE, None, damage))?;
         if head.groups > MAX_GROUPS as u64 {
             let damage = value("the number of groups", head.groups, "4096 at most");
             return Err(source.damaged(source.position() - 8, None, damage));
         }
-        let mut groups = Vec::new();
-        for _ in 0..head.groups {
-            let GroupRecord { name, overrides } = source.decode(end)?;
-            let overrides = overrides.read();
-            groups.push(Group { name, overrides });
-        }
+        let groups = groups(&mut source, head.groups, end)?;
         let tensors = source.decode(end)?;
         let mut checkpoint = Checkpoint {
             preamble,
@@ -154,6 +152,23 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
     /// Hyper-parameters and groups.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Returns a copy of the settings for an optimizer that takes them over. It keeps the groups that only it has; more
+    /// groups than a file can hold are refused here, as the optimizer could not be saved afterwards.
+    pub(super) fn settings_for(&self, optimizer: &Optimizer) -> Result<Settings, CheckpointError> {
+        let names: HashSet<_> = self.settings.groups.iter().map(|g| &g.name).collect();
+        let own = optimizer.groups().iter();
+        let kept = own.filter(|group| !names.contains(&group.name)).count();
+        let given = names.len() + kept;
+        if kept > 0 && given > MAX_GROUPS {
+            return Err(CheckpointError::TooLarge {
+                what: "groups of the file and the optimizer together",
+                given,
+                most: MAX_GROUPS,
+            });
+        }
+        Ok(self.settings.clone())
     }
 
     /// The records of all tensors, in the order of their names, read one at a time.
@@ -232,6 +247,44 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
             }
         }
     }
+}
+
+/// Reads the groups.
+fn groups<R: Read + Seek>(
+    source: &mut Source<R>,
+    count: u64,
+    end: u64,
+) -> Result<Vec<Group>, CheckpointError> {
+    let (mut groups, mut starts) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let start = source.position();
+        let GroupRecord { name, overrides } = source.decode(end)?;
+        if name.is_empty() {
+            let damage = value("the name of a group", "empty", "at least one byte");
+            return Err(source.damaged(start, None, damage));
+        }
+        check_length("the length of a group's name", &name)
+            .map_err(|damage| source.damaged(start, None, damage))?;
+        let overrides = overrides.read();
+        groups.push(Group { name, overrides });
+        starts.push(start);
+    }
+    let mut names = HashSet::with_capacity(groups.len());
+    let repeated = groups.iter().position(|group| !names.insert(&group.name));
+    if let Some(repeated) = repeated {
+        let name = format!("`{}`", groups[repeated].name);
+        let damage = value("the name of a group", name, "one that no group before has");
+        return Err(source.damaged(starts[repeated], None, damage));
+    }
+    Ok(groups)
+}
+
+/// Checks the length of a string.
+fn check_length(field: &'static str, string: &str) -> Result<(), Damage> {
+    if string.len() <= MAX_NAME {
+        return Ok(());
+    }
+    Err(value(field, string.len(), "65535 bytes at most"))
 }
 
 /// Where in a part a float is that no step leaves behind.
@@ -361,12 +414,11 @@ impl<R: Read + Seek> Tensors<'_, R> {
     }
 
     fn check(&mut self, record: TensorRecord) -> Result<Tensor, Damage> {
+        check_length("the length of a name", &record.name)?;
         let layout = record.state_layout()?;
         let dtype = dtype(record.dtype)?;
         let order = record.order()?;
-        if record.name.len() > MAX_NAME {
-            return Err(value("a name's length", record.name.len(), "65535 at most"));
-        }
+        check_steps(record.steps)?;
         // Also refuses an empty name and two of the same.
         if record.name <= self.name {
             let wanted = format!("one after `{}`", self.name);

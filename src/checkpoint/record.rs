@@ -23,14 +23,17 @@ pub(super) const ALIGN: u64 = 64;
 /// Bytes that decoding one record may ask for, beyond any that can be written.
 const LIMIT: usize = 256 << 10;
 
-/// Longest name of a parameter or group, in bytes.
-pub(super) const MAX_NAME: usize = u16::MAX as usize;
+/// Longest string: the library, or the name of a parameter or group, in bytes.
+pub(crate) const MAX_NAME: usize = u16::MAX as usize;
 
 /// Most groups: they are held in memory while a file is read.
 pub(super) const MAX_GROUPS: usize = 4096;
 
 /// Most axes of an array in memory.
 pub(super) const MAX_AXES: usize = 1024;
+
+/// Most steps: counting on from here does not overflow, and no run comes near.
+pub(crate) const MAX_STEPS: u64 = 1 << 62;
 
 /// CRC-32 of the 1,024 bytes of the codebook.
 pub(super) const CODEBOOK_ID: u32 = 0x1B13_7AEB;
@@ -217,6 +220,7 @@ impl TensorRecord {
         let Some(axes) = &self.order else {
             return Ok(None);
         };
+        check_axes(self.len, axes)?;
         if axes.is_empty() {
             return Ok(Some(Layout::RowMajor));
         }
@@ -225,9 +229,65 @@ impl TensorRecord {
         };
         match axes.iter().map(axis).collect() {
             Some(axes) => Ok(Some(Layout::Permuted(axes))),
-            None => Err(value("an axis", format!("{axes:?}"), "one of memory")),
+            None => Err(value(
+                "the number of elements",
+                self.len,
+                "as many as this machine can address",
+            )),
         }
     }
+}
+
+/// Checks that the axes describe an order in which `len` elements lie in memory without gaps. Row-major order,
+/// and no other, has no axes.
+pub(super) fn check_axes(len: u64, axes: &[(u64, i64)]) -> Result<(), Damage> {
+    if axes.is_empty() {
+        return Ok(());
+    }
+    if axes.len() > MAX_AXES {
+        return Err(value("the number of axes", axes.len(), "1024 at most"));
+    }
+    if let Some((length, _)) = axes.iter().find(|(length, _)| *length < 2) {
+        return Err(value("the length of an axis", length, "2 or more"));
+    }
+    let product = axes
+        .iter()
+        .try_fold(1u64, |product, (length, _)| product.checked_mul(*length));
+    if product != Some(len) {
+        let given = product.map_or("beyond 64 bits".to_owned(), |product| product.to_string());
+        return Err(value("the product of the axes' lengths", given, len));
+    }
+    // From the fastest axis to the slowest, each stride is the product of the lengths before.
+    let mut rising = axes.to_vec();
+    rising.sort_unstable_by_key(|(_, stride)| stride.unsigned_abs());
+    let mut wanted = 1;
+    for (length, stride) in rising {
+        if stride.unsigned_abs() != wanted {
+            let wanted = format!("{wanted} or -{wanted}");
+            return Err(value("the stride of an axis", stride, wanted));
+        }
+        // Does not overflow: it divides `len`.
+        wanted *= length;
+    }
+    let mut strides = axes.iter().map(|(_, stride)| *stride);
+    let falling = strides.clone().is_sorted_by(|a, b| a > b);
+    if falling && strides.all(|stride| stride > 0) {
+        return Err(value(
+            "the number of axes",
+            axes.len(),
+            "0, as the order is row-major",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks a count of steps.
+pub(crate) fn check_steps(steps: u64) -> Result<(), Damage> {
+    if steps <= MAX_STEPS {
+        return Ok(());
+    }
+    let wanted = format!("{MAX_STEPS} at most");
+    Err(value("the number of steps", steps, wanted))
 }
 
 /// The axes of an order in memory; none that has gaps is ever stepped.
@@ -259,5 +319,60 @@ mod tests {
     fn the_codebook_is_known_by_its_checksum() {
         let bytes = lion_quant::CODEBOOK.map(f32::to_le_bytes);
         assert_eq!(crc32fast::hash(bytes.as_flattened()), CODEBOOK_ID);
+    }
+
+    #[test]
+    fn axes_describe_an_order_without_gaps_or_are_refused() {
+        let good: [(u64, &[(u64, i64)]); 7] = [
+            (0, &[]),
+            (6, &[]),
+            (6, &[(2, 1), (3, 2)]),
+            (6, &[(2, -3), (3, 1)]),
+            (6, &[(6, -1)]),
+            (24, &[(3, 2), (2, 1), (4, 6)]),
+            (1 << 63, &[(2, 1), (1 << 62, 2)]),
+        ];
+        for (len, axes) in good {
+            assert!(check_axes(len, axes).is_ok(), "{len} {axes:?}");
+        }
+        type Bad<'a> = (u64, &'a [(u64, i64)], &'a str);
+        let bad: [Bad<'_>; 12] = [
+            (2, &[(2, 1); 1025], "the number of axes is 1025"),
+            (6, &[(1, 6), (6, 1)], "the length of an axis is 1"),
+            (0, &[(0, 1)], "the length of an axis is 0"),
+            (
+                6,
+                &[(2, 1), (4, 2)],
+                "the product of the axes' lengths is 8, wanted 6",
+            ),
+            (
+                0,
+                &[(1 << 32, 1), (1 << 32, 1 << 32)],
+                "lengths is beyond 64 bits, wanted 0",
+            ),
+            (
+                6,
+                &[(2, 0), (3, 2)],
+                "the stride of an axis is 0, wanted 1 or -1",
+            ),
+            (
+                2,
+                &[(2, i64::MIN)],
+                "the stride of an axis is -9223372036854775808",
+            ),
+            (
+                6,
+                &[(2, 1), (3, 4)],
+                "the stride of an axis is 4, wanted 2 or -2",
+            ),
+            (6, &[(2, 1), (3, 1)], "the stride of an axis is 1, wanted "),
+            (6, &[(2, i64::MAX), (3, 1)], "wanted 3 or -3"),
+            (6, &[(2, 3), (3, 1)], "the number of axes is 2, wanted 0"),
+            (6, &[(6, 1)], "the number of axes is 1, wanted 0"),
+        ];
+        for (len, axes, wanted) in bad {
+            let damage = check_axes(len, axes).unwrap_err().to_string();
+            assert!(damage.contains(wanted), "{damage}\nwanted: {wanted}");
+        }
     }
 }

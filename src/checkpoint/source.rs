@@ -231,6 +231,15 @@ impl<R: Read + Seek> Source<R> {
     }
 }
 
+/// Bytes from the position on.
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(into)?;
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
 /// A reader of no more than a number of bytes, which it counts down.
 struct Within<'a, R> {
     reader: &'a mut R,

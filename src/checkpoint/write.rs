@@ -1,9 +1,9 @@
 //! Writing a checkpoint: planes first, as the header has their checksums, then the header before them.
 
-use super::error::CheckpointError;
+use super::error::{CheckpointError, Damage};
 use super::record::{
-    CONFIG, GroupRecord, HeadRecord, MAGIC, MAX_AXES, MAX_GROUPS, MAX_NAME, PREAMBLE, PlaneRecord,
-    Preamble, TensorRecord, VERSION, align, axes_of, dtype_code, layout_named,
+    CONFIG, GroupRecord, HeadRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, PlaneRecord, Preamble,
+    TensorRecord, VERSION, align, axes_of, check_axes, check_steps, dtype_code, layout_named,
 };
 use super::source::PART;
 use bincode::Encode;
@@ -165,8 +165,14 @@ fn tensor(
         info.name.len(),
         MAX_NAME,
     )?;
+    let unrepresentable = |damage: Damage| CheckpointError::Unrepresentable {
+        path: path.to_owned(),
+        parameter: info.name.to_owned(),
+        damage,
+    };
     let order = axes_of(info.order);
-    most("axes", order.as_ref().map_or(0, Vec::len), MAX_AXES)?;
+    check_axes(info.len as u64, order.as_deref().unwrap_or_default()).map_err(unrepresentable)?;
+    check_steps(info.steps).map_err(unrepresentable)?;
     let Some(code) = layout_named(info.layout) else {
         // A backend of one's own may have a state of its own.
         return Err(CheckpointError::UnknownLayout {

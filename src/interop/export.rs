@@ -1,8 +1,9 @@
 //! Writing states under the names of bitsandbytes.
 
+use super::header::MAX_HEADER;
 use super::{InteropError, QMAP, STEP, planes};
 use crate::CheckpointError;
-use crate::checkpoint::{PART, replace};
+use crate::checkpoint::{MAX_NAME, PART, check_steps, replace};
 use lion_core::{Bits, Layout, Optimizer, ParamInfo, PlaneSpec};
 use lion_quant::CODEBOOK;
 use safetensors::Dtype;
@@ -32,7 +33,8 @@ struct Part<'a> {
 ///
 /// # Errors
 /// [`InteropError::Order`] for a state that is not in row-major order; [`InteropError::Header`];
-/// [`InteropError::File`] as [`checkpoint::save`](crate::checkpoint::save).
+/// [`InteropError::File`] with [`CheckpointError::TooLarge`] for a header or a name that [`import`](super::import)
+/// refuses. Until here no file is touched. Else [`InteropError::File`] as [`checkpoint::save`](crate::checkpoint::save).
 pub fn export(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<(), InteropError> {
     let path = path.as_ref();
     let mut infos: Vec<_> = optimizer.parameters().collect();
@@ -44,6 +46,16 @@ pub fn export(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<(), Inter
                 parameter: info.name.to_owned(),
             });
         }
+        at_most(
+            "bytes in the name of a parameter",
+            info.name.len(),
+            MAX_NAME,
+        )?;
+        check_steps(info.steps).map_err(|damage| CheckpointError::Unrepresentable {
+            path: path.to_owned(),
+            parameter: info.name.to_owned(),
+            damage,
+        })?;
         parts.extend(parts_of(info));
     }
     // Types by falling size, so that each tensor is aligned in a mapped file.
@@ -67,6 +79,13 @@ pub fn export(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<(), Inter
         Ok(bytes)
     })?;
     Ok(())
+}
+
+fn at_most(what: &'static str, given: usize, most: usize) -> Result<(), CheckpointError> {
+    if given <= most {
+        return Ok(());
+    }
+    Err(CheckpointError::TooLarge { what, given, most })
 }
 
 /// The tensors of one parameter.
@@ -118,6 +137,7 @@ fn header(parts: &[Part<'_>]) -> Result<Vec<u8>, InteropError> {
         source: error.into(),
     })?;
     json.resize(json.len().next_multiple_of(8), b' ');
+    at_most("bytes in the header", json.len(), MAX_HEADER as usize)?;
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.append(&mut json);
     Ok(header)

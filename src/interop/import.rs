@@ -1,25 +1,19 @@
 //! Reading states by the names of bitsandbytes.
 
+use super::header::{self, Header, MAX_HEADER, TensorInfo, Tensors};
 use super::{InteropError, QMAP, STEP, planes};
-use crate::checkpoint::{Difference, PART, Source, Take, open, transfer};
+use crate::checkpoint::{Difference, MAX_STEPS, PART, Source, Take, open, transfer};
 use crate::{CheckpointError, LoadPolicy, LoadReport};
 use lion_core::{BLOCK, Bits, Layout, Optimizer, ParamInfo, ParamRecord};
 use lion_quant::CODEBOOK;
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::collections::HashSet;
+use std::io::{Read, Seek};
 use std::path::Path;
 
-/// Longest header that safetensors allows.
-const MAX_HEADER: u64 = 100_000_000;
-
-/// The tensors of one parameter by what follows its name.
-type Tensors = BTreeMap<&'static str, TensorInfo>;
-
 /// A file open for reading.
-struct Reader<'a> {
-    source: Source<File>,
+struct Reader<'a, R> {
+    source: Source<R>,
     path: &'a Path,
     /// Where the tensors begin.
     data: u64,
@@ -29,6 +23,10 @@ struct Reader<'a> {
 ///
 /// bitsandbytes has no state for a parameter before its first step: with [`LoadPolicy::Subset`] such a
 /// parameter keeps the state it has.
+///
+/// The header may have 100,000,000 bytes, as safetensors allows, and a tensor 16 axes. Besides a buffer for the states,
+/// reading takes memory for the tensors of the optimizer's parameters and for the names of other parameters, which is no
+/// more than four times the bytes of the header.
 ///
 /// # Errors
 /// [`InteropError::NotSafetensors`]; [`InteropError::UnknownTensor`], [`InteropError::MissingTensor`],
@@ -42,24 +40,38 @@ pub fn import(
     policy: LoadPolicy,
 ) -> Result<LoadReport, InteropError> {
     let path = path.as_ref();
+    import_from(optimizer, open(path)?, path, policy)
+}
+
+/// Reads states as [`import`] does, from anything; errors call it `path`.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_from<R: Read + Seek>(
+    optimizer: &mut Optimizer,
+    reader: R,
+    path: impl AsRef<Path>,
+    policy: LoadPolicy,
+) -> Result<LoadReport, InteropError> {
+    let path = path.as_ref();
     let mut reader = Reader {
-        source: Source::new(open(path)?, path.to_owned())?,
+        source: Source::new(reader, path.to_owned())?,
         path,
         data: 0,
     };
-    let parameters = reader.parameters()?;
+    let mut header = reader.header(optimizer)?;
     let mut report = LoadReport::default();
     let (mut records, mut sources) = (Vec::new(), Vec::new());
     let mut seen = HashSet::new();
-    for (name, tensors) in parameters {
-        let known = optimizer.handle(&name).and_then(|h| optimizer.info(h));
-        let Ok(info) = known else {
-            report.left.push(name);
-            continue;
-        };
+    for (name, tensors) in std::mem::take(&mut header.known) {
+        let info = optimizer.handle(&name).and_then(|h| optimizer.info(h));
+        let info = info.map_err(|source| CheckpointError::Optimizer {
+            path: path.to_owned(),
+            source,
+        })?;
         seen.insert(info.name);
-        let bits = reader.bits(&name, &tensors)?;
-        if let Some(difference) = difference(&tensors, bits, &info) {
+        let (bits, elements) = reader.bits(&name, &tensors)?;
+        if let Some(difference) = difference(elements, bits, &info) {
             report.different.push(difference);
             continue;
         }
@@ -76,6 +88,7 @@ pub fn import(
         sources.push(tensors);
         report.loaded.push(name);
     }
+    report.left = header.into_unknown().collect();
     let missing = optimizer.parameters();
     let missing = missing.filter(|info| !seen.contains(info.name));
     report.fresh = missing.map(|info| info.name.to_owned()).collect();
@@ -92,79 +105,60 @@ pub fn import(
 }
 
 /// Length or width of a state that are not those of the optimizer.
-fn difference(tensors: &Tensors, bits: Bits, info: &ParamInfo<'_>) -> Option<Difference> {
-    let given = elements(&tensors["state1"]);
-    if given != info.len {
-        return Some(Difference::of(info.name, "length", given, info.len));
+fn difference(elements: u64, bits: Bits, info: &ParamInfo<'_>) -> Option<Difference> {
+    if elements != info.len as u64 {
+        return Some(Difference::of(info.name, "length", elements, info.len));
     }
     (bits != info.bits).then(|| Difference::of(info.name, "state", bits, info.bits))
 }
 
-/// Elements of a tensor, whose shape has been checked against its bytes.
-fn elements(info: &TensorInfo) -> usize {
-    info.shape.iter().product()
-}
-
-impl Reader<'_> {
-    /// The tensors of each parameter by name.
-    fn parameters(&mut self) -> Result<BTreeMap<String, Tensors>, InteropError> {
-        let header = self.header()?;
-        let mut parameters: BTreeMap<String, Tensors> = BTreeMap::new();
-        let mut names = header.offset_keys();
-        names.sort_unstable();
-        for tensor in names {
-            let keys = ["state1", "absmax1", QMAP, STEP].into_iter();
-            let mut split = keys.filter_map(|key| {
-                let name = tensor.strip_suffix(key)?.strip_suffix('.')?;
-                (!name.is_empty()).then_some((name, key))
+impl<R: Read + Seek> Reader<'_, R> {
+    /// Reads the header.
+    fn header(&mut self, optimizer: &Optimizer) -> Result<Header, InteropError> {
+        let not_safetensors = |message: String| InteropError::NotSafetensors {
+            path: self.path.to_owned(),
+            source: message.into(),
+        };
+        let len = self.source.len();
+        if len < 8 {
+            let message = format!("it has {len} bytes, wanted 8 at least");
+            return Err(not_safetensors(message));
+        }
+        let mut bytes = [0; 8];
+        self.source.fill(&mut bytes)?;
+        let bytes = u64::from_le_bytes(bytes);
+        let most = MAX_HEADER.min(len - 8);
+        if bytes > most {
+            let why = match most {
+                MAX_HEADER => String::new(),
+                _ => format!(", as the file has {len}"),
+            };
+            let message = format!("its header has {bytes} bytes, wanted {most} at most{why}");
+            return Err(not_safetensors(message));
+        }
+        self.data = 8 + bytes;
+        let registered = |name: &str| optimizer.handle(name).is_ok();
+        let json = (&mut self.source).take(bytes);
+        let header = match header::read(json, len - self.data, registered) {
+            Ok(header) => header,
+            Err(error) if error.is_io() => return Err(self.source.io(error.into()).into()),
+            Err(error) => return Err(not_safetensors(header::message(&error))),
+        };
+        if let Some(tensor) = header.unrecognized {
+            return Err(InteropError::UnknownTensor {
+                path: self.path.to_owned(),
+                tensor,
             });
-            let (Some((name, key)), Some(info)) = (split.next(), header.info(&tensor)) else {
-                return Err(InteropError::UnknownTensor {
+        }
+        for key in ["state1", STEP] {
+            if let Some(tensor) = header.missing(key) {
+                return Err(InteropError::MissingTensor {
                     path: self.path.to_owned(),
                     tensor,
                 });
-            };
-            let tensors = parameters.entry(name.to_owned()).or_default();
-            tensors.insert(key, info.clone());
-        }
-        for (name, tensors) in &parameters {
-            for key in ["state1", STEP] {
-                self.tensor(name, tensors, key)?;
             }
         }
-        Ok(parameters)
-    }
-
-    fn header(&mut self) -> Result<Metadata, InteropError> {
-        let broken = |source| InteropError::NotSafetensors {
-            path: self.path.to_owned(),
-            source,
-        };
-        let len = self.source.len();
-        let mut bytes = [0; 8];
-        if len < 8 {
-            return Err(broken(
-                format!("it has {len} bytes, wanted 8 at least").into(),
-            ));
-        }
-        self.source.fill(&mut bytes)?;
-        let header = u64::from_le_bytes(bytes);
-        if header > (len - 8).min(MAX_HEADER) {
-            let message = format!("its header has {header} bytes, and the file {len}");
-            return Err(broken(message.into()));
-        }
-        let mut json = vec![0; header as usize];
-        self.source.fill(&mut json)?;
-        let metadata = serde_json::from_slice::<Metadata>(&json);
-        let metadata = metadata.map_err(|error| broken(error.into()))?;
-        self.data = 8 + header;
-        let wanted = self.data + metadata.data_len() as u64;
-        if len != wanted {
-            return Err(broken(
-                format!("it has {len} bytes, wanted {wanted}").into(),
-            ));
-        }
-        Ok(metadata)
+        Ok(header)
     }
 
     fn tensor<'t>(
@@ -180,19 +174,25 @@ impl Reader<'_> {
     }
 
     fn wrong(&self, name: &str, key: &str, info: &TensorInfo, wanted: String) -> InteropError {
+        let given = format!("{:?} of shape {:?}", info.dtype, info.shape);
+        self.wrong_value(name, key, given, wanted)
+    }
+
+    fn wrong_value(&self, name: &str, key: &str, given: String, wanted: String) -> InteropError {
         InteropError::WrongTensor {
             path: self.path.to_owned(),
             tensor: format!("{name}.{key}"),
-            given: format!("{:?} of shape {:?}", info.dtype, info.shape),
+            given,
             wanted,
         }
     }
 
-    fn bits(&self, name: &str, tensors: &Tensors) -> Result<Bits, InteropError> {
+    /// Width and elements of a state.
+    fn bits(&self, name: &str, tensors: &Tensors) -> Result<(Bits, u64), InteropError> {
         let info = self.tensor(name, tensors, "state1")?;
         match info.dtype {
-            Dtype::U8 => Ok(Bits::Eight),
-            Dtype::F32 => Ok(Bits::ThirtyTwo),
+            Dtype::U8 => Ok((Bits::Eight, info.elements)),
+            Dtype::F32 => Ok((Bits::ThirtyTwo, info.elements)),
             _ => Err(self.wrong(name, "state1", info, "U8 or F32".to_owned())),
         }
     }
@@ -201,21 +201,21 @@ impl Reader<'_> {
     fn check(&mut self, param: &ParamInfo<'_>, tensors: &Tensors) -> Result<(), InteropError> {
         let name = param.name;
         if param.bits == Bits::ThirtyTwo {
-            return match tensors.keys().find(|key| ![STEP, "state1"].contains(key)) {
+            let mut all = tensors.iter();
+            return match all.find(|(key, _)| ![STEP, "state1"].contains(key)) {
                 None => Ok(()),
-                Some(key) => Err(self.wrong(
-                    name,
-                    key,
-                    &tensors[key],
-                    "none, as state1 is F32".to_owned(),
-                )),
+                Some((key, info)) => {
+                    Err(self.wrong(name, key, info, "none, as state1 is F32".to_owned()))
+                }
             };
         }
         let absmax = self.tensor(name, tensors, "absmax1")?;
-        let (given, wanted) = (elements(absmax), param.len.div_ceil(BLOCK));
-        if absmax.dtype != Dtype::F32 || given != wanted {
+        let (given, wanted) = (absmax.elements, param.len.div_ceil(BLOCK));
+        if absmax.dtype != Dtype::F32 || given != wanted as u64 {
             const BEFORE: usize = 2048;
-            if given == param.len.div_ceil(BEFORE) {
+            let before = param.len.div_ceil(BEFORE) as u64;
+            // A tensor of another type is told as one, however many numbers it has.
+            if absmax.dtype == Dtype::F32 && given == before {
                 return Err(InteropError::BlockSize {
                     path: self.path.to_owned(),
                     parameter: name.to_owned(),
@@ -226,11 +226,11 @@ impl Reader<'_> {
             return Err(self.wrong(name, "absmax1", absmax, format!("{wanted} numbers of F32")));
         }
         let qmap = self.tensor(name, tensors, QMAP)?;
-        if qmap.dtype != Dtype::F32 || elements(qmap) != CODEBOOK.len() {
+        if qmap.dtype != Dtype::F32 || qmap.elements != CODEBOOK.len() as u64 {
             return Err(self.wrong(name, QMAP, qmap, "256 numbers of F32".to_owned()));
         }
         let mut bytes = [0; 4 * CODEBOOK.len()];
-        self.source.seek(self.data + qmap.data_offsets.0 as u64)?;
+        self.source.seek(self.data + qmap.start)?;
         self.source.fill(&mut bytes)?;
         let (words, _) = bytes.as_chunks::<4>();
         let given = words.iter().map(|&word| f32::from_le_bytes(word));
@@ -249,14 +249,20 @@ impl Reader<'_> {
 
     fn steps(&mut self, name: &str, tensors: &Tensors) -> Result<u64, InteropError> {
         let info = self.tensor(name, tensors, STEP)?;
-        if info.dtype != Dtype::I64 || elements(info) != 1 {
+        if info.dtype != Dtype::I64 || info.elements != 1 {
             return Err(self.wrong(name, STEP, info, "one number of I64".to_owned()));
         }
         let mut bytes = [0; 8];
-        self.source.seek(self.data + info.data_offsets.0 as u64)?;
+        self.source.seek(self.data + info.start)?;
         self.source.fill(&mut bytes)?;
-        // A negative one is beyond any count of steps, which the optimizer refuses.
-        Ok(u64::from_le_bytes(bytes))
+        let steps = i64::from_le_bytes(bytes);
+        match u64::try_from(steps) {
+            Ok(steps) if steps <= MAX_STEPS => Ok(steps),
+            _ => {
+                let wanted = format!("a number from 0 to {MAX_STEPS}");
+                Err(self.wrong_value(name, STEP, steps.to_string(), wanted))
+            }
+        }
     }
 
     /// Reads the planes of all parameters, and checks their numbers.
@@ -268,13 +274,15 @@ impl Reader<'_> {
     ) -> Result<(), InteropError> {
         let mut buffer = Vec::new();
         for (i, (name, tensors)) in names.iter().zip(sources).enumerate() {
-            let bits = self.bits(name, tensors)?;
+            let (bits, _) = self.bits(name, tensors)?;
             for (plane, &(key, dtype)) in planes(bits).iter().enumerate() {
-                let (start, end) = self.tensor(name, tensors, key)?.data_offsets;
-                buffer.resize((end - start).min(PART), 0);
-                self.source.seek(self.data + start as u64)?;
-                for at in (0..end - start).step_by(PART) {
-                    let part = &mut buffer[..PART.min(end - start - at)];
+                let &TensorInfo { start, end, .. } = self.tensor(name, tensors, key)?;
+                // No more than the state has, which is in memory.
+                let bytes = (end - start) as usize;
+                buffer.resize(bytes.min(PART), 0);
+                self.source.seek(self.data + start)?;
+                for at in (0..bytes).step_by(PART) {
+                    let part = &mut buffer[..PART.min(bytes - at)];
                     self.source.fill(part)?;
                     let (words, _) = part.as_chunks::<4>();
                     let numbers = words.iter().map(|&word| f32::from_le_bytes(word));

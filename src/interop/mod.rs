@@ -32,11 +32,12 @@
 
 mod error;
 mod export;
+mod header;
 mod import;
 
 pub use error::InteropError;
 pub use export::export;
-pub use import::import;
+pub use import::{import, import_from};
 
 use lion_core::Bits;
 use safetensors::Dtype;

@@ -1,11 +1,22 @@
 //! `cargo xtask inspect FILE`: what is in a checkpoint, and whether its bytes are right.
+//!
+//! The file may come from anywhere: what its names have is escaped, so that it cannot command a terminal, and cut, so
+//! that a long name does not come out once per tensor.
 
 use anyhow::Result;
 use lion::checkpoint::{Checkpoint, Tensor};
 use lion::{CheckpointError, Overrides};
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+use std::fmt::Write;
 use std::fs::File;
 use std::path::PathBuf;
+
+/// Longest name in the table, in characters.
+const NAME: usize = 80;
+
+/// Longest text of an error, in characters, and longest name that JSON repeats.
+const TEXT: usize = 1000;
 
 /// Options of the inspection.
 #[derive(clap::Args)]
@@ -29,19 +40,19 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Err(error) => {
             if args.json {
                 let file = args.file.display().to_string();
-                println!(
-                    "{}",
-                    json!({ "file": file, "damaged": true, "error": error.to_string() })
-                );
+                let damaged = is_damage(&error);
+                let value = json!({ "file": file, "damaged": damaged, "error": error.to_string() });
+                println!("{}", visible_json(&value));
             } else {
-                eprintln!("error: {error}");
+                eprintln!("error: {}", visible(&error.to_string(), TEXT));
             }
             return Ok(false);
         }
     };
     let verdicts: Vec<_> = tensors.iter().map(|t| checkpoint.verify(t)).collect();
     if args.json {
-        println!("{}", as_json(args, &checkpoint, &tensors, &verdicts));
+        let value = as_json(args, &checkpoint, &tensors, &verdicts);
+        println!("{}", visible_json(&value));
     } else {
         print(args, &checkpoint, &tensors, &verdicts);
     }
@@ -51,27 +62,35 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 type Verdict = Result<(), CheckpointError>;
 
 fn print(args: &Args, checkpoint: &Checkpoint<File>, tensors: &[Tensor], verdicts: &[Verdict]) {
-    let (file, bytes) = (args.file.display(), checkpoint.file_bytes());
-    let (version, library) = (checkpoint.version(), checkpoint.library());
+    let file = visible(&args.file.display().to_string(), TEXT);
+    let (bytes, version) = (checkpoint.file_bytes(), checkpoint.version());
+    let library = visible(checkpoint.library(), NAME);
     println!("{file}: {bytes} bytes, format version {version}, written by {library}");
     let settings = checkpoint.settings();
     println!("defaults: {}", set(&settings.defaults));
     for group in &settings.groups {
-        println!("group {}: {}", group.name, set(&group.overrides));
+        println!(
+            "group {}: {}",
+            visible(&group.name, NAME),
+            set(&group.overrides)
+        );
     }
-    let width = tensors.iter().map(|t| t.name.chars().count()).max();
+    let width = tensors
+        .iter()
+        .map(|t| visible(&t.name, NAME).chars().count());
+    let width = width.max();
     let width = width.unwrap_or(0).max("tensor".len());
     println!(
         "\n{:width$} {:>12} {:>5} {:>4} {:>13} {:>8} {:>16} {:8} {:9} set for it alone",
         "tensor", "elements", "type", "bits", "state bytes", "steps", "seed", "order", "checksums"
     );
     for (tensor, verdict) in tensors.iter().zip(verdicts) {
-        let name = &tensor.name;
+        let name = visible(&tensor.name, NAME);
         let (bits, steps, seed) = (tensor.bits.get(), tensor.steps, tensor.seed);
         let (bytes, verdict) = (state_bytes(tensor), word(verdict));
         let group = tensor
             .group
-            .map(|group| settings.groups[group].name.as_str());
+            .map(|group| visible(&settings.groups[group].name, NAME));
         let group = group.map_or(String::new(), |group| format!("group {group} "));
         println!(
             "{name:width$} {:>12} {:>5} {bits:>4} {bytes:>13} {steps:>8} {seed:016x} {:8} {verdict:9} {group}{}",
@@ -88,7 +107,7 @@ fn print(args: &Args, checkpoint: &Checkpoint<File>, tensors: &[Tensor], verdict
         tensors.len()
     );
     for error in verdicts.iter().filter_map(|verdict| verdict.as_ref().err()) {
-        eprintln!("error: {error}");
+        eprintln!("error: {}", visible(&error.to_string(), TEXT));
     }
 }
 
@@ -118,7 +137,7 @@ fn as_json(
             "bits": tensor.bits.get(),
             "block": tensor.block,
             "codebook": format!("{:08x}", tensor.codebook),
-            "group": tensor.group.map(|group| &settings.groups[group].name),
+            "group": tensor.group.map(|group| cut(&settings.groups[group].name, TEXT)),
             "overrides": fields(&tensor.overrides),
             "order": order(tensor),
             "steps": tensor.steps,
@@ -133,7 +152,7 @@ fn as_json(
         "bytes": checkpoint.file_bytes(),
         "version": checkpoint.version(),
         "library": checkpoint.library(),
-        "damaged": verdicts.iter().any(Result::is_err),
+        "damaged": verdicts.iter().any(|verdict| verdict.as_ref().is_err_and(is_damage)),
         "defaults": fields(&settings.defaults),
         "groups": groups.collect::<Vec<_>>(),
         "tensors": tensors.iter().zip(verdicts).map(tensor).collect::<Vec<_>>(),
@@ -147,8 +166,65 @@ fn state_bytes(tensor: &Tensor) -> u64 {
 fn word(verdict: &Verdict) -> &'static str {
     match verdict {
         Ok(()) => "right",
-        Err(_) => "WRONG",
+        Err(error) if is_damage(error) => "WRONG",
+        // The file system failed.
+        Err(_) => "unread",
     }
+}
+
+/// Whether the bytes are wrong, and not the file system or the file as a whole.
+fn is_damage(error: &CheckpointError) -> bool {
+    matches!(error, CheckpointError::Damaged { .. })
+}
+
+/// The beginning of a text, of `most` characters at most.
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        None => text.into(),
+        Some((end, _)) => format!("{}...", &text[..end]).into(),
+    }
+}
+
+/// Whether a character is seen as itself, and changes nothing else on a terminal.
+fn is_visible(c: char) -> bool {
+    matches!(c, '\'' | '"') || c.escape_debug().eq([c])
+}
+
+/// A text with everything escaped that is not seen, cut to some `most` characters.
+fn visible(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    let mut left = most;
+    for c in text.chars() {
+        let escape = c.escape_debug();
+        let width = if is_visible(c) { 1 } else { escape.len() };
+        if width > left {
+            shown.push_str("...");
+            break;
+        }
+        left -= width;
+        if is_visible(c) {
+            shown.push(c);
+        } else {
+            shown.extend(escape);
+        }
+    }
+    shown
+}
+
+/// JSON with everything escaped that is not seen. All of it stands in strings.
+fn visible_json(value: &Value) -> String {
+    let mut shown = String::new();
+    for c in value.to_string().chars() {
+        if is_visible(c) || c == '\\' {
+            shown.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Into a string, so that nothing can fail.
+                let _ = write!(shown, "\\u{unit:04x}");
+            }
+        }
+    }
+    shown
 }
 
 fn order(tensor: &Tensor) -> &'static str {

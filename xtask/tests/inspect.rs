@@ -1,6 +1,7 @@
 //! `cargo xtask inspect` on whole and on damaged files.
 #![allow(clippy::unwrap_used)]
 
+use lion_test_support::{CheckpointFile, GroupPart, TensorPart};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -83,6 +84,89 @@ fn a_damaged_file_fails_with_the_reason() {
     assert_eq!(output.status.code(), Some(1));
     let wanted = "the file ends after 1000 bytes";
     assert!(json(&output)["error"].as_str().unwrap().contains(wanted));
-    let output = inspect(&[], &folder.path().join("none"));
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(json(&output)["damaged"], true);
+
+    // What is no damage is not told as such.
+    fs::write(&path, "something else").unwrap();
+    for (path, wanted) in [
+        (path.as_path(), "is no checkpoint"),
+        (&folder.path().join("none"), "cannot open"),
+        (folder.path(), "cannot read"),
+    ] {
+        let output = inspect(&[], path);
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(wanted), "{said}");
+        let value = json(&inspect(&["--json"], path));
+        assert_eq!(value["damaged"], false);
+        assert!(value["error"].as_str().unwrap().contains(wanted), "{value}");
+    }
+}
+
+/// Names that would command a terminal, and names so long that a table of them would not end.
+#[test]
+fn names_of_any_kind_are_shown_as_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hostile.lion");
+    // An escape sequence, a C1 control, a line's end, a mark that turns the text around.
+    let evil = "\u{1b}[2J\u{9b}1m\n\u{202e}\\\"";
+    let long = "g".repeat(65_535);
+    let group = |name: &str| GroupPart {
+        name: name.into(),
+        ..GroupPart::default()
+    };
+    let mut tensors: Vec<_> = (0..500)
+        .map(|i| TensorPart {
+            group: Some(1),
+            ..TensorPart::momentum32(&format!("a{i:03}"), &[])
+        })
+        .collect();
+    tensors.push(TensorPart::momentum32(&format!("b{evil}"), &[1.0]));
+    tensors.push(TensorPart::momentum32(&format!("c{long}")[..65_535], &[]));
+    tensors.push(TensorPart::momentum32(
+        &"d\u{7f}".repeat(30_000),
+        &[f32::NAN],
+    ));
+    let mut file = CheckpointFile {
+        library: evil.into(),
+        groups: vec![group(evil), group(&long)],
+        tensors,
+        ..CheckpointFile::default()
+    };
+    let bytes = file.bytes();
+    fs::write(&path, &bytes).unwrap();
+    for arguments in [&[][..], &["--json"]] {
+        let output = inspect(arguments, &path);
+        assert_eq!(output.status.code(), Some(1));
+        let all = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        for text in &all {
+            let bad = text
+                .chars()
+                .find(|&c| c != '\n' && (c.is_control() || c == '\u{202e}'));
+            assert_eq!(bad, None, "{arguments:?}");
+            let most = 8 * bytes.len();
+            assert!(
+                text.len() < most,
+                "{} bytes for {}",
+                text.len(),
+                bytes.len()
+            );
+        }
+        if arguments.is_empty() {
+            let wanted = r#"b\u{1b}[2J\u{9b}1m\n\u{202e}\\" "#;
+            assert!(all[0].contains(wanted), "{}", all[0]);
+            assert_eq!(all[0].matches("WRONG").count(), 1);
+            assert!(all[1].len() < 2000, "{}", all[1]);
+        } else {
+            let value: Value = serde_json::from_str(&all[0]).unwrap();
+            assert_eq!(value["library"], evil);
+            assert_eq!(value["tensors"][500]["name"], format!("b{evil}"));
+        }
+    }
+    // In the text of an error, too.
+    file.tensors[500].dtype = 9;
+    fs::write(&path, file.bytes()).unwrap();
+    let output = inspect(&[], &path);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(r"parameter `b\u{1b}[2J\u{9b}1m"), "{said}");
 }

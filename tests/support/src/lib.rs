@@ -4,6 +4,7 @@
 
 mod backends;
 mod bits;
+mod checkpoint;
 mod child;
 mod file;
 mod model;
@@ -15,6 +16,7 @@ mod trajectory;
 
 pub use backends::{AllPaged, Candidate, backends, emulator};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
+pub use checkpoint::{CheckpointFile, GroupPart, OverridesPart, TensorPart, seal};
 pub use child::child;
 pub use file::{RecordFile, is_codebook};
 pub use model::{Model, Param, Snapshot};

@@ -1,0 +1,266 @@
+//! Mutated checkpoints.
+
+use crate::{CONSTANT, Pair, extreme, folder, fuzz, mutate, optimizer, snapshot};
+use lion::checkpoint::{Checkpoint, load};
+use lion::{Lion, Load, LoadPolicy};
+use lion_test_support::{CheckpointFile, GroupPart, OverridesPart, Rng, TensorPart, seal};
+use std::io::Cursor;
+use std::path::Path;
+
+/// Bytes of memory for each byte of a file: names, and the records of the tensors that are loaded.
+const MULTIPLE: usize = 4;
+
+/// Bytes of memory for each group, of which a file has 4,096 at most: all are held in memory, and copied where an
+/// optimizer takes them over.
+const GROUP: usize = 800;
+
+#[test]
+fn checkpoints() {
+    let folder = folder();
+    let path = folder.path().join("saved.lion");
+    let mut pair = Pair::new();
+    fuzz("checkpoints", |rng| {
+        let (bytes, groups) = input(rng);
+        let policy = [LoadPolicy::Exact, LoadPolicy::Subset][rng.below(2)];
+        let how = Load::new().policy(policy).keep_settings(rng.below(4) == 0);
+        pair.load(
+            CONSTANT + MULTIPLE * bytes.len() + GROUP * groups,
+            |lion| {
+                let mut checkpoint = Checkpoint::read(Cursor::new(&bytes), "input")?;
+                load(lion, &mut checkpoint, how).map(drop)
+            },
+            |lion| saves_and_loads(lion, &path),
+        )
+    });
+}
+
+/// What has been loaded is saved, and loads into a fresh optimizer as it was.
+fn saves_and_loads(lion: &Lion, path: &Path) {
+    lion.save(path).unwrap();
+    let mut again = optimizer(false);
+    let report = again.load(path).unwrap();
+    assert_eq!(report.loaded.len(), lion.parameters().len());
+    let (given, wanted) = (snapshot(&again), snapshot(lion));
+    for (given, wanted) in given.parameters.iter().zip(&wanted.parameters) {
+        assert_eq!(given.3, wanted.3, "{}", wanted.0);
+    }
+}
+
+/// A file that is right, with parts changed, then bytes. Also returns how many groups a reader may find in it.
+fn input(rng: &mut Rng) -> (Vec<u8>, usize) {
+    let mut file = right(rng);
+    for _ in 0..rng.below(3) {
+        change(rng, &mut file);
+    }
+    // A copy of some bytes may add a few.
+    let groups = (file.groups.len() + 64).min(4096);
+    let mut bytes = file.bytes();
+    if rng.below(2) == 0 {
+        let other = right(rng).bytes();
+        let header = 36 + u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize;
+        for _ in 0..1 + rng.below(3) {
+            // The header has more to get wrong than the planes.
+            if rng.below(4) > 0 {
+                let end = header.min(bytes.len());
+                let mut head = bytes[..end].to_vec();
+                mutate(rng, &mut head, &other);
+                bytes.splice(..end, head);
+            } else {
+                mutate(rng, &mut bytes, &other);
+            }
+        }
+        // Right checksums lead further in.
+        if rng.below(4) > 0 {
+            seal(&mut bytes);
+        }
+    }
+    (bytes, groups)
+}
+
+/// A file that loads.
+fn right(rng: &mut Rng) -> CheckpointFile {
+    let mut codes = vec![0u8; 300];
+    codes.fill_with(|| rng.next_u64() as u8);
+    let momentum = |rng: &mut Rng, n| rng.spread(n, 4.0);
+    let mut turned = TensorPart::momentum32("turned", &momentum(rng, 24));
+    let orders = [
+        vec![(2, 1), (3, 2), (4, 6)],
+        vec![(24, -1)],
+        vec![],
+        vec![(4, 1), (6, 4)],
+    ];
+    turned.order = Some(orders[rng.below(orders.len())].clone());
+    let mut file = CheckpointFile {
+        library: b"by hand".to_vec(),
+        defaults: overrides(rng),
+        groups: vec![group("eight", rng), group("other", rng)],
+        tensors: vec![
+            TensorPart::blockwise8("codes", &codes, &[1.0, 0.5]),
+            TensorPart::blockwise8("few", &codes[..5], &[0.0]),
+            TensorPart::momentum32("half", &momentum(rng, 40)),
+            TensorPart::momentum32("none", &[]),
+            turned,
+        ],
+        ..CheckpointFile::default()
+    };
+    for (i, tensor) in file.tensors.iter_mut().enumerate() {
+        tensor.dtype = [0, 2, 1, 0, 0][i];
+        tensor.steps = rng.next_u64() >> (2 + rng.below(62));
+        tensor.seed = rng.next_u64();
+        tensor.group = [None, Some(0), Some(1)][rng.below(3)];
+        tensor.overrides = overrides(rng);
+        // The width that each state has.
+        tensor.overrides.optim_bits = Some(if i < 2 { 8 } else { 32 });
+        tensor.overrides.min_8bit_size = (i < 2).then_some(0);
+        if rng.below(4) == 0 {
+            (tensor.order, tensor.steps) = (None, 0);
+        }
+    }
+    file
+}
+
+fn group(name: &str, rng: &mut Rng) -> GroupPart {
+    GroupPart {
+        name: name.into(),
+        overrides: overrides(rng),
+    }
+}
+
+/// Hyper-parameters in their ranges.
+fn overrides(rng: &mut Rng) -> OverridesPart {
+    let mut some = || (rng.below(3) == 0).then(|| f64::from(rng.signed_unit().abs()) * 0.9);
+    OverridesPart {
+        lr: some(),
+        lr_multiplier: some(),
+        betas: some().zip(some()),
+        weight_decay: some(),
+        max_unorm: some(),
+        skip_zeros: some().map(|x| u8::from(x > 0.5)),
+        stochastic_state: some().map(|x| u8::from(x > 0.5)),
+        seed: some().map(f64::to_bits),
+        ..OverridesPart::default()
+    }
+}
+
+/// Changes one part of a file to something extreme.
+fn change(rng: &mut Rng, file: &mut CheckpointFile) {
+    if file.tensors.is_empty() {
+        file.tensors.push(TensorPart::default());
+    }
+    let (i, j) = (rng.below(file.tensors.len()), rng.below(file.tensors.len()));
+    match rng.below(22) {
+        0 => return change_overrides(rng, &mut file.defaults),
+        1 => file.library = vec![b'l'; rng.below(70_000)],
+        2 => {
+            // Short records, as many as there may be and more.
+            let count = [1, 100, 4094, 4095][rng.below(4)];
+            let group = |i| GroupPart {
+                name: format!("{i}").into_bytes(),
+                ..GroupPart::default()
+            };
+            file.groups.extend((0..count).map(group));
+            return;
+        }
+        3 if !file.groups.is_empty() => {
+            let (from, to) = (rng.below(file.groups.len()), rng.below(file.groups.len()));
+            file.groups[to] = file.groups[from].clone();
+            return;
+        }
+        4 if !file.groups.is_empty() => {
+            let group = rng.below(file.groups.len());
+            let group = &mut file.groups[group];
+            match rng.below(2) {
+                0 => change_overrides(rng, &mut group.overrides),
+                _ => group.name = name(rng),
+            }
+            return;
+        }
+        5 => file.rest = vec![rng.next_u64() as u8; 1 + rng.below(100)],
+        6 => file.tensors.swap(i, j),
+        7 => file.tensors[i] = file.tensors[j].clone(),
+        8 => drop(file.tensors.remove(i)),
+        9 => {
+            // Tensors that nobody knows.
+            let tensor = |k| TensorPart::momentum32(&format!("u{k:04}"), &[]);
+            file.tensors.extend((0..1 + rng.below(200)).map(tensor));
+        }
+        _ => {}
+    }
+    let Some(tensor) = file.tensors.get_mut(i) else {
+        return;
+    };
+    match rng.below(22) {
+        0 => tensor.name = name(rng),
+        1 => tensor.len = extreme(rng, tensor.len),
+        2 => tensor.dtype = extreme(rng, 0) as u8,
+        3 => tensor.layout ^= 1,
+        4 => tensor.block = extreme(rng, 256) as u32,
+        5 => tensor.codebook = extreme(rng, 0) as u32,
+        6 => tensor.group = Some(extreme(rng, 0) as u32),
+        7 => change_overrides(rng, &mut tensor.overrides),
+        8 => tensor.steps = extreme(rng, tensor.steps),
+        9 => {
+            let axes = [1, 2, 3, 64, 1024, 1025, 10_000][rng.below(7)];
+            let axis = |_| (extreme(rng, 2), extreme(rng, 1) as i64);
+            tensor.order = Some((0..axes).map(axis).collect());
+        }
+        10 | 11 => {
+            if let Some(axes) = tensor.order.as_mut().filter(|axes| !axes.is_empty()) {
+                let axis = rng.below(axes.len());
+                let (len, stride) = &mut axes[axis];
+                match rng.below(3) {
+                    0 => *len = extreme(rng, *len),
+                    1 => *stride = extreme(rng, *stride as u64) as i64,
+                    _ => *stride = -*stride,
+                }
+            }
+        }
+        12 => drop(tensor.planes.pop()),
+        13 => tensor.planes.push(vec![0; rng.below(100)]),
+        14 | 15 if !tensor.planes.is_empty() => {
+            let plane = rng.below(tensor.planes.len());
+            let other = tensor.planes[plane].clone();
+            mutate(rng, &mut tensor.planes[plane], &other);
+        }
+        _ => {}
+    }
+}
+
+fn change_overrides(rng: &mut Rng, overrides: &mut OverridesPart) {
+    let floats = [
+        f64::NAN,
+        f64::INFINITY,
+        -1.0,
+        -0.0,
+        1.0,
+        1e308,
+        1e-320,
+        0.999_999_999,
+        1e38,
+    ];
+    let float = floats[rng.below(floats.len())];
+    match rng.below(11) {
+        0 => overrides.lr = Some(float),
+        1 => overrides.lr_multiplier = Some(float),
+        2 => overrides.betas = Some((float, 0.5)),
+        3 => overrides.betas = Some((0.5, float)),
+        4 => overrides.weight_decay = Some(float),
+        5 => overrides.max_unorm = Some(float),
+        6 => overrides.skip_zeros = Some(rng.next_u64() as u8),
+        7 => overrides.stochastic_param = Some(1),
+        8 => overrides.seed = Some(rng.next_u64()),
+        9 => overrides.optim_bits = Some([8, 32, 16, 0, u32::MAX][rng.below(5)]),
+        _ => overrides.min_8bit_size = Some(extreme(rng, 0)),
+    }
+}
+
+fn name(rng: &mut Rng) -> Vec<u8> {
+    match rng.below(6) {
+        0 => Vec::new(),
+        1 => vec![b'n'; 65_534 + rng.below(4)],
+        2 => vec![rng.next_u64() as u8; rng.below(8)],
+        3 => vec![b'n'; 300_000],
+        4 => "\u{1b}[2J\u{202e}".into(),
+        _ => b"other".to_vec(),
+    }
+}
