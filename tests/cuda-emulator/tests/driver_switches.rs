@@ -87,7 +87,7 @@ fn a_free_that_does_not_wait_reveals_a_use_after_free() {
         assert_eq!(free_too_early(device, free), 0);
         again(
             "a_free_that_does_not_wait_reveals_a_use_after_free",
-            &[("LION_EMULATED_FREE", "at-once")],
+            &[("LION_EMULATED_FREE", "now")],
         );
         return;
     }

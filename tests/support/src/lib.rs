@@ -1,10 +1,13 @@
 //! What the tests of lion and `cargo xtask verify` share: tensors of any element type, comparison bit
 //! for bit, trajectories in files and their replay on a backend, and properties with a printed seed.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod backends;
 mod bits;
 mod child;
+// It calls the system's driver.
+#[allow(unsafe_code)]
+mod driver;
 mod file;
 mod model;
 mod property;
@@ -13,9 +16,9 @@ mod replay;
 mod tensor;
 mod trajectory;
 
-pub use backends::{AllPaged, Candidate, backends, emulator};
+pub use backends::{AllPaged, Candidate, backends, cuda, emulator};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
-pub use child::child;
+pub use child::{again, child};
 pub use file::{RecordFile, is_codebook};
 pub use model::{Model, Param, Snapshot};
 pub use property::{Rng, property};

@@ -183,7 +183,7 @@ impl Config {
             concurrent_managed: get!("LION_EMULATED_CONCURRENT_MANAGED", 1_u8) != 0,
             threads: get!("LION_EMULATED_THREADS", threads).max(1),
             stream_order: get!("LION_EMULATED_STREAM_ORDER", StreamOrder::Newest),
-            frees_at_once: choose!("LION_EMULATED_FREE", ["waits", "at-once"]),
+            frees_at_once: choose!("LION_EMULATED_FREE", ["waits", "now"]),
             late_copies: choose!("LION_EMULATED_PAGEABLE_COPIES", ["prompt", "late"]),
             registers: get!("LION_EMULATED_REGISTERS", Registers::default()),
             anonymous: choose!("LION_EMULATED_ANONYMOUS", ["0", "1"]),

@@ -38,7 +38,7 @@
 //! | `LION_EMULATED_CONCURRENT_MANAGED` | 1 | 0: managed memory without prefetch and advice, as on Windows |
 //! | `LION_EMULATED_THREADS` | those of the machine | that a launch may use |
 //! | `LION_EMULATED_STREAM_ORDER` | newest | or `oldest`: which of unordered streams runs first when the context synchronizes; `random` or `random:SEED`: queued operations run one by one, each chosen among those that nothing holds up, also ahead of being waited for. The seed is printed to the standard error |
-//! | `LION_EMULATED_FREE` | waits | or `at-once`: `cuMemFree` and `cuMemFreeHost` do not wait for queued work, which finds the memory gone when it runs (error 700) |
+//! | `LION_EMULATED_FREE` | waits | or `now`: `cuMemFree` and `cuMemFreeHost` do not wait for queued work, which finds the memory gone when it runs (error 700) |
 //! | `LION_EMULATED_PAGEABLE_COPIES` | prompt | or `late`: `cuMemcpyHtoD` from pageable memory returns when the bytes are taken and the copy is queued; the functions with "Async" read and write pageable memory when the copy runs, so that it must be valid until then |
 //! | `LION_EMULATED_REGISTERS` | | a file with the registers per thread of kernels, such as `registers-sm90.txt`; they limit occupancy and the size of a block as on compute capability 9.0. Other kernels are not limited |
 //! | `LION_EMULATED_ANONYMOUS` | 0 | 1: `lionEmulatorIsEmulator` returns 0, so that a program takes the driver for a real one |
