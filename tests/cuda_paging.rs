@@ -7,7 +7,9 @@ use lion::{
     Backend, BackendError, Device, Dtype, Error, Handle, Lion, OnNonFinite, Overrides, Paging,
     PagingError, ParamSpec, StepArgs, update,
 };
-use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, again, backends, emulator};
+use lion_test_support::{
+    AllPaged, Model, Rng, Snapshot, Tensor, again, backends, emulator, managed_room,
+};
 use serde_json::Value;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +27,9 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn cuda() -> Arc<Cuda> {
-    lion_test_support::cuda().unwrap()
+    let cuda = lion_test_support::cuda().unwrap();
+    managed_room().unwrap();
+    cuda
 }
 
 /// What the emulated driver has counted of managed memory; another one counts nothing.

@@ -52,11 +52,14 @@ impl Candidate {
 }
 
 /// Bytes of managed memory that no test exceeds.
-const MANAGED: usize = 32 << 20;
+const MANAGED: usize = 16 << 20;
 
-/// Whether the device has free memory for all managed memory of a test. A GPU that is asked for more than it has can
-/// hang.
-fn managed_room() -> Result<(), String> {
+/// Whether the device of the driver that is open has free memory for all managed memory of a test. A GPU that is asked for
+/// more than it has can hang.
+///
+/// # Errors
+/// How much it has.
+pub fn managed_room() -> Result<(), String> {
     let free = || {
         let device = cust::device::Device::get_device(0)?;
         let _context = cust::context::Context::new(device)?;
@@ -72,6 +75,11 @@ fn managed_room() -> Result<(), String> {
 }
 
 impl Candidate {
+    /// Whether each state takes a page at least of a device's managed memory.
+    pub fn is_paged_on_device(&self) -> bool {
+        matches!(self.kind, Kind::Cuda { paged: true, .. })
+    }
+
     /// The device, where the backend is one of CUDA, to make arrays in its memory.
     ///
     /// # Errors

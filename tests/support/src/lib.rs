@@ -16,7 +16,7 @@ mod replay;
 mod tensor;
 mod trajectory;
 
-pub use backends::{AllPaged, Candidate, backends, cuda, emulator};
+pub use backends::{AllPaged, Candidate, backends, cuda, emulator, managed_room};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
 pub use child::{again, child};
 pub use file::{RecordFile, is_codebook};
