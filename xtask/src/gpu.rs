@@ -356,9 +356,19 @@ fn report(head: &str, parts: &[Part]) -> String {
         "What a part printed is in the file NAME.txt beside this one."
     );
     for part in parts {
-        let left_out = part.text.lines().filter(|line| line.contains("SKIPPED"));
-        for line in left_out {
-            let _ = writeln!(text, "\nleft out by {}: {}", part.name, line.trim());
+        let mut left_out: Vec<&str> = Vec::new();
+        for (_, reason) in part
+            .text
+            .lines()
+            .filter_map(|line| line.split_once("SKIPPED"))
+        {
+            let reason = reason.trim_start_matches(':').trim();
+            if !left_out.contains(&reason) {
+                left_out.push(reason);
+            }
+        }
+        for reason in left_out {
+            let _ = writeln!(text, "left out by {}: {reason}", part.name);
         }
     }
     for part in parts {
@@ -389,7 +399,7 @@ mod tests {
             part(
                 "cuda",
                 Outcome::Passed,
-                "test a ... SKIPPED a: no counters\nok",
+                "test a ... SKIPPED a: no counters\nSKIPPED a: no counters\nok",
             ),
             part(
                 "matrix",
@@ -405,7 +415,7 @@ mod tests {
             "matrix                   FAILED        1.5 s  exit status: 1\n",
             "sanitizer                SKIPPED              not there\n",
             "1 passed, 1 failed, 1 skipped\n",
-            "left out by cuda: test a ... SKIPPED a: no counters\n",
+            "left out by cuda: a: no counters\n\n",
             "the end of matrix.txt:\n1 WRONG\n",
         ] {
             assert!(text.contains(wanted), "{wanted} in:\n{text}");

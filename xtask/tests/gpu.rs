@@ -19,6 +19,8 @@ fn script(folder: &Path, name: &str, text: &str) {
 /// Runs the command with a driver; its exit code, both its outputs and its report.
 fn verify(driver: &Path, folder: &Path) -> (i32, String, String) {
     let out = folder.join("report");
+    let mut path = vec![folder.join("bin")];
+    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command
         .args(["verify", "--gpu", "--quick", "--prebuilt"])
@@ -27,6 +29,7 @@ fn verify(driver: &Path, folder: &Path) -> (i32, String, String) {
         .arg(folder.join("vectors"))
         .arg("--out")
         .arg(&out)
+        .env("PATH", std::env::join_paths(path).unwrap())
         .env("LION_CUDA_DRIVER", driver)
         .env("LION_EMULATED_ANONYMOUS", "1")
         // What is timed takes half of it.
@@ -43,9 +46,14 @@ fn verify(driver: &Path, folder: &Path) -> (i32, String, String) {
 
 fn folder() -> TempDir {
     let folder = TempDir::new().unwrap();
-    let [programs, vectors] = ["programs", "vectors"].map(|name| folder.path().join(name));
-    fs::create_dir(&programs).unwrap();
-    fs::create_dir(&vectors).unwrap();
+    let [programs, vectors, bin] =
+        ["programs", "vectors", "bin"].map(|name| folder.path().join(name));
+    for folder in [&programs, &vectors, &bin] {
+        fs::create_dir(folder).unwrap();
+    }
+    // In place of the tool: it finds something in one mode, and runs the program in the others.
+    let tool = "echo \"tool $2\"\n[ $2 = racecheck ] && exit $4\nshift 4\nexec \"$@\"";
+    script(&bin, "compute-sanitizer", tool);
     script(&programs, "cuda", "echo \"SKIPPED one: $*\"");
     // Neither is a test program.
     fs::write(programs.join("cuda.d"), "").unwrap();
@@ -86,16 +94,22 @@ fn all_parts_run_though_one_fails_and_the_report_says_which() {
         "matrix-paged",
         "replay-paged",
         "bench",
+        "sanitizer-memcheck",
+        "sanitizer-synccheck",
+        "sanitizer-initcheck",
     ] {
         assert_eq!(outcome(&report, passed), "passed", "{report}");
     }
-    assert_eq!(outcome(&report, "cuda_paging"), "FAILED", "{report}");
+    for failed in ["cuda_paging", "sanitizer-racecheck"] {
+        assert_eq!(outcome(&report, failed), "FAILED", "{report}");
+    }
     for wanted in [
         "device   Anonymous CUDA device, compute capability 9.0, 19 MiB; device 0 of 1\n",
         "driver   CUDA 12.0, ",
         " s  exit status: 3\n",
         "the end of cuda_paging.txt:\nwhat went wrong\n",
-        "left out by cuda: SKIPPED one: --test-threads=1 --nocapture --skip again_\n",
+        " s  exit status: 9\n",
+        "left out by cuda: one: --test-threads=1 --nocapture --skip again_\n",
         "Gelem/s",
     ] {
         assert!(report.contains(wanted), "{wanted} in:\n{report}");
@@ -105,9 +119,13 @@ fn all_parts_run_though_one_fails_and_the_report_says_which() {
     assert!(raw("matrix.txt").contains("cases identical with the specification"));
     assert_eq!(raw("replay-paged.txt").matches(" cuda-paged ").count(), 2);
     assert_eq!(raw("replay.txt").matches("identical\n").count(), 2);
+    let memcheck = raw("sanitizer-memcheck.txt");
+    assert!(memcheck.starts_with("tool memcheck\n"), "{memcheck}");
+    assert_eq!(memcheck.matches("identical\n").count(), 2);
 
-    // Without the failure it succeeds.
+    // Without the failures it succeeds.
     script(&folder.path().join("programs"), "cuda_paging", "true");
+    script(&folder.path().join("bin"), "compute-sanitizer", "true");
     fs::remove_file(
         folder
             .path()

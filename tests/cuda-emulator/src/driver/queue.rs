@@ -38,7 +38,7 @@ impl Queue {
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (u128::from(z ^ (z >> 31)) * bound as u128 >> 64) as usize
+        ((u128::from(z ^ (z >> 31)) * bound as u128) >> 64) as usize
     }
 
     /// Takes out an operation that nothing holds up.
