@@ -1,19 +1,17 @@
-//! The CUDA backend on the emulated driver, or on a real one where `LION_CUDA_DRIVER` or the system
-//! has it: what a step on a device promises besides its bits, which `cargo xtask verify` compares.
+//! The CUDA backend on the driver that `LION_CUDA_DRIVER` names, on the system's where that has a device, or else on the
+//! emulated one: what a step on a device promises besides its bits, which `cargo xtask verify` compares.
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::{Cuda, CudaError, cust, device_slice_mut, emulator_counts, lend, lend_mut};
 use lion::{BackendError, Device, Dtype, Error, Lion, OnNonFinite, ParamSpec, StepArgs, update};
-use lion_test_support::{Rng, backends};
+use lion_test_support::{Rng, again};
+use serde_json::Value;
 use std::error::Error as _;
 use std::sync::Arc;
 
 /// The device that all tests of this process share.
 fn cuda() -> Arc<Cuda> {
-    let emulated = backends()
-        .into_iter()
-        .find(|candidate| candidate.name == "cuda-emulated");
-    emulated.unwrap().cuda().unwrap().unwrap()
+    lion_test_support::cuda().unwrap()
 }
 
 fn builder() -> lion::LionBuilder<Lion> {
@@ -144,7 +142,7 @@ fn buffers_of_cust_are_stepped_on_the_callers_stream() {
 fn many_tensors_share_a_launch() {
     let cuda = cuda();
     if !lion::cuda::is_emulated() {
-        println!("SKIPPED: only the emulated driver counts launches");
+        println!("SKIPPED many_tensors_share_a_launch: only the emulated driver counts launches");
         return;
     }
     let mut lion = builder().build().unwrap();
@@ -167,7 +165,7 @@ fn many_tensors_share_a_launch() {
         .iter()
         .map(|&n| cuda.array(&vec![1.0f32; n][..]).unwrap())
         .collect();
-    // Other tests of this process launch too; those of this step have a grid of their own.
+    // Other tests of this process launch too, one or two blocks of threads each.
     let _ = emulator_counts();
     let updates = handles.iter().zip(&mut params).zip(&grads);
     let updates = updates.map(|((&handle, param), grad)| {
@@ -177,9 +175,10 @@ fn many_tensors_share_a_launch() {
     lion.step(updates).unwrap();
     lion.synchronize().unwrap();
     let counts = emulator_counts().unwrap();
-    // 300 tensors of one run each, eight warps a block of threads.
+    // 300 tensors of one run each and eight warps per block of threads are 38 blocks, or what the device holds at a time.
     let launches = counts.lines().filter(|line| {
-        line.contains("\"lion32_f32_f32\"") && (line.contains("[38,") || line.contains("[32,"))
+        let launch: Value = serde_json::from_str(line).unwrap();
+        launch["kernel"] == "lion32_f32_f32" && launch["grid"][0].as_u64().unwrap() > 2
     });
     assert_eq!(launches.count(), 1, "{counts}");
 }
@@ -247,7 +246,10 @@ fn states_and_arrays_of_others_are_refused() {
 fn a_fault_on_the_device_is_told_by_the_call_that_waits() {
     let _driver = cuda();
     if !lion::cuda::is_emulated() {
-        println!("SKIPPED: a fault makes a real device useless to the other tests");
+        println!(
+            "SKIPPED a_fault_on_the_device_is_told_by_the_call_that_waits: \
+             a fault makes a real device useless to the other tests"
+        );
         return;
     }
     // A context of its own: it is lost afterwards.
@@ -283,4 +285,46 @@ fn a_fault_on_the_device_is_told_by_the_call_that_waits() {
     assert!(text.contains("(700)"), "{text}");
     drop(lion);
     drop(context);
+}
+
+// All of this file once more, on emulated drivers that do what a real one may.
+
+#[test]
+fn again_with_frees_that_do_not_wait() {
+    again(&[("LION_EMULATED_FREE", "now")]);
+}
+
+#[test]
+fn again_with_copies_that_arrive_late() {
+    again(&[("LION_EMULATED_PAGEABLE_COPIES", "late")]);
+}
+
+/// A failure prints the seed; `LION_EMULATED_STREAM_ORDER=random:SEED` sets it.
+#[test]
+fn again_with_work_in_a_random_order() {
+    again(&[("LION_EMULATED_STREAM_ORDER", "random")]);
+}
+
+#[test]
+fn again_with_registers_that_limit_occupancy() {
+    let table = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/cuda-emulator/registers-sm90.txt"
+    );
+    again(&[("LION_EMULATED_REGISTERS", table)]);
+}
+
+/// As on a real driver, what reads the emulator's counters is skipped, and nothing else.
+#[test]
+fn again_with_a_driver_that_does_not_say_that_it_is_emulated() {
+    let text = again(&[("LION_EMULATED_ANONYMOUS", "1")]);
+    let skipped = text.lines().filter_map(|line| line.split_once("SKIPPED "));
+    let skipped: Vec<_> = skipped
+        .map(|(_, rest)| rest.split_once(": ").unwrap().0)
+        .collect();
+    let wanted = [
+        "a_fault_on_the_device_is_told_by_the_call_that_waits",
+        "many_tensors_share_a_launch",
+    ];
+    assert_eq!(skipped, wanted, "{text}");
 }

@@ -18,6 +18,7 @@ const PAGE: usize = 64 << 10;
 const UNHELPFUL: [(&str, &str); 2] = [
     ("LION_EMULATED_FREE", "now"),
     ("LION_EMULATED_PAGEABLE_COPIES", "late"),
+    ("LION_EMULATED_STREAM_ORDER", "random"),
 ];
 
 /// Managed memory does not move ahead, so states are in pinned memory.

@@ -3,6 +3,7 @@
 
 mod check;
 mod exhaustive;
+mod gpu;
 mod inspect;
 mod matrix;
 mod ptx;

@@ -1,7 +1,7 @@
 //! `cargo xtask verify`: every backend of this machine against the specification and against recorded
 //! trajectories, bit for bit.
 
-use crate::{exhaustive, matrix};
+use crate::{exhaustive, gpu, matrix};
 use anyhow::{Context, Result, bail, ensure};
 use lion::quant::CODEBOOK;
 use lion_test_support::{
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     require: Vec<String>,
 
     /// Replays every .safetensors trajectory in this directory, each step from its recorded state
-    /// and all steps from the first.
+    /// and all steps from the first. With --gpu: where they are, if not in this repository.
     #[arg(long, value_name = "DIR")]
     replay: Option<PathBuf>,
 
@@ -42,7 +42,28 @@ pub(crate) struct Args {
     /// Prints one JSON object a row.
     #[arg(long)]
     json: bool,
+
+    /// Takes two of the nine pairs of types only, f32 and bf16, and 200 tensors at most; with --gpu in the matrix and the
+    /// benchmark.
+    #[arg(long, conflicts_with_all = ["exhaustive"])]
+    quick: bool,
+
+    /// Runs all that a GPU can show: the CUDA tests, this matrix, the replay, both with paged states, the benchmark, and
+    /// compute-sanitizer where it is installed. Continues after a part that fails, and writes a report.
+    #[arg(long, conflicts_with_all = ["require", "exhaustive", "backend", "json"])]
+    gpu: bool,
+
+    /// With --gpu: the folder for the report and for what each part prints.
+    #[arg(long, value_name = "DIR", default_value = "target/gpu-report")]
+    out: PathBuf,
+
+    /// With --gpu: the folder with the test programs (cuda, cuda_paging, ...), instead of building them with cargo.
+    #[arg(long, value_name = "DIR", requires = "gpu")]
+    prebuilt: Option<PathBuf>,
 }
+
+/// The trajectories of this repository.
+const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/spec");
 
 /// What came of one file on one backend.
 enum Outcome {
@@ -65,6 +86,14 @@ struct Row<'a> {
 
 /// Compares what is asked for and returns whether all bits are the right ones.
 pub(crate) fn run(args: &Args) -> Result<bool> {
+    if args.gpu {
+        return gpu::run(&gpu::Options {
+            out: &args.out,
+            prebuilt: args.prebuilt.as_deref(),
+            vectors: args.replay.as_deref().unwrap_or(Path::new(VECTORS)),
+            quick: args.quick,
+        });
+    }
     let mut candidates = backends();
     if let Some(name) = &args.backend {
         let names: Vec<_> = candidates.iter().map(|candidate| candidate.name).collect();
@@ -81,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     let mut right = true;
     if args.replay.is_none() && !args.exhaustive {
-        return matrix::run(&candidates, &args.require, args.json);
+        return matrix::run(&candidates, &args.require, args.quick, args.json);
     }
     if let Some(directory) = &args.replay {
         right &= replay_directory(directory, &candidates, args.json)?;

@@ -1,7 +1,8 @@
 //! Every backend by name, those that this machine lacks included.
 
+use crate::driver;
 use lion::cpu::{Cpu, Isa};
-use lion::cuda::{Cuda, CudaError, is_emulated, use_library};
+use lion::cuda::{Cuda, CudaError, cust, is_emulated, use_library};
 use lion::{
     Backend, BackendError, Gradient, Paging, PagingTotals, Skipped, State, StateRequest, TensorStep,
 };
@@ -36,22 +37,52 @@ impl Candidate {
                 let paging = Paging::in_folder(std::env::temp_dir()).budget(TEST_BUDGET);
                 Ok(Box::new(AllPaged(Cpu::with_isa(isa)?.paging(&paging)?)))
             }
-            Kind::Cuda { emulated, paged } => match cuda(emulated) {
-                Ok(cuda) if paged => {
-                    let paging = Paging::on_device().budget(TEST_DEVICE_BUDGET);
-                    Ok(Box::new(AllPaged(cuda.paging(&paging)?)))
-                }
-                Ok(cuda) => Ok(Box::new(cuda)),
-                Err(reason) => Err(BackendError::Unavailable {
+            Kind::Cuda { emulated, paged } => {
+                let unavailable = |reason| BackendError::Unavailable {
                     backend: self.name.to_owned(),
                     reason,
-                }),
-            },
+                };
+                let cuda = open_cuda(Some(emulated)).map_err(unavailable)?;
+                if !paged {
+                    return Ok(Box::new(cuda));
+                }
+                managed_room().map_err(unavailable)?;
+                let paging = Paging::on_device().budget(TEST_DEVICE_BUDGET);
+                Ok(Box::new(AllPaged(cuda.paging(&paging)?)))
+            }
         }
     }
 }
 
+/// Bytes of managed memory that no test exceeds.
+const MANAGED: usize = 16 << 20;
+
+/// Whether the device of the driver that is open has free memory for all managed memory of a test. A GPU that is asked for
+/// more than it has can hang.
+///
+/// # Errors
+/// How much it has.
+pub fn managed_room() -> Result<(), String> {
+    let free = || {
+        let device = cust::device::Device::get_device(0)?;
+        let _context = cust::context::Context::new(device)?;
+        Ok(cust::memory::mem_get_info()?.0)
+    };
+    let free = free().map_err(|error: cust::error::CudaError| error.to_string())?;
+    if free < MANAGED {
+        return Err(format!(
+            "the device has {free} bytes free, wanted {MANAGED}"
+        ));
+    }
+    Ok(())
+}
+
 impl Candidate {
+    /// Whether each state takes a page at least of a device's managed memory.
+    pub fn is_paged_on_device(&self) -> bool {
+        matches!(self.kind, Kind::Cuda { paged: true, .. })
+    }
+
     /// The device, where the backend is one of CUDA, to make arrays in its memory.
     ///
     /// # Errors
@@ -59,7 +90,7 @@ impl Candidate {
     pub fn cuda(&self) -> Option<Result<Arc<Cuda>, String>> {
         match self.kind {
             Kind::Cpu(_) | Kind::PagedCpu(_) => None,
-            Kind::Cuda { emulated, .. } => Some(cuda(emulated)),
+            Kind::Cuda { emulated, .. } => Some(open_cuda(Some(emulated))),
         }
     }
 }
@@ -109,7 +140,7 @@ impl<B: Backend> Backend for AllPaged<B> {
 }
 
 /// Every backend that this project has. A process has one CUDA driver, so of `cuda` and
-/// `cuda-emulated` the one that is opened first is there.
+/// `cuda-emulated` the one that is opened first is there, and the same with `-paged`.
 pub fn backends() -> Vec<Candidate> {
     let cpu = Isa::ALL.iter().map(|&isa| Candidate {
         name: isa.name(),
@@ -130,6 +161,7 @@ pub fn backends() -> Vec<Candidate> {
     });
     let cuda = [
         ("cuda", false, false),
+        ("cuda-paged", false, true),
         ("cuda-emulated", true, false),
         ("cuda-emulated-paged", true, true),
     ];
@@ -140,30 +172,40 @@ pub fn backends() -> Vec<Candidate> {
     cpu.chain(paged).chain(cuda).collect()
 }
 
-/// The device of the system's driver or of the emulated one, opened once.
-fn cuda(emulated: bool) -> Result<Arc<Cuda>, String> {
-    if !emulated && is_emulated() {
-        return Err("the driver that is open is the emulated one".to_owned());
-    }
+/// The device that tests use: that of the driver which `LION_CUDA_DRIVER` names, or of the system's driver where that
+/// has one which lion can use, or else the emulated one. It is opened once per process.
+///
+/// # Errors
+/// Why there is none.
+pub fn cuda() -> Result<Arc<Cuda>, String> {
+    open_cuda(None)
+}
+
+/// The device, of an emulated driver or of another one where that is asked for.
+fn open_cuda(emulated: Option<bool>) -> Result<Arc<Cuda>, String> {
     static DEVICE: Mutex<Option<Arc<Cuda>>> = Mutex::new(None);
     let mut device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
-    if emulated && device.is_none() {
-        match use_library(emulator()) {
-            // A driver that is open already may be the one, or is found to be another.
-            Ok(()) | Err(CudaError::DriverInUse { .. }) => {}
-            Err(error) => return Err(error.to_string()),
-        }
-    }
     let cuda = match &*device {
         Some(cuda) => Arc::clone(cuda),
         None => {
+            if !driver::is_named() {
+                match (emulated, driver::system()) {
+                    (Some(false), Err(reason)) => return Err(reason),
+                    (Some(true), _) | (None, Err(_)) => match use_library(emulator()) {
+                        // A driver that is open already may be the one, or is found to be another.
+                        Ok(()) | Err(CudaError::DriverInUse { .. }) => {}
+                        Err(error) => return Err(error.to_string()),
+                    },
+                    (Some(false) | None, Ok(())) => {}
+                }
+            }
             let cuda = Cuda::new(0).map_err(|error| error.to_string())?;
             Arc::clone(device.insert(Arc::new(cuda)))
         }
     };
     match (emulated, is_emulated()) {
-        (true, false) => Err("the process has opened the system's driver".to_owned()),
-        (false, true) => Err("the driver is emulated".to_owned()),
+        (Some(true), false) => Err("the driver that is open is not emulated".to_owned()),
+        (Some(false), true) => Err("the driver that is open is emulated".to_owned()),
         _ => Ok(cuda),
     }
 }

@@ -1,11 +1,14 @@
 //! What the tests of lion and `cargo xtask verify` share: tensors of any element type, comparison bit
 //! for bit, trajectories in files and their replay on a backend, and properties with a printed seed.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod backends;
 mod bits;
 mod checkpoint;
 mod child;
+// It calls the system's driver.
+#[allow(unsafe_code)]
+mod driver;
 mod file;
 mod model;
 mod property;
@@ -14,10 +17,10 @@ mod replay;
 mod tensor;
 mod trajectory;
 
-pub use backends::{AllPaged, Candidate, backends, emulator};
+pub use backends::{AllPaged, Candidate, backends, cuda, emulator, managed_room};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
 pub use checkpoint::{CheckpointFile, GroupPart, OverridesPart, TensorPart, seal};
-pub use child::child;
+pub use child::{again, child};
 pub use file::{RecordFile, is_codebook};
 pub use model::{Model, Param, Snapshot};
 pub use property::{Rng, property};

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// Elements of the tensor that is counted: whole runs of all kernels.
 const COUNTED: usize = 1 << 18;
 
-/// Elements of the tensor that is timed: far more than the caches of a GPU hold.
+/// Elements of the tensor that is timed, at most: far more than the caches of a GPU hold.
 const TIMED: usize = 1 << 28;
 
 /// Steps in one measurement of time.
@@ -73,11 +73,12 @@ pub(super) fn find(name: Option<&str>) -> Result<(&'static str, Arc<Cuda>)> {
     bail!("{}", reasons.join("; "))
 }
 
-/// Measures each kernel, for some pairs of types.
+/// Measures each kernel, for some pairs of types, on a tensor of `n` elements, or of as many as are right for the device.
 pub(super) fn measure(
     backend: &'static str,
     cuda: &Arc<Cuda>,
     pairs: &[(Dtype, Dtype)],
+    n: Option<usize>,
 ) -> Result<Vec<DeviceRow>> {
     let mut rows = Vec::new();
     for bits in [32, 8] {
@@ -85,9 +86,11 @@ pub(super) fn measure(
             let case = Case::new(Isa::Scalar, bits, 1, COUNTED).types(param, grad);
             let minimum = case.bytes_per_elem();
             let (n, result) = if is_emulated() {
-                (COUNTED, count(cuda, bits, param, grad)?)
+                let n = n.unwrap_or(COUNTED);
+                (n, count(cuda, (bits, param, grad, n))?)
             } else {
-                (TIMED, time(bits, param, grad, TIMED, minimum)?)
+                let n = n.map_or_else(timed, Ok)?;
+                (n, time(bits, param, grad, n, minimum)?)
             };
             rows.push(DeviceRow {
                 backend,
@@ -144,10 +147,22 @@ impl Model {
     }
 }
 
+/// Elements of the tensor that is timed: no more than half of the free memory holds, a state of 32 bits, parameters, a copy
+/// of them and gradients of 32 bits included.
+fn timed() -> Result<usize> {
+    const BYTES: usize = 16;
+    let _context = cust::context::Context::new(cust::device::Device::get_device(0)?)?;
+    let (free, _) = cust::memory::mem_get_info()?;
+    let fitting = free / 2 / BYTES;
+    ensure!(fitting > 0, "the device has {free} bytes free");
+    Ok(TIMED.min(1 << fitting.ilog2()))
+}
+
 /// Counts of the second step: the first finds a momentum of 0.
-fn count(cuda: &Arc<Cuda>, bits: u32, param: Dtype, grad: Dtype) -> Result<Measured> {
+fn count(cuda: &Arc<Cuda>, tensor: (u32, Dtype, Dtype, usize)) -> Result<Measured> {
     let array = |tensor: &Tensor| Ok(cuda.array(tensor.slice())?);
-    let mut model = Model::new(Arc::clone(cuda), array, (bits, param, grad, COUNTED))?;
+    let n = tensor.3 as f64;
+    let mut model = Model::new(Arc::clone(cuda), array, tensor)?;
     model.step()?;
     model.lion.synchronize()?;
     let _ = emulator_counts();
@@ -173,9 +188,9 @@ fn count(cuda: &Arc<Cuda>, bits: u32, param: Dtype, grad: Dtype) -> Result<Measu
     let [instructions, loaded, stored, touched, needed] = sum;
     ensure!(needed > 0.0, "the step has launched nothing");
     Ok(Measured::Counts {
-        bytes: (loaded + stored) / COUNTED as f64,
+        bytes: (loaded + stored) / n,
         sectors: touched / needed,
-        instructions: instructions / COUNTED as f64,
+        instructions: instructions / n,
     })
 }
 
@@ -308,7 +323,7 @@ mod tests {
                 bytes,
                 sectors,
                 instructions,
-            } = count(&cuda, bits, dtype, dtype).unwrap()
+            } = count(&cuda, (bits, dtype, dtype, COUNTED)).unwrap()
             else {
                 panic!("an emulator counts");
             };

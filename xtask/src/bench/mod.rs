@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long)]
     quick: bool,
 
-    /// Elements of a tensor [default: 33554432].
+    /// Elements of a tensor [default: 33554432; on a GPU 2^28, or as many as half of its free memory holds].
     #[arg(long, value_name = "N")]
     n: Option<usize>,
 
@@ -144,7 +144,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Measures the kernels of a CUDA device.
 fn bench_device(args: &Args, (name, cuda): (&'static str, Arc<Cuda>)) -> Result<()> {
-    let rows = device::measure(name, &cuda, &pairs(args.quick))?;
+    let rows = device::measure(name, &cuda, &pairs(args.quick), args.n)?;
     device::print(args.json, cuda.device_name(), &rows);
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! What the environment says about the devices; the table is in the documentation of the driver.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
 pub(super) struct Config {
     pub(super) devices: usize,
@@ -12,7 +14,79 @@ pub(super) struct Config {
     pub(super) memory: u64,
     pub(super) concurrent_managed: bool,
     pub(super) threads: usize,
-    pub(super) newest_first: bool,
+    pub(super) stream_order: StreamOrder,
+    /// `cuMemFree` and `cuMemFreeHost` do not wait for queued work.
+    pub(super) frees_at_once: bool,
+    /// Copies from and to pageable memory may still be queued when the call returns.
+    pub(super) late_copies: bool,
+    pub(super) registers: Registers,
+    /// Does not say that it is an emulator.
+    pub(super) anonymous: bool,
+}
+
+/// Which of streams that nothing orders runs first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamOrder {
+    Newest,
+    Oldest,
+    /// Operations run in a random order, by this seed.
+    Random(u64),
+}
+
+impl FromStr for StreamOrder {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(':') {
+            None if text == "newest" => Ok(Self::Newest),
+            None if text == "oldest" => Ok(Self::Oldest),
+            None if text == "random" => Ok(Self::Random(fresh_seed())),
+            Some(("random", seed)) => seed.parse().map(Self::Random).map_err(|_| ()),
+            _ => Err(()),
+        }
+    }
+}
+
+/// A seed that differs from run to run.
+fn fresh_seed() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let nanoseconds = now.map_or(0, |now| now.as_nanos() as u64);
+    nanoseconds ^ u64::from(std::process::id()) << 32
+}
+
+/// Registers per thread, by the name of a kernel.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Registers(HashMap<String, u32>);
+
+impl Registers {
+    /// 0 for a kernel that is not in the table.
+    pub(super) fn of(&self, kernel: &str) -> u32 {
+        self.0.get(kernel).copied().unwrap_or(0)
+    }
+
+    /// Reads a line per kernel, its name and its number; a line that starts with # is a comment.
+    fn parse(text: &str) -> Option<Self> {
+        let lines = text.lines().map(str::trim);
+        let rows = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let row = |line: &str| {
+            let (name, number) = line.split_once(' ')?;
+            let number = number.trim().parse().ok()?;
+            (1..=255)
+                .contains(&number)
+                .then(|| (name.to_owned(), number))
+        };
+        rows.map(row).collect::<Option<_>>().map(Self)
+    }
+}
+
+impl FromStr for Registers {
+    type Err = ();
+
+    /// The table in the file of this name.
+    fn from_str(path: &str) -> Result<Self, ()> {
+        let text = std::fs::read_to_string(path).map_err(|_| ())?;
+        Self::parse(&text).ok_or(())
+    }
 }
 
 /// The compute capability, as `9.0`.
@@ -78,8 +152,25 @@ impl Config {
                 parsed($name, variable($name), $default)?
             };
         }
+        /// Whether the second of two words is given; the first is the default.
+        fn second(
+            name: &'static str,
+            given: Option<String>,
+            words: [&str; 2],
+        ) -> Result<bool, BadVariable> {
+            match given {
+                None => Ok(false),
+                Some(given) if given == words[0] => Ok(false),
+                Some(given) if given == words[1] => Ok(true),
+                Some(given) => Err(BadVariable { name, given }),
+            }
+        }
+        macro_rules! choose {
+            ($name:literal, $words:expr) => {
+                second($name, variable($name), $words)?
+            };
+        }
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let order: String = get!("LION_EMULATED_STREAM_ORDER", "newest".into());
         Ok(Self {
             devices: get!("LION_EMULATED_DEVICES", 1),
             driver_version: get!("LION_EMULATED_DRIVER_VERSION", 12_000),
@@ -91,16 +182,11 @@ impl Config {
             memory: get!("LION_EMULATED_MEMORY", 1 << 30),
             concurrent_managed: get!("LION_EMULATED_CONCURRENT_MANAGED", 1_u8) != 0,
             threads: get!("LION_EMULATED_THREADS", threads).max(1),
-            newest_first: match order.as_str() {
-                "newest" => true,
-                "oldest" => false,
-                _ => {
-                    return Err(BadVariable {
-                        name: "LION_EMULATED_STREAM_ORDER",
-                        given: order,
-                    });
-                }
-            },
+            stream_order: get!("LION_EMULATED_STREAM_ORDER", StreamOrder::Newest),
+            frees_at_once: choose!("LION_EMULATED_FREE", ["waits", "now"]),
+            late_copies: choose!("LION_EMULATED_PAGEABLE_COPIES", ["prompt", "late"]),
+            registers: get!("LION_EMULATED_REGISTERS", Registers::default()),
+            anonymous: choose!("LION_EMULATED_ANONYMOUS", ["0", "1"]),
         })
     }
 
@@ -173,10 +259,38 @@ mod tests {
         for (name, value) in [
             ("LION_EMULATED_DEVICES", "many"),
             ("LION_EMULATED_COMPUTE_CAPABILITY", "9"),
-            ("LION_EMULATED_STREAM_ORDER", "random"),
+            ("LION_EMULATED_STREAM_ORDER", "latest"),
+            ("LION_EMULATED_STREAM_ORDER", "random:first"),
+            ("LION_EMULATED_FREE", "never"),
+            ("LION_EMULATED_REGISTERS", "/nowhere/registers.txt"),
         ] {
             let error = with(name, value).err().expect("no meaning").to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
+    }
+
+    #[test]
+    fn stream_order_takes_a_seed() {
+        let order = |value| {
+            let config = with("LION_EMULATED_STREAM_ORDER", value);
+            config.ok().expect("an order").stream_order
+        };
+        assert_eq!(order("oldest"), StreamOrder::Oldest);
+        assert_eq!(order("random:7"), StreamOrder::Random(7));
+        assert!(matches!(order("random"), StreamOrder::Random(_)));
+    }
+
+    #[test]
+    fn register_table_has_a_line_per_kernel() {
+        let table = Registers::parse("# a comment\n\nlion8 80\nnorm  64\n").expect("a table");
+        assert_eq!(
+            ["lion8", "norm", "limit"].map(|name| table.of(name)),
+            [80, 64, 0]
+        );
+        for bad in ["lion8", "lion8 many", "lion8 0", "lion8 256"] {
+            assert_eq!(Registers::parse(bad), None, "{bad}");
+        }
+        let table = Registers::parse(include_str!("../../registers-sm90.txt"));
+        assert_eq!(table.expect("a table").of("lion8_f32_f32_options"), 102);
     }
 }

@@ -1,9 +1,11 @@
 //! Copies and memsets, queued and waited for.
 //!
 //! As on a real driver, a copy between device memories and a memset of device memory are only queued even by the
-//! functions without "Async".
+//! functions without "Async". For pageable memory NVIDIA's page "API synchronization behavior" leaves a choice, which the
+//! configuration makes: a copy to the device may still be on its way when the function without "Async" returns, its bytes
+//! being staged; those with "Async" may be synchronous, or use the memory later.
 
-use super::queue::{DEFAULT_STREAM, Place, Work};
+use super::queue::{DEFAULT_STREAM, HostBytes, Place, Work};
 use super::state::State;
 use super::status::{Outcome, Status};
 use super::{Handle, in_context};
@@ -30,14 +32,17 @@ impl State {
         Ok(None)
     }
 
+    /// Queues a copy to the device. Pageable memory is read now, unless `late`.
+    ///
     /// # Safety
     ///
-    /// `from` is null or valid for reads of `bytes` bytes.
+    /// `from` is null or valid for reads of `bytes` bytes, if `late` until the copy is done.
     unsafe fn upload(
         &mut self,
         context: u64,
         (to, from, bytes): (u64, *const c_void, usize),
         stream: u64,
+        late: bool,
     ) -> Outcome<u64> {
         if from.is_null() {
             return Err(Status::INVALID_VALUE);
@@ -53,6 +58,13 @@ impl State {
                 from,
                 bytes: bytes as u64,
             },
+            None if late => Work::LateUpload {
+                to,
+                from: HostBytes {
+                    start: from.cast_mut().cast(),
+                    bytes,
+                },
+            },
             None => Work::Upload {
                 to,
                 // SAFETY: not null, so valid for the read.
@@ -62,31 +74,42 @@ impl State {
         self.enqueue(context, stream, work, None)
     }
 
-    /// Returns the queued operation, or `None` if the copy is done.
+    /// Returns the queued operation, or `None` if the copy is done. That to pageable memory is, unless `late`.
     ///
     /// # Safety
     ///
-    /// `to` is null or valid for writes of `bytes` bytes.
+    /// `to` is null or valid for writes of `bytes` bytes, if `late` until the copy is done.
     unsafe fn download(
         &mut self,
         context: u64,
         (to, from, bytes): (*mut c_void, u64, usize),
         stream: u64,
+        late: bool,
     ) -> Outcome<Option<u64>> {
         if to.is_null() {
             return Err(Status::INVALID_VALUE);
         }
         let (device, _) = self.range(context, from, bytes)?;
-        if let Some(to) = self.mapped(to.addr() as u64, bytes)? {
-            let from = Place {
-                device,
-                address: from,
-            };
-            let work = Work::Copy {
+        let place = Place {
+            device,
+            address: from,
+        };
+        let queued = match self.mapped(to.addr() as u64, bytes)? {
+            Some(to) => Some(Work::Copy {
                 to,
-                from,
+                from: place,
                 bytes: bytes as u64,
-            };
+            }),
+            None if late => Some(Work::LateDownload {
+                to: HostBytes {
+                    start: to.cast(),
+                    bytes,
+                },
+                from: place,
+            }),
+            None => None,
+        };
+        if let Some(work) = queued {
             return self.enqueue(context, stream, work, None).map(Some);
         }
         self.drain(context, stream)?;
@@ -187,8 +210,16 @@ unsafe extern "C" fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize)
         if bytes == 0 {
             return Ok(());
         }
+        let staged = state.config.late_copies && state.mapped(from.addr() as u64, bytes)?.is_none();
+        if staged {
+            // The stream is waited for before the copy, and the copy is not.
+            state.drain(context, DEFAULT_STREAM)?;
+        }
         // SAFETY: the caller's contract.
-        let copy = unsafe { state.upload(context, (to, from, bytes), DEFAULT_STREAM) }?;
+        let copy = unsafe { state.upload(context, (to, from, bytes), DEFAULT_STREAM, false) }?;
+        if staged {
+            return Ok(());
+        }
         state.finish(context, copy)
     })
 }
@@ -204,7 +235,7 @@ unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
         let stream = state.stream(context, stream)?;
         if bytes > 0 {
             // SAFETY: the caller's contract.
-            unsafe { state.upload(context, (to, from, bytes), stream) }?;
+            unsafe { state.upload(context, (to, from, bytes), stream, state.config.late_copies) }?;
         }
         Ok(())
     })
@@ -217,7 +248,7 @@ unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) -
             return Ok(());
         }
         // SAFETY: the caller's contract.
-        match unsafe { state.download(context, (to, from, bytes), DEFAULT_STREAM) }? {
+        match unsafe { state.download(context, (to, from, bytes), DEFAULT_STREAM, false) }? {
             Some(copy) => state.finish(context, copy),
             None => Ok(()),
         }
@@ -235,7 +266,9 @@ unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
         let stream = state.stream(context, stream)?;
         if bytes > 0 {
             // SAFETY: the caller's contract.
-            unsafe { state.download(context, (to, from, bytes), stream) }?;
+            unsafe {
+                state.download(context, (to, from, bytes), stream, state.config.late_copies)
+            }?;
         }
         Ok(())
     })

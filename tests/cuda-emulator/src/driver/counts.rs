@@ -1,5 +1,6 @@
 //! What a test can ask of the emulator beside CUDA: counts of launches, paging, the last fault.
 
+use super::config::Config;
 use super::{IN_HOST_FUNCTION, STATE};
 use crate::machine::{Counts, Launch, Moves};
 use serde_json::json;
@@ -51,7 +52,8 @@ fn push(lines: &mut VecDeque<String>, line: String) {
 
 #[unsafe(no_mangle)]
 extern "C" fn lionEmulatorIsEmulator() -> i32 {
-    1
+    let anonymous = Config::get().is_ok_and(|config| config.anonymous);
+    i32::from(!anonymous)
 }
 
 #[unsafe(no_mangle)]

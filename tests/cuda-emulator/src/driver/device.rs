@@ -8,6 +8,8 @@ use std::ffi::c_char;
 use std::sync::PoisonError;
 
 const NAME: &[u8] = b"Emulated CUDA device (not a GPU)";
+/// Of a driver that is not to be taken for an emulator.
+const ANONYMOUS_NAME: &[u8] = b"Anonymous CUDA device";
 
 /// Threads of a block.
 pub(super) const MAX_THREADS: u32 = 1024;
@@ -20,6 +22,8 @@ pub(super) const MAX_SHARED_OPT_IN: u32 = 227 << 10;
 pub(super) const SHARED: u32 = 228 << 10;
 pub(super) const RESERVED_SHARED: u32 = 1 << 10;
 pub(super) const THREADS: u32 = 2048;
+/// Of a block, and of a multiprocessor.
+pub(super) const REGISTERS: u32 = 64 << 10;
 pub(super) const BLOCKS: u32 = 32;
 pub(super) const WARP: u32 = 32;
 
@@ -82,10 +86,15 @@ unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, bytes: i32, device: i32)
             return Err(Status::INVALID_VALUE);
         }
         // As much as there is room for, and always a NUL.
-        let given = NAME.len().min(room - 1);
+        let own = if state.config.anonymous {
+            ANONYMOUS_NAME
+        } else {
+            NAME
+        };
+        let given = own.len().min(room - 1);
         // SAFETY: the caller's contract: `name` has `bytes` bytes, and `given + 1` are no more.
         unsafe {
-            std::ptr::copy_nonoverlapping(NAME.as_ptr(), name.cast(), given);
+            std::ptr::copy_nonoverlapping(own.as_ptr(), name.cast(), given);
             name.add(given).write(0);
         }
         Ok(())
@@ -132,7 +141,7 @@ fn attribute_of(config: &Config, attribute: u32, device: i32) -> Outcome<i32> {
         9 => 64 << 10, // constant memory
         10 => WARP,
         11 => i32::MAX as u32, // pitch
-        12 | 82 => 64 << 10,   // registers of a block, of a multiprocessor
+        12 | 82 => REGISTERS,  // of a block, of a multiprocessor
         14 => 512,             // alignment of textures
         15 | 31 | 40 => 1,     // copies beside kernels, kernels beside kernels, copy engines
         16 => config.multiprocessors,

@@ -1,7 +1,8 @@
 //! Kernels of a module: handles and attributes.
 
+use super::config::Config;
 use super::context::{check_cache_config, check_shared_config};
-use super::device::{MAX_SHARED, MAX_SHARED_OPT_IN, MAX_THREADS};
+use super::device::{MAX_SHARED, MAX_SHARED_OPT_IN, MAX_THREADS, REGISTERS, WARP};
 use super::state::{Function, Module, State};
 use super::status::{Outcome, Status};
 use super::{Handle, in_context, key, put};
@@ -51,21 +52,34 @@ impl State {
 }
 
 /// Threads that a block of the kernel may have.
-pub(super) fn max_threads(kernel: &Kernel) -> u32 {
-    kernel.max_threads().min(MAX_THREADS)
+pub(super) fn max_threads(config: &Config, kernel: &Kernel) -> u32 {
+    let by_registers = max_warps(config, kernel).map_or(MAX_THREADS, |warps| warps * WARP);
+    kernel.max_threads().min(MAX_THREADS).min(by_registers)
 }
 
-/// Registers and local memory are 0: an interpreter allots none.
+/// Warps of the kernel for which a multiprocessor has registers; `None` if they are not known.
+///
+/// Registers are given to a warp in units of 256, and a multiprocessor has four parts with a quarter of them each.
+pub(super) fn max_warps(config: &Config, kernel: &Kernel) -> Option<u32> {
+    const UNIT: u32 = 256;
+    const PARTS: u32 = 4;
+    let of_warp = (config.registers.of(kernel.name()) * WARP).next_multiple_of(UNIT);
+    let of_part = (REGISTERS / PARTS).checked_div(of_warp)?;
+    Some(of_part * PARTS)
+}
+
+/// Local memory is 0: an interpreter allots none. So are the registers of a kernel that is not in the table.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuFuncGetAttribute(value: *mut i32, attribute: u32, function: Handle) -> u32 {
     in_context(|state, _| {
         let (function, module, kernel) = state.function(function)?;
         let (major, minor) = module.ptx_version;
         let given = match attribute {
-            0 => max_threads(kernel) as i32,
+            0 => max_threads(state.config, kernel) as i32,
             1 => kernel.static_shared() as i32,
-            // Constant and local memory, registers, caching of loads.
-            2 | 3 | 4 | 7 => 0,
+            // Constant and local memory, caching of loads.
+            2 | 3 | 7 => 0,
+            4 => state.config.registers.of(kernel.name()) as i32,
             5 => (major * 10 + minor) as i32,
             6 => state.config.capability.target() as i32,
             MAX_DYNAMIC_SHARED => function.max_dynamic_shared as i32,

@@ -1,5 +1,6 @@
 //! `cuLaunchKernel`: checks what a launch asks for, takes its arguments, and queues it.
 
+use super::config::Config;
 use super::device::{MAX_BLOCK, MAX_GRID, MAX_THREADS};
 use super::function::max_threads;
 use super::queue::{QueuedLaunch, Work};
@@ -37,7 +38,7 @@ unsafe extern "C" fn cuLaunchKernel(
         }
         let grid = [grid_x, grid_y, grid_z];
         let block = [block_x, block_y, block_z];
-        check_geometry(kernel, grid, block)?;
+        check_geometry(state.config, kernel, grid, block)?;
         if dynamic_shared > function.max_dynamic_shared {
             return Err(Status::INVALID_VALUE);
         }
@@ -57,7 +58,7 @@ unsafe extern "C" fn cuLaunchKernel(
     })
 }
 
-fn check_geometry(kernel: &Kernel, grid: [u32; 3], block: [u32; 3]) -> Outcome {
+fn check_geometry(config: &Config, kernel: &Kernel, grid: [u32; 3], block: [u32; 3]) -> Outcome {
     let within = |given: [u32; 3], limit: [u32; 3]| {
         given
             .iter()
@@ -78,7 +79,7 @@ fn check_geometry(kernel: &Kernel, grid: [u32; 3], block: [u32; 3]) -> Outcome {
     if threads > MAX_THREADS {
         return Err(Status::INVALID_VALUE);
     }
-    if threads > max_threads(kernel) {
+    if threads > max_threads(config, kernel) {
         return Err(Status::LAUNCH_OUT_OF_RESOURCES);
     }
     Ok(())

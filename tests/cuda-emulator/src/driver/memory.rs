@@ -37,8 +37,7 @@ impl State {
         Ok(address)
     }
 
-    /// The allocation that begins at `address`: on the context's device, or managed or pinned memory of another one
-    /// (device addresses of two devices may be equal).
+    /// The allocation that begins at `address`: on the context's device, or managed or pinned memory of another one.
     fn owned(&mut self, context: u64, address: u64) -> Outcome<(Place, &mut Owned)> {
         let own = self.context(context)?.device;
         let device = (0..self.devices.len())
@@ -55,23 +54,30 @@ impl State {
         Ok((Place { device, address }, owned))
     }
 
-    /// Frees after everything that is queued in the context has run, as CUDA does.
+    /// Frees after everything that is queued in the context has run, as CUDA mostly does; or at once, as it may.
     fn free(&mut self, context: u64, address: u64, kinds: &[Kind]) -> Outcome {
-        self.freeable(context, address, kinds)?;
+        let (place, _) = self.freeable(context, address, kinds)?;
+        if self.config.frees_at_once {
+            return self.release(place);
+        }
         self.synchronize(context)?;
         // A queued free may have run.
         let (place, owner) = self.freeable(context, address, kinds)?;
         if owner != context {
             self.synchronize(owner)?;
         }
-        self.allocations.remove(&(place.device, address));
+        self.release(place)
+    }
+
+    fn release(&mut self, place: Place) -> Outcome {
+        self.allocations.remove(&(place.device, place.address));
         let device = self
             .devices
             .get(place.device)
             .ok_or(Status::INVALID_DEVICE)?;
         device
             .memory
-            .free(address)
+            .free(place.address)
             .map_err(|_| Status::INVALID_VALUE)
     }
 

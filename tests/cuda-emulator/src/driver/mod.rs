@@ -9,6 +9,10 @@
 //! managed memory touches that memory when it runs. A copy from pageable memory takes its bytes at the call; a copy to
 //! pageable memory returns when it is done, as on a real driver. The first query of an event or a stream with
 //! queued work says that it is not ready; the next one runs that work, so that a loop of queries ends.
+//! `cuMemFree` waits for all work of the context.
+//!
+//! A driver may do otherwise, and some of that is chosen by the environment: frees that return at once, copies of pageable
+//! memory that are not done when the call returns, and queued work in a random order.
 //!
 //! A fault of the machine sticks to the context whose work it was. The call that runs the work reports it, and so do
 //! all later calls in that context; its other queued work is dropped. The whole text goes to the standard error once.
@@ -20,7 +24,8 @@
 //! The per-thread default stream is there by its handle. A stream can be captured, but nothing is recorded: what is queued
 //! on it, or waits for it, is an error and makes the capture invalid.
 //!
-//! Not there: graphs, peer access, and what `unsupported.rs` lists. Device addresses of two devices may be equal, so each is known by its own device's contexts only.
+//! Not there: graphs, peer access, and what `unsupported.rs` lists. Each device has a range of addresses of its own; its memory is
+//! known by its own contexts only.
 //!
 //! # Environment
 //!
@@ -35,13 +40,17 @@
 //! | `LION_EMULATED_MEMORY` | 1073741824 | bytes of a device |
 //! | `LION_EMULATED_CONCURRENT_MANAGED` | 1 | 0: managed memory without prefetch and advice, as on Windows |
 //! | `LION_EMULATED_THREADS` | those of the machine | that a launch may use |
-//! | `LION_EMULATED_STREAM_ORDER` | newest | or `oldest`: which of unordered streams runs first when the context synchronizes |
+//! | `LION_EMULATED_STREAM_ORDER` | newest | or `oldest`: which of unordered streams runs first when the context synchronizes; `random` or `random:SEED`: queued operations run one by one, each chosen among those that nothing holds up, also ahead of being waited for. The seed is printed to the standard error |
+//! | `LION_EMULATED_FREE` | waits | or `now`: `cuMemFree` and `cuMemFreeHost` do not wait for queued work, which finds the memory gone when it runs (error 700) |
+//! | `LION_EMULATED_PAGEABLE_COPIES` | prompt | or `late`: `cuMemcpyHtoD` from pageable memory returns when the bytes are taken and the copy is queued; the functions with "Async" read and write pageable memory when the copy runs, so that it must be valid until then |
+//! | `LION_EMULATED_REGISTERS` | | a file with the registers per thread of kernels, such as `registers-sm90.txt`; they limit occupancy and the size of a block as on compute capability 9.0. Other kernels are not limited |
+//! | `LION_EMULATED_ANONYMOUS` | 0 | 1: `lionEmulatorIsEmulator` returns 0, so that a program takes the driver for a real one |
 //!
 //! A value that cannot be read is printed to the standard error, and `cuInit` returns `CUDA_ERROR_INVALID_VALUE`.
 //!
 //! # Exports beside CUDA's
 //!
-//! - `int lionEmulatorIsEmulator(void)`: 1. That the symbol is there tells the same.
+//! - `int lionEmulatorIsEmulator(void)`: 1, unless the environment hides it.
 //! - `size_t lionEmulatorCounts(char *json, size_t bytes)`: one JSON object a line for each launch that ran since the last
 //!   call, in the order in which they ran: `kernel`, `grid`, `block`, `dynamic_shared`, `threads`, `instructions`,
 //!   `warp_instructions`, `by_kind`, `loaded_bytes`, `stored_bytes`, `sectors_touched`, `sectors_needed`. Instructions are those

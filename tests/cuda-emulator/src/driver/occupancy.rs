@@ -1,7 +1,8 @@
-//! How many blocks a multiprocessor holds: by threads, blocks and shared memory. Registers do not count here.
+//! How many blocks a multiprocessor holds: by threads, blocks, shared memory and, where they are known, registers.
 
+use super::config::Config;
 use super::device::{BLOCKS, MAX_SHARED_OPT_IN, RESERVED_SHARED, SHARED, THREADS, WARP};
-use super::function::max_threads;
+use super::function::{max_threads, max_warps};
 use super::status::Status;
 use super::{Handle, in_context, put};
 use crate::machine::Kernel;
@@ -9,14 +10,16 @@ use crate::machine::Kernel;
 /// From the size of a block to its dynamic shared memory.
 type SharedOf = unsafe extern "C" fn(i32) -> usize;
 
-fn active_blocks(kernel: &Kernel, threads: u32, dynamic_shared: usize) -> u32 {
+fn active_blocks(config: &Config, kernel: &Kernel, threads: u32, dynamic_shared: usize) -> u32 {
     let shared = dynamic_shared.saturating_add(kernel.static_shared() as usize);
-    if threads > max_threads(kernel) || shared > MAX_SHARED_OPT_IN as usize {
+    if threads > max_threads(config, kernel) || shared > MAX_SHARED_OPT_IN as usize {
         return 0;
     }
     let by_threads = THREADS / threads.next_multiple_of(WARP);
     let by_shared = SHARED / (shared as u32 + RESERVED_SHARED);
-    BLOCKS.min(by_threads).min(by_shared)
+    let by_registers =
+        max_warps(config, kernel).map_or(BLOCKS, |warps| warps / threads.div_ceil(WARP));
+    BLOCKS.min(by_threads).min(by_shared).min(by_registers)
 }
 
 #[unsafe(no_mangle)]
@@ -29,7 +32,7 @@ unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
     in_context(|state, _| {
         let (_, _, kernel) = state.function(function)?;
         let threads = positive(threads)?;
-        let given = active_blocks(kernel, threads, dynamic_shared) as i32;
+        let given = active_blocks(state.config, kernel, threads, dynamic_shared) as i32;
         // SAFETY: the caller's contract.
         unsafe { put(blocks, given) }
     })
@@ -48,8 +51,8 @@ unsafe extern "C" fn cuOccupancyMaxPotentialBlockSize(
     in_context(|state, _| {
         let (_, _, kernel) = state.function(function)?;
         let limit = match limit {
-            0 => max_threads(kernel),
-            limit => positive(limit)?.min(max_threads(kernel)),
+            0 => max_threads(state.config, kernel),
+            limit => positive(limit)?.min(max_threads(state.config, kernel)),
         };
         let mut best = (0, 0, 0);
         for threads in (WARP..=limit).step_by(WARP as usize) {
@@ -58,7 +61,7 @@ unsafe extern "C" fn cuOccupancyMaxPotentialBlockSize(
                 Some(shared_of) => unsafe { shared_of(threads as i32) },
                 None => dynamic_shared,
             };
-            let blocks = active_blocks(kernel, threads, shared);
+            let blocks = active_blocks(state.config, kernel, threads, shared);
             best = best.max((blocks * threads, threads, blocks));
         }
         let (_, threads, blocks) = best;
@@ -81,7 +84,7 @@ unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
     in_context(|state, _| {
         let (_, _, kernel) = state.function(function)?;
         let (blocks, threads) = (positive(blocks)?, positive(threads)?);
-        if blocks > active_blocks(kernel, threads, 0) {
+        if blocks > active_blocks(state.config, kernel, threads, 0) {
             return Err(Status::INVALID_VALUE);
         }
         let share = (SHARED / blocks - RESERVED_SHARED).min(MAX_SHARED_OPT_IN);

@@ -1,9 +1,11 @@
 //! Queued work: what waits for what, and running it.
 //!
 //! An operation waits for operations with smaller numbers only, so a set that is closed under "waits for" can run in
-//! the order of the numbers.
+//! the order of the numbers. In a random order, operations of which nothing that they wait for is queued are drawn until
+//! the one that is wanted has run.
 
 use super::capture;
+use super::config::StreamOrder;
 use super::inject::{self, Point};
 use super::memory::HOST;
 use super::state::{State, Tail};
@@ -23,6 +25,42 @@ pub(super) const DEFAULT_STREAM: u64 = 0;
 pub(super) struct Queue {
     operations: BTreeMap<u64, Operation>,
     next: u64,
+    /// State of the random numbers that give the order.
+    random: u64,
+}
+
+impl Queue {
+    pub(super) fn seed(&mut self, seed: u64) {
+        self.random = seed;
+    }
+
+    /// A random number below `bound`, by the generator SplitMix64.
+    fn below(&mut self, bound: usize) -> usize {
+        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((u128::from(z ^ (z >> 31)) * bound as u128) >> 64) as usize
+    }
+
+    /// Takes out an operation that nothing holds up.
+    fn take_any(&mut self) -> Option<(u64, Operation)> {
+        let is_ready = |operation: &Operation| {
+            let mut after = operation.after.iter();
+            after.all(|id| !self.operations.contains_key(id))
+        };
+        let ready: Vec<u64> = self
+            .operations
+            .iter()
+            .filter(|(_, operation)| is_ready(operation))
+            .map(|(id, _)| *id)
+            .collect();
+        if ready.is_empty() {
+            return None;
+        }
+        let id = ready[self.below(ready.len())];
+        self.operations.remove_entry(&id)
+    }
 }
 
 struct Operation {
@@ -48,6 +86,16 @@ pub(super) enum Work {
     Upload {
         to: Place,
         bytes: Vec<u8>,
+    },
+    /// From pageable memory, which is read when this runs.
+    LateUpload {
+        to: Place,
+        from: HostBytes,
+    },
+    /// To pageable memory, which is written when this runs.
+    LateDownload {
+        to: HostBytes,
+        from: Place,
     },
     Copy {
         to: Place,
@@ -80,6 +128,15 @@ pub(super) struct QueuedLaunch {
     pub(super) dynamic_shared: u32,
     pub(super) params: Vec<u8>,
 }
+
+/// Pageable memory of the caller.
+pub(super) struct HostBytes {
+    pub(super) start: *mut u8,
+    pub(super) bytes: usize,
+}
+
+// SAFETY: the caller of an asynchronous copy agrees that the memory is used on a thread of the driver's choice.
+unsafe impl Send for HostBytes {}
 
 /// A function of the caller and its argument.
 pub(super) struct HostCall {
@@ -126,6 +183,9 @@ impl State {
     ) -> Outcome<u64> {
         capture::check(stream)?;
         inject::fail(Point::Queue)?;
+        if self.is_random() && self.queue.below(4) == 0 {
+            self.run_any();
+        }
         let blocking = self
             .streams
             .get(&stream)
@@ -171,8 +231,26 @@ impl State {
         self.queue.operations.contains_key(&operation)
     }
 
+    fn is_random(&self) -> bool {
+        matches!(self.config.stream_order, StreamOrder::Random(_))
+    }
+
+    /// Runs one operation, of any context.
+    fn run_any(&mut self) {
+        if let Some((id, operation)) = self.queue.take_any() {
+            self.run(id, operation);
+        }
+    }
+
     /// Runs an operation and everything that it waits for.
     pub(super) fn run_until(&mut self, operation: u64) {
+        if self.is_random() {
+            // Of those that nothing holds up there is always one: that with the smallest number.
+            while self.is_queued(operation) {
+                self.run_any();
+            }
+            return;
+        }
         let mut needed = BTreeSet::new();
         let mut open = vec![operation];
         while let Some(id) = open.pop() {
@@ -206,7 +284,7 @@ impl State {
             }
         }
         let mut order: Vec<u64> = last.into_values().collect();
-        if self.config.newest_first {
+        if self.config.stream_order == StreamOrder::Newest {
             order.reverse();
         }
         for operation in order {
@@ -251,6 +329,22 @@ impl State {
                 memory
                     .write(to.address, &bytes)
                     .map_err(|error| Failure::memory("copy to the device", to.address, &error))?;
+            }
+            Work::LateUpload { to, from } => {
+                let memory = self.memory_at(to)?;
+                // SAFETY: the caller of the copy keeps the memory valid until the copy is done.
+                let bytes = unsafe { std::slice::from_raw_parts(from.start, from.bytes) };
+                memory
+                    .write(to.address, bytes)
+                    .map_err(|error| Failure::memory("copy to the device", to.address, &error))?;
+            }
+            Work::LateDownload { to, from } => {
+                let memory = self.memory_at(from)?;
+                // SAFETY: as above; the bytes of a Vec<u8> or the like, which are initialized.
+                let bytes = unsafe { std::slice::from_raw_parts_mut(to.start, to.bytes) };
+                memory
+                    .read(from.address, bytes)
+                    .map_err(|error| Failure::memory("copy to the host", from.address, &error))?;
             }
             Work::Copy { to, from, bytes } => return self.execute_copy(to, from, bytes),
             Work::Fill { to, pattern, count } => {

@@ -1,6 +1,7 @@
 //! What the driver remembers: one registry for each kind of handle, and the work that is queued.
 
-use super::config::Config;
+use super::complain;
+use super::config::{Config, StreamOrder};
 use super::counts::Reports;
 use super::queue::Queue;
 use super::status::{Outcome, Status};
@@ -18,7 +19,7 @@ pub(super) struct State {
     pub(super) events: HashMap<u64, Event>,
     pub(super) modules: HashMap<u64, Module>,
     pub(super) functions: HashMap<u64, Function>,
-    /// By device and address: the memories of two devices may use the same addresses.
+    /// By device and address.
     pub(super) allocations: BTreeMap<(usize, u64), Owned>,
     pub(super) queue: Queue,
     pub(super) reports: Reports,
@@ -118,10 +119,20 @@ impl State {
             // The low numbers are handles of CUDA's own: the default streams are 0, 1 and 2.
             next_key: 0x1000,
         };
-        for _ in 0..config.devices {
+        if let StreamOrder::Random(seed) = config.stream_order {
+            complain(format_args!(
+                "work runs in a random order: LION_EMULATED_STREAM_ORDER=random:{seed}"
+            ));
+            state.queue.seed(seed);
+        }
+        for index in 0..config.devices {
             let primary = state.new_key();
             state.devices.push(Device {
-                memory: Arc::new(Memory::new(config.memory)),
+                memory: Arc::new(Memory::of_device(
+                    index,
+                    config.memory,
+                    config.frees_at_once,
+                )),
                 primary,
                 retained: 0,
                 primary_flags: 0,

@@ -1,7 +1,8 @@
 //! The memory of a device: allocations by address, those that are alive and those that were.
 //!
-//! Device memory has addresses of its own, which are no addresses of the host and are never given twice. Managed and pinned
-//! memory has the host's addresses. Between two allocations of device memory lies a gap that belongs to none.
+//! Device memory has addresses of its own, which are no addresses of the host and are never given twice; each device has a
+//! range of them. Managed and pinned memory has the host's addresses. Between two allocations of device memory lies a gap
+//! that belongs to none.
 
 use super::block::Block;
 use super::residency::{Moves, Pages};
@@ -11,6 +12,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Above what the host's addresses reach.
 const FIRST_ADDRESS: u64 = 0x71_0000_0000_0000;
+/// Addresses of each device.
+const RANGE: u64 = 1 << 44;
 const ALIGN: u64 = 512;
 /// Between device allocations, so that an index that is far off meets no other one.
 const GAP: u64 = 1 << 20;
@@ -65,29 +68,45 @@ pub(crate) struct Memory {
     map: RwLock<Map>,
     capacity: u64,
     moves: Arc<Moves>,
+    keeps_freed: bool,
 }
 
 /// The allocations.
 pub(super) struct Map {
+    /// Index of the device.
+    device: u64,
     next: u64,
     used: u64,
     blocks: BTreeMap<u64, Block>,
     /// Start and size of what was freed, as far as the addresses were not given again.
     freed: BTreeMap<u64, u64>,
+    /// Freed memory with the host's addresses, so that they are not given again.
+    kept: Vec<Block>,
 }
 
 impl Memory {
     /// A device with so many bytes.
+    #[cfg(test)]
     pub(crate) fn new(capacity: u64) -> Self {
+        Self::of_device(0, capacity, false)
+    }
+
+    /// The device of this index, with so many bytes. If it keeps what is freed, addresses of managed and pinned memory
+    /// are not given twice either: work that uses such memory after it is freed meets no other allocation there.
+    pub(crate) fn of_device(index: usize, capacity: u64, keeps_freed: bool) -> Self {
+        let device = index as u64;
         let moves = Arc::new(Moves::default());
         moves.set_room(capacity);
         Self {
             moves,
+            keeps_freed,
             map: RwLock::new(Map {
-                next: FIRST_ADDRESS,
+                device,
+                next: FIRST_ADDRESS + device * RANGE,
                 used: 0,
                 blocks: BTreeMap::new(),
                 freed: BTreeMap::new(),
+                kept: Vec::new(),
             }),
             capacity,
         }
@@ -152,7 +171,7 @@ impl Memory {
     /// [`MemoryError::NoStart`].
     pub(crate) fn free(&self, address: u64) -> Result<(), MemoryError> {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
-        let block = map
+        let mut block = map
             .blocks
             .remove(&address)
             .ok_or(MemoryError::NoStart { address })?;
@@ -164,6 +183,11 @@ impl Memory {
             map.freed.pop_first();
         }
         map.freed.insert(address, block.bytes());
+        if self.keeps_freed && block.kind() != Kind::Device {
+            // What was on the device of it is so no more.
+            block.pages = None;
+            map.kept.push(block);
+        }
         Ok(())
     }
 
@@ -345,6 +369,15 @@ impl Map {
                 name(*start, *size)
             );
         }
+        if let Some(offset) = address.checked_sub(FIRST_ADDRESS)
+            && offset / RANGE != self.device
+        {
+            return format!(
+                "an address of device {}, and this is device {}",
+                offset / RANGE,
+                self.device
+            );
+        }
         let below = self.blocks.range(..=address).next_back();
         let above = self.blocks.range(address..).next();
         let below = below.map(|(_, block)| (address - block.end(), "behind", block));
@@ -394,6 +427,29 @@ mod tests {
         memory.free(a).expect("alive");
         assert_ne!(memory.allocate(100, Kind::Device), Ok(a));
         assert_eq!(memory.used(), 100);
+    }
+
+    #[test]
+    fn each_device_has_addresses_of_its_own() {
+        let [first, second] = [0, 1].map(|index| Memory::of_device(index, 1 << 20, false));
+        let a = first.allocate(100, Kind::Device).expect("room");
+        let b = second.allocate(100, Kind::Device).expect("room");
+        assert_ne!(a, b);
+        assert!(text(&first, b).contains("an address of device 1, and this is device 0"));
+        assert!(text(&second, a).contains("an address of device 0, and this is device 1"));
+    }
+
+    #[test]
+    fn freed_memory_of_the_host_can_be_kept_from_being_given_again() {
+        let memory = Memory::of_device(0, 1 << 20, true);
+        let mut given = Vec::new();
+        for kind in [Kind::Managed, Kind::Pinned].repeat(20) {
+            let address = memory.allocate(100, kind).expect("room");
+            assert!(!given.contains(&address));
+            memory.free(address).expect("alive");
+            assert!(text(&memory, address).contains("use after free"));
+            given.push(address);
+        }
     }
 
     #[test]
