@@ -15,7 +15,7 @@ use std::sync::Arc;
 const PAGE: usize = 64 << 10;
 
 /// Frees return at once, whatever is queued, and the memory is gone. Copies from and to pageable memory are queued too.
-const UNHELPFUL: [(&str, &str); 2] = [
+const UNHELPFUL: [(&str, &str); 3] = [
     ("LION_EMULATED_FREE", "now"),
     ("LION_EMULATED_PAGEABLE_COPIES", "late"),
     ("LION_EMULATED_STREAM_ORDER", "random"),
