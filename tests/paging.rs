@@ -3,11 +3,11 @@
 #![cfg(target_os = "linux")]
 
 use lion::cpu::{Cpu, Isa};
-use lion::paging::{HostDriver, Limits};
 use lion::{
     Backend, Dtype, Error, Lion, OnNonFinite, Overrides, PagedLion8bit, PagedLion32bit, Paging,
     ParamSpec, StepArgs, update,
 };
+use lion_paging::{HostDriver, Limits};
 use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, property};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -42,7 +42,10 @@ pub use error::{Error, Operand, Scope, SkippedBlocks};
 pub use half::{bf16, f16};
 pub use hyper::{Bits, Hyper, LionArgs, OnNonFinite, Overrides, StepArgs};
 pub use optimizer::{Group, Handle, Optimizer, ParamSpec};
-pub use paging::{Moved, PagedState, PagingError, PagingReport, PagingTotals, ParamPaging};
+pub use paging::{
+    MemoryLimit, MemoryLimitKind, Moved, PagedState, PagingError, PagingReport, PagingTotals,
+    ParamPaging,
+};
 pub use place::{Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut};
 pub use report::{ParamInfo, StepReport};
 pub use restore::{ParamRecord, Restore, Settings};

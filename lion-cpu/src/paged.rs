@@ -53,9 +53,14 @@ impl PagedCpuState {
         self.memory.bytes()
     }
 
-    /// How the state is cut, and all bytes.
+    /// How the state is cut, and all bytes, of which those of a piece may be changed while its position in
+    /// a walk is held.
+    #[allow(unsafe_code)]
     pub(crate) fn parts(&mut self) -> (&Pieces, &mut [u8]) {
-        (self.pages.pieces(), self.memory.bytes_mut())
+        // SAFETY: the two callers change bytes of pieces whose position they hold: `visit` below, and the
+        // queue of a step, which hands a piece out once it is acquired and releases it when all of it is
+        // stepped. In a child of the process a walk does not begin.
+        (self.pages.pieces(), unsafe { self.memory.bytes_mut() })
     }
 
     /// Changes parts of pieces, each while it is resident, and says for each how many bytes came before.
@@ -64,16 +69,14 @@ impl PagedCpuState {
         parts: &[(usize, Range<usize>)],
         mut change: impl FnMut(usize, &mut [u8]),
     ) -> Result<(), PagingError> {
-        let uses = parts
-            .iter()
-            .map(|(piece, _)| Use::write(self.pages.piece(*piece)));
-        let uses: Vec<Use> = uses.collect();
+        let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
+        let uses: Vec<Use> = pieces.map(Use::write).collect();
         let pager = Arc::clone(self.pages.pager());
-        let walk = pager.begin(&uses, Visit::Aside);
+        let walk = pager.begin(&uses, Visit::Aside)?;
         let mut before = 0;
         for (position, (_, range)) in parts.iter().enumerate() {
             walk.acquire(position)?;
-            change(before, &mut self.memory.bytes_mut()[range.clone()]);
+            change(before, &mut self.parts().1[range.clone()]);
             before += range.len();
             walk.release(position);
         }
@@ -104,11 +107,9 @@ impl State for PagedCpuState {
 
     fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
         let parts = self.pages.pieces().parts(plane, offset, into.len())?;
-        let uses = parts
-            .iter()
-            .map(|(piece, _)| Use::read(self.pages.piece(*piece)));
-        let uses: Vec<Use> = uses.collect();
-        let walk = self.pages.pager().begin(&uses, Visit::Aside);
+        let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
+        let uses: Vec<Use> = pieces.map(Use::read).collect();
+        let walk = self.pages.pager().begin(&uses, Visit::Aside)?;
         let mut rest = &mut *into;
         for (position, (_, range)) in parts.iter().enumerate() {
             let (part, after) = rest.split_at_mut(range.len());

@@ -50,7 +50,7 @@ fn pieces(tensor: &TensorStep<'_>) -> usize {
 
 fn uses(tensor: &TensorStep<'_>, of: fn(lion_paging::Piece) -> Use) -> impl Iterator<Item = Use> {
     let pages = PagedCpuState::of(tensor).map(PagedCpuState::pages);
-    (0..pieces(tensor)).filter_map(move |index| Some(of(pages?.piece(index))))
+    (0..pieces(tensor)).filter_map(move |index| pages?.piece(index).map(of))
 }
 
 /// Whether the norm of a tensor is to be known before its step.
@@ -75,7 +75,7 @@ pub(crate) fn step(
         }
         order.extend(uses(tensor, Use::write));
     }
-    let walk = pager.begin(&order, Visit::Step);
+    let walk = pager.begin(&order, Visit::Step)?;
     let mut position = 0;
     let mut rest = tensors;
     while !rest.is_empty() {
@@ -172,7 +172,7 @@ pub(crate) fn count_non_finite(
 ) -> Result<(), PagingError> {
     let order = tensors.iter().flat_map(|tensor| uses(tensor, Use::read));
     let order: Vec<Use> = order.collect();
-    let walk = pager.begin(&order, Visit::Survey);
+    let walk = pager.begin(&order, Visit::Survey)?;
     let mut position = 0;
     for tensor in tensors {
         let count = pieces(tensor);

@@ -1,6 +1,6 @@
 //! What moves pages: the calls of an operating system or of a device, behind one trait.
 
-use lion_core::{BLOCK, PagingError};
+use lion_core::{BLOCK, MemoryLimit, PagingError};
 use std::fmt::Debug;
 use std::ops::Range;
 use std::time::Duration;
@@ -55,8 +55,9 @@ pub trait Driver: Debug + Send + Sync + 'static {
     ) -> Result<Self::Ticket, PagingError>;
 
     /// Makes a part not resident, after its uses: those that have returned, or that are queued on the
-    /// device. `dirty` says that it was changed; `after` is the fetch that has brought it, which may not be
-    /// done.
+    /// device. `dirty` says that it was changed, as far as the plan knows. A driver whose memory can be
+    /// changed by other means has to keep what was changed, whatever `dirty` says. `after` is the fetch that
+    /// has brought it, which may not be done.
     ///
     /// # Errors
     /// What the driver meets.
@@ -77,6 +78,11 @@ pub trait Driver: Debug + Send + Sync + 'static {
 
     /// Whether a ticket need not be waited for.
     fn is_done(&self, ticket: &Self::Ticket) -> bool;
+
+    /// The smallest limit on the fast memory that this process may use, if it is known.
+    fn memory_limit(&self) -> Option<MemoryLimit> {
+        None
+    }
 
     /// Bytes of a part that are in fast memory, as the system finds them.
     ///

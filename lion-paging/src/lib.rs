@@ -16,12 +16,15 @@
 //! let limits = Limits::new(64 << 20, None, HostDriver::PAGE)?;
 //! let pager = Arc::new(Pager::new(driver, limits));
 //! let (pages, mut memory) = pager.allocate(&Momentum32, 100 << 20)?; // 400 MiB
-//! let uses: Vec<Use> = (0..pages.pieces().count()).map(|i| Use::write(pages.piece(i))).collect();
-//! let walk = pager.begin(&uses, Visit::Step);
+//! let all = 0..pages.pieces().count();
+//! let uses: Vec<Use> = all.filter_map(|i| pages.piece(i)).map(Use::write).collect();
+//! let walk = pager.begin(&uses, Visit::Step)?;
 //! for (i, _) in uses.iter().enumerate() {
 //!     walk.acquire(i)?; // waits only where the disk is slower than the step
 //!     let part = pages.pieces().bytes(i);
-//!     memory.bytes_mut()[part].fill(1);
+//!     // SAFETY: what is changed lies in the piece that is held.
+//!     let bytes = unsafe { memory.bytes_mut() };
+//!     bytes[part].fill(1);
 //!     walk.release(i);
 //! }
 //! walk.finish()?;
@@ -34,11 +37,13 @@ mod driver;
 mod host;
 mod lane;
 mod limits;
+mod memory_limit;
 #[allow(unsafe_code)]
 mod os;
 mod pager;
 mod pieces;
 mod policy;
+mod process;
 mod settings;
 mod walk;
 

@@ -58,6 +58,55 @@ impl PagedState {
     }
 }
 
+/// What limits the memory of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryLimitKind {
+    /// The limit of the control group (cgroup) that the process is in, as that of a container.
+    ControlGroup,
+    /// The limit on the address space (`RLIMIT_AS`, `ulimit -v`).
+    AddressSpace,
+    /// The limit on the data segment (`RLIMIT_DATA`, `ulimit -d`).
+    DataSegment,
+    /// The memory of the machine.
+    Machine,
+}
+
+/// A limit on the memory of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryLimit {
+    /// What sets the limit.
+    pub kind: MemoryLimitKind,
+    /// The limit in bytes.
+    pub bytes: u64,
+}
+
+impl MemoryLimit {
+    /// A limit of so many bytes.
+    pub fn new(kind: MemoryLimitKind, bytes: u64) -> Self {
+        MemoryLimit { kind, bytes }
+    }
+}
+
+impl fmt::Display for MemoryLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = Size(self.bytes);
+        match self.kind {
+            MemoryLimitKind::ControlGroup => {
+                write!(f, "the {size} that the process's control group may use")
+            }
+            MemoryLimitKind::AddressSpace => {
+                write!(f, "the limit of {size} on the address space (RLIMIT_AS)")
+            }
+            MemoryLimitKind::DataSegment => {
+                write!(f, "the limit of {size} on the data segment (RLIMIT_DATA)")
+            }
+            MemoryLimitKind::Machine => write!(f, "the {size} of memory of the machine"),
+        }
+    }
+}
+
 /// The limits of a backend that pages, and what its last step has moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -68,6 +117,9 @@ pub struct PagingTotals {
     pub budget: usize,
     /// Those of the budget that are streamed through.
     pub window: usize,
+    /// The smallest limit on the memory of the process, where the budget is larger: the system may end the
+    /// process before the budget is used up.
+    pub exceeds: Option<MemoryLimit>,
     /// Bytes of all paged states.
     pub paged: usize,
     /// Bytes that are resident by the plan.
@@ -158,13 +210,43 @@ impl fmt::Display for PagingReport {
             Size(totals.budget as u64),
             Size(totals.window as u64),
             totals.driver
-        )
+        )?;
+        match &totals.exceeds {
+            Some(limit) => write!(
+                f,
+                "\nwarning: the budget is larger than {limit}: the system may end the process"
+            ),
+            None => Ok(()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_warns_of_a_budget_that_is_too_large() {
+        let mut report = PagingReport {
+            totals: PagingTotals {
+                budget: 300 << 20,
+                ..PagingTotals::default()
+            },
+            parameters: Vec::new(),
+        };
+        assert!(!report.to_string().contains("warning"));
+        let limit = MemoryLimit::new(MemoryLimitKind::ControlGroup, 100 << 20);
+        report.totals.exceeds = Some(limit);
+        let text = report.to_string();
+        let last = text.lines().next_back();
+        assert_eq!(
+            last,
+            Some(
+                "warning: the budget is larger than the 100 MiB that the process's control group may \
+                 use: the system may end the process"
+            )
+        );
+    }
 
     #[test]
     fn sizes_read_as_people_say_them() {

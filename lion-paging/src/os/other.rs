@@ -1,5 +1,6 @@
 //! Systems whose calls are not written yet: no file can be made, so nothing else is ever called.
 
+use lion_core::PagingError;
 use std::convert::Infallible;
 use std::io;
 use std::ops::Range;
@@ -14,9 +15,17 @@ impl PageFile {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(crate) fn grow(&self, _: usize, _: usize) -> io::Result<(HostRegion, HostMemory)> {
+    pub(crate) fn grow(&self, _: usize, _: usize) -> Result<(HostRegion, HostMemory), GrowError> {
         match self.0 {}
     }
+}
+
+/// Why the file cannot grow.
+#[derive(Debug)]
+#[expect(dead_code, reason = "never made")]
+pub(crate) enum GrowError {
+    Reserve(io::Error),
+    Map(io::Error),
 }
 
 /// A part of the file, to move by.
@@ -32,6 +41,10 @@ impl HostRegion {
 
     pub(crate) fn page() -> usize {
         0
+    }
+
+    pub(crate) fn check(&self, _: &Range<usize>) -> Result<(), PagingError> {
+        match self.0 {}
     }
 
     pub(crate) fn read_ahead(&self, _: Range<usize>) {
@@ -54,14 +67,6 @@ impl HostRegion {
         match self.0 {}
     }
 
-    pub(crate) fn is_kept(&self, _: &Range<usize>) -> bool {
-        match self.0 {}
-    }
-
-    pub(crate) fn put_back(&self, _: Range<usize>, _: bool) -> io::Result<()> {
-        match self.0 {}
-    }
-
     pub(crate) fn resident(&self, _: Range<usize>) -> io::Result<usize> {
         match self.0 {}
     }
@@ -74,7 +79,11 @@ impl HostMemory {
     }
 
     /// The bytes, to change.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    ///
+    /// # Safety
+    /// A byte is changed only while no fetch or eviction of its piece is queued or goes on, and in the
+    /// process that has allocated it.
+    pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         match self.0 {}
     }
 }
