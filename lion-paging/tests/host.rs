@@ -2,10 +2,8 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(all(target_os = "linux", not(miri)))]
 
-use lion_core::Momentum32;
-use lion_paging::{Driver, HostDriver, HostMemory, HostRegion, Limits, Pager, PagingError};
+use lion_paging::{Driver, HostDriver, HostMemory, HostRegion, PagingError};
 use std::ops::Range;
-use std::sync::Arc;
 
 const PAGE: usize = HostDriver::PAGE;
 
@@ -130,11 +128,14 @@ fn sizes_that_are_not_pages_are_refused() {
     }
 }
 
+#[cfg(target_pointer_width = "64")]
 #[test]
 fn a_file_that_no_system_can_hold_is_refused() {
+    use lion_core::Momentum32;
+    use lion_paging::{Limits, Pager};
     let driver = HostDriver::in_folder(&std::env::temp_dir()).unwrap();
     let limits = Limits::new(1 << 20, None, PAGE).unwrap();
-    let pager = Arc::new(Pager::new(driver, limits));
+    let pager = std::sync::Arc::new(Pager::new(driver, limits));
     let error = pager.allocate(&Momentum32, (1 << 62) + (1 << 20));
     assert!(matches!(error, Err(PagingError::TooLarge { .. })));
     let error = pager.allocate(&Momentum32, 1 << 60).unwrap_err();

@@ -184,6 +184,7 @@ impl PageFile {
 }
 
 #[cfg(test)]
+#[cfg(not(miri))]
 impl PageFile {
     /// Takes the bytes from under the mappings.
     pub(crate) fn truncate(&self) {
