@@ -109,12 +109,12 @@ pub mod cuda {
     };
 }
 
-/// The plan of a paged step and what carries it out: for those who write a driver or a backend.
+/// What bounds paged states: the budget with its window, and the limits on the memory of the process. (The
+/// crate `lion-paging` has the plan of a paged step and what carries it out, for those who write a driver or a
+/// backend.)
 pub mod paging {
-    pub use lion_paging::{
-        Action, Driver, HostDriver, HostMemory, HostRegion, Limits, Pager, Piece, Pieces, Policy,
-        StatePages, Use, Visit, Walk,
-    };
+    pub use lion_core::{MemoryLimit, MemoryLimitKind};
+    pub use lion_paging::Limits;
 }
 
 /// Blockwise 8-bit quantization, on its own.

@@ -258,3 +258,58 @@ fn a_full_disk_is_noticed_before_anything_changes() {
     drop(lion);
     assert_eq!(fs::read_dir(disk.0).unwrap().count(), 0);
 }
+
+#[test]
+fn lengths_that_no_memory_holds_are_refused() {
+    let paging = Paging::in_folder(std::env::temp_dir()).budget(1 << 20);
+    let mut lion = build(paging).unwrap();
+    // Four times as many are 2^22 where a word has 64 bits.
+    for len in [usize::MAX, usize::MAX / 4 + 1 + (1 << 20)] {
+        for bits in [8, 32] {
+            let of = |paged| Overrides::new().optim_bits(bits).is_paged(paged);
+            let spec = ParamSpec::new("w", len, Dtype::F32);
+            let error = lion.register(spec.clone().overrides(of(true))).unwrap_err();
+            let error = paging_error(error);
+            assert!(
+                matches!(
+                    error,
+                    PagingError::TooLarge { .. } | PagingError::NoRoom { .. }
+                ),
+                "{error:?}"
+            );
+            let error = lion.register(spec.overrides(of(false))).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    Error::Backend {
+                        source: BackendError::OutOfMemory { .. },
+                        ..
+                    }
+                ),
+                "{error:?}"
+            );
+        }
+    }
+    assert_eq!(lion.parameters().len(), 0);
+}
+
+#[test]
+fn a_budget_above_the_memory_of_the_machine_is_told() {
+    let paging = Paging::in_folder(std::env::temp_dir());
+    let report = |budget| {
+        let lion = build(paging.clone().budget(budget)).unwrap();
+        lion.paging().unwrap()
+    };
+    let small = report(4096);
+    assert_eq!(small.totals.exceeds, None);
+    assert!(!small.to_string().contains("warning"), "{small}");
+    let large = report(usize::MAX / 2);
+    let limit = large.totals.exceeds.unwrap();
+    assert!(limit.bytes < usize::MAX as u64 / 2);
+    assert!(
+        large
+            .to_string()
+            .contains("warning: the budget is larger than"),
+        "{large}"
+    );
+}

@@ -2,7 +2,7 @@
 //! promised, against the offline optimum.
 #![allow(clippy::unwrap_used)]
 
-use lion::paging::{Action, Limits, Piece, Policy, Use, Visit};
+use lion_paging::{Action, Limits, Piece, Policy, Use, Visit};
 use lion_test_support::{Rng, property};
 use std::collections::{HashMap, HashSet};
 
@@ -87,7 +87,7 @@ fn setup(rng: &mut Rng, equal: bool) -> (Policy, Machine, Vec<Piece>) {
         } else {
             1 + rng.below(largest)
         } * PAGE;
-        let piece = policy.add(bytes);
+        let piece = policy.add(bytes).unwrap();
         machine.bytes.insert(piece, bytes);
         piece
     });
@@ -107,7 +107,7 @@ fn a_steady_step_moves_no_more_than_promised() {
         rng.shuffle(&mut pieces);
         let uses = writes(&pieces);
         for step in 0..6 {
-            let actions = policy.plan(&uses, Visit::Step);
+            let actions = policy.plan(&uses, Visit::Step).unwrap();
             machine.run(&uses, &actions);
             assert_eq!(policy.resident(), machine.resident());
             // The first step brings what stays.
@@ -132,7 +132,7 @@ fn orders_may_change() {
         for step in 0..6 {
             rng.shuffle(&mut pieces);
             let uses = writes(&pieces);
-            let actions = policy.plan(&uses, Visit::Step);
+            let actions = policy.plan(&uses, Visit::Step).unwrap();
             machine.run(&uses, &actions);
             if step > 0 {
                 let limits = policy.limits();
@@ -186,7 +186,7 @@ fn no_more_than_a_window_above_the_optimum() {
             }
             sequence.extend_from_slice(&pieces);
             let uses = writes(&pieces);
-            let actions = policy.plan(&uses, Visit::Step);
+            let actions = policy.plan(&uses, Visit::Step).unwrap();
             machine.run(&uses, &actions);
             fetched.push(machine.fetched);
         }
@@ -218,14 +218,14 @@ fn any_history_stays_within_budget() {
         for _ in 0..30 {
             if rng.below(8) == 0 && pieces.len() > 1 {
                 let piece = pieces.swap_remove(rng.below(pieces.len()));
-                policy.remove(piece);
+                policy.remove(&[piece]);
                 machine.here.remove(&piece);
                 machine.dirty.remove(&piece);
                 machine.bytes.remove(&piece);
             }
             if rng.below(8) == 0 {
                 let bytes = PAGE * (1 + rng.below(policy.limits().piece() / PAGE));
-                let piece = policy.add(bytes);
+                let piece = policy.add(bytes).unwrap();
                 machine.bytes.insert(piece, bytes);
                 pieces.push(piece);
             }
@@ -240,7 +240,7 @@ fn any_history_stays_within_budget() {
                 uses.extend(writes(run));
             }
             let visit = [Visit::Step, Visit::Step, Visit::Survey, Visit::Aside][rng.below(4)];
-            let actions = policy.plan(&uses, visit);
+            let actions = policy.plan(&uses, visit).unwrap();
             machine.run(&uses, &actions);
             assert_eq!(policy.resident(), machine.resident());
         }
@@ -253,7 +253,7 @@ fn any_history_stays_within_budget() {
 fn what_is_stepped_no_more_gives_its_place_up() {
     let limits = Limits::new(20 * PAGE, Some(4 * PAGE), PAGE).unwrap();
     let mut policy = Policy::new(limits);
-    let pieces: Vec<Piece> = (0..40).map(|_| policy.add(PAGE)).collect();
+    let pieces: Vec<Piece> = (0..40).map(|_| policy.add(PAGE).unwrap()).collect();
     let mut machine = Machine {
         budget: limits.budget(),
         bytes: pieces.iter().map(|&piece| (piece, PAGE)).collect(),
@@ -261,14 +261,14 @@ fn what_is_stepped_no_more_gives_its_place_up() {
     };
     let (all, half) = (writes(&pieces), writes(&pieces[20..]));
     for _ in 0..3 {
-        let actions = policy.plan(&all, Visit::Step);
+        let actions = policy.plan(&all, Visit::Step).unwrap();
         machine.run(&all, &actions);
     }
     // 16 of the first half stay, 24 are streamed.
     assert_eq!(machine.fetched, 24 * PAGE);
     let mut steps = 0;
     while steps == 0 || machine.fetched > 4 * PAGE {
-        let actions = policy.plan(&half, Visit::Step);
+        let actions = policy.plan(&half, Visit::Step).unwrap();
         machine.run(&half, &actions);
         steps += 1;
         assert!(steps < 12, "{} bytes are fetched", machine.fetched);

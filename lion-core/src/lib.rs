@@ -46,7 +46,8 @@ pub use half::{bf16, f16};
 pub use hyper::{Bits, Hyper, LionArgs, MissingGradient, OnNonFinite, Overrides, StepArgs};
 pub use optimizer::{Group, Handle, Optimizer, ParamSpec};
 pub use paging::{
-    MemoryLimit, Moved, PagedState, PagingError, PagingReport, PagingTotals, ParamPaging,
+    MemoryLimit, MemoryLimitKind, Moved, PagedState, PagingError, PagingReport, PagingTotals,
+    ParamPaging,
 };
 pub use place::{Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut};
 pub use report::{ParamInfo, StepReport};

@@ -1,10 +1,4 @@
 //! States in a memory-mapped file, of which a part is resident.
-//!
-//! Nobody outside this crate has the pages or the memory of a state. Inside, bytes are touched in two ways:
-//! by a job or a view of a piece, which a step makes for each use of its walk and runs between
-//! `Walk::acquire` and `Walk::release` of it, and by `read` and `write` here, which do the same. A use that
-//! changes bytes is a `Use::write`. So the memory's condition holds: no byte of a piece is touched while the
-//! piece moves, and what has changed is written back.
 
 use lion_core::{
     BackendError, Bits, Momentum32, PagedState, PagingError, PlaneType, State, StateLayout,
@@ -54,16 +48,18 @@ impl PagedCpuState {
         &self.pages
     }
 
-    /// All bytes, of which those of acquired pieces may be touched.
+    /// All bytes, of which those of resident pieces may be touched.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the callers touch bytes of acquired pieces alone: see the module.
-        unsafe { self.memory.bytes() }
+        self.memory.bytes()
     }
 
-    /// How the state is cut, and all bytes, of which those of pieces that are acquired by a use that writes
-    /// may be touched.
+    /// How the state is cut, and all bytes, of which those of a piece may be changed while its position in
+    /// a walk is held.
+    #[allow(unsafe_code)]
     pub(crate) fn parts(&mut self) -> (&Pieces, &mut [u8]) {
-        // SAFETY: as in `bytes`.
+        // SAFETY: the two callers change bytes of pieces whose position they hold: `visit` below, and the
+        // queue of a step, which hands a piece out once it is acquired and releases it when all of it is
+        // stepped. In a child of the process a walk does not begin.
         (self.pages.pieces(), unsafe { self.memory.bytes_mut() })
     }
 
@@ -73,10 +69,8 @@ impl PagedCpuState {
         parts: &[(usize, Range<usize>)],
         mut change: impl FnMut(usize, &mut [u8]),
     ) -> Result<(), PagingError> {
-        let uses = parts
-            .iter()
-            .map(|(piece, _)| Use::write(self.pages.piece(*piece)));
-        let uses: Vec<Use> = uses.collect();
+        let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
+        let uses: Vec<Use> = pieces.map(Use::write).collect();
         let pager = Arc::clone(self.pages.pager());
         let walk = pager.begin(&uses, Visit::Aside)?;
         let mut before = 0;
@@ -113,16 +107,14 @@ impl State for PagedCpuState {
 
     fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
         let parts = self.pages.pieces().parts(plane, offset, into.len())?;
-        let uses = parts
-            .iter()
-            .map(|(piece, _)| Use::read(self.pages.piece(*piece)));
-        let uses: Vec<Use> = uses.collect();
+        let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
+        let uses: Vec<Use> = pieces.map(Use::read).collect();
         let walk = self.pages.pager().begin(&uses, Visit::Aside)?;
         let mut rest = &mut *into;
         for (position, (_, range)) in parts.iter().enumerate() {
             let (part, after) = rest.split_at_mut(range.len());
             walk.acquire(position)?;
-            part.copy_from_slice(&self.bytes()[range.clone()]);
+            part.copy_from_slice(&self.memory.bytes()[range.clone()]);
             walk.release(position);
             rest = after;
         }

@@ -163,7 +163,7 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
         let waiting = lock().fill(&mut batch);
         if let Some((progress, position)) = waiting {
             // Nobody waits for this thread meanwhile: it holds no piece and no lock.
-            if let Err(error) = progress.walk.acquire(position) {
+            if let Err(error) = progress.walk.wait(position) {
                 lock().error.get_or_insert(error);
             }
             continue;

@@ -51,7 +51,7 @@ fn pieces(tensor: &TensorStep<'_>) -> usize {
 
 fn uses(tensor: &TensorStep<'_>, of: fn(lion_paging::Piece) -> Use) -> impl Iterator<Item = Use> {
     let pages = PagedCpuState::of(tensor).map(PagedCpuState::pages);
-    (0..pieces(tensor)).filter_map(move |index| Some(of(pages?.piece(index))))
+    (0..pieces(tensor)).filter_map(move |index| pages?.piece(index).map(of))
 }
 
 /// Whether the norm of a tensor is to be known before its step.

@@ -28,8 +28,8 @@ impl PagedPlanes {
         of: fn(lion_paging::Piece) -> Use,
         mut work: impl FnMut(&Range<usize>, &Range<usize>) -> Result<(), CudaError>,
     ) -> Result<(), BackendError> {
-        let uses = parts.iter().map(|(piece, _)| of(self.pages.piece(*piece)));
-        let uses: Vec<Use> = uses.collect();
+        let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
+        let uses: Vec<Use> = pieces.map(of).collect();
         let walk = self.pages.pager().begin(&uses, Visit::Aside)?;
         for (position, (piece, range)) in parts.iter().enumerate() {
             walk.acquire(position)?;
@@ -40,7 +40,8 @@ impl PagedPlanes {
     }
 
     fn uses(&self, of: fn(lion_paging::Piece) -> Use) -> impl Iterator<Item = Use> {
-        (0..self.pages.pieces().count()).map(move |piece| of(self.pages.piece(piece)))
+        let pieces = 0..self.pages.pieces().count();
+        pieces.filter_map(move |piece| self.pages.piece(piece).map(of))
     }
 }
 

@@ -2,7 +2,12 @@
 
 /// A part of the state of one tensor that is resident as a whole or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Piece(pub(crate) usize);
+pub struct Piece {
+    /// Its place in the list of its policy. Another piece may take it later.
+    pub(crate) index: usize,
+    /// Its number among all pieces that the process has made: no other piece has it.
+    pub(crate) serial: u64,
+}
 
 /// One use of a piece, in the order of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

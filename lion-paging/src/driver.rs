@@ -29,26 +29,12 @@ pub trait Driver: Debug + Send + Sync + 'static {
         BLOCK
     }
 
-    /// Checks that this process may use the driver.
-    ///
-    /// # Errors
-    /// [`PagingError::OtherProcess`] in a forked child of the process that made the driver. The child
-    /// has none of the parent's threads, so it must not wait for what they do.
-    fn check_process(&self) -> Result<(), PagingError> {
-        Ok(())
-    }
-
-    /// The limit that the system sets on fast memory, as far as the driver knows one.
-    fn memory_limit(&self) -> Option<MemoryLimit> {
-        None
-    }
-
     /// Memory of so many bytes, with room for all of them where they go when they are not resident.
     /// They are 0, and nothing is resident. Parts that are moved begin at multiples of `piece`.
     ///
     /// # Errors
-    /// [`PagingError::NoRoom`], [`PagingError::Allocate`], [`PagingError::Device`]; what else the driver
-    /// meets.
+    /// [`PagingError::NoRoom`], [`PagingError::Reserve`], [`PagingError::Map`], [`PagingError::Device`]; what
+    /// else the driver meets.
     fn allocate(
         &self,
         bytes: usize,
@@ -59,7 +45,7 @@ pub trait Driver: Debug + Send + Sync + 'static {
     /// that it stays from step to step.
     ///
     /// # Errors
-    /// [`PagingError::BadPart`]; what else the driver meets.
+    /// [`PagingError::NotAPiece`]; what else the driver meets.
     fn fetch(
         &self,
         region: &Self::Region,
@@ -70,11 +56,12 @@ pub trait Driver: Debug + Send + Sync + 'static {
     ) -> Result<Self::Ticket, PagingError>;
 
     /// Makes a part not resident, after its uses: those that have returned, or that are queued on the
-    /// device. `dirty` says that it was changed; `after` is the fetch that has brought it, which may not be
-    /// done.
+    /// device. `dirty` says that it was changed, as far as the plan knows. A driver whose memory can be
+    /// changed by other means has to keep what was changed, whatever `dirty` says. `after` is the fetch that
+    /// has brought it, which may not be done.
     ///
     /// # Errors
-    /// [`PagingError::BadPart`]; what else the driver meets.
+    /// [`PagingError::NotAPiece`]; what else the driver meets.
     fn evict(
         &self,
         region: &Self::Region,
@@ -98,6 +85,11 @@ pub trait Driver: Debug + Send + Sync + 'static {
 
     /// Whether a ticket need not be waited for.
     fn is_done(&self, ticket: &Self::Ticket) -> bool;
+
+    /// The smallest limit on the fast memory that this process may use, if it is known.
+    fn memory_limit(&self) -> Option<MemoryLimit> {
+        None
+    }
 
     /// Bytes of a part that are in fast memory, as the system finds them.
     ///

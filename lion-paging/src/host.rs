@@ -2,8 +2,9 @@
 
 use crate::Driver;
 use crate::lane::{Job, Lane, Ticket};
+use crate::memory_limit::smallest_limit;
 use crate::os::{GrowError, HostMemory, HostRegion, PageFile};
-use crate::{memory_limit, os};
+use crate::process::Process;
 use lion_core::{MemoryLimit, PagingError};
 use std::io;
 use std::ops::Range;
@@ -28,13 +29,15 @@ const FETCHES: usize = 2;
 ///
 /// What stays from step to step is moved out of the file into memory of its own: pages of a file that are
 /// changed in every step would be written to the disk again and again by the system.
+///
+/// Nothing that the driver does changes the bytes of a [`HostMemory`]. It is of use in the process that made
+/// it alone: in a child made by `fork` its calls return [`PagingError::OtherProcess`].
 #[derive(Debug)]
 pub struct HostDriver {
     folder: PathBuf,
     file: PageFile,
-    /// The process that made this.
-    owner: u32,
-    memory_limit: Option<MemoryLimit>,
+    process: Process,
+    limit: Option<MemoryLimit>,
     fetches: Lane<Fetch>,
     evictions: Lane<Evict>,
 }
@@ -52,7 +55,6 @@ struct Fetch {
 struct Evict {
     region: HostRegion,
     part: Range<usize>,
-    dirty: bool,
     after: Option<Ticket>,
 }
 
@@ -63,7 +65,7 @@ impl HostDriver {
     /// States go to a file in this folder.
     ///
     /// # Errors
-    /// [`PagingError::Folder`], [`PagingError::Unsupported`].
+    /// [`PagingError::Folder`], [`PagingError::Thread`], [`PagingError::Unsupported`].
     pub fn in_folder(folder: &Path) -> Result<Self, PagingError> {
         let unsupported = |missing: String| PagingError::Unsupported { missing };
         if !HostRegion::SUPPORTED {
@@ -80,32 +82,16 @@ impl HostDriver {
             folder: folder.to_owned(),
             source: Arc::new(source),
         })?;
-        let thread = |error: io::Error| unsupported(format!("a helper thread: {error}"));
+        let thread = |error: io::Error| PagingError::Thread {
+            source: Arc::new(error),
+        };
         Ok(HostDriver {
             folder: folder.to_owned(),
             file,
-            owner: std::process::id(),
-            memory_limit: memory_limit::smallest("/".as_ref(), &os::memory_limits()),
+            process: Process::current(),
+            limit: smallest_limit(Path::new("/")),
             fetches: Lane::new("lion-fetch", FETCHES).map_err(thread)?,
             evictions: Lane::new("lion-evict", 1).map_err(thread)?,
-        })
-    }
-}
-
-impl HostDriver {
-    /// Refuses parts that no page of the region begins or ends with, and other processes.
-    fn check(&self, region: &HostRegion, part: &Range<usize>) -> Result<(), PagingError> {
-        self.check_process()?;
-        let page = HostRegion::page();
-        let ends = part.start <= part.end && part.end <= region.len();
-        if ends && part.start.is_multiple_of(page) && part.end.is_multiple_of(page) {
-            return Ok(());
-        }
-        Err(PagingError::BadPart {
-            start: part.start,
-            end: part.end,
-            bytes: region.len(),
-            page,
         })
     }
 }
@@ -123,36 +109,46 @@ impl Driver for HostDriver {
         Self::PAGE
     }
 
-    fn check_process(&self) -> Result<(), PagingError> {
-        let (owner, current) = (self.owner, std::process::id());
-        if owner == current {
-            Ok(())
-        } else {
-            Err(PagingError::OtherProcess { owner, current })
-        }
-    }
-
-    fn memory_limit(&self) -> Option<MemoryLimit> {
-        self.memory_limit.clone()
-    }
-
     fn allocate(
         &self,
         bytes: usize,
         piece: usize,
     ) -> Result<(HostRegion, HostMemory), PagingError> {
-        self.check_process()?;
+        self.process.check()?;
+        if bytes == 0 || piece == 0 || !(bytes | piece).is_multiple_of(Self::PAGE) {
+            return Err(PagingError::NotAPiece {
+                start: 0,
+                end: bytes,
+                bytes,
+                piece,
+            });
+        }
         self.file.grow(bytes, piece).map_err(|error| {
             let folder = self.folder.clone();
             match error {
-                GrowError::Full(source) => PagingError::NoRoom {
-                    folder,
-                    bytes,
-                    source: Arc::new(source),
-                },
-                GrowError::Failed { doing, source } => PagingError::Allocate {
-                    doing,
-                    folder,
+                GrowError::Reserve(source) => {
+                    let full = matches!(
+                        source.kind(),
+                        io::ErrorKind::StorageFull
+                            | io::ErrorKind::QuotaExceeded
+                            | io::ErrorKind::FileTooLarge
+                    );
+                    let source = Arc::new(source);
+                    if full {
+                        PagingError::NoRoom {
+                            folder,
+                            bytes,
+                            source,
+                        }
+                    } else {
+                        PagingError::Reserve {
+                            folder,
+                            bytes,
+                            source,
+                        }
+                    }
+                }
+                GrowError::Map(source) => PagingError::Map {
                     bytes,
                     source: Arc::new(source),
                 },
@@ -168,7 +164,8 @@ impl Driver for HostDriver {
         keep: bool,
         after: Option<&HostTicket>,
     ) -> Result<HostTicket, PagingError> {
-        self.check(region, &part)?;
+        self.process.check()?;
+        region.check(&part)?;
         let bytes = part.len();
         let ticket = self.fetches.queue(Fetch {
             region: region.clone(),
@@ -188,15 +185,15 @@ impl Driver for HostDriver {
         &self,
         region: &HostRegion,
         part: Range<usize>,
-        dirty: bool,
+        _dirty: bool,
         after: Option<&HostTicket>,
     ) -> Result<HostTicket, PagingError> {
-        self.check(region, &part)?;
+        self.process.check()?;
+        region.check(&part)?;
         let bytes = part.len();
         let ticket = self.evictions.queue(Evict {
             region: region.clone(),
             part,
-            dirty,
             after: after.map(|after| after.ticket.clone()),
         });
         Ok(HostTicket {
@@ -207,7 +204,7 @@ impl Driver for HostDriver {
     }
 
     fn wait(&self, ticket: &HostTicket) -> Result<Duration, PagingError> {
-        self.check_process()?;
+        self.process.check()?;
         let (waited, result) = ticket.ticket.wait();
         match result {
             Ok(()) => Ok(waited),
@@ -219,8 +216,12 @@ impl Driver for HostDriver {
         ticket.ticket.is_done()
     }
 
+    fn memory_limit(&self) -> Option<MemoryLimit> {
+        self.limit
+    }
+
     fn resident(&self, region: &HostRegion, part: Range<usize>) -> Result<usize, PagingError> {
-        self.check(region, &part)?;
+        region.check(&part)?;
         let bytes = part.len();
         region
             .resident(part)
@@ -297,9 +298,7 @@ impl Job for Evict {
     }
 
     fn start(&self) {
-        if !self.region.is_kept(&self.part) {
-            self.region.write_behind(self.part.clone());
-        }
+        self.region.write_behind(self.part.clone());
     }
 
     fn finish(&self) -> Result<(), Arc<io::Error>> {
@@ -307,11 +306,62 @@ impl Job for Evict {
             // Pages that could not be read are not there, or are clean.
             let _ = after.wait();
         }
-        let done = if self.region.is_kept(&self.part) {
-            self.region.put_back(self.part.clone(), self.dirty)
-        } else {
-            self.region.give_up(self.part.clone())
+        self.region.give_up(self.part.clone()).map_err(Arc::new)
+    }
+}
+
+#[cfg(test)]
+#[cfg(all(target_os = "linux", not(miri)))]
+mod tests {
+    use super::*;
+
+    fn driver() -> HostDriver {
+        HostDriver::in_folder(&std::env::temp_dir()).unwrap()
+    }
+
+    #[test]
+    fn each_error_of_the_system_is_told_as_what_it_is() {
+        let mut driver = driver();
+        let page = HostDriver::PAGE;
+        let allocate = |driver: &HostDriver| driver.allocate(page, page).unwrap_err();
+        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        assert!(matches!(allocate(&driver), PagingError::NoRoom { .. }));
+        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EDQUOT));
+        assert!(matches!(allocate(&driver), PagingError::NoRoom { .. }));
+        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EFBIG));
+        assert!(matches!(allocate(&driver), PagingError::NoRoom { .. }));
+        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        let error = allocate(&driver);
+        assert!(matches!(error, PagingError::Reserve { .. }), "{error}");
+        assert!(error.to_string().contains("could not be reserved"));
+        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EIO));
+        assert!(matches!(allocate(&driver), PagingError::Reserve { .. }));
+        // More than the address space has.
+        driver.file.reserve = |_, _, _| Ok(());
+        let error = driver.allocate(isize::MAX as usize / 2 / page * page, page);
+        let PagingError::Map { source, .. } = error.unwrap_err() else {
+            panic!("another error");
         };
-        done.map_err(Arc::new)
+        assert_eq!(source.raw_os_error(), Some(libc::ENOMEM));
+    }
+
+    #[test]
+    fn pages_that_the_disk_does_not_deliver_are_an_input_error() {
+        let driver = driver();
+        let page = HostDriver::PAGE;
+        let (region, _memory) = driver.allocate(page, page).unwrap();
+        // The system fails as for a block that it cannot read.
+        driver.file.truncate();
+        let ticket = driver.fetch(&region, 0..page, true, false, None).unwrap();
+        let error = driver.wait(&ticket).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("input/output error"), "{text}");
+        let PagingError::Transfer { source, .. } = error else {
+            panic!("{error}");
+        };
+        let system = source.get_ref().and_then(|failed| failed.source());
+        let system = system.and_then(|error| error.downcast_ref::<io::Error>());
+        let code = system.and_then(io::Error::raw_os_error);
+        assert_eq!(code, Some(libc::EFAULT));
     }
 }

@@ -1,5 +1,7 @@
 //! Helper threads that do transfers in the order in which they are queued, each begun early.
 
+use crate::process::Process;
+use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -76,15 +78,14 @@ impl Drop for Promise {
     }
 }
 
-/// One or more helper threads. They end when this is dropped, after what is queued. In a forked child there
-/// are none, and dropping this waits for nothing. Of one, transfers are
+/// One or more helper threads. They end when this is dropped, after what is queued. Of one, transfers are
 /// done in order; of more, they are begun in order.
 #[derive(Debug)]
 pub(crate) struct Lane<J> {
     shared: Arc<Shared<J>>,
     threads: Vec<JoinHandle<()>>,
-    /// The process that the threads are of.
-    owner: u32,
+    /// The process in which the threads run.
+    process: Process,
 }
 
 #[derive(Debug)]
@@ -99,7 +100,8 @@ struct Queue<J> {
     /// How many of them have begun.
     started: usize,
     closed: bool,
-    /// What the first transfer that failed has met, where later ones are to fail too.
+    /// What the first transfer that failed has met, where later ones are to fail too: those of a lane that
+    /// fails for good, and all after a panic.
     failed: Option<Arc<io::Error>>,
 }
 
@@ -122,7 +124,7 @@ impl<J: Job> Lane<J> {
                 changed: Condvar::new(),
             }),
             threads: Vec::with_capacity(threads),
-            owner: std::process::id(),
+            process: Process::current(),
         };
         for _ in 0..threads {
             let shared = Arc::clone(&lane.shared);
@@ -143,8 +145,9 @@ impl<J: Job> Lane<J> {
 
 impl<J> Drop for Lane<J> {
     fn drop(&mut self) {
-        if self.owner != std::process::id() {
-            // The lock may be held by a thread that this process does not have.
+        if !self.process.is_current() {
+            // A child made by `fork` has no such threads: to wait for them is to wait for ever, as may be to
+            // lock what they had locked.
             self.threads.drain(..).for_each(std::mem::forget);
             return;
         }
@@ -159,29 +162,40 @@ impl<J> Drop for Lane<J> {
 fn work<J: Job>(shared: &Shared<J>) {
     let mut queue = shared.queue();
     loop {
-        while let Some((job, _)) = queue.jobs.get(queue.started)
-            && job.may_start()
-        {
-            // What it leaves undone or panics over, `finish` does or tells.
-            let _ = catch_unwind(AssertUnwindSafe(|| job.start()));
+        while let Some((job, _)) = queue.jobs.get(queue.started) {
+            let started = caught(|| {
+                let may = job.may_start();
+                if may {
+                    job.start();
+                }
+                may
+            });
+            match started {
+                Ok(false) => break,
+                Ok(true) => {}
+                Err(panic) => {
+                    queue.failed.get_or_insert(panic);
+                }
+            }
             queue.started += 1;
         }
         if let Some((job, promise)) = queue.jobs.pop_front() {
             queue.started = queue.started.saturating_sub(1);
             drop(queue);
-            let finished = catch_unwind(AssertUnwindSafe(|| job.finish()));
-            let mut result = finished.unwrap_or_else(|_| {
-                let error = io::Error::other("the helper thread panicked");
-                Err(Arc::new(error))
-            });
+            let finished = caught(|| job.finish());
             queue = shared.queue();
-            if J::FAILS_FOR_GOOD {
-                match &queue.failed {
-                    Some(error) => result = Err(Arc::clone(error)),
-                    None => queue.failed = result.as_ref().err().cloned(),
-                }
+            let failed = match &finished {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error).filter(|_| J::FAILS_FOR_GOOD),
+                Err(panic) => Some(panic),
+            };
+            if queue.failed.is_none() {
+                queue.failed = failed.cloned();
             }
-            promise.keep(result);
+            promise.keep(match &queue.failed {
+                Some(error) => Err(Arc::clone(error)),
+                None => finished.and_then(|result| result),
+            });
         } else if queue.closed {
             return;
         } else {
@@ -189,6 +203,18 @@ fn work<J: Job>(shared: &Shared<J>) {
             queue = changed.unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+/// Runs a part of a job. A panic becomes an error: who waits for the job is told, and the thread goes on.
+fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Arc<io::Error>> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic: Box<dyn Any + Send>| {
+        let said = panic.downcast_ref::<&str>().copied();
+        let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let said = said.unwrap_or("no message");
+        Arc::new(io::Error::other(format!(
+            "a helper thread panicked: {said}"
+        )))
+    })
 }
 
 #[cfg(test)]
@@ -226,7 +252,17 @@ mod tests {
             .collect()
     }
 
-    struct Panics;
+    #[test]
+    fn the_last_transfer_tells_of_one_that_has_failed_before() {
+        let codes = [0, 5, 0, 28, 0];
+        let first = [None, Some(5), Some(5), Some(5), Some(5)];
+        assert_eq!(errors::<true>(&codes), first);
+        let each = [None, Some(5), None, Some(28), None];
+        assert_eq!(errors::<false>(&codes), each);
+    }
+
+    /// Panics when it is told to.
+    struct Panics(&'static str);
 
     impl Job for Panics {
         const FAILS_FOR_GOOD: bool = false;
@@ -236,29 +272,29 @@ mod tests {
         }
 
         fn start(&self) {
-            panic!("in the start of a transfer");
+            assert!(self.0 != "start", "in start");
         }
 
         fn finish(&self) -> Result<(), Arc<io::Error>> {
-            panic!("in a transfer");
+            assert!(self.0 != "finish", "in finish");
+            Ok(())
         }
     }
 
     #[test]
-    fn a_transfer_that_panics_fails_and_so_do_not_those_after_it() {
-        let lane = Lane::new("test", 1).unwrap();
-        for _ in 0..3 {
-            let error = lane.queue(Panics).wait().1.unwrap_err();
-            assert_eq!(error.to_string(), "the helper thread panicked");
+    fn a_panic_fails_its_transfer_and_all_later_ones() {
+        for place in ["start", "finish"] {
+            for threads in [1, 2] {
+                let lane = Lane::new("test", threads).unwrap();
+                assert!(lane.queue(Panics("")).wait().1.is_ok());
+                let tickets = [place, "", ""].map(|place| lane.queue(Panics(place)));
+                let texts = tickets.map(|ticket| ticket.wait().1.map_err(|e| e.to_string()));
+                let text = format!("a helper thread panicked: in {place}");
+                assert_eq!(texts[0], Err(text.clone()));
+                // Two threads are not held to an order.
+                let later = lane.queue(Panics("")).wait().1;
+                assert_eq!(later.map_err(|e| e.to_string()), Err(text));
+            }
         }
-    }
-
-    #[test]
-    fn the_last_transfer_tells_of_one_that_has_failed_before() {
-        let codes = [0, 5, 0, 28, 0];
-        let first = [None, Some(5), Some(5), Some(5), Some(5)];
-        assert_eq!(errors::<true>(&codes), first);
-        let each = [None, Some(5), None, Some(28), None];
-        assert_eq!(errors::<false>(&codes), each);
     }
 }

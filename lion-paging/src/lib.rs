@@ -16,26 +16,19 @@
 //! let limits = Limits::new(64 << 20, None, HostDriver::PAGE)?;
 //! let pager = Arc::new(Pager::new(driver, limits));
 //! let (pages, mut memory) = pager.allocate(&Momentum32, 100 << 20)?; // 400 MiB
-//! let uses: Vec<Use> = (0..pages.pieces().count()).map(|i| Use::write(pages.piece(i))).collect();
+//! let all = 0..pages.pieces().count();
+//! let uses: Vec<Use> = all.filter_map(|i| pages.piece(i)).map(Use::write).collect();
 //! let walk = pager.begin(&uses, Visit::Step)?;
 //! for (i, _) in uses.iter().enumerate() {
 //!     walk.acquire(i)?; // waits only where the disk is slower than the step
 //!     let part = pages.pieces().bytes(i);
-//!     // SAFETY: the piece is acquired, by a use that writes, until it is released below.
+//!     // SAFETY: what is changed lies in the piece that is held.
 //!     let bytes = unsafe { memory.bytes_mut() };
 //!     bytes[part].fill(1);
 //!     walk.release(i);
 //! }
 //! walk.finish()?;
 //! # Ok::<(), PagingError>(())
-//! ```
-//!
-//! Bytes are touched only while their piece is acquired. Who takes a reference to them promises that:
-//!
-//! ```compile_fail,E0133
-//! fn first(memory: &lion_paging::HostMemory) -> u8 {
-//!     memory.bytes()[0]
-//! }
 //! ```
 #![deny(unsafe_code)]
 
@@ -50,6 +43,7 @@ mod os;
 mod pager;
 mod pieces;
 mod policy;
+mod process;
 mod settings;
 mod walk;
 

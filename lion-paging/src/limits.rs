@@ -61,7 +61,7 @@ impl Limits {
             Some(window) => whole(window),
             // Two pages, where the budget has them: one is stepped while the other moves.
             None => whole((budget / 4).min(LARGEST_WINDOW))
-                .max(2 * page)
+                .max(page.saturating_mul(2))
                 .min(whole(budget)),
         };
         let piece = (window / PIECES_IN_WINDOW).min(LARGEST_PIECE);
@@ -109,7 +109,9 @@ impl Limits {
         if state <= self.budget {
             0
         } else {
-            2 * (state - self.budget + self.window)
+            (state - self.budget)
+                .saturating_add(self.window)
+                .saturating_mul(2)
         }
     }
 }
@@ -130,6 +132,17 @@ mod tests {
             (limits.budget, limits.window, limits.piece),
             (3 * 4096, 2 * 4096, 4096)
         );
+    }
+
+    #[test]
+    fn the_largest_numbers_do_not_wrap() {
+        const MAX: usize = usize::MAX;
+        let limits = Limits::new(MAX, None, MAX).unwrap();
+        assert_eq!((limits.budget, limits.piece), (MAX, MAX));
+        let limits = Limits::new(MAX, Some(MAX), 4096).unwrap();
+        assert_eq!(limits.window, MAX - 4095);
+        let limits = Limits::new(4096, None, 4096).unwrap();
+        assert_eq!(limits.steady_bytes(MAX), MAX);
     }
 
     #[test]

@@ -1,131 +1,179 @@
-//! The memory that the system lets this process have.
+//! How much memory the process may use, as files of Linux say.
 
-use lion_core::MemoryLimit;
+use lion_core::{MemoryLimit, MemoryLimitKind};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path};
 
-/// The smallest of the limits that can be found: control groups (versions 1 and 2), `rlimits`, and the
-/// memory of the machine.
-///
-/// `root` is the root of the file system, another folder in tests. `rlimits` are names and bytes.
-pub(crate) fn smallest(root: &Path, rlimits: &[(&str, u64)]) -> Option<MemoryLimit> {
-    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let mut limits: Vec<MemoryLimit> = groups
-        .lines()
-        .filter_map(|line| group_limit(root, line))
-        .collect();
-    for &(name, bytes) in rlimits {
-        limits.push(MemoryLimit::new(name, bytes));
-    }
-    if let Some(bytes) = machine_memory(root) {
-        limits.push(MemoryLimit::new("the memory of the machine", bytes));
-    }
-    limits.into_iter().min_by_key(|limit| limit.bytes)
+/// The smallest limit that the files under `root` name, which is `/` but in tests. `None` where there are no
+/// such files.
+pub(crate) fn smallest_limit(root: &Path) -> Option<MemoryLimit> {
+    let limits = [
+        control_group(root),
+        resource(root, "Max address space", MemoryLimitKind::AddressSpace),
+        resource(root, "Max data size", MemoryLimitKind::DataSegment),
+        machine(root),
+    ];
+    limits.into_iter().flatten().min_by_key(|limit| limit.bytes)
 }
 
-/// The smallest limit of a control group and of those around it, from a line of `/proc/self/cgroup`:
-/// `0::/path` in version 2, `number:controllers:/path` in version 1.
-fn group_limit(root: &Path, line: &str) -> Option<MemoryLimit> {
-    let (_, line) = line.split_once(':')?;
-    let (controllers, path) = line.split_once(':')?;
-    let (mount, file) = match controllers {
-        "" => ("sys/fs/cgroup", "memory.max"),
-        _ if controllers.split(',').any(|name| name == "memory") => {
-            ("sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        }
-        _ => return None,
-    };
-    let mount = root.join(mount);
-    let mut group = PathBuf::from(path.trim_start_matches('/'));
-    let mut smallest: Option<MemoryLimit> = None;
-    loop {
-        let text = fs::read_to_string(mount.join(&group).join(file));
-        // "max" stands for no limit, and so does a huge number in version 1.
-        let bytes = text.ok().and_then(|text| text.trim().parse::<u64>().ok());
-        if let Some(bytes) = bytes
-            && smallest.as_ref().is_none_or(|limit| bytes < limit.bytes)
-        {
-            let source = format!("the control group /{}", group.display());
-            smallest = Some(MemoryLimit::new(source, bytes));
-        }
-        if !group.pop() {
-            return smallest;
-        }
-    }
+/// A file that holds one number. Another word, as `max` for no limit, is none.
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-/// `MemTotal` of `/proc/meminfo`.
-fn machine_memory(root: &Path) -> Option<u64> {
-    let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
-    let line = text
+/// The smallest limit of the control group of the process and of those around it, in both versions of the
+/// system's interface.
+fn control_group(root: &Path) -> Option<MemoryLimit> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let mounted = root.join("sys/fs/cgroup");
+    let limits = groups.lines().filter_map(|line| {
+        // `0::/path` in version 2, `4:memory:/path` in version 1.
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let (folders, file) = if controllers.is_empty() {
+            let folders = vec![mounted.clone(), mounted.join("unified")];
+            (folders, "memory.max")
+        } else if controllers.split(',').any(|name| name == "memory") {
+            (vec![mounted.join("memory")], "memory.limit_in_bytes")
+        } else {
+            return None;
+        };
+        let limits = folders
+            .iter()
+            .filter_map(|folder| smallest_above(folder, path, file));
+        limits.min()
+    });
+    let bytes = limits.min()?;
+    Some(MemoryLimit::new(MemoryLimitKind::ControlGroup, bytes))
+}
+
+/// The smallest number in files of this name in a folder and along a path in it. In a container the path may
+/// be one of the machine outside, and then only the folder itself has the file.
+fn smallest_above(folder: &Path, path: &str, file: &str) -> Option<u64> {
+    let mut folder = folder.to_owned();
+    let mut smallest = number(&folder.join(file));
+    for name in Path::new(path).components() {
+        let Component::Normal(name) = name else {
+            continue;
+        };
+        folder.push(name);
+        if let Some(limit) = number(&folder.join(file)) {
+            smallest = Some(smallest.map_or(limit, |smallest| smallest.min(limit)));
+        }
+    }
+    smallest
+}
+
+/// The soft limit of a resource, as `ulimit` sets it.
+fn resource(root: &Path, name: &str, kind: MemoryLimitKind) -> Option<MemoryLimit> {
+    let limits = fs::read_to_string(root.join("proc/self/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    let bytes = line.split_whitespace().next()?.parse().ok()?;
+    Some(MemoryLimit::new(kind, bytes))
+}
+
+/// The memory of the machine.
+fn machine(root: &Path) -> Option<MemoryLimit> {
+    let memory = fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    let line = memory
         .lines()
         .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    let bytes = kib.checked_mul(1024)?;
+    Some(MemoryLimit::new(MemoryLimitKind::Machine, bytes))
 }
 
 #[cfg(test)]
-#[cfg(not(miri))]
+#[cfg(all(target_os = "linux", not(miri)))]
 mod tests {
     use super::*;
+    use tempfile::TempDir;
 
-    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+    /// A folder with files of `/proc` and `/sys`.
+    fn root(files: &[(&str, &str)]) -> TempDir {
         let root = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = root.path().join(path);
+        for (name, text) in files {
+            let path = root.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
         root
     }
 
+    fn limit(files: &[(&str, &str)]) -> Option<(MemoryLimitKind, u64)> {
+        let root = root(files);
+        let limit = smallest_limit(root.path());
+        limit.map(|limit| (limit.kind, limit.bytes))
+    }
+
+    const MEMINFO: (&str, &str) = (
+        "proc/meminfo",
+        "MemTotal:       24582144 kB\nMemFree:          123456 kB\n",
+    );
+
+    const LIMITS: &str = "Limit                     Soft Limit           Hard Limit           Units     \n\
+         Max data size             unlimited            unlimited            bytes     \n\
+         Max address space         1073741824           unlimited            bytes     \n";
+
     #[test]
-    fn the_smallest_limit_of_a_group_and_those_around_it_is_found() {
-        let root = machine(&[
-            ("proc/self/cgroup", "0::/user/run/trainer\n"),
-            (
-                "proc/meminfo",
-                "MemTotal:       1048576 kB\nMemFree: 1 kB\n",
-            ),
-            ("sys/fs/cgroup/user/run/trainer/memory.max", "max\n"),
-            ("sys/fs/cgroup/user/run/memory.max", "104857600\n"),
-            ("sys/fs/cgroup/user/memory.max", "209715200\n"),
-        ]);
-        let limit = smallest(root.path(), &[("RLIMIT_DATA", 1 << 40)]).unwrap();
-        assert_eq!(
-            limit,
-            MemoryLimit::new("the control group /user/run", 100 << 20)
-        );
-        let limit = smallest(root.path(), &[("RLIMIT_AS", 1 << 20)]).unwrap();
-        assert_eq!(limit, MemoryLimit::new("RLIMIT_AS", 1 << 20));
+    fn without_files_no_limit_is_known() {
+        assert_eq!(limit(&[]), None);
     }
 
     #[test]
-    fn groups_of_version_1_are_read_where_they_limit_memory() {
-        let root = machine(&[
-            (
-                "proc/self/cgroup",
-                "12:cpu,cpuacct:/a\n11:memory:/docker/b\n0::/\n",
-            ),
-            (
-                "sys/fs/cgroup/memory/docker/b/memory.limit_in_bytes",
-                "5000\n",
-            ),
+    fn the_smallest_limit_counts() {
+        let machine = (MemoryLimitKind::Machine, 24_582_144 * 1024);
+        assert_eq!(limit(&[MEMINFO]), Some(machine));
+        let limits = ("proc/self/limits", LIMITS);
+        let address_space = (MemoryLimitKind::AddressSpace, 1 << 30);
+        assert_eq!(limit(&[MEMINFO, limits]), Some(address_space));
+        let data = LIMITS.replacen("unlimited ", "4096      ", 1);
+        let data = limit(&[MEMINFO, ("proc/self/limits", &data)]);
+        assert_eq!(data, Some((MemoryLimitKind::DataSegment, 4096)));
+    }
+
+    #[test]
+    fn a_control_group_of_version_2_is_held_to_those_around_it() {
+        let group = ("proc/self/cgroup", "0::/user.slice/run\n");
+        let group_limit = |inner: &str, outer: &str| {
+            limit(&[
+                MEMINFO,
+                group,
+                ("sys/fs/cgroup/user.slice/run/memory.max", inner),
+                ("sys/fs/cgroup/user.slice/memory.max", outer),
+            ])
+        };
+        let of = |bytes| Some((MemoryLimitKind::ControlGroup, bytes));
+        assert_eq!(group_limit("104857600\n", "max\n"), of(100 << 20));
+        assert_eq!(group_limit("max\n", "104857600\n"), of(100 << 20));
+        assert_eq!(group_limit("4096\n", "104857600\n"), of(4096));
+        let machine = Some((MemoryLimitKind::Machine, 24_582_144 * 1024));
+        assert_eq!(group_limit("max\n", "max\n"), machine);
+        // In a container the group is the root of what it sees.
+        let container = [("sys/fs/cgroup/memory.max", "104857600\n"), group];
+        assert_eq!(limit(&container), of(100 << 20));
+        let outside = [container[0], ("proc/self/cgroup", "0::/../../other\n")];
+        assert_eq!(limit(&outside), of(100 << 20));
+    }
+
+    #[test]
+    fn a_control_group_of_version_1_is_found_too() {
+        let group = (
+            "proc/self/cgroup",
+            "4:cpu,memory:/run/1\n1:name=systemd:/\n0::/\n",
+        );
+        let found = limit(&[
+            group,
             (
                 "sys/fs/cgroup/memory/memory.limit_in_bytes",
                 "9223372036854771712\n",
             ),
-            ("sys/fs/cgroup/a/memory.max", "1\n"),
+            (
+                "sys/fs/cgroup/memory/run/1/memory.limit_in_bytes",
+                "104857600\n",
+            ),
+            ("sys/fs/cgroup/unified/memory.max", "max\n"),
         ]);
-        let limit = smallest(root.path(), &[]).unwrap();
-        assert_eq!(limit, MemoryLimit::new("the control group /docker/b", 5000));
-    }
-
-    #[test]
-    fn a_machine_without_groups_has_its_memory_as_the_limit() {
-        let root = machine(&[("proc/meminfo", "MemTotal: 2 kB\n")]);
-        let limit = smallest(root.path(), &[]).unwrap();
-        assert_eq!(limit, MemoryLimit::new("the memory of the machine", 2048));
-        assert_eq!(smallest(machine(&[]).path(), &[]), None);
+        assert_eq!(found, Some((MemoryLimitKind::ControlGroup, 100 << 20)));
     }
 }

@@ -1,17 +1,19 @@
 //! The pager: all paged states of a backend, and the lock around what is known of them.
 
+use crate::process::Process;
 use crate::{Action, Driver, Limits, Piece, Pieces, Policy, Use, Visit, Walk};
-use lion_core::{Moved, PagedState, PagingError, PagingTotals, StateLayout};
+use lion_core::{MemoryLimit, Moved, PagedState, PagingError, PagingTotals, StateLayout};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 /// All paged states of a backend, kept within a budget.
 ///
-/// A forked child of the process that made the pager may drop it and what it has allocated, and nothing
-/// else: every other call there returns [`PagingError::OtherProcess`].
-///
 /// One walk goes on at a time: a step of another optimizer on the same backend waits for it. So a thread that
-/// has begun a walk must not run, or wait for, a task that begins another one: both would wait for ever.
+/// has begun a walk must not wait for a task that begins another one: both would wait for ever. A walk that is begun by the thread that is in the middle of another one is refused.
+///
+/// A pager belongs to the process that made it. In a child made by `fork` each call that needs its pages
+/// returns [`PagingError::OtherProcess`], and what is dropped leaves the pages of the parent as they are.
 #[derive(Debug)]
 pub struct Pager<D: Driver> {
     pub(crate) driver: D,
@@ -19,6 +21,7 @@ pub struct Pager<D: Driver> {
     core: Mutex<Core<D>>,
     pub(crate) changed: Condvar,
     pub(crate) turn: Mutex<()>,
+    pub(crate) process: Process,
 }
 
 #[derive(Debug)]
@@ -31,6 +34,10 @@ pub(crate) struct Core<D: Driver> {
     pub(crate) evicted: Option<D::Ticket>,
     /// What is left of the walk that goes on.
     pub(crate) run: Option<Run>,
+    /// The thread that has begun it.
+    pub(crate) walker: Option<ThreadId>,
+    /// States that were dropped since it has begun: their pieces and their positions.
+    pub(crate) gone: Vec<(Vec<Piece>, usize)>,
     /// Whether the last counted walk was that of a step: the next one counts anew.
     closed: bool,
 }
@@ -59,6 +66,10 @@ pub(crate) struct Run {
     pub(crate) uses: Vec<Piece>,
     /// For each use, how many actions are queued when its piece is fetched.
     pub(crate) ready: Vec<usize>,
+    /// The position that is to be acquired next.
+    pub(crate) next: usize,
+    /// For each use, whether it was acquired and not released.
+    pub(crate) held: Vec<bool>,
     pub(crate) counted: bool,
     pub(crate) error: Option<PagingError>,
 }
@@ -75,10 +86,13 @@ impl<D: Driver> Pager<D> {
                 states: Vec::new(),
                 evicted: None,
                 run: None,
+                walker: None,
+                gone: Vec::new(),
                 closed: true,
             }),
             changed: Condvar::new(),
             turn: Mutex::new(()),
+            process: Process::current(),
         }
     }
 
@@ -95,35 +109,44 @@ impl<D: Driver> Pager<D> {
     /// The pages of a state of `len` elements, all bytes 0 and none resident, and their memory.
     ///
     /// # Errors
-    /// [`PagingError::TooLarge`], [`PagingError::OtherProcess`]; as [`Driver::allocate`].
+    /// [`PagingError::Empty`], [`PagingError::TooLarge`], [`PagingError::OtherProcess`]; else as
+    /// [`Driver::allocate`].
     pub fn allocate(
         self: &Arc<Self>,
         layout: &'static dyn StateLayout,
         len: usize,
     ) -> Result<(StatePages<D>, D::Memory), PagingError> {
-        self.driver.check_process()?;
-        let pieces = Pieces::new(layout, len, self.limits.piece(), self.driver.page())
-            .of_multiples(self.driver.elements());
-        let total = pieces
-            .checked_total()
-            .ok_or(PagingError::TooLarge { elements: len })?;
-        let (region, memory) = self.driver.allocate(total, pieces.stride())?;
+        self.process.check()?;
+        if len == 0 {
+            return Err(PagingError::Empty);
+        }
+        let pieces = Pieces::new(layout, len, self.limits.piece(), self.driver.page())?
+            .of_multiples(self.driver.elements())?;
+        let (region, memory) = self.driver.allocate(pieces.total(), pieces.stride())?;
         let mut core = self.core();
+        let mut ids = Vec::with_capacity(pieces.count());
+        for index in 0..pieces.count() {
+            match core.policy.add(pieces.bytes(index).len()) {
+                Ok(piece) => ids.push(piece),
+                Err(error) => {
+                    core.policy.remove(&ids);
+                    return Err(error);
+                }
+            }
+        }
         let free = core.states.iter().position(Option::is_none);
         let state = free.unwrap_or(core.states.len());
-        let paged = PagedState::of(total);
+        let paged = PagedState::of(pieces.total());
         match free {
             Some(state) => core.states[state] = Some(paged),
             None => core.states.push(Some(paged)),
         }
-        let mut ids = Vec::with_capacity(pieces.count());
-        for index in 0..pieces.count() {
-            let part = pieces.bytes(index);
-            let piece = core.policy.add(part.len());
-            if core.pieces.len() <= piece.0 {
-                core.pieces.resize_with(piece.0 + 1, || None);
+        for (index, &piece) in ids.iter().enumerate() {
+            if core.pieces.len() <= piece.index {
+                core.pieces.resize_with(piece.index + 1, || None);
             }
-            core.pieces[piece.0] = Some(Entry {
+            let part = pieces.bytes(index);
+            core.pieces[piece.index] = Some(Entry {
                 region: region.clone(),
                 part,
                 state,
@@ -132,7 +155,6 @@ impl<D: Driver> Pager<D> {
                 ticket: None,
                 pending: 0,
             });
-            ids.push(piece);
         }
         drop(core);
         let pages = StatePages {
@@ -144,23 +166,23 @@ impl<D: Driver> Pager<D> {
         Ok((pages, memory))
     }
 
-    /// Plans these uses and begins to fetch.
+    /// Plans these uses and begins to fetch. Waits for the walk of another thread to end.
     ///
     /// # Errors
-    /// [`PagingError::UnknownPiece`], [`PagingError::OtherProcess`].
+    /// [`PagingError::UnknownPiece`], [`PagingError::Nested`], [`PagingError::OtherProcess`].
     pub fn begin(&self, uses: &[Use], visit: Visit) -> Result<Walk<'_, D>, PagingError> {
-        self.driver.check_process()?;
         Walk::new(self, uses, visit)
     }
 
-    /// Limits and sums over all states. In a forked child all sums are 0.
+    /// Limits and sums over all states. In a child made by `fork` there are only the limits.
     pub fn totals(&self) -> PagingTotals {
         let mut totals = PagingTotals::default();
         totals.driver = self.driver.name();
         (totals.budget, totals.window) = (self.limits.budget(), self.limits.window());
-        let limit = self.driver.memory_limit();
-        totals.exceeds = limit.filter(|limit| totals.budget as u64 > limit.bytes);
-        if self.driver.check_process().is_err() {
+        let exceeded = |limit: &MemoryLimit| limit.bytes < totals.budget as u64;
+        totals.exceeds = self.driver.memory_limit().filter(exceeded);
+        if !self.process.is_current() {
+            // Another thread of the parent may have held the lock.
             return totals;
         }
         let core = self.core();
@@ -175,9 +197,9 @@ impl<D: Driver> Pager<D> {
     /// Bytes of all states that are in fast memory, as the driver finds them, not as the plan has it.
     ///
     /// # Errors
-    /// [`PagingError::OtherProcess`]; as [`Driver::resident`].
+    /// [`PagingError::OtherProcess`]; else as [`Driver::resident`].
     pub fn measure(&self) -> Result<usize, PagingError> {
-        self.driver.check_process()?;
+        self.process.check()?;
         let mut regions: Vec<(D::Region, Range<usize>)> = Vec::new();
         for entry in self.core().pieces.iter().flatten() {
             regions.push((entry.region.clone(), entry.part.clone()));
@@ -195,7 +217,7 @@ impl<D: Driver> Pager<D> {
 
 impl<D: Driver> Core<D> {
     pub(crate) fn entry(&mut self, piece: Piece) -> Option<&mut Entry<D>> {
-        self.pieces.get_mut(piece.0)?.as_mut()
+        self.pieces.get_mut(piece.index)?.as_mut()
     }
 
     /// Prepares the counters for a walk.
@@ -214,10 +236,24 @@ impl<D: Driver> Core<D> {
 
     /// Notes that a piece has begun to come (or go), in its state's numbers.
     pub(crate) fn count(&mut self, piece: Piece, count: impl FnOnce(&mut PagedState, usize)) {
-        if let Some(entry) = &self.pieces[piece.0]
-            && let Some(state) = &mut self.states[entry.state]
+        if let Some(Some(entry)) = self.pieces.get(piece.index)
+            && let Some(Some(state)) = self.states.get_mut(entry.state)
         {
             count(state, entry.part.len());
+        }
+    }
+
+    /// Forgets states that have been dropped, unless a walk goes on: what its plan is of stays until its end.
+    pub(crate) fn forget_gone(&mut self) {
+        if self.run.is_some() {
+            return;
+        }
+        for (pieces, state) in std::mem::take(&mut self.gone) {
+            self.policy.remove(&pieces);
+            for piece in pieces {
+                self.pieces[piece.index] = None;
+            }
+            self.states[state] = None;
         }
     }
 }
@@ -237,12 +273,9 @@ impl<D: Driver> StatePages<D> {
         &self.pieces
     }
 
-    /// A piece by its index, for a [`Use`].
-    ///
-    /// # Panics
-    /// If there is no such piece.
-    pub fn piece(&self, index: usize) -> Piece {
-        self.ids[index]
+    /// A piece by its index, for a [`Use`]. `None` where there is no such piece.
+    pub fn piece(&self, index: usize) -> Option<Piece> {
+        self.ids.get(index).copied()
     }
 
     /// The pager that they belong to.
@@ -250,9 +283,9 @@ impl<D: Driver> StatePages<D> {
         &self.pager
     }
 
-    /// Where they are. In a forked child nothing is known of them.
+    /// Where they are. In a child made by `fork` that is not known, and nothing is resident.
     pub fn paged(&self) -> PagedState {
-        if self.pager.driver.check_process().is_err() {
+        if !self.pager.process.is_current() {
             return PagedState::of(self.pieces.total());
         }
         self.pager.core().states[self.state].unwrap_or_default()
@@ -261,15 +294,13 @@ impl<D: Driver> StatePages<D> {
 
 impl<D: Driver> Drop for StatePages<D> {
     fn drop(&mut self) {
-        if self.pager.driver.check_process().is_err() {
-            // In a forked child the lock may be held by a thread that it does not have.
+        if !self.pager.process.is_current() {
+            // Another thread of the parent may have held the lock.
             return;
         }
+        let ids = std::mem::take(&mut self.ids);
         let mut core = self.pager.core();
-        core.policy.remove_all(&self.ids);
-        for &piece in &self.ids {
-            core.pieces[piece.0] = None;
-        }
-        core.states[self.state] = None;
+        core.gone.push((ids, self.state));
+        core.forget_gone();
     }
 }

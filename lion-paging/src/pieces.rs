@@ -1,6 +1,6 @@
 //! How the state of one tensor is cut into pieces: whole blocks, with all their planes side by side.
 
-use lion_core::{BLOCK, BackendError, PlaneSpec, StateLayout};
+use lion_core::{BLOCK, BackendError, PagingError, PlaneSpec, StateLayout};
 use std::ops::Range;
 
 /// The pieces of one state: as many blocks each as fit, the last one with what is left.
@@ -8,16 +8,18 @@ use std::ops::Range;
 /// ```
 /// use lion_core::Momentum32;
 /// use lion_paging::Pieces;
-/// let pieces = Pieces::new(&Momentum32, 5000, 8192, 4096);
+/// let pieces = Pieces::new(&Momentum32, 5000, 8192, 4096)?;
 /// assert_eq!((pieces.count(), pieces.elements(0), pieces.elements(2)), (3, 0..2048, 4096..5000));
 /// assert_eq!((pieces.bytes(0), pieces.bytes(2)), (0..8192, 16384..20480));
+/// # Ok::<(), lion_paging::PagingError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Pieces {
     layout: &'static dyn StateLayout,
     len: usize,
     page: usize,
-    /// Elements and bytes of a full piece.
+    /// Elements and bytes of a full piece. The bytes of all pieces, each taken as a full one, are no more
+    /// than `isize::MAX`.
     elements: usize,
     stride: usize,
 }
@@ -25,30 +27,62 @@ pub struct Pieces {
 impl Pieces {
     /// Of a state of `len` elements, in pieces of at most `piece` bytes, or of one block if that is more.
     /// Both are whole pages.
-    pub fn new(layout: &'static dyn StateLayout, len: usize, piece: usize, page: usize) -> Self {
-        let mut pieces = Pieces {
+    ///
+    /// # Errors
+    /// [`PagingError::TooLarge`] where the bytes cannot be counted.
+    pub fn new(
+        layout: &'static dyn StateLayout,
+        len: usize,
+        piece: usize,
+        page: usize,
+    ) -> Result<Self, PagingError> {
+        let pieces = Pieces {
             layout,
             len,
             page: page.max(1),
             elements: BLOCK,
             stride: 0,
         };
-        let block = pieces.start(BLOCK, layout.planes().len());
-        pieces.elements = (piece / block.max(1)).max(1).saturating_mul(BLOCK);
-        pieces.stride = pieces.size(pieces.elements);
-        pieces
+        let block = pieces.start(BLOCK, layout.planes().len()).max(1);
+        let blocks = (piece / block).max(1);
+        pieces.of(blocks.checked_mul(BLOCK))
     }
 
-    /// The same with pieces that begin at multiples of so many elements, of one such multiple at least.
-    #[must_use]
-    pub fn of_multiples(mut self, elements: usize) -> Self {
-        let unit = elements.max(BLOCK);
-        self.elements = (self.elements / unit).max(1).saturating_mul(unit);
-        self.stride = self.size(self.elements);
-        self
+    /// The same with pieces that begin at multiples of so many elements, rounded up to whole blocks; of one
+    /// such multiple at least.
+    ///
+    /// # Errors
+    /// As [`new`](Pieces::new).
+    pub fn of_multiples(self, elements: usize) -> Result<Self, PagingError> {
+        let unit = elements.max(1).checked_next_multiple_of(BLOCK);
+        let full = unit.and_then(|unit| (self.elements / unit).max(1).checked_mul(unit));
+        self.of(full)
+    }
+
+    /// The same with pieces of so many elements.
+    fn of(mut self, elements: Option<usize>) -> Result<Self, PagingError> {
+        let stride = elements.and_then(|elements| {
+            let stride = self.checked_size(elements)?;
+            let all = self.len.div_ceil(elements).checked_mul(stride)?;
+            (all <= isize::MAX as usize).then_some((elements, stride))
+        });
+        let too_large = PagingError::TooLarge { len: self.len };
+        (self.elements, self.stride) = stride.ok_or(too_large)?;
+        Ok(self)
     }
 
     /// Bytes of a piece of so many elements: its planes, rounded up to whole pages.
+    fn checked_size(&self, elements: usize) -> Option<usize> {
+        let whole = elements.checked_next_multiple_of(BLOCK)?;
+        let mut bytes = 0usize;
+        for spec in self.layout.planes() {
+            let numbers = whole.div_ceil(spec.elements.max(1));
+            bytes = bytes.checked_add(numbers.checked_mul(spec.plane_type.bytes())?)?;
+        }
+        bytes.checked_next_multiple_of(self.page)
+    }
+
+    /// The same, where it is known to be no more than that of a full piece.
     fn size(&self, elements: usize) -> usize {
         let last = self.layout.planes().len();
         self.start(elements, last).next_multiple_of(self.page)
@@ -58,7 +92,7 @@ impl Pieces {
     fn start(&self, elements: usize, plane: usize) -> usize {
         let whole = elements.next_multiple_of(BLOCK);
         let before = self.layout.planes().iter().take(plane);
-        before.map(|spec| PlaneSpec::bytes(spec, whole)).sum()
+        before.map(|spec| plane_bytes(spec, whole)).sum()
     }
 
     /// The layout of the state.
@@ -86,41 +120,31 @@ impl Pieces {
         self.stride
     }
 
-    /// The elements of a piece.
+    /// The elements of a piece. Where there is no such piece, there are none.
     pub fn elements(&self, piece: usize) -> Range<usize> {
         let start = piece.saturating_mul(self.elements).min(self.len);
-        start..start + self.elements.min(self.len - start)
+        start..start.saturating_add(self.elements).min(self.len)
     }
 
-    /// The bytes of a piece in the memory of the state.
+    /// The bytes of a piece in the memory of the state. Where there is no such piece, there are none.
     pub fn bytes(&self, piece: usize) -> Range<usize> {
-        let start = piece.saturating_mul(self.stride);
-        start..start.saturating_add(self.size(self.elements(piece).len()))
+        let start = piece.min(self.count()) * self.stride;
+        start..start + self.size(self.elements(piece).len())
     }
 
-    /// Bytes of all pieces, `usize::MAX` where they are more than that.
+    /// Bytes of all pieces.
     pub fn total(&self) -> usize {
-        self.checked_total().unwrap_or(usize::MAX)
+        self.count()
+            .checked_sub(1)
+            .map_or(0, |last| self.bytes(last).end)
     }
 
-    /// Bytes of all pieces, or `None` where they cannot be counted.
-    pub fn checked_total(&self) -> Option<usize> {
-        let Some(last) = self.count().checked_sub(1) else {
-            return Some(0);
-        };
-        let start = last.checked_mul(self.stride)?;
-        start.checked_add(self.size(self.elements(last).len()))
-    }
-
-    /// The bytes of a plane within a piece.
-    ///
-    /// # Panics
-    /// If the layout has no such plane.
+    /// The bytes of a plane within a piece. Where there is no such piece or plane, there are none.
     pub fn plane(&self, piece: usize, plane: usize) -> Range<usize> {
         let elements = self.elements(piece).len();
         let start = self.start(elements, plane);
-        let spec = &self.layout.planes()[plane];
-        start..start + PlaneSpec::bytes(spec, elements)
+        let spec = self.layout.planes().get(plane);
+        start..start + spec.map_or(0, |spec| plane_bytes(spec, elements))
     }
 
     /// The parts of the pieces that hold `bytes` bytes of a plane from `offset` on: for each the piece and
@@ -136,7 +160,7 @@ impl Pieces {
     ) -> Result<Vec<(usize, Range<usize>)>, BackendError> {
         self.layout.part(self.len, plane, offset, bytes)?;
         let spec = &self.layout.planes()[plane];
-        let full = PlaneSpec::bytes(spec, self.elements);
+        let full = plane_bytes(spec, self.elements);
         let end = offset + bytes;
         let touched = offset / full..end.div_ceil(full).max(offset / full);
         let part = |piece: usize| {
@@ -152,6 +176,11 @@ impl Pieces {
             .filter(|(_, range)| !range.is_empty())
             .collect())
     }
+}
+
+/// Bytes of a plane of so many elements, which are no more than those of a state that can be counted.
+fn plane_bytes(spec: &PlaneSpec, elements: usize) -> usize {
+    elements.div_ceil(spec.elements.max(1)) * spec.plane_type.bytes()
 }
 
 #[cfg(test)]
@@ -190,7 +219,7 @@ mod tests {
     #[test]
     fn a_piece_holds_both_planes_of_its_blocks() {
         // 15 blocks of 260 bytes fit a page of 4096: 3840 elements.
-        let pieces = Pieces::new(&CodesAndAbsmax, 9000, 4096, 4096);
+        let pieces = Pieces::new(&CodesAndAbsmax, 9000, 4096, 4096).unwrap();
         assert_eq!((pieces.count(), pieces.total()), (3, 3 * 4096));
         assert_eq!(pieces.elements(1), 3840..7680);
         let planes = |piece| (pieces.plane(piece, 0), pieces.plane(piece, 1));
@@ -205,23 +234,48 @@ mod tests {
     }
 
     #[test]
-    fn states_that_cannot_be_addressed_are_noticed() {
-        for len in [1 << 62, (1 << 62) + (1 << 20), usize::MAX] {
-            let pieces = Pieces::new(&Momentum32, len, 1 << 22, 4096);
-            assert_eq!(pieces.checked_total(), None, "{len} elements");
-            assert_eq!(pieces.total(), usize::MAX);
-        }
-        let pieces = Pieces::new(&Momentum32, 1 << 40, 1 << 22, 4096);
-        assert_eq!(pieces.checked_total(), Some(1 << 42));
-        assert_eq!(pieces.elements(usize::MAX), 1 << 40..1 << 40);
+    fn a_block_is_the_smallest_piece() {
+        let pieces = Pieces::new(&Momentum32, 257, 1, 1).unwrap();
+        assert_eq!((pieces.count(), pieces.bytes(1)), (2, 1024..2048));
+        let empty = Pieces::new(&Momentum32, 0, 4096, 4096).unwrap();
+        assert_eq!((empty.count(), empty.total()), (0, 0));
+        assert_eq!(empty.parts(0, 0, 0).unwrap(), []);
     }
 
     #[test]
-    fn a_block_is_the_smallest_piece() {
-        let pieces = Pieces::new(&Momentum32, 257, 1, 1);
-        assert_eq!((pieces.count(), pieces.bytes(1)), (2, 1024..2048));
-        let empty = Pieces::new(&Momentum32, 0, 4096, 4096);
-        assert_eq!((empty.count(), empty.total()), (0, 0));
-        assert_eq!(empty.parts(0, 0, 0).unwrap(), []);
+    fn bytes_that_cannot_be_counted_are_refused() {
+        const MAX: usize = usize::MAX;
+        const LAYOUTS: [&dyn StateLayout; 2] = [&Momentum32, &CodesAndAbsmax];
+        for layout in LAYOUTS {
+            // 2^62 + 2^20 where a word has 64 bits: 2^20 after a multiplication by 4.
+            for len in [MAX, MAX / 2 + 1, MAX / 4 + 1 + (1 << 20)] {
+                let pieces = Pieces::new(layout, len, 4096, 4096);
+                match (pieces, layout.bits()) {
+                    (Ok(pieces), Bits::Eight) => assert!(pieces.total() >= len),
+                    (pieces, _) => assert!(
+                        matches!(pieces, Err(PagingError::TooLarge { len: given }) if given == len)
+                    ),
+                }
+            }
+            for (piece, page) in [(MAX, 4096), (4096, MAX), (MAX, MAX)] {
+                assert!(Pieces::new(layout, 1 << 20, piece, page).is_err());
+            }
+            let pieces = Pieces::new(layout, 1 << 20, 4096, 4096).unwrap();
+            assert!(pieces.of_multiples(MAX).is_err());
+        }
+    }
+
+    #[test]
+    fn there_is_nothing_beyond_the_end() {
+        let pieces = Pieces::new(&CodesAndAbsmax, 9000, 4096, 4096).unwrap();
+        for piece in [3, 4, usize::MAX] {
+            assert!(pieces.elements(piece).is_empty());
+            assert_eq!(pieces.bytes(piece), 3 * 4096..3 * 4096);
+            assert!(pieces.plane(piece, 1).is_empty());
+        }
+        for plane in [2, usize::MAX] {
+            assert!(pieces.plane(0, plane).is_empty());
+            assert!(pieces.parts(plane, 0, 0).is_err());
+        }
     }
 }

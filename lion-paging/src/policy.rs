@@ -10,6 +10,8 @@
 //! Pieces that have not been stepped for some steps give their place up to others.
 
 use crate::{Action, Limits, Piece, Use};
+use lion_core::PagingError;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Steps without a piece after which its place may be given to one that is stepped: trainers that step
 /// two halves of a model in turn keep what they have.
@@ -17,6 +19,9 @@ const PATIENCE: u64 = 8;
 
 /// No position.
 const NEVER: usize = usize::MAX;
+
+/// The serial number of the piece that is made next, by any policy of the process.
+static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 /// For what pieces are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +36,9 @@ pub enum Visit {
 
 #[derive(Clone, Debug, Default)]
 struct Slot {
+    /// The serial number of its piece; 0 if it is free.
+    serial: u64,
     bytes: usize,
-    /// Whether the piece is gone, and the slot free.
-    removed: bool,
     /// Whether it is resident, at the end of what has been planned.
     here: bool,
     /// Whether it was written since it was fetched.
@@ -55,9 +60,10 @@ struct Slot {
 /// use lion_paging::{Action, Limits, Policy, Use, Visit};
 /// // Four pieces of one page, memory for three, of which one is the window.
 /// let mut policy = Policy::new(Limits::new(3 * 4096, Some(4096), 4096)?);
-/// let uses: Vec<Use> = (0..4).map(|_| Use::write(policy.add(4096))).collect();
-/// policy.plan(&uses, Visit::Step);
-/// let again = policy.plan(&uses, Visit::Step);
+/// let pieces = (0..4).map(|_| policy.add(4096)).collect::<Result<Vec<_>, _>>()?;
+/// let uses: Vec<Use> = pieces.into_iter().map(Use::write).collect();
+/// policy.plan(&uses, Visit::Step)?;
+/// let again = policy.plan(&uses, Visit::Step)?;
 /// let moved: usize = again.iter().map(|action| match action {
 ///     Action::Use(_) => 0,
 ///     Action::Fetch { .. } | Action::Evict { .. } => 4096,
@@ -112,91 +118,104 @@ impl Policy {
         self.here
     }
 
-    /// Whether a piece is resident after all that has been planned.
-    ///
-    /// # Panics
-    /// If the policy has never had the piece.
+    /// Whether a piece is resident after all that has been planned. False for a piece that is not of this
+    /// policy.
     pub fn is_resident(&self, piece: Piece) -> bool {
-        self.slots[piece.0].here
+        self.find(piece).is_some_and(|index| self.slots[index].here)
+    }
+
+    /// The slot of a piece, if it is one of this policy.
+    fn find(&self, piece: Piece) -> Option<usize> {
+        let slot = self.slots.get(piece.index);
+        slot.filter(|slot| slot.serial == piece.serial)
+            .map(|_| piece.index)
     }
 
     /// A piece of so many bytes, not resident: [`Limits::piece`] at most.
-    pub fn add(&mut self, bytes: usize) -> Piece {
-        debug_assert!(bytes <= self.limits.piece());
-        self.total += bytes;
+    ///
+    /// # Errors
+    /// [`PagingError::NotAPiece`] where there are more bytes; [`PagingError::TooLarge`] where the bytes of
+    /// all pieces cannot be counted.
+    pub fn add(&mut self, bytes: usize) -> Result<Piece, PagingError> {
+        if bytes > self.limits.piece() {
+            return Err(PagingError::NotAPiece {
+                start: 0,
+                end: bytes,
+                bytes,
+                piece: self.limits.piece(),
+            });
+        }
+        let total = self.total.checked_add(bytes);
+        self.total = total.ok_or(PagingError::TooLarge { len: bytes })?;
         let slot = Slot {
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             bytes,
             ..Slot::default()
         };
-        match self.free.pop() {
+        let serial = slot.serial;
+        let index = match self.free.pop() {
             Some(index) => {
                 self.slots[index] = slot;
-                Piece(index)
+                index
             }
             None => {
                 self.slots.push(slot);
-                Piece(self.slots.len() - 1)
+                self.slots.len() - 1
             }
-        }
+        };
+        Ok(Piece { index, serial })
     }
 
-    /// Forgets a piece whose memory is freed.
-    ///
-    /// # Panics
-    /// If the policy has no such piece.
-    pub fn remove(&mut self, piece: Piece) {
-        self.remove_all(&[piece]);
-    }
-
-    /// Forgets pieces whose memory is freed, in one pass over those that are resident. A piece that is
-    /// removed already is passed over.
-    ///
-    /// # Panics
-    /// If the policy has never had one of them.
-    pub fn remove_all(&mut self, pieces: &[Piece]) {
-        for piece in pieces {
-            let slot = &mut self.slots[piece.0];
-            if slot.removed {
+    /// Forgets pieces whose memory is freed. Those that are not of this policy are left out.
+    pub fn remove(&mut self, pieces: &[Piece]) {
+        for &piece in pieces {
+            let Some(index) = self.find(piece) else {
                 continue;
-            }
+            };
+            let slot = std::mem::take(&mut self.slots[index]);
             self.total -= slot.bytes;
             self.here -= if slot.here { slot.bytes } else { 0 };
             self.fixed -= if slot.fixed { slot.bytes } else { 0 };
-            *slot = Slot {
-                removed: true,
-                ..Slot::default()
-            };
-            self.free.push(piece.0);
+            self.free.push(index);
         }
+        // Once for all of them: a state may have a million pieces.
         let slots = &self.slots;
-        self.kept.retain(|&index| !slots[index].removed);
-        self.loose.retain(|&index| !slots[index].removed);
+        self.kept.retain(|&index| slots[index].serial != 0);
+        self.loose.retain(|&index| slots[index].serial != 0);
     }
 
     /// A piece that could not be fetched: it is not resident, whatever has been planned.
-    ///
-    /// # Panics
-    /// If the policy has never had the piece.
     pub fn lost(&mut self, piece: Piece) {
-        let slot = &mut self.slots[piece.0];
+        let Some(lost) = self.find(piece) else {
+            return;
+        };
+        let slot = &mut self.slots[lost];
         self.here -= if slot.here { slot.bytes } else { 0 };
         (slot.here, slot.dirty) = (false, false);
-        self.loose.retain(|&index| index != piece.0);
+        self.loose.retain(|&index| index != lost);
     }
 
     /// What to fetch and evict around these uses, in order. A piece may be used more than once. At no
     /// point is more than the budget resident, where an eviction ends before the next fetch begins.
     ///
-    /// # Panics
-    /// If the policy has never had one of the pieces.
-    pub fn plan(&mut self, uses: &[Use], visit: Visit) -> Vec<Action> {
+    /// # Errors
+    /// [`PagingError::UnknownPiece`] where a piece is not of this policy.
+    pub fn plan(&mut self, uses: &[Use], visit: Visit) -> Result<Vec<Action>, PagingError> {
+        let unknown = uses.iter().position(|used| self.find(used.piece).is_none());
+        if let Some(position) = unknown {
+            return Err(PagingError::UnknownPiece { position });
+        }
+        Ok(self.plan_known(uses, visit))
+    }
+
+    fn plan_known(&mut self, uses: &[Use], visit: Visit) -> Vec<Action> {
         self.choose(uses, visit);
         let mut later = vec![NEVER; uses.len()];
         for slot in &mut self.slots {
             (slot.next, slot.pending, slot.fetch) = (NEVER, 0, NEVER);
         }
         for (position, used) in uses.iter().enumerate().rev() {
-            let slot = &mut self.slots[used.piece.0];
+            let slot = &mut self.slots[used.piece.index];
             later[position] = std::mem::replace(&mut slot.next, position);
         }
         let mut actions = Vec::with_capacity(3 * uses.len());
@@ -206,13 +225,13 @@ impl Policy {
                 if !self.fetch(next.piece, ahead, ahead == position, &mut actions) {
                     break;
                 }
-                let slot = &mut self.slots[next.piece.0];
+                let slot = &mut self.slots[next.piece.index];
                 slot.pending += 1;
                 slot.next = later[ahead];
                 ahead += 1;
             }
             actions.push(Action::Use(position));
-            let slot = &mut self.slots[used.piece.0];
+            let slot = &mut self.slots[used.piece.index];
             slot.pending -= 1;
             slot.dirty |= used.write;
             if let Some(Action::Fetch { write, .. }) = actions.get_mut(slot.fetch) {
@@ -221,7 +240,7 @@ impl Policy {
             // What is looked at aside may be looked at again.
             let over = slot.pending == 0 && slot.next == NEVER;
             if over && !slot.fixed && visit != Visit::Aside {
-                self.evict(used.piece.0, &mut actions);
+                self.evict(used.piece.index, &mut actions);
             }
         }
         if visit == Visit::Step {
@@ -239,7 +258,7 @@ impl Policy {
         must: bool,
         actions: &mut Vec<Action>,
     ) -> bool {
-        let index = piece.0;
+        let index = piece.index;
         if self.slots[index].here {
             return true;
         }
@@ -283,7 +302,10 @@ impl Policy {
         slot.here = false;
         slot.fetch = NEVER;
         actions.push(Action::Evict {
-            piece: Piece(index),
+            piece: Piece {
+                index,
+                serial: slot.serial,
+            },
             dirty: std::mem::take(&mut slot.dirty),
         });
     }
@@ -291,7 +313,7 @@ impl Policy {
     /// Fetches the first pieces of the next step, as many as there is room for.
     fn fetch_ahead(&mut self, uses: &[Use], actions: &mut Vec<Action>) {
         for used in uses {
-            let slot = &mut self.slots[used.piece.0];
+            let slot = &mut self.slots[used.piece.index];
             let keep = slot.fixed;
             if slot.here {
                 continue;
@@ -302,7 +324,7 @@ impl Policy {
             (slot.here, slot.dirty) = (true, false);
             self.here += slot.bytes;
             if !slot.fixed {
-                self.loose.push(used.piece.0);
+                self.loose.push(used.piece.index);
             }
             actions.push(Action::Fetch {
                 piece: used.piece,
@@ -318,7 +340,7 @@ impl Policy {
         if visit == Visit::Step {
             self.steps += 1;
             for used in uses {
-                self.slots[used.piece.0].last = self.steps;
+                self.slots[used.piece.index].last = self.steps;
             }
         }
         let all = self.keep(uses);
@@ -350,7 +372,7 @@ impl Policy {
     fn keep(&mut self, uses: &[Use]) -> bool {
         let mut all = true;
         for used in uses {
-            let index = used.piece.0;
+            let index = used.piece.index;
             let slot = &self.slots[index];
             if slot.fixed {
                 continue;
@@ -392,6 +414,100 @@ impl Policy {
         self.fixed -= slot.bytes;
         if slot.here {
             self.loose.push(index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn policy() -> Policy {
+        Policy::new(Limits::new(3 * PAGE, Some(PAGE), PAGE).unwrap())
+    }
+
+    #[test]
+    fn pieces_that_are_not_of_a_policy_change_nothing() {
+        let (mut policy, mut other) = (policy(), policy());
+        let foreign = other.add(PAGE).unwrap();
+        let gone = policy.add(PAGE).unwrap();
+        policy.remove(&[gone]);
+        // It has the place of the one that is gone.
+        let piece = policy.add(PAGE).unwrap();
+        policy.plan(&[Use::write(piece)], Visit::Step).unwrap();
+        for strange in [foreign, gone] {
+            let error = policy.plan(&[Use::read(piece), Use::read(strange)], Visit::Step);
+            assert!(matches!(
+                error,
+                Err(PagingError::UnknownPiece { position: 1 })
+            ));
+            policy.lost(strange);
+            policy.remove(&[strange, strange]);
+            assert!(!policy.is_resident(strange));
+        }
+        assert_eq!((policy.total(), policy.resident()), (PAGE, PAGE));
+        assert!(policy.is_resident(piece));
+    }
+
+    #[test]
+    fn a_piece_is_no_larger_than_the_limits_say() {
+        let mut policy = policy();
+        for bytes in [PAGE + 1, usize::MAX] {
+            let error = policy.add(bytes).unwrap_err();
+            assert!(matches!(error, PagingError::NotAPiece { .. }), "{error}");
+        }
+        let mut huge = Policy::new(Limits::new(usize::MAX, None, usize::MAX).unwrap());
+        huge.add(usize::MAX).unwrap();
+        let error = huge.add(1).unwrap_err();
+        assert!(matches!(error, PagingError::TooLarge { .. }), "{error}");
+        assert_eq!(huge.total(), usize::MAX);
+    }
+
+    #[test]
+    fn pieces_are_removed_together() {
+        // A million take some minutes if each is looked for in the list of those that stay.
+        let count = if cfg!(miri) { 100 } else { 1_000_000 };
+        let mut policy = Policy::new(Limits::new(4 * count, Some(4), 1).unwrap());
+        let mut add = || (0..count).map(|_| policy.add(1).unwrap()).collect();
+        let (first, second): (Vec<Piece>, Vec<Piece>) = (add(), add());
+        let uses: Vec<Use> = first
+            .iter()
+            .chain(&second)
+            .map(|&p| Use::write(p))
+            .collect();
+        policy.plan(&uses, Visit::Step).unwrap();
+        assert_eq!(policy.resident(), 2 * count);
+        policy.remove(&first);
+        assert_eq!((policy.total(), policy.resident()), (count, count));
+        policy.remove(&second);
+        assert_eq!((policy.total(), policy.resident()), (0, 0));
+        assert!(policy.kept.is_empty() && policy.loose.is_empty() && policy.fixed == 0);
+    }
+
+    /// Carries plans out by the letter, over orders that change.
+    #[test]
+    fn plans_stay_within_the_budget() {
+        let limits = Limits::new(6 * PAGE, Some(2 * PAGE), PAGE).unwrap();
+        let mut policy = Policy::new(limits);
+        let pieces: Vec<Piece> = (0..9).map(|_| policy.add(PAGE).unwrap()).collect();
+        let mut here = std::collections::HashSet::new();
+        for step in 0..30 {
+            let uses: Vec<Use> = (0..9)
+                .map(|i| (i * [1, 2, 4, 5, 7, 8][step % 6] + step) % 9)
+                .map(|i| Use::write(pieces[i]))
+                .collect();
+            let visit = [Visit::Step, Visit::Survey, Visit::Aside][step % 3];
+            for action in policy.plan(&uses, visit).unwrap() {
+                match action {
+                    Action::Fetch { piece, .. } => assert!(here.insert(piece), "fetched twice"),
+                    Action::Use(at) => assert!(here.contains(&uses[at].piece), "not there"),
+                    Action::Evict { piece, .. } => assert!(here.remove(&piece), "not there"),
+                }
+                assert!(here.len() <= 6, "over budget");
+            }
+            assert_eq!(policy.resident(), here.len() * PAGE);
         }
     }
 }

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 
 /// How states are paged: the budget of fast memory, and where the rest goes.
 ///
+/// Paged states belong to the process that made them. A child made by `fork` may drop them or exit, which
+/// leaves the parent's as they are. A step, and what else reads or writes them, returns
+/// [`PagingError::OtherProcess`] in the child.
+///
 /// ```
 /// use lion_paging::Paging;
 /// let paging = Paging::in_folder("/fast/disk").budget(512 << 20).window(64 << 20);
@@ -39,12 +43,12 @@ impl Paging {
 
     /// Bytes of fast memory (the host's for the CPU, the device's for CUDA) that paged states may take.
     ///
-    /// The budget must fit beside the parameters, the gradients and everything else in what the process
-    /// may have. A budget above the memory limit of a control group, as a container has one, above
-    /// `RLIMIT_DATA` or above the machine's memory is accepted, and the system kills the process when it
-    /// comes to the limit. The report of [`Optimizer::paging`](lion_core::Optimizer::paging) says in
-    /// `totals.exceeds`, and prints as a warning, which of these limits the budget is above. On the CPU the
-    /// budget's pages are not locked. Pinned memory of CUDA counts against what the process may lock.
+    /// The budget is a bound that paging keeps, and no memory that is set aside: parameters, gradients and the
+    /// rest of the program need theirs beside it. Where the process may not use as much, because of a control
+    /// group (the limit of a container), of `ulimit`, or because the machine has less, the system ends the
+    /// process when it tries to. On Linux
+    /// [`PagingTotals::exceeds`](lion_core::PagingTotals::exceeds) names such a limit that is smaller than the
+    /// budget, and the report of `Optimizer::paging` prints it as a warning.
     pub fn budget(mut self, bytes: usize) -> Self {
         self.budget = Some(bytes);
         self

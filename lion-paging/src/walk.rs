@@ -17,8 +17,12 @@ const SHORT: Duration = Duration::from_micros(20);
 
 /// A walk over the uses of a plan, by any number of threads.
 ///
-/// Positions are acquired in rising order, each once; a thread that holds one and wants another uses
-/// [`try_acquire`](Walk::try_acquire). A walk that is dropped before its end leaves its uses out.
+/// Positions are acquired in rising order, each once, and released in any order. A thread that holds one and
+/// wants another uses [`try_acquire`](Walk::try_acquire): where the second is fetched only after the first is
+/// released, [`acquire`](Walk::acquire) would wait for ever, as for a mutex that the thread itself has locked.
+///
+/// A walk that is dropped before its end leaves its uses out. A state that is dropped during a walk is freed
+/// at its end.
 #[derive(Debug)]
 pub struct Walk<'p, D: Driver> {
     pager: &'p Pager<D>,
@@ -31,13 +35,16 @@ impl<'p, D: Driver> Walk<'p, D> {
         uses: &[Use],
         visit: Visit,
     ) -> Result<Self, PagingError> {
+        pager.process.check()?;
+        let this = std::thread::current().id();
+        if pager.core().walker == Some(this) {
+            return Err(PagingError::Nested);
+        }
         let turn = pager.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut core = pager.core();
-        if let Some(position) = uses.iter().position(|u| core.entry(u.piece).is_none()) {
-            return Err(PagingError::UnknownPiece { position });
-        }
+        let actions = core.policy.plan(uses, visit)?;
         core.open(visit);
-        let actions = core.policy.plan(uses, visit);
+        core.walker = Some(this);
         let mut fetched: HashMap<Piece, usize> = HashMap::new();
         let mut ready = vec![0; uses.len()];
         for (i, action) in actions.iter().enumerate() {
@@ -56,22 +63,51 @@ impl<'p, D: Driver> Walk<'p, D> {
             cursor: 0,
             uses: uses.iter().map(|used| used.piece).collect(),
             ready,
+            next: 0,
+            held: vec![false; uses.len()],
             counted: visit != Visit::Aside,
             error: None,
         });
         advance(&pager.driver, &mut core, false);
+        drop(core);
         Ok(Walk { pager, _turn: turn })
     }
 
-    /// Waits until the piece of a position is resident. On a device, what is queued next waits.
+    /// Waits until the piece of a position is resident, and holds it until it is
+    /// [`release`](Walk::release)d. On a device, what is queued next waits. A position that is held may be
+    /// acquired again, and is released once.
     ///
     /// # Errors
-    /// [`PagingError::Transfer`], [`PagingError::Device`], [`PagingError::UnknownPosition`].
+    /// [`PagingError::OutOfOrder`], [`PagingError::Transfer`], [`PagingError::Device`],
+    /// [`PagingError::OtherProcess`].
     pub fn acquire(&self, position: usize) -> Result<(), PagingError> {
+        self.pager.process.check()?;
+        let mut core = self.pager.core();
+        let run = run(&mut core)?;
+        run.check_order(position)?;
+        run.hold(position);
+        drop(core);
+        self.wait(position)
+    }
+
+    /// Waits until the piece of a position is resident, or its use is over, and does not hold it: for a
+    /// thread that goes on with [`try_acquire`](Walk::try_acquire) while others do so, too.
+    ///
+    /// # Errors
+    /// As [`acquire`](Walk::acquire).
+    pub fn wait(&self, position: usize) -> Result<(), PagingError> {
+        self.pager.process.check()?;
         let start = Instant::now();
         let mut waited = Duration::ZERO;
         let mut core = self.pager.core();
-        while !is_queued(&core, position)? {
+        let at_most = run(&mut core)?.next;
+        if position > at_most || position >= run(&mut core)?.uses.len() {
+            return Err(PagingError::OutOfOrder {
+                position,
+                next: at_most,
+            });
+        }
+        while !run(&mut core)?.is_queued(position)? {
             let changed = self.pager.changed.wait(core);
             core = changed.unwrap_or_else(PoisonError::into_inner);
             waited = start.elapsed();
@@ -101,7 +137,9 @@ impl<'p, D: Driver> Walk<'p, D> {
     /// As [`acquire`](Walk::acquire).
     pub fn try_acquire(&self, position: usize) -> Result<bool, PagingError> {
         let mut core = self.pager.core();
-        if !is_queued(&core, position)? {
+        let this = run(&mut core)?;
+        this.check_order(position)?;
+        if !this.is_queued(position)? {
             return Ok(false);
         }
         if let Some((_, Some(ticket))) = ticket(&mut core, position) {
@@ -110,17 +148,25 @@ impl<'p, D: Driver> Walk<'p, D> {
                 return Ok(false);
             }
             self.pager.driver.wait(&ticket)?;
+            core = self.pager.core();
         }
+        run(&mut core)?.hold(position);
         Ok(true)
     }
 
-    /// The use at a position is over: it has returned, or, on a device, it is queued. A position beyond
-    /// the uses is passed over.
+    /// The use at a position is over: it has returned, or, on a device, it is queued. Nothing is done where
+    /// the position is not held.
     pub fn release(&self, position: usize) {
         let mut core = self.pager.core();
-        let uses = core.run.as_ref().map(|run| &run.uses);
-        let piece = uses.and_then(|uses| uses.get(position).copied());
-        if let Some(entry) = piece.and_then(|piece| core.entry(piece)) {
+        let Some(run) = &mut core.run else {
+            return;
+        };
+        match run.held.get_mut(position) {
+            Some(held) if *held => *held = false,
+            _ => return,
+        }
+        let piece = run.uses[position];
+        if let Some(entry) = core.entry(piece) {
             entry.pending -= 1;
         }
         advance(&self.pager.driver, &mut core, false);
@@ -144,25 +190,50 @@ impl<'p, D: Driver> Walk<'p, D> {
 
 impl<D: Driver> Drop for Walk<'_, D> {
     fn drop(&mut self) {
+        if !self.pager.process.is_current() {
+            // Another thread of the parent may have held the lock.
+            return;
+        }
         // What the plan has still to do is done without its uses, so that what it says is resident is.
         let mut core = self.pager.core();
         advance(&self.pager.driver, &mut core, true);
-        core.run = None;
+        (core.run, core.walker) = (None, None);
+        core.forget_gone();
     }
 }
 
-/// Whether the fetch for a position is queued.
-fn is_queued<D: Driver>(core: &Core<D>, position: usize) -> Result<bool, PagingError> {
-    let Some(run) = &core.run else {
-        return Ok(true);
+/// The plan that is being carried out.
+fn run<D: Driver>(core: &mut Core<D>) -> Result<&mut Run, PagingError> {
+    // Only a driver that has panicked takes it from its walk.
+    let lost = || PagingError::Unsupported {
+        missing: "the driver panicked in the middle of a walk".to_owned(),
     };
-    match (&run.error, run.ready.get(position)) {
-        (Some(error), _) => Err(error.clone()),
-        (None, Some(&ready)) => Ok(run.cursor >= ready),
-        (None, None) => Err(PagingError::UnknownPosition {
-            position,
-            uses: run.uses.len(),
-        }),
+    core.run.as_mut().ok_or_else(lost)
+}
+
+impl Run {
+    /// Whether a position may be acquired: the next one, or one that is held.
+    fn check_order(&self, position: usize) -> Result<(), PagingError> {
+        let next = self.next;
+        match self.held.get(position) {
+            Some(held) if position == next || *held => Ok(()),
+            _ => Err(PagingError::OutOfOrder { position, next }),
+        }
+    }
+
+    fn hold(&mut self, position: usize) {
+        if position == self.next {
+            self.held[position] = true;
+            self.next += 1;
+        }
+    }
+
+    /// Whether the fetch for a position is queued.
+    fn is_queued(&self, position: usize) -> Result<bool, PagingError> {
+        match &self.error {
+            Some(error) => Err(error.clone()),
+            None => Ok(self.cursor >= self.ready[position]),
+        }
     }
 }
 

@@ -43,8 +43,7 @@ pub enum PagingError {
         /// What the system says.
         source: Arc<io::Error>,
     },
-    /// The disk has no room for a state: it is full, or a quota or a limit on the size of files is
-    /// reached.
+    /// The disk or the quota has no room for a state, or a file cannot be that large.
     NoRoom {
         /// The folder.
         folder: PathBuf,
@@ -53,10 +52,8 @@ pub enum PagingError {
         /// What the system says.
         source: Arc<io::Error>,
     },
-    /// A call of the system that makes room for a state failed for another reason than want of room.
-    Allocate {
-        /// What was being done.
-        doing: &'static str,
+    /// Room for a state could not be reserved for another reason than a full disk.
+    Reserve {
         /// The folder.
         folder: PathBuf,
         /// Bytes asked for.
@@ -64,42 +61,58 @@ pub enum PagingError {
         /// What the system says.
         source: Arc<io::Error>,
     },
-    /// A state of more bytes than can be counted.
-    TooLarge {
-        /// Elements of the state.
-        elements: usize,
+    /// The file of a state could not be mapped into the memory of the process.
+    Map {
+        /// Bytes of the mapping.
+        bytes: usize,
+        /// What the system says.
+        source: Arc<io::Error>,
     },
-    /// The optimizer was made by another process: this one is its child, made by `fork`. The child has
-    /// the parent's file and none of its threads, so it may only drop the optimizer.
+    /// A helper thread could not be started.
+    Thread {
+        /// What the system says.
+        source: Arc<io::Error>,
+    },
+    /// A state with more bytes than this system can address.
+    TooLarge {
+        /// Elements of the parameter.
+        len: usize,
+    },
+    /// A paged state of a parameter without elements.
+    Empty,
+    /// The process is a child made by `fork` of the one that the paged states belong to. The child may drop
+    /// them or exit, and do nothing else with them; the parent is not affected.
     OtherProcess {
-        /// The process that made it.
+        /// ID of the process that made them.
         owner: u32,
-        /// This process.
+        /// ID of this process.
         current: u32,
     },
-    /// A part to move that does not lie within its state, or that does not begin and end with pages.
-    BadPart {
-        /// Its first byte.
+    /// A range of bytes that is not one of the pieces that a state is moved in.
+    NotAPiece {
+        /// The first byte.
         start: usize,
-        /// The byte after its last one.
+        /// The byte after the last.
         end: usize,
         /// Bytes of the state.
         bytes: usize,
-        /// Bytes of a page.
-        page: usize,
+        /// Bytes of a piece.
+        piece: usize,
     },
-    /// A use of a piece that does not belong to the pager.
+    /// A plan that uses a piece of another pager, or of a state that has been dropped.
     UnknownPiece {
-        /// Position of the use.
+        /// Position in the plan.
         position: usize,
     },
-    /// A position beyond the uses of a walk.
-    UnknownPosition {
+    /// A position of a walk that was acquired before its predecessors, after its release, or beyond the end.
+    OutOfOrder {
         /// The position.
         position: usize,
-        /// Number of uses.
-        uses: usize,
+        /// The position that is to be acquired next.
+        next: usize,
     },
+    /// A walk begun by a thread that has not ended another walk of the same pager.
+    Nested,
     /// Pages that could not be moved. A step that meets this has stepped some tensors and not others.
     Transfer {
         /// What was being done.
@@ -158,42 +171,56 @@ impl fmt::Display for PagingError {
                 "the folder `{}` has no room for {bytes} bytes of state: {source}",
                 folder.display()
             ),
-            PagingError::Allocate {
-                doing,
+            PagingError::Reserve {
                 folder,
                 bytes,
                 source,
             } => write!(
                 f,
-                "{doing} a file of {bytes} bytes for a state in the folder `{}` failed: {source}",
+                "room for {bytes} bytes of state could not be reserved in the folder `{}`: {source}",
                 folder.display()
             ),
-            PagingError::TooLarge { elements } => write!(
+            PagingError::Map { bytes, source } => write!(
                 f,
-                "a paged state of {elements} elements has more bytes than can be addressed"
+                "a file of {bytes} bytes of state could not be mapped into memory: {source}"
             ),
+            PagingError::Thread { source } => write!(
+                f,
+                "a helper thread for paged states could not be started: {source}"
+            ),
+            PagingError::TooLarge { len } => write!(
+                f,
+                "a paged state of {len} elements has more bytes than this system can address"
+            ),
+            PagingError::Empty => {
+                f.write_str("a paged state has no element, wanted one at least")
+            }
             PagingError::OtherProcess { owner, current } => write!(
                 f,
-                "the paged optimizer belongs to process {owner}, and this is its forked child \
-                 {current}, which may only drop it"
+                "the paged states belong to process {owner}, and this is process {current}, its child: \
+                 it may drop them or exit"
             ),
-            PagingError::BadPart {
+            PagingError::NotAPiece {
                 start,
                 end,
                 bytes,
-                page,
+                piece,
             } => write!(
                 f,
-                "bytes {start} to {end} of a paged state are to be moved, wanted whole pages of \
-                 {page} within its {bytes} bytes"
+                "bytes {start} to {end} were given, wanted a piece of a state of {bytes} bytes in \
+                 pieces of {piece}"
             ),
             PagingError::UnknownPiece { position } => write!(
                 f,
-                "the use at position {position} is of a piece that the pager does not have"
+                "use {position} of a plan is of a piece that this pager does not have"
             ),
-            PagingError::UnknownPosition { position, uses } => {
-                write!(f, "position {position} of a walk over {uses} uses")
-            }
+            PagingError::OutOfOrder { position, next } => write!(
+                f,
+                "position {position} of a walk was acquired, wanted {next}"
+            ),
+            PagingError::Nested => f.write_str(
+                "a walk was begun by a thread that is in the middle of another walk of the same pager",
+            ),
             PagingError::Transfer {
                 doing,
                 bytes,
@@ -213,7 +240,9 @@ impl StdError for PagingError {
             // What the system says is part of the message; what caused it comes next.
             PagingError::Folder { source, .. }
             | PagingError::NoRoom { source, .. }
-            | PagingError::Allocate { source, .. }
+            | PagingError::Reserve { source, .. }
+            | PagingError::Map { source, .. }
+            | PagingError::Thread { source }
             | PagingError::Transfer { source, .. } => source.source(),
             PagingError::Device(source) => source.source(),
             _ => None,

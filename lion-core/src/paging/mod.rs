@@ -4,4 +4,6 @@ mod error;
 mod report;
 
 pub use error::PagingError;
-pub use report::{MemoryLimit, Moved, PagedState, PagingReport, PagingTotals, ParamPaging};
+pub use report::{
+    MemoryLimit, MemoryLimitKind, Moved, PagedState, PagingReport, PagingTotals, ParamPaging,
+};

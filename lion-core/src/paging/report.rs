@@ -59,22 +59,51 @@ impl PagedState {
     }
 }
 
-/// A limit that the system sets on the memory of this process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What limits the memory of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryLimitKind {
+    /// The limit of the control group (cgroup) that the process is in, as that of a container.
+    ControlGroup,
+    /// The limit on the address space (`RLIMIT_AS`, `ulimit -v`).
+    AddressSpace,
+    /// The limit on the data segment (`RLIMIT_DATA`, `ulimit -d`).
+    DataSegment,
+    /// The memory of the machine.
+    Machine,
+}
+
+/// A limit on the memory of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryLimit {
-    /// What sets it, such as a control group or `RLIMIT_DATA`.
-    pub source: String,
+    /// What sets the limit.
+    pub kind: MemoryLimitKind,
     /// The limit in bytes.
     pub bytes: u64,
 }
 
 impl MemoryLimit {
-    /// A limit of `bytes` bytes that `source` sets.
-    pub fn new(source: impl Into<String>, bytes: u64) -> Self {
-        MemoryLimit {
-            source: source.into(),
-            bytes,
+    /// A limit of so many bytes.
+    pub fn new(kind: MemoryLimitKind, bytes: u64) -> Self {
+        MemoryLimit { kind, bytes }
+    }
+}
+
+impl fmt::Display for MemoryLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = Size(self.bytes);
+        match self.kind {
+            MemoryLimitKind::ControlGroup => {
+                write!(f, "the {size} that the process's control group may use")
+            }
+            MemoryLimitKind::AddressSpace => {
+                write!(f, "the limit of {size} on the address space (RLIMIT_AS)")
+            }
+            MemoryLimitKind::DataSegment => {
+                write!(f, "the limit of {size} on the data segment (RLIMIT_DATA)")
+            }
+            MemoryLimitKind::Machine => write!(f, "the {size} of memory of the machine"),
         }
     }
 }
@@ -89,15 +118,15 @@ pub struct PagingTotals {
     pub budget: usize,
     /// Those of the budget that are streamed through.
     pub window: usize,
+    /// The smallest limit on the memory of the process, where the budget is larger: the system may end the
+    /// process before the budget is used up.
+    pub exceeds: Option<MemoryLimit>,
     /// Bytes of all paged states.
     pub paged: usize,
     /// Bytes that are resident by the plan.
     pub resident: usize,
     /// What the last step has moved.
     pub moved: Moved,
-    /// The smallest limit of the system that the budget is above, if there is one. The system may kill
-    /// a process that comes to such a limit.
-    pub exceeds: Option<MemoryLimit>,
 }
 
 /// Residency of one parameter's state.
@@ -183,15 +212,13 @@ impl fmt::Display for PagingReport {
             Size(totals.window as u64),
             totals.driver
         )?;
-        if let Some(limit) = &totals.exceeds {
-            write!(
+        match &totals.exceeds {
+            Some(limit) => write!(
                 f,
-                "\nwarning: the budget is above {}, the limit of {}",
-                Size(limit.bytes),
-                limit.source
-            )?;
+                "\nwarning: the budget is larger than {limit}: the system may end the process"
+            ),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -200,17 +227,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_above_a_limit_of_the_system_is_printed_as_a_warning() {
+    fn a_report_warns_of_a_budget_that_is_too_large() {
         let mut report = PagingReport {
-            totals: PagingTotals::default(),
+            totals: PagingTotals {
+                budget: 300 << 20,
+                ..PagingTotals::default()
+            },
             parameters: Vec::new(),
         };
         assert!(!report.to_string().contains("warning"));
-        let limit = MemoryLimit::new("the control group /run", 100 << 20);
+        let limit = MemoryLimit::new(MemoryLimitKind::ControlGroup, 100 << 20);
         report.totals.exceeds = Some(limit);
         let text = report.to_string();
-        let warning = "\nwarning: the budget is above 100 MiB, the limit of the control group /run";
-        assert!(text.ends_with(warning), "{text}");
+        let last = text.lines().next_back();
+        assert_eq!(
+            last,
+            Some(
+                "warning: the budget is larger than the 100 MiB that the process's control group may \
+                 use: the system may end the process"
+            )
+        );
     }
 
     #[test]

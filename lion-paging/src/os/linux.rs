@@ -1,16 +1,18 @@
 //! Linux: a memory-mapped file without a name, read by `madvise` and written by `sync_file_range`.
 
-use super::GrowError;
-use libc::{c_int, c_void, off_t};
+use crate::process::Process;
+use libc::{c_int, c_void, off64_t};
+use lion_core::PagingError;
 use memmap2::{MmapOptions, MmapRaw};
-use std::collections::HashSet;
+use std::error::Error as StdError;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Bytes that one call reads ahead: the kernel takes no more at once than the disk's read-ahead, which is
 /// this where nobody has set it.
@@ -20,32 +22,49 @@ const READ_AHEAD: usize = 128 << 10;
 /// these: at some GB a second the work for each small page takes longer than the transfer.
 const LARGE_PAGE: usize = 2 << 20;
 
+/// Sets blocks aside for bytes of a file, from an offset on.
+type Reserve = fn(&File, u64, usize) -> io::Result<()>;
+
 /// The file that states go to.
 #[derive(Debug)]
 pub(crate) struct PageFile {
     file: Arc<File>,
-    len: Mutex<usize>,
+    len: Mutex<u64>,
+    /// What sets room aside: [`allocate`], or what a test has in its place.
+    pub(crate) reserve: Reserve,
+}
+
+/// Why the file cannot grow.
+#[derive(Debug)]
+pub(crate) enum GrowError {
+    /// There is no room for more, or none that can be set aside.
+    Reserve(io::Error),
+    /// What is new cannot be mapped.
+    Map(io::Error),
 }
 
 /// A part of the file and its mapping.
 ///
 /// # Safety
 /// The file has no name and no other handle, so nobody changes it behind the mapping, and its blocks are
-/// allocated, so a write cannot fail for want of room. What a shared mapping gives up is read from the file
-/// again. Where memory of its own takes the place of a part of the file, or the file that of memory, it has
-/// the same bytes by then, as long as nobody writes them meanwhile and what was written is marked as dirty.
-/// That is what who takes a reference to the bytes promises: see [`HostMemory::bytes`].
+/// allocated, so a write cannot fail for want of room. No call here changes the bytes: what a shared
+/// mapping gives up is read from the file again, and where memory of its own takes the place of a piece of
+/// the file, or the file that of memory, it has the same bytes by then. So references to the bytes may live
+/// meanwhile, as they do while a system swaps. That nobody writes bytes of a piece that is being moved is what
+/// the caller of [`HostMemory::bytes_mut`] promises. Calls that move one piece exclude each other by its lock.
 #[derive(Debug)]
 struct Mapped {
     map: MmapRaw,
     file: Arc<File>,
-    start: usize,
+    start: u64,
     /// Bytes from the start on that are in large pages, if the system has them.
     large: usize,
-    /// Starts of parts that are in memory of their own.
-    kept: Mutex<HashSet<usize>>,
-    /// The process that made this. A forked child shares the file.
-    owner: u32,
+    /// Bytes of a piece, but for the last one.
+    piece: usize,
+    /// For each piece, whether it is in memory of its own.
+    kept: Box<[Mutex<bool>]>,
+    /// The process that has made the mapping. A child made by `fork` shares the file.
+    process: Process,
 }
 
 /// Bytes that are copied at once between the file and memory of its own: they are in both meanwhile.
@@ -59,20 +78,57 @@ pub struct HostRegion(Arc<Mapped>);
 #[derive(Debug)]
 pub struct HostMemory(Arc<Mapped>);
 
+/// Sets blocks aside by the call for it, or by writing zeros where the file system or the C library has none.
+fn allocate(file: &File, start: u64, bytes: usize) -> io::Result<()> {
+    // Both fit: the end of the file does.
+    let (from, len) = (start as off64_t, bytes as off64_t);
+    loop {
+        // SAFETY: the descriptor is open.
+        match unsafe { libc::posix_fallocate64(file.as_raw_fd(), from, len) } {
+            0 => return Ok(()),
+            // A signal says nothing of the room.
+            libc::EINTR => {}
+            libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV => {
+                return write_zeros(file, start, bytes);
+            }
+            code => return Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+}
+
+/// Sets blocks aside by writing them: a file without blocks would be found full by the first store to a page,
+/// which ends the process.
+fn write_zeros(file: &File, start: u64, bytes: usize) -> io::Result<()> {
+    let zeros = vec![0; bytes.min(COPY)];
+    let mut at = 0;
+    while at < bytes {
+        let chunk = &zeros[..(bytes - at).min(COPY)];
+        file.write_all_at(chunk, start + at as u64)?;
+        at += chunk.len();
+    }
+    // Some file systems find out about a full disk only now.
+    file.sync_data()?;
+    let (fd, len) = (file.as_raw_fd(), bytes as off64_t);
+    // SAFETY: the descriptor is open. It is a hint: what is written would be resident beside the budget.
+    unsafe { libc::posix_fadvise64(fd, start as off64_t, len, libc::POSIX_FADV_DONTNEED) };
+    Ok(())
+}
+
 impl PageFile {
     /// A file of no bytes.
     pub(crate) fn create(folder: &Path) -> io::Result<Self> {
         let file = tempfile::tempfile_in(folder)?;
         // Copies out of it read nothing ahead, which would be resident beside the budget.
         // SAFETY: the descriptor is open. It is a hint.
-        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+        unsafe { libc::posix_fadvise64(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
         Ok(PageFile {
             file: Arc::new(file),
             len: Mutex::new(0),
+            reserve: allocate,
         })
     }
 
-    /// Allocates more blocks, all bytes 0, to be moved in pieces of so many bytes.
+    /// Allocates more blocks, all bytes 0, to be moved in pieces of so many bytes. Both are whole pages.
     pub(crate) fn grow(
         &self,
         bytes: usize,
@@ -86,43 +142,39 @@ impl PageFile {
         let mut len = self.len.lock().unwrap_or_else(PoisonError::into_inner);
         // A large page belongs to one state.
         let start = match large {
-            0 => *len,
-            _ => len.next_multiple_of(LARGE_PAGE),
+            0 => Some(*len),
+            _ => len.checked_next_multiple_of(LARGE_PAGE as u64),
         };
-        let end = start
-            .checked_add(bytes)
-            .filter(|&end| off_t::try_from(end).is_ok());
-        let end = end.ok_or_else(|| GrowError::Full(io::ErrorKind::FileTooLarge.into()))?;
-        let mapped = reserve(&self.file, start, bytes, allocate)
-            .map_err(GrowError::reserving)
-            .and_then(|()| {
-                let options = MmapOptions::new()
-                    .offset(start as u64)
-                    .len(bytes)
-                    .map_raw(&*self.file);
-                options.map_err(|source| GrowError::Failed {
-                    doing: "mapping",
-                    source,
-                })
-            });
-        // Blocks that were allocated before the failure are given back.
-        let map = mapped.inspect_err(|_| drop(self.file.set_len(*len as u64)))?;
+        let end = start.and_then(|start| start.checked_add(bytes as u64));
+        let fits = |&end: &u64| off64_t::try_from(end).is_ok();
+        let (Some(start), Some(end)) = (start, end.filter(fits)) else {
+            return Err(GrowError::Reserve(io::ErrorKind::FileTooLarge.into()));
+        };
+        let reserved = (self.reserve)(&self.file, start, bytes).map_err(GrowError::Reserve);
+        let mapped = reserved.and_then(|()| {
+            let options = MmapOptions::new()
+                .offset(start)
+                .len(bytes)
+                .map_raw(&*self.file);
+            options.map_err(GrowError::Map)
+        });
+        // Blocks that were allocated before there was no more room are given back.
+        let map = mapped.inspect_err(|_| drop(self.file.set_len(*len)))?;
         *len = end;
         let mut mapped = Mapped {
             map,
             file: Arc::clone(&self.file),
             start,
             large: 0,
-            kept: Mutex::default(),
-            owner: std::process::id(),
+            piece,
+            kept: (0..bytes.div_ceil(piece))
+                .map(|_| Mutex::default())
+                .collect(),
+            process: Process::current(),
         };
         // Faults of single pages read no others, which would be resident beside the budget.
-        mapped
-            .advise(0..bytes, libc::MADV_RANDOM)
-            .map_err(|source| GrowError::Failed {
-                doing: "advising on",
-                source,
-            })?;
+        let advised = mapped.advise(0..bytes, libc::MADV_RANDOM);
+        advised.map_err(GrowError::Map)?;
         if large > 0 && mapped.advise(0..large, libc::MADV_HUGEPAGE).is_ok() {
             mapped.large = large;
         }
@@ -131,76 +183,77 @@ impl PageFile {
     }
 }
 
-/// Allocates blocks of a file on the disk, by the system's call.
-fn allocate(file: &File, start: usize, bytes: usize) -> io::Result<()> {
-    let fd = file.as_raw_fd();
-    loop {
-        // SAFETY: the descriptor is open.
-        match unsafe { libc::posix_fallocate(fd, start as off_t, bytes as off_t) } {
-            0 => return Ok(()),
-            // A signal says nothing of the room.
-            libc::EINTR => {}
-            code => return Err(io::Error::from_raw_os_error(code)),
-        }
+#[cfg(test)]
+#[cfg(not(miri))]
+impl PageFile {
+    /// Takes the bytes from under the mappings.
+    pub(crate) fn truncate(&self) {
+        self.file.set_len(0).unwrap();
     }
 }
 
-/// Allocates blocks of a file by `allocate`, or, on a file system that has no such call, by writing zeros.
-/// Without blocks a write into the mapping on a full disk would kill the process.
-fn reserve(
-    file: &File,
-    start: usize,
-    bytes: usize,
-    allocate: impl FnOnce(&File, usize, usize) -> io::Result<()>,
-) -> io::Result<()> {
-    match allocate(file, start, bytes) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
-            let zeros = vec![0; COPY.min(bytes)];
-            for at in (0..bytes).step_by(COPY) {
-                let part = &zeros[..COPY.min(bytes - at)];
-                file.write_all_at(part, (start + at) as u64)?;
-            }
-            // Some file systems find out about the room when they write.
-            file.sync_data()
-        }
-        result => result,
+/// Pages that the system could not read from the disk. It says no more than that their addresses are bad.
+#[derive(Debug)]
+struct DiskFailed(io::Error);
+
+impl fmt::Display for DiskFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = &self.0;
+        write!(
+            f,
+            "input/output error: the disk did not deliver the pages (the system says: {source})"
+        )
     }
 }
 
-/// `RLIMIT_AS` and `RLIMIT_DATA`, where they are set.
-pub(crate) fn memory_limits() -> Vec<(&'static str, u64)> {
-    let limits = [
-        ("RLIMIT_AS", libc::RLIMIT_AS),
-        ("RLIMIT_DATA", libc::RLIMIT_DATA),
-    ];
-    let limit = |(name, resource)| {
-        let mut limit = libc::rlimit {
-            rlim_cur: libc::RLIM_INFINITY,
-            rlim_max: libc::RLIM_INFINITY,
-        };
-        // SAFETY: the call writes the structure that it is given.
-        let failed = unsafe { libc::getrlimit(resource, &raw mut limit) } != 0;
-        let none = failed || limit.rlim_cur == libc::RLIM_INFINITY;
-        #[allow(clippy::useless_conversion)] // 32 bits on some targets
-        (!none).then(|| (name, u64::from(limit.rlim_cur)))
-    };
-    limits.into_iter().filter_map(limit).collect()
-}
-
-/// An error of a call that reads the file into the mapping. `EFAULT` is what `madvise` says where the disk
-/// could not be read; the address is not bad.
-fn reading(error: io::Error) -> io::Error {
-    if error.raw_os_error() == Some(libc::EFAULT) {
-        io::Error::from_raw_os_error(libc::EIO)
-    } else {
-        error
+impl StdError for DiskFailed {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
     }
 }
 
 impl Mapped {
     /// The place of a part in the file.
-    fn in_file(&self, part: &Range<usize>) -> (c_int, usize, usize) {
-        (self.file.as_raw_fd(), self.start + part.start, part.len())
+    fn in_file(&self, part: &Range<usize>) -> (c_int, off64_t, off64_t) {
+        let start = self.offset(part.start) as off64_t;
+        (self.file.as_raw_fd(), start, part.len() as off64_t)
+    }
+
+    /// The place of a byte in the file.
+    fn offset(&self, at: usize) -> u64 {
+        self.start + at as u64
+    }
+
+    /// The lock of a piece, which says whether it is in memory of its own.
+    fn kept(&self, piece: &Range<usize>) -> &Mutex<bool> {
+        &self.kept[piece.start / self.piece]
+    }
+
+    fn lock(&self, piece: &Range<usize>) -> MutexGuard<'_, bool> {
+        let lock = self.kept(piece).lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Maps a piece of the file in its place.
+    fn map_file(&self, piece: &Range<usize>) -> io::Result<()> {
+        let (target, len) = (self.start_of(piece), piece.len());
+        let (fd, start, _) = self.in_file(piece);
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_FIXED,
+        );
+        // SAFETY: the target is the piece, a range of a mapping of this process, and the bytes are the same
+        // (see the type).
+        let mapped = unsafe { libc::mmap64(target, len, protection, flags, fd, start) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        self.advise(piece.clone(), libc::MADV_RANDOM)?;
+        if piece.end <= self.large {
+            // As when it was first mapped: where the system cannot, pages are small.
+            let _ = self.advise(piece.clone(), libc::MADV_HUGEPAGE);
+        }
+        Ok(())
     }
 
     /// The address of a part.
@@ -236,9 +289,7 @@ impl Mapped {
     fn sync(&self, part: &Range<usize>, flags: u32) -> io::Result<()> {
         let (fd, start, len) = self.in_file(part);
         // SAFETY: the descriptor is open.
-        match unsafe {
-            libc::sync_file_range(fd, start as libc::off64_t, len as libc::off64_t, flags)
-        } {
+        match unsafe { libc::sync_file_range(fd, start, len, flags) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -255,9 +306,21 @@ impl HostRegion {
         usize::try_from(page).unwrap_or(usize::MAX)
     }
 
-    /// Bytes of the region.
-    pub(crate) fn len(&self) -> usize {
-        self.0.map.len()
+    /// An error where a part is not one of the pieces.
+    pub(crate) fn check(&self, part: &Range<usize>) -> Result<(), PagingError> {
+        let (bytes, piece) = (self.0.map.len(), self.0.piece);
+        let is_piece = part.start < bytes
+            && part.start.is_multiple_of(piece)
+            && part.end == part.start.saturating_add(piece).min(bytes);
+        if is_piece {
+            return Ok(());
+        }
+        Err(PagingError::NotAPiece {
+            start: part.start,
+            end: part.end,
+            bytes,
+            piece,
+        })
     }
 
     /// Begins to read a part from the disk, and does not wait. Large pages are read when they are mapped,
@@ -267,12 +330,10 @@ impl HostRegion {
         let (fd, mut start, len) = self.0.in_file(&part);
         let end = start + len;
         while start < end {
-            let len = (end - start).min(READ_AHEAD);
+            let len = (end - start).min(READ_AHEAD as off64_t);
             // SAFETY: the descriptor is open. It is a hint: what it leaves out is read when it is waited
             // for.
-            unsafe {
-                libc::posix_fadvise(fd, start as off_t, len as off_t, libc::POSIX_FADV_WILLNEED);
-            }
+            unsafe { libc::posix_fadvise64(fd, start, len, libc::POSIX_FADV_WILLNEED) };
             start += len;
         }
     }
@@ -289,85 +350,82 @@ impl HostRegion {
                 self.0.touch(part);
                 Ok(())
             }
-            result => result.map_err(reading),
+            // The kernel's word for a page that it could not read.
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+                Err(io::Error::other(DiskFailed(error)))
+            }
+            result => result,
         }
     }
 
-    /// Takes a part out of the process's memory and begins to write what has changed to the disk.
-    pub(crate) fn write_behind(&self, part: Range<usize>) {
-        // `give_up` does both again and says what is wrong.
-        let _ = self.0.advise(part.clone(), libc::MADV_DONTNEED);
-        let _ = self.0.sync(&part, libc::SYNC_FILE_RANGE_WRITE);
+    /// Takes a piece out of the process's memory and begins to write what has changed to the disk. Leaves out
+    /// one that is in memory of its own, or that is being moved.
+    pub(crate) fn write_behind(&self, piece: Range<usize>) {
+        let kept = match self.0.kept(&piece).try_lock() {
+            Ok(kept) => kept,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if !*kept {
+            // `give_up` does both again and says what is wrong.
+            let _ = self.0.advise(piece.clone(), libc::MADV_DONTNEED);
+            let _ = self.0.sync(&piece, libc::SYNC_FILE_RANGE_WRITE);
+        }
     }
 
-    /// Takes a part out of the process's memory, waits until it is on the disk, and takes it out of the
+    /// Takes a piece out of the process's memory, waits until it is on the disk, and takes it out of the
     /// system's memory.
-    pub(crate) fn give_up(&self, part: Range<usize>) -> io::Result<()> {
-        self.0.advise(part.clone(), libc::MADV_DONTNEED)?;
-        self.drop_cached(part)
+    pub(crate) fn give_up(&self, piece: Range<usize>) -> io::Result<()> {
+        let mut kept = self.0.lock(&piece);
+        if *kept {
+            self.put_back(&piece)?;
+            *kept = false;
+            return Ok(());
+        }
+        self.0.advise(piece.clone(), libc::MADV_DONTNEED)?;
+        self.drop_cached(piece)
     }
 
-    /// Whether a part is in memory of its own.
-    pub(crate) fn is_kept(&self, part: &Range<usize>) -> bool {
-        self.kept().contains(&part.start)
-    }
-
-    fn kept(&self) -> MutexGuard<'_, HashSet<usize>> {
-        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads a part into memory of its own, which takes its place in the mapping.
-    pub(crate) fn keep(&self, part: Range<usize>) -> io::Result<()> {
-        let mut room = Room::new(part.len())?;
-        if part.end <= self.0.large {
+    /// Reads a piece into memory of its own, which takes its place in the mapping. Does nothing where it is
+    /// there already.
+    pub(crate) fn keep(&self, piece: Range<usize>) -> io::Result<()> {
+        let mut kept = self.0.lock(&piece);
+        if *kept {
+            return Ok(());
+        }
+        let mut room = Room::new(piece.len())?;
+        if piece.end <= self.0.large {
             room.ask_for_large_pages();
         }
         for (i, chunk) in room.bytes_mut().chunks_mut(COPY).enumerate() {
-            let at = part.start + i * COPY;
-            self.0
-                .file
-                .read_exact_at(chunk, (self.0.start + at) as u64)?;
+            let at = piece.start + i * COPY;
+            self.0.file.read_exact_at(chunk, self.0.offset(at))?;
             self.drop_cached(at..at + chunk.len())?;
         }
-        // SAFETY: the target is the part, and the bytes are the same (see `Mapped`).
-        unsafe { room.move_to(self.0.start_of(&part)) }?;
-        self.kept().insert(part.start);
+        // SAFETY: the target is the piece, and the bytes are the same (see `Mapped`).
+        match unsafe { room.move_to(self.0.start_of(&piece)) } {
+            Ok(()) => *kept = true,
+            Err(error) => {
+                // The system may have unmapped the target by then.
+                self.0.map_file(&piece)?;
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
-    /// Puts a part that is in memory of its own back into the file, which takes its place again.
-    pub(crate) fn put_back(&self, part: Range<usize>, dirty: bool) -> io::Result<()> {
-        let (target, len) = (self.0.start_of(&part), part.len());
-        if dirty {
-            // SAFETY: the part lies in the mapping, and nobody writes it while it is being moved.
-            let bytes =
-                unsafe { std::slice::from_raw_parts(target.cast_const().cast::<u8>(), len) };
-            for (i, chunk) in bytes.chunks(COPY).enumerate() {
-                let at = part.start + i * COPY;
-                self.0
-                    .file
-                    .write_all_at(chunk, (self.0.start + at) as u64)?;
-                self.drop_cached(at..at + chunk.len())?;
-            }
+    /// Puts a piece that is in memory of its own back into the file, which takes its place again. All of it
+    /// is written: whether it has changed, only those who can write it know.
+    fn put_back(&self, piece: &Range<usize>) -> io::Result<()> {
+        let start = self.0.start_of(piece).cast_const().cast::<u8>();
+        // SAFETY: the piece lies in the mapping, and nobody writes it while it is being moved (see `Mapped`).
+        let bytes = unsafe { std::slice::from_raw_parts(start, piece.len()) };
+        for (i, chunk) in bytes.chunks(COPY).enumerate() {
+            let at = piece.start + i * COPY;
+            self.0.file.write_all_at(chunk, self.0.offset(at))?;
+            self.drop_cached(at..at + chunk.len())?;
         }
-        let (fd, start, _) = self.0.in_file(&part);
-        let (protection, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_FIXED,
-        );
-        // SAFETY: the target is the part, a range of a mapping of this process, and the bytes are the same
-        // (see the type).
-        let mapped = unsafe { libc::mmap(target, len, protection, flags, fd, start as off_t) };
-        if mapped == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        self.kept().remove(&part.start);
-        self.0.advise(part.clone(), libc::MADV_RANDOM)?;
-        if part.end <= self.0.large {
-            // As when it was first mapped: where the system cannot, pages are small.
-            let _ = self.0.advise(part, libc::MADV_HUGEPAGE);
-        }
-        Ok(())
+        self.0.map_file(piece)
     }
 
     /// Waits until a part of the file is on the disk, and takes it out of the system's memory.
@@ -380,10 +438,7 @@ impl HostRegion {
         )?;
         let (fd, start, len) = self.0.in_file(&part);
         // SAFETY: the descriptor is open; pages that are written are dropped, and read again when needed.
-        let code = unsafe {
-            libc::posix_fadvise(fd, start as off_t, len as off_t, libc::POSIX_FADV_DONTNEED)
-        };
-        match code {
+        match unsafe { libc::posix_fadvise64(fd, start, len, libc::POSIX_FADV_DONTNEED) } {
             0 => Ok(()),
             code => Err(io::Error::from_raw_os_error(code)),
         }
@@ -404,42 +459,39 @@ impl HostRegion {
 
 impl HostMemory {
     /// The bytes. Those that are not resident are read when they are touched.
-    ///
-    /// # Safety
-    /// While the reference lives, only bytes of parts that are resident and stay so are touched: of those
-    /// whose fetch has been waited for, and whose eviction is queued after the last access. A walk of the
-    /// [`Pager`](crate::Pager) that allocated the memory gives that between
-    /// [`acquire`](crate::Walk::acquire) and [`release`](crate::Walk::release) of a piece.
-    pub unsafe fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         let map = &self.0.map;
-        // SAFETY: the mapping has as many bytes and lives as long as `self`; only this handle gives out
-        // references to them, and the caller touches those alone that nobody moves (see `Mapped`).
+        // SAFETY: the mapping has as many bytes and lives as long as `self`. Only this handle gives out
+        // references to them, and nothing changes them while it is borrowed (see `Mapped`).
         unsafe { std::slice::from_raw_parts(map.as_ptr(), map.len()) }
     }
 
-    /// The bytes, to change.
+    /// The bytes, to change. Those that are not resident are read when they are touched.
     ///
     /// # Safety
-    /// As for [`bytes`](HostMemory::bytes), and a part that is changed is evicted as dirty: it was acquired
-    /// by a [`Use::write`](crate::Use::write).
+    /// A byte is changed only while no fetch or eviction of its piece is queued or goes on, and in the
+    /// process that has allocated it. A position of a [`Walk`](crate::Walk) that is held keeps its piece
+    /// from both. (A piece that is moved is copied: what is written meanwhile would be lost, and a reference
+    /// would find other bytes than were written through it.)
     pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         let map = &self.0.map;
-        // SAFETY: as for `bytes`, and `self` is borrowed exclusively.
+        // SAFETY: as for `bytes`, and `self` is borrowed exclusively; what moves meanwhile, the caller does
+        // not write.
         unsafe { std::slice::from_raw_parts_mut(map.as_mut_ptr(), map.len()) }
     }
 }
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // The file of a forked child is the parent's, whose state is in use.
-        if self.owner != std::process::id() {
+        if !self.process.is_current() {
+            // The blocks are those of the parent.
             return;
         }
         let (fd, start, len) = self.in_file(&(0..self.map.len()));
         let flags = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: the descriptor is open. Blocks of a state that is gone are given back, where the file
         // system can; else they go with the file.
-        unsafe { libc::fallocate(fd, flags, start as off_t, len as off_t) };
+        unsafe { libc::fallocate64(fd, flags, start, len) };
     }
 }
 
@@ -458,7 +510,8 @@ impl Room {
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         );
-        let all = len + LARGE_PAGE;
+        let all = len.checked_add(LARGE_PAGE);
+        let all = all.ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: the system chooses a range that nothing is mapped in.
         let first = unsafe { libc::mmap(std::ptr::null_mut(), all, protection, flags, -1, 0) };
         if first == libc::MAP_FAILED {
@@ -518,43 +571,27 @@ impl Drop for Room {
 #[cfg(not(miri))]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
-    #[test]
-    fn blocks_are_written_where_the_file_system_cannot_allocate_them() {
-        for code in [libc::EOPNOTSUPP, libc::EINVAL] {
-            let file = tempfile::tempfile().unwrap();
-            let refuse = |_: &File, _, _| Err(io::Error::from_raw_os_error(code));
-            reserve(&file, 4096, 3 * COPY + 4096, refuse).unwrap();
-            let metadata = file.metadata().unwrap();
-            assert_eq!(metadata.len(), 3 * COPY as u64 + 8192);
-            let blocks = std::os::unix::fs::MetadataExt::blocks(&metadata);
-            assert!(blocks * 512 >= 3 * COPY as u64, "{blocks} blocks");
-        }
+    /// The blocks of a file that was made with this.
+    fn blocks(reserve: Reserve) -> (u64, Vec<u8>) {
+        let mut file = PageFile::create(&std::env::temp_dir()).unwrap();
+        file.reserve = reserve;
+        let bytes = COPY + 5 * 4096;
+        let grown = [(); 2].map(|()| file.grow(bytes, 4096).unwrap());
+        let read = grown.iter().flat_map(|(_, memory)| memory.bytes().to_vec());
+        (512 * file.file.metadata().unwrap().blocks(), read.collect())
     }
 
     #[test]
-    fn a_full_disk_is_told_from_other_failures() {
-        let file = tempfile::tempfile().unwrap();
-        for (code, is_full) in [
-            (libc::ENOSPC, true),
-            (libc::EDQUOT, true),
-            (libc::EFBIG, true),
-            (libc::EIO, false),
-            (libc::ENODEV, false),
-            (libc::EPERM, false),
-        ] {
-            let refuse = |_: &File, _, _| Err(io::Error::from_raw_os_error(code));
-            let error = reserve(&file, 0, 4096, refuse).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(code));
-            let full = matches!(GrowError::reserving(error), GrowError::Full(_));
-            assert_eq!(full, is_full, "code {code}");
+    fn room_is_set_aside_where_there_is_no_call_for_it() {
+        let bytes = 2 * (COPY + 5 * 4096);
+        for reserve in [allocate as Reserve, write_zeros] {
+            let (blocks, read) = blocks(reserve);
+            assert!(blocks >= bytes as u64, "{blocks} of {bytes} bytes");
+            assert_eq!(read, vec![0; bytes]);
         }
-    }
-
-    #[test]
-    fn a_disk_that_cannot_be_read_is_no_bad_address() {
-        let told = |code| reading(io::Error::from_raw_os_error(code)).raw_os_error();
-        assert_eq!(told(libc::EFAULT), Some(libc::EIO));
-        assert_eq!(told(libc::ENOMEM), Some(libc::ENOMEM));
+        let (sparse, _) = blocks(|file, start, bytes| file.set_len(start + bytes as u64));
+        assert!(sparse < bytes as u64, "this file system tells nothing");
     }
 }

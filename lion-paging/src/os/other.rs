@@ -1,6 +1,6 @@
 //! Systems whose calls are not written yet: no file can be made, so nothing else is ever called.
 
-use super::GrowError;
+use lion_core::PagingError;
 use std::convert::Infallible;
 use std::io;
 use std::ops::Range;
@@ -20,9 +20,12 @@ impl PageFile {
     }
 }
 
-/// Limits of the process that the system tells.
-pub(crate) fn memory_limits() -> Vec<(&'static str, u64)> {
-    Vec::new()
+/// Why the file cannot grow.
+#[derive(Debug)]
+#[expect(dead_code, reason = "never made")]
+pub(crate) enum GrowError {
+    Reserve(io::Error),
+    Map(io::Error),
 }
 
 /// A part of the file, to move by.
@@ -40,7 +43,7 @@ impl HostRegion {
         0
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn check(&self, _: &Range<usize>) -> Result<(), PagingError> {
         match self.0 {}
     }
 
@@ -64,14 +67,6 @@ impl HostRegion {
         match self.0 {}
     }
 
-    pub(crate) fn is_kept(&self, _: &Range<usize>) -> bool {
-        match self.0 {}
-    }
-
-    pub(crate) fn put_back(&self, _: Range<usize>, _: bool) -> io::Result<()> {
-        match self.0 {}
-    }
-
     pub(crate) fn resident(&self, _: Range<usize>) -> io::Result<usize> {
         match self.0 {}
     }
@@ -79,17 +74,15 @@ impl HostRegion {
 
 impl HostMemory {
     /// The bytes. Those that are not resident are read when they are touched.
-    ///
-    /// # Safety
-    /// None here: there is no such memory.
-    pub unsafe fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         match self.0 {}
     }
 
     /// The bytes, to change.
     ///
     /// # Safety
-    /// None here: there is no such memory.
+    /// A byte is changed only while no fetch or eviction of its piece is queued or goes on, and in the
+    /// process that has allocated it.
     pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         match self.0 {}
     }

@@ -1,0 +1,148 @@
+//! The driver of the CPU, called as no pager calls it: it refuses what is not a piece, and never changes bytes.
+#![allow(clippy::unwrap_used)]
+#![cfg(all(target_os = "linux", not(miri)))]
+
+use lion_paging::{Driver, HostDriver, HostMemory, HostRegion, PagingError};
+use std::ops::Range;
+
+const PAGE: usize = HostDriver::PAGE;
+
+/// Large enough to stay in memory of its own.
+const PIECE: usize = 256 << 10;
+
+/// A state of two pieces and a short one.
+fn allocate() -> (HostDriver, HostRegion, HostMemory) {
+    let driver = HostDriver::in_folder(&std::env::temp_dir()).unwrap();
+    let (region, memory) = driver.allocate(2 * PIECE + PAGE, PIECE).unwrap();
+    (driver, region, memory)
+}
+
+fn fetch(driver: &HostDriver, region: &HostRegion, part: &Range<usize>, keep: bool) {
+    let ticket = driver.fetch(region, part.clone(), true, keep, None);
+    driver.wait(&ticket.unwrap()).unwrap();
+}
+
+fn evict(driver: &HostDriver, region: &HostRegion, part: &Range<usize>, dirty: bool) {
+    let ticket = driver.evict(region, part.clone(), dirty, None);
+    driver.wait(&ticket.unwrap()).unwrap();
+}
+
+/// A byte in the middle of each piece, one in the last.
+const PARTS: [Range<usize>; 3] = [0..PIECE, PIECE..2 * PIECE, 2 * PIECE..2 * PIECE + PAGE];
+
+fn change(memory: &mut HostMemory, number: u8) {
+    // SAFETY: all transfers that were queued have been waited for.
+    let bytes = unsafe { memory.bytes_mut() };
+    bytes.fill(number);
+}
+
+#[test]
+fn what_is_evicted_as_unchanged_keeps_its_bytes() {
+    let (driver, region, mut memory) = allocate();
+    let mut number = 0;
+    for keep in [true, false] {
+        for dirty in [false, true] {
+            for part in &PARTS {
+                fetch(&driver, &region, part, keep);
+            }
+            number += 7;
+            change(&mut memory, number);
+            let bytes = memory.bytes();
+            for part in &PARTS {
+                evict(&driver, &region, part, dirty);
+            }
+            let changed = bytes.iter().filter(|&&byte| byte != number).count();
+            assert_eq!(changed, 0, "keep {keep}, dirty {dirty}");
+        }
+    }
+}
+
+#[test]
+fn what_is_fetched_again_keeps_its_bytes() {
+    let (driver, region, mut memory) = allocate();
+    for (number, again) in [(7, true), (8, false)] {
+        fetch(&driver, &region, &PARTS[0], true);
+        change(&mut memory, number);
+        fetch(&driver, &region, &PARTS[0], again);
+        assert!(memory.bytes().iter().all(|&byte| byte == number));
+    }
+    // And what was never there is evicted.
+    evict(&driver, &region, &PARTS[1], true);
+    evict(&driver, &region, &PARTS[0], false);
+    evict(&driver, &region, &PARTS[0], false);
+    assert!(memory.bytes().iter().all(|&byte| byte == 8));
+}
+
+#[test]
+fn ranges_that_are_not_pieces_are_refused_and_the_threads_live() {
+    let (driver, region, _memory) = allocate();
+    let end = 2 * PIECE + PAGE;
+    #[expect(clippy::reversed_empty_ranges, reason = "what is refused")]
+    let ranges = [
+        0..0,
+        0..PAGE,
+        0..2 * PIECE,
+        PAGE..PIECE + PAGE,
+        PIECE..0,
+        2 * PIECE..3 * PIECE,
+        end..end,
+        end..end + PAGE,
+        3 * PIECE..4 * PIECE,
+        usize::MAX - PAGE..usize::MAX,
+        usize::MAX..0,
+    ];
+    for part in ranges {
+        let errors = [
+            driver
+                .fetch(&region, part.clone(), true, true, None)
+                .unwrap_err(),
+            driver.evict(&region, part.clone(), true, None).unwrap_err(),
+            driver.resident(&region, part.clone()).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(
+                matches!(error, PagingError::NotAPiece { start, end, piece: PIECE, .. }
+                    if start == part.start && end == part.end),
+                "{part:?}: {error}"
+            );
+        }
+    }
+    for part in &PARTS {
+        fetch(&driver, &region, part, true);
+        evict(&driver, &region, part, true);
+    }
+}
+
+#[test]
+fn sizes_that_are_not_pages_are_refused() {
+    let driver = HostDriver::in_folder(&std::env::temp_dir()).unwrap();
+    for (bytes, piece) in [
+        (0, PAGE),
+        (PAGE, 0),
+        (PAGE + 1, PAGE),
+        (PAGE, 1),
+        (usize::MAX, PAGE),
+    ] {
+        let error = driver.allocate(bytes, piece).unwrap_err();
+        assert!(matches!(error, PagingError::NotAPiece { .. }), "{error}");
+    }
+}
+
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn a_file_that_no_system_can_hold_is_refused() {
+    use lion_core::Momentum32;
+    use lion_paging::{Limits, Pager};
+    let driver = HostDriver::in_folder(&std::env::temp_dir()).unwrap();
+    let limits = Limits::new(1 << 20, None, PAGE).unwrap();
+    let pager = std::sync::Arc::new(Pager::new(driver, limits));
+    let error = pager.allocate(&Momentum32, (1 << 62) + (1 << 20));
+    assert!(matches!(error, Err(PagingError::TooLarge { .. })));
+    let error = pager.allocate(&Momentum32, 1 << 60).unwrap_err();
+    assert!(
+        matches!(&error, PagingError::NoRoom { bytes, .. } if *bytes >= 1 << 62),
+        "{error:?}"
+    );
+    // The file is as it was.
+    pager.allocate(&Momentum32, 1 << 10).unwrap();
+}
