@@ -150,7 +150,7 @@ fn tasks_of_the_global_pool_step_behind_a_mutex() {
     if !is_child("tasks_of_the_global_pool_step_behind_a_mutex") {
         return;
     }
-    step_from_tasks(Model::on(Cpu::new().unwrap()), |task| rayon::spawn(task));
+    step_from_tasks(Model::on(Cpu::new().unwrap()), rayon::spawn);
 }
 
 #[test]
@@ -227,7 +227,13 @@ fn skipped_blocks_are_counted_for_their_parameters() {
             block[7] = f32::INFINITY;
         }
         let small = handles.iter().zip(params.chunks_mut(16)).enumerate();
-        let grad = |i: usize| if i % 2 == 0 { &nan } else { &[1.0; 16] };
+        let grad = |i: usize| {
+            if i.is_multiple_of(2) {
+                &nan
+            } else {
+                &[1.0; 16]
+            }
+        };
         let updates = small.map(|(i, (&handle, p))| lion::update(handle, p, grad(i)));
         let large = lion::update(model.handle, &mut model.param, &model.grad);
         let report = model.lion.step(updates.chain([large])).unwrap();
