@@ -91,8 +91,8 @@ impl Cpu {
     ///
     /// # Errors
     /// [`PagingError::NoFolder`], [`PagingError::Folder`], [`PagingError::NoBudget`],
-    /// [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`]; [`PagingError::Unsupported`] where
-    /// the system is not Linux.
+    /// [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`], [`PagingError::Thread`];
+    /// [`PagingError::Unsupported`] where the system is not Linux.
     pub fn paging(mut self, paging: &Paging) -> Result<Self, PagingError> {
         let limits = paging.limits(HostDriver::PAGE)?;
         let driver = HostDriver::in_folder(paging.folder()?)?;
