@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::checkpoint::{Checkpoint, load};
-use lion::{CheckpointError, Dtype, Lion, Load, ParamSpec, Planes};
+use lion::{CheckpointError, Dtype, Error, Lion, Load, ParamSpec, Planes};
 use lion_test_support::child;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
@@ -82,6 +82,7 @@ fn load_failing(lion: &mut Lion, parameter: &str, times: u32) -> CheckpointError
 
 #[test]
 fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
+    let folder = tempfile::tempdir().unwrap();
     let before = stepped(&PARAMETERS, 1);
     let mut lion = stepped(&PARAMETERS, 1);
     let infos = |lion: &Lion| format!("{:?}", lion.parameters().collect::<Vec<_>>());
@@ -111,8 +112,25 @@ fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
         "`file` is loaded in part: cannot read `file`: the disk is gone; old and new numbers are mixed \
          in the states of `a`, `b`"
     );
+    // The optimizer neither steps nor saves until these states are good again.
+    let damaged = |error: &Error| {
+        let Error::Damaged { parameters, source } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(
+            (&parameters[..], source.is_none()),
+            (&["a".to_owned(), "b".to_owned()][..], true)
+        );
+    };
+    let handle = lion.handle("c").unwrap();
+    let (mut param, grad) = (vec![0.5f32; 40_000], vec![1.0f32; 40_000]);
+    damaged(&lion.step([(handle, &mut param, &grad)]).unwrap_err());
+    assert_eq!(param, [0.5; 40_000]);
+    let error = lion.save(folder.path().join("file")).unwrap_err();
+    assert!(error.to_string().contains("partly overwritten"), "{error}");
     // Step counts and settings have not changed, and a further load makes all of it good.
-    assert_eq!(infos(&lion), infos(&before));
+    let whole = infos(&lion).replace("damaged: true", "damaged: false");
+    assert_eq!(whole, infos(&before));
     let new = stepped(&PARAMETERS, 2);
     let mut checkpoint = Checkpoint::read(Cursor::new(saved(&new)), "file").unwrap();
     load(&mut lion, &mut checkpoint, Load::new()).unwrap();
@@ -120,6 +138,8 @@ fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
     for (name, _) in PARAMETERS {
         assert_eq!(momentum(&lion, name), momentum(&new, name));
     }
+    let handle = lion.handle("c").unwrap();
+    lion.step([(handle, &mut param, &grad)]).unwrap();
 }
 
 #[test]

@@ -86,12 +86,19 @@ fn forked(run: impl FnOnce() -> bool) -> bool {
 
 /// Whether a call was refused because the process is a child of this one.
 fn is_refused(result: Result<(), Error>, parent: u32) -> bool {
-    match result {
-        Err(Error::Backend {
-            source: BackendError::Paging(PagingError::OtherProcess { owner, current }),
-            ..
-        }) => owner == parent && current == std::process::id() && current != parent,
-        result => panic!("{result:?}"),
+    let Err(Error::Backend { source, .. }) = result else {
+        panic!("{result:?}");
+    };
+    // A step says besides that it has not begun.
+    let source = match source {
+        BackendError::NotBegun { source } => *source,
+        source => source,
+    };
+    match source {
+        BackendError::Paging(PagingError::OtherProcess { owner, current }) => {
+            owner == parent && current == std::process::id() && current != parent
+        }
+        source => panic!("{source:?}"),
     }
 }
 

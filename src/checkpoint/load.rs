@@ -4,7 +4,6 @@ use super::error::{CheckpointError, Difference};
 use super::read::{Checkpoint, Plane, Tensor};
 use super::settings::{SettingChange, Snapshot};
 use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
-use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -135,7 +134,7 @@ pub fn load<R: Read + Seek + Send>(
     transfer(restore, &report.loaded, &path, |take| {
         read_planes(checkpoint, &report.loaded, &planes, take)
     })?;
-    report.settings = before.changes(&Snapshot::of(optimizer));
+    report.settings = before.changes(optimizer);
     Ok(report)
 }
 
@@ -160,14 +159,11 @@ pub(crate) fn transfer<E: From<CheckpointError> + StdError + Send + Sync + 'stat
     // A used state cannot be had back once it is written to, so there all bytes are checked before the
     // first is loaded. A fresh one is the same number over and over: it is read once, checked on the way
     // and made fresh again where the file turns out bad.
-    let fresh = restore.is_fresh();
-    if !fresh {
+    if !restore.is_fresh() {
         read(&mut |_, _, _, _| Ok(()))?;
     }
     // The file can still fail now: it is read again.
-    let mut begun = BTreeSet::new();
     let written = read(&mut |i, plane, at, part| {
-        begun.insert(i);
         let written = restore.state(i).write(plane, at, part);
         written.map_err(|source| {
             let parameter = Some(names[i].clone());
@@ -180,14 +176,13 @@ pub(crate) fn transfer<E: From<CheckpointError> + StdError + Send + Sync + 'stat
             Ok(())
         }
         Err(error) => {
-            let undone = restore.abandon();
-            if begun.is_empty() || (fresh && undone.is_ok()) {
+            // Those of the states that it cannot make good again.
+            let Err(lion_core::Error::Damaged { parameters, .. }) = restore.abandon() else {
                 return Err(error);
-            }
-            let parameters = begun.into_iter().map(|i| names[i].clone());
+            };
             Err(E::from(CheckpointError::PartlyLoaded {
                 path: path.to_owned(),
-                parameters: parameters.collect(),
+                parameters,
                 source: Box::new(error),
             }))
         }

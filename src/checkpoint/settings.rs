@@ -64,21 +64,21 @@ impl Snapshot {
         }
     }
 
-    /// What is another one in `after`, which has the same parameters and no fewer groups.
-    pub(super) fn changes(&self, after: &Snapshot) -> Vec<SettingChange> {
+    /// What has changed in an optimizer since, which has the same parameters and no fewer groups.
+    pub(super) fn changes(&self, optimizer: &Optimizer) -> Vec<SettingChange> {
         let mut changes = Vec::new();
         compare(
             &mut changes,
             || Scope::Defaults,
             &self.defaults,
-            &after.defaults,
+            optimizer.defaults(),
         );
         let groups: HashMap<&str, &Overrides> = self
             .groups
             .iter()
             .map(|(name, it)| (name.as_str(), it))
             .collect();
-        for (name, now) in &after.groups {
+        for lion_core::Group { name, overrides } in optimizer.groups() {
             let scope = || Scope::Group(name.clone());
             let before = groups.get(name.as_str());
             let had = before.map(|_| name.clone());
@@ -87,15 +87,14 @@ impl Snapshot {
                 &mut changes,
                 scope,
                 before.copied().unwrap_or(&Overrides::new()),
-                now,
+                overrides,
             );
         }
-        for ((name, group, before), (_, now_group, now)) in
-            self.parameters.iter().zip(&after.parameters)
-        {
+        for ((name, group, before), now) in self.parameters.iter().zip(optimizer.parameters()) {
             let scope = || Scope::Parameter(name.clone());
-            push(&mut changes, scope, GROUP, group.clone(), now_group.clone());
-            compare(&mut changes, scope, before, now);
+            let now_group = now.group.map(str::to_owned);
+            push(&mut changes, scope, GROUP, group.clone(), now_group);
+            compare(&mut changes, scope, before, &now.overrides);
         }
         changes
     }

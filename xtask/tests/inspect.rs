@@ -91,7 +91,7 @@ fn a_damaged_file_fails_with_the_reason() {
     for (path, wanted) in [
         (path.as_path(), "is no checkpoint"),
         (&folder.path().join("none"), "cannot open"),
-        (folder.path(), "cannot read"),
+        (folder.path(), "is a folder"),
     ] {
         let output = inspect(&[], path);
         assert_eq!(output.status.code(), Some(1));
