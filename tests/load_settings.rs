@@ -173,7 +173,6 @@ fn the_report_lists_every_setting_that_the_file_changed() {
             "group `known`: lr was not set, is 0.25",
             "group `known`: max_unorm was 0.5, is not set",
             "group `only in the file`: group was not set, is only in the file",
-            "group `only in the file`: skip_zeros was not set, is true",
             "parameter `a`: group was not set, is known",
             "parameter `a`: lr_multiplier was not set, is 2.0",
             "parameter `a`: stochastic_state was true, is not set",

@@ -22,7 +22,8 @@ pub struct SettingChange {
     /// What it is set for: the defaults, a group or a parameter.
     pub scope: Scope,
     /// The name of the hyper-parameter, as in [`Overrides`]; or `group`, with the name of the group that a
-    /// parameter is in, or of a group that the optimizer did not have.
+    /// parameter is in, or of a group that the optimizer did not have. The settings of such a group are not
+    /// listed: they are in [`Optimizer::groups`].
     pub setting: &'static str,
     /// Its value before the load; `None` where it was not set.
     pub before: Option<String>,
@@ -80,15 +81,10 @@ impl Snapshot {
             .collect();
         for lion_core::Group { name, overrides } in optimizer.groups() {
             let scope = || Scope::Group(name.clone());
-            let before = groups.get(name.as_str());
-            let had = before.map(|_| name.clone());
-            push(&mut changes, scope, GROUP, had, Some(name.clone()));
-            compare(
-                &mut changes,
-                scope,
-                before.copied().unwrap_or(&Overrides::new()),
-                overrides,
-            );
+            match groups.get(name.as_str()) {
+                Some(before) => compare(&mut changes, scope, before, overrides),
+                None => push(&mut changes, scope, GROUP, None, Some(name.clone())),
+            }
         }
         for ((name, group, before), now) in self.parameters.iter().zip(optimizer.parameters()) {
             let scope = || Scope::Parameter(name.clone());
