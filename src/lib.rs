@@ -59,7 +59,9 @@ pub mod interop;
 
 pub use builder::LionBuilder;
 #[cfg(feature = "checkpoint")]
-pub use checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport, SettingChange};
+pub use checkpoint::{
+    CheckpointError, Load, LoadPolicy, LoadReport, SettingChange, SettingChanges,
+};
 pub use device::Device;
 pub use into::{IntoGrad, IntoParam, IntoUpdate, update};
 pub use lion_core::{

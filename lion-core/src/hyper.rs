@@ -184,7 +184,7 @@ macro_rules! overrides {
             })*
 
             /// The name of each hyper-parameter, and its value where it is set.
-            pub fn settings(&self) -> impl Iterator<Item = (&'static str, Option<String>)> {
+            pub fn settings(&self) -> impl Iterator<Item = (&'static str, Option<String>)> + use<> {
                 let settings = [$((stringify!($name), self.$name.map(|x| format!("{x:?}"))),)*];
                 settings.into_iter()
             }

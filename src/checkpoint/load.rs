@@ -2,7 +2,7 @@
 
 use super::error::{CheckpointError, Difference};
 use super::read::{Checkpoint, Plane, Tensor};
-use super::settings::{SettingChange, Snapshot};
+use super::settings::{SettingChanges, Snapshot};
 use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
 use std::error::Error as StdError;
 use std::io::{Read, Seek};
@@ -71,7 +71,7 @@ impl Load {
 }
 
 /// What a load did, by the names of parameters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct LoadReport {
     /// Those that go on where the file left off.
@@ -87,7 +87,7 @@ pub struct LoadReport {
     pub dtype_changed: Vec<Difference>,
     /// Every setting of the optimizer that is another one after the load: defaults, groups, and the
     /// groups and overrides of parameters.
-    pub settings: Vec<SettingChange>,
+    pub settings: SettingChanges,
 }
 
 impl LoadReport {

@@ -48,7 +48,7 @@ pub use read::{Checkpoint, Plane, Tensor, Tensors};
 pub use record::VERSION;
 pub use rotation::Rotation;
 pub use save::save;
-pub use settings::SettingChange;
+pub use settings::{SettingChange, SettingChanges};
 
 #[cfg(feature = "interop")]
 pub(crate) use {

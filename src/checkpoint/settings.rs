@@ -1,18 +1,19 @@
 //! The settings of an optimizer before and after a load, and how they differ.
 
-use lion_core::{Optimizer, Overrides, Scope};
-use std::collections::HashMap;
+use lion_core::{Group, Optimizer, Overrides, Scope};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
-/// A setting that a load has changed.
+/// A setting that a load has changed, as [`SettingChanges`] lists it.
 ///
 /// ```
-/// # use lion::{Lion, Overrides};
+/// # use lion::Lion;
 /// # let folder = tempfile::tempdir()?;
 /// # let path = folder.path().join("run.lion");
 /// Lion::builder().lr(0.5).build()?.save(&path)?;
 /// let report = Lion::builder().lr(0.25).build()?.load(&path)?;
-/// let [change] = &report.settings[..] else { unreachable!() };
+/// let change = report.settings.iter().next().expect("a change");
 /// assert_eq!(change.to_string(), "the optimizer's defaults: lr was 0.25, is 0.5");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -22,8 +23,7 @@ pub struct SettingChange {
     /// What it is set for: the defaults, a group or a parameter.
     pub scope: Scope,
     /// The name of the hyper-parameter, as in [`Overrides`]; or `group`, with the name of the group that a
-    /// parameter is in, or of a group that the optimizer did not have. The settings of such a group are not
-    /// listed: they are in [`Optimizer::groups`].
+    /// parameter is in, or of a group that the optimizer did not have.
     pub setting: &'static str,
     /// Its value before the load; `None` where it was not set.
     pub before: Option<String>,
@@ -40,88 +40,170 @@ impl fmt::Display for SettingChange {
     }
 }
 
+/// Every setting that a load has changed: of the defaults, then of groups, then of parameters.
+///
+/// A group that the optimizer did not have counts as changed in each of its settings.
+///
+/// ```
+/// # use lion::{Lion, Overrides};
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("run.lion");
+/// let mut saved = Lion::builder().build()?;
+/// saved.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
+/// saved.save(&path)?;
+/// let report = Lion::builder().build()?.load(&path)?;
+/// let lines: Vec<String> = report.settings.iter().map(|change| change.to_string()).collect();
+/// assert_eq!(
+///     lines,
+///     [
+///         "group `no_decay`: group was not set, is no_decay",
+///         "group `no_decay`: weight_decay was not set, is 0.0",
+///     ]
+/// );
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Default, PartialEq)]
+pub struct SettingChanges(Vec<Scoped>);
+
+/// What has changed in one scope. A file may bring thousands of groups, and a long name that each parameter takes over.
+/// So names are shared, the settings are held as they are, and their texts are made one at a time.
+#[derive(Clone, PartialEq)]
+struct Scoped {
+    place: Place,
+    /// The groups of a parameter before and after.
+    groups: [Option<Arc<str>>; 2],
+    /// `None` for a group that there was not.
+    before: Option<Box<Overrides>>,
+    after: Box<Overrides>,
+}
+
+#[derive(Clone, PartialEq)]
+enum Place {
+    Defaults,
+    Group(Arc<str>),
+    Parameter(Arc<str>),
+}
+
+impl SettingChanges {
+    /// The changes, one for each setting.
+    pub fn iter(&self) -> impl Iterator<Item = SettingChange> + '_ {
+        self.0.iter().flat_map(Scoped::changes)
+    }
+
+    /// Whether no setting has changed.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for SettingChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl Scoped {
+    /// `None` where nothing has changed.
+    fn of(
+        place: Place,
+        groups: [Option<Arc<str>>; 2],
+        before: Option<Overrides>,
+        after: Overrides,
+    ) -> Option<Self> {
+        let same = groups[0] == groups[1] && before == Some(after);
+        (!same).then(|| Scoped {
+            place,
+            groups,
+            before: before.map(Box::new),
+            after: Box::new(after),
+        })
+    }
+
+    fn scope(&self) -> Scope {
+        match &self.place {
+            Place::Defaults => Scope::Defaults,
+            Place::Group(name) => Scope::Group(name.to_string()),
+            Place::Parameter(name) => Scope::Parameter(name.to_string()),
+        }
+    }
+
+    fn changes(&self) -> impl Iterator<Item = SettingChange> + '_ {
+        let groups = match (&self.place, &self.before) {
+            (Place::Group(name), None) => [None, Some(name)],
+            _ => self.groups.each_ref().map(Option::as_ref),
+        };
+        let [was, is] = groups.map(|group| group.map(|name| name.to_string()));
+        let before = self.before.as_deref().copied().unwrap_or_default();
+        let settings = before.settings().zip(self.after.settings());
+        let settings = settings.map(|((setting, before), (_, after))| (setting, before, after));
+        let all = std::iter::once((GROUP, was, is)).chain(settings);
+        let changed = all.filter(|(_, before, after)| before != after);
+        changed.map(|(setting, before, after)| SettingChange {
+            scope: self.scope(),
+            setting,
+            before,
+            after,
+        })
+    }
+}
+
 /// The setting that says which group there is, or a parameter is in.
 const GROUP: &str = "group";
 
 /// All settings of an optimizer.
 pub(super) struct Snapshot {
     defaults: Overrides,
-    groups: Vec<(String, Overrides)>,
+    groups: HashMap<Arc<str>, Overrides>,
     /// Of each parameter the name, the group and the overrides.
-    parameters: Vec<(String, Option<String>, Overrides)>,
+    parameters: Vec<(Arc<str>, Option<Arc<str>>, Overrides)>,
 }
 
 impl Snapshot {
     pub(super) fn of(optimizer: &Optimizer) -> Self {
         let groups = optimizer.groups().iter();
+        let groups: HashMap<Arc<str>, Overrides> = groups
+            .map(|group| (group.name.as_str().into(), group.overrides))
+            .collect();
         let parameters = optimizer.parameters().map(|info| {
-            let group = info.group.map(str::to_owned);
-            (info.name.to_owned(), group, info.overrides)
+            let group = info.group.and_then(|name| groups.get_key_value(name));
+            let group = group.map(|(name, _)| name.clone());
+            (info.name.into(), group, info.overrides)
         });
         Snapshot {
             defaults: *optimizer.defaults(),
-            groups: groups.map(|g| (g.name.clone(), g.overrides)).collect(),
             parameters: parameters.collect(),
+            groups,
         }
     }
 
     /// What has changed in an optimizer since, which has the same parameters and no fewer groups.
-    pub(super) fn changes(&self, optimizer: &Optimizer) -> Vec<SettingChange> {
+    pub(super) fn changes(mut self, optimizer: &Optimizer) -> SettingChanges {
         let mut changes = Vec::new();
-        compare(
-            &mut changes,
-            || Scope::Defaults,
-            &self.defaults,
-            optimizer.defaults(),
-        );
-        let groups: HashMap<&str, &Overrides> = self
-            .groups
-            .iter()
-            .map(|(name, it)| (name.as_str(), it))
-            .collect();
-        for lion_core::Group { name, overrides } in optimizer.groups() {
-            let scope = || Scope::Group(name.clone());
-            match groups.get(name.as_str()) {
-                Some(before) => compare(&mut changes, scope, before, overrides),
-                None => push(&mut changes, scope, GROUP, None, Some(name.clone())),
-            }
+        let none = [None, None];
+        let defaults = Some(self.defaults);
+        changes.extend(Scoped::of(
+            Place::Defaults,
+            none.clone(),
+            defaults,
+            *optimizer.defaults(),
+        ));
+        let mut names: HashSet<Arc<str>> = HashSet::new();
+        for Group { name, overrides } in optimizer.groups() {
+            let (name, before) = match self.groups.remove_entry(name.as_str()) {
+                Some((name, before)) => (name, Some(before)),
+                None => (name.as_str().into(), None),
+            };
+            names.insert(name.clone());
+            let place = Place::Group(name);
+            changes.extend(Scoped::of(place, none.clone(), before, *overrides));
         }
-        for ((name, group, before), now) in self.parameters.iter().zip(optimizer.parameters()) {
-            let scope = || Scope::Parameter(name.clone());
-            let now_group = now.group.map(str::to_owned);
-            push(&mut changes, scope, GROUP, group.clone(), now_group);
-            compare(&mut changes, scope, before, &now.overrides);
+        for ((name, group, before), now) in self.parameters.into_iter().zip(optimizer.parameters())
+        {
+            let now_in = now.group.and_then(|name| names.get(name)).cloned();
+            let place = Place::Parameter(name);
+            let groups = [group, now_in];
+            changes.extend(Scoped::of(place, groups, Some(before), now.overrides));
         }
-        changes
-    }
-}
-
-fn compare(
-    changes: &mut Vec<SettingChange>,
-    scope: impl Fn() -> Scope,
-    before: &Overrides,
-    after: &Overrides,
-) {
-    if before != after {
-        for ((setting, before), (_, after)) in before.settings().zip(after.settings()) {
-            push(changes, &scope, setting, before, after);
-        }
-    }
-}
-
-fn push(
-    changes: &mut Vec<SettingChange>,
-    scope: impl Fn() -> Scope,
-    setting: &'static str,
-    before: Option<String>,
-    after: Option<String>,
-) {
-    if before != after {
-        changes.push(SettingChange {
-            scope: scope(),
-            setting,
-            before,
-            after,
-        });
+        SettingChanges(changes)
     }
 }

@@ -34,6 +34,26 @@ fn checkpoints() {
     });
 }
 
+/// The report names the group of each parameter: the name is held once, however many are in it.
+#[test]
+fn a_long_name_of_a_group_is_not_copied_for_each_parameter() {
+    let mut file = right(&mut Rng::new(1));
+    file.groups.truncate(1);
+    file.groups[0].name = "g".repeat(65_535).into();
+    for tensor in &mut file.tensors {
+        tensor.group = Some(0);
+    }
+    let bytes = file.bytes();
+    let most = CONSTANT + MULTIPLE * bytes.len() + GROUP;
+    let mut loads = 0;
+    let load = |lion: &mut Lion| {
+        let mut checkpoint = Checkpoint::read(Cursor::new(&bytes), "input")?;
+        load(lion, &mut checkpoint, Load::new()).map(drop)
+    };
+    assert!(Pair::new().load(most, load, |_| loads += 1));
+    assert_eq!(loads, 2);
+}
+
 /// What has been loaded is saved, and loads into a fresh optimizer as it was.
 fn saves_and_loads(lion: &Lion, path: &Path) {
     lion.save(path).unwrap();
