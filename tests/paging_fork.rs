@@ -87,16 +87,10 @@ fn forked(run: impl FnOnce() -> bool) -> bool {
 /// Whether a call was refused because the process is a child of this one.
 fn is_refused(result: Result<(), Error>, parent: u32) -> bool {
     let source = match result {
-        // A step says besides that it has not begun, and an import that it may have.
-        Err(Error::Backend {
-            source: BackendError::NotBegun { source },
-            ..
-        })
-        | Err(Error::Damaged {
-            source: Some(source),
-            ..
-        }) => *source,
-        Err(Error::Backend { source, .. }) => source,
+        Err(Error::Backend { source, .. }) => {
+            assert!(!source.has_begun(), "{source:?}");
+            source
+        }
         result => panic!("{result:?}"),
     };
     match source {

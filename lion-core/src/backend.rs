@@ -373,10 +373,10 @@ impl BackendError {
     /// Returns whether a [`step`](Backend::step) that fails with this error may have changed
     /// parameters and states.
     ///
-    /// This is `false` for [`NotBegun`](BackendError::NotBegun), and for
-    /// [`ForeignState`](BackendError::ForeignState), [`WrongState`](BackendError::WrongState) and
-    /// [`WrongPlace`](BackendError::WrongPlace), which a backend returns only before it changes
-    /// anything. It is `true` for every other error.
+    /// This is `false` for [`NotBegun`](BackendError::NotBegun), and for errors that a backend returns
+    /// only before it changes anything: [`ForeignState`](BackendError::ForeignState),
+    /// [`WrongState`](BackendError::WrongState), [`WrongPlace`](BackendError::WrongPlace) and
+    /// [`PagingError::OtherProcess`]. It is `true` for every other error.
     ///
     /// ```
     /// use lion_core::BackendError;
@@ -391,7 +391,13 @@ impl BackendError {
                 | BackendError::ForeignState { .. }
                 | BackendError::WrongState { .. }
                 | BackendError::WrongPlace { .. }
-        )
+        ) && !self.is_of_another_process()
+    }
+
+    /// Whether the caller is a child made by `fork` of the process that has the states. A call cannot
+    /// meet this on its way, so it has changed nothing.
+    pub(crate) fn is_of_another_process(&self) -> bool {
+        matches!(self, BackendError::Paging(PagingError::OtherProcess { .. }))
     }
 
     /// Marks this error as met before the step changed anything.

@@ -86,6 +86,12 @@ impl Entry {
             None => self.check_order(&param.layout)?,
         }
         self.check_layout(Operand::Gradient, &grad.layout, &param.layout)?;
+        if self.steps >= MAX_STEPS {
+            return Err(Error::TooManySteps {
+                parameter: self.name(),
+                most: MAX_STEPS,
+            });
+        }
         args.lr_for(&self.hyper, &self.name)
     }
 

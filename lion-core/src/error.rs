@@ -234,6 +234,13 @@ pub enum Error {
         /// Shape of the parameter.
         wanted: Vec<usize>,
     },
+    /// A parameter that has made as many steps as a checkpoint can record.
+    TooManySteps {
+        /// Name of the parameter.
+        parameter: String,
+        /// The most steps, 2^62. A parameter gets there only by a record or a file that says so.
+        most: u64,
+    },
     /// Stochastic rounding of a parameter of a type that does not have it.
     StochasticParam {
         /// Name of the parameter.
@@ -426,6 +433,10 @@ impl fmt::Display for Error {
                 f,
                 "parameter `{parameter}`: the gradient has the shape {given:?}, wanted {wanted:?} \
                  as the parameter"
+            ),
+            Error::TooManySteps { parameter, most } => write!(
+                f,
+                "parameter `{parameter}`: it has made {most} steps, which is the most that there can be"
             ),
             Error::StochasticParam { parameter, dtype } => write!(
                 f,

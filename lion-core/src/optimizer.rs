@@ -429,15 +429,21 @@ impl Optimizer {
     /// # Errors
     /// [`Error::UnknownHandle`]; [`Error::StateMismatch`] where the record has other bits, other
     /// lengths, or numbers that no step leaves behind. [`Error::Backend`] where the state cannot be
-    /// written and was as it was allocated: it is so again. [`Error::Damaged`] where a state that had
+    /// written and was as it was allocated: it is so again; and where it is of another process.
+    /// [`Error::Damaged`] where a state that had
     /// been stepped or loaded cannot be written.
     pub fn import_state(&mut self, handle: Handle, record: &StateRecord) -> Result<(), Error> {
         let index = self.index(handle)?;
         let entry = &mut self.params[index];
         entry.check_record(record)?;
-        let fresh = entry.fresh;
+        let (fresh, damaged) = (entry.fresh, entry.damaged);
         self.suspect = true;
         if let Err(source) = entry.begin_write().import(&record.planes) {
+            if source.is_of_another_process() {
+                let entry = &mut self.params[index];
+                (entry.fresh, entry.damaged) = (fresh, damaged);
+                return Err(entry.backend_error(source));
+            }
             // Undone where it can be.
             if fresh && self.make_fresh(index).is_ok() {
                 return Err(self.params[index].backend_error(source));

@@ -18,8 +18,8 @@ impl Optimizer {
     /// # Errors
     /// [`Error::InvalidHyper`], [`Error::UnknownHandle`], [`Error::RepeatedParameter`],
     /// [`Error::MissingGradient`], [`Error::WrongLength`], [`Error::WrongDtype`],
-    /// [`Error::NotContiguous`], [`Error::ShapeMismatch`], [`Error::LayoutMismatch`]; under
-    /// [`OnNonFinite::RejectStep`] also [`Error::NonFinite`]; [`Error::Backend`], after which parameters
+    /// [`Error::NotContiguous`], [`Error::ShapeMismatch`], [`Error::LayoutMismatch`],
+    /// [`Error::TooManySteps`]; under [`OnNonFinite::RejectStep`] also [`Error::NonFinite`]; [`Error::Backend`], after which parameters
     /// and states may have changed where [`BackendError::has_begun`] returns `true`; [`Error::Damaged`]
     /// while any parameter of this optimizer is.
     pub fn step<'a>(
