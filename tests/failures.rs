@@ -4,11 +4,12 @@
 use lion::cpu::Cpu;
 use lion::{
     Backend, BackendError, Bits, DeviceMemory, DeviceSlice, Dtype, Error, Handle, Layout, Lion,
-    Overrides, ParamRecord, ParamSpec, Planes, State, StateLayout, StateRecord, StateRequest,
-    TensorStep, Update, update,
+    Overrides, ParamRecord, ParamSpec, Planes, State, StateRecord, StateRequest, TensorStep,
+    Update, update,
 };
+use lion_test_support::FailingWrites;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Allocates states of another length or width than it is asked for.
 #[derive(Debug)]
@@ -203,76 +204,16 @@ fn a_step_refused_for_the_place_of_an_array_leaves_states_fresh() {
     lion.step([ordered(w, &mut p, &g, true)]).unwrap();
 }
 
-/// Fails one write of all.
-#[derive(Debug)]
-struct Broken {
-    cpu: Cpu,
-    /// Writes before the one that fails.
-    left: Arc<AtomicIsize>,
-}
-
-#[derive(Debug)]
-struct BrokenState {
-    inner: Box<dyn State>,
-    left: Arc<AtomicIsize>,
-}
-
-impl State for BrokenState {
-    fn layout(&self) -> &'static dyn StateLayout {
-        self.inner.layout()
-    }
-
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
-        self.inner.read(plane, offset, into)
-    }
-
-    fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
-        if self.left.fetch_sub(1, Ordering::Relaxed) == 0 {
-            return Err(BackendError::Other("it cannot be written".into()));
-        }
-        self.inner.write(plane, offset, from)
-    }
-}
-
-impl Backend for Broken {
-    fn name(&self) -> &str {
-        "broken"
-    }
-
-    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
-        let left = Arc::clone(&self.left);
-        let inner = self.cpu.allocate(request)?;
-        Ok(Box::new(BrokenState { inner, left }))
-    }
-
-    /// Changes nothing: states are written through records here.
-    fn step(&self, _: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn count_non_finite(&self, _: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
-        Ok(())
-    }
-}
-
-/// An optimizer with one 8-bit parameter and another one, and what counts the writes.
-fn broken() -> (Lion, Handle, Handle, Arc<AtomicIsize>) {
-    let left = Arc::new(AtomicIsize::new(-1));
-    let backend = Broken {
-        cpu: Cpu::new().unwrap(),
-        left: Arc::clone(&left),
-    };
+/// An optimizer with one 8-bit parameter and another one, and what lets one write fail.
+fn broken() -> (Lion, Handle, Handle, FailingWrites) {
+    let writes = FailingWrites::once(Cpu::new().unwrap());
     let builder = Lion::builder().optim_bits(8).min_8bit_size(0);
-    let mut lion = builder.backend(backend).build().unwrap();
+    let mut lion = builder.backend(writes.clone()).build().unwrap();
     let [w, v] = ["w", "v"].map(|name| {
         let spec = ParamSpec::new(name, 300, Dtype::F32);
         lion.register(spec).unwrap()
     });
-    (lion, w, v, left)
+    (lion, w, v, writes)
 }
 
 fn filled(code: u8) -> StateRecord {
@@ -289,9 +230,9 @@ fn filled(code: u8) -> StateRecord {
 
 #[test]
 fn an_import_that_fails_half_way_into_a_fresh_state_is_undone() {
-    let (mut lion, w, _, left) = broken();
+    let (mut lion, w, _, writes) = broken();
     let before = lion.export_state(w).unwrap();
-    left.store(1, Ordering::Relaxed); // codes are written, absmax is not
+    writes.set(1); // codes are written, absmax is not
     let error = lion.import_state(w, &filled(9)).unwrap_err();
     assert_eq!(error.to_string(), "parameter `w`: the backend failed");
     assert_eq!(lion.export_state(w).unwrap(), before);
@@ -305,9 +246,9 @@ fn damaged(error: &Error, names: &[&str]) {
 
 #[test]
 fn an_import_that_fails_half_way_into_a_used_state_stops_the_optimizer() {
-    let (mut lion, w, v, left) = broken();
+    let (mut lion, w, v, writes) = broken();
     lion.import_state(w, &filled(9)).unwrap();
-    left.store(1, Ordering::Relaxed);
+    writes.set(1);
     let error = lion.import_state(w, &filled(8)).unwrap_err();
     damaged(&error, &["w"]);
     assert_eq!(

@@ -7,7 +7,7 @@ use lion::{
     StateRecord, StepArgs, update,
 };
 use lion_test_support::{
-    CheckpointFile, GroupPart, OverridesPart, TensorPart, Trajectory, compare_params, seal,
+    CheckpointFile, GroupPart, OverridesPart, TensorPart, Trajectory, compare_params, saved, seal,
 };
 use std::fs;
 use std::io::Cursor;
@@ -37,13 +37,6 @@ fn shown() -> Lion {
     };
     lion.import_state(w, &record).unwrap();
     lion
-}
-
-fn saved(lion: &Lion) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("f");
-    lion.save(&path).unwrap();
-    fs::read(path).unwrap()
 }
 
 #[test]

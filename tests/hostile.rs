@@ -5,6 +5,7 @@
 use lion::checkpoint::{Checkpoint, load};
 use lion::interop::{InteropError, export, import, import_from};
 use lion::{CheckpointError, Dtype, Lion, Load, LoadPolicy, LoadReport, Overrides, ParamSpec};
+use lion_test_support::{saved, seal};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -65,26 +66,6 @@ fn stepped() -> Lion {
         }
     }
     lion
-}
-
-fn saved(lion: &Lion) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("f");
-    lion.save(&path).unwrap();
-    std::fs::read(path).unwrap()
-}
-
-/// Makes the checksums of preamble and header right, as someone who means harm does.
-fn repair(bytes: &mut [u8]) {
-    if bytes.len() < 36 {
-        return;
-    }
-    let header = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
-    let end = header.saturating_add(36).min(bytes.len() as u64) as usize;
-    let checksum = crc32fast::hash(&bytes[36..end]);
-    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
-    let checksum = crc32fast::hash(&bytes[..32]);
-    bytes[32..36].copy_from_slice(&checksum.to_le_bytes());
 }
 
 fn load_bytes(
@@ -180,7 +161,7 @@ fn no_number_in_a_header_makes_a_reader_take_more_than_there_is() {
         for number in numbers {
             let mut bytes = whole.clone();
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
-            repair(&mut bytes);
+            seal(&mut bytes);
             try_all(&bytes);
         }
     }
@@ -250,7 +231,7 @@ fn numbers_that_are_none_are_refused_at_their_place() {
                 + 16;
             let checksum = crc32fast::hash(&bytes[range]);
             bytes[place..place + 4].copy_from_slice(&checksum.to_le_bytes());
-            repair(&mut bytes);
+            seal(&mut bytes);
             let mut lion = optimizer();
             match load_bytes(&mut lion, &bytes, LoadPolicy::Exact) {
                 Ok(_) => assert!(!bad, "{number} in {} of {}", plane.name, tensor.name),

@@ -3,7 +3,7 @@
 
 use lion::checkpoint::{Checkpoint, load};
 use lion::{CheckpointError, Dtype, Error, Lion, Load, ParamSpec, Planes};
-use lion_test_support::child;
+use lion_test_support::{child, saved};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
 /// An optimizer with parameters of so many elements, after so many steps.
@@ -17,13 +17,6 @@ fn stepped(parameters: &[(&str, usize)], steps: u64) -> Lion {
         }
     }
     lion
-}
-
-fn saved(lion: &Lion) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("f");
-    lion.save(&path).unwrap();
-    std::fs::read(path).unwrap()
 }
 
 fn momentum(lion: &Lion, name: &str) -> Vec<f32> {

@@ -2,13 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
-use lion::{
-    Backend, BackendError, Dtype, Error, Handle, Lion, Overrides, ParamSpec, Planes, State,
-    StateLayout, StateRequest, TensorStep,
-};
-use lion_test_support::backends;
+use lion::{Dtype, Error, Handle, Lion, Overrides, ParamSpec, Planes};
+use lion_test_support::{FailingWrites, backends};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn spec(name: &str, n: usize) -> ParamSpec {
     ParamSpec::new(name, n, Dtype::F32)
@@ -247,67 +243,13 @@ fn ranges_that_are_not_whole_blocks_are_refused() {
     assert_eq!(lion.export_state(w).unwrap(), before);
 }
 
-/// A state whose writes fail after so many.
-#[derive(Debug)]
-struct Failing {
-    inner: Box<dyn State>,
-    writes: Arc<AtomicUsize>,
-}
-
-impl State for Failing {
-    fn layout(&self) -> &'static dyn StateLayout {
-        self.inner.layout()
-    }
-
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
-        self.inner.read(plane, offset, into)
-    }
-
-    fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
-        if self.writes.load(Ordering::Relaxed) == 0 {
-            return Err(BackendError::Other("the disk is gone".into()));
-        }
-        self.writes.fetch_sub(1, Ordering::Relaxed);
-        self.inner.write(plane, offset, from)
-    }
-}
-
-#[derive(Debug)]
-struct FailingBackend(Cpu, Arc<AtomicUsize>);
-
-impl Backend for FailingBackend {
-    fn name(&self) -> &str {
-        "failing"
-    }
-
-    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
-        Ok(Box::new(Failing {
-            inner: self.0.allocate(request)?,
-            writes: Arc::clone(&self.1),
-        }))
-    }
-
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
-        self.0.step(tensors)
-    }
-
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
-        self.0.count_non_finite(tensors)
-    }
-}
-
 /// After a failure each block has the momentum that it had, or none.
 #[test]
 fn a_reset_that_fails_says_so_and_leaves_no_third_momentum() {
     let n = 100_000;
     for allowed in 0..4 {
-        let writes = Arc::new(AtomicUsize::new(usize::MAX));
-        let backend = FailingBackend(Cpu::new().unwrap(), Arc::clone(&writes));
-        let builder = Lion::builder().optim_bits(8).backend(backend);
+        let writes = FailingWrites::from_then_on(Cpu::new().unwrap());
+        let builder = Lion::builder().optim_bits(8).backend(writes.clone());
         let mut lion = builder.build().unwrap();
         let w = lion.register(spec("w", n)).unwrap();
         let codes: Vec<u8> = (0..n).map(|i| (i % 256) as u8).collect();
@@ -315,7 +257,7 @@ fn a_reset_that_fails_says_so_and_leaves_no_third_momentum() {
         let mut record = lion.export_state(w).unwrap();
         record.planes = Planes::Blockwise8 { codes, absmax };
         lion.import_state(w, &record).unwrap();
-        writes.store(allowed, Ordering::Relaxed);
+        writes.set(allowed);
         let reset = lion.reset(w, 0..n);
         if allowed == 3 {
             // One write of absmax and two of codes.
@@ -329,7 +271,7 @@ fn a_reset_that_fails_says_so_and_leaves_no_third_momentum() {
             "{error}"
         );
         let source = std::error::Error::source(&error).unwrap();
-        assert_eq!(source.to_string(), "the disk is gone");
+        assert_eq!(source.to_string(), "it cannot be written");
         let Planes::Blockwise8 { codes, absmax } = lion.export_state(w).unwrap().planes else {
             panic!("another layout");
         };

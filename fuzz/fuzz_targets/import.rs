@@ -3,39 +3,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use lion::cpu::Cpu;
+use lion::LoadPolicy;
 use lion::interop::import_from;
-use lion::{Dtype, Lion, LoadPolicy, Overrides, ParamSpec};
+use lion_fuzz::{optimizer, state};
 use std::io::Cursor;
 
 /// Bytes after a header: those of the seeds.
 const DATA: usize = 1073;
-
-fn optimizer(used: bool) -> Lion {
-    let cpu = Cpu::new().expect("a CPU");
-    let mut lion = Lion::builder()
-        .backend(cpu)
-        .build()
-        .expect("defaults are right");
-    let eight = Overrides::new().optim_bits(8).min_8bit_size(1);
-    let eight_bits = ParamSpec::new("w", 5, Dtype::Bf16).overrides(eight);
-    for spec in [eight_bits, ParamSpec::new("m", 6, Dtype::F32)] {
-        let handle = lion.register(spec).expect("both fit");
-        if used {
-            let mut record = lion.export_state(handle).expect("states are in memory");
-            record.steps = 7;
-            lion.import_state(handle, &record).expect("it is its own");
-        }
-    }
-    lion
-}
-
-fn state(lion: &Lion) -> String {
-    let infos: Vec<_> = lion.parameters().collect();
-    let records = infos.iter().map(|info| lion.export_state(info.handle).ok());
-    let records: Vec<_> = records.collect();
-    format!("{infos:?} {records:?}")
-}
 
 fn try_import(bytes: &[u8]) {
     for used in [false, true] {

@@ -4,40 +4,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use lion::checkpoint::{Checkpoint, load};
-use lion::cpu::Cpu;
-use lion::{CheckpointError, Dtype, Lion, Load, LoadPolicy, Overrides, ParamSpec};
+use lion::{CheckpointError, Lion, Load, LoadPolicy};
+use lion_fuzz::{optimizer, state};
 use std::io::Cursor;
-
-/// The parameters of the seeds, some of them.
-fn optimizer(used: bool) -> Lion {
-    let cpu = Cpu::new().expect("a CPU");
-    let mut lion = Lion::builder()
-        .backend(cpu)
-        .build()
-        .expect("defaults are right");
-    let eight = Overrides::new().optim_bits(8).min_8bit_size(1);
-    let eight_bits = ParamSpec::new("w", 5, Dtype::Bf16).overrides(eight);
-    for spec in [eight_bits, ParamSpec::new("m", 6, Dtype::F32)] {
-        let handle = lion.register(spec).expect("both fit");
-        if used {
-            let mut record = lion.export_state(handle).expect("states are in memory");
-            record.steps = 7;
-            lion.import_state(handle, &record).expect("it is its own");
-        }
-    }
-    lion
-}
-
-fn state(lion: &Lion) -> String {
-    let infos: Vec<_> = lion.parameters().collect();
-    let records = infos.iter().map(|info| lion.export_state(info.handle).ok());
-    let records: Vec<_> = records.collect();
-    format!(
-        "{:?} {:?} {infos:?} {records:?}",
-        lion.defaults(),
-        lion.groups()
-    )
-}
 
 fn try_load(lion: &mut Lion, bytes: &[u8], how: Load) -> Result<(), CheckpointError> {
     let mut checkpoint = Checkpoint::read(Cursor::new(bytes), "input")?;

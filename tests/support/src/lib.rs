@@ -9,11 +9,13 @@ mod child;
 // It calls the system's driver.
 #[allow(unsafe_code)]
 mod driver;
+mod failing;
 mod file;
 mod model;
 mod property;
 mod reference;
 mod replay;
+mod saved;
 mod tensor;
 mod trajectory;
 
@@ -21,10 +23,12 @@ pub use backends::{AllPaged, Candidate, backends, cuda, emulator, managed_room};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
 pub use checkpoint::{CheckpointFile, GroupPart, OverridesPart, TensorPart, seal};
 pub use child::{again, child};
+pub use failing::FailingWrites;
 pub use file::{RecordFile, is_codebook};
 pub use model::{Model, Param, Snapshot};
 pub use property::{Rng, property};
 pub use reference::{Rule, reference_step, zero_state};
 pub use replay::{Difference, Mode, replay};
+pub use saved::saved;
 pub use tensor::Tensor;
 pub use trajectory::Trajectory;
