@@ -1,20 +1,18 @@
 //! The builder of an optimizer: hyper-parameters, device, and what to do about non-finite gradients.
 
-use crate::{Device, Lion, PagedLion};
+use crate::{Device, Lion};
 use lion_core::{
     Backend, BackendError, Error, LionArgs, OnNonFinite, Optimizer, Overrides, PagingError,
 };
 use lion_paging::Paging;
-use std::fmt;
-use std::marker::PhantomData;
 
-/// Builds a [`Lion`], or one of the types with a fixed width of state.
+/// Builds a [`Lion`].
 ///
 /// What is not set has the default of bitsandbytes: `lr` 1e-4, `betas` (0.9, 0.99), `weight_decay` 0,
 /// `optim_bits` 32, `min_8bit_size` 4096, `is_paged` false.
 ///
 /// ```
-/// let lion = lion::Lion::builder().lr(3e-4).betas(0.95, 0.98).optim_bits(8).build()?;
+/// let lion = lion::Lion::builder().lr(3e-4).betas((0.95, 0.98)).optim_bits(8).build()?;
 /// assert_eq!(lion.parameters().len(), 0);
 ///
 /// let error = lion::Lion::builder().lr(-1.0).build().unwrap_err();
@@ -24,48 +22,23 @@ use std::marker::PhantomData;
 /// );
 /// # Ok::<(), lion::Error>(())
 /// ```
-pub struct LionBuilder<T = Lion> {
+#[derive(Debug)]
+pub struct LionBuilder {
     defaults: Overrides,
     on_non_finite: OnNonFinite,
     device: Option<Device>,
     backend: Option<Box<dyn Backend>>,
     paging: Option<Paging>,
-    built: PhantomData<fn() -> T>,
 }
 
-/// What a builder can build. Not to be named outside: a [`Lion`] of 32 bits is no `Lion8bit`.
-pub trait Built {
-    /// The type around an optimizer of its width.
-    fn of(lion: Lion) -> Self;
-}
-
-/// A type whose width of state is chosen. Not to be named outside.
-pub trait AnyWidth: Built {}
-
-impl AnyWidth for Lion {}
-impl AnyWidth for PagedLion {}
-
-impl<T> fmt::Debug for LionBuilder<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LionBuilder")
-            .field("defaults", &self.defaults)
-            .field("on_non_finite", &self.on_non_finite)
-            .field("device", &self.device)
-            .field("backend", &self.backend)
-            .field("paging", &self.paging)
-            .finish()
-    }
-}
-
-impl<T: Built> LionBuilder<T> {
-    pub(crate) fn with_defaults(defaults: Overrides) -> Self {
+impl LionBuilder {
+    pub(crate) fn new(defaults: Overrides) -> Self {
         LionBuilder {
             defaults,
             on_non_finite: OnNonFinite::default(),
             device: None,
             backend: None,
             paging: None,
-            built: PhantomData,
         }
     }
 
@@ -75,11 +48,45 @@ impl<T: Built> LionBuilder<T> {
         self.set(|d| d.lr(lr))
     }
 
-    /// Shares of the momentum in the direction of the step and in the new momentum, each in `[0, 1)`
-    /// after rounding to `f32`.
+    /// `(beta1, beta2)`, each in `[0, 1)` after rounding to `f32`: `beta1` of `c = beta1 * m +
+    /// (1 - beta1) * g`, whose sign is the direction of the step, and `beta2` of the new momentum
+    /// `beta2 * m + (1 - beta2) * g`.
     #[must_use]
-    pub fn betas(self, beta1: f64, beta2: f64) -> Self {
-        self.set(|d| d.betas((beta1, beta2)))
+    pub fn betas(self, betas: (f64, f64)) -> Self {
+        self.set(|d| d.betas(betas))
+    }
+
+    /// Bits of state per element, 8 or 32.
+    #[must_use]
+    pub fn optim_bits(self, bits: u32) -> Self {
+        self.set(|d| d.optim_bits(bits))
+    }
+
+    /// Sets what bitsandbytes passes as `args`.
+    #[must_use]
+    pub fn args(self, args: LionArgs) -> Self {
+        self.set(|d| d.args(args))
+    }
+
+    /// Sets every hyper-parameter that `overrides` sets, and keeps the others.
+    ///
+    /// ```
+    /// use lion::{Lion8bit, Overrides};
+    /// let shared = Overrides::new().lr(3e-4).weight_decay(0.1);
+    /// let lion = Lion8bit::builder().overrides(shared).build()?;
+    /// assert_eq!((lion.lr(), lion.defaults().optim_bits), (3e-4, Some(8)));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    #[must_use]
+    pub fn overrides(self, overrides: Overrides) -> Self {
+        self.set(|d| overrides.or(d))
+    }
+
+    /// Whether states are paged, of parameters of at least `min_paged_size` elements.
+    /// [`paging`](LionBuilder::paging) sets how.
+    #[must_use]
+    pub fn is_paged(self, is_paged: bool) -> Self {
+        self.set(|d| d.is_paged(is_paged))
     }
 
     /// Decoupled weight decay, multiplied by the learning rate: finite, 0 or more.
@@ -191,8 +198,8 @@ impl<T: Built> LionBuilder<T> {
     /// [`Error::InvalidHyper`] where a hyper-parameter is outside its range;
     /// [`Error::ConflictingOptions`] where a backend is set beside a device or paging;
     /// [`Error::Backend`] where the device cannot be used, or states are to be paged and cannot: with a
-    /// [`PagingError`](crate::PagingError).
-    pub fn build(self) -> Result<T, Error> {
+    /// [`PagingError`](crate::paging::PagingError).
+    pub fn build(self) -> Result<Lion, Error> {
         let conflict = |second, reason| Error::ConflictingOptions {
             first: "backend",
             second,
@@ -218,33 +225,11 @@ impl<T: Built> LionBuilder<T> {
             return Err(BackendError::from(PagingError::NotSetUp { backend }).into());
         }
         let inner = Optimizer::new(backend, self.defaults, self.on_non_finite)?;
-        Ok(T::of(Lion { inner }))
+        Ok(Lion { inner })
     }
 
     fn set(mut self, change: impl FnOnce(Overrides) -> Overrides) -> Self {
         self.defaults = change(self.defaults);
         self
-    }
-}
-
-impl LionBuilder<Lion> {
-    /// Pages the states of parameters that are not too small; [`paging`](LionBuilder::paging) says how.
-    #[must_use]
-    pub fn is_paged(self, is_paged: bool) -> Self {
-        self.set(|d| d.is_paged(is_paged))
-    }
-}
-
-impl<T: AnyWidth> LionBuilder<T> {
-    /// Bits of state an element, 8 or 32.
-    #[must_use]
-    pub fn optim_bits(self, bits: u32) -> Self {
-        self.set(|d| d.optim_bits(bits))
-    }
-
-    /// What bitsandbytes passes as `args`.
-    #[must_use]
-    pub fn args(self, args: LionArgs) -> Self {
-        self.set(|d| d.args(args))
     }
 }

@@ -43,38 +43,54 @@
 //! - `ndarray` (default): a step takes `ndarray` arrays and views of any contiguous order.
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod builder;
 mod device;
-mod into;
-mod optimizer;
+mod lion;
 
 #[cfg(feature = "ndarray")]
-mod into_ndarray;
+mod arguments_ndarray;
 
 #[cfg(feature = "checkpoint")]
-pub mod checkpoint;
+mod saving;
 
-#[cfg(feature = "interop")]
-pub mod interop;
-
+pub use arguments::update;
 pub use builder::LionBuilder;
-#[cfg(feature = "checkpoint")]
-pub use checkpoint::{
-    CheckpointError, Load, LoadPolicy, LoadReport, SettingChange, SettingChanges,
-};
 pub use device::Device;
-pub use into::{IntoGrad, IntoParam, IntoUpdate, update};
+pub use lion::{Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit};
 pub use lion_core::{
-    BLOCK, Backend, BackendError, Bits, Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut,
-    Dtype, Element, Error, GradNorm, GradRef, Gradient, Group, Handle, Hyper, Layout, LionArgs,
-    MissingGradient, Moved, OnNonFinite, Operand, Optimizer, Overrides, PagedState, PagingError,
-    PagingReport, PagingTotals, ParamInfo, ParamMut, ParamPaging, ParamRecord, ParamSpec,
-    PlaneSpec, PlaneType, Planes, Restore, Scope, Settings, Skipped, SkippedBlocks, Slice,
-    SliceMut, State, StateLayout, StateRecord, StateRequest, StepArgs, StepReport, Strides,
-    SumSquares, TensorStep, Update, bf16, f16,
+    Dtype, Error, Handle, LionArgs, MissingGradient, OnNonFinite, Overrides, ParamInfo, ParamSpec,
+    StepArgs, StepReport, bf16, f16,
 };
 pub use lion_paging::Paging;
-pub use optimizer::{Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit};
+
+/// Saving a run and continuing it: see [`Lion::save`] and [`Lion::load`].
+#[cfg(feature = "checkpoint")]
+#[doc(inline)]
+pub use lion_checkpoint as checkpoint;
+
+/// Exchange of states with PyTorch's bitsandbytes, as safetensors files.
+#[cfg(feature = "interop")]
+#[doc(inline)]
+pub use lion_checkpoint::interop;
+
+/// Parameters and gradients as a step takes them, for those who write conversions for their own arrays.
+pub mod tensor {
+    pub use crate::arguments::{IntoGrad, IntoParam, IntoUpdate};
+    pub use lion_core::{
+        BLOCK, Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut, Element, GradRef, Layout,
+        ParamMut, Slice, SliceMut, Strides, Update,
+    };
+}
+
+/// What a backend implements and what it is given, for those who write one.
+pub mod backend {
+    pub use lion_core::{
+        Backend, BackendError, Bits, GradNorm, Gradient, Group, Hyper, Operand, Optimizer,
+        ParamRecord, PlaneSpec, PlaneType, Planes, Restore, Scope, Settings, Skipped,
+        SkippedBlocks, State, StateLayout, StateRecord, StateRequest, SumSquares, TensorStep,
+    };
+}
 
 /// The CPU backend, for those who choose its instruction set or its thread pool themselves.
 pub mod cpu {
@@ -115,7 +131,10 @@ pub mod cuda {
 /// crate `lion-paging` has the plan of a paged step and what carries it out, for those who write a driver or a
 /// backend.)
 pub mod paging {
-    pub use lion_core::{MemoryLimit, MemoryLimitKind};
+    pub use lion_core::{
+        MemoryLimit, MemoryLimitKind, Moved, PagedState, PagingError, PagingReport, PagingTotals,
+        ParamPaging,
+    };
     pub use lion_paging::Limits;
 }
 

@@ -3,8 +3,10 @@
 
 use lion::cpu::Cpu;
 use lion::{
-    Backend, BackendError, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Error, Lion,
-    OnNonFinite, Overrides, ParamSpec, State, StateLayout, StateRequest, TensorStep, update,
+    Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec,
+    backend::{Backend, BackendError, State, StateLayout, StateRequest, TensorStep},
+    tensor::{DeviceMemory, DeviceSlice, DeviceSliceMut},
+    update,
 };
 use lion_test_support::backends;
 use std::sync::Arc;

@@ -4,7 +4,8 @@
 
 use lion::checkpoint::{Checkpoint, Damage, Rotation};
 use lion::{
-    CheckpointError, Dtype, Handle, Lion, Lion8bit, Load, LoadPolicy, Overrides, ParamSpec, bf16,
+    Dtype, Handle, Lion, Lion8bit, Overrides, ParamSpec, bf16,
+    checkpoint::{CheckpointError, Load, LoadPolicy},
     update,
 };
 use std::fs;
@@ -60,7 +61,7 @@ fn settings_orders_steps_and_seeds_come_back() {
     let (_folder, path) = folder();
     let mut lion = Lion::builder()
         .lr(0.1)
-        .betas(0.8, 0.7)
+        .betas((0.8, 0.7))
         .seed(3)
         .build()
         .unwrap();

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
-use lion::{CheckpointError, Dtype, Lion, Lion8bit, ParamSpec};
+use lion::{Dtype, Lion, Lion8bit, ParamSpec, checkpoint::CheckpointError};
 use lion_test_support::{Rng, child};
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};

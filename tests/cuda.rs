@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::{Cuda, CudaError, cust, device_slice_mut, emulator_counts, lend, lend_mut};
-use lion::{BackendError, Device, Dtype, Error, Lion, OnNonFinite, ParamSpec, StepArgs, update};
+use lion::{
+    Device, Dtype, Error, Lion, OnNonFinite, ParamSpec, StepArgs, backend::BackendError, update,
+};
 use lion_test_support::{Rng, again};
 use serde_json::Value;
 use std::error::Error as _;
@@ -14,7 +16,7 @@ fn cuda() -> Arc<Cuda> {
     lion_test_support::cuda().unwrap()
 }
 
-fn builder() -> lion::LionBuilder<Lion> {
+fn builder() -> lion::LionBuilder {
     Lion::builder().device(Device::Cuda(cuda())).lr(0.25)
 }
 

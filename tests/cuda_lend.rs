@@ -3,8 +3,10 @@
 
 use lion::cuda::{Cuda, CudaError, cust, device_slice, device_slice_mut, lend};
 use lion::{
-    Backend, BackendError, Bits, Data, DeviceSlice, Dtype, Error, Lion, Operand, Paging, ParamSpec,
-    Skipped, State, StateRequest, TensorStep, update,
+    Dtype, Error, Lion, Paging, ParamSpec,
+    backend::{Backend, BackendError, Bits, Operand, Skipped, State, StateRequest, TensorStep},
+    tensor::{Data, DeviceSlice},
+    update,
 };
 use lion_test_support::{backends, child, emulator};
 use std::sync::Arc;

@@ -4,8 +4,10 @@
 
 use lion::cuda::{Cuda, CudaError, DeviceArray, emulator_residency};
 use lion::{
-    Backend, BackendError, Dtype, Error, Handle, Lion, OnNonFinite, Overrides, Paging, PagingError,
-    ParamSpec, Planes, update,
+    Dtype, Error, Handle, Lion, OnNonFinite, Overrides, Paging, ParamSpec,
+    backend::{Backend, BackendError, Planes},
+    paging::PagingError,
+    update,
 };
 use lion_test_support::{AllPaged, backends, child, emulator};
 use std::ffi::{CStr, c_char};

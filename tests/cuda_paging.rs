@@ -4,8 +4,10 @@
 
 use lion::cuda::{Cuda, cust, device_slice_mut, emulator_residency};
 use lion::{
-    Backend, BackendError, Device, Dtype, Error, Handle, Lion, OnNonFinite, Overrides, Paging,
-    PagingError, ParamSpec, StepArgs, update,
+    Device, Dtype, Error, Handle, Lion, OnNonFinite, Overrides, Paging, ParamSpec, StepArgs,
+    backend::{Backend, BackendError},
+    paging::PagingError,
+    update,
 };
 use lion_test_support::{
     AllPaged, Model, Rng, Snapshot, Tensor, again, backends, emulator, managed_room,

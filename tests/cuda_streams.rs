@@ -152,7 +152,7 @@ fn a_stream_that_is_non_blocking_runs_steps_of_all_kinds() {
         Lion::builder().backend(cuda),
     ];
     let n = 50_000;
-    let run = |builder: lion::LionBuilder<Lion>| {
+    let run = |builder: lion::LionBuilder| {
         let mut lion = builder.lr(0.25).build().unwrap();
         let overrides = [
             Overrides::new().max_unorm(1e-3),

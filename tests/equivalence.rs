@@ -3,7 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::{Cpu, Isa};
-use lion::{Backend, Dtype, Lion, Overrides, ParamSpec, Planes, SliceMut, update};
+use lion::{
+    Dtype, Lion, Overrides, ParamSpec,
+    backend::{Backend, Planes},
+    tensor::SliceMut,
+    update,
+};
 use lion_test_support::{Model, Rng, Snapshot, Tensor, backends, compare_params, property};
 use std::sync::Arc;
 

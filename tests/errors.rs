@@ -4,8 +4,11 @@
 
 use lion::cpu::Cpu;
 use lion::{
-    Device, Dtype, Error, GradRef, Handle, Layout, Lion, Overrides, Paging, ParamSpec, Planes,
-    StateRecord, StepArgs, Update, bf16, update,
+    Device, Dtype, Error, Handle, Lion, Overrides, Paging, ParamSpec, StepArgs,
+    backend::{Planes, StateRecord},
+    bf16,
+    tensor::{GradRef, Layout, Update},
+    update,
 };
 
 /// Two parameters of four elements, one step done.
@@ -175,7 +178,7 @@ fn hyper_parameters_are_refused_where_they_are_set() {
     assert_eq!(fixture.all(), before);
     for builder in [
         Lion::builder().lr(-1.0),
-        Lion::builder().betas(0.9, 1.0),
+        Lion::builder().betas((0.9, 1.0)),
         Lion::builder().weight_decay(nan),
         Lion::builder().optim_bits(4),
         Lion::builder().max_unorm(-1.0),

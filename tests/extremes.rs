@@ -4,7 +4,9 @@
 
 use lion::cpu::{Cpu, Isa};
 use lion::{
-    Backend, Dtype, Lion, Overrides, ParamSpec, Planes, StateRecord, StepArgs, bf16, update,
+    Dtype, Lion, Overrides, ParamSpec, StepArgs,
+    backend::{Backend, Planes, StateRecord},
+    bf16, update,
 };
 use lion_test_support::{Rng, Tensor, backends, compare_params};
 

@@ -3,9 +3,13 @@
 
 use lion::cpu::Cpu;
 use lion::{
-    Backend, BackendError, Bits, DeviceMemory, DeviceSlice, Dtype, Error, Handle, Layout, Lion,
-    Overrides, ParamRecord, ParamSpec, Planes, State, StateRecord, StateRequest, TensorStep,
-    Update, update,
+    Dtype, Error, Handle, Lion, Overrides, ParamSpec,
+    backend::{
+        Backend, BackendError, Bits, ParamRecord, Planes, State, StateRecord, StateRequest,
+        TensorStep,
+    },
+    tensor::{DeviceMemory, DeviceSlice, Layout, Update},
+    update,
 };
 use lion_test_support::FailingWrites;
 use std::sync::Arc;

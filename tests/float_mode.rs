@@ -6,7 +6,9 @@
 use lion::arithmetic::philox::Words;
 use lion::cpu::{Cpu, Isa};
 use lion::{
-    Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec, Planes, StateRecord, StepArgs, update,
+    Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec, StepArgs,
+    backend::{Planes, StateRecord},
+    update,
 };
 use lion_test_support::{Rng, Tensor};
 use std::sync::Arc;

@@ -3,8 +3,11 @@
 
 use lion::checkpoint::{Checkpoint, Damage};
 use lion::{
-    CheckpointError, Dtype, Layout, Lion, Load, LoadPolicy, Overrides, ParamSpec, Planes,
-    StateRecord, StepArgs, update,
+    Dtype, Lion, Overrides, ParamSpec, StepArgs,
+    backend::{Planes, StateRecord},
+    checkpoint::{CheckpointError, Load, LoadPolicy},
+    tensor::Layout,
+    update,
 };
 use lion_test_support::{
     CheckpointFile, GroupPart, OverridesPart, TensorPart, Trajectory, compare_params, saved, seal,

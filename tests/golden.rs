@@ -5,7 +5,11 @@
 //! the CPU.
 #![allow(clippy::unwrap_used)]
 
-use lion::{Dtype, Lion, Overrides, ParamSpec, Planes, StateRecord, quant, update};
+use lion::{
+    Dtype, Lion, Overrides, ParamSpec,
+    backend::{Planes, StateRecord},
+    quant, update,
+};
 use lion_test_support::{RecordFile, Tensor, compare_params};
 use std::path::Path;
 

@@ -3,8 +3,11 @@
 
 use lion::cuda::Cuda;
 use lion::{
-    Backend, BackendError, Dtype, Error, Handle, Lion, MissingGradient, OnNonFinite, ParamSpec,
-    Slice, StepArgs, bf16, f16, update,
+    Dtype, Error, Handle, Lion, MissingGradient, OnNonFinite, ParamSpec, StepArgs,
+    backend::{Backend, BackendError},
+    bf16, f16,
+    tensor::Slice,
+    update,
 };
 use lion_test_support::{Rng, backends};
 use std::sync::Arc;
@@ -152,7 +155,7 @@ fn the_norm_has_the_bits_of_its_definition_on_every_backend() {
             let on_device = lion.grad_norm(updates.map(|(i, ((&handle, (_, values)), array))| {
                 let all = 0..values.slice().len();
                 match i {
-                    0 | 3 => (handle, Some(lion::GradRef::from(values.slice()))),
+                    0 | 3 => (handle, Some(lion::tensor::GradRef::from(values.slice()))),
                     _ => (handle, Some(array.slice(all).into())),
                 }
             }));
@@ -390,7 +393,7 @@ fn gradients_that_are_not_finite_are_left_out_or_rejected() {
             .unwrap();
         // The finite blocks have 3 and 4; the others poison nothing.
         assert_eq!(report.grad_norm, Some(5.0), "{name}");
-        let of = |list: &[lion::SkippedBlocks]| -> Vec<String> {
+        let of = |list: &[lion::backend::SkippedBlocks]| -> Vec<String> {
             list.iter().map(ToString::to_string).collect()
         };
         assert_eq!(of(&report.non_finite_gradients), ["`b` (2 of 3 blocks)"]);
@@ -398,7 +401,7 @@ fn gradients_that_are_not_finite_are_left_out_or_rejected() {
         assert_eq!((pa[599], pa[0]), (0.5, 1.0));
         assert_eq!((pb[0], pb[256], pb[599]), (0.5, 1.0, 1.0));
         let state = skips.export_state(a).unwrap().planes;
-        let lion::Planes::Momentum32 { momentum } = state else {
+        let lion::backend::Planes::Momentum32 { momentum } = state else {
             panic!("another layout");
         };
         // The gradient was scaled by 1/5: m = 0.01 * 3/5, each product rounded to f32.
@@ -431,7 +434,8 @@ fn gradients_near_the_largest_float_are_clipped() {
     let report = lion.step_with(args, [(w, &mut p, &[f32::MAX; 4])]).unwrap();
     assert_eq!(report.grad_norm, Some(2.0 * f64::from(f32::MAX)));
     assert_eq!(report.skipped, []);
-    let lion::Planes::Momentum32 { momentum } = lion.export_state(w).unwrap().planes else {
+    let lion::backend::Planes::Momentum32 { momentum } = lion.export_state(w).unwrap().planes
+    else {
         panic!("another layout");
     };
     assert!((momentum[0] - 0.005).abs() < 1e-6, "{momentum:?}");
@@ -450,18 +454,18 @@ fn a_backend_without_the_sum_has_it_for_arrays_of_the_host() {
 
         fn allocate(
             &self,
-            request: &lion::StateRequest<'_>,
-        ) -> Result<Box<dyn lion::State>, BackendError> {
+            request: &lion::backend::StateRequest<'_>,
+        ) -> Result<Box<dyn lion::backend::State>, BackendError> {
             self.0.allocate(request)
         }
 
-        fn step(&self, tensors: &mut [lion::TensorStep<'_>]) -> Result<(), BackendError> {
+        fn step(&self, tensors: &mut [lion::backend::TensorStep<'_>]) -> Result<(), BackendError> {
             self.0.step(tensors)
         }
 
         fn count_non_finite(
             &self,
-            tensors: &mut [lion::TensorStep<'_>],
+            tensors: &mut [lion::backend::TensorStep<'_>],
         ) -> Result<(), BackendError> {
             self.0.count_non_finite(tensors)
         }
@@ -470,7 +474,7 @@ fn a_backend_without_the_sum_has_it_for_arrays_of_the_host() {
     #[derive(Debug)]
     struct Elsewhere;
 
-    impl lion::DeviceMemory for Elsewhere {
+    impl lion::tensor::DeviceMemory for Elsewhere {
         fn len(&self) -> usize {
             2
         }
@@ -484,7 +488,7 @@ fn a_backend_without_the_sum_has_it_for_arrays_of_the_host() {
     let mut lion = Lion::builder().backend(backend).build().unwrap();
     let w = lion.register(ParamSpec::new("w", 2, Dtype::F32)).unwrap();
     assert_eq!(lion.grad_norm([(w, &[3.0f32, 4.0])]).unwrap().norm, 5.0);
-    let far = lion::DeviceSlice::new(Arc::new(Elsewhere));
+    let far = lion::tensor::DeviceSlice::new(Arc::new(Elsewhere));
     let error = lion.grad_norm([(w, far.clone())]).unwrap_err();
     assert_eq!(
         error.to_string(),

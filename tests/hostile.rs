@@ -4,7 +4,10 @@
 
 use lion::checkpoint::{Checkpoint, load};
 use lion::interop::{InteropError, export, import, import_from};
-use lion::{CheckpointError, Dtype, Lion, Load, LoadPolicy, LoadReport, Overrides, ParamSpec};
+use lion::{
+    Dtype, Lion, Overrides, ParamSpec,
+    checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport},
+};
 use lion_test_support::{saved, seal};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -289,7 +292,7 @@ fn a_file_of_groups_takes_memory_for_the_groups_alone() {
     let (result, used) = peak(|| load_bytes(&mut empty, &bytes, LoadPolicy::Exact));
     assert!(result.is_ok());
     assert_eq!(empty.groups().len(), 4096);
-    let size = size_of::<lion::Group>() + 64;
+    let size = size_of::<lion::backend::Group>() + 64;
     assert!(used <= 4096 * 3 * size + CONSTANT, "{used} bytes");
 
     // With a group that only the optimizer has, it could not be saved any more.
@@ -604,7 +607,7 @@ fn no_export_writes_what_an_import_refuses() {
     // The most steps that an import takes: no step makes more.
     let mut lion = Lion::builder().build().unwrap();
     let w = lion.register(ParamSpec::new("w", 1, Dtype::F32)).unwrap();
-    let record = lion::StateRecord {
+    let record = lion::backend::StateRecord {
         steps: 1 << 62,
         ..lion.export_state(w).unwrap()
     };

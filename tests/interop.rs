@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::quant::CODEBOOK;
-use lion::{Dtype, Lion, LoadPolicy, Overrides, ParamSpec, Planes, bf16, interop};
+use lion::{
+    Dtype, Lion, Overrides, ParamSpec, backend::Planes, bf16, checkpoint::LoadPolicy, interop,
+};
 use lion_test_support::RecordFile;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileType, SafeTensors, serialize_to_file};

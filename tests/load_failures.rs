@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::checkpoint::{Checkpoint, load};
-use lion::{CheckpointError, Dtype, Error, Lion, Load, ParamSpec, Planes};
+use lion::{
+    Dtype, Error, Lion, ParamSpec,
+    backend::Planes,
+    checkpoint::{CheckpointError, Load},
+};
 use lion_test_support::{child, saved};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::{
-    Bits, CheckpointError, Dtype, Lion, Lion8bit, Lion32bit, Load, LoadPolicy, Overrides,
-    ParamSpec, Planes, StepArgs, bf16,
+    Dtype, Lion, Lion8bit, Lion32bit, Overrides, ParamSpec, StepArgs,
+    backend::{Bits, Planes},
+    bf16,
+    checkpoint::{CheckpointError, Load, LoadPolicy},
 };
 use std::path::{Path, PathBuf};
 
@@ -141,7 +143,7 @@ fn a_parameter_stays_in_a_group_that_the_file_does_not_know() {
 #[test]
 fn the_report_lists_every_setting_that_the_file_changed() {
     let (_folder, path) = folder();
-    let mut lion = Lion::builder().lr(0.5).betas(0.8, 0.7).build().unwrap();
+    let mut lion = Lion::builder().lr(0.5).betas((0.8, 0.7)).build().unwrap();
     lion.add_group("known", Overrides::new().lr(0.25)).unwrap();
     lion.add_group("only in the file", Overrides::new().skip_zeros(true))
         .unwrap();
@@ -183,7 +185,7 @@ fn the_report_lists_every_setting_that_the_file_changed() {
     );
     let of_lr = report.settings.iter().nth(3).unwrap();
     assert_eq!(of_lr.setting, "lr");
-    assert_eq!(of_lr.scope, lion::Scope::Group("known".into()));
+    assert_eq!(of_lr.scope, lion::backend::Scope::Group("known".into()));
     // A second load changes nothing more.
     assert!(resumed.load(&path).unwrap().settings.is_empty());
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(feature = "ndarray")]
 
-use lion::{Dtype, Error, Handle, Lion, Operand, ParamSpec, StepArgs, bf16, update};
+use lion::{Dtype, Error, Handle, Lion, ParamSpec, StepArgs, backend::Operand, bf16, update};
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView2, Axis, ShapeBuilder, arr2, s};
 
 fn registered(n: usize, dtype: Dtype) -> (Lion, Handle) {
@@ -157,7 +157,7 @@ fn shapes_that_do_not_match_are_refused() {
     let slice = p.as_slice_mut().unwrap();
     lion.step([(w, slice, &flat)]).unwrap();
     // Where a slice is told its shape, it is compared.
-    let param = lion::ParamMut::from(p.as_slice_mut().unwrap()).with_shape(&[2, 3]);
+    let param = lion::tensor::ParamMut::from(p.as_slice_mut().unwrap()).with_shape(&[2, 3]);
     let error = lion.step([(w, param, &flat)]).unwrap_err();
     assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
 }

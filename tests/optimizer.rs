@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::{
-    Bits, Dtype, Error, Lion, Lion8bit, Lion32bit, LionArgs, OnNonFinite, Overrides, ParamSpec,
-    Planes, StepArgs, bf16, update,
+    Dtype, Error, Lion, Lion8bit, Lion32bit, LionArgs, OnNonFinite, Overrides, ParamSpec, StepArgs,
+    backend::{Bits, Planes},
+    bf16, update,
 };
 
 fn f32_spec(name: &str, n: usize) -> ParamSpec {
@@ -166,7 +167,7 @@ fn a_step_takes_any_iterator_and_any_subset_in_any_order() {
     let steps: Vec<_> = lion.parameters().map(|info| info.steps).collect();
     assert_eq!(steps, [1, 2, 1]);
     assert_eq!((layers[0].weight[0], layers[1].weight[1]), (-0.5, -1.0));
-    let nothing: [lion::Update<'_>; 0] = [];
+    let nothing: [lion::tensor::Update<'_>; 0] = [];
     assert_eq!(lion.step(nothing).unwrap().updated, []);
 }
 
@@ -322,7 +323,7 @@ fn a_record_goes_on_where_it_left_off() {
             .unwrap();
         (lion, w)
     };
-    let step = |lion: &mut Lion8bit, w, p: &mut Vec<bf16>, t: i32| {
+    let step = |lion: &mut Lion, w, p: &mut Vec<bf16>, t: i32| {
         let g: Vec<f32> = (0..5000)
             .map(|i| ((i * 37 + t * 11) % 101) as f32 - 50.0)
             .collect();

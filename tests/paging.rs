@@ -4,8 +4,8 @@
 
 use lion::cpu::{Cpu, Isa};
 use lion::{
-    Backend, Dtype, Error, Lion, OnNonFinite, Overrides, PagedLion8bit, PagedLion32bit, Paging,
-    ParamSpec, StepArgs, update,
+    Dtype, Error, Lion, OnNonFinite, Overrides, PagedLion8bit, PagedLion32bit, Paging, ParamSpec,
+    StepArgs, backend::Backend, update,
 };
 use lion_paging::{HostDriver, Limits};
 use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, property};

@@ -4,8 +4,8 @@
 
 use lion::cpu::Cpu;
 use lion::{
-    BackendError, Device, Dtype, Error, Lion, Overrides, PagedLion, PagedLion8bit, Paging,
-    PagingError, ParamSpec, update,
+    Device, Dtype, Error, Lion, Overrides, PagedLion, PagedLion8bit, Paging, ParamSpec,
+    backend::BackendError, paging::PagingError, update,
 };
 use std::error::Error as _;
 use std::fs::{self, File, Permissions};
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Builds an optimizer of the CPU that pages so.
-fn build(paging: Paging) -> Result<PagedLion8bit, PagingError> {
+fn build(paging: Paging) -> Result<Lion, PagingError> {
     let builder = PagedLion8bit::builder().paging(paging).min_paged_size(1);
     builder.device(Device::Cpu).build().map_err(paging_error)
 }
@@ -166,27 +166,30 @@ struct Swapped {
     steps: Cpu,
 }
 
-impl lion::Backend for Swapped {
+impl lion::backend::Backend for Swapped {
     fn name(&self) -> &str {
         "swapped"
     }
 
     fn allocate(
         &self,
-        request: &lion::StateRequest<'_>,
-    ) -> Result<Box<dyn lion::State>, BackendError> {
+        request: &lion::backend::StateRequest<'_>,
+    ) -> Result<Box<dyn lion::backend::State>, BackendError> {
         self.allocates.allocate(request)
     }
 
-    fn step(&self, tensors: &mut [lion::TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [lion::backend::TensorStep<'_>]) -> Result<(), BackendError> {
         self.steps.step(tensors)
     }
 
-    fn count_non_finite(&self, tensors: &mut [lion::TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(
+        &self,
+        tensors: &mut [lion::backend::TensorStep<'_>],
+    ) -> Result<(), BackendError> {
         self.steps.count_non_finite(tensors)
     }
 
-    fn paging_totals(&self) -> Option<lion::PagingTotals> {
+    fn paging_totals(&self) -> Option<lion::paging::PagingTotals> {
         self.steps.paging_totals()
     }
 }

@@ -5,8 +5,9 @@
 
 use lion::cpu::Cpu;
 use lion::{
-    BackendError, Dtype, Error, Handle, Lion, Optimizer, Overrides, Paging, PagingError, ParamSpec,
-    StateRecord,
+    Dtype, Error, Handle, Lion, Overrides, Paging, ParamSpec,
+    backend::{BackendError, StateRecord},
+    paging::PagingError,
 };
 use lion_test_support::child;
 use std::io;
@@ -40,7 +41,7 @@ impl Run {
         }
     }
 
-    fn lion(&mut self) -> &mut Optimizer {
+    fn lion(&mut self) -> &mut Lion {
         self.lion.as_mut().unwrap()
     }
 
@@ -146,7 +147,7 @@ fn parent() {
                 steps: 0,
                 seed: 0,
                 layout: None,
-                planes: lion::Planes::Blockwise8 {
+                planes: lion::backend::Planes::Blockwise8 {
                     codes: vec![1; N],
                     absmax: vec![1.0; N.div_ceil(256)],
                 },

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
-use lion::{Dtype, Error, Handle, Lion, Overrides, ParamSpec, Planes};
+use lion::{Dtype, Error, Handle, Lion, Overrides, ParamSpec, backend::Planes};
 use lion_test_support::{FailingWrites, backends};
 use std::sync::Arc;
 

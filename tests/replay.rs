@@ -63,7 +63,7 @@ fn a_flipped_bit_is_found() {
     );
 
     let mut bad = good.clone();
-    let lion::Planes::Blockwise8 { codes, .. } = &mut bad.states[4] else {
+    let lion::backend::Planes::Blockwise8 { codes, .. } = &mut bad.states[4] else {
         panic!("{} has an 8-bit state", path.display());
     };
     codes[5] ^= 1;

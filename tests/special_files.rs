@@ -3,7 +3,7 @@
 #![cfg(unix)]
 
 use lion::checkpoint::{Checkpoint, Rotation};
-use lion::{CheckpointError, Dtype, Lion, ParamSpec};
+use lion::{Dtype, Lion, ParamSpec, checkpoint::CheckpointError};
 use lion_test_support::child;
 use std::fmt::Debug;
 use std::fs;
@@ -79,7 +79,7 @@ fn assert_refused(path: &Path, wanted: &'static str) {
     #[cfg(feature = "interop")]
     {
         use lion::interop::{InteropError, export, import};
-        let policy = lion::LoadPolicy::Exact;
+        let policy = lion::checkpoint::LoadPolicy::Exact;
         for result in [
             export(&lion, path),
             import(&mut lion, path, policy).map(drop),

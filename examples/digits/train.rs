@@ -6,7 +6,10 @@ use crate::random::Random;
 use crate::saved::{self, Progress};
 use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use lion::{Bits, Dtype, Handle, Lion, Overrides, PagingReport, ParamSpec, StepArgs, update};
+use lion::{
+    Dtype, Handle, Lion, Overrides, ParamSpec, StepArgs, backend::Bits, paging::PagingReport,
+    update,
+};
 use std::f64::consts::PI;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -158,7 +158,7 @@ impl Display {
         })
     }
 
-    fn step(&self, report: &lion::PagingReport, distance: f32) {
+    fn step(&self, report: &lion::paging::PagingReport, distance: f32) {
         self.steps.inc(1);
         self.steps.set_message(format!("steps ({distance:.4})"));
         for (bar, parameter) in self.tensors.iter().zip(&report.parameters) {

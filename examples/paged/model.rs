@@ -1,6 +1,6 @@
 //! A model that is all parameters: each is drawn towards a goal of its own.
 
-use lion::{Dtype, Handle, Lion, ParamSpec, Update, update};
+use lion::{Dtype, Handle, Lion, ParamSpec, tensor::Update, update};
 use std::collections::TryReserveError;
 
 /// Tensors of a block of a transformer, in shares of its parameters: attention and feed-forward.

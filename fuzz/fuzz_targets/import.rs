@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use lion::LoadPolicy;
+use lion::checkpoint::LoadPolicy;
 use lion::interop::import_from;
 use lion_fuzz::{optimizer, state};
 use std::io::Cursor;

@@ -189,8 +189,15 @@ macro_rules! overrides {
                 settings.into_iter()
             }
 
-            /// These overrides, and where they leave something open those of `wider`.
-            pub(crate) fn or(self, wider: Overrides) -> Self {
+            /// Returns these overrides, and those of `wider` where these set nothing.
+            ///
+            /// ```
+            /// use lion_core::Overrides;
+            /// let both = Overrides::new().lr(0.5).or(Overrides::new().lr(0.1).seed(7));
+            /// assert_eq!((both.lr, both.seed), (Some(0.5), Some(7)));
+            /// ```
+            #[must_use]
+            pub fn or(self, wider: Overrides) -> Self {
                 Overrides { $($name: self.$name.or(wider.$name),)* }
             }
         }

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod copy;
 mod dtype;
 mod entry;
 mod error;

@@ -88,7 +88,7 @@ pub struct Group {
 /// nothing.
 #[derive(Debug)]
 pub struct Optimizer {
-    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) backend: Arc<dyn Backend>,
     pub(crate) on_non_finite: OnNonFinite,
     pub(crate) defaults: Overrides,
     pub(crate) groups: Vec<Group>,
@@ -98,9 +98,9 @@ pub struct Optimizer {
     pub(crate) stamp: u64,
     /// Whether a parameter may be damaged. It may stay `true` after all have been mended.
     pub(crate) suspect: bool,
-    by_name: HashMap<Arc<str>, Handle>,
+    pub(crate) by_name: HashMap<Arc<str>, Handle>,
     /// Parameters that have ever been registered.
-    registered: u64,
+    pub(crate) registered: u64,
 }
 
 impl Optimizer {
@@ -115,7 +115,7 @@ impl Optimizer {
     ) -> Result<Self, Error> {
         defaults.check(|| Scope::Defaults)?;
         Ok(Optimizer {
-            backend,
+            backend: backend.into(),
             on_non_finite,
             defaults,
             groups: Vec::new(),
@@ -262,6 +262,22 @@ impl Optimizer {
         let entry = self.params.remove(self.index(handle)?);
         self.by_name.remove(&entry.name);
         Ok(())
+    }
+
+    /// Returns the learning rate of the defaults.
+    pub fn lr(&self) -> f64 {
+        self.defaults.resolve(Hyper::default()).lr
+    }
+
+    /// Returns the learning rate that a step uses for one parameter, unless
+    /// [`StepArgs::lr`](crate::StepArgs::lr) sets another one: that of the narrowest scope that sets one,
+    /// times the multipliers.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`].
+    pub fn lr_of(&self, handle: Handle) -> Result<f64, Error> {
+        let hyper = &self.params[self.index(handle)?].hyper;
+        Ok(hyper.lr * hyper.lr_multiplier)
     }
 
     /// Sets the learning rate of the defaults: that of all parameters whose `lr` neither their group nor an
@@ -575,6 +591,18 @@ pub(crate) fn resolve(
     // A seed shared by many parameters would round all of them with the same words.
     hyper.seed = mix(hyper.seed ^ hash(name));
     overrides.resolve(hyper)
+}
+
+impl AsRef<Optimizer> for Optimizer {
+    fn as_ref(&self) -> &Optimizer {
+        self
+    }
+}
+
+impl AsMut<Optimizer> for Optimizer {
+    fn as_mut(&mut self) -> &mut Optimizer {
+        self
+    }
 }
 
 /// FNV-1a, 64 bits.

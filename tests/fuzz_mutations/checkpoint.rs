@@ -2,7 +2,10 @@
 
 use crate::{CONSTANT, Pair, extreme, folder, fuzz, mutate, optimizer, snapshot};
 use lion::checkpoint::{Checkpoint, load};
-use lion::{Lion, Load, LoadPolicy};
+use lion::{
+    Lion,
+    checkpoint::{Load, LoadPolicy},
+};
 use lion_test_support::{CheckpointFile, GroupPart, OverridesPart, Rng, TensorPart, seal};
 use std::io::Cursor;
 use std::path::Path;

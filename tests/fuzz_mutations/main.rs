@@ -10,7 +10,7 @@ mod checkpoint;
 mod counting;
 mod safetensors;
 
-use lion::{Dtype, Lion, Overrides, ParamInfo, ParamSpec, StateRecord};
+use lion::{Dtype, Lion, Overrides, ParamInfo, ParamSpec, backend::StateRecord};
 use lion_test_support::Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -114,7 +114,7 @@ fn optimizer(used: bool) -> Lion {
 /// All that a load can change.
 #[derive(Debug, PartialEq)]
 struct Snapshot {
-    settings: (Overrides, Vec<lion::Group>),
+    settings: (Overrides, Vec<lion::backend::Group>),
     parameters: Vec<(String, Option<String>, Overrides, StateRecord)>,
 }
 

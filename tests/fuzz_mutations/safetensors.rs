@@ -3,7 +3,7 @@
 use crate::{CONSTANT, Pair, folder, fuzz, mutate, optimizer, snapshot};
 use lion::interop::{InteropError, export, import, import_from};
 use lion::quant::CODEBOOK;
-use lion::{Lion, LoadPolicy};
+use lion::{Lion, checkpoint::LoadPolicy};
 use lion_test_support::Rng;
 use safetensors::SafeTensors;
 use std::io::Cursor;

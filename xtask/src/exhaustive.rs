@@ -3,9 +3,9 @@
 
 use anyhow::{Result, ensure};
 use indicatif::ProgressBar;
-use lion::BLOCK;
 use lion::cpu::{Cpu, Isa};
 use lion::quant::{CODEBOOK, MAGNITUDES, position};
+use lion::tensor::BLOCK;
 use rayon::prelude::*;
 
 /// Floats of [0, 1]: all bits up to those of 1.0.

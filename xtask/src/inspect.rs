@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 use lion::checkpoint::{Checkpoint, Tensor};
-use lion::{CheckpointError, Overrides};
+use lion::{Overrides, checkpoint::CheckpointError};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -230,7 +230,7 @@ fn visible_json(value: &Value) -> String {
 fn order(tensor: &Tensor) -> &'static str {
     match tensor.order {
         None => "new",
-        Some(lion::Layout::RowMajor) => "row",
+        Some(lion::tensor::Layout::RowMajor) => "row",
         Some(_) => "permuted",
     }
 }

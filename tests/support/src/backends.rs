@@ -4,7 +4,9 @@ use crate::driver;
 use lion::cpu::{Cpu, Isa};
 use lion::cuda::{Cuda, CudaError, cust, is_emulated, use_library};
 use lion::{
-    Backend, BackendError, Gradient, Paging, PagingTotals, Skipped, State, StateRequest, TensorStep,
+    Paging,
+    backend::{Backend, BackendError, Gradient, Skipped, State, StateRequest, TensorStep},
+    paging::PagingTotals,
 };
 use std::any::Any;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! A backend whose states cannot be written after some writes.
 
+use lion::backend::{Backend, BackendError, State, StateLayout, StateRequest, TensorStep};
 use lion::cpu::Cpu;
-use lion::{Backend, BackendError, State, StateLayout, StateRequest, TensorStep};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

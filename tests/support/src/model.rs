@@ -1,7 +1,11 @@
 //! A random set of parameters with gradients, to be stepped in one way and in another.
 
 use crate::{Rng, Tensor};
-use lion::{Backend, Dtype, Error, Handle, Lion, Overrides, ParamSpec, Planes, StepArgs, update};
+use lion::{
+    Dtype, Error, Handle, Lion, Overrides, ParamSpec, StepArgs,
+    backend::{Backend, Planes},
+    update,
+};
 
 /// One parameter of a model.
 #[derive(Clone, Debug)]
@@ -79,7 +83,10 @@ impl Model {
         backend: impl Backend + 'static,
         order: &[usize],
     ) -> Result<(Lion, Vec<Handle>), Error> {
-        let builder = Lion::builder().lr(1e-2).betas(0.9, 0.95).weight_decay(0.1);
+        let builder = Lion::builder()
+            .lr(1e-2)
+            .betas((0.9, 0.95))
+            .weight_decay(0.1);
         let mut lion = builder.seed(7).backend(backend).build()?;
         for &i in order {
             let Param {

@@ -5,7 +5,11 @@ use crate::Tensor;
 use half_step::{narrow, widen};
 use lion::arithmetic::philox::Words;
 use lion::quant::{CODEBOOK, ZERO_CODE, position};
-use lion::{BLOCK, Bits, Dtype, Planes};
+use lion::{
+    Dtype,
+    backend::{Bits, Planes},
+    tensor::BLOCK,
+};
 
 /// Hyper-parameters of a reference step, as the specification names them.
 #[derive(Clone, Copy, Debug, PartialEq)]

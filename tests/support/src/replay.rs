@@ -2,7 +2,11 @@
 
 use crate::bits::{BitDifference, compare_codes, compare_f32, compare_params};
 use crate::{Tensor, Trajectory};
-use lion::{Backend, Error, Handle, Lion, ParamSpec, Planes, StateRecord, StepArgs, update};
+use lion::{
+    Error, Handle, Lion, ParamSpec, StepArgs,
+    backend::{Backend, Planes, StateRecord},
+    update,
+};
 use std::fmt;
 
 /// Where each step of a replay begins.

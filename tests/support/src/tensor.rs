@@ -1,6 +1,9 @@
 //! A vector of any of the three element types.
 
-use lion::{Dtype, Slice, SliceMut, bf16, f16};
+use lion::{
+    Dtype, bf16, f16,
+    tensor::{Slice, SliceMut},
+};
 
 /// A vector of any of the three element types.
 #[derive(Clone, Debug)]

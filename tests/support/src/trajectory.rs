@@ -3,7 +3,7 @@
 
 use crate::{RecordFile, Tensor};
 use anyhow::{Context, Result, bail, ensure};
-use lion::{BLOCK, Dtype, Overrides, Planes};
+use lion::{Dtype, Overrides, backend::Planes, tensor::BLOCK};
 use std::path::Path;
 
 /// A recorded run of one parameter.

@@ -61,7 +61,7 @@ impl Case {
     /// Bytes that an element moves: parameter and state in both directions, the gradient in one.
     pub(super) fn bytes_per_elem(&self) -> f64 {
         let state = match self.bits {
-            8 => 1.0 + 4.0 / lion::BLOCK as f64,
+            8 => 1.0 + 4.0 / lion::tensor::BLOCK as f64,
             _ => 4.0,
         };
         2.0 * self.param.bytes() as f64 + self.grad.bytes() as f64 + 2.0 * state

@@ -3,7 +3,10 @@
 
 use super::measure::median;
 use anyhow::{Context, Result, ensure};
-use lion::{Dtype, Lion, ParamSpec, Planes, StateRecord};
+use lion::{
+    Dtype, Lion, ParamSpec,
+    backend::{Planes, StateRecord},
+};
 use lion_test_support::Rng;
 use std::path::Path;
 use std::process::Command;

@@ -7,7 +7,7 @@ use super::case::Case;
 use anyhow::{Context as _, Result, bail, ensure};
 use lion::cpu::Isa;
 use lion::cuda::{Cuda, DeviceArray, cust, emulator_counts, is_emulated};
-use lion::{Backend, Dtype, Handle, Lion, ParamSpec, update};
+use lion::{Dtype, Handle, Lion, ParamSpec, backend::Backend, update};
 use lion_test_support::{Rng, Tensor, backends};
 use serde_json::{Value, json};
 use std::sync::Arc;

@@ -3,7 +3,11 @@
 use super::case::Case;
 use anyhow::{Result, bail};
 use lion::cpu::Cpu;
-use lion::{Dtype, Handle, Lion, ParamSpec, Planes, StateRecord, update};
+use lion::{
+    Dtype, Handle, Lion, ParamSpec,
+    backend::{Planes, StateRecord},
+    update,
+};
 use lion_test_support::{Rng, Tensor};
 use rayon::ThreadPool;
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! What the matrix runs: parameters with their lengths, starts and gradients, and the options of a step.
 
-use lion::{Bits, Dtype, Overrides};
+use lion::{Dtype, Overrides, backend::Bits};
 use lion_test_support::{Rng, Rule, Tensor};
 
 /// Steps of a case.

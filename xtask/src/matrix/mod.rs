@@ -6,7 +6,11 @@ mod case;
 use anyhow::{Result, ensure};
 use case::{Case, STEPS, cases};
 use lion::cuda::{Cuda, DeviceArray};
-use lion::{Backend, Bits, Dtype, Lion, ParamSpec, Planes, StepArgs, update};
+use lion::{
+    Dtype, Lion, ParamSpec, StepArgs,
+    backend::{Backend, Bits, Planes},
+    update,
+};
 use lion_test_support::{
     BitDifference, Candidate, Rng, Tensor, compare_codes, compare_f32, compare_params,
     reference_step, zero_state,

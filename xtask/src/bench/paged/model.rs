@@ -3,7 +3,7 @@
 use super::system;
 use anyhow::{Context, Result};
 use lion::cpu::Cpu;
-use lion::{Dtype, Handle, Lion, PagingReport, ParamSpec, update};
+use lion::{Dtype, Handle, Lion, ParamSpec, paging::PagingReport, update};
 use lion_test_support::{Rng, Tensor};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

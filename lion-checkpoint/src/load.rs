@@ -25,7 +25,7 @@ pub enum LoadPolicy {
 /// How a checkpoint is loaded.
 ///
 /// ```
-/// use lion::{Load, LoadPolicy};
+/// use lion::{checkpoint::{Load, LoadPolicy}};
 /// let load = Load::new().policy(LoadPolicy::Subset).keep_settings(true);
 /// assert_ne!(load, Load::default());
 /// ```
@@ -110,15 +110,16 @@ impl LoadReport {
     }
 }
 
-/// Loads a file into an optimizer, as [`Lion::load_with`](crate::Lion::load_with).
+/// Loads a file into an optimizer, as `Lion::load_with`.
 ///
 /// # Errors
 /// As there.
 pub fn load<R: Read + Seek + Send>(
-    optimizer: &mut Optimizer,
+    optimizer: &mut impl AsMut<Optimizer>,
     checkpoint: &mut Checkpoint<R>,
     how: Load,
 ) -> Result<LoadReport, CheckpointError> {
+    let optimizer = optimizer.as_mut();
     let path = checkpoint.source.path.clone();
     let optimizer_error = |source| CheckpointError::Optimizer {
         path: path.clone(),

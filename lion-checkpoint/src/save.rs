@@ -34,8 +34,11 @@ const ATTEMPTS: u32 = 100;
 /// [`CheckpointError::Optimizer`] where a state cannot be read; [`CheckpointError::TooLarge`],
 /// [`CheckpointError::UnknownLayout`]. What was in the file before is still there, unless it is
 /// [`CheckpointError::NotDurable`]: then the new file is in place, but a power cut may undo that.
-pub fn save(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<u64, CheckpointError> {
-    let path = path.as_ref();
+pub fn save(
+    optimizer: &impl AsRef<Optimizer>,
+    path: impl AsRef<Path>,
+) -> Result<u64, CheckpointError> {
+    let (optimizer, path) = (optimizer.as_ref(), path.as_ref());
     replace(path, |writer| write(optimizer, writer, path))
 }
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// A checkpoint open for reading. Opening checks all but the planes: checksums of the header, and every
 /// length against the file's.
 ///
-/// [`Lion::load`](crate::Lion::load) does all that a training run needs; this is for looking into a file.
+/// `Lion::load` does all that a training run needs; this is for looking into a file.
 #[derive(Debug)]
 pub struct Checkpoint<R> {
     pub(super) source: Source<R>,

@@ -7,8 +7,7 @@ use super::disk::{Disk, DiskFile, Kind};
 use super::rotation::Rotation;
 use super::save::replace_on;
 use super::{Checkpoint, CheckpointError, Load, load};
-use crate::{Dtype, Lion, ParamSpec};
-use lion_core::Optimizer;
+use lion::{Dtype, Lion, ParamSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, Cursor, ErrorKind, Seek, SeekFrom, Write};
@@ -328,13 +327,13 @@ fn stepped(steps: u64) -> Lion {
     lion
 }
 
-fn save(disk: &Simulated, lion: &Optimizer, path: &Path) -> Result<u64, CheckpointError> {
+fn save(disk: &Simulated, lion: &Lion, path: &Path) -> Result<u64, CheckpointError> {
     let own = path.file_name().unwrap();
     replace_on(
         disk,
         path,
         |name| name == own.as_encoded_bytes(),
-        |writer| super::write::write(lion, writer, path),
+        |writer| super::write::write(lion.as_ref(), writer, path),
     )
 }
 
@@ -491,7 +490,9 @@ fn a_rotation_removes_no_checkpoint_before_the_next_is_on_the_disk() {
         // The last one goes back.
         for (step, kept) in [(1, vec![1]), (2, vec![1, 2]), (3, vec![2, 3]), (2, vec![2])] {
             let before = checkpoints(&disk.contents());
-            rotation.save_on(&disk, &stepped(step), step).unwrap();
+            rotation
+                .save_on(&disk, stepped(step).as_ref(), step)
+                .unwrap();
             for (operation, folders) in disk.cuts() {
                 for folder in folders {
                     let found = checkpoints(&folder);
@@ -552,7 +553,7 @@ fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
     for (step, number) in saves {
         let (lion, parameters) = run(step, number);
         let save = |disk: &Simulated| {
-            rotation.save_with_on(disk, &lion, step, "trainer", parameters.as_bytes())
+            rotation.save_with_on(disk, lion.as_ref(), step, "trainer", parameters.as_bytes())
         };
         let before = disk.contents();
         save(&disk).unwrap();

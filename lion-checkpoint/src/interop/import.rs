@@ -2,8 +2,8 @@
 
 use super::header::{self, Header, MAX_HEADER, TensorInfo, Tensors};
 use super::{InteropError, QMAP, STEP, planes};
-use crate::checkpoint::{Difference, MAX_STEPS, PART, Source, Take, open, transfer};
 use crate::{CheckpointError, LoadPolicy, LoadReport};
+use crate::{Difference, MAX_STEPS, PART, Source, Take, open, transfer};
 use lion_core::{BLOCK, Bits, Layout, Optimizer, ParamInfo, ParamRecord};
 use lion_quant::CODEBOOK;
 use safetensors::Dtype;
@@ -33,9 +33,9 @@ struct Reader<'a, R> {
 /// [`InteropError::WrongTensor`]; [`InteropError::BlockSize`] and [`InteropError::Codebook`] for a state
 /// that is quantized otherwise; [`InteropError::Number`]; [`InteropError::File`] for the file system, the
 /// optimizer, and with [`LoadPolicy::Exact`] for parameters that differ, listed whole. The optimizer is
-/// as it was, except as [`Lion::load_with`](crate::Lion::load_with) says.
+/// as it was, except as `Lion::load_with` says.
 pub fn import(
-    optimizer: &mut Optimizer,
+    optimizer: &mut impl AsMut<Optimizer>,
     path: impl AsRef<Path>,
     policy: LoadPolicy,
 ) -> Result<LoadReport, InteropError> {
@@ -48,12 +48,12 @@ pub fn import(
 /// # Errors
 /// As [`import`].
 pub fn import_from<R: Read + Seek>(
-    optimizer: &mut Optimizer,
+    optimizer: &mut impl AsMut<Optimizer>,
     reader: R,
     path: impl AsRef<Path>,
     policy: LoadPolicy,
 ) -> Result<LoadReport, InteropError> {
-    let path = path.as_ref();
+    let (optimizer, path) = (optimizer.as_mut(), path.as_ref());
     let mut reader = Reader {
         source: Source::new(reader, path.to_owned())?,
         path,

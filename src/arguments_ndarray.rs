@@ -5,7 +5,7 @@
 //! gradient and earlier steps, and refuses what would pair elements wrongly. So does the shape, which it
 //! compares between parameter and gradient.
 
-use crate::{IntoGrad, IntoParam};
+use crate::arguments::{IntoGrad, IntoParam};
 use lion_core::{GradRef, Layout, ParamMut, Slice, SliceMut};
 use ndarray::{ArrayBase, ArrayView, ArrayViewMut, Data, DataMut, Dimension};
 

@@ -3,7 +3,7 @@
 use super::header::MAX_HEADER;
 use super::{InteropError, QMAP, STEP, planes};
 use crate::CheckpointError;
-use crate::checkpoint::{MAX_NAME, PART, check_steps, replace};
+use crate::{MAX_NAME, PART, check_steps, replace};
 use lion_core::{Bits, Layout, Optimizer, ParamInfo, PlaneSpec};
 use lion_quant::CODEBOOK;
 use safetensors::Dtype;
@@ -29,14 +29,17 @@ struct Part<'a> {
 }
 
 /// Writes the states of all parameters into a safetensors file, and takes the place of an earlier file
-/// as a whole, as [`checkpoint::save`](crate::checkpoint::save) does.
+/// as a whole, as [`checkpoint::save`](crate::save) does.
 ///
 /// # Errors
 /// [`InteropError::Order`] for a state that is not in row-major order; [`InteropError::Header`];
 /// [`InteropError::File`] with [`CheckpointError::TooLarge`] for a header or a name that [`import`](super::import)
-/// refuses. Until here no file is touched. Else [`InteropError::File`] as [`checkpoint::save`](crate::checkpoint::save).
-pub fn export(optimizer: &Optimizer, path: impl AsRef<Path>) -> Result<(), InteropError> {
-    let path = path.as_ref();
+/// refuses. Until here no file is touched. Else [`InteropError::File`] as [`checkpoint::save`](crate::save).
+pub fn export(
+    optimizer: &impl AsRef<Optimizer>,
+    path: impl AsRef<Path>,
+) -> Result<(), InteropError> {
+    let (optimizer, path) = (optimizer.as_ref(), path.as_ref());
     let mut infos: Vec<_> = optimizer.parameters().collect();
     infos.sort_unstable_by_key(|info| info.name);
     let mut parts = Vec::new();

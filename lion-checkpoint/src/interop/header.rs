@@ -23,7 +23,7 @@ const MAX_AXES: usize = 16;
 const KEYS: [&str; 4] = ["state1", "absmax1", QMAP, STEP];
 
 /// Longest name of a tensor, in bytes: that of a parameter, a dot, and a key.
-const MAX_NAME: usize = crate::checkpoint::MAX_NAME + ".absmax1".len();
+const MAX_NAME: usize = crate::MAX_NAME + ".absmax1".len();
 
 /// Longest text of an error, in bytes.
 const MAX_MESSAGE: usize = 1000;

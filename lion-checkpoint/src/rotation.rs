@@ -73,8 +73,12 @@ impl Rotation {
     /// As [`save`](super::save); [`CheckpointError::InvalidName`]. The checkpoint is saved nevertheless
     /// if it is [`CheckpointError::NotDurable`], or [`CheckpointError::Io`] where the folder cannot be
     /// read or another checkpoint cannot be removed.
-    pub fn save(&self, optimizer: &Optimizer, step: u64) -> Result<PathBuf, CheckpointError> {
-        self.save_on(&Os, optimizer, step)
+    pub fn save(
+        &self,
+        optimizer: &impl AsRef<Optimizer>,
+        step: u64,
+    ) -> Result<PathBuf, CheckpointError> {
+        self.save_on(&Os, optimizer.as_ref(), step)
     }
 
     /// As [`save`](Rotation::save), with a file of the trainer's own beside each checkpoint, as
@@ -103,12 +107,12 @@ impl Rotation {
     /// As [`save`](Rotation::save); [`CheckpointError::InvalidName`] for an extension, too.
     pub fn save_with(
         &self,
-        optimizer: &Optimizer,
+        optimizer: &impl AsRef<Optimizer>,
         step: u64,
         extension: &str,
         contents: &[u8],
     ) -> Result<PathBuf, CheckpointError> {
-        self.save_with_on(&Os, optimizer, step, extension, contents)
+        self.save_with_on(&Os, optimizer.as_ref(), step, extension, contents)
     }
 
     /// Returns the checkpoints with their steps, the most steps first. The first is the one that was

@@ -1,0 +1,63 @@
+//! A second optimizer with the same parameters and states.
+
+use crate::entry::Entry;
+use crate::{BackendError, Error, Optimizer, PlaneSpec, State, StateRequest};
+use std::sync::Arc;
+
+impl Optimizer {
+    /// Returns an independent copy: the same parameters, settings and states, on the same backend. The
+    /// handles of this optimizer are valid for the copy as well.
+    ///
+    /// It takes as much memory as this optimizer's states; states that are paged here are paged there.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if a state cannot be read or a second one cannot be allocated;
+    /// [`Error::Damaged`].
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        if self.params.iter().any(|entry| entry.damaged) {
+            return Err(self.damaged(None));
+        }
+        let copy = |entry: &Entry| {
+            let state = self.copy_of(entry).map_err(|e| entry.backend_error(e))?;
+            Ok(Entry {
+                name: Arc::clone(&entry.name),
+                layout: entry.layout.clone(),
+                state,
+                ..*entry
+            })
+        };
+        let params: Result<Vec<Entry>, Error> = self.params.iter().map(copy).collect();
+        Ok(Optimizer {
+            backend: Arc::clone(&self.backend),
+            groups: self.groups.clone(),
+            params: params?,
+            by_name: self.by_name.clone(),
+            ..*self
+        })
+    }
+
+    fn copy_of(&self, entry: &Entry) -> Result<Box<dyn State>, BackendError> {
+        let bits = entry.state.layout().bits();
+        let request = StateRequest::new(&entry.name, bits, entry.len).paged(entry.paged);
+        let mut state = self.allocate(&request)?;
+        if !entry.fresh {
+            copy(&*entry.state, &mut *state)?;
+        }
+        Ok(state)
+    }
+}
+
+/// Copies all planes, a part at a time.
+fn copy(from: &dyn State, to: &mut dyn State) -> Result<(), BackendError> {
+    const PART: usize = 64 << 10;
+    let mut buffer = vec![0; PART];
+    for (plane, spec) in from.layout().planes().iter().enumerate() {
+        let bytes = PlaneSpec::bytes(spec, from.len());
+        for offset in (0..bytes).step_by(PART) {
+            let part = &mut buffer[..PART.min(bytes - offset)];
+            from.read(plane, offset, part)?;
+            to.write(plane, offset, part)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,504 @@
+//! The optimizer, and the names of bitsandbytes to begin to build one by.
+
+use crate::LionBuilder;
+use crate::arguments::{IntoGrad, IntoUpdate};
+use lion_core::{
+    Backend, Error, GradNorm, Group, Handle, Optimizer, Overrides, PagingReport, ParamInfo,
+    ParamRecord, ParamSpec, Restore, Settings, SkippedBlocks, State, StateRecord, StepArgs,
+    StepReport,
+};
+use std::ops::Range;
+
+/// The Lion optimizer with a state of 8 or 32 bits, chosen by `optim_bits`.
+///
+/// ```text
+/// c  = beta1 * m + (1 - beta1) * g
+/// p' = p * (1 - lr * weight_decay) - lr * sign(c)        sign(0) = 0
+/// m' = beta2 * m + (1 - beta2) * g
+/// ```
+///
+/// `p` parameter, `g` gradient times `grad_scale`, `m` momentum, 0 before the first step; all of them
+/// element-wise, in `f32`. Chen et al., "Symbolic Discovery of Optimization Algorithms",
+/// arXiv:2302.06675; parameters and defaults as `bitsandbytes.optim.Lion`.
+///
+/// ```
+/// use lion::{Dtype, Lion, ParamSpec, StepArgs};
+/// let mut lion = Lion::builder().build()?;
+/// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+/// let (mut weight, grad) = (vec![1.0f32; 4], vec![2.0f32, -2.0, 0.0, 1e-9]);
+///
+/// // A schedule sets the learning rate of each step; a loss scale is divided out on the way.
+/// for t in 1..=2 {
+///     let args = StepArgs::new().lr(0.25 / f64::from(t)).grad_scale(1.0 / 128.0);
+///     lion.step_with(args, [(w, &mut weight, &grad)])?;
+/// }
+/// assert_eq!(weight, [0.625, 1.375, 1.0, 0.625]);
+/// assert_eq!(lion.info(w)?.steps, 2);
+/// # Ok::<(), lion::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Lion {
+    pub(crate) inner: Optimizer,
+}
+
+impl Lion {
+    /// Returns a builder with the defaults of bitsandbytes.
+    pub fn builder() -> LionBuilder {
+        LionBuilder::new(Overrides::new())
+    }
+
+    /// Steps some or all parameters, in any order.
+    ///
+    /// An update is a handle, the parameter to change and the gradient to change it by, as slices,
+    /// vectors or `ndarray` arrays; where parameters are of different kinds, [`update`](crate::update)
+    /// makes them one. Everything is checked before anything changes. The report tells of blocks left as
+    /// they were: a trainer that does not look at it does not notice gradients that are not finite.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn step<'a, I>(&mut self, updates: I) -> Result<StepReport, Error>
+    where
+        I: IntoIterator<Item: IntoUpdate<'a>>,
+    {
+        self.step_with(StepArgs::new(), updates)
+    }
+
+    /// As [`step`](Lion::step), with a learning rate or a factor of the gradients for this step.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn step_with<'a, I>(&mut self, args: StepArgs, updates: I) -> Result<StepReport, Error>
+    where
+        I: IntoIterator<Item: IntoUpdate<'a>>,
+    {
+        let updates = updates.into_iter().map(IntoUpdate::into_update);
+        self.inner.step(args, updates)
+    }
+
+    /// The norm of gradients taken together, as [`Optimizer::grad_norm`]. A gradient of `None` counts for
+    /// nothing.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec, StepArgs};
+    /// let mut lion = Lion::builder().build()?;
+    /// let a = lion.register(ParamSpec::new("a", 2, Dtype::F32))?;
+    /// let b = lion.register(ParamSpec::new("b", 1, Dtype::F32))?;
+    /// let (mut pa, mut pb) = ([1.0f32; 2], [1.0f32; 1]);
+    /// let (ga, gb) = (vec![3.0f32, 0.0], vec![4.0f32]);
+    ///
+    /// let norm = lion.grad_norm([(a, &ga), (b, &gb)])?;
+    /// assert_eq!((norm.norm, norm.clip_factor(1.0)), (5.0, 0.2));
+    ///
+    /// // A step that clips by it, in one call.
+    /// let args = StepArgs::new().max_grad_norm(1.0);
+    /// let updates = [(a, &mut pa[..], &ga), (b, &mut pb[..], &gb)];
+    /// assert_eq!(lion.step_with(args, updates)?.grad_norm, Some(5.0));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Optimizer::grad_norm`].
+    pub fn grad_norm<'a, I, G>(&self, gradients: I) -> Result<GradNorm, Error>
+    where
+        I: IntoIterator<Item = (Handle, G)>,
+        G: IntoGrad<'a>,
+    {
+        let gradients = gradients.into_iter();
+        let gradients = gradients.filter_map(|(handle, grad)| Some((handle, grad.into_grad()?)));
+        self.inner.grad_norm(gradients)
+    }
+
+    /// Registers a parameter and allocates its state.
+    ///
+    /// The state has 8 bits per element if the hyper-parameters ask for it and the parameter has at least
+    /// `min_8bit_size` elements, and 32 otherwise. It is paged if the hyper-parameters ask for it and the
+    /// parameter has at least `min_paged_size` elements.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion8bit, ParamSpec};
+    /// let mut lion = Lion8bit::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("weight", 8192, Dtype::Bf16))?;
+    /// assert_eq!(lion.info(w)?.state_bytes, 8192 + 32 * 4); // a code per element, an absmax per block
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`];
+    /// [`Error::InvalidHyper`], also where `lr * lr_multiplier` or `1 - lr * weight_decay` exceeds the
+    /// range of `f32`; [`Error::StochasticParam`]; [`Error::Backend`] if the state cannot be allocated.
+    pub fn register(&mut self, spec: ParamSpec) -> Result<Handle, Error> {
+        self.inner.register(spec)
+    }
+
+    /// Removes a parameter and frees its state. The other parameters keep their handles and their order,
+    /// and its group stays.
+    ///
+    /// The handle is invalid from then on, even if a new parameter is registered under the same name.
+    ///
+    /// ```
+    /// use lion::{Dtype, Error, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let adapter = lion.register(ParamSpec::new("adapter", 4096, Dtype::F32))?;
+    /// lion.remove(adapter)?;
+    /// assert!(matches!(lion.info(adapter), Err(Error::UnknownHandle { .. })));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`].
+    pub fn remove(&mut self, handle: Handle) -> Result<(), Error> {
+        self.inner.remove(handle)
+    }
+
+    /// Sets the momentum of the elements in `range` to zero: for rows of a parameter that the trainer has
+    /// initialized anew. The step count, the seed and the hyper-parameters stay.
+    ///
+    /// Elements are counted in memory order. The range consists of whole blocks of 256 elements: it begins
+    /// at a multiple of 256 and ends at one, or at the end of the parameter. On a device the call waits for
+    /// queued steps.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let width = 512; // elements per row: two blocks
+    /// let embedding = lion.register(ParamSpec::new("embedding", 100 * width, Dtype::F32))?;
+    /// lion.reset(embedding, 17 * width..18 * width)?;
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`]; [`Error::NotWholeBlocks`]; [`Error::Backend`] if the backend fails before
+    /// it changes anything; [`Error::PartlyReset`] if it fails later.
+    pub fn reset(&mut self, handle: Handle, range: Range<usize>) -> Result<(), Error> {
+        self.inner.reset(handle, range)
+    }
+
+    /// Waits until all queued steps are done, and returns the parameters in which steps that were
+    /// [`pending`](StepReport::pending) have skipped blocks since the last call.
+    ///
+    /// On the CPU a step is done when it returns, and its report is complete.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if a queued step has failed.
+    pub fn synchronize(&mut self) -> Result<Vec<SkippedBlocks>, Error> {
+        self.inner.synchronize()
+    }
+
+    /// Returns the learning rate of the defaults, as [`set_lr`](Lion::set_lr) sets it.
+    ///
+    /// ```
+    /// let mut lion = lion::Lion::builder().build()?;
+    /// assert_eq!(lion.lr(), 1e-4);
+    /// lion.set_lr(3e-5)?;
+    /// assert_eq!(lion.lr(), 3e-5);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    pub fn lr(&self) -> f64 {
+        self.inner.lr()
+    }
+
+    /// Returns the learning rate that a step uses for one parameter: that of the narrowest scope that sets
+    /// one, times the multipliers.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, Overrides, ParamSpec};
+    /// let mut lion = Lion::builder().lr(1e-3).build()?;
+    /// lion.add_group("head", Overrides::new().lr_multiplier(0.5))?;
+    /// let w = lion.register(ParamSpec::new("w", 16, Dtype::F32).group("head"))?;
+    /// assert_eq!(lion.lr_of(w)?, 5e-4);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`].
+    pub fn lr_of(&self, handle: Handle) -> Result<f64, Error> {
+        self.inner.lr_of(handle)
+    }
+
+    /// Sets the learning rate of the defaults: that of all parameters whose `lr` neither their group nor
+    /// their own overrides set. [`StepArgs::lr`] applies to every parameter.
+    ///
+    /// # Errors
+    /// [`Error::InvalidHyper`].
+    pub fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
+        self.inner.set_lr(lr)
+    }
+
+    /// Returns the defaults that are set. What is not set is as in [`Hyper::default`](crate::backend::Hyper).
+    pub fn defaults(&self) -> &Overrides {
+        self.inner.defaults()
+    }
+
+    /// Changes the defaults that are set in `changes`, and keeps the others.
+    ///
+    /// ```
+    /// use lion::{Lion, Overrides};
+    /// let mut lion = Lion::builder().lr(0.1).build()?;
+    /// lion.configure(Overrides::new().weight_decay(0.5))?;
+    /// assert_eq!((lion.defaults().lr, lion.defaults().weight_decay), (Some(0.1), Some(0.5)));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidHyper`], also where the `lr * lr_multiplier` or `1 - lr * weight_decay` of a
+    /// parameter would exceed the range of `f32`; [`Error::StochasticParam`]; [`Error::BitsFixed`] or
+    /// [`Error::PagingFixed`] where an existing state would need another width or another place.
+    pub fn configure(&mut self, changes: Overrides) -> Result<(), Error> {
+        self.inner.configure(changes)
+    }
+
+    /// Changes the hyper-parameters of a group that are set in `changes`, and keeps the others.
+    ///
+    /// # Errors
+    /// [`Error::UnknownGroup`]; else as [`configure`](Lion::configure).
+    pub fn configure_group(&mut self, group: &str, changes: Overrides) -> Result<(), Error> {
+        self.inner.configure_group(group, changes)
+    }
+
+    /// Changes the hyper-parameters of one parameter that are set in `changes`, and keeps the others.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`]; else as [`configure`](Lion::configure).
+    pub fn configure_parameter(&mut self, handle: Handle, changes: Overrides) -> Result<(), Error> {
+        self.inner.configure_parameter(handle, changes)
+    }
+
+    /// Replaces the defaults. What `defaults` does not set is as in
+    /// [`Hyper::default`](crate::backend::Hyper) again.
+    ///
+    /// # Errors
+    /// As [`configure`](Lion::configure).
+    pub fn set_defaults(&mut self, defaults: Overrides) -> Result<(), Error> {
+        self.inner.set_defaults(defaults)
+    }
+
+    /// Replaces the overrides of a group. What `overrides` does not set comes from the defaults again.
+    ///
+    /// # Errors
+    /// As [`configure_group`](Lion::configure_group).
+    pub fn set_group_overrides(&mut self, group: &str, overrides: Overrides) -> Result<(), Error> {
+        self.inner.set_group_overrides(group, overrides)
+    }
+
+    /// Replaces the overrides of one parameter. What `overrides` does not set comes from the parameter's
+    /// group and the defaults again.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, Overrides, ParamSpec};
+    /// let mut lion = Lion::builder().lr(0.1).build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32).overrides(Overrides::new().lr(5.0)))?;
+    /// let mut overrides = lion.info(w)?.overrides;
+    /// overrides.lr = None;
+    /// lion.set_overrides(w, overrides)?;
+    /// assert_eq!(lion.lr_of(w)?, 0.1);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`configure_parameter`](Lion::configure_parameter).
+    pub fn set_overrides(&mut self, handle: Handle, overrides: Overrides) -> Result<(), Error> {
+        self.inner.set_overrides(handle, overrides)
+    }
+
+    /// Adds a group: parameters that share hyper-parameters.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, Overrides, ParamSpec};
+    /// let mut lion = Lion::builder().weight_decay(0.1).build()?;
+    /// lion.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
+    /// let b = lion.register(ParamSpec::new("bias", 16, Dtype::F32).group("no_decay"))?;
+    /// assert_eq!(lion.info(b)?.hyper.weight_decay, 0.0);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::EmptyName`], [`Error::DuplicateGroup`], [`Error::InvalidHyper`].
+    pub fn add_group(&mut self, name: &str, overrides: Overrides) -> Result<(), Error> {
+        self.inner.add_group(name, overrides)
+    }
+
+    /// Returns the groups, in the order in which they were added.
+    pub fn groups(&self) -> &[Group] {
+        self.inner.groups()
+    }
+
+    /// Returns the handle of a parameter by its name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`].
+    pub fn handle(&self, name: &str) -> Result<Handle, Error> {
+        self.inner.handle(name)
+    }
+
+    /// Returns what is known of one parameter: its resolved hyper-parameters, its steps and its state's
+    /// size.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`].
+    pub fn info(&self, handle: Handle) -> Result<ParamInfo<'_>, Error> {
+        self.inner.info(handle)
+    }
+
+    /// Returns what is known of each parameter, in the order of registration.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// lion.register(ParamSpec::new("a", 4, Dtype::F32))?;
+    /// lion.register(ParamSpec::new("b", 2, Dtype::F16))?;
+    /// let names: Vec<&str> = lion.parameters().map(|info| info.name).collect();
+    /// assert_eq!((names, lion.state_bytes()), (vec!["a", "b"], 6 * 4));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    pub fn parameters(&self) -> impl ExactSizeIterator<Item = ParamInfo<'_>> {
+        self.inner.parameters()
+    }
+
+    /// Returns the bytes of state of all parameters together.
+    pub fn state_bytes(&self) -> usize {
+        self.inner.state_bytes()
+    }
+
+    /// Returns the state of a parameter, to be read in parts.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`], [`Error::Damaged`].
+    pub fn state(&self, handle: Handle) -> Result<&dyn State, Error> {
+        self.inner.state(handle)
+    }
+
+    /// Returns where the paged states are and what the last step has moved. Returns `None` if the backend
+    /// does not page.
+    pub fn paging(&self) -> Option<PagingReport> {
+        self.inner.paging()
+    }
+
+    /// Returns the backend that holds the states and runs the steps.
+    pub fn backend(&self) -> &dyn Backend {
+        self.inner.backend()
+    }
+
+    /// Returns a copy of what a run needs to continue with this parameter elsewhere.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// lion.step([(w, &mut [0.0f32; 4], &[1.0f32; 4])])?;
+    /// let record = lion.export_state(w)?;
+    ///
+    /// let mut other = Lion::builder().build()?;
+    /// let v = other.register(ParamSpec::new("v", 4, Dtype::F32))?;
+    /// other.import_state(v, &record)?;
+    /// assert_eq!(other.info(v)?.steps, 1);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`], [`Error::Damaged`], [`Error::Backend`].
+    pub fn export_state(&self, handle: Handle) -> Result<StateRecord, Error> {
+        self.inner.export_state(handle)
+    }
+
+    /// Sets the state, the step count and the seed of a parameter to those of a record.
+    ///
+    /// If the record's seed differs, it is set for the parameter alone. To keep the parameter's own seed,
+    /// put it into the record first.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`]; [`Error::StateMismatch`] if the record has another width or length, or
+    /// numbers that no step produces. [`Error::Backend`] if the state cannot be written and is as it was;
+    /// [`Error::Damaged`] if it is partly written.
+    pub fn import_state(&mut self, handle: Handle, record: &StateRecord) -> Result<(), Error> {
+        self.inner.import_state(handle, record)
+    }
+
+    /// Begins to set parameters to records, for a file format other than this crate's. The states are
+    /// written through the returned [`Restore`].
+    ///
+    /// # Errors
+    /// As [`Optimizer::restore`].
+    pub fn restore(
+        &mut self,
+        settings: Option<Settings>,
+        records: Vec<ParamRecord>,
+    ) -> Result<Restore<'_>, Error> {
+        self.inner.restore(settings, records)
+    }
+
+    /// Returns an independent copy: the same parameters, settings and states, on the same backend. Handles
+    /// are valid for both. Fails where a second state cannot be allocated, which is why this is not
+    /// [`Clone`].
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 1, Dtype::F32))?;
+    /// let copy = lion.try_clone()?;
+    /// lion.step([(w, &mut [0.0f32], &[1.0f32])])?;
+    /// assert_eq!((lion.info(w)?.steps, copy.info(w)?.steps), (1, 0));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if a state cannot be read or allocated; [`Error::Damaged`].
+    pub fn try_clone(&self) -> Result<Lion, Error> {
+        let inner = self.inner.try_clone()?;
+        Ok(Lion { inner })
+    }
+}
+
+impl AsRef<Optimizer> for Lion {
+    fn as_ref(&self) -> &Optimizer {
+        &self.inner
+    }
+}
+
+impl AsMut<Optimizer> for Lion {
+    fn as_mut(&mut self) -> &mut Optimizer {
+        &mut self.inner
+    }
+}
+
+macro_rules! presets {
+    ($($(#[$doc:meta])* $name:ident, |$overrides:ident| $defaults:expr;)*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug)]
+            pub enum $name {}
+
+            impl $name {
+                /// Returns a builder of a [`Lion`] with these defaults.
+                pub fn builder() -> LionBuilder {
+                    let $overrides = Overrides::new();
+                    LionBuilder::new($defaults)
+                }
+            }
+        )*
+    };
+}
+
+presets! {
+    /// Builds a [`Lion`] with 8-bit states, 1.016 bytes per element, as `bitsandbytes.optim.Lion8bit`.
+    ///
+    /// Parameters with fewer than `min_8bit_size` elements keep a 32-bit state, and so does each one
+    /// whose overrides ask for it.
+    Lion8bit, |d| d.optim_bits(8);
+
+    /// Builds a [`Lion`] with 32-bit states, 4 bytes per element, as `bitsandbytes.optim.Lion32bit`.
+    Lion32bit, |d| d.optim_bits(32);
+
+    /// Builds a [`Lion`] with paged states, as `bitsandbytes.optim.PagedLion`: at most a budget of them is
+    /// in fast memory at a time.
+    ///
+    /// [`LionBuilder::paging`] sets the budget and where the rest is stored. Parameters with fewer than
+    /// `min_paged_size` elements, and those whose overrides ask for it, keep a state that is not paged. The
+    /// results are those of an optimizer that does not page, bit for bit.
+    PagedLion, |d| d.is_paged(true);
+
+    /// Builds a [`Lion`] with paged 8-bit states, as `bitsandbytes.optim.PagedLion8bit`.
+    PagedLion8bit, |d| d.is_paged(true).optim_bits(8);
+
+    /// Builds a [`Lion`] with paged 32-bit states, as `bitsandbytes.optim.PagedLion32bit`.
+    PagedLion32bit, |d| d.is_paged(true).optim_bits(32);
+}
