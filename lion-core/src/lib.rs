@@ -19,42 +19,34 @@
 #![forbid(unsafe_code)]
 
 mod backend;
-mod copy;
-mod dtype;
-mod entry;
 mod error;
-mod grad_norm;
 mod hyper;
+mod math;
 mod optimizer;
 mod paging;
-mod place;
-mod report;
-mod reset;
-mod restore;
-mod state;
-mod step;
 mod tensor;
 
-pub mod norm;
-pub mod philox;
-pub mod update;
+pub use math::{norm, philox, update};
 
-pub use backend::{Backend, BackendError, Skipped, StateRequest, TensorStep};
-pub use dtype::{Dtype, Element};
+pub use backend::{
+    Backend, BackendError, Momentum32, PlaneSpec, PlaneType, Planes, Skipped, State, StateLayout,
+    StateRecord, StateRequest, TensorStep,
+};
 pub use error::{Error, Operand, Scope, SkippedBlocks};
-pub use grad_norm::{GradNorm, Gradient, SumSquares};
 pub use half::{bf16, f16};
 pub use hyper::{Bits, Hyper, LionArgs, MissingGradient, OnNonFinite, Overrides, StepArgs};
-pub use optimizer::{Group, Handle, Optimizer, ParamSpec};
+pub use optimizer::{
+    GradNorm, Gradient, Group, Handle, Optimizer, ParamInfo, ParamRecord, ParamSpec, Restore,
+    Settings, StepReport, SumSquares,
+};
 pub use paging::{
     MemoryLimit, MemoryLimitKind, Moved, PagedState, PagingError, PagingReport, PagingTotals,
     ParamPaging,
 };
-pub use place::{Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut};
-pub use report::{ParamInfo, StepReport};
-pub use restore::{ParamRecord, Restore, Settings};
-pub use state::{Momentum32, PlaneSpec, PlaneType, Planes, State, StateLayout, StateRecord};
-pub use tensor::{GradRef, Layout, ParamMut, Slice, SliceMut, Strides, Update};
+pub use tensor::{
+    Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, Layout,
+    ParamMut, Slice, SliceMut, Strides, Update,
+};
 
 /// Elements that share one absmax in the 8-bit state, and the unit in which a non-finite momentum
 /// is skipped in either state.

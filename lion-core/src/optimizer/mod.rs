@@ -1,85 +1,29 @@
 //! The optimizer: parameters by name, groups and overrides. Its step is in `step.rs`.
 
-use crate::entry::Entry;
+mod configure;
+mod copy;
+mod grad_norm;
+mod parameter;
+mod report;
+mod reset;
+mod restore;
+mod spec;
+mod step;
+
+pub use grad_norm::{GradNorm, Gradient, SumSquares};
+pub use report::{ParamInfo, StepReport};
+pub use restore::{ParamRecord, Restore, Settings};
+pub use spec::{Group, Handle, ParamSpec};
+
+use configure::hash;
+use parameter::Entry;
+
 use crate::{
-    Backend, BackendError, Dtype, Error, Hyper, OnNonFinite, Overrides, PagingReport, ParamInfo,
-    ParamPaging, Scope, State, StateRecord, StateRequest,
+    Backend, BackendError, Error, OnNonFinite, Overrides, PagingReport, ParamPaging, Scope, State,
+    StateRecord, StateRequest,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// A registered parameter: what a step names it by. Cheap to copy, valid for the optimizer that
-/// gave it out, until the parameter is [removed](Optimizer::remove).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Handle {
-    /// How many parameters the optimizer had when this one was registered. Its position is this one or,
-    /// where parameters before it have been removed, a lower one.
-    registered_at: usize,
-    /// How many parameters had ever been registered. No two parameters of an optimizer share it.
-    serial: u64,
-    /// Hash of the name, so that a handle of another optimizer is noticed, unless it stands for a
-    /// parameter of the same name.
-    tag: u64,
-}
-
-/// A parameter to register: its stable name, its length and type, and what is special about it.
-///
-/// ```
-/// use lion_core::{Dtype, Overrides, ParamSpec};
-/// let embedding = ParamSpec::new("tok_emb", 50_257 * 768, Dtype::Bf16)
-///     .group("embeddings")
-///     .overrides(Overrides::new().optim_bits(32).lr_multiplier(0.5));
-/// assert_eq!(embedding.name(), "tok_emb");
-/// ```
-#[derive(Clone, Debug, PartialEq)]
-pub struct ParamSpec {
-    name: String,
-    len: usize,
-    dtype: Dtype,
-    group: Option<String>,
-    overrides: Overrides,
-}
-
-impl ParamSpec {
-    /// A parameter of `len` elements with the optimizer's defaults.
-    pub fn new(name: impl Into<String>, len: usize, dtype: Dtype) -> Self {
-        ParamSpec {
-            name: name.into(),
-            len,
-            dtype,
-            group: None,
-            overrides: Overrides::new(),
-        }
-    }
-
-    /// Puts it into a group, which must exist when it is registered.
-    #[must_use]
-    pub fn group(mut self, group: impl Into<String>) -> Self {
-        self.group = Some(group.into());
-        self
-    }
-
-    /// Hyper-parameters of this parameter alone.
-    #[must_use]
-    pub fn overrides(mut self, overrides: Overrides) -> Self {
-        self.overrides = overrides;
-        self
-    }
-
-    /// The name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-/// Parameters with hyper-parameters of their own.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Group {
-    /// Its name.
-    pub name: String,
-    /// What is set for it.
-    pub overrides: Overrides,
-}
 
 /// The Lion optimizer over any backend.
 ///
@@ -104,7 +48,7 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// An optimizer without parameters. What `defaults` leaves open is as in [`Hyper::default`].
+    /// An optimizer without parameters. What `defaults` leaves open is as in [`Hyper::default`](crate::Hyper::default).
     ///
     /// # Errors
     /// [`Error::InvalidHyper`] where a default is outside its range.
@@ -262,108 +206,6 @@ impl Optimizer {
         let entry = self.params.remove(self.index(handle)?);
         self.by_name.remove(&entry.name);
         Ok(())
-    }
-
-    /// Returns the learning rate of the defaults.
-    pub fn lr(&self) -> f64 {
-        self.defaults.resolve(Hyper::default()).lr
-    }
-
-    /// Returns the learning rate that a step uses for one parameter, unless
-    /// [`StepArgs::lr`](crate::StepArgs::lr) sets another one: that of the narrowest scope that sets one,
-    /// times the multipliers.
-    ///
-    /// # Errors
-    /// [`Error::UnknownHandle`].
-    pub fn lr_of(&self, handle: Handle) -> Result<f64, Error> {
-        let hyper = &self.params[self.index(handle)?].hyper;
-        Ok(hyper.lr * hyper.lr_multiplier)
-    }
-
-    /// Sets the learning rate of the defaults: that of all parameters whose `lr` neither their group nor an
-    /// override of their own sets. Where one does, it wins, also where it came from a file that was loaded;
-    /// [`StepArgs::lr`](crate::StepArgs::lr) reaches every parameter.
-    ///
-    /// # Errors
-    /// [`Error::InvalidHyper`].
-    pub fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
-        self.configure(Overrides::new().lr(lr))
-    }
-
-    /// Changes the defaults that are set in `changes`, and leaves the others.
-    ///
-    /// # Errors
-    /// [`Error::InvalidHyper`], also where the `lr * lr_multiplier` or `1 - lr * weight_decay` of a
-    /// parameter would be beyond `f32`; [`Error::StochasticParam`]; [`Error::BitsFixed`] or
-    /// [`Error::PagingFixed`] where the width of an existing state, or whether it is paged, would have
-    /// to change.
-    pub fn configure(&mut self, changes: Overrides) -> Result<(), Error> {
-        self.set_defaults(changes.or(self.defaults))
-    }
-
-    /// Changes the hyper-parameters of a group that are set in `changes`, and leaves the others.
-    ///
-    /// # Errors
-    /// [`Error::UnknownGroup`]; else as [`configure`](Optimizer::configure).
-    pub fn configure_group(&mut self, group: &str, changes: Overrides) -> Result<(), Error> {
-        let index = self.find_group(group)?;
-        self.set_group_overrides(group, changes.or(self.groups[index].overrides))
-    }
-
-    /// Changes the hyper-parameters of one parameter that are set in `changes`, and leaves the others.
-    ///
-    /// # Errors
-    /// [`Error::UnknownHandle`]; else as [`configure`](Optimizer::configure).
-    pub fn configure_parameter(&mut self, handle: Handle, changes: Overrides) -> Result<(), Error> {
-        let index = self.index(handle)?;
-        self.set_overrides(handle, changes.or(self.params[index].overrides))
-    }
-
-    /// Replaces the defaults. What `defaults` leaves open is as in [`Hyper::default`] again.
-    ///
-    /// # Errors
-    /// As [`configure`](Optimizer::configure).
-    pub fn set_defaults(&mut self, defaults: Overrides) -> Result<(), Error> {
-        defaults.check(|| Scope::Defaults)?;
-        let before = std::mem::replace(&mut self.defaults, defaults);
-        self.refresh().inspect_err(|_| self.defaults = before)
-    }
-
-    /// Replaces what is set for a group. What `overrides` leaves open comes from the defaults again.
-    ///
-    /// # Errors
-    /// As [`configure_group`](Optimizer::configure_group).
-    pub fn set_group_overrides(&mut self, group: &str, overrides: Overrides) -> Result<(), Error> {
-        let index = self.find_group(group)?;
-        overrides.check(|| Scope::Group(group.to_owned()))?;
-        let before = std::mem::replace(&mut self.groups[index].overrides, overrides);
-        self.refresh()
-            .inspect_err(|_| self.groups[index].overrides = before)
-    }
-
-    /// Replaces what is set for one parameter. What `overrides` leaves open comes from its group and
-    /// the defaults again.
-    ///
-    /// ```
-    /// # use lion_core::*;
-    /// # fn example(mut optimizer: Optimizer, w: Handle) -> Result<(), Error> {
-    /// optimizer.configure_parameter(w, Overrides::new().lr(5.0).weight_decay(0.1))?;
-    ///
-    /// let mut overrides = optimizer.info(w)?.overrides;
-    /// overrides.lr = None; // the learning rate is that of the group or the defaults again
-    /// optimizer.set_overrides(w, overrides)?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`configure_parameter`](Optimizer::configure_parameter).
-    pub fn set_overrides(&mut self, handle: Handle, overrides: Overrides) -> Result<(), Error> {
-        let index = self.index(handle)?;
-        overrides.check(|| Scope::Parameter(self.params[index].name.to_string()))?;
-        let before = std::mem::replace(&mut self.params[index].overrides, overrides);
-        self.refresh()
-            .inspect_err(|_| self.params[index].overrides = before)
     }
 
     /// What is held of one parameter.
@@ -548,49 +390,12 @@ impl Optimizer {
         }
     }
 
-    fn find_group(&self, name: &str) -> Result<usize, Error> {
+    pub(super) fn find_group(&self, name: &str) -> Result<usize, Error> {
         let found = self.groups.iter().position(|group| group.name == name);
         found.ok_or_else(|| Error::UnknownGroup {
             group: name.to_owned(),
         })
     }
-
-    fn resolve(&self, name: &str, group: Option<usize>, overrides: Overrides) -> Hyper {
-        let group = group.map(|group| &self.groups[group].overrides);
-        // The multipliers are multiplied in the mode of a step.
-        let _mode = self.backend.float_mode();
-        resolve(&self.defaults, group, name, overrides)
-    }
-
-    /// Resolves every parameter anew, or none if a state would have to be made anew.
-    fn refresh(&mut self) -> Result<(), Error> {
-        let resolve = |entry: &Entry| self.resolve(&entry.name, entry.group, entry.overrides);
-        let hypers: Vec<Hyper> = self.params.iter().map(resolve).collect();
-        for (entry, hyper) in self.params.iter().zip(&hypers) {
-            hyper.check(&entry.name, entry.dtype)?;
-            entry.check_state(hyper)?;
-        }
-        for (entry, hyper) in self.params.iter_mut().zip(hypers) {
-            entry.hyper = hyper;
-        }
-        Ok(())
-    }
-}
-
-/// Hyper-parameters of one parameter: defaults < group < overrides.
-pub(crate) fn resolve(
-    defaults: &Overrides,
-    group: Option<&Overrides>,
-    name: &str,
-    overrides: Overrides,
-) -> Hyper {
-    let mut hyper = defaults.resolve(Hyper::default());
-    if let Some(group) = group {
-        hyper = group.resolve(hyper);
-    }
-    // A seed shared by many parameters would round all of them with the same words.
-    hyper.seed = mix(hyper.seed ^ hash(name));
-    overrides.resolve(hyper)
 }
 
 impl AsRef<Optimizer> for Optimizer {
@@ -602,35 +407,5 @@ impl AsRef<Optimizer> for Optimizer {
 impl AsMut<Optimizer> for Optimizer {
     fn as_mut(&mut self) -> &mut Optimizer {
         self
-    }
-}
-
-/// FNV-1a, 64 bits.
-fn hash(name: &str) -> u64 {
-    name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, byte| {
-        (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    })
-}
-
-/// The finalizer of SplitMix64: every bit of the result depends on every bit of `x`.
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A seed that is not the same for ever makes a resumed run another run.
-    #[test]
-    fn seeds_from_names_do_not_change() {
-        // FNV-1a's published test values.
-        assert_eq!(hash(""), 0xCBF2_9CE4_8422_2325);
-        assert_eq!(hash("a"), 0xAF63_DC4C_8601_EC8C);
-        assert_eq!(hash("foobar"), 0x8594_4171_F739_67E8);
-        // The first output of SplitMix64 from the seed 0 finalizes its increment.
-        assert_eq!(mix(0x9E37_79B9_7F4A_7C15), 0xE220_A839_7B1D_CDAF);
     }
 }

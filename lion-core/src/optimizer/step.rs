@@ -1,6 +1,6 @@
 //! The step of the optimizer: check everything, then change everything.
 
-use crate::entry::{Checked, Entry};
+use super::parameter::{Checked, Entry};
 use crate::{
     BLOCK, BackendError, Error, Layout, MissingGradient, OnNonFinite, Optimizer, Skipped,
     SkippedBlocks, StepArgs, StepReport, TensorStep, Update,

@@ -1,6 +1,6 @@
 //! A second optimizer with the same parameters and states.
 
-use crate::entry::Entry;
+use super::parameter::Entry;
 use crate::{BackendError, Error, Optimizer, PlaneSpec, State, StateRequest};
 use std::sync::Arc;
 

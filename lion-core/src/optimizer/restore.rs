@@ -1,6 +1,6 @@
 //! An optimizer put where another left off: checked whole, written in parts, then committed.
 
-use crate::optimizer::resolve;
+use super::configure::resolve;
 use crate::{
     BackendError, Dtype, Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec,
     Scope, State, StateRequest,

@@ -1,6 +1,6 @@
 //! The norm of all gradients together, and clipping by it.
 
-use crate::entry::Checked;
+use super::parameter::Checked;
 use crate::norm::{block_sum_squares, tree_split};
 use crate::{
     BLOCK, BackendError, Data, Element, Error, GradRef, Handle, OnNonFinite, Operand, Optimizer,

@@ -1,6 +1,6 @@
 //! A momentum set to zero, as a whole or in part.
 
-use crate::restore::refill;
+use super::restore::refill;
 use crate::{BLOCK, Error, Handle, Optimizer, StateRequest};
 use std::ops::Range;
 

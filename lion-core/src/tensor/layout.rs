@@ -1,0 +1,110 @@
+//! The memory order of an array.
+
+#[cfg(doc)]
+use crate::ParamMut;
+
+/// The order in which the elements of an array lie in memory.
+///
+/// A step pairs elements by their place in memory, so a parameter, its gradient and its state must
+/// agree on this. A plain slice counts as row-major. The shape of an array is not part of it:
+/// [`ParamMut::shape`] holds that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Layout {
+    /// The last axis varies fastest, each in rising order; also every slice.
+    RowMajor,
+    /// Without gaps, but in another order: length and stride (in elements) of each axis longer than 1.
+    Permuted(Box<[(usize, isize)]>),
+    /// With gaps between elements: such an array cannot be stepped.
+    Strided(Box<Strides>),
+}
+
+/// Shape and strides of an array with gaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Strides {
+    /// Length of each axis.
+    pub shape: Vec<usize>,
+    /// Elements from one index of an axis to the next.
+    pub strides: Vec<isize>,
+}
+
+impl Layout {
+    /// The layout of an array of this shape with these strides in elements. `contiguous` says
+    /// whether its elements fill a range of memory without gaps. An array without as many strides as
+    /// axes is taken for one with gaps.
+    ///
+    /// ```
+    /// use lion_core::Layout;
+    /// assert_eq!(Layout::of(&[2, 3], &[3, 1], true), Layout::RowMajor);
+    /// assert!(matches!(Layout::of(&[2, 3], &[1, 2], true), Layout::Permuted(_)));
+    /// assert!(matches!(Layout::of(&[2, 3], &[6, 2], false), Layout::Strided(_)));
+    /// ```
+    pub fn of(shape: &[usize], strides: &[isize], contiguous: bool) -> Self {
+        if !contiguous || shape.len() != strides.len() {
+            return Layout::Strided(Box::new(Strides {
+                shape: shape.to_vec(),
+                strides: strides.to_vec(),
+            }));
+        }
+        let axes = || {
+            let pairs = shape.iter().copied().zip(strides.iter().copied());
+            pairs.filter(|&(len, _)| len > 1)
+        };
+        // Stride of the next axis from the last one on; `None` where no stride is as large.
+        let mut expected = Some(1isize);
+        let row_major = shape.contains(&0)
+            || axes().rev().all(|(len, stride)| {
+                let fits = expected == Some(stride);
+                let len = isize::try_from(len).ok();
+                expected = expected.zip(len).and_then(|(e, len)| e.checked_mul(len));
+                fits
+            });
+        if row_major {
+            Layout::RowMajor
+        } else {
+            Layout::Permuted(axes().collect())
+        }
+    }
+
+    /// Whether this is an order of `n` elements without gaps and without axes of length 1.
+    pub(crate) fn is_order_of(&self, n: usize) -> bool {
+        let Layout::Permuted(axes) = self else {
+            return matches!(self, Layout::RowMajor);
+        };
+        let mut axes = axes.to_vec();
+        axes.sort_unstable_by_key(|&(_, stride)| stride.unsigned_abs());
+        // Each stride is the number of elements that the axes with smaller strides span.
+        let span = axes.into_iter().try_fold(1usize, |span, (len, stride)| {
+            let fits = len > 1 && stride.unsigned_abs() == span;
+            fits.then(|| span.checked_mul(len)).flatten()
+        });
+        span == Some(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_that_no_memory_holds_have_an_order_too() {
+        let huge = 1 << (usize::BITS / 2);
+        let stride = huge as isize;
+        let rows = Layout::of(&[huge, huge], &[stride, 1], true);
+        assert_eq!(rows, Layout::RowMajor);
+        let columns = Layout::of(&[huge, huge], &[1, stride], true);
+        assert!(matches!(columns, Layout::Permuted(_)));
+        let beyond = Layout::of(&[2, usize::MAX, huge], &[1, 1, 1], true);
+        assert!(matches!(beyond, Layout::Permuted(_)));
+        assert_eq!(
+            Layout::of(&[usize::MAX, 0], &[5, 7], true),
+            Layout::RowMajor
+        );
+        assert_eq!(Layout::of(&[], &[], true), Layout::RowMajor);
+        assert_eq!(Layout::of(&[1, 4, 1], &[9, 1, 9], true), Layout::RowMajor);
+        for strides in [&[][..], &[1], &[1, 1, 1]] {
+            let layout = Layout::of(&[2, 2], strides, true);
+            assert!(matches!(layout, Layout::Strided(_)), "{strides:?}");
+        }
+    }
+}

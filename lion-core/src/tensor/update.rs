@@ -1,0 +1,115 @@
+//! What a trainer hands to a step: a parameter to change and the gradient to change it by.
+
+use super::{Data, DataMut, DeviceSlice, DeviceSliceMut, Layout, Slice, SliceMut};
+use crate::Handle;
+
+/// The shape of an array: the length of each axis.
+type Shape = Box<[usize]>;
+
+/// Whether two shapes differ in more than axes of length 1, where both are known.
+pub(crate) fn shapes_differ<'s>(a: &'s Option<Shape>, b: &'s Option<Shape>) -> bool {
+    let axes = |shape: &'s Shape| shape.iter().filter(|&&len| len != 1);
+    match (a, b) {
+        (Some(a), Some(b)) => !axes(a).eq(axes(b)),
+        _ => false,
+    }
+}
+
+/// A parameter to be stepped.
+#[derive(Debug)]
+pub struct ParamMut<'a> {
+    /// The elements, in the order in which they lie in memory.
+    pub data: DataMut<'a>,
+    /// What that order is.
+    pub layout: Layout,
+    /// The shape of the array, if it has one: a step refuses a gradient of another shape. A slice has
+    /// none, and pairs with anything of its length.
+    pub shape: Option<Box<[usize]>>,
+}
+
+impl ParamMut<'_> {
+    /// Sets the shape.
+    ///
+    /// ```
+    /// use lion_core::ParamMut;
+    /// let mut weight = [0.0f32; 6];
+    /// let param = ParamMut::from(&mut weight[..]).with_shape(&[2, 3]);
+    /// assert_eq!(param.shape.as_deref(), Some(&[2, 3][..]));
+    /// ```
+    #[must_use]
+    pub fn with_shape(mut self, shape: &[usize]) -> Self {
+        self.shape = Some(shape.into());
+        self
+    }
+}
+
+/// A gradient to step by.
+#[derive(Clone, Debug)]
+pub struct GradRef<'a> {
+    /// The elements, in the order in which they lie in memory.
+    pub data: Data<'a>,
+    /// What that order is.
+    pub layout: Layout,
+    /// The shape of the array, as [`ParamMut::shape`].
+    pub shape: Option<Box<[usize]>>,
+}
+
+impl GradRef<'_> {
+    /// Sets the shape, as [`ParamMut::with_shape`].
+    #[must_use]
+    pub fn with_shape(mut self, shape: &[usize]) -> Self {
+        self.shape = Some(shape.into());
+        self
+    }
+}
+
+impl<'a, S: Into<SliceMut<'a>>> From<S> for ParamMut<'a> {
+    fn from(slice: S) -> Self {
+        ParamMut {
+            data: slice.into().into(),
+            layout: Layout::RowMajor,
+            shape: None,
+        }
+    }
+}
+
+impl<'a, S: Into<Slice<'a>>> From<S> for GradRef<'a> {
+    fn from(slice: S) -> Self {
+        GradRef {
+            data: slice.into().into(),
+            layout: Layout::RowMajor,
+            shape: None,
+        }
+    }
+}
+
+impl<'a> From<DeviceSliceMut<'a>> for ParamMut<'a> {
+    fn from(slice: DeviceSliceMut<'a>) -> Self {
+        ParamMut {
+            data: slice.into(),
+            layout: Layout::RowMajor,
+            shape: None,
+        }
+    }
+}
+
+impl<'a> From<DeviceSlice<'a>> for GradRef<'a> {
+    fn from(slice: DeviceSlice<'a>) -> Self {
+        GradRef {
+            data: slice.into(),
+            layout: Layout::RowMajor,
+            shape: None,
+        }
+    }
+}
+
+/// One parameter of a step.
+#[derive(Debug)]
+pub struct Update<'a> {
+    /// Which parameter it is.
+    pub handle: Handle,
+    /// Its elements.
+    pub param: ParamMut<'a>,
+    /// Its gradient; `None` is an error that names the parameter.
+    pub grad: Option<GradRef<'a>>,
+}
