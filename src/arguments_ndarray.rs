@@ -6,7 +6,7 @@
 //! compares between parameter and gradient.
 
 use crate::arguments::{IntoGrad, IntoParam};
-use lion_core::{GradRef, Layout, ParamMut, Slice, SliceMut};
+use lion_core::{GradRef, MemoryOrder, ParamMut, Slice, SliceMut};
 use ndarray::{ArrayBase, ArrayView, ArrayViewMut, Data, DataMut, Dimension};
 
 impl<'a, T, D> IntoParam<'a> for ArrayViewMut<'a, T, D>
@@ -16,7 +16,7 @@ where
 {
     fn into_param(self) -> ParamMut<'a> {
         let contiguous = self.as_slice_memory_order().is_some();
-        let layout = Layout::of(self.shape(), self.strides(), contiguous);
+        let layout = MemoryOrder::of(self.shape(), self.strides(), contiguous);
         let shape = Some(self.shape().into());
         // Nothing is read of an array with gaps but its layout.
         let slice = self.into_slice_memory_order().unwrap_or_default();
@@ -46,7 +46,7 @@ where
 {
     fn into_grad(self) -> Option<GradRef<'a>> {
         let slice = self.to_slice_memory_order();
-        let layout = Layout::of(self.shape(), self.strides(), slice.is_some());
+        let layout = MemoryOrder::of(self.shape(), self.strides(), slice.is_some());
         Some(GradRef {
             data: slice.unwrap_or_default().into().into(),
             layout,

@@ -78,8 +78,8 @@ pub use lion_checkpoint::interop;
 pub mod tensor {
     pub use crate::arguments::{IntoGrad, IntoParam, IntoUpdate};
     pub use lion_core::{
-        BLOCK, Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut, Element, GradRef, Layout,
-        ParamMut, Slice, SliceMut, Strides, Update,
+        BLOCK, DeviceMemory, DeviceSlice, DeviceSliceMut, Element, GradRef, MemoryOrder, ParamMut,
+        Slice, SliceMut, Storage, StorageMut, Strides, Update,
     };
 }
 
@@ -87,7 +87,7 @@ pub mod tensor {
 pub mod backend {
     pub use lion_core::{
         Backend, BackendError, Bits, GradNorm, Gradient, Group, Hyper, Operand, Optimizer,
-        ParamRecord, PlaneSpec, PlaneType, Planes, Restore, Scope, Settings, Skipped,
+        OptimizerConfig, ParamRecord, PlaneSpec, PlaneType, Planes, Restore, Scope, Skipped,
         SkippedBlocks, State, StateLayout, StateRecord, StateRequest, SumSquares, TensorStep,
     };
 }

@@ -3,8 +3,8 @@
 use crate::LionBuilder;
 use crate::arguments::{IntoGrad, IntoUpdate};
 use lion_core::{
-    Backend, Error, GradNorm, Group, Handle, Optimizer, Overrides, PagingReport, ParamInfo,
-    ParamRecord, ParamSpec, Restore, Settings, SkippedBlocks, State, StateRecord, StepArgs,
+    Backend, Error, GradNorm, Group, Handle, Optimizer, OptimizerConfig, Overrides, PagingReport,
+    ParamInfo, ParamRecord, ParamSpec, Restore, SkippedBlocks, State, StateRecord, StepArgs,
     StepReport,
 };
 use std::ops::Range;
@@ -420,7 +420,7 @@ impl Lion {
     /// As [`Optimizer::restore`].
     pub fn restore(
         &mut self,
-        settings: Option<Settings>,
+        settings: Option<OptimizerConfig>,
         records: Vec<ParamRecord>,
     ) -> Result<Restore<'_>, Error> {
         self.inner.restore(settings, records)

@@ -158,11 +158,11 @@ fn what_differs_is_listed_whole_and_nothing_is_loaded() {
     );
     assert_eq!(everything(&other), before);
 
-    let subset = Load::new().policy(LoadPolicy::Subset);
+    let subset = Load::new().policy(LoadPolicy::NonStrict);
     let report = other.load_with(&path, subset).unwrap();
     assert_eq!(report.loaded, ["a", "c"]);
-    assert_eq!(report.fresh, ["y", "x"]);
-    assert_eq!(report.left, ["e"]);
+    assert_eq!(report.missing, ["y", "x"]);
+    assert_eq!(report.unexpected, ["e"]);
     let names = report
         .different
         .iter()

@@ -5,7 +5,7 @@ use lion::cuda::{Cuda, CudaError, cust, device_slice, device_slice_mut, lend};
 use lion::{
     Dtype, Error, Lion, Paging, ParamSpec,
     backend::{Backend, BackendError, Bits, Operand, Skipped, State, StateRequest, TensorStep},
-    tensor::{Data, DeviceSlice},
+    tensor::{DeviceSlice, Storage},
     update,
 };
 use lion_test_support::{backends, child, emulator};
@@ -173,7 +173,7 @@ impl<B: Backend> Backend for Short<B> {
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
         for tensor in tensors.iter_mut().filter(|_| !self.states) {
-            tensor.grad = Data::from(&[1.0f32; 3][..]);
+            tensor.grad = Storage::from(&[1.0f32; 3][..]);
         }
         self.inner.step(tensors)
     }

@@ -7,7 +7,7 @@ use lion::{
     Device, Dtype, Error, Handle, Lion, Overrides, Paging, ParamSpec, StepArgs,
     backend::{Planes, StateRecord},
     bf16,
-    tensor::{GradRef, Layout, Update},
+    tensor::{GradRef, MemoryOrder, Update},
     update,
 };
 
@@ -415,7 +415,7 @@ fn an_order_with_gaps_is_refused() {
     let mut fixture = Fixture::new();
     let before = fixture.all();
     let good = fixture.lion.export_state(fixture.a).unwrap();
-    let permuted = |axes: &[(usize, isize)]| Layout::Permuted(axes.into());
+    let permuted = |axes: &[(usize, isize)]| MemoryOrder::Permuted(axes.into());
     for order in [
         permuted(&[(2, 1), (2, 3)]),
         permuted(&[(2, 1), (2, 1)]),

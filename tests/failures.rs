@@ -8,7 +8,7 @@ use lion::{
         Backend, BackendError, Bits, ParamRecord, Planes, State, StateRecord, StateRequest,
         TensorStep,
     },
-    tensor::{DeviceMemory, DeviceSlice, Layout, Update},
+    tensor::{DeviceMemory, DeviceSlice, MemoryOrder, Update},
     update,
 };
 use lion_test_support::FailingWrites;
@@ -112,7 +112,7 @@ impl Backend for Late {
 fn ordered<'a>(w: Handle, p: &'a mut [f32], g: &'a [f32], columns: bool) -> Update<'a> {
     let mut update = update(w, p, g);
     if columns {
-        let order = Layout::Permuted(Box::new([(2, 1), (3, 2)]));
+        let order = MemoryOrder::Permuted(Box::new([(2, 1), (3, 2)]));
         update.param.layout = order.clone();
         update.grad.as_mut().unwrap().layout = order;
     }
@@ -138,7 +138,7 @@ fn a_first_step_that_fails_late_leaves_the_order_of_its_momentum() {
     assert!(!zero_momentum(&lion, w));
     // The momentum is row-major: elements in another order would be stepped by those of others.
     let error = lion.step([ordered(w, &mut p, &g, true)]).unwrap_err();
-    assert!(matches!(error, Error::LayoutMismatch { .. }), "{error}");
+    assert!(matches!(error, Error::OrderMismatch { .. }), "{error}");
     assert_eq!(lion.info(w).unwrap().steps, 0);
     assert!(!restore_is_fresh(&mut lion, w));
 }
@@ -183,7 +183,7 @@ fn record(handle: Handle) -> ParamRecord {
         overrides: Overrides::new(),
         steps: 3,
         seed: 4,
-        order: Some(Layout::RowMajor),
+        order: Some(MemoryOrder::RowMajor),
     }
 }
 
@@ -224,7 +224,7 @@ fn filled(code: u8) -> StateRecord {
     StateRecord {
         steps: 3,
         seed: 4,
-        layout: Some(Layout::RowMajor),
+        layout: Some(MemoryOrder::RowMajor),
         planes: Planes::Blockwise8 {
             codes: vec![code; 300],
             absmax: vec![f32::from(code); 2],

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
-use lion::arithmetic::philox::Words;
+use lion::arithmetic::philox::PhiloxKey;
 use lion::cpu::{Cpu, Isa};
 use lion::{
     Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec, StepArgs,
@@ -244,7 +244,7 @@ fn helper_threads_return_the_same_bits_in_any_mode() {
 fn quantization_returns_the_same_bits_in_any_mode() {
     let mut rng = Rng::new(3);
     let m = tiny(&mut rng, 2000);
-    let words = Words { seed: 1, step: 1 };
+    let words = PhiloxKey { seed: 1, step: 1 };
     for (isa, cpu) in kernels() {
         for words in [None, Some(words)] {
             let run = || {

@@ -500,7 +500,7 @@ fn a_backend_without_the_sum_has_it_for_arrays_of_the_host() {
     let w = lion.register(ParamSpec::new("w", 2, Dtype::F32)).unwrap();
     let error = lion.grad_norm([(w, far)]).unwrap_err();
     assert!(
-        matches!(&error, Error::Backend { source: BackendError::WrongPlace { parameter, .. }, .. }
+        matches!(&error, Error::Backend { source: BackendError::WrongDevice { parameter, .. }, .. }
             if parameter == "w"),
         "{error}"
     );
@@ -522,7 +522,7 @@ fn a_gradient_in_the_memory_of_another_device_is_refused() {
         let grad = other.array(&[3.0f32, 4.0][..]).unwrap();
         let error = lion.grad_norm([(w, grad.slice(0..2))]).unwrap_err();
         assert!(
-            matches!(&error, Error::Backend { source: BackendError::WrongPlace { parameter, .. }, .. }
+            matches!(&error, Error::Backend { source: BackendError::WrongDevice { parameter, .. }, .. }
                 if parameter == "w"),
             "{error}"
         );

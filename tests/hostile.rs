@@ -96,7 +96,7 @@ fn state(lion: &Lion) -> String {
 /// Loads into fresh and used optimizers under both policies.
 fn try_all(bytes: &[u8]) -> usize {
     let mut loaded = 0;
-    for policy in [LoadPolicy::Exact, LoadPolicy::Subset] {
+    for policy in [LoadPolicy::Strict, LoadPolicy::NonStrict] {
         for mut lion in [optimizer(), stepped()] {
             let before = state(&lion);
             let (result, bytes_allocated) = peak(|| load_bytes(&mut lion, bytes, policy));
@@ -129,17 +129,17 @@ fn every_changed_byte_and_every_cut_is_noticed() {
         for bit in [0, 7] {
             bytes[at] ^= 1 << bit;
             assert!(
-                load_bytes(&mut fresh, &bytes, LoadPolicy::Exact).is_err(),
+                load_bytes(&mut fresh, &bytes, LoadPolicy::Strict).is_err(),
                 "byte {at}"
             );
             bytes[at] = whole[at];
         }
-        let cut = load_bytes(&mut fresh, &whole[..at], LoadPolicy::Exact);
+        let cut = load_bytes(&mut fresh, &whole[..at], LoadPolicy::Strict);
         assert!(cut.is_err(), "cut to {at} bytes");
     }
     assert_eq!(state(&fresh), before);
     assert_eq!(
-        load_bytes(&mut fresh, &whole, LoadPolicy::Exact)
+        load_bytes(&mut fresh, &whole, LoadPolicy::Strict)
             .unwrap()
             .loaded
             .len(),
@@ -181,16 +181,16 @@ fn a_file_of_names_takes_no_more_than_its_size() {
     }
     let bytes = saved(&lion);
     let mut empty = Lion::builder().build().unwrap();
-    let (result, used) = peak(|| load_bytes(&mut empty, &bytes, LoadPolicy::Subset));
-    assert_eq!(result.unwrap().left.len(), 20_000);
+    let (result, used) = peak(|| load_bytes(&mut empty, &bytes, LoadPolicy::NonStrict));
+    assert_eq!(result.unwrap().unexpected.len(), 20_000);
     assert!(
         used <= bytes.len() + CONSTANT,
         "{used} bytes for a file of {}",
         bytes.len()
     );
-    let (result, used) = peak(|| load_bytes(&mut empty, &bytes, LoadPolicy::Exact));
+    let (result, used) = peak(|| load_bytes(&mut empty, &bytes, LoadPolicy::Strict));
     assert!(
-        matches!(result, Err(CheckpointError::Mismatch { additional, .. }) if additional.len() == 20_000)
+        matches!(result, Err(CheckpointError::Mismatch { unexpected, .. }) if unexpected.len() == 20_000)
     );
     assert!(
         used <= bytes.len() + CONSTANT,
@@ -236,7 +236,7 @@ fn numbers_that_are_none_are_refused_at_their_place() {
             bytes[place..place + 4].copy_from_slice(&checksum.to_le_bytes());
             seal(&mut bytes);
             let mut lion = optimizer();
-            match load_bytes(&mut lion, &bytes, LoadPolicy::Exact) {
+            match load_bytes(&mut lion, &bytes, LoadPolicy::Strict) {
                 Ok(_) => assert!(!bad, "{number} in {} of {}", plane.name, tensor.name),
                 Err(CheckpointError::Damaged {
                     offset, parameter, ..
@@ -289,7 +289,7 @@ fn a_file_of_groups_takes_memory_for_the_groups_alone() {
     }
     let bytes = saved(&lion);
     let mut empty = Lion::builder().build().unwrap();
-    let (result, used) = peak(|| load_bytes(&mut empty, &bytes, LoadPolicy::Exact));
+    let (result, used) = peak(|| load_bytes(&mut empty, &bytes, LoadPolicy::Strict));
     assert!(result.is_ok());
     assert_eq!(empty.groups().len(), 4096);
     let size = size_of::<lion::backend::Group>() + 64;
@@ -299,7 +299,7 @@ fn a_file_of_groups_takes_memory_for_the_groups_alone() {
     let mut other = Lion::builder().build().unwrap();
     other.add_group("own", Overrides::new()).unwrap();
     let before = state(&other);
-    let error = load_bytes(&mut other, &bytes, LoadPolicy::Exact).unwrap_err();
+    let error = load_bytes(&mut other, &bytes, LoadPolicy::Strict).unwrap_err();
     assert!(
         matches!(error, CheckpointError::TooLarge { given: 4097, .. }),
         "{error}"
@@ -320,7 +320,7 @@ fn safetensors(header: &str, data: usize) -> Vec<u8> {
 }
 
 fn import_bytes(lion: &mut Lion, bytes: &[u8]) -> Result<LoadReport, InteropError> {
-    import_from(lion, Cursor::new(bytes), "bytes", LoadPolicy::Subset)
+    import_from(lion, Cursor::new(bytes), "bytes", LoadPolicy::NonStrict)
 }
 
 /// What each part of a header can make an import take: four times the header's bytes at most.
@@ -533,7 +533,7 @@ fn safetensors_headers_that_contradict_themselves_are_refused() {
         "{error}"
     );
     let endless = Endless(100_000_001u64.to_le_bytes(), 0);
-    let error = import_from(&mut optimizer(), endless, "endless", LoadPolicy::Exact).unwrap_err();
+    let error = import_from(&mut optimizer(), endless, "endless", LoadPolicy::Strict).unwrap_err();
     let wanted = "its header has 100000001 bytes, wanted 100000000 at most";
     assert!(error.to_string().ends_with(wanted), "{error}");
 }
@@ -600,7 +600,7 @@ fn no_export_writes_what_an_import_refuses() {
     for name in [long(0), "\u{1}\"\\".repeat(20_000)] {
         export(&registered(&mut [name.clone()].into_iter()), &path).unwrap();
         let mut other = registered(&mut [name.clone()].into_iter());
-        let report = import(&mut other, &path, LoadPolicy::Exact).unwrap();
+        let report = import(&mut other, &path, LoadPolicy::Strict).unwrap();
         assert_eq!(report.loaded, [name]);
     }
 

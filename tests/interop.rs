@@ -95,7 +95,7 @@ fn recorded_states_of_bitsandbytes_come_in_and_go_out() {
         .register(ParamSpec::new("layer.0.weight", c.len(), Dtype::F32))
         .unwrap();
     let seed = lion.info(weight).unwrap().hyper.seed;
-    let report = interop::import(&mut lion, &path, LoadPolicy::Exact).unwrap();
+    let report = interop::import(&mut lion, &path, LoadPolicy::Strict).unwrap();
     assert_eq!(report.loaded, ["layer.0.bias", "layer.0.weight"]);
     let record = lion.export_state(weight).unwrap();
     assert_eq!((record.steps, record.seed), (8, seed));
@@ -218,7 +218,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
         let mut lion = optimizer(300, 8);
         let handle = lion.handle("w").unwrap();
         let before = lion.export_state(handle).unwrap();
-        let error = interop::import(&mut lion, &path, LoadPolicy::Exact).unwrap_err();
+        let error = interop::import(&mut lion, &path, LoadPolicy::Strict).unwrap_err();
         assert!(
             error.to_string().contains(message),
             "{error}\nwanted: {message}"
@@ -230,7 +230,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
     let whole = fs::read(&path).unwrap();
     for cut in [0, 7, 8, 20, whole.len() - 1] {
         fs::write(&path, &whole[..cut]).unwrap();
-        let error = interop::import(&mut optimizer(300, 8), &path, LoadPolicy::Exact).unwrap_err();
+        let error = interop::import(&mut optimizer(300, 8), &path, LoadPolicy::Strict).unwrap_err();
         assert!(
             error.to_string().contains("is no safetensors file"),
             "{error}"
@@ -239,7 +239,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
     // A 32-bit state has nothing but itself.
     let parts = [floats("w.state1", &[f32::NAN; 3]), step("w.step", 1)];
     write(&path, &parts);
-    let error = interop::import(&mut optimizer(3, 32), &path, LoadPolicy::Exact).unwrap_err();
+    let error = interop::import(&mut optimizer(3, 32), &path, LoadPolicy::Strict).unwrap_err();
     assert!(
         error.to_string().contains("number 0 of `w.state1` is NaN"),
         "{error}"
@@ -252,11 +252,11 @@ fn parameters_without_a_state_are_fresh_under_the_policy() {
     write(&path, &good());
     let mut lion = optimizer(300, 8);
     let new = lion.register(ParamSpec::new("new", 3, Dtype::F32)).unwrap();
-    let error = interop::import(&mut lion, &path, LoadPolicy::Exact).unwrap_err();
+    let error = interop::import(&mut lion, &path, LoadPolicy::Strict).unwrap_err();
     assert!(error.to_string().contains("it lacks `new`"), "{error}");
-    let report = interop::import(&mut lion, &path, LoadPolicy::Subset).unwrap();
+    let report = interop::import(&mut lion, &path, LoadPolicy::NonStrict).unwrap();
     assert_eq!(
-        (report.loaded, report.fresh),
+        (report.loaded, report.missing),
         (vec!["w".to_owned()], vec!["new".to_owned()])
     );
     assert_eq!(lion.info(new).unwrap().steps, 0);
@@ -321,7 +321,7 @@ fn states_go_to_bitsandbytes_and_back_with_every_bit() {
     // From there to here and back.
     run("make", ["made", "made"]);
     let mut lion = make();
-    interop::import(&mut lion, path("made"), LoadPolicy::Exact).unwrap();
+    interop::import(&mut lion, path("made"), LoadPolicy::Strict).unwrap();
     assert!(lion.parameters().all(|info| info.steps == 3));
     interop::export(&lion, path("returned")).unwrap();
     run("same", ["made", "returned"]);
@@ -346,7 +346,7 @@ fn states_go_to_bitsandbytes_and_back_with_every_bit() {
     interop::export(&lion, path("stepped")).unwrap();
     run("pass", ["stepped", "passed"]);
     let mut again = make();
-    interop::import(&mut again, path("passed"), LoadPolicy::Exact).unwrap();
+    interop::import(&mut again, path("passed"), LoadPolicy::Strict).unwrap();
     let (given, wanted) = (states(&again), states(&lion));
     for (given, wanted) in given.iter().zip(&wanted) {
         assert_eq!((given.steps, &given.planes), (4, &wanted.planes));

@@ -29,7 +29,7 @@ fn save_32_bits(path: &Path, name: &str, n: usize) {
 }
 
 fn subset() -> Load {
-    Load::new().policy(LoadPolicy::Subset)
+    Load::new().policy(LoadPolicy::NonStrict)
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_subset_of_a_32_bit_file_goes_into_an_8_bit_run() {
         (info.bits, info.steps, info.hyper.lr),
         (Bits::Eight, 0, 0.5)
     );
-    // Settings can be changed afterwards: they agree with the states that there are.
+    // OptimizerConfig can be changed afterwards: they agree with the states that there are.
     lion.set_lr(0.25).unwrap();
     lion.step([(w, &mut vec![0.0f32; n], &vec![1.0f32; n])])
         .unwrap();
@@ -66,7 +66,7 @@ fn a_file_of_another_width_loads_beside_a_new_parameter() {
     let new = lion.register(spec("new", 5000)).unwrap();
     let report = lion.load_with(&path, subset()).unwrap();
     assert_eq!(
-        (&*report.loaded, &*report.fresh),
+        (&*report.loaded, &*report.missing),
         (&["w".to_owned()][..], &["new".to_owned()][..])
     );
     assert_eq!(lion.info(w).unwrap().steps, 1);

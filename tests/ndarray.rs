@@ -99,7 +99,7 @@ fn orders_that_do_not_match_are_refused() {
     assert!(
         matches!(
             error,
-            Error::LayoutMismatch {
+            Error::OrderMismatch {
                 operand: Operand::Gradient,
                 ..
             }
@@ -114,7 +114,7 @@ fn orders_that_do_not_match_are_refused() {
     assert!(
         matches!(
             error,
-            Error::LayoutMismatch {
+            Error::OrderMismatch {
                 operand: Operand::Parameter,
                 ..
             }

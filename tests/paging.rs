@@ -7,7 +7,7 @@ use lion::{
     Dtype, Error, Lion, OnNonFinite, Overrides, PagedLion8bit, PagedLion32bit, Paging, ParamSpec,
     StepArgs, backend::Backend, update,
 };
-use lion_paging::{HostDriver, Limits};
+use lion_paging::{HostMover, Limits};
 use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, property};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -54,8 +54,8 @@ fn run(seed: u64, backend: impl Backend + 'static) -> Snapshot {
 fn a_paged_step_returns_the_bits_of_one_in_memory() {
     property("paged bits", |seed: u64| {
         let mut rng = Rng::new(!seed);
-        let budget = HostDriver::PAGE * (1 + rng.below(20));
-        let window = HostDriver::PAGE * (1 + rng.below(budget / HostDriver::PAGE));
+        let budget = HostMover::PAGE * (1 + rng.below(20));
+        let window = HostMover::PAGE * (1 + rng.below(budget / HostMover::PAGE));
         let window = Some(window).filter(|_| rng.below(3) > 0);
         let paging = paging(budget, window);
         let cpu = kernels().swap_remove(rng.below(kernels().len()));
@@ -179,7 +179,7 @@ fn the_report_says_what_moved() {
         (streamed, streamed)
     );
     assert_eq!(totals.moved.written, streamed);
-    let limits = Limits::new(BUDGET, Some(WINDOW), HostDriver::PAGE).unwrap();
+    let limits = Limits::new(BUDGET, Some(WINDOW), HostMover::PAGE).unwrap();
     assert_eq!(
         totals.moved.total(),
         limits.steady_bytes(totals.paged) as u64

@@ -2,7 +2,7 @@
 //! promised, against the offline optimum.
 #![allow(clippy::unwrap_used)]
 
-use lion_paging::{Action, Limits, Piece, Policy, Use, Visit};
+use lion_paging::{Access, Action, Limits, Pass, Piece, Policy};
 use lion_test_support::{Rng, property};
 use std::collections::{HashMap, HashSet};
 
@@ -25,7 +25,7 @@ impl Machine {
     }
 
     /// Runs a plan, and fails where it cannot be carried out.
-    fn run(&mut self, uses: &[Use], actions: &[Action]) {
+    fn run(&mut self, uses: &[Access], actions: &[Action]) {
         (self.fetched, self.written) = (0, 0);
         let mut position = 0;
         let mut for_writing = HashMap::new();
@@ -36,10 +36,10 @@ impl Machine {
                     self.fetched += self.bytes[&piece];
                     for_writing.insert(piece, write);
                 }
-                Action::Use(at) => {
+                Action::Access(at) => {
                     assert_eq!(at, position, "uses are in order");
                     position += 1;
-                    let Use { piece, write } = uses[at];
+                    let Access { piece, write } = uses[at];
                     assert!(self.here.contains(&piece), "used and not resident");
                     if write {
                         self.dirty.insert(piece);
@@ -95,8 +95,8 @@ fn setup(rng: &mut Rng, equal: bool) -> (Policy, Machine, Vec<Piece>) {
     (policy, machine, pieces)
 }
 
-fn writes(pieces: &[Piece]) -> Vec<Use> {
-    pieces.iter().map(|&piece| Use::write(piece)).collect()
+fn writes(pieces: &[Piece]) -> Vec<Access> {
+    pieces.iter().map(|&piece| Access::write(piece)).collect()
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_steady_step_moves_no_more_than_promised() {
         rng.shuffle(&mut pieces);
         let uses = writes(&pieces);
         for step in 0..6 {
-            let actions = policy.plan(&uses, Visit::Step).unwrap();
+            let actions = policy.plan(&uses, Pass::Step).unwrap();
             machine.run(&uses, &actions);
             assert_eq!(policy.resident(), machine.resident());
             // The first step brings what stays.
@@ -132,7 +132,7 @@ fn orders_may_change() {
         for step in 0..6 {
             rng.shuffle(&mut pieces);
             let uses = writes(&pieces);
-            let actions = policy.plan(&uses, Visit::Step).unwrap();
+            let actions = policy.plan(&uses, Pass::Step).unwrap();
             machine.run(&uses, &actions);
             if step > 0 {
                 let limits = policy.limits();
@@ -186,7 +186,7 @@ fn no_more_than_a_window_above_the_optimum() {
             }
             sequence.extend_from_slice(&pieces);
             let uses = writes(&pieces);
-            let actions = policy.plan(&uses, Visit::Step).unwrap();
+            let actions = policy.plan(&uses, Pass::Step).unwrap();
             machine.run(&uses, &actions);
             fetched.push(machine.fetched);
         }
@@ -235,11 +235,11 @@ fn any_history_stays_within_budget() {
             // Runs of pieces, read once or twice before they are written: norms, and surveys.
             for run in some.chunks(1 + rng.below(12)) {
                 for _ in 0..rng.below(3) {
-                    uses.extend(run.iter().map(|&piece| Use::read(piece)));
+                    uses.extend(run.iter().map(|&piece| Access::read(piece)));
                 }
                 uses.extend(writes(run));
             }
-            let visit = [Visit::Step, Visit::Step, Visit::Survey, Visit::Aside][rng.below(4)];
+            let visit = [Pass::Step, Pass::Step, Pass::Survey, Pass::Aside][rng.below(4)];
             let actions = policy.plan(&uses, visit).unwrap();
             machine.run(&uses, &actions);
             assert_eq!(policy.resident(), machine.resident());
@@ -261,14 +261,14 @@ fn what_is_stepped_no_more_gives_its_place_up() {
     };
     let (all, half) = (writes(&pieces), writes(&pieces[20..]));
     for _ in 0..3 {
-        let actions = policy.plan(&all, Visit::Step).unwrap();
+        let actions = policy.plan(&all, Pass::Step).unwrap();
         machine.run(&all, &actions);
     }
     // 16 of the first half stay, 24 are streamed.
     assert_eq!(machine.fetched, 24 * PAGE);
     let mut steps = 0;
     while steps == 0 || machine.fetched > 4 * PAGE {
-        let actions = policy.plan(&half, Visit::Step).unwrap();
+        let actions = policy.plan(&half, Pass::Step).unwrap();
         machine.run(&half, &actions);
         steps += 1;
         assert!(steps < 12, "{} bytes are fetched", machine.fetched);

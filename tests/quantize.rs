@@ -1,7 +1,7 @@
 //! The codebook, and properties of blockwise quantization.
 #![allow(clippy::unwrap_used)]
 
-use lion::arithmetic::philox::Words;
+use lion::arithmetic::philox::PhiloxKey;
 use lion::cpu::{Cpu, Isa};
 use lion::quant::{self, CODEBOOK, MAGNITUDES, position};
 use lion_test_support::{RecordFile, Rng, compare_f32, property};
@@ -60,7 +60,7 @@ impl Quantizer {
         cpu.ok().map(Quantizer)
     }
 
-    fn quantize(&self, m: &[f32], words: Option<Words>) -> (Vec<u8>, Vec<f32>) {
+    fn quantize(&self, m: &[f32], words: Option<PhiloxKey>) -> (Vec<u8>, Vec<f32>) {
         let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(256)]);
         self.0.quantize(m, &mut codes, &mut absmax, words).unwrap();
         (codes, absmax)
@@ -141,7 +141,7 @@ impl Quantizer {
         let n = rng.below(1100);
         let scale = 10f32.powi(rng.below(76) as i32 - 38);
         let m: Vec<f32> = rng.spread(n, 9.0).iter().map(|x| x * scale).collect();
-        let drawn = Words {
+        let drawn = PhiloxKey {
             seed,
             step: rng.next_u64(),
         };
@@ -184,7 +184,7 @@ impl Quantizer {
         let at = position(0.3);
         let (mut sum, mut count) = (0u64, 0u64);
         for step in 0..(DRAWS / 254) as u64 {
-            let (codes, _) = self.quantize(&m, Some(Words { seed: 42, step }));
+            let (codes, _) = self.quantize(&m, Some(PhiloxKey { seed: 42, step }));
             assert!([-at.floor(), -at.ceil()].contains(&(f32::from(codes[1]) - 127.0)));
             for &code in &codes[2..] {
                 let k = f32::from(code) - 127.0;

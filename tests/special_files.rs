@@ -79,7 +79,7 @@ fn assert_refused(path: &Path, wanted: &'static str) {
     #[cfg(feature = "interop")]
     {
         use lion::interop::{InteropError, export, import};
-        let policy = lion::checkpoint::LoadPolicy::Exact;
+        let policy = lion::checkpoint::LoadPolicy::Strict;
         for result in [
             export(&lion, path),
             import(&mut lion, path, policy).map(drop),

@@ -13,7 +13,7 @@ const DATA: usize = 1073;
 
 fn try_import(bytes: &[u8]) {
     for used in [false, true] {
-        for policy in [LoadPolicy::Exact, LoadPolicy::Subset] {
+        for policy in [LoadPolicy::Strict, LoadPolicy::NonStrict] {
             let mut lion = optimizer(used);
             let before = state(&lion);
             if let Err(error) = import_from(&mut lion, Cursor::new(bytes), "input", policy) {

@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
             repair(&mut bytes);
         }
         for used in [false, true] {
-            for policy in [LoadPolicy::Exact, LoadPolicy::Subset] {
+            for policy in [LoadPolicy::Strict, LoadPolicy::NonStrict] {
                 let mut lion = optimizer(used);
                 let before = state(&lion);
                 let how = Load::new().policy(policy);

@@ -53,7 +53,7 @@ pub enum CheckpointError {
         /// Parameters of the optimizer that the file lacks.
         missing: Vec<String>,
         /// Parameters of the file that the optimizer lacks.
-        additional: Vec<String>,
+        unexpected: Vec<String>,
         /// Parameters that both have, with another length, type or width of state.
         different: Vec<Difference>,
     },
@@ -289,13 +289,13 @@ impl fmt::Display for CheckpointError {
             CheckpointError::Mismatch {
                 path,
                 missing,
-                additional,
+                unexpected,
                 different,
             } => {
                 let path = path.display();
                 write!(f, "`{path}` does not have the parameters of the optimizer")?;
                 list(f, "it lacks ", missing, |f, name| write!(f, "`{name}`"))?;
-                list(f, "it also has ", additional, |f, name| {
+                list(f, "it also has ", unexpected, |f, name| {
                     write!(f, "`{name}`")
                 })?;
                 list(f, "it differs in ", different, |f, it| write!(f, "{it}"))

@@ -16,17 +16,17 @@ pub enum LoadPolicy {
     /// [`CheckpointError::Mismatch`] lists them all, and nothing is loaded. A parameter whose type alone
     /// differs is loaded if [`Load::allow_dtype_change`] says so.
     #[default]
-    Exact,
+    Strict,
     /// What fits is loaded, the rest is left, and the report lists it. A parameter whose type alone
     /// differs fits, as no state depends on it.
-    Subset,
+    NonStrict,
 }
 
 /// How a checkpoint is loaded.
 ///
 /// ```
 /// use lion::{checkpoint::{Load, LoadPolicy}};
-/// let load = Load::new().policy(LoadPolicy::Subset).keep_settings(true);
+/// let load = Load::new().policy(LoadPolicy::NonStrict).keep_settings(true);
 /// assert_ne!(load, Load::default());
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Load {
     }
 
     fn allows_dtype_change(self) -> bool {
-        self.allow_dtype_change || self.policy == LoadPolicy::Subset
+        self.allow_dtype_change || self.policy == LoadPolicy::NonStrict
     }
 }
 
@@ -78,9 +78,9 @@ pub struct LoadReport {
     pub loaded: Vec<String>,
     /// Those that the file lacks. They keep the state they had, which is that before the first step in
     /// an optimizer that has not stepped.
-    pub fresh: Vec<String>,
+    pub missing: Vec<String>,
     /// Those of the file that the optimizer lacks.
-    pub left: Vec<String>,
+    pub unexpected: Vec<String>,
     /// Those that both have but differ, and were not loaded: they keep the state they had.
     pub different: Vec<Difference>,
     /// Those that were loaded though their type differs.
@@ -91,20 +91,21 @@ pub struct LoadReport {
 }
 
 impl LoadReport {
-    /// Under [`LoadPolicy::Exact`] an error if anything is not loaded.
+    /// Under [`LoadPolicy::Strict`] an error if anything is not loaded.
     pub(crate) fn refuse(
         &mut self,
         policy: LoadPolicy,
         path: &Path,
     ) -> Result<(), CheckpointError> {
-        let all = self.fresh.is_empty() && self.left.is_empty() && self.different.is_empty();
-        if all || policy == LoadPolicy::Subset {
+        let all =
+            self.missing.is_empty() && self.unexpected.is_empty() && self.different.is_empty();
+        if all || policy == LoadPolicy::NonStrict {
             return Ok(());
         }
         Err(CheckpointError::Mismatch {
             path: path.to_owned(),
-            missing: std::mem::take(&mut self.fresh),
-            additional: std::mem::take(&mut self.left),
+            missing: std::mem::take(&mut self.missing),
+            unexpected: std::mem::take(&mut self.unexpected),
             different: std::mem::take(&mut self.different),
         })
     }
@@ -208,7 +209,7 @@ fn compare<R: Read + Seek + Send>(
             .handle(&tensor.name)
             .and_then(|h| optimizer.info(h));
         let Ok(info) = known else {
-            report.left.push(tensor.name);
+            report.unexpected.push(tensor.name);
             continue;
         };
         seen.insert(info.name);
@@ -236,7 +237,7 @@ fn compare<R: Read + Seek + Send>(
     let missing = optimizer
         .parameters()
         .filter(|info| !seen.contains(info.name));
-    report.fresh = missing.map(|info| info.name.to_owned()).collect();
+    report.missing = missing.map(|info| info.name.to_owned()).collect();
     report.refuse(how.policy, &checkpoint.source.path)?;
     Ok((report, records, planes))
 }

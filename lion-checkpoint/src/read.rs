@@ -7,7 +7,9 @@ use super::record::{
 };
 use super::source::{PART, Source, open};
 use crc32fast::Hasher;
-use lion_core::{Bits, Dtype, Group, Layout, Optimizer, Overrides, PlaneSpec, PlaneType, Settings};
+use lion_core::{
+    Bits, Dtype, Group, MemoryOrder, Optimizer, OptimizerConfig, Overrides, PlaneSpec, PlaneType,
+};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -22,7 +24,7 @@ pub struct Checkpoint<R> {
     pub(super) source: Source<R>,
     preamble: Preamble,
     library: String,
-    settings: Settings,
+    settings: OptimizerConfig,
     tensors: u64,
     /// Where the record of the first tensor is.
     first: u64,
@@ -46,12 +48,12 @@ pub struct Tensor {
     pub block: u32,
     /// CRC-32 of the codebook; 0 where there is none.
     pub codebook: u32,
-    /// Its group, by position in [`Settings::groups`].
+    /// Its group, by position in [`OptimizerConfig::groups`].
     pub group: Option<usize>,
     /// What is set for it alone.
     pub overrides: Overrides,
     /// The order in memory that the state belongs to; `None` before the first step.
-    pub order: Option<Layout>,
+    pub order: Option<MemoryOrder>,
     /// Steps done.
     pub steps: u64,
     /// Seed of its stochastic rounding.
@@ -120,7 +122,7 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         let mut checkpoint = Checkpoint {
             preamble,
             library: head.library,
-            settings: Settings {
+            settings: OptimizerConfig {
                 defaults: head.defaults.read(),
                 groups,
             },
@@ -150,13 +152,16 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
     }
 
     /// Hyper-parameters and groups.
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &OptimizerConfig {
         &self.settings
     }
 
     /// Returns a copy of the settings for an optimizer that takes them over. It keeps the groups that only it has; more
     /// groups than a file can hold are refused here, as the optimizer could not be saved afterwards.
-    pub(super) fn settings_for(&self, optimizer: &Optimizer) -> Result<Settings, CheckpointError> {
+    pub(super) fn settings_for(
+        &self,
+        optimizer: &Optimizer,
+    ) -> Result<OptimizerConfig, CheckpointError> {
         let names: HashSet<_> = self.settings.groups.iter().map(|g| &g.name).collect();
         let own = optimizer.groups().iter();
         let kept = own.filter(|group| !names.contains(&group.name)).count();

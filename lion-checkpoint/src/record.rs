@@ -4,7 +4,7 @@
 use super::error::Damage;
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
-use lion_core::{Dtype, Layout, Momentum32, Overrides, StateLayout};
+use lion_core::{Dtype, MemoryOrder, Momentum32, Overrides, StateLayout};
 use lion_quant::Blockwise8;
 
 /// The first bytes of a file. The first of all is no ASCII, and the rest has the line ends and the
@@ -216,19 +216,19 @@ impl TensorRecord {
     }
 
     /// The order of the elements in memory.
-    pub(super) fn order(&self) -> Result<Option<Layout>, Damage> {
+    pub(super) fn order(&self) -> Result<Option<MemoryOrder>, Damage> {
         let Some(axes) = &self.order else {
             return Ok(None);
         };
         check_axes(self.len, axes)?;
         if axes.is_empty() {
-            return Ok(Some(Layout::RowMajor));
+            return Ok(Some(MemoryOrder::RowMajor));
         }
         let axis = |&(len, stride): &(u64, i64)| {
             Some((usize::try_from(len).ok()?, isize::try_from(stride).ok()?))
         };
         match axes.iter().map(axis).collect() {
-            Some(axes) => Ok(Some(Layout::Permuted(axes))),
+            Some(axes) => Ok(Some(MemoryOrder::Permuted(axes))),
             None => Err(value(
                 "the number of elements",
                 self.len,
@@ -291,9 +291,11 @@ pub(crate) fn check_steps(steps: u64) -> Result<(), Damage> {
 }
 
 /// The axes of an order in memory; none that has gaps is ever stepped.
-pub(super) fn axes_of(order: Option<&Layout>) -> Option<Vec<(u64, i64)>> {
+pub(super) fn axes_of(order: Option<&MemoryOrder>) -> Option<Vec<(u64, i64)>> {
     match order? {
-        Layout::Permuted(axes) => Some(axes.iter().map(|&(n, s)| (n as u64, s as i64)).collect()),
+        MemoryOrder::Permuted(axes) => {
+            Some(axes.iter().map(|&(n, s)| (n as u64, s as i64)).collect())
+        }
         _ => Some(Vec::new()),
     }
 }

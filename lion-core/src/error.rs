@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a call, and what to say about it.
 
-use crate::{BackendError, Bits, Dtype, Layout};
+use crate::{BackendError, Bits, Dtype, MemoryOrder};
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::Range;
@@ -185,15 +185,15 @@ pub enum Error {
     },
     /// A gradient that lies in memory in another order than its parameter, or a parameter in
     /// another order than in its earlier steps: elements would be paired wrongly.
-    LayoutMismatch {
+    OrderMismatch {
         /// Name of the parameter.
         parameter: String,
         /// Which array.
         operand: Operand,
         /// Its order.
-        given: Layout,
+        given: MemoryOrder,
         /// The order of the parameter.
-        wanted: Layout,
+        wanted: MemoryOrder,
     },
     /// A change of hyper-parameters that asks for another width of an existing state.
     BitsFixed {
@@ -385,7 +385,7 @@ impl fmt::Display for Error {
                 "parameter `{parameter}`: the {operand} of shape {shape:?} has strides \
                  {strides:?}, wanted a contiguous array"
             ),
-            Error::LayoutMismatch {
+            Error::OrderMismatch {
                 parameter,
                 operand,
                 given,

@@ -36,16 +36,16 @@ pub use error::{Error, Operand, Scope, SkippedBlocks};
 pub use half::{bf16, f16};
 pub use hyper::{Bits, Hyper, LionArgs, MissingGradient, OnNonFinite, Overrides, StepArgs};
 pub use optimizer::{
-    GradNorm, Gradient, Group, Handle, Optimizer, ParamInfo, ParamRecord, ParamSpec, Restore,
-    Settings, StepReport, SumSquares,
+    GradNorm, Gradient, Group, Handle, Optimizer, OptimizerConfig, ParamInfo, ParamRecord,
+    ParamSpec, Restore, StepReport, SumSquares,
 };
 pub use paging::{
     MemoryLimit, MemoryLimitKind, Moved, PagedState, PagingError, PagingReport, PagingTotals,
     ParamPaging,
 };
 pub use tensor::{
-    Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, Layout,
-    ParamMut, Slice, SliceMut, Strides, Update,
+    DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, MemoryOrder, ParamMut,
+    Slice, SliceMut, Storage, StorageMut, Strides, Update,
 };
 
 /// Elements that share one absmax in the 8-bit state, and the unit in which a non-finite momentum

@@ -8,12 +8,12 @@ use crate::squares;
 use crate::state::CpuState;
 use crate::survey::{Survey, Tree};
 use crate::walk;
-use lion_core::norm::limited_lr;
+use lion_core::norm::clipped_lr;
 use lion_core::{
-    BLOCK, Backend, BackendError, Data, DataMut, Gradient, Operand, PagingError, PagingTotals,
-    State, StateRequest, TensorStep,
+    BLOCK, Backend, BackendError, Gradient, Operand, PagingError, PagingTotals, State,
+    StateRequest, Storage, StorageMut, TensorStep,
 };
-use lion_paging::{HostDriver, Pager, Paging};
+use lion_paging::{HostMover, Pager, Paging};
 use rayon::ThreadPool;
 use std::any::Any;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ use std::sync::Arc;
 pub struct Cpu {
     pub(crate) kernel: Kernel,
     workers: Option<Workers>,
-    pager: Option<Arc<Pager<HostDriver>>>,
+    pager: Option<Arc<Pager<HostMover>>>,
 }
 
 impl Cpu {
@@ -94,8 +94,8 @@ impl Cpu {
     /// [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`], [`PagingError::Thread`];
     /// [`PagingError::Unsupported`] where the system is not Linux.
     pub fn paging(mut self, paging: &Paging) -> Result<Self, PagingError> {
-        let limits = paging.limits(HostDriver::PAGE)?;
-        let driver = HostDriver::in_folder(paging.folder()?)?;
+        let limits = paging.limits(HostMover::PAGE)?;
+        let driver = HostMover::in_folder(paging.folder()?)?;
         self.pager = Some(Arc::new(Pager::new(driver, limits)));
         Ok(self)
     }
@@ -128,8 +128,8 @@ impl Cpu {
         for tensor in tensors {
             let (backend, parameter) = (self.name(), tensor.name);
             let operand = match (&tensor.param, &tensor.grad) {
-                (DataMut::Device(_), _) => Operand::Parameter,
-                (_, Data::Device(_)) => Operand::Gradient,
+                (StorageMut::Device(_), _) => Operand::Parameter,
+                (_, Storage::Device(_)) => Operand::Gradient,
                 _ if self.holds(tensor) => {
                     self.check_state(tensor)?;
                     continue;
@@ -141,7 +141,7 @@ impl Cpu {
                     });
                 }
             };
-            return Err(BackendError::WrongPlace {
+            return Err(BackendError::WrongDevice {
                 backend: backend.to_owned(),
                 parameter: parameter.to_owned(),
                 operand,
@@ -183,7 +183,7 @@ impl Cpu {
     }
 
     /// The pager, where a state is paged.
-    fn pager(&self, tensors: &[TensorStep<'_>]) -> Option<&Pager<HostDriver>> {
+    fn pager(&self, tensors: &[TensorStep<'_>]) -> Option<&Pager<HostMover>> {
         let paged = tensors
             .iter()
             .any(|tensor| PagedCpuState::of(tensor).is_some());
@@ -242,7 +242,7 @@ impl Backend for Cpu {
 
     fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
         if let Some(gradient) = gradients.iter().find(|g| g.data.host().is_none()) {
-            return Err(BackendError::WrongPlace {
+            return Err(BackendError::WrongDevice {
                 backend: self.name().to_owned(),
                 parameter: gradient.name.to_owned(),
                 operand: Operand::Gradient,
@@ -277,7 +277,7 @@ fn limit(pool: Pool<'_>, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
         if limited(tensor).is_some() {
             survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
             let (squares, moves) = tree.take();
-            let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
+            let lr = clipped_lr(tensor.lr, tensor.max_unorm, squares, moves);
             tensor.coefficients = tensor.coefficients.with_lr(lr);
         }
     }

@@ -2,8 +2,8 @@
 
 use crate::paged::PagedCpuState;
 use crate::state::CpuState;
-use lion_core::philox::Words;
-use lion_core::update::Coefficients;
+use lion_core::philox::PhiloxKey;
+use lion_core::update::StepConstants;
 use lion_core::{BLOCK, Bits, Slice, SliceMut, TensorStep};
 use lion_paging::Pieces;
 use std::any::Any;
@@ -11,9 +11,9 @@ use std::ops::Range;
 
 /// What is the same for all elements of a tensor in one step.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rule {
-    pub(crate) coefficients: Coefficients,
-    pub(crate) words: Words,
+pub(crate) struct KernelOptions {
+    pub(crate) coefficients: StepConstants,
+    pub(crate) words: PhiloxKey,
     pub(crate) stochastic_param: bool,
     pub(crate) stochastic_state: bool,
 }
@@ -40,7 +40,7 @@ pub(crate) struct Job<'a> {
     pub(crate) state: StateMut<'a>,
     /// Index in the tensor of the first element, a multiple of the block.
     pub(crate) first: u64,
-    pub(crate) rule: Rule,
+    pub(crate) rule: KernelOptions,
 }
 
 /// One whole tensor or piece, to read.
@@ -49,7 +49,7 @@ pub(crate) struct View<'a> {
     pub(crate) param: Slice<'a>,
     pub(crate) grad: Slice<'a>,
     pub(crate) state: StateRef<'a>,
-    pub(crate) coefficients: Coefficients,
+    pub(crate) coefficients: StepConstants,
 }
 
 impl CpuState {
@@ -77,13 +77,13 @@ pub(crate) struct PagedJobs<'a> {
     rest: Option<(SliceMut<'a>, Slice<'a>, &'a mut [u8])>,
     pieces: &'a Pieces,
     next: usize,
-    rule: Rule,
+    rule: KernelOptions,
 }
 
 impl<'a> Jobs<'a> {
     /// All blocks of a tensor, if its state is one of this backend and its arrays lie in the host's memory.
     pub(crate) fn new(tensor: &'a mut TensorStep<'_>) -> Option<Self> {
-        let rule = Rule {
+        let rule = KernelOptions {
             coefficients: tensor.coefficients,
             words: tensor.words,
             stochastic_param: tensor.stochastic_param,

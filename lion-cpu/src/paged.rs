@@ -4,7 +4,7 @@ use lion_core::{
     BackendError, Bits, Momentum32, PagedState, PagingError, PlaneType, State, StateLayout,
     TensorStep,
 };
-use lion_paging::{HostDriver, HostMemory, Pager, Pieces, StatePages, Use, Visit};
+use lion_paging::{Access, HostMemory, HostMover, Pager, Pass, Pieces, StatePages};
 use lion_quant::{Blockwise8, ZERO_CODE};
 use std::any::Any;
 use std::ops::Range;
@@ -13,14 +13,14 @@ use std::sync::Arc;
 /// The state of one parameter in pages.
 #[derive(Debug)]
 pub(crate) struct PagedCpuState {
-    pages: StatePages<HostDriver>,
+    pages: StatePages<HostMover>,
     memory: HostMemory,
 }
 
 impl PagedCpuState {
     /// The state before the first step: momentum 0. There is at least one element.
     pub(crate) fn zero(
-        pager: &Arc<Pager<HostDriver>>,
+        pager: &Arc<Pager<HostMover>>,
         bits: Bits,
         len: usize,
     ) -> Result<Self, BackendError> {
@@ -44,7 +44,7 @@ impl PagedCpuState {
         state.downcast_ref()
     }
 
-    pub(crate) fn pages(&self) -> &StatePages<HostDriver> {
+    pub(crate) fn pages(&self) -> &StatePages<HostMover> {
         &self.pages
     }
 
@@ -70,9 +70,9 @@ impl PagedCpuState {
         mut change: impl FnMut(usize, &mut [u8]),
     ) -> Result<(), PagingError> {
         let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
-        let uses: Vec<Use> = pieces.map(Use::write).collect();
+        let uses: Vec<Access> = pieces.map(Access::write).collect();
         let pager = Arc::clone(self.pages.pager());
-        let walk = pager.begin(&uses, Visit::Aside)?;
+        let walk = pager.begin(&uses, Pass::Aside)?;
         let mut before = 0;
         for (position, (_, range)) in parts.iter().enumerate() {
             walk.acquire(position)?;
@@ -108,8 +108,8 @@ impl State for PagedCpuState {
     fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
         let parts = self.pages.pieces().parts(plane, offset, into.len())?;
         let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
-        let uses: Vec<Use> = pieces.map(Use::read).collect();
-        let walk = self.pages.pager().begin(&uses, Visit::Aside)?;
+        let uses: Vec<Access> = pieces.map(Access::read).collect();
+        let walk = self.pages.pager().begin(&uses, Pass::Aside)?;
         let mut rest = &mut *into;
         for (position, (_, range)) in parts.iter().enumerate() {
             let (part, after) = rest.split_at_mut(range.len());

@@ -2,7 +2,7 @@
 
 use crate::arch::in_default_mode;
 use crate::backend::Cpu;
-use lion_core::philox::Words;
+use lion_core::philox::PhiloxKey;
 use lion_quant::{QuantError, dequantize_by, quantize_by};
 
 impl Cpu {
@@ -15,7 +15,7 @@ impl Cpu {
         m: &[f32],
         codes: &mut [u8],
         absmax: &mut [f32],
-        words: Option<Words>,
+        words: Option<PhiloxKey>,
     ) -> Result<(), QuantError> {
         let kernel = self.kernel;
         in_default_mode(|| {

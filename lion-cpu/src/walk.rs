@@ -5,16 +5,16 @@ use crate::job::View;
 use crate::paged::PagedCpuState;
 use crate::pool::Pool;
 use crate::survey::{Survey, Tree};
-use lion_core::norm::limited_lr;
+use lion_core::norm::clipped_lr;
 use lion_core::{BackendError, PagingError, TensorStep};
-use lion_paging::{HostDriver, Pager, Use, Visit, Walk};
+use lion_paging::{Access, HostMover, Pager, Pass, ScheduleRun};
 use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How far a step has come in a part of its walk.
 #[derive(Debug)]
 pub(crate) struct Progress<'w> {
-    pub(crate) walk: &'w Walk<'w, HostDriver>,
+    pub(crate) walk: &'w ScheduleRun<'w, HostMover>,
     /// Position of the first piece.
     pub(crate) first: usize,
     /// Elements that are not stepped yet, for each piece.
@@ -22,7 +22,7 @@ pub(crate) struct Progress<'w> {
 }
 
 impl<'w> Progress<'w> {
-    fn new(walk: &'w Walk<'w, HostDriver>, first: usize, tensors: &[TensorStep<'_>]) -> Self {
+    fn new(walk: &'w ScheduleRun<'w, HostMover>, first: usize, tensors: &[TensorStep<'_>]) -> Self {
         let states = tensors.iter().filter_map(PagedCpuState::of);
         let left = states.flat_map(|state| {
             let pieces = state.pages().pieces();
@@ -49,13 +49,16 @@ fn pieces(tensor: &TensorStep<'_>) -> usize {
     PagedCpuState::of(tensor).map_or(0, |state| state.pages().pieces().count())
 }
 
-fn uses(tensor: &TensorStep<'_>, of: fn(lion_paging::Piece) -> Use) -> impl Iterator<Item = Use> {
+fn uses(
+    tensor: &TensorStep<'_>,
+    of: fn(lion_paging::Piece) -> Access,
+) -> impl Iterator<Item = Access> {
     let pages = PagedCpuState::of(tensor).map(PagedCpuState::pages);
     (0..pieces(tensor)).filter_map(move |index| pages?.piece(index).map(of))
 }
 
 /// Whether the norm of a tensor is to be known before its step.
-fn is_limited(tensor: &TensorStep<'_>) -> bool {
+fn is_clipped(tensor: &TensorStep<'_>) -> bool {
     tensor.max_unorm > 0.0
 }
 
@@ -66,27 +69,27 @@ fn is_limited(tensor: &TensorStep<'_>) -> bool {
 pub(crate) fn step(
     pool: Pool<'_>,
     kernel: Kernel,
-    pager: &Pager<HostDriver>,
+    pager: &Pager<HostMover>,
     tensors: &mut [TensorStep<'_>],
 ) -> Result<(), BackendError> {
-    let mut order: Vec<Use> = Vec::new();
+    let mut order: Vec<Access> = Vec::new();
     for tensor in &*tensors {
-        if is_limited(tensor) {
-            order.extend(uses(tensor, Use::read));
+        if is_clipped(tensor) {
+            order.extend(uses(tensor, Access::read));
         }
-        order.extend(uses(tensor, Use::write));
+        order.extend(uses(tensor, Access::write));
     }
-    let walk = pager.begin(&order, Visit::Step);
+    let walk = pager.begin(&order, Pass::Step);
     let walk = walk.map_err(|error| BackendError::from(error).not_begun())?;
     let mut position = 0;
     let mut rest = tensors;
     while !rest.is_empty() {
-        if is_limited(&rest[0]) && pieces(&rest[0]) > 0 {
+        if is_clipped(&rest[0]) && pieces(&rest[0]) > 0 {
             limit(pool, kernel, &walk, position, &mut rest[0])?;
             position += pieces(&rest[0]);
         }
         // Up to the next one whose norm is wanted.
-        let stop = |tensor: &TensorStep<'_>| is_limited(tensor) && pieces(tensor) > 0;
+        let stop = |tensor: &TensorStep<'_>| is_clipped(tensor) && pieces(tensor) > 0;
         let end = rest[1..]
             .iter()
             .position(stop)
@@ -104,7 +107,7 @@ pub(crate) fn step(
 fn limit(
     pool: Pool<'_>,
     kernel: Kernel,
-    walk: &Walk<'_, HostDriver>,
+    walk: &ScheduleRun<'_, HostMover>,
     first: usize,
     tensor: &mut TensorStep<'_>,
 ) -> Result<(), PagingError> {
@@ -119,7 +122,7 @@ fn limit(
         walk.release(first + piece);
     }
     let (squares, moves) = tree.take();
-    let lr = limited_lr(tensor.lr, tensor.max_unorm, squares, moves);
+    let lr = clipped_lr(tensor.lr, tensor.max_unorm, squares, moves);
     tensor.coefficients = tensor.coefficients.with_lr(lr);
     Ok(())
 }
@@ -128,12 +131,12 @@ fn limit(
 pub(crate) fn count_non_finite(
     pool: Pool<'_>,
     kernel: Kernel,
-    pager: &Pager<HostDriver>,
+    pager: &Pager<HostMover>,
     tensors: &mut [TensorStep<'_>],
 ) -> Result<(), PagingError> {
-    let order = tensors.iter().flat_map(|tensor| uses(tensor, Use::read));
-    let order: Vec<Use> = order.collect();
-    let walk = pager.begin(&order, Visit::Survey)?;
+    let order = tensors.iter().flat_map(|tensor| uses(tensor, Access::read));
+    let order: Vec<Access> = order.collect();
+    let walk = pager.begin(&order, Pass::Survey)?;
     let mut tree = Tree::new();
     let mut position = 0;
     for tensor in tensors {

@@ -15,8 +15,8 @@ use cust::context::Context;
 use cust::stream::Stream;
 use cust::sys::{CUcontext, CUevent, CUstream};
 use lion_core::{
-    Backend, BackendError, Data, DataMut, DeviceMemory, Gradient, Operand, PagingError,
-    PagingTotals, Skipped, Slice, State, StateRequest, TensorStep,
+    Backend, BackendError, DeviceMemory, Gradient, Operand, PagingError, PagingTotals, Skipped,
+    Slice, State, StateRequest, Storage, StorageMut, TensorStep,
 };
 use lion_paging::{Pager, Paging};
 use std::any::Any;
@@ -264,7 +264,7 @@ impl Cuda {
             Some((address, None)) if !memory.is_empty() => address,
             Some((_, None)) => return Ok(()),
             None | Some((_, Some(false))) => {
-                return Err(BackendError::WrongPlace {
+                return Err(BackendError::WrongDevice {
                     backend: self.name.clone(),
                     parameter: parameter.to_owned(),
                     operand,
@@ -336,13 +336,13 @@ impl Cuda {
         for tensor in tensors {
             let mut place = Place::default();
             match &tensor.param {
-                DataMut::Host(slice) if task == Task::Step => {
+                StorageMut::Host(slice) if task == Task::Step => {
                     place.param = copy(bytes_of(&slice.as_slice()))?;
                 }
                 param => place.param = param.device().and_then(lent).map_or(0, |m| m.address),
             }
             place.grad = match &tensor.grad {
-                Data::Host(slice) => copy(bytes_of(slice))?,
+                Storage::Host(slice) => copy(bytes_of(slice))?,
                 grad => grad.device().and_then(lent).map_or(0, |m| m.address),
             };
             places.push(place);
@@ -482,7 +482,7 @@ impl Cuda {
         places: &[Place],
     ) -> Result<(), CudaError> {
         for (tensor, place) in tensors.iter_mut().zip(places) {
-            if let DataMut::Host(slice) = &mut tensor.param {
+            if let StorageMut::Host(slice) = &mut tensor.param {
                 let start = place.param.wrapping_sub(work.host.address());
                 work.host.read(start as usize, bytes_of_mut(slice))?;
             }

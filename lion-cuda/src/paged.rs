@@ -14,23 +14,23 @@ use crate::plan::{Kind, Task, grid};
 use crate::record::{LR, RUN, Record};
 use crate::state::{CudaState, PagedPlanes};
 use lion_core::{BLOCK, BackendError, Bits, PlaneSpec, TensorStep};
-use lion_paging::{Pager, Use, Visit, Walk};
+use lion_paging::{Access, Pager, Pass, ScheduleRun};
 use std::ops::Range;
 use std::sync::Arc;
 
-type DeviceWalk<'p> = Walk<'p, DeviceDriver>;
+type DeviceWalk<'p> = ScheduleRun<'p, DeviceDriver>;
 
 impl PagedPlanes {
     /// Works on parts of pieces, each while it is on the device.
     fn visit(
         &self,
         parts: &[(usize, Range<usize>)],
-        of: fn(lion_paging::Piece) -> Use,
+        of: fn(lion_paging::Piece) -> Access,
         mut work: impl FnMut(&Range<usize>, &Range<usize>) -> Result<(), CudaError>,
     ) -> Result<(), BackendError> {
         let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
-        let uses: Vec<Use> = pieces.map(of).collect();
-        let walk = self.pages.pager().begin(&uses, Visit::Aside)?;
+        let uses: Vec<Access> = pieces.map(of).collect();
+        let walk = self.pages.pager().begin(&uses, Pass::Aside)?;
         for (position, (piece, range)) in parts.iter().enumerate() {
             walk.acquire(position)?;
             work(&self.pages.pieces().bytes(*piece), range)?;
@@ -39,7 +39,7 @@ impl PagedPlanes {
         Ok(walk.finish()?)
     }
 
-    fn uses(&self, of: fn(lion_paging::Piece) -> Use) -> impl Iterator<Item = Use> {
+    fn uses(&self, of: fn(lion_paging::Piece) -> Access) -> impl Iterator<Item = Access> {
         let pieces = 0..self.pages.pieces().count();
         pieces.filter_map(move |piece| self.pages.piece(piece).map(of))
     }
@@ -50,7 +50,7 @@ pub(crate) fn fill(planes: &PagedPlanes, value: u8) -> Result<(), BackendError> 
     let pieces = planes.pages.pieces();
     let bytes = PlaneSpec::bytes(&pieces.layout().planes()[0], pieces.len());
     let parts = pieces.parts(0, 0, bytes)?;
-    planes.visit(&parts, Use::write, |piece, range| {
+    planes.visit(&parts, Access::write, |piece, range| {
         planes.home.fill(piece, range, value)
     })
 }
@@ -64,7 +64,7 @@ pub(crate) fn read(
 ) -> Result<(), BackendError> {
     let parts = planes.pages.pieces().parts(plane, offset, into.len())?;
     let mut at = 0;
-    planes.visit(&parts, Use::read, |piece, range| {
+    planes.visit(&parts, Access::read, |piece, range| {
         let to = &mut into[at..at + range.len()];
         at += range.len();
         planes.home.read(piece, range, to)
@@ -80,7 +80,7 @@ pub(crate) fn write(
 ) -> Result<(), BackendError> {
     let parts = planes.pages.pieces().parts(plane, offset, from.len())?;
     let mut at = 0;
-    planes.visit(&parts, Use::write, |piece, range| {
+    planes.visit(&parts, Access::write, |piece, range| {
         let part = &from[at..at + range.len()];
         at += range.len();
         planes.home.write(piece, range, part)
@@ -117,16 +117,16 @@ pub(crate) fn queue(
         state(tensor.state).is_some_and(|state| state.pages().is_some())
     };
     let of = if task == Task::Step {
-        Use::write
+        Access::write
     } else {
-        Use::read
+        Access::read
     };
     let mut order = Vec::new();
     for tensor in tensors {
         if let Some(planes) = state(tensor.state).and_then(CudaState::pages) {
             // Norms first, of the tensor alone: one that fits the window is then fetched once.
-            if is_limited(tensor, task) {
-                order.extend(planes.uses(Use::read));
+            if is_clipped(tensor, task) {
+                order.extend(planes.uses(Access::read));
             }
             order.extend(planes.uses(of));
         }
@@ -137,14 +137,14 @@ pub(crate) fn queue(
     // The largest of all, before anything is queued that a larger one would have to wait for.
     let limited = tensors
         .iter()
-        .filter(|tensor| paged(tensor) && is_limited(tensor, task));
+        .filter(|tensor| paged(tensor) && is_clipped(tensor, task));
     if let Some(runs) = limited.map(|tensor| Record::of(tensor).runs()).max() {
         grow(&mut work.scratch, session, scratch_bytes(runs as usize))?;
     }
     let visit = if task == Task::Step {
-        Visit::Step
+        Pass::Step
     } else {
-        Visit::Survey
+        Pass::Survey
     };
     let walk = pager.begin(&order, visit)?;
     let mut queue = Queue {
@@ -168,7 +168,7 @@ pub(crate) fn queue(
         (record.param, record.grad) = (place.param, place.grad);
         record.skipped = skipped(index, state);
         queue.tensor(
-            is_limited(tensor, task),
+            is_clipped(tensor, task),
             Tensor {
                 record,
                 kind: Kind {
@@ -191,7 +191,7 @@ fn scratch_bytes(runs: usize) -> usize {
     16 * runs + 8
 }
 
-fn is_limited(tensor: &TensorStep<'_>, task: Task) -> bool {
+fn is_clipped(tensor: &TensorStep<'_>, task: Task) -> bool {
     tensor.max_unorm > 0.0 && task == Task::Step
 }
 

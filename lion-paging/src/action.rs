@@ -11,17 +11,17 @@ pub struct Piece {
 
 /// One use of a piece, in the order of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Use {
+pub struct Access {
     /// The piece.
     pub piece: Piece,
     /// Whether it is changed.
     pub write: bool,
 }
 
-impl Use {
+impl Access {
     /// The piece is only read.
     pub fn read(piece: Piece) -> Self {
-        Use {
+        Access {
             piece,
             write: false,
         }
@@ -29,7 +29,7 @@ impl Use {
 
     /// The piece is changed.
     pub fn write(piece: Piece) -> Self {
-        Use { piece, write: true }
+        Access { piece, write: true }
     }
 }
 
@@ -47,7 +47,7 @@ pub enum Action {
         keep: bool,
     },
     /// The use at this position of the step: its piece is resident.
-    Use(usize),
+    Access(usize),
     /// Make a piece not resident.
     Evict {
         /// The piece.

@@ -1,10 +1,10 @@
 //! The driver of the CPU: a memory-mapped file, read and written by helper threads.
 
-use crate::Driver;
-use crate::lane::{Job, Lane, Ticket};
+use crate::PageMover;
 use crate::memory_limit::smallest_limit;
 use crate::os::{GrowError, HostMemory, HostRegion, PageFile};
 use crate::process::Process;
+use crate::transfer_queue::{Job, Ticket, TransferQueue};
 use lion_core::{MemoryLimit, PagingError};
 use std::io;
 use std::ops::Range;
@@ -33,13 +33,13 @@ const FETCHES: usize = 2;
 /// Nothing that the driver does changes the bytes of a [`HostMemory`]. It is of use in the process that made
 /// it alone: in a child made by `fork` its calls return [`PagingError::OtherProcess`].
 #[derive(Debug)]
-pub struct HostDriver {
+pub struct HostMover {
     folder: PathBuf,
     file: PageFile,
     process: Process,
     limit: Option<MemoryLimit>,
-    fetches: Lane<Fetch>,
-    evictions: Lane<Evict>,
+    fetches: TransferQueue<Fetch>,
+    evictions: TransferQueue<Evict>,
 }
 
 #[derive(Debug)]
@@ -58,7 +58,7 @@ struct Evict {
     after: Option<Ticket>,
 }
 
-impl HostDriver {
+impl HostMover {
     /// Bytes that states are moved in multiples of. Pages of the system are as large or smaller.
     pub const PAGE: usize = 4096;
 
@@ -85,18 +85,18 @@ impl HostDriver {
         let thread = |error: io::Error| PagingError::Thread {
             source: Arc::new(error),
         };
-        Ok(HostDriver {
+        Ok(HostMover {
             folder: folder.to_owned(),
             file,
             process: Process::current(),
             limit: smallest_limit(Path::new("/")),
-            fetches: Lane::new("lion-fetch", FETCHES).map_err(thread)?,
-            evictions: Lane::new("lion-evict", 1).map_err(thread)?,
+            fetches: TransferQueue::new("lion-fetch", FETCHES).map_err(thread)?,
+            evictions: TransferQueue::new("lion-evict", 1).map_err(thread)?,
         })
     }
 }
 
-impl Driver for HostDriver {
+impl PageMover for HostMover {
     type Region = HostRegion;
     type Memory = HostMemory;
     type Ticket = HostTicket;
@@ -233,7 +233,7 @@ impl Driver for HostDriver {
     }
 }
 
-/// A transfer of a [`HostDriver`].
+/// A transfer of a [`HostMover`].
 #[derive(Clone, Debug)]
 pub struct HostTicket {
     ticket: Ticket,
@@ -315,15 +315,15 @@ impl Job for Evict {
 mod tests {
     use super::*;
 
-    fn driver() -> HostDriver {
-        HostDriver::in_folder(&std::env::temp_dir()).unwrap()
+    fn driver() -> HostMover {
+        HostMover::in_folder(&std::env::temp_dir()).unwrap()
     }
 
     #[test]
     fn each_error_of_the_system_is_told_as_what_it_is() {
         let mut driver = driver();
-        let page = HostDriver::PAGE;
-        let allocate = |driver: &HostDriver| driver.allocate(page, page).unwrap_err();
+        let page = HostMover::PAGE;
+        let allocate = |driver: &HostMover| driver.allocate(page, page).unwrap_err();
         driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::ENOSPC));
         assert!(matches!(allocate(&driver), PagingError::NoRoom { .. }));
         driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EDQUOT));
@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn pages_that_the_disk_does_not_deliver_are_an_input_error() {
         let driver = driver();
-        let page = HostDriver::PAGE;
+        let page = HostMover::PAGE;
         let (region, _memory) = driver.allocate(page, page).unwrap();
         // The system fails as for a block that it cannot read.
         driver.file.truncate();

@@ -4,21 +4,21 @@
 //! A step knows the order in which it will use all states before it begins. From that order and a budget
 //! in bytes a [`Policy`] makes a plan: a part of the state stays, the rest is streamed through a window,
 //! fetched ahead of its use and evicted behind it. A [`Pager`] carries the plan out through a
-//! [`Driver`]; [`HostDriver`] is the one of the CPU, over a memory-mapped file in a folder on a fast disk.
+//! [`PageMover`]; [`HostMover`] is the one of the CPU, over a memory-mapped file in a folder on a fast disk.
 //! Paging moves bytes and never changes them, so a paged step returns the bits of one in memory.
 //!
 //! ```no_run
 //! use lion_core::{Momentum32, PagingError};
-//! use lion_paging::{HostDriver, Limits, Pager, Use, Visit};
+//! use lion_paging::{HostMover, Limits, Pager, Access, Pass};
 //! use std::sync::Arc;
 //!
-//! let driver = HostDriver::in_folder("/fast/disk".as_ref())?;
-//! let limits = Limits::new(64 << 20, None, HostDriver::PAGE)?;
+//! let driver = HostMover::in_folder("/fast/disk".as_ref())?;
+//! let limits = Limits::new(64 << 20, None, HostMover::PAGE)?;
 //! let pager = Arc::new(Pager::new(driver, limits));
 //! let (pages, mut memory) = pager.allocate(&Momentum32, 100 << 20)?; // 400 MiB
 //! let all = 0..pages.pieces().count();
-//! let uses: Vec<Use> = all.filter_map(|i| pages.piece(i)).map(Use::write).collect();
-//! let walk = pager.begin(&uses, Visit::Step)?;
+//! let uses: Vec<Access> = all.filter_map(|i| pages.piece(i)).map(Access::write).collect();
+//! let walk = pager.begin(&uses, Pass::Step)?;
 //! for (i, _) in uses.iter().enumerate() {
 //!     walk.acquire(i)?; // waits only where the disk is slower than the step
 //!     let part = pages.pieces().bytes(i);
@@ -33,28 +33,28 @@
 #![deny(unsafe_code)]
 
 mod action;
-mod driver;
+mod config;
 mod host;
-mod lane;
 mod limits;
 mod memory_limit;
+mod mover;
 #[allow(unsafe_code)]
 mod os;
 mod pager;
 mod pieces;
 mod policy;
 mod process;
-mod settings;
-mod walk;
+mod schedule;
+mod transfer_queue;
 
-pub use action::{Action, Piece, Use};
-pub use driver::Driver;
-pub use host::HostDriver;
+pub use action::{Access, Action, Piece};
+pub use config::Paging;
+pub use host::HostMover;
 pub use limits::Limits;
 pub use lion_core::PagingError;
+pub use mover::PageMover;
 pub use os::{HostMemory, HostRegion};
 pub use pager::{Pager, StatePages};
 pub use pieces::Pieces;
-pub use policy::{Policy, Visit};
-pub use settings::Paging;
-pub use walk::Walk;
+pub use policy::{Pass, Policy};
+pub use schedule::ScheduleRun;

@@ -1,7 +1,7 @@
 //! The pager: all paged states of a backend, and the lock around what is known of them.
 
 use crate::process::Process;
-use crate::{Action, Driver, Limits, Piece, Pieces, Policy, Use, Visit, Walk};
+use crate::{Access, Action, Limits, PageMover, Pass, Piece, Pieces, Policy, ScheduleRun};
 use lion_core::{MemoryLimit, Moved, PagedState, PagingError, PagingTotals, StateLayout};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use std::thread::ThreadId;
 /// A pager belongs to the process that made it. In a child made by `fork` each call that needs its pages
 /// returns [`PagingError::OtherProcess`], and what is dropped leaves the pages of the parent as they are.
 #[derive(Debug)]
-pub struct Pager<D: Driver> {
+pub struct Pager<D: PageMover> {
     pub(crate) driver: D,
     limits: Limits,
     core: Mutex<Core<D>>,
@@ -25,7 +25,7 @@ pub struct Pager<D: Driver> {
 }
 
 #[derive(Debug)]
-pub(crate) struct Core<D: Driver> {
+pub(crate) struct Core<D: PageMover> {
     pub(crate) policy: Policy,
     /// By the number of the piece.
     pub(crate) pieces: Vec<Option<Entry<D>>>,
@@ -44,7 +44,7 @@ pub(crate) struct Core<D: Driver> {
 
 /// A piece and its place.
 #[derive(Debug)]
-pub(crate) struct Entry<D: Driver> {
+pub(crate) struct Entry<D: PageMover> {
     pub(crate) region: D::Region,
     pub(crate) part: Range<usize>,
     state: usize,
@@ -74,7 +74,7 @@ pub(crate) struct Run {
     pub(crate) error: Option<PagingError>,
 }
 
-impl<D: Driver> Pager<D> {
+impl<D: PageMover> Pager<D> {
     /// A pager without states.
     pub fn new(driver: D, limits: Limits) -> Self {
         Pager {
@@ -110,7 +110,7 @@ impl<D: Driver> Pager<D> {
     ///
     /// # Errors
     /// [`PagingError::Empty`], [`PagingError::TooLarge`], [`PagingError::OtherProcess`]; else as
-    /// [`Driver::allocate`].
+    /// [`PageMover::allocate`].
     pub fn allocate(
         self: &Arc<Self>,
         layout: &'static dyn StateLayout,
@@ -170,8 +170,8 @@ impl<D: Driver> Pager<D> {
     ///
     /// # Errors
     /// [`PagingError::UnknownPiece`], [`PagingError::Nested`], [`PagingError::OtherProcess`].
-    pub fn begin(&self, uses: &[Use], visit: Visit) -> Result<Walk<'_, D>, PagingError> {
-        Walk::new(self, uses, visit)
+    pub fn begin(&self, uses: &[Access], visit: Pass) -> Result<ScheduleRun<'_, D>, PagingError> {
+        ScheduleRun::new(self, uses, visit)
     }
 
     /// Limits and sums over all states. In a child made by `fork` there are only the limits.
@@ -197,7 +197,7 @@ impl<D: Driver> Pager<D> {
     /// Bytes of all states that are in fast memory, as the driver finds them, not as the plan has it.
     ///
     /// # Errors
-    /// [`PagingError::OtherProcess`]; else as [`Driver::resident`].
+    /// [`PagingError::OtherProcess`]; else as [`PageMover::resident`].
     pub fn measure(&self) -> Result<usize, PagingError> {
         self.process.check()?;
         let mut regions: Vec<(D::Region, Range<usize>)> = Vec::new();
@@ -215,22 +215,22 @@ impl<D: Driver> Pager<D> {
     }
 }
 
-impl<D: Driver> Core<D> {
+impl<D: PageMover> Core<D> {
     pub(crate) fn entry(&mut self, piece: Piece) -> Option<&mut Entry<D>> {
         self.pieces.get_mut(piece.index)?.as_mut()
     }
 
     /// Prepares the counters for a walk.
-    pub(crate) fn open(&mut self, visit: Visit) {
-        if visit != Visit::Aside && self.closed {
+    pub(crate) fn open(&mut self, visit: Pass) {
+        if visit != Pass::Aside && self.closed {
             for state in self.states.iter_mut().flatten() {
                 state.moved = Moved::default();
             }
         }
         match visit {
-            Visit::Step => self.closed = true,
-            Visit::Survey => self.closed = false,
-            Visit::Aside => {}
+            Pass::Step => self.closed = true,
+            Pass::Survey => self.closed = false,
+            Pass::Aside => {}
         }
     }
 
@@ -260,20 +260,20 @@ impl<D: Driver> Core<D> {
 
 /// The pages of one state. Dropped, they are forgotten, and freed with their memory.
 #[derive(Debug)]
-pub struct StatePages<D: Driver> {
+pub struct StatePages<D: PageMover> {
     pager: Arc<Pager<D>>,
     state: usize,
     pieces: Pieces,
     ids: Vec<Piece>,
 }
 
-impl<D: Driver> StatePages<D> {
+impl<D: PageMover> StatePages<D> {
     /// How the state is cut.
     pub fn pieces(&self) -> &Pieces {
         &self.pieces
     }
 
-    /// A piece by its index, for a [`Use`]. `None` where there is no such piece.
+    /// A piece by its index, for a [`Access`]. `None` where there is no such piece.
     pub fn piece(&self, index: usize) -> Option<Piece> {
         self.ids.get(index).copied()
     }
@@ -292,7 +292,7 @@ impl<D: Driver> StatePages<D> {
     }
 }
 
-impl<D: Driver> Drop for StatePages<D> {
+impl<D: PageMover> Drop for StatePages<D> {
     fn drop(&mut self) {
         if !self.pager.process.is_current() {
             // Another thread of the parent may have held the lock.

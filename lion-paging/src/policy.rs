@@ -9,7 +9,7 @@
 //! The part that stays does not depend on the order of a step, so another order costs nothing more.
 //! Pieces that have not been stepped for some steps give their place up to others.
 
-use crate::{Action, Limits, Piece, Use};
+use crate::{Access, Action, Limits, Piece};
 use lion_core::PagingError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,7 +25,7 @@ static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 /// For what pieces are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Visit {
+pub enum Pass {
     /// A step: it is expected to come again in the same order, and its first pieces are fetched ahead.
     Step,
     /// A look at all states before a step, counted with it.
@@ -57,13 +57,13 @@ struct Slot {
 /// The pieces of all paged states, and a plan for each step.
 ///
 /// ```
-/// use lion_paging::{Action, Limits, Policy, Use, Visit};
+/// use lion_paging::{Action, Limits, Policy, Access, Pass};
 /// // Four pieces of one page, memory for three, of which one is the window.
 /// let mut policy = Policy::new(Limits::new(3 * 4096, Some(4096), 4096)?);
 /// let pieces = (0..4).map(|_| policy.add(4096)).collect::<Result<Vec<_>, _>>()?;
-/// let uses: Vec<Use> = pieces.into_iter().map(Use::write).collect();
-/// policy.plan(&uses, Visit::Step)?;
-/// let again = policy.plan(&uses, Visit::Step)?;
+/// let uses: Vec<Access> = pieces.into_iter().map(Access::write).collect();
+/// policy.plan(&uses, Pass::Step)?;
+/// let again = policy.plan(&uses, Pass::Step)?;
 /// let moved: usize = again.iter().map(|action| match action {
 ///     Action::Use(_) => 0,
 ///     Action::Fetch { .. } | Action::Evict { .. } => 4096,
@@ -200,7 +200,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`PagingError::UnknownPiece`] where a piece is not of this policy.
-    pub fn plan(&mut self, uses: &[Use], visit: Visit) -> Result<Vec<Action>, PagingError> {
+    pub fn plan(&mut self, uses: &[Access], visit: Pass) -> Result<Vec<Action>, PagingError> {
         let unknown = uses.iter().position(|used| self.find(used.piece).is_none());
         if let Some(position) = unknown {
             return Err(PagingError::UnknownPiece { position });
@@ -208,7 +208,7 @@ impl Policy {
         Ok(self.plan_known(uses, visit))
     }
 
-    fn plan_known(&mut self, uses: &[Use], visit: Visit) -> Vec<Action> {
+    fn plan_known(&mut self, uses: &[Access], visit: Pass) -> Vec<Action> {
         self.choose(uses, visit);
         let mut later = vec![NEVER; uses.len()];
         for slot in &mut self.slots {
@@ -230,7 +230,7 @@ impl Policy {
                 slot.next = later[ahead];
                 ahead += 1;
             }
-            actions.push(Action::Use(position));
+            actions.push(Action::Access(position));
             let slot = &mut self.slots[used.piece.index];
             slot.pending -= 1;
             slot.dirty |= used.write;
@@ -239,11 +239,11 @@ impl Policy {
             }
             // What is looked at aside may be looked at again.
             let over = slot.pending == 0 && slot.next == NEVER;
-            if over && !slot.fixed && visit != Visit::Aside {
+            if over && !slot.fixed && visit != Pass::Aside {
                 self.evict(used.piece.index, &mut actions);
             }
         }
-        if visit == Visit::Step {
+        if visit == Pass::Step {
             self.fetch_ahead(uses, &mut actions);
         }
         actions
@@ -311,7 +311,7 @@ impl Policy {
     }
 
     /// Fetches the first pieces of the next step, as many as there is room for.
-    fn fetch_ahead(&mut self, uses: &[Use], actions: &mut Vec<Action>) {
+    fn fetch_ahead(&mut self, uses: &[Access], actions: &mut Vec<Action>) {
         for used in uses {
             let slot = &mut self.slots[used.piece.index];
             let keep = slot.fixed;
@@ -335,16 +335,16 @@ impl Policy {
     }
 
     /// Chooses what stays: as much as the budget has beside the window.
-    fn choose(&mut self, uses: &[Use], visit: Visit) {
+    fn choose(&mut self, uses: &[Access], visit: Pass) {
         self.shrink();
-        if visit == Visit::Step {
+        if visit == Pass::Step {
             self.steps += 1;
             for used in uses {
                 self.slots[used.piece.index].last = self.steps;
             }
         }
         let all = self.keep(uses);
-        if visit == Visit::Step && !all && self.give_up() {
+        if visit == Pass::Step && !all && self.give_up() {
             self.keep(uses);
         }
     }
@@ -369,7 +369,7 @@ impl Policy {
     }
 
     /// Lets used pieces stay while there is room, and says whether all of them do.
-    fn keep(&mut self, uses: &[Use]) -> bool {
+    fn keep(&mut self, uses: &[Access]) -> bool {
         let mut all = true;
         for used in uses {
             let index = used.piece.index;
@@ -436,9 +436,9 @@ mod tests {
         policy.remove(&[gone]);
         // It has the place of the one that is gone.
         let piece = policy.add(PAGE).unwrap();
-        policy.plan(&[Use::write(piece)], Visit::Step).unwrap();
+        policy.plan(&[Access::write(piece)], Pass::Step).unwrap();
         for strange in [foreign, gone] {
-            let error = policy.plan(&[Use::read(piece), Use::read(strange)], Visit::Step);
+            let error = policy.plan(&[Access::read(piece), Access::read(strange)], Pass::Step);
             assert!(matches!(
                 error,
                 Err(PagingError::UnknownPiece { position: 1 })
@@ -472,12 +472,12 @@ mod tests {
         let mut policy = Policy::new(Limits::new(4 * count, Some(4), 1).unwrap());
         let mut add = || (0..count).map(|_| policy.add(1).unwrap()).collect();
         let (first, second): (Vec<Piece>, Vec<Piece>) = (add(), add());
-        let uses: Vec<Use> = first
+        let uses: Vec<Access> = first
             .iter()
             .chain(&second)
-            .map(|&p| Use::write(p))
+            .map(|&p| Access::write(p))
             .collect();
-        policy.plan(&uses, Visit::Step).unwrap();
+        policy.plan(&uses, Pass::Step).unwrap();
         assert_eq!(policy.resident(), 2 * count);
         policy.remove(&first);
         assert_eq!((policy.total(), policy.resident()), (count, count));
@@ -494,15 +494,15 @@ mod tests {
         let pieces: Vec<Piece> = (0..9).map(|_| policy.add(PAGE).unwrap()).collect();
         let mut here = std::collections::HashSet::new();
         for step in 0..30 {
-            let uses: Vec<Use> = (0..9)
+            let uses: Vec<Access> = (0..9)
                 .map(|i| (i * [1, 2, 4, 5, 7, 8][step % 6] + step) % 9)
-                .map(|i| Use::write(pieces[i]))
+                .map(|i| Access::write(pieces[i]))
                 .collect();
-            let visit = [Visit::Step, Visit::Survey, Visit::Aside][step % 3];
+            let visit = [Pass::Step, Pass::Survey, Pass::Aside][step % 3];
             for action in policy.plan(&uses, visit).unwrap() {
                 match action {
                     Action::Fetch { piece, .. } => assert!(here.insert(piece), "fetched twice"),
-                    Action::Use(at) => assert!(here.contains(&uses[at].piece), "not there"),
+                    Action::Access(at) => assert!(here.contains(&uses[at].piece), "not there"),
                     Action::Evict { piece, .. } => assert!(here.remove(&piece), "not there"),
                 }
                 assert!(here.len() <= 6, "over budget");

@@ -2,27 +2,27 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(all(target_os = "linux", not(miri)))]
 
-use lion_paging::{Driver, HostDriver, HostMemory, HostRegion, PagingError};
+use lion_paging::{HostMemory, HostMover, HostRegion, PageMover, PagingError};
 use std::ops::Range;
 
-const PAGE: usize = HostDriver::PAGE;
+const PAGE: usize = HostMover::PAGE;
 
 /// Large enough to stay in memory of its own.
 const PIECE: usize = 256 << 10;
 
 /// A state of two pieces and a short one.
-fn allocate() -> (HostDriver, HostRegion, HostMemory) {
-    let driver = HostDriver::in_folder(&std::env::temp_dir()).unwrap();
+fn allocate() -> (HostMover, HostRegion, HostMemory) {
+    let driver = HostMover::in_folder(&std::env::temp_dir()).unwrap();
     let (region, memory) = driver.allocate(2 * PIECE + PAGE, PIECE).unwrap();
     (driver, region, memory)
 }
 
-fn fetch(driver: &HostDriver, region: &HostRegion, part: &Range<usize>, keep: bool) {
+fn fetch(driver: &HostMover, region: &HostRegion, part: &Range<usize>, keep: bool) {
     let ticket = driver.fetch(region, part.clone(), true, keep, None);
     driver.wait(&ticket.unwrap()).unwrap();
 }
 
-fn evict(driver: &HostDriver, region: &HostRegion, part: &Range<usize>, dirty: bool) {
+fn evict(driver: &HostMover, region: &HostRegion, part: &Range<usize>, dirty: bool) {
     let ticket = driver.evict(region, part.clone(), dirty, None);
     driver.wait(&ticket.unwrap()).unwrap();
 }
@@ -115,7 +115,7 @@ fn ranges_that_are_not_pieces_are_refused_and_the_threads_live() {
 
 #[test]
 fn sizes_that_are_not_pages_are_refused() {
-    let driver = HostDriver::in_folder(&std::env::temp_dir()).unwrap();
+    let driver = HostMover::in_folder(&std::env::temp_dir()).unwrap();
     for (bytes, piece) in [
         (0, PAGE),
         (PAGE, 0),
@@ -133,7 +133,7 @@ fn sizes_that_are_not_pages_are_refused() {
 fn a_file_that_no_system_can_hold_is_refused() {
     use lion_core::Momentum32;
     use lion_paging::{Limits, Pager};
-    let driver = HostDriver::in_folder(&std::env::temp_dir()).unwrap();
+    let driver = HostMover::in_folder(&std::env::temp_dir()).unwrap();
     let limits = Limits::new(1 << 20, None, PAGE).unwrap();
     let pager = std::sync::Arc::new(Pager::new(driver, limits));
     let error = pager.allocate(&Momentum32, (1 << 62) + (1 << 20));

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use lion_core::Momentum32;
-use lion_paging::{Driver, Limits, Pager, PagingError, StatePages, Use, Visit, Walk};
+use lion_paging::{Access, Limits, PageMover, Pager, PagingError, Pass, ScheduleRun, StatePages};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -39,7 +39,7 @@ fn fails(left: &mut Option<usize>) -> Result<(), PagingError> {
     }
 }
 
-impl Driver for Failing {
+impl PageMover for Failing {
     type Region = ();
     type Memory = ();
     type Ticket = ();
@@ -98,8 +98,8 @@ impl Driver for Failing {
 }
 
 /// A step over all pieces, each of which has to be there.
-fn step(pager: &Pager<Failing>, uses: &[Use]) -> Result<(), PagingError> {
-    let walk = pager.begin(uses, Visit::Step)?;
+fn step(pager: &Pager<Failing>, uses: &[Access]) -> Result<(), PagingError> {
+    let walk = pager.begin(uses, Pass::Step)?;
     for position in 0..uses.len() {
         walk.acquire(position)?;
         let here = pager.driver().0.lock().unwrap().here.clone();
@@ -110,9 +110,9 @@ fn step(pager: &Pager<Failing>, uses: &[Use]) -> Result<(), PagingError> {
 }
 
 /// All pieces of a state, to be changed.
-fn writes(pages: &StatePages<Failing>) -> Vec<Use> {
+fn writes(pages: &StatePages<Failing>) -> Vec<Access> {
     let pieces = (0..pages.pieces().count()).map(|i| pages.piece(i).unwrap());
-    pieces.map(Use::write).collect()
+    pieces.map(Access::write).collect()
 }
 
 /// Steps around a failure of the n-th call, for all n that a step has.
@@ -163,7 +163,7 @@ fn two_of(pages: usize) -> (Arc<Pager<Failing>>, StatePages<Failing>) {
 }
 
 /// What a walk says of a position that may not be acquired.
-fn out_of_order(walk: &Walk<'_, Failing>, position: usize) -> usize {
+fn out_of_order(walk: &ScheduleRun<'_, Failing>, position: usize) -> usize {
     let errors = [
         walk.acquire(position).unwrap_err(),
         walk.try_acquire(position).unwrap_err(),
@@ -183,7 +183,7 @@ fn out_of_order(walk: &Walk<'_, Failing>, position: usize) -> usize {
 fn positions_are_acquired_in_order_and_once() {
     let (pager, pages) = two_of(5);
     let uses = writes(&pages);
-    let walk = pager.begin(&uses, Visit::Step).unwrap();
+    let walk = pager.begin(&uses, Pass::Step).unwrap();
     // The fifth is fetched when three are released: waiting for it would not end.
     for position in [1, 4, 5, usize::MAX] {
         assert_eq!(out_of_order(&walk, position), 0);
@@ -212,7 +212,7 @@ fn only_what_is_held_is_released() {
         let account = pager.driver().0.lock().unwrap();
         account.here.contains(&(piece * PAGE))
     };
-    let walk = pager.begin(&uses, Visit::Step).unwrap();
+    let walk = pager.begin(&uses, Pass::Step).unwrap();
     for position in [0, 1, 4, 5, usize::MAX] {
         walk.release(position);
     }
@@ -231,8 +231,8 @@ fn only_what_is_held_is_released() {
 fn a_walk_within_a_walk_is_refused() {
     let (pager, pages) = two_of(3);
     let uses = writes(&pages);
-    let walk = pager.begin(&uses, Visit::Step).unwrap();
-    let error = pager.begin(&uses, Visit::Aside).unwrap_err();
+    let walk = pager.begin(&uses, Pass::Step).unwrap();
+    let error = pager.begin(&uses, Pass::Aside).unwrap_err();
     assert!(matches!(error, PagingError::Nested), "{error}");
     // Another thread waits for its turn.
     std::thread::scope(|scope| {
@@ -250,7 +250,7 @@ fn pieces_of_others_are_refused() {
     let (other, _pages) = two_of(3);
     let uses = writes(&pages);
     let refused = |pager: &Pager<Failing>| {
-        let error = pager.begin(&uses, Visit::Step).unwrap_err();
+        let error = pager.begin(&uses, Pass::Step).unwrap_err();
         assert!(
             matches!(error, PagingError::UnknownPiece { position: 0 }),
             "{error}"
@@ -270,7 +270,7 @@ fn pieces_of_others_are_refused() {
 fn a_state_may_be_dropped_and_another_come_during_a_walk() {
     let (pager, pages) = two_of(5);
     let uses = writes(&pages);
-    let walk = pager.begin(&uses, Visit::Step).unwrap();
+    let walk = pager.begin(&uses, Pass::Step).unwrap();
     walk.acquire(0).unwrap();
     drop(pages);
     let (pages, ()) = pager.allocate(&Momentum32, 2 * PAGE / 4).unwrap();
@@ -289,7 +289,7 @@ fn a_walk_that_is_left_at_any_position_is_followed_by_a_whole_one() {
     let (pager, pages) = two_of(5);
     let uses = writes(&pages);
     for end in (0..5).step_by(if cfg!(miri) { 2 } else { 1 }) {
-        let walk = pager.begin(&uses, Visit::Step).unwrap();
+        let walk = pager.begin(&uses, Pass::Step).unwrap();
         for position in 0..end {
             walk.acquire(position).unwrap();
             walk.release(position);
@@ -323,7 +323,7 @@ fn threads_share_a_walk() {
     let (pager, pages) = two_of(9);
     let uses = writes(&pages);
     for _ in 0..if cfg!(miri) { 1 } else { 100 } {
-        let walk = pager.begin(&uses, Visit::Step).unwrap();
+        let walk = pager.begin(&uses, Pass::Step).unwrap();
         let next = Mutex::new(0);
         let work = || loop {
             let mut position = next.lock().unwrap();

@@ -3,7 +3,7 @@
 use crate::codebook::{CODEBOOK, ZERO_CODE};
 use crate::position::position;
 use lion_core::BLOCK;
-use lion_core::philox::Words;
+use lion_core::philox::PhiloxKey;
 use std::fmt;
 
 /// A block whose largest magnitude is below the smallest normal `f32` becomes zero.
@@ -158,7 +158,7 @@ pub fn quantize(
     m: &[f32],
     codes: &mut [u8],
     absmax: &mut [f32],
-    words: Option<Words>,
+    words: Option<PhiloxKey>,
 ) -> Result<(), QuantError> {
     quantize_by(m, codes, absmax, words, quantize_block)
 }
@@ -171,7 +171,7 @@ pub fn quantize_by(
     m: &[f32],
     codes: &mut [u8],
     absmax: &mut [f32],
-    words: Option<Words>,
+    words: Option<PhiloxKey>,
     block: impl Fn(&[f32], Option<&[u32]>, &mut [u8]) -> f32,
 ) -> Result<(), QuantError> {
     check_length("codes", codes.len(), m.len())?;

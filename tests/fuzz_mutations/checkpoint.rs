@@ -24,7 +24,7 @@ fn checkpoints() {
     let mut pair = Pair::new();
     fuzz("checkpoints", |rng| {
         let (bytes, groups) = input(rng);
-        let policy = [LoadPolicy::Exact, LoadPolicy::Subset][rng.below(2)];
+        let policy = [LoadPolicy::Strict, LoadPolicy::NonStrict][rng.below(2)];
         let how = Load::new().policy(policy).keep_settings(rng.below(4) == 0);
         pair.load(
             CONSTANT + MULTIPLE * bytes.len() + GROUP * groups,

@@ -230,7 +230,7 @@ fn visible_json(value: &Value) -> String {
 fn order(tensor: &Tensor) -> &'static str {
     match tensor.order {
         None => "new",
-        Some(lion::tensor::Layout::RowMajor) => "row",
+        Some(lion::tensor::MemoryOrder::RowMajor) => "row",
         Some(_) => "permuted",
     }
 }

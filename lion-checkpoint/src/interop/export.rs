@@ -4,7 +4,7 @@ use super::header::MAX_HEADER;
 use super::{InteropError, QMAP, STEP, planes};
 use crate::CheckpointError;
 use crate::{MAX_NAME, PART, check_steps, replace};
-use lion_core::{Bits, Layout, Optimizer, ParamInfo, PlaneSpec};
+use lion_core::{Bits, MemoryOrder, Optimizer, ParamInfo, PlaneSpec};
 use lion_quant::CODEBOOK;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -44,7 +44,7 @@ pub fn export(
     infos.sort_unstable_by_key(|info| info.name);
     let mut parts = Vec::new();
     for info in &infos {
-        if !matches!(info.order, None | Some(Layout::RowMajor)) {
+        if !matches!(info.order, None | Some(MemoryOrder::RowMajor)) {
             return Err(InteropError::Order {
                 parameter: info.name.to_owned(),
             });

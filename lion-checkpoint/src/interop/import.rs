@@ -4,7 +4,7 @@ use super::header::{self, Header, MAX_HEADER, TensorInfo, Tensors};
 use super::{InteropError, QMAP, STEP, planes};
 use crate::{CheckpointError, LoadPolicy, LoadReport};
 use crate::{Difference, MAX_STEPS, PART, Source, Take, open, transfer};
-use lion_core::{BLOCK, Bits, Layout, Optimizer, ParamInfo, ParamRecord};
+use lion_core::{BLOCK, Bits, MemoryOrder, Optimizer, ParamInfo, ParamRecord};
 use lion_quant::CODEBOOK;
 use safetensors::Dtype;
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ struct Reader<'a, R> {
 
 /// Reads states from a safetensors file. Steps come from the file; seeds and hyper-parameters are kept.
 ///
-/// bitsandbytes has no state for a parameter before its first step: with [`LoadPolicy::Subset`] such a
+/// bitsandbytes has no state for a parameter before its first step: with [`LoadPolicy::NonStrict`] such a
 /// parameter keeps the state it has.
 ///
 /// The header may have 100,000,000 bytes, as safetensors allows, and a tensor 16 axes. Besides a buffer for the states,
@@ -32,7 +32,7 @@ struct Reader<'a, R> {
 /// [`InteropError::NotSafetensors`]; [`InteropError::UnknownTensor`], [`InteropError::MissingTensor`],
 /// [`InteropError::WrongTensor`]; [`InteropError::BlockSize`] and [`InteropError::Codebook`] for a state
 /// that is quantized otherwise; [`InteropError::Number`]; [`InteropError::File`] for the file system, the
-/// optimizer, and with [`LoadPolicy::Exact`] for parameters that differ, listed whole. The optimizer is
+/// optimizer, and with [`LoadPolicy::Strict`] for parameters that differ, listed whole. The optimizer is
 /// as it was, except as `Lion::load_with` says.
 pub fn import(
     optimizer: &mut impl AsMut<Optimizer>,
@@ -83,15 +83,15 @@ pub fn import_from<R: Read + Seek>(
             overrides: info.overrides,
             steps,
             seed: info.hyper.seed,
-            order: (steps > 0).then_some(Layout::RowMajor),
+            order: (steps > 0).then_some(MemoryOrder::RowMajor),
         });
         sources.push(tensors);
         report.loaded.push(name);
     }
-    report.left = header.into_unknown().collect();
+    report.unexpected = header.into_unknown().collect();
     let missing = optimizer.parameters();
     let missing = missing.filter(|info| !seen.contains(info.name));
-    report.fresh = missing.map(|info| info.name.to_owned()).collect();
+    report.missing = missing.map(|info| info.name.to_owned()).collect();
     report.refuse(policy, path)?;
     let restore = optimizer.restore(None, records);
     let restore = restore.map_err(|source| CheckpointError::Optimizer {

@@ -41,7 +41,7 @@ pub enum BackendError {
     },
     /// An array lies where the backend cannot reach it: in a device's memory for the CPU, or in that of
     /// another device.
-    WrongPlace {
+    WrongDevice {
         /// The backend that was asked to step it.
         backend: String,
         /// The parameter it belongs to.
@@ -101,7 +101,7 @@ impl BackendError {
     ///
     /// This is `false` for [`NotBegun`](BackendError::NotBegun), and for errors that a backend returns
     /// only before it changes anything: [`ForeignState`](BackendError::ForeignState),
-    /// [`WrongState`](BackendError::WrongState), [`WrongPlace`](BackendError::WrongPlace) and
+    /// [`WrongState`](BackendError::WrongState), [`WrongDevice`](BackendError::WrongDevice) and
     /// [`PagingError::OtherProcess`]. It is `true` for every other error.
     ///
     /// ```
@@ -116,7 +116,7 @@ impl BackendError {
             BackendError::NotBegun { .. }
                 | BackendError::ForeignState { .. }
                 | BackendError::WrongState { .. }
-                | BackendError::WrongPlace { .. }
+                | BackendError::WrongDevice { .. }
         ) && !self.is_of_another_process()
     }
 
@@ -160,7 +160,7 @@ impl fmt::Display for BackendError {
                 "the state of parameter `{parameter}` from the backend `{backend}` has \
                  {given_len} elements of {given_bits}, wanted {wanted_len} of {wanted_bits}"
             ),
-            BackendError::WrongPlace {
+            BackendError::WrongDevice {
                 backend,
                 parameter,
                 operand,

@@ -6,9 +6,9 @@ mod state;
 pub use error::BackendError;
 pub use state::{Momentum32, PlaneSpec, PlaneType, Planes, State, StateLayout, StateRecord};
 
-use crate::philox::Words;
-use crate::update::Coefficients;
-use crate::{Bits, Data, DataMut, Gradient, PagingTotals};
+use crate::philox::PhiloxKey;
+use crate::update::StepConstants;
+use crate::{Bits, Gradient, PagingTotals, Storage, StorageMut};
 use std::any::Any;
 use std::fmt;
 
@@ -74,7 +74,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// Before anything changes, [`BackendError::ForeignState`] where a state is not one of this
     /// backend, [`BackendError::WrongState`] where a state does not fit its parameter, and
-    /// [`BackendError::WrongPlace`] where the backend cannot reach an array; what else it meets.
+    /// [`BackendError::WrongDevice`] where the backend cannot reach an array; what else it meets.
     ///
     /// The error says whether the step has begun: see [`BackendError::has_begun`]. If it has not, no
     /// parameter and no state has changed, and the optimizer acts as if the step had not been called.
@@ -95,7 +95,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The default does so for gradients in the host's memory, on the caller's thread.
     ///
     /// # Errors
-    /// [`BackendError::WrongPlace`] where a gradient is not in reach;
+    /// [`BackendError::WrongDevice`] where a gradient is not in reach;
     /// [`BackendError::NormUnsupported`] where it is and its sum cannot be computed; what else the backend
     /// meets.
     fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
@@ -243,21 +243,21 @@ pub struct TensorStep<'a> {
     /// Name of the parameter.
     pub name: &'a str,
     /// The parameter, to change.
-    pub param: DataMut<'a>,
+    pub param: StorageMut<'a>,
     /// The gradient.
-    pub grad: Data<'a>,
+    pub grad: Storage<'a>,
     /// The state, to change.
     pub state: &'a mut (dyn State + 'static),
     /// The width that the state was allocated with.
     pub bits: Bits,
     /// The constants of the update, before a limit by `max_unorm`.
-    pub coefficients: Coefficients,
+    pub coefficients: StepConstants,
     /// The full learning rate in `f64`, which a limit by `max_unorm` starts from.
     pub lr: f64,
     /// Limit on the norm of the update in norms of the parameter; 0 is none.
     pub max_unorm: f64,
     /// The random words of this step, for either kind of stochastic rounding.
-    pub words: Words,
+    pub words: PhiloxKey,
     /// Whether the parameter is rounded stochastically. Only for `bf16`.
     pub stochastic_param: bool,
     /// Whether codes are chosen stochastically. Only for an 8-bit state.

@@ -1,6 +1,6 @@
 //! What an optimizer remembers of a parameter: planes of numbers, and who holds them.
 
-use crate::{BackendError, Bits, Layout, PagedState};
+use crate::{BackendError, Bits, MemoryOrder, PagedState};
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
@@ -328,7 +328,7 @@ pub struct StateRecord {
     /// Seed of the parameter's stochastic rounding.
     pub seed: u64,
     /// The order in memory that the numbers belong to; `None` before the first step.
-    pub layout: Option<Layout>,
+    pub layout: Option<MemoryOrder>,
     /// The numbers.
     pub planes: Planes,
 }

@@ -58,11 +58,11 @@ pub fn sum_squares<P: Element>(p: &[P]) -> f64 {
 ///
 /// ```
 /// // |p| = 5, and 100 elements that move have norm 10: the bound 0.02 * 5 is a hundredth of it.
-/// let lr = lion_core::norm::limited_lr(1.0, 0.02, 25.0, 100);
+/// let lr = lion_core::norm::clipped_lr(1.0, 0.02, 25.0, 100);
 /// assert!((lr - 0.01).abs() < 1e-15);
-/// assert_eq!(lion_core::norm::limited_lr(1.0, 0.02, 0.0, 100), 1.0);
+/// assert_eq!(lion_core::norm::clipped_lr(1.0, 0.02, 0.0, 100), 1.0);
 /// ```
-pub fn limited_lr(lr: f64, max_unorm: f64, sum_squares: f64, moves: u64) -> f64 {
+pub fn clipped_lr(lr: f64, max_unorm: f64, sum_squares: f64, moves: u64) -> f64 {
     let bound = max_unorm * sum_squares.sqrt();
     let norm = (moves as f64).sqrt();
     if 0.0 < bound && bound < norm {
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_norm_that_is_not_a_number_does_not_limit() {
-        assert_eq!(limited_lr(0.5, 0.1, f64::NAN, 9), 0.5);
-        assert_eq!(limited_lr(0.5, 0.1, f64::INFINITY, 9), 0.5);
+        assert_eq!(clipped_lr(0.5, 0.1, f64::NAN, 9), 0.5);
+        assert_eq!(clipped_lr(0.5, 0.1, f64::INFINITY, 9), 0.5);
     }
 }

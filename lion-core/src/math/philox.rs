@@ -37,14 +37,14 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// The random words of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Words {
+pub struct PhiloxKey {
     /// Seed of the parameter; its halves are the key.
     pub seed: u64,
     /// Number of this step of the parameter, from 1; its halves are the upper counter words.
     pub step: u64,
 }
 
-impl Words {
+impl PhiloxKey {
     /// The words of elements `4 * group` to `4 * group + 3`.
     #[inline(always)]
     pub fn group(self, group: u64) -> [u32; 4] {
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn filling_from_any_element_draws_the_same_words() {
-        let words = Words {
+        let words = PhiloxKey {
             seed: 0x0123_4567_89AB_CDEF,
             step: (7 << 32) + 3,
         };

@@ -6,7 +6,7 @@ use crate::Hyper;
 ///
 /// `1 - beta` and `1 - lr * weight_decay` are computed in `f64` and then rounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Coefficients {
+pub struct StepConstants {
     /// Size of the step, after a limit by `max_unorm`.
     pub lr: f32,
     /// `1 - lr * weight_decay`, with the full learning rate.
@@ -25,10 +25,10 @@ pub struct Coefficients {
     pub skip_zeros: bool,
 }
 
-impl Coefficients {
+impl StepConstants {
     /// Rounds the hyper-parameters of a step. `lr` is the full learning rate of the step.
     pub fn new(hyper: &Hyper, lr: f64, grad_scale: f64) -> Self {
-        Coefficients {
+        StepConstants {
             lr: lr as f32,
             decay: (1.0 - lr * hyper.weight_decay) as f32,
             grad_scale: grad_scale as f32,
@@ -43,7 +43,7 @@ impl Coefficients {
     /// The same constants with a step size limited by `max_unorm`; the decay stays.
     #[must_use]
     pub fn with_lr(self, lr: f64) -> Self {
-        Coefficients {
+        StepConstants {
             lr: lr as f32,
             ..self
         }
@@ -90,7 +90,7 @@ impl Coefficients {
 mod tests {
     use super::*;
 
-    fn half_and_half() -> Coefficients {
+    fn half_and_half() -> StepConstants {
         // Powers of two: every result below is exact and can be done by hand.
         let hyper = Hyper {
             beta1: 0.5,
@@ -98,7 +98,7 @@ mod tests {
             weight_decay: 2.0,
             ..Hyper::default()
         };
-        Coefficients::new(&hyper, 0.25, 0.5)
+        StepConstants::new(&hyper, 0.25, 0.5)
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn skip_zeros_keeps_elements_without_a_gradient() {
-        let c = Coefficients {
+        let c = StepConstants {
             skip_zeros: true,
             ..half_and_half()
         };

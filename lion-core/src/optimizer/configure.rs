@@ -1,6 +1,6 @@
 //! Hyper-parameters of the defaults, of groups and of parameters, and how they are merged.
 
-use super::parameter::Entry;
+use super::parameter::Parameter;
 use crate::{Error, Handle, Hyper, Optimizer, Overrides, Scope};
 
 impl Optimizer {
@@ -115,7 +115,7 @@ impl Optimizer {
 
     /// Resolves every parameter anew, or none if a state would have to be made anew.
     fn refresh(&mut self) -> Result<(), Error> {
-        let resolve = |entry: &Entry| self.resolve(&entry.name, entry.group, entry.overrides);
+        let resolve = |entry: &Parameter| self.resolve(&entry.name, entry.group, entry.overrides);
         let hypers: Vec<Hyper> = self.params.iter().map(resolve).collect();
         for (entry, hyper) in self.params.iter().zip(&hypers) {
             hyper.check(&entry.name, entry.dtype)?;

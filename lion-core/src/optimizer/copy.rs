@@ -1,6 +1,6 @@
 //! A second optimizer with the same parameters and states.
 
-use super::parameter::Entry;
+use super::parameter::Parameter;
 use crate::{BackendError, Error, Optimizer, PlaneSpec, State, StateRequest};
 use std::sync::Arc;
 
@@ -17,16 +17,16 @@ impl Optimizer {
         if self.params.iter().any(|entry| entry.damaged) {
             return Err(self.damaged(None));
         }
-        let copy = |entry: &Entry| {
+        let copy = |entry: &Parameter| {
             let state = self.copy_of(entry).map_err(|e| entry.backend_error(e))?;
-            Ok(Entry {
+            Ok(Parameter {
                 name: Arc::clone(&entry.name),
                 layout: entry.layout.clone(),
                 state,
                 ..*entry
             })
         };
-        let params: Result<Vec<Entry>, Error> = self.params.iter().map(copy).collect();
+        let params: Result<Vec<Parameter>, Error> = self.params.iter().map(copy).collect();
         Ok(Optimizer {
             backend: Arc::clone(&self.backend),
             groups: self.groups.clone(),
@@ -36,7 +36,7 @@ impl Optimizer {
         })
     }
 
-    fn copy_of(&self, entry: &Entry) -> Result<Box<dyn State>, BackendError> {
+    fn copy_of(&self, entry: &Parameter) -> Result<Box<dyn State>, BackendError> {
         let bits = entry.state.layout().bits();
         let request = StateRequest::new(&entry.name, bits, entry.len).paged(entry.paged);
         let mut state = self.allocate(&request)?;

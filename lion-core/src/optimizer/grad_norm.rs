@@ -3,8 +3,8 @@
 use super::parameter::Checked;
 use crate::norm::{block_sum_squares, tree_split};
 use crate::{
-    BLOCK, BackendError, Data, Element, Error, GradRef, Handle, OnNonFinite, Operand, Optimizer,
-    SkippedBlocks, Slice, StepArgs, StepReport,
+    BLOCK, BackendError, Element, Error, GradRef, Handle, OnNonFinite, Operand, Optimizer,
+    SkippedBlocks, Slice, StepArgs, StepReport, Storage,
 };
 use std::cmp::Ordering;
 
@@ -89,7 +89,7 @@ pub struct Gradient<'a> {
     /// Name of the parameter.
     pub name: &'a str,
     /// The elements.
-    pub data: &'a Data<'a>,
+    pub data: &'a Storage<'a>,
     /// The sum of their squares. Set by the backend.
     pub squares: SumSquares,
 }
@@ -217,7 +217,7 @@ impl Optimizer {
         Ok(scale)
     }
 
-    fn norm_of(&self, mut gradients: Vec<(usize, &Data<'_>)>) -> Result<GradNorm, Error> {
+    fn norm_of(&self, mut gradients: Vec<(usize, &Storage<'_>)>) -> Result<GradNorm, Error> {
         let _mode = self.backend.float_mode();
         let name = |index: usize| &*self.params[index].name;
         gradients.sort_unstable_by(|(a, _), (b, _)| match a == b {

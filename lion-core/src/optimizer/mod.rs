@@ -12,11 +12,11 @@ mod step;
 
 pub use grad_norm::{GradNorm, Gradient, SumSquares};
 pub use report::{ParamInfo, StepReport};
-pub use restore::{ParamRecord, Restore, Settings};
+pub use restore::{OptimizerConfig, ParamRecord, Restore};
 pub use spec::{Group, Handle, ParamSpec};
 
 use configure::hash;
-use parameter::Entry;
+use parameter::Parameter;
 
 use crate::{
     Backend, BackendError, Error, OnNonFinite, Overrides, PagingReport, ParamPaging, Scope, State,
@@ -37,7 +37,7 @@ pub struct Optimizer {
     pub(crate) defaults: Overrides,
     pub(crate) groups: Vec<Group>,
     /// In the order of registration, which is that of the serial numbers in their handles.
-    pub(crate) params: Vec<Entry>,
+    pub(crate) params: Vec<Parameter>,
     /// Number of steps begun or refused. An entry that has it as its stamp is in the current step.
     pub(crate) stamp: u64,
     /// Whether a parameter may be damaged. It may stay `true` after all have been mended.
@@ -149,7 +149,7 @@ impl Optimizer {
         };
         self.registered += 1;
         self.by_name.insert(Arc::clone(&name), handle);
-        self.params.push(Entry {
+        self.params.push(Parameter {
             name,
             handle,
             len,
@@ -322,7 +322,7 @@ impl Optimizer {
     pub(crate) fn damaged(&self, source: Option<BackendError>) -> Error {
         let damaged = self.params.iter().filter(|entry| entry.damaged);
         Error::Damaged {
-            parameters: damaged.map(Entry::name).collect(),
+            parameters: damaged.map(Parameter::name).collect(),
             source: source.map(Box::new),
         }
     }
@@ -370,7 +370,7 @@ impl Optimizer {
 
     /// The position of a parameter.
     pub(crate) fn index(&self, handle: Handle) -> Result<usize, Error> {
-        let serial = |entry: &Entry| entry.handle.serial;
+        let serial = |entry: &Parameter| entry.handle.serial;
         let at = handle.registered_at;
         let found = match self.params.get(at).map(serial) {
             Some(found) if found == handle.serial => Some(at),

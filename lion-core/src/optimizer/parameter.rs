@@ -1,11 +1,11 @@
 //! One registered parameter, and the checks of what is given for it.
 
-use crate::philox::Words;
+use crate::philox::PhiloxKey;
 use crate::tensor::shapes_differ;
-use crate::update::Coefficients;
+use crate::update::StepConstants;
 use crate::{
-    BackendError, Bits, Data, DataMut, Dtype, Error, GradRef, Handle, Hyper, Layout, Operand,
-    Overrides, ParamMut, PlaneSpec, State, StateRecord, StepArgs, TensorStep,
+    BackendError, Bits, Dtype, Error, GradRef, Handle, Hyper, MemoryOrder, Operand, Overrides,
+    ParamMut, PlaneSpec, State, StateRecord, StepArgs, Storage, StorageMut, TensorStep,
 };
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use std::sync::Arc;
 const MAX_STEPS: u64 = 1 << 62;
 
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct Parameter {
     pub(crate) name: Arc<str>,
     pub(crate) handle: Handle,
     pub(crate) len: usize,
@@ -34,17 +34,17 @@ pub(crate) struct Entry {
     /// Whether the state was made to be paged.
     pub(crate) paged: bool,
     /// The order in memory of its first step, which the state has ever after.
-    pub(crate) layout: Option<Layout>,
+    pub(crate) layout: Option<MemoryOrder>,
 }
 
 /// An update that has passed all checks of its parameter.
 pub(crate) struct Checked<'a> {
-    pub(crate) param: DataMut<'a>,
-    pub(crate) grad: Data<'a>,
+    pub(crate) param: StorageMut<'a>,
+    pub(crate) grad: Storage<'a>,
     pub(crate) lr: f64,
 }
 
-impl Entry {
+impl Parameter {
     pub(crate) fn name(&self) -> String {
         self.name.to_string()
     }
@@ -98,10 +98,10 @@ impl Entry {
     pub(crate) fn check_array(
         &self,
         operand: Operand,
-        layout: &Layout,
+        layout: &MemoryOrder,
         given: usize,
     ) -> Result<(), Error> {
-        if let Layout::Strided(gaps) = layout {
+        if let MemoryOrder::Strided(gaps) = layout {
             return Err(Error::NotContiguous {
                 parameter: self.name(),
                 operand,
@@ -121,23 +121,30 @@ impl Entry {
     }
 
     /// Checks the order of a first step, which the state keeps.
-    fn check_order(&self, layout: &Layout) -> Result<(), Error> {
+    fn check_order(&self, layout: &MemoryOrder) -> Result<(), Error> {
         match layout {
-            Layout::Permuted(axes) if !layout.is_order_of(self.len) => Err(Error::NotContiguous {
-                parameter: self.name(),
-                operand: Operand::Parameter,
-                shape: axes.iter().map(|&(len, _)| len).collect(),
-                strides: axes.iter().map(|&(_, stride)| stride).collect(),
-            }),
+            MemoryOrder::Permuted(axes) if !layout.is_order_of(self.len) => {
+                Err(Error::NotContiguous {
+                    parameter: self.name(),
+                    operand: Operand::Parameter,
+                    shape: axes.iter().map(|&(len, _)| len).collect(),
+                    strides: axes.iter().map(|&(_, stride)| stride).collect(),
+                })
+            }
             _ => Ok(()),
         }
     }
 
-    fn check_layout(&self, operand: Operand, given: &Layout, wanted: &Layout) -> Result<(), Error> {
+    fn check_layout(
+        &self,
+        operand: Operand,
+        given: &MemoryOrder,
+        wanted: &MemoryOrder,
+    ) -> Result<(), Error> {
         if given == wanted {
             return Ok(());
         }
-        Err(Error::LayoutMismatch {
+        Err(Error::OrderMismatch {
             parameter: self.name(),
             operand,
             given: given.clone(),
@@ -153,7 +160,7 @@ impl Entry {
     ) -> TensorStep<'a> {
         let Checked { param, grad, lr } = checked;
         let hyper = &self.hyper;
-        let words = Words {
+        let words = PhiloxKey {
             seed: hyper.seed,
             step: self.steps + 1,
         };
@@ -163,7 +170,7 @@ impl Entry {
             param,
             grad,
             bits: hyper.bits_for(self.len),
-            coefficients: Coefficients::new(hyper, lr, grad_scale),
+            coefficients: StepConstants::new(hyper, lr, grad_scale),
             lr,
             max_unorm: hyper.max_unorm,
             words,
@@ -213,7 +220,11 @@ impl Entry {
     }
 
     /// Checks a count of steps, and an order of as many elements as there are.
-    pub(crate) fn check_progress(&self, steps: u64, order: Option<&Layout>) -> Result<(), Error> {
+    pub(crate) fn check_progress(
+        &self,
+        steps: u64,
+        order: Option<&MemoryOrder>,
+    ) -> Result<(), Error> {
         if steps > MAX_STEPS {
             let wanted = format!("{MAX_STEPS} at most");
             return Err(self.state_mismatch("steps", steps.to_string(), wanted));

@@ -1,6 +1,6 @@
 //! What a step did, and what an optimizer holds.
 
-use crate::{Bits, Dtype, Handle, Hyper, Layout, Overrides, SkippedBlocks};
+use crate::{Bits, Dtype, Handle, Hyper, MemoryOrder, Overrides, SkippedBlocks};
 
 /// What a step did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -64,7 +64,7 @@ pub struct ParamInfo<'a> {
     /// Steps done.
     pub steps: u64,
     /// The order in memory that the state belongs to; `None` before the first step.
-    pub order: Option<&'a Layout>,
+    pub order: Option<&'a MemoryOrder>,
     /// Hyper-parameters after defaults, group and overrides are merged. `seed` is the parameter's own.
     pub hyper: Hyper,
     /// What is set for this parameter alone.

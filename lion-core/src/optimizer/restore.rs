@@ -2,7 +2,7 @@
 
 use super::configure::resolve;
 use crate::{
-    BackendError, Dtype, Error, Group, Handle, Hyper, Layout, Optimizer, Overrides, PlaneSpec,
+    BackendError, Dtype, Error, Group, Handle, Hyper, MemoryOrder, Optimizer, Overrides, PlaneSpec,
     Scope, State, StateRequest,
 };
 use std::mem::take;
@@ -10,7 +10,7 @@ use std::ops::Range;
 
 /// What is set for an optimizer as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {
+pub struct OptimizerConfig {
     /// The defaults that are set.
     pub defaults: Overrides,
     /// The groups.
@@ -22,7 +22,7 @@ pub struct Settings {
 pub struct ParamRecord {
     /// The parameter.
     pub handle: Handle,
-    /// Its group, by position in [`Settings::groups`]. `None` takes it out of its group, unless the
+    /// Its group, by position in [`OptimizerConfig::groups`]. `None` takes it out of its group, unless the
     /// settings have no group of that name: then it stays there. Without settings it stays in the group it
     /// is in.
     pub group: Option<usize>,
@@ -33,7 +33,7 @@ pub struct ParamRecord {
     /// Seed of its stochastic rounding.
     pub seed: u64,
     /// The order in memory that the state belongs to; `None` before the first step.
-    pub order: Option<Layout>,
+    pub order: Option<MemoryOrder>,
 }
 
 /// A change of an optimizer to what records say, checked but not done.
@@ -53,7 +53,7 @@ pub struct ParamRecord {
 ///     overrides: Overrides::new(),
 ///     steps: 17,
 ///     seed: 4,
-///     order: Some(Layout::RowMajor),
+///     order: Some(MemoryOrder::RowMajor),
 /// }];
 /// let mut restore = optimizer.restore(None, records)?;
 /// restore.state(0).write(0, 0, &1.5f32.to_le_bytes())?;
@@ -65,7 +65,7 @@ pub struct ParamRecord {
 #[derive(Debug)]
 pub struct Restore<'a> {
     optimizer: &'a mut Optimizer,
-    settings: Option<Settings>,
+    settings: Option<OptimizerConfig>,
     /// For each parameter of the optimizer what it will have.
     resolved: Vec<Resolved>,
     /// For each record its parameter and what became of the state.
@@ -110,7 +110,7 @@ impl Optimizer {
     /// leaves behind.
     pub fn restore(
         &mut self,
-        settings: Option<Settings>,
+        settings: Option<OptimizerConfig>,
         records: Vec<ParamRecord>,
     ) -> Result<Restore<'_>, Error> {
         // Groups that the settings bring; those that only this optimizer has come behind them.
@@ -205,7 +205,7 @@ impl Optimizer {
     }
 
     /// Checks settings, and adds the groups that only this optimizer has.
-    fn merge(&self, mut settings: Settings) -> Result<Settings, Error> {
+    fn merge(&self, mut settings: OptimizerConfig) -> Result<OptimizerConfig, Error> {
         settings.defaults = settings.defaults.paged_as(&self.defaults);
         settings.defaults.check(|| Scope::Defaults)?;
         let mut names = std::collections::HashSet::new();
@@ -259,7 +259,7 @@ impl Restore<'_> {
         // Nothing is left for the drop to undo.
         let targets = take(&mut self.targets);
         let optimizer = &mut *self.optimizer;
-        if let Some(Settings { defaults, groups }) = self.settings.take() {
+        if let Some(OptimizerConfig { defaults, groups }) = self.settings.take() {
             optimizer.defaults = defaults;
             optimizer.groups = groups;
         }

@@ -1,8 +1,8 @@
 //! The step of the optimizer: check everything, then change everything.
 
-use super::parameter::{Checked, Entry};
+use super::parameter::{Checked, Parameter};
 use crate::{
-    BLOCK, BackendError, Error, Layout, MissingGradient, OnNonFinite, Optimizer, Skipped,
+    BLOCK, BackendError, Error, MemoryOrder, MissingGradient, OnNonFinite, Optimizer, Skipped,
     SkippedBlocks, StepArgs, StepReport, TensorStep, Update,
 };
 use std::sync::Arc;
@@ -18,7 +18,7 @@ impl Optimizer {
     /// # Errors
     /// [`Error::InvalidHyper`], [`Error::UnknownHandle`], [`Error::RepeatedParameter`],
     /// [`Error::MissingGradient`], [`Error::WrongLength`], [`Error::WrongDtype`],
-    /// [`Error::NotContiguous`], [`Error::ShapeMismatch`], [`Error::LayoutMismatch`],
+    /// [`Error::NotContiguous`], [`Error::ShapeMismatch`], [`Error::OrderMismatch`],
     /// [`Error::TooManySteps`]; under [`OnNonFinite::RejectStep`] also [`Error::NonFinite`]; [`Error::Backend`], after which parameters
     /// and states may have changed where [`BackendError::has_begun`] returns `true`; [`Error::Damaged`]
     /// while any parameter of this optimizer is.
@@ -105,7 +105,7 @@ impl Optimizer {
         &mut self,
         grad_scale: f64,
         checked: Vec<(usize, Checked<'_>)>,
-        layouts: Vec<(usize, Layout)>,
+        layouts: Vec<(usize, MemoryOrder)>,
     ) -> Result<(Vec<SkippedBlocks>, bool), Error> {
         let mut indices = Vec::with_capacity(checked.len());
         let mut tensors = Vec::with_capacity(checked.len());
@@ -163,9 +163,9 @@ impl Optimizer {
 /// The entries of updates, in the order of the updates, in time that depends on their number alone. No
 /// two are of the same parameter.
 fn entries_of<'e>(
-    params: &'e mut [Entry],
+    params: &'e mut [Parameter],
     updates: &[(usize, Checked<'_>)],
-) -> Vec<Option<&'e mut Entry>> {
+) -> Vec<Option<&'e mut Parameter>> {
     let mut order: Vec<usize> = (0..updates.len()).collect();
     order.sort_unstable_by_key(|&position| updates[position].0);
     let mut entries = Vec::new();

@@ -10,7 +10,7 @@ use crate::ParamMut;
 /// [`ParamMut::shape`] holds that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Layout {
+pub enum MemoryOrder {
     /// The last axis varies fastest, each in rising order; also every slice.
     RowMajor,
     /// Without gaps, but in another order: length and stride (in elements) of each axis longer than 1.
@@ -28,20 +28,20 @@ pub struct Strides {
     pub strides: Vec<isize>,
 }
 
-impl Layout {
+impl MemoryOrder {
     /// The layout of an array of this shape with these strides in elements. `contiguous` says
     /// whether its elements fill a range of memory without gaps. An array without as many strides as
     /// axes is taken for one with gaps.
     ///
     /// ```
-    /// use lion_core::Layout;
-    /// assert_eq!(Layout::of(&[2, 3], &[3, 1], true), Layout::RowMajor);
-    /// assert!(matches!(Layout::of(&[2, 3], &[1, 2], true), Layout::Permuted(_)));
-    /// assert!(matches!(Layout::of(&[2, 3], &[6, 2], false), Layout::Strided(_)));
+    /// use lion_core::MemoryOrder;
+    /// assert_eq!(MemoryOrder::of(&[2, 3], &[3, 1], true), MemoryOrder::RowMajor);
+    /// assert!(matches!(MemoryOrder::of(&[2, 3], &[1, 2], true), MemoryOrder::Permuted(_)));
+    /// assert!(matches!(MemoryOrder::of(&[2, 3], &[6, 2], false), MemoryOrder::Strided(_)));
     /// ```
     pub fn of(shape: &[usize], strides: &[isize], contiguous: bool) -> Self {
         if !contiguous || shape.len() != strides.len() {
-            return Layout::Strided(Box::new(Strides {
+            return MemoryOrder::Strided(Box::new(Strides {
                 shape: shape.to_vec(),
                 strides: strides.to_vec(),
             }));
@@ -60,16 +60,16 @@ impl Layout {
                 fits
             });
         if row_major {
-            Layout::RowMajor
+            MemoryOrder::RowMajor
         } else {
-            Layout::Permuted(axes().collect())
+            MemoryOrder::Permuted(axes().collect())
         }
     }
 
     /// Whether this is an order of `n` elements without gaps and without axes of length 1.
     pub(crate) fn is_order_of(&self, n: usize) -> bool {
-        let Layout::Permuted(axes) = self else {
-            return matches!(self, Layout::RowMajor);
+        let MemoryOrder::Permuted(axes) = self else {
+            return matches!(self, MemoryOrder::RowMajor);
         };
         let mut axes = axes.to_vec();
         axes.sort_unstable_by_key(|&(_, stride)| stride.unsigned_abs());
@@ -90,21 +90,24 @@ mod tests {
     fn shapes_that_no_memory_holds_have_an_order_too() {
         let huge = 1 << (usize::BITS / 2);
         let stride = huge as isize;
-        let rows = Layout::of(&[huge, huge], &[stride, 1], true);
-        assert_eq!(rows, Layout::RowMajor);
-        let columns = Layout::of(&[huge, huge], &[1, stride], true);
-        assert!(matches!(columns, Layout::Permuted(_)));
-        let beyond = Layout::of(&[2, usize::MAX, huge], &[1, 1, 1], true);
-        assert!(matches!(beyond, Layout::Permuted(_)));
+        let rows = MemoryOrder::of(&[huge, huge], &[stride, 1], true);
+        assert_eq!(rows, MemoryOrder::RowMajor);
+        let columns = MemoryOrder::of(&[huge, huge], &[1, stride], true);
+        assert!(matches!(columns, MemoryOrder::Permuted(_)));
+        let beyond = MemoryOrder::of(&[2, usize::MAX, huge], &[1, 1, 1], true);
+        assert!(matches!(beyond, MemoryOrder::Permuted(_)));
         assert_eq!(
-            Layout::of(&[usize::MAX, 0], &[5, 7], true),
-            Layout::RowMajor
+            MemoryOrder::of(&[usize::MAX, 0], &[5, 7], true),
+            MemoryOrder::RowMajor
         );
-        assert_eq!(Layout::of(&[], &[], true), Layout::RowMajor);
-        assert_eq!(Layout::of(&[1, 4, 1], &[9, 1, 9], true), Layout::RowMajor);
+        assert_eq!(MemoryOrder::of(&[], &[], true), MemoryOrder::RowMajor);
+        assert_eq!(
+            MemoryOrder::of(&[1, 4, 1], &[9, 1, 9], true),
+            MemoryOrder::RowMajor
+        );
         for strides in [&[][..], &[1], &[1, 1, 1]] {
-            let layout = Layout::of(&[2, 2], strides, true);
-            assert!(matches!(layout, Layout::Strided(_)), "{strides:?}");
+            let layout = MemoryOrder::of(&[2, 2], strides, true);
+            assert!(matches!(layout, MemoryOrder::Strided(_)), "{strides:?}");
         }
     }
 }

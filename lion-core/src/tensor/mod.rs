@@ -7,9 +7,9 @@ mod storage;
 mod update;
 
 pub use dtype::{Dtype, Element};
-pub use layout::{Layout, Strides};
+pub use layout::{MemoryOrder, Strides};
 pub use slice::{Slice, SliceMut};
-pub use storage::{Data, DataMut, DeviceMemory, DeviceSlice, DeviceSliceMut};
+pub use storage::{DeviceMemory, DeviceSlice, DeviceSliceMut, Storage, StorageMut};
 pub use update::{GradRef, ParamMut, Update};
 
 pub(crate) use update::shapes_differ;

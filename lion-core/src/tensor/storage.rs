@@ -70,7 +70,7 @@ impl DeviceSliceMut<'_> {
 /// Elements to read, wherever they lie.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Data<'a> {
+pub enum Storage<'a> {
     /// In the host's memory.
     Host(Slice<'a>),
     /// In the memory of a device.
@@ -80,7 +80,7 @@ pub enum Data<'a> {
 /// Elements to change, wherever they lie.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum DataMut<'a> {
+pub enum StorageMut<'a> {
     /// In the host's memory.
     Host(SliceMut<'a>),
     /// In the memory of a device.
@@ -122,57 +122,57 @@ macro_rules! data {
     };
 }
 
-data!(Data);
-data!(DataMut);
+data!(Storage);
+data!(StorageMut);
 
-impl Data<'_> {
+impl Storage<'_> {
     /// The elements, where they lie in the host's memory.
     pub fn host(&self) -> Option<Slice<'_>> {
         match self {
-            Data::Host(slice) => Some(*slice),
-            Data::Device(_) => None,
+            Storage::Host(slice) => Some(*slice),
+            Storage::Device(_) => None,
         }
     }
 }
 
-impl DataMut<'_> {
+impl StorageMut<'_> {
     /// The elements to read, where they lie in the host's memory.
     pub fn host(&self) -> Option<Slice<'_>> {
         match self {
-            DataMut::Host(slice) => Some(slice.as_slice()),
-            DataMut::Device(_) => None,
+            StorageMut::Host(slice) => Some(slice.as_slice()),
+            StorageMut::Device(_) => None,
         }
     }
 
     /// The elements to change, where they lie in the host's memory.
     pub fn host_mut(&mut self) -> Option<SliceMut<'_>> {
         match self {
-            DataMut::Host(slice) => Some(slice.reborrow()),
-            DataMut::Device(_) => None,
+            StorageMut::Host(slice) => Some(slice.reborrow()),
+            StorageMut::Device(_) => None,
         }
     }
 }
 
-impl<'a, S: Into<Slice<'a>>> From<S> for Data<'a> {
+impl<'a, S: Into<Slice<'a>>> From<S> for Storage<'a> {
     fn from(slice: S) -> Self {
-        Data::Host(slice.into())
+        Storage::Host(slice.into())
     }
 }
 
-impl<'a, S: Into<SliceMut<'a>>> From<S> for DataMut<'a> {
+impl<'a, S: Into<SliceMut<'a>>> From<S> for StorageMut<'a> {
     fn from(slice: S) -> Self {
-        DataMut::Host(slice.into())
+        StorageMut::Host(slice.into())
     }
 }
 
-impl<'a> From<DeviceSlice<'a>> for Data<'a> {
+impl<'a> From<DeviceSlice<'a>> for Storage<'a> {
     fn from(slice: DeviceSlice<'a>) -> Self {
-        Data::Device(slice)
+        Storage::Device(slice)
     }
 }
 
-impl<'a> From<DeviceSliceMut<'a>> for DataMut<'a> {
+impl<'a> From<DeviceSliceMut<'a>> for StorageMut<'a> {
     fn from(slice: DeviceSliceMut<'a>) -> Self {
-        DataMut::Device(slice)
+        StorageMut::Device(slice)
     }
 }

@@ -1,6 +1,6 @@
 //! What a trainer hands to a step: a parameter to change and the gradient to change it by.
 
-use super::{Data, DataMut, DeviceSlice, DeviceSliceMut, Layout, Slice, SliceMut};
+use super::{DeviceSlice, DeviceSliceMut, MemoryOrder, Slice, SliceMut, Storage, StorageMut};
 use crate::Handle;
 
 /// The shape of an array: the length of each axis.
@@ -19,9 +19,9 @@ pub(crate) fn shapes_differ<'s>(a: &'s Option<Shape>, b: &'s Option<Shape>) -> b
 #[derive(Debug)]
 pub struct ParamMut<'a> {
     /// The elements, in the order in which they lie in memory.
-    pub data: DataMut<'a>,
+    pub data: StorageMut<'a>,
     /// What that order is.
-    pub layout: Layout,
+    pub layout: MemoryOrder,
     /// The shape of the array, if it has one: a step refuses a gradient of another shape. A slice has
     /// none, and pairs with anything of its length.
     pub shape: Option<Box<[usize]>>,
@@ -47,9 +47,9 @@ impl ParamMut<'_> {
 #[derive(Clone, Debug)]
 pub struct GradRef<'a> {
     /// The elements, in the order in which they lie in memory.
-    pub data: Data<'a>,
+    pub data: Storage<'a>,
     /// What that order is.
-    pub layout: Layout,
+    pub layout: MemoryOrder,
     /// The shape of the array, as [`ParamMut::shape`].
     pub shape: Option<Box<[usize]>>,
 }
@@ -67,7 +67,7 @@ impl<'a, S: Into<SliceMut<'a>>> From<S> for ParamMut<'a> {
     fn from(slice: S) -> Self {
         ParamMut {
             data: slice.into().into(),
-            layout: Layout::RowMajor,
+            layout: MemoryOrder::RowMajor,
             shape: None,
         }
     }
@@ -77,7 +77,7 @@ impl<'a, S: Into<Slice<'a>>> From<S> for GradRef<'a> {
     fn from(slice: S) -> Self {
         GradRef {
             data: slice.into().into(),
-            layout: Layout::RowMajor,
+            layout: MemoryOrder::RowMajor,
             shape: None,
         }
     }
@@ -87,7 +87,7 @@ impl<'a> From<DeviceSliceMut<'a>> for ParamMut<'a> {
     fn from(slice: DeviceSliceMut<'a>) -> Self {
         ParamMut {
             data: slice.into(),
-            layout: Layout::RowMajor,
+            layout: MemoryOrder::RowMajor,
             shape: None,
         }
     }
@@ -97,7 +97,7 @@ impl<'a> From<DeviceSlice<'a>> for GradRef<'a> {
     fn from(slice: DeviceSlice<'a>) -> Self {
         GradRef {
             data: slice.into(),
-            layout: Layout::RowMajor,
+            layout: MemoryOrder::RowMajor,
             shape: None,
         }
     }

@@ -12,9 +12,9 @@
 
 use super::scalar;
 use super::vector::{Lane, Vector};
-use crate::job::{Rule, StateMut};
+use crate::job::{KernelOptions, StateMut};
 use lion_core::BLOCK;
-use lion_core::update::Coefficients;
+use lion_core::update::StepConstants;
 use lion_quant::ZERO_CODE;
 use std::mem::MaybeUninit;
 
@@ -24,7 +24,7 @@ const AHEAD: usize = 544;
 /// A momentum or a scaled gradient up to this bound makes a finite new momentum with any other.
 const BOUND: f32 = f32::from_bits((127 + 126) << 23); // 2^126
 
-impl Rule {
+impl KernelOptions {
     /// Whether no element is treated in a way of its own.
     pub(crate) fn is_plain(&self) -> bool {
         !(self.coefficients.skip_zeros | self.stochastic_param | self.stochastic_state)
@@ -46,7 +46,7 @@ struct Constants<V: Vector, const PLAIN: bool> {
 
 impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
     #[inline(always)]
-    fn new(v: V, c: &Coefficients) -> Self {
+    fn new(v: V, c: &StepConstants) -> Self {
         Constants {
             lr: v.rate(c.lr),
             decay: v.splat(c.decay),
@@ -59,7 +59,7 @@ impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
         }
     }
 
-    /// [`Coefficients::momentum`].
+    /// [`StepConstants::momentum`].
     #[inline(always)]
     fn momentum(&self, v: V, g: V::F, m: V::F) -> V::F {
         let scaled = v.mul(g, self.grad_scale);
@@ -67,7 +67,7 @@ impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
         self.unless_zero(v, g, m, new)
     }
 
-    /// [`Coefficients::parameter`].
+    /// [`StepConstants::parameter`].
     #[inline(always)]
     fn parameter(&self, v: V, p: V::F, g: V::F, m: V::F) -> V::F {
         let scaled = v.mul(g, self.grad_scale);
@@ -97,7 +97,7 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
     g: &[G],
     state: StateMut<'_>,
     first: u64,
-    rule: &Rule,
+    rule: &KernelOptions,
 ) -> u64 {
     debug_assert!(!PLAIN || rule.is_plain());
     debug_assert_eq!(p.len(), g.len());
@@ -254,7 +254,7 @@ struct Waiting<'b> {
 struct Run<'a, V: Vector, const PLAIN: bool> {
     v: V,
     constants: Constants<V, PLAIN>,
-    rule: &'a Rule,
+    rule: &'a KernelOptions,
 }
 
 impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {

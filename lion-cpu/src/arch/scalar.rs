@@ -4,7 +4,7 @@
 //! other. Each loop does one thing to all elements of a block without branches, so the compiler
 //! vectorizes it for the target's baseline; only the look-ups of the codebook stay scalar.
 
-use crate::job::{Job, Rule, StateMut, StateRef, View};
+use crate::job::{Job, KernelOptions, StateMut, StateRef, View};
 use crate::squares::PART_BLOCKS;
 use lion_core::norm::block_sum_squares;
 use lion_core::{BLOCK, Element, Slice, SliceMut, SumSquares};
@@ -160,7 +160,7 @@ fn step<P: Element, G: Element, S: Block>(
     g: &[G],
     states: impl Iterator<Item = S>,
     first: u64,
-    rule: &Rule,
+    rule: &KernelOptions,
 ) -> u64 {
     let mut first = first;
     let mut skipped = 0;
@@ -179,7 +179,7 @@ pub(super) fn step_block<P: Element, G: Element, S: Block>(
     g: &[G],
     state: S,
     first: u64,
-    rule: &Rule,
+    rule: &KernelOptions,
 ) -> bool {
     let n = p.len();
     let c = &rule.coefficients;

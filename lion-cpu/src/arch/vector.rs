@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use lion_core::Element;
-use lion_core::philox::Words;
+use lion_core::philox::PhiloxKey;
 use std::fmt;
 use std::mem::MaybeUninit;
 
@@ -103,7 +103,12 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     unsafe fn encode(self, x: [Self::F; 4], words: Option<*const u32>, codes: *mut u8);
 
     /// The random words of a block of 256 elements that begins at the element `first`.
-    fn words(self, words: Words, first: u64, out: &mut MaybeUninit<[u32; 256]>) -> &mut [u32; 256];
+    fn words(
+        self,
+        words: PhiloxKey,
+        first: u64,
+        out: &mut MaybeUninit<[u32; 256]>,
+    ) -> &mut [u32; 256];
 
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
     fn prefetch(self, at: *const u8);

@@ -12,7 +12,7 @@ use crate::driver::{Session, check};
 use crate::record::RUN;
 use cust::sys::{self, CUdevice, CUdevice_attribute};
 use lion_core::PagingError;
-use lion_paging::{Driver, Limits, Paging};
+use lion_paging::{Limits, PageMover, Paging};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -308,7 +308,7 @@ impl Home {
     }
 }
 
-impl Driver for DeviceDriver {
+impl PageMover for DeviceDriver {
     type Region = Arc<Home>;
     type Memory = Arc<Home>;
     type Ticket = Arc<Event>;

@@ -3,7 +3,7 @@
 
 use crate::Tensor;
 use half_step::{narrow, widen};
-use lion::arithmetic::philox::Words;
+use lion::arithmetic::philox::PhiloxKey;
 use lion::quant::{CODEBOOK, ZERO_CODE, position};
 use lion::{
     Dtype,
@@ -61,10 +61,10 @@ pub fn reference_step(
     let (p, g) = (widen(param), widen(grad));
     let m = momentum(state);
     assert!(p.len() == g.len() && p.len() == m.len());
-    let lr = limited_lr(rule, &p, &g, &m) as f32;
+    let lr = clipped_lr(rule, &p, &g, &m) as f32;
     let decay = (1.0 - rule.lr * rule.weight_decay) as f32;
     let mut words = vec![0; p.len()];
-    let source = Words {
+    let source = PhiloxKey {
         seed: rule.seed,
         step,
     };
@@ -161,7 +161,7 @@ fn quantize(m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
     top
 }
 
-fn limited_lr(rule: &Rule, p: &[f32], g: &[f32], m: &[f32]) -> f64 {
+fn clipped_lr(rule: &Rule, p: &[f32], g: &[f32], m: &[f32]) -> f64 {
     if rule.max_unorm <= 0.0 {
         return rule.lr;
     }

@@ -6,9 +6,9 @@ use super::super::{generic, scalar};
 use super::tables::{
     KEY_BASE, LAST_KEY, LAST_PIECE, OFFSET, OFFSET_BYTES, ROWS, SLOPE, SLOPE_BYTES,
 };
-use crate::job::{Job, Rule, StateMut, View};
+use crate::job::{Job, KernelOptions, StateMut, View};
 use half::{bf16, f16};
-use lion_core::philox::Words;
+use lion_core::philox::PhiloxKey;
 use lion_core::{Slice, SliceMut, SumSquares};
 use lion_quant::{CODEBOOK, THRESHOLDS};
 use std::arch::x86_64::*;
@@ -60,7 +60,7 @@ static SEARCH: Search = {
     search
 };
 
-/// Words `8 * j` and on.
+/// PhiloxKey `8 * j` and on.
 ///
 /// # Safety
 /// `8 * j + 8` words can be read, and the CPU has AVX2.
@@ -517,7 +517,12 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn words(self, words: Words, first: u64, out: &mut MaybeUninit<[u32; 256]>) -> &mut [u32; 256] {
+    fn words(
+        self,
+        words: PhiloxKey,
+        first: u64,
+        out: &mut MaybeUninit<[u32; 256]>,
+    ) -> &mut [u32; 256] {
         let key = [words.seed as u32, (words.seed >> 32) as u32];
         intrinsics! {
             let step = (

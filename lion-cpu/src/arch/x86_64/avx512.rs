@@ -2,9 +2,9 @@
 
 use super::super::vector::{Lane, Vector};
 use super::super::{generic, scalar};
-use crate::job::{Job, Rule, StateMut, View};
+use crate::job::{Job, KernelOptions, StateMut, View};
 use half::{bf16, f16};
-use lion_core::philox::Words;
+use lion_core::philox::PhiloxKey;
 use lion_core::{Slice, SliceMut, SumSquares};
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -56,7 +56,7 @@ static UPPER_WORDS: [u16; 32] = {
     words
 };
 
-/// Words `16 * j` and on.
+/// PhiloxKey `16 * j` and on.
 ///
 /// # Safety
 /// `16 * j + 16` words can be read, and the CPU has AVX-512.
@@ -372,7 +372,12 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    fn words(self, words: Words, first: u64, out: &mut MaybeUninit<[u32; 256]>) -> &mut [u32; 256] {
+    fn words(
+        self,
+        words: PhiloxKey,
+        first: u64,
+        out: &mut MaybeUninit<[u32; 256]>,
+    ) -> &mut [u32; 256] {
         let key = [words.seed as u32, (words.seed >> 32) as u32];
         intrinsics! {
             let step = (
@@ -390,7 +395,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
                     [groups, _mm512_srli_epi64::<32>(groups), step.0, step.1]
                 });
                 for (j, [c0, c1, c2, c3]) in self.philox(counters, key).into_iter().enumerate() {
-                    // Words 0 and 1 of a group side by side, words 2 and 3, then the pairs in order. (A
+                    // PhiloxKey 0 and 1 of a group side by side, words 2 and 3, then the pairs in order. (A
                     // shift of 32 would be compiled into a product of 64 bits, which takes far longer.)
                     let high = 0xAAAA; // the high half of each lane
                     let pair01 = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(c0, high, c1);

@@ -16,7 +16,7 @@ macro_rules! kernel {
                     g: &[G],
                     state: StateMut<'_>,
                     first: u64,
-                    rule: &Rule,
+                    rule: &KernelOptions,
                 ) -> u64 {
                     if rule.is_plain() {
                         generic::step::<_, _, _, true>(v, p, g, state, first, rule)

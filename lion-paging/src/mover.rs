@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Bytes are the same wherever they are: a driver moves them and never changes them. A fetch or an
 /// eviction is queued and returns at once with a ticket; evictions are done in the order in which they are
 /// queued, so to wait for the last is to wait for all. A region is freed when all its handles and its memory are dropped.
-pub trait Driver: Debug + Send + Sync + 'static {
+pub trait PageMover: Debug + Send + Sync + 'static {
     /// A handle of the memory of one state, to move its parts by.
     type Region: Clone + Debug + Send + Sync;
     /// The memory itself, for its owner to read and write.

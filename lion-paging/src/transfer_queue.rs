@@ -81,7 +81,7 @@ impl Drop for Promise {
 /// One or more helper threads. They end when this is dropped, after what is queued. Of one, transfers are
 /// done in order; of more, they are begun in order.
 #[derive(Debug)]
-pub(crate) struct Lane<J> {
+pub(crate) struct TransferQueue<J> {
     shared: Arc<Shared<J>>,
     threads: Vec<JoinHandle<()>>,
     /// The process in which the threads run.
@@ -111,9 +111,9 @@ impl<J> Shared<J> {
     }
 }
 
-impl<J: Job> Lane<J> {
+impl<J: Job> TransferQueue<J> {
     pub(crate) fn new(name: &str, threads: usize) -> io::Result<Self> {
-        let mut lane = Lane {
+        let mut lane = TransferQueue {
             shared: Arc::new(Shared {
                 queue: Mutex::new(Queue {
                     jobs: VecDeque::new(),
@@ -143,7 +143,7 @@ impl<J: Job> Lane<J> {
     }
 }
 
-impl<J> Drop for Lane<J> {
+impl<J> Drop for TransferQueue<J> {
     fn drop(&mut self) {
         if !self.process.is_current() {
             // A child made by `fork` has no such threads: to wait for them is to wait for ever, as may be to
@@ -241,7 +241,7 @@ mod tests {
     }
 
     fn errors<const GOOD: bool>(codes: &[i32]) -> Vec<Option<i32>> {
-        let lane = Lane::new("test", 1).unwrap();
+        let lane = TransferQueue::new("test", 1).unwrap();
         let codes = codes.iter();
         let tickets: Vec<_> = codes
             .map(|&code| lane.queue(Numbered::<GOOD>(code)))
@@ -285,7 +285,7 @@ mod tests {
     fn a_panic_fails_its_transfer_and_all_later_ones() {
         for place in ["start", "finish"] {
             for threads in [1, 2] {
-                let lane = Lane::new("test", threads).unwrap();
+                let lane = TransferQueue::new("test", threads).unwrap();
                 assert!(lane.queue(Panics("")).wait().1.is_ok());
                 let tickets = [place, "", ""].map(|place| lane.queue(Panics(place)));
                 let texts = tickets.map(|ticket| ticket.wait().1.map_err(|e| e.to_string()));

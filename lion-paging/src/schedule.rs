@@ -6,7 +6,7 @@
 //! waits for a piece waits for uses that began before it and wait for nothing themselves.
 
 use crate::pager::{Core, Pager, Run};
-use crate::{Action, Driver, Piece, Use, Visit};
+use crate::{Access, Action, PageMover, Pass, Piece};
 use lion_core::{PagedState, PagingError};
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -18,22 +18,22 @@ const SHORT: Duration = Duration::from_micros(20);
 /// A walk over the uses of a plan, by any number of threads.
 ///
 /// Positions are acquired in rising order, each once, and released in any order. A thread that holds one and
-/// wants another uses [`try_acquire`](Walk::try_acquire): where the second is fetched only after the first is
-/// released, [`acquire`](Walk::acquire) would wait for ever, as for a mutex that the thread itself has locked.
+/// wants another uses [`try_acquire`](ScheduleRun::try_acquire): where the second is fetched only after the first is
+/// released, [`acquire`](ScheduleRun::acquire) would wait for ever, as for a mutex that the thread itself has locked.
 ///
 /// A walk that is dropped before its end leaves its uses out. A state that is dropped during a walk is freed
 /// at its end.
 #[derive(Debug)]
-pub struct Walk<'p, D: Driver> {
+pub struct ScheduleRun<'p, D: PageMover> {
     pager: &'p Pager<D>,
     _turn: MutexGuard<'p, ()>,
 }
 
-impl<'p, D: Driver> Walk<'p, D> {
+impl<'p, D: PageMover> ScheduleRun<'p, D> {
     pub(crate) fn new(
         pager: &'p Pager<D>,
-        uses: &[Use],
-        visit: Visit,
+        uses: &[Access],
+        visit: Pass,
     ) -> Result<Self, PagingError> {
         pager.process.check()?;
         let this = std::thread::current().id();
@@ -52,7 +52,7 @@ impl<'p, D: Driver> Walk<'p, D> {
                 Action::Fetch { piece, .. } => {
                     fetched.insert(piece, i + 1);
                 }
-                Action::Use(position) => {
+                Action::Access(position) => {
                     ready[position] = fetched.get(&uses[position].piece).copied().unwrap_or(0);
                 }
                 Action::Evict { .. } => {}
@@ -65,16 +65,16 @@ impl<'p, D: Driver> Walk<'p, D> {
             ready,
             next: 0,
             held: vec![false; uses.len()],
-            counted: visit != Visit::Aside,
+            counted: visit != Pass::Aside,
             error: None,
         });
         advance(&pager.driver, &mut core, false);
         drop(core);
-        Ok(Walk { pager, _turn: turn })
+        Ok(ScheduleRun { pager, _turn: turn })
     }
 
     /// Waits until the piece of a position is resident, and holds it until it is
-    /// [`release`](Walk::release)d. On a device, what is queued next waits. A position that is held may be
+    /// [`release`](ScheduleRun::release)d. On a device, what is queued next waits. A position that is held may be
     /// acquired again, and is released once.
     ///
     /// # Errors
@@ -91,10 +91,10 @@ impl<'p, D: Driver> Walk<'p, D> {
     }
 
     /// Waits until the piece of a position is resident, or its use is over, and does not hold it: for a
-    /// thread that goes on with [`try_acquire`](Walk::try_acquire) while others do so, too.
+    /// thread that goes on with [`try_acquire`](ScheduleRun::try_acquire) while others do so, too.
     ///
     /// # Errors
-    /// As [`acquire`](Walk::acquire).
+    /// As [`acquire`](ScheduleRun::acquire).
     pub fn wait(&self, position: usize) -> Result<(), PagingError> {
         self.pager.process.check()?;
         let start = Instant::now();
@@ -131,10 +131,10 @@ impl<'p, D: Driver> Walk<'p, D> {
         Ok(())
     }
 
-    /// As [`acquire`](Walk::acquire), and false where that would wait.
+    /// As [`acquire`](ScheduleRun::acquire), and false where that would wait.
     ///
     /// # Errors
-    /// As [`acquire`](Walk::acquire).
+    /// As [`acquire`](ScheduleRun::acquire).
     pub fn try_acquire(&self, position: usize) -> Result<bool, PagingError> {
         let mut core = self.pager.core();
         let this = run(&mut core)?;
@@ -188,7 +188,7 @@ impl<'p, D: Driver> Walk<'p, D> {
     }
 }
 
-impl<D: Driver> Drop for Walk<'_, D> {
+impl<D: PageMover> Drop for ScheduleRun<'_, D> {
     fn drop(&mut self) {
         if !self.pager.process.is_current() {
             // Another thread of the parent may have held the lock.
@@ -203,7 +203,7 @@ impl<D: Driver> Drop for Walk<'_, D> {
 }
 
 /// The plan that is being carried out.
-fn run<D: Driver>(core: &mut Core<D>) -> Result<&mut Run, PagingError> {
+fn run<D: PageMover>(core: &mut Core<D>) -> Result<&mut Run, PagingError> {
     // Only a driver that has panicked takes it from its walk.
     let lost = || PagingError::Unsupported {
         missing: "the driver panicked in the middle of a walk".to_owned(),
@@ -238,7 +238,7 @@ impl Run {
 }
 
 /// The piece of a position and its fetch.
-fn ticket<D: Driver>(core: &mut Core<D>, position: usize) -> Option<(Piece, Option<D::Ticket>)> {
+fn ticket<D: PageMover>(core: &mut Core<D>, position: usize) -> Option<(Piece, Option<D::Ticket>)> {
     let piece = *core.run.as_ref()?.uses.get(position)?;
     let ticket = core.entry(piece)?.ticket.clone();
     Some((piece, ticket))
@@ -246,7 +246,7 @@ fn ticket<D: Driver>(core: &mut Core<D>, position: usize) -> Option<(Piece, Opti
 
 /// Queues what comes next in the plan, up to an eviction that has to wait for a use. `end` goes to the
 /// plan's end, past uses that will not be.
-fn advance<D: Driver>(driver: &D, core: &mut Core<D>, end: bool) {
+fn advance<D: PageMover>(driver: &D, core: &mut Core<D>, end: bool) {
     let Some(mut run) = core.run.take() else {
         return;
     };
@@ -254,7 +254,7 @@ fn advance<D: Driver>(driver: &D, core: &mut Core<D>, end: bool) {
         && (end || run.error.is_none())
     {
         let done = match *action {
-            Action::Use(position) => {
+            Action::Access(position) => {
                 if let Some(entry) = core.entry(run.uses[position]) {
                     entry.pending += 1;
                 }
@@ -291,7 +291,7 @@ fn advance<D: Driver>(driver: &D, core: &mut Core<D>, end: bool) {
     core.run = Some(run);
 }
 
-fn fetch<D: Driver>(
+fn fetch<D: PageMover>(
     driver: &D,
     core: &mut Core<D>,
     piece: Piece,
@@ -318,7 +318,7 @@ fn fetch<D: Driver>(
     Ok(())
 }
 
-fn evict<D: Driver>(
+fn evict<D: PageMover>(
     driver: &D,
     core: &mut Core<D>,
     piece: Piece,
