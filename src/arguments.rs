@@ -42,11 +42,7 @@ pub fn update<'a>(
     param: impl IntoParam<'a>,
     grad: impl IntoGrad<'a>,
 ) -> Update<'a> {
-    Update {
-        handle,
-        param: param.into_param(),
-        grad: grad.into_grad(),
-    }
+    Update::new(handle, param.into_param(), grad.into_grad())
 }
 
 impl<'a> IntoUpdate<'a> for Update<'a> {

@@ -16,15 +16,11 @@ where
 {
     fn into_param(self) -> ParamMut<'a> {
         let contiguous = self.as_slice_memory_order().is_some();
-        let layout = MemoryOrder::of(self.shape(), self.strides(), contiguous);
-        let shape = Some(self.shape().into());
-        // Nothing is read of an array with gaps but its layout.
+        let order = MemoryOrder::of(self.shape(), self.strides(), contiguous);
+        let shape: Box<[usize]> = self.shape().into();
+        // Of an array with gaps only the order is read.
         let slice = self.into_slice_memory_order().unwrap_or_default();
-        ParamMut {
-            data: slice.into().into(),
-            layout,
-            shape,
-        }
+        ParamMut::new(slice.into(), order).with_shape(&shape)
     }
 }
 
@@ -46,12 +42,9 @@ where
 {
     fn into_grad(self) -> Option<GradRef<'a>> {
         let slice = self.to_slice_memory_order();
-        let layout = MemoryOrder::of(self.shape(), self.strides(), slice.is_some());
-        Some(GradRef {
-            data: slice.unwrap_or_default().into().into(),
-            layout,
-            shape: Some(self.shape().into()),
-        })
+        let order = MemoryOrder::of(self.shape(), self.strides(), slice.is_some());
+        let grad = GradRef::new(slice.unwrap_or_default().into(), order);
+        Some(grad.with_shape(self.shape()))
     }
 }
 

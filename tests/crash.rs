@@ -14,7 +14,7 @@ const N: usize = 400_000;
 const KILLS: usize = 100;
 
 fn optimizer() -> Lion {
-    let mut lion: Lion = Lion8bit::builder().lr(0.5).build().unwrap().into();
+    let mut lion = Lion8bit::builder().lr(0.5).build().unwrap();
     for name in ["a", "b"] {
         lion.register(ParamSpec::new(name, N, Dtype::F32)).unwrap();
     }

@@ -309,19 +309,15 @@ fn records_that_do_not_fit_are_refused() {
             "state absmax: the record has others, wanted finite numbers, and none below 0 in absmax",
         ),
     ] {
-        let record = StateRecord {
-            steps: 3,
-            seed: 4,
-            layout: None,
-            planes,
-        };
+        let record = StateRecord::new(3, planes).seed(4).order(None);
         let error = lion.import_state(w, &record).unwrap_err();
         assert_eq!(error.to_string(), format!("parameter `w`: {message}"));
         assert_eq!(lion.export_state(w).unwrap(), before);
     }
-    let record = StateRecord {
-        steps: u64::MAX,
-        ..before.clone()
+    let record = {
+        let mut record = before.clone();
+        record.steps = u64::MAX;
+        record
     };
     let error = lion.import_state(w, &record).unwrap_err();
     assert!(
@@ -426,9 +422,10 @@ fn an_order_with_gaps_is_refused() {
         permuted(&[(usize::MAX, 1), (2, isize::MAX)]),
         permuted(&[]),
     ] {
-        let record = StateRecord {
-            layout: Some(order.clone()),
-            ..good.clone()
+        let record = {
+            let mut record = good.clone();
+            record.order = Some(order.clone());
+            record
         };
         let error = fixture.lion.import_state(fixture.a, &record).unwrap_err();
         let message = error.to_string();
@@ -445,15 +442,16 @@ fn an_order_with_gaps_is_refused() {
         });
         let mut p = [1.0f32; 4];
         let mut update = update(c, &mut p, &[1.0f32; 4]);
-        update.param.layout = order.clone();
-        update.grad.as_mut().unwrap().layout = order;
+        update.param.order = order.clone();
+        update.grad.as_mut().unwrap().order = order;
         let error = fixture.lion.step([update]).unwrap_err();
         assert!(matches!(error, Error::NotContiguous { .. }), "{error}");
         fixture = Fixture::new();
     }
-    let record = StateRecord {
-        layout: Some(permuted(&[(2, 1), (2, -2)])),
-        ..good
+    let record = {
+        let mut record = good;
+        record.order = Some(permuted(&[(2, 1), (2, -2)]));
+        record
     };
     fixture.lion.import_state(fixture.a, &record).unwrap();
 }

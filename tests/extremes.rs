@@ -111,12 +111,7 @@ fn run(
     let handle = lion
         .register(ParamSpec::new("p", N, dtypes.0).overrides(overrides))
         .unwrap();
-    let record = StateRecord {
-        steps: 7,
-        seed: 9,
-        layout: None,
-        planes,
-    };
+    let record = StateRecord::new(7, planes).seed(9).order(None);
     lion.import_state(handle, &record).unwrap();
     let mut skipped = 0;
     for _ in 0..3 {

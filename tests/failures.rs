@@ -113,8 +113,8 @@ fn ordered<'a>(w: Handle, p: &'a mut [f32], g: &'a [f32], columns: bool) -> Upda
     let mut update = update(w, p, g);
     if columns {
         let order = MemoryOrder::Permuted(Box::new([(2, 1), (3, 2)]));
-        update.param.layout = order.clone();
-        update.grad.as_mut().unwrap().layout = order;
+        update.param.order = order.clone();
+        update.grad.as_mut().unwrap().order = order;
     }
     update
 }
@@ -177,13 +177,14 @@ impl DeviceMemory for Elsewhere {
 }
 
 fn record(handle: Handle) -> ParamRecord {
-    ParamRecord {
-        handle,
-        group: None,
-        overrides: Overrides::new(),
-        steps: 3,
-        seed: 4,
-        order: Some(MemoryOrder::RowMajor),
+    {
+        let mut record = ParamRecord::new(handle);
+        record.group = None;
+        record.overrides = Overrides::new();
+        record.steps = 3;
+        record.seed = 4;
+        record.order = Some(MemoryOrder::RowMajor);
+        record
     }
 }
 
@@ -221,15 +222,14 @@ fn broken() -> (Lion, Handle, Handle, FailingWrites) {
 }
 
 fn filled(code: u8) -> StateRecord {
-    StateRecord {
-        steps: 3,
-        seed: 4,
-        layout: Some(MemoryOrder::RowMajor),
-        planes: Planes::Blockwise8 {
+    StateRecord::new(
+        3,
+        Planes::Blockwise8 {
             codes: vec![code; 300],
             absmax: vec![f32::from(code); 2],
         },
-    }
+    )
+    .seed(4)
 }
 
 #[test]

@@ -29,15 +29,14 @@ fn shown() -> Lion {
     let w = lion
         .register(spec.overrides(Overrides::new().seed(258)))
         .unwrap();
-    let record = StateRecord {
-        steps: 2,
-        seed: 258,
-        layout: Some(MemoryOrder::RowMajor),
-        planes: Planes::Blockwise8 {
+    let record = StateRecord::new(
+        2,
+        Planes::Blockwise8 {
             codes: vec![0, 127, 128, 200, 255],
             absmax: vec![1.5],
         },
-    };
+    )
+    .seed(258);
     lion.import_state(w, &record).unwrap();
     lion
 }
@@ -550,9 +549,10 @@ fn what_is_loaded_and_stepped_is_saved_so_that_it_loads() {
     // An order with gaps, where it can be imported at all.
     let mut lion = optimizer();
     let w = lion.handle("turned").unwrap();
-    let record = StateRecord {
-        layout: Some(MemoryOrder::Permuted([(4, 1), (6, 5)].into())),
-        ..lion.export_state(w).unwrap()
+    let record = {
+        let mut record = lion.export_state(w).unwrap();
+        record.order = Some(MemoryOrder::Permuted([(4, 1), (6, 5)].into()));
+        record
     };
     if lion.import_state(w, &record).is_ok() {
         let error = lion.save(&path).unwrap_err().to_string();

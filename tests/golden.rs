@@ -96,12 +96,7 @@ fn replay(name: &str) {
         let mut param = golden.params[t].clone();
         let spec = ParamSpec::new("p", param.len(), param.dtype());
         let handle = lion.register(spec.overrides(golden.overrides)).unwrap();
-        let record = StateRecord {
-            steps: t as u64,
-            seed: 0,
-            layout: None,
-            planes: golden.states[t].clone(),
-        };
+        let record = StateRecord::new(t as u64, golden.states[t].clone()).order(None);
         lion.import_state(handle, &record).unwrap();
         let updates = [update(handle, param.slice_mut(), golden.grads[t].slice())];
         let report = lion.step(updates).unwrap();

@@ -143,15 +143,14 @@ fn parent() {
             let handle = run.handles[1];
             let state = run.lion().state(handle).unwrap();
             let read = state.read(0, 0, &mut buffer).map_err(Error::from);
-            let mut record = StateRecord {
-                steps: 0,
-                seed: 0,
-                layout: None,
-                planes: lion::backend::Planes::Blockwise8 {
+            let mut record = StateRecord::new(
+                0,
+                lion::backend::Planes::Blockwise8 {
                     codes: vec![1; N],
                     absmax: vec![1.0; N.div_ceil(256)],
                 },
-            };
+            )
+            .order(None);
             record.steps += 1;
             let written = run.lion().import_state(handle, &record);
             is_refused(read, parent) && is_refused(written, parent)

@@ -141,10 +141,7 @@ impl Quantizer {
         let n = rng.below(1100);
         let scale = 10f32.powi(rng.below(76) as i32 - 38);
         let m: Vec<f32> = rng.spread(n, 9.0).iter().map(|x| x * scale).collect();
-        let drawn = PhiloxKey {
-            seed,
-            step: rng.next_u64(),
-        };
+        let drawn = PhiloxKey::new(seed, rng.next_u64());
         [None, Some(drawn)].into_iter().all(|words| {
             let (codes, absmax) = self.quantize(&m, words);
             let (mut codes2, mut absmax2) = (vec![0; n], vec![0.0; n.div_ceil(256)]);
@@ -184,7 +181,7 @@ impl Quantizer {
         let at = position(0.3);
         let (mut sum, mut count) = (0u64, 0u64);
         for step in 0..(DRAWS / 254) as u64 {
-            let (codes, _) = self.quantize(&m, Some(PhiloxKey { seed: 42, step }));
+            let (codes, _) = self.quantize(&m, Some(PhiloxKey::new(42, step)));
             assert!([-at.floor(), -at.ceil()].contains(&(f32::from(codes[1]) - 127.0)));
             for &code in &codes[2..] {
                 let k = f32::from(code) - 127.0;

@@ -165,7 +165,7 @@ fn a_reset_zeroes_whole_blocks_on_every_backend() {
                     "{name}, {bits} bits, {range:?}"
                 );
                 assert_eq!((after.steps, after.seed), (before.steps, before.seed));
-                assert_eq!(after.layout, before.layout);
+                assert_eq!(after.order, before.order);
             }
         }
     }

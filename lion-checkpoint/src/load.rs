@@ -223,13 +223,14 @@ fn compare<R: Read + Seek + Send>(
             }
             None => {}
         }
-        records.push(ParamRecord {
-            handle: info.handle,
-            group: tensor.group,
-            overrides: tensor.overrides,
-            steps: tensor.steps,
-            seed: tensor.seed,
-            order: tensor.order,
+        records.push({
+            let mut record = ParamRecord::new(info.handle);
+            record.group = tensor.group;
+            record.overrides = tensor.overrides;
+            record.steps = tensor.steps;
+            record.seed = tensor.seed;
+            record.order = tensor.order;
+            record
         });
         planes.push(tensor.planes);
         report.loaded.push(tensor.name);

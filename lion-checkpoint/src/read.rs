@@ -122,10 +122,7 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         let mut checkpoint = Checkpoint {
             preamble,
             library: head.library,
-            settings: OptimizerConfig {
-                defaults: head.defaults.read(),
-                groups,
-            },
+            settings: OptimizerConfig::new(head.defaults.read(), groups),
             tensors,
             first: source.position(),
             source,
@@ -271,7 +268,7 @@ fn groups<R: Read + Seek>(
         check_length("the length of a group's name", &name)
             .map_err(|damage| source.damaged(start, None, damage))?;
         let overrides = overrides.read();
-        groups.push(Group { name, overrides });
+        groups.push(Group::new(name, overrides));
         starts.push(start);
     }
     let mut names = HashSet::with_capacity(groups.len());

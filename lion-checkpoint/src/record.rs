@@ -148,11 +148,13 @@ impl OverridesRecord {
     }
 }
 
-pub(super) fn dtype_code(dtype: Dtype) -> u8 {
+/// `None` for a type that the format has no code for.
+pub(super) fn dtype_code(dtype: Dtype) -> Option<u8> {
     match dtype {
-        Dtype::F32 => 0,
-        Dtype::F16 => 1,
-        Dtype::Bf16 => 2,
+        Dtype::F32 => Some(0),
+        Dtype::F16 => Some(1),
+        Dtype::Bf16 => Some(2),
+        _ => None,
     }
 }
 

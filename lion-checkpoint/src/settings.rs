@@ -188,7 +188,10 @@ impl Snapshot {
             *optimizer.defaults(),
         ));
         let mut names: HashSet<Arc<str>> = HashSet::new();
-        for Group { name, overrides } in optimizer.groups() {
+        for Group {
+            name, overrides, ..
+        } in optimizer.groups()
+        {
             let (name, before) = match self.groups.remove_entry(name.as_str()) {
                 Some((name, before)) => (name, Some(before)),
                 None => (name.as_str().into(), None),

@@ -4,6 +4,7 @@ use super::error::{CheckpointError, Damage};
 use super::record::{
     CONFIG, GroupRecord, HeadRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, PlaneRecord, Preamble,
     TensorRecord, VERSION, align, axes_of, check_axes, check_steps, dtype_code, layout_named,
+    value,
 };
 use super::source::PART;
 use bincode::Encode;
@@ -181,11 +182,14 @@ fn tensor(
             layout: info.layout,
         });
     };
+    let dtype = dtype_code(info.dtype)
+        .ok_or_else(|| value("the type", info.dtype, "f32, f16 or bf16"))
+        .map_err(unrepresentable)?;
     let planes = code.layout.planes().iter();
     Ok(TensorRecord {
         name: info.name.to_owned(),
         len: info.len as u64,
-        dtype: dtype_code(info.dtype),
+        dtype,
         layout: code.code,
         block: code.block,
         codebook: code.codebook,

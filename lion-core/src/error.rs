@@ -51,6 +51,7 @@ impl fmt::Display for Operand {
 
 /// Blocks of one parameter whose new momentum is not finite.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SkippedBlocks {
     /// Name of the parameter.
     pub parameter: Arc<str>,

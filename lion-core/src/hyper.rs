@@ -6,6 +6,7 @@ use std::fmt;
 
 /// Width of the state: 8 bits an element, blockwise quantized, or 32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Bits {
     /// One `u8` code an element and one `f32` absmax a block of 256.
     Eight,
@@ -36,6 +37,7 @@ impl fmt::Display for Bits {
 /// because the vector kernels of the CPU do not even test each momentum, but only bounds on
 /// gradients and momenta. A trainer that can meet either checks its parameters itself, for example before it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum OnNonFinite {
     /// A block of 256 elements with such a momentum keeps its parameter and state, and is counted in
     /// the report. The other blocks are stepped.
@@ -50,6 +52,7 @@ pub enum OnNonFinite {
 ///
 /// [`Default`] gives the defaults of bitsandbytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Hyper {
     /// Learning rate, before the multiplier. Default 1e-4.
     pub lr: f64,
@@ -341,6 +344,7 @@ fn invalid(scope: Scope, name: &'static str, given: f64, wanted: &'static str) -
 
 /// What a step does about an update whose gradient is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum MissingGradient {
     /// The step returns [`Error::MissingGradient`] and changes nothing.
     #[default]

@@ -147,6 +147,7 @@ impl<'a> StateMut<'a> {
                 let absmax = &mut absmax[..second.len()];
                 StateMut::Blockwise8(&mut codes[first], bytemuck::cast_slice_mut(absmax))
             }
+            bits => unreachable!("no state of {bits} was allocated"),
         }
     }
 }
@@ -161,6 +162,7 @@ impl<'a> StateRef<'a> {
                 let absmax = &bytes[pieces.plane(piece, 1)];
                 StateRef::Blockwise8(first, bytemuck::cast_slice(absmax))
             }
+            bits => unreachable!("no state of {bits} was allocated"),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! States in a memory-mapped file, of which a part is resident.
 
 use lion_core::{
-    BackendError, Bits, Momentum32, PagedState, PagingError, PlaneType, State, StateLayout,
-    TensorStep,
+    BackendError, Bits, PagedState, PagingError, PlaneType, State, StateLayout, TensorStep,
 };
 use lion_paging::{Access, HostMemory, HostMover, Pager, Pass, Pieces, StatePages};
-use lion_quant::{Blockwise8, ZERO_CODE};
+use lion_quant::{ZERO_CODE, state_layout};
 use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,10 +23,7 @@ impl PagedCpuState {
         bits: Bits,
         len: usize,
     ) -> Result<Self, BackendError> {
-        let layout: &'static dyn StateLayout = match bits {
-            Bits::ThirtyTwo => &Momentum32,
-            Bits::Eight => &Blockwise8,
-        };
+        let layout = state_layout(bits).ok_or_else(|| BackendError::no_state_of("cpu", bits))?;
         let (pages, memory) = pager.allocate(layout, len)?;
         let mut state = PagedCpuState { pages, memory };
         if bits == Bits::Eight {

@@ -358,11 +358,7 @@ mod tests {
         let handle = lion.register(ParamSpec::new("w", N, Dtype::F32)).unwrap();
         let (mut param, grad) = (vec![0.0f32; N], vec![1.0f32; N]);
         let step = || {
-            let update = Update {
-                handle,
-                param: param.as_mut_slice().into(),
-                grad: Some(grad.as_slice().into()),
-            };
+            let update = Update::new(handle, param.as_mut_slice(), Some(grad.as_slice().into()));
             lion.step(StepArgs::new(), [update])
         };
         let panic = catch_unwind(AssertUnwindSafe(step)).unwrap_err();

@@ -33,6 +33,7 @@ impl CpuState {
                 codes: filled(ZERO_CODE, len)?,
                 absmax: filled(0.0, len.div_ceil(BLOCK))?,
             },
+            bits => return Err(BackendError::no_state_of("cpu", bits)),
         })
     }
 }

@@ -19,6 +19,7 @@ use lion_core::{
     Slice, State, StateRequest, Storage, StorageMut, TensorStep,
 };
 use lion_paging::{Pager, Paging};
+use lion_quant::state_layout;
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -569,6 +570,9 @@ impl Backend for Cuda {
 
     fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
         let StateRequest { bits, len, .. } = *request;
+        if state_layout(bits).is_none() {
+            return Err(BackendError::no_state_of(&self.name, bits));
+        }
         let state = match &self.pager {
             Some(pager) if request.paged && len > 0 => {
                 CudaState::paged_zero(&self.counters, pager, bits, len)?

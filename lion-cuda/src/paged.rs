@@ -256,6 +256,7 @@ fn of_piece(tensor: &Tensor<'_>, piece: usize) -> (Record, u64) {
     let (state, absmax) = match tensor.kind.bits {
         Bits::ThirtyTwo => (address(0, 4 * RUN), 0),
         Bits::Eight => (address(0, RUN), address(1, 4 * RUN / BLOCK)),
+        bits => unreachable!("no state of {bits} was allocated"),
     };
     let record = Record {
         state,

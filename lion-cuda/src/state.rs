@@ -5,9 +5,9 @@ use crate::counters::{Counter, Counters};
 use crate::driver::Session;
 use crate::memory::{Buffer, DeviceDriver, Home};
 use crate::paged;
-use lion_core::{BackendError, Bits, Momentum32, PagedState, PlaneSpec, State, StateLayout};
+use lion_core::{BackendError, Bits, PagedState, PlaneSpec, State, StateLayout};
 use lion_paging::{Pager, StatePages};
-use lion_quant::{Blockwise8, ZERO_CODE};
+use lion_quant::{ZERO_CODE, state_layout};
 use std::sync::Arc;
 
 /// Planes start at multiples of this, which is more than any access of the kernels asks for.
@@ -138,10 +138,7 @@ impl CudaState {
 }
 
 fn layout(bits: Bits) -> &'static dyn StateLayout {
-    match bits {
-        Bits::Eight => &Blockwise8,
-        Bits::ThirtyTwo => &Momentum32,
-    }
+    state_layout(bits).unwrap_or_else(|| unreachable!("no state of {bits} was allocated"))
 }
 
 /// Where in the allocation of an 8-bit state the absmax begin, after the codes.

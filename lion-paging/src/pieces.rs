@@ -202,16 +202,8 @@ mod tests {
         }
 
         fn planes(&self) -> &'static [PlaneSpec] {
-            const CODES: PlaneSpec = PlaneSpec {
-                name: "codes",
-                plane_type: PlaneType::U8,
-                elements: 1,
-            };
-            const ABSMAX: PlaneSpec = PlaneSpec {
-                name: "absmax",
-                plane_type: PlaneType::F32,
-                elements: BLOCK,
-            };
+            const CODES: PlaneSpec = PlaneSpec::new("codes", PlaneType::U8, 1);
+            const ABSMAX: PlaneSpec = PlaneSpec::new("absmax", PlaneType::F32, BLOCK);
             &[CODES, ABSMAX]
         }
     }

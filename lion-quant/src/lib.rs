@@ -29,7 +29,22 @@ pub use blockwise::{
 pub use codebook::{CODEBOOK, MAGNITUDES, ZERO_CODE};
 pub use position::{OFFSETS, PIECES, SLOPES, THRESHOLDS, position};
 
-use lion_core::{BLOCK, Bits, PlaneSpec, PlaneType, StateLayout};
+use lion_core::{BLOCK, Bits, Momentum32, PlaneSpec, PlaneType, StateLayout};
+
+/// Returns the layout of the states of a width, or `None` if there is none.
+///
+/// ```
+/// use lion_core::Bits;
+/// let layout = lion_quant::state_layout(Bits::Eight).expect("8 bits are known");
+/// assert_eq!(layout.bytes(1024), 1024 + 4 * 4);
+/// ```
+pub fn state_layout(bits: Bits) -> Option<&'static dyn StateLayout> {
+    match bits {
+        Bits::Eight => Some(&Blockwise8),
+        Bits::ThirtyTwo => Some(&Momentum32),
+        _ => None,
+    }
+}
 
 /// The blockwise 8-bit state: `codes: u8[n]` and `absmax: f32[ceil(n / 256)]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,17 +60,10 @@ impl StateLayout for Blockwise8 {
     }
 
     fn planes(&self) -> &'static [PlaneSpec] {
-        &[
-            PlaneSpec {
-                name: "codes",
-                plane_type: PlaneType::U8,
-                elements: 1,
-            },
-            PlaneSpec {
-                name: "absmax",
-                plane_type: PlaneType::F32,
-                elements: BLOCK,
-            },
-        ]
+        const PLANES: [PlaneSpec; 2] = [
+            PlaneSpec::new("codes", PlaneType::U8, 1),
+            PlaneSpec::new("absmax", PlaneType::F32, BLOCK),
+        ];
+        &PLANES
     }
 }

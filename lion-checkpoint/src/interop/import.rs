@@ -77,13 +77,14 @@ pub fn import_from<R: Read + Seek>(
         }
         reader.check(&info, &tensors)?;
         let steps = reader.steps(&name, &tensors)?;
-        records.push(ParamRecord {
-            handle: info.handle,
-            group: None,
-            overrides: info.overrides,
-            steps,
-            seed: info.hyper.seed,
-            order: (steps > 0).then_some(MemoryOrder::RowMajor),
+        records.push({
+            let mut record = ParamRecord::new(info.handle);
+            record.group = None;
+            record.overrides = info.overrides;
+            record.steps = steps;
+            record.seed = info.hyper.seed;
+            record.order = (steps > 0).then_some(MemoryOrder::RowMajor);
+            record
         });
         sources.push(tensors);
         report.loaded.push(name);

@@ -47,6 +47,7 @@ fn planes(bits: Bits) -> &'static [(&'static str, Dtype)] {
     match bits {
         Bits::ThirtyTwo => &[("state1", Dtype::F32)],
         Bits::Eight => &[("state1", Dtype::U8), ("absmax1", Dtype::F32)],
+        _ => &[],
     }
 }
 

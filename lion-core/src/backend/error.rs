@@ -126,6 +126,14 @@ impl BackendError {
         matches!(self, BackendError::Paging(PagingError::OtherProcess { .. }))
     }
 
+    /// Returns the error of a backend that has no state of this width.
+    pub fn no_state_of(backend: &str, bits: Bits) -> Self {
+        BackendError::Unavailable {
+            backend: backend.to_owned(),
+            reason: format!("it has no state of {bits} per element"),
+        }
+    }
+
     /// Marks this error as met before the step changed anything.
     #[must_use]
     pub fn not_begun(self) -> Self {

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 /// Type of the numbers of a state plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PlaneType {
     /// One byte.
     U8,
@@ -26,6 +27,7 @@ impl PlaneType {
 
 /// One plane of a state: a vector of numbers, each for one or more elements of the parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PlaneSpec {
     /// The field's name for it: `momentum`, `codes`, `absmax`.
     pub name: &'static str,
@@ -36,6 +38,21 @@ pub struct PlaneSpec {
 }
 
 impl PlaneSpec {
+    /// Returns a plane with one number per `elements` elements of the parameter.
+    ///
+    /// ```
+    /// use lion_core::{PlaneSpec, PlaneType};
+    /// let absmax = PlaneSpec::new("absmax", PlaneType::F32, 256);
+    /// assert_eq!((absmax.len(1000), absmax.bytes(1000)), (4, 16));
+    /// ```
+    pub const fn new(name: &'static str, plane_type: PlaneType, elements: usize) -> Self {
+        PlaneSpec {
+            name,
+            plane_type,
+            elements,
+        }
+    }
+
     /// Numbers in the plane of a parameter of `n` elements: `ceil(n / elements)`, or 0 where `elements`
     /// is 0.
     pub const fn len(&self, n: usize) -> usize {
@@ -322,15 +339,50 @@ impl Planes {
 
 /// What a run needs to go on with one parameter where another left off.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct StateRecord {
     /// Steps done. The next one draws its random words with `steps + 1`.
     pub steps: u64,
     /// Seed of the parameter's stochastic rounding.
     pub seed: u64,
     /// The order in memory that the numbers belong to; `None` before the first step.
-    pub layout: Option<MemoryOrder>,
+    pub order: Option<MemoryOrder>,
     /// The numbers.
     pub planes: Planes,
+}
+
+impl StateRecord {
+    /// Returns the record of a parameter after `steps` steps, with the seed 0 and in row-major order. Before
+    /// the first step there is no order.
+    ///
+    /// ```
+    /// use lion_core::{MemoryOrder, Planes, StateRecord};
+    /// let planes = Planes::Momentum32 { momentum: vec![0.5; 4] };
+    /// let record = StateRecord::new(3, planes).seed(7);
+    /// assert_eq!((record.steps, record.order), (3, Some(MemoryOrder::RowMajor)));
+    /// ```
+    pub fn new(steps: u64, planes: Planes) -> Self {
+        StateRecord {
+            steps,
+            seed: 0,
+            order: (steps > 0).then_some(MemoryOrder::RowMajor),
+            planes,
+        }
+    }
+
+    /// Sets the seed of the parameter's stochastic rounding.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Sets the memory order that the numbers belong to.
+    #[must_use]
+    pub fn order(mut self, order: Option<MemoryOrder>) -> Self {
+        self.order = order;
+        self
+    }
 }
 
 #[cfg(test)]

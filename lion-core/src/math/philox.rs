@@ -37,6 +37,7 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// The random words of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PhiloxKey {
     /// Seed of the parameter; its halves are the key.
     pub seed: u64,
@@ -45,6 +46,11 @@ pub struct PhiloxKey {
 }
 
 impl PhiloxKey {
+    /// Returns the key of one step of a parameter.
+    pub const fn new(seed: u64, step: u64) -> Self {
+        PhiloxKey { seed, step }
+    }
+
     /// The words of elements `4 * group` to `4 * group + 3`.
     #[inline(always)]
     pub fn group(self, group: u64) -> [u32; 4] {

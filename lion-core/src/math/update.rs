@@ -6,6 +6,7 @@ use crate::Hyper;
 ///
 /// `1 - beta` and `1 - lr * weight_decay` are computed in `f64` and then rounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct StepConstants {
     /// Size of the step, after a limit by `max_unorm`.
     pub lr: f32,

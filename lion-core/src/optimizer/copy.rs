@@ -21,7 +21,7 @@ impl Optimizer {
             let state = self.copy_of(entry).map_err(|e| entry.backend_error(e))?;
             Ok(Parameter {
                 name: Arc::clone(&entry.name),
-                layout: entry.layout.clone(),
+                order: entry.order.clone(),
                 state,
                 ..*entry
             })

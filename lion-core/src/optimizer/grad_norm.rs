@@ -178,7 +178,7 @@ impl Optimizer {
             let index = self.index(handle)?;
             self.params[index].check_array(
                 Operand::Gradient,
-                &gradient.layout,
+                &gradient.order,
                 gradient.data.len(),
             )?;
             checked.push((index, gradient.data));

@@ -163,7 +163,7 @@ impl Optimizer {
             damaged: false,
             stamp: 0,
             paged,
-            layout: None,
+            order: None,
         });
         Ok(handle)
     }
@@ -264,7 +264,7 @@ impl Optimizer {
         Ok(StateRecord {
             steps: entry.steps,
             seed: entry.hyper.seed,
-            layout: entry.layout.clone(),
+            order: entry.order.clone(),
             planes: state.export().map_err(|e| entry.backend_error(e))?,
         })
     }
@@ -310,7 +310,7 @@ impl Optimizer {
         }
         entry.damaged = false;
         entry.steps = record.steps;
-        entry.layout.clone_from(&record.layout);
+        entry.order.clone_from(&record.order);
         if entry.hyper.seed != record.seed {
             entry.overrides = entry.overrides.seed(record.seed);
             entry.hyper.seed = record.seed;
@@ -362,7 +362,7 @@ impl Optimizer {
             paged: entry.paged,
             damaged: entry.damaged,
             steps: entry.steps,
-            order: entry.layout.as_ref(),
+            order: entry.order.as_ref(),
             hyper: entry.hyper,
             overrides: entry.overrides,
         }

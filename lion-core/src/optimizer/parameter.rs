@@ -34,7 +34,7 @@ pub(crate) struct Parameter {
     /// Whether the state was made to be paged.
     pub(crate) paged: bool,
     /// The order in memory of its first step, which the state has ever after.
-    pub(crate) layout: Option<MemoryOrder>,
+    pub(crate) order: Option<MemoryOrder>,
 }
 
 /// An update that has passed all checks of its parameter.
@@ -64,8 +64,8 @@ impl Parameter {
         param: &ParamMut<'_>,
         grad: &GradRef<'_>,
     ) -> Result<f64, Error> {
-        self.check_array(Operand::Parameter, &param.layout, param.data.len())?;
-        self.check_array(Operand::Gradient, &grad.layout, grad.data.len())?;
+        self.check_array(Operand::Parameter, &param.order, param.data.len())?;
+        self.check_array(Operand::Gradient, &grad.order, grad.data.len())?;
         if param.data.dtype() != self.dtype {
             return Err(Error::WrongDtype {
                 parameter: self.name(),
@@ -81,11 +81,11 @@ impl Parameter {
                 wanted: shape(&param.shape),
             });
         }
-        match &self.layout {
-            Some(earlier) => self.check_layout(Operand::Parameter, &param.layout, earlier)?,
-            None => self.check_order(&param.layout)?,
+        match &self.order {
+            Some(earlier) => self.check_layout(Operand::Parameter, &param.order, earlier)?,
+            None => self.check_order(&param.order)?,
         }
-        self.check_layout(Operand::Gradient, &grad.layout, &param.layout)?;
+        self.check_layout(Operand::Gradient, &grad.order, &param.order)?;
         if self.steps >= MAX_STEPS {
             return Err(Error::TooManySteps {
                 parameter: self.name(),
@@ -239,7 +239,7 @@ impl Parameter {
     /// Checks that a record could have come from this state.
     pub(crate) fn check_record(&self, record: &StateRecord) -> Result<(), Error> {
         let mismatch = |plane, given, wanted| Err(self.state_mismatch(plane, given, wanted));
-        self.check_progress(record.steps, record.layout.as_ref())?;
+        self.check_progress(record.steps, record.order.as_ref())?;
         let layout = self.state.layout();
         let (given, wanted) = (record.planes.bits(), layout.bits());
         if given != wanted {

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 /// What is set for an optimizer as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct OptimizerConfig {
     /// The defaults that are set.
     pub defaults: Overrides,
@@ -17,8 +18,16 @@ pub struct OptimizerConfig {
     pub groups: Vec<Group>,
 }
 
+impl OptimizerConfig {
+    /// Returns a configuration of these defaults and groups.
+    pub fn new(defaults: Overrides, groups: Vec<Group>) -> Self {
+        OptimizerConfig { defaults, groups }
+    }
+}
+
 /// What is known of one parameter besides the numbers of its state.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ParamRecord {
     /// The parameter.
     pub handle: Handle,
@@ -34,6 +43,20 @@ pub struct ParamRecord {
     pub seed: u64,
     /// The order in memory that the state belongs to; `None` before the first step.
     pub order: Option<MemoryOrder>,
+}
+
+impl ParamRecord {
+    /// Returns the record of a parameter that has not stepped, in no group and without overrides.
+    pub fn new(handle: Handle) -> Self {
+        ParamRecord {
+            handle,
+            group: None,
+            overrides: Overrides::new(),
+            steps: 0,
+            seed: 0,
+            order: None,
+        }
+    }
 }
 
 /// A change of an optimizer to what records say, checked but not done.
@@ -274,7 +297,7 @@ impl Restore<'_> {
                 entry.damaged = false;
             }
             entry.steps = record.steps;
-            entry.layout = record.order;
+            entry.order = record.order;
         }
     }
 

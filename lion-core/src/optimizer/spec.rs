@@ -70,9 +70,20 @@ impl ParamSpec {
 
 /// Parameters with hyper-parameters of their own.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Group {
     /// Its name.
     pub name: String,
     /// What is set for it.
     pub overrides: Overrides,
+}
+
+impl Group {
+    /// Returns a group with these overrides.
+    pub fn new(name: impl Into<String>, overrides: Overrides) -> Self {
+        Group {
+            name: name.into(),
+            overrides,
+        }
+    }
 }

@@ -64,8 +64,8 @@ impl Optimizer {
                 });
             };
             let lr = entry.check(&args, &param, &grad)?;
-            let (layout, param, grad) = (param.layout, param.data, grad.data);
-            if entry.layout.is_none() {
+            let (layout, param, grad) = (param.order, param.data, grad.data);
+            if entry.order.is_none() {
                 layouts.push((index, layout));
             }
             checked.push((index, Checked { param, grad, lr }));
@@ -140,7 +140,7 @@ impl Optimizer {
                 self.params[index].fresh = false;
             }
             for (index, layout) in layouts {
-                self.params[index].layout = Some(layout);
+                self.params[index].order = Some(layout);
             }
         }
         stepped?;

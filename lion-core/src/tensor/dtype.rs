@@ -6,6 +6,7 @@ use std::fmt;
 
 /// Type of the elements of a parameter or a gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Dtype {
     /// IEEE-754 binary32, 4 bytes.
     F32,

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 /// Elements in the host's memory to read, of any of the three types.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Slice<'a> {
     /// `f32`.
     F32(&'a [f32]),
@@ -17,6 +18,7 @@ pub enum Slice<'a> {
 
 /// Elements in the host's memory to change, of any of the three types.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum SliceMut<'a> {
     /// `f32`.
     F32(&'a mut [f32]),

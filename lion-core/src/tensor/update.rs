@@ -17,17 +17,27 @@ pub(crate) fn shapes_differ<'s>(a: &'s Option<Shape>, b: &'s Option<Shape>) -> b
 
 /// A parameter to be stepped.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ParamMut<'a> {
     /// The elements, in the order in which they lie in memory.
     pub data: StorageMut<'a>,
     /// What that order is.
-    pub layout: MemoryOrder,
+    pub order: MemoryOrder,
     /// The shape of the array, if it has one: a step refuses a gradient of another shape. A slice has
     /// none, and pairs with anything of its length.
     pub shape: Option<Box<[usize]>>,
 }
 
-impl ParamMut<'_> {
+impl<'a> ParamMut<'a> {
+    /// Returns a parameter of these elements, in this memory order.
+    pub fn new(data: impl Into<StorageMut<'a>>, order: MemoryOrder) -> Self {
+        ParamMut {
+            data: data.into(),
+            order,
+            shape: None,
+        }
+    }
+
     /// Sets the shape.
     ///
     /// ```
@@ -45,16 +55,26 @@ impl ParamMut<'_> {
 
 /// A gradient to step by.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct GradRef<'a> {
     /// The elements, in the order in which they lie in memory.
     pub data: Storage<'a>,
     /// What that order is.
-    pub layout: MemoryOrder,
+    pub order: MemoryOrder,
     /// The shape of the array, as [`ParamMut::shape`].
     pub shape: Option<Box<[usize]>>,
 }
 
-impl GradRef<'_> {
+impl<'a> GradRef<'a> {
+    /// Returns a gradient of these elements, in this memory order.
+    pub fn new(data: impl Into<Storage<'a>>, order: MemoryOrder) -> Self {
+        GradRef {
+            data: data.into(),
+            order,
+            shape: None,
+        }
+    }
+
     /// Sets the shape, as [`ParamMut::with_shape`].
     #[must_use]
     pub fn with_shape(mut self, shape: &[usize]) -> Self {
@@ -67,7 +87,7 @@ impl<'a, S: Into<SliceMut<'a>>> From<S> for ParamMut<'a> {
     fn from(slice: S) -> Self {
         ParamMut {
             data: slice.into().into(),
-            layout: MemoryOrder::RowMajor,
+            order: MemoryOrder::RowMajor,
             shape: None,
         }
     }
@@ -77,7 +97,7 @@ impl<'a, S: Into<Slice<'a>>> From<S> for GradRef<'a> {
     fn from(slice: S) -> Self {
         GradRef {
             data: slice.into().into(),
-            layout: MemoryOrder::RowMajor,
+            order: MemoryOrder::RowMajor,
             shape: None,
         }
     }
@@ -87,7 +107,7 @@ impl<'a> From<DeviceSliceMut<'a>> for ParamMut<'a> {
     fn from(slice: DeviceSliceMut<'a>) -> Self {
         ParamMut {
             data: slice.into(),
-            layout: MemoryOrder::RowMajor,
+            order: MemoryOrder::RowMajor,
             shape: None,
         }
     }
@@ -97,7 +117,7 @@ impl<'a> From<DeviceSlice<'a>> for GradRef<'a> {
     fn from(slice: DeviceSlice<'a>) -> Self {
         GradRef {
             data: slice.into(),
-            layout: MemoryOrder::RowMajor,
+            order: MemoryOrder::RowMajor,
             shape: None,
         }
     }
@@ -105,6 +125,7 @@ impl<'a> From<DeviceSlice<'a>> for GradRef<'a> {
 
 /// One parameter of a step.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Update<'a> {
     /// Which parameter it is.
     pub handle: Handle,
@@ -112,4 +133,15 @@ pub struct Update<'a> {
     pub param: ParamMut<'a>,
     /// Its gradient; `None` is an error that names the parameter.
     pub grad: Option<GradRef<'a>>,
+}
+
+impl<'a> Update<'a> {
+    /// Returns the update of a parameter by a gradient.
+    pub fn new(handle: Handle, param: impl Into<ParamMut<'a>>, grad: Option<GradRef<'a>>) -> Self {
+        Update {
+            handle,
+            param: param.into(),
+            grad,
+        }
+    }
 }

@@ -13,6 +13,7 @@ macro_rules! for_each_pair {
             ($enum::Bf16($p), Slice::F32($g)) => $call,
             ($enum::Bf16($p), Slice::F16($g)) => $call,
             ($enum::Bf16($p), Slice::Bf16($g)) => $call,
+            _ => unreachable!("there is no other element type"),
         }
     };
 }

@@ -79,6 +79,7 @@ pub(super) fn squares(gradient: Slice<'_>) -> SumSquares {
         Slice::F32(g) => squares_of(g),
         Slice::F16(g) => squares_of(g),
         Slice::Bf16(g) => squares_of(g),
+        _ => unreachable!("there is no other element type"),
     }
 }
 

@@ -200,6 +200,7 @@ pub(crate) fn bytes_of<'a>(slice: &Slice<'a>) -> &'a [u8] {
         Slice::F32(s) => (s.as_ptr().cast(), size_of_val(*s)),
         Slice::F16(s) => (s.as_ptr().cast(), size_of_val(*s)),
         Slice::Bf16(s) => (s.as_ptr().cast(), size_of_val(*s)),
+        _ => unreachable!("there is no other element type"),
     };
     // SAFETY: the slice has as many bytes, all of them initialized, and is borrowed for 'a.
     unsafe { std::slice::from_raw_parts(start, bytes) }
@@ -211,6 +212,7 @@ pub(crate) fn bytes_of_mut<'a>(slice: &'a mut SliceMut<'_>) -> &'a mut [u8] {
         SliceMut::F32(s) => (s.as_mut_ptr().cast(), size_of_val(*s)),
         SliceMut::F16(s) => (s.as_mut_ptr().cast(), size_of_val(*s)),
         SliceMut::Bf16(s) => (s.as_mut_ptr().cast(), size_of_val(*s)),
+        _ => unreachable!("there is no other element type"),
     };
     // SAFETY: the slice has as many bytes, all of them initialized, and is borrowed for 'a.
     unsafe { std::slice::from_raw_parts_mut(start, bytes) }

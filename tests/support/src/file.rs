@@ -75,6 +75,7 @@ impl RecordFile {
             Dtype::F32 => FileType::F32,
             Dtype::F16 => FileType::F16,
             Dtype::Bf16 => FileType::BF16,
+            other => bail!("no tensor of {other} is in these files"),
         };
         Ok(Tensor::from_bytes(dtype, self.raw(name, file_type)?))
     }

@@ -44,6 +44,7 @@ pub fn zero_state(bits: Bits, len: usize) -> Planes {
             codes: vec![ZERO_CODE; len],
             absmax: vec![0.0; len.div_ceil(BLOCK)],
         },
+        other => unreachable!("the reference has no state of {other}"),
     }
 }
 
@@ -64,10 +65,7 @@ pub fn reference_step(
     let lr = clipped_lr(rule, &p, &g, &m) as f32;
     let decay = (1.0 - rule.lr * rule.weight_decay) as f32;
     let mut words = vec![0; p.len()];
-    let source = PhiloxKey {
-        seed: rule.seed,
-        step,
-    };
+    let source = PhiloxKey::new(rule.seed, step);
     source.fill(0, &mut words);
     let draw_param = rule.stochastic_param && param.dtype() == Dtype::Bf16;
 

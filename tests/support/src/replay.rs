@@ -94,12 +94,9 @@ fn restore(
     trajectory: &Trajectory,
     step: usize,
 ) -> Result<(), Error> {
-    let record = StateRecord {
-        steps: step as u64,
-        seed: trajectory.seed,
-        layout: None,
-        planes: trajectory.states[step].clone(),
-    };
+    let record = StateRecord::new(step as u64, trajectory.states[step].clone())
+        .seed(trajectory.seed)
+        .order(None);
     lion.import_state(handle, &record)
 }
 

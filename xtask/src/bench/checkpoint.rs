@@ -120,12 +120,7 @@ fn optimizer(n: usize, filled: bool) -> Result<Lion> {
                     .map(|x| x.abs())
                     .collect(),
             };
-            let record = StateRecord {
-                steps: 1,
-                seed: 0,
-                layout: None,
-                planes,
-            };
+            let record = StateRecord::new(1, planes).order(None);
             lion.import_state(handle, &record)?;
         }
     }

@@ -94,12 +94,7 @@ impl Model {
             if case.decaying {
                 // Products with the betas of half of these are subnormal.
                 let momentum = numbers(3, n, 2.0 * f32::MIN_POSITIVE);
-                let record = StateRecord {
-                    steps: 1,
-                    seed: 0,
-                    layout: None,
-                    planes: Planes::Momentum32 { momentum },
-                };
+                let record = StateRecord::new(1, Planes::Momentum32 { momentum }).order(None);
                 lion.import_state(handle, &record)?;
             }
         }
