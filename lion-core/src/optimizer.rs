@@ -5,6 +5,7 @@ use crate::{
     Backend, BackendError, Dtype, Error, Hyper, OnNonFinite, Overrides, PagingReport, ParamInfo,
     ParamPaging, Scope, State, StateRecord, StateRequest,
 };
+use lion_float_mode::in_default_mode;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -535,8 +536,6 @@ impl Optimizer {
 
     fn resolve(&self, name: &str, group: Option<usize>, overrides: Overrides) -> Hyper {
         let group = group.map(|group| &self.groups[group].overrides);
-        // The multipliers are multiplied in the mode of a step.
-        let _mode = self.backend.float_mode();
         resolve(&self.defaults, group, name, overrides)
     }
 
@@ -562,13 +561,16 @@ pub(crate) fn resolve(
     name: &str,
     overrides: Overrides,
 ) -> Hyper {
-    let mut hyper = defaults.resolve(Hyper::default());
-    if let Some(group) = group {
-        hyper = group.resolve(hyper);
-    }
-    // A seed shared by many parameters would round all of them with the same words.
-    hyper.seed = mix(hyper.seed ^ hash(name));
-    overrides.resolve(hyper)
+    // The multipliers are multiplied in the mode of a step.
+    in_default_mode(|| {
+        let mut hyper = defaults.resolve(Hyper::default());
+        if let Some(group) = group {
+            hyper = group.resolve(hyper);
+        }
+        // A seed shared by many parameters would round all of them with the same words.
+        hyper.seed = mix(hyper.seed ^ hash(name));
+        overrides.resolve(hyper)
+    })
 }
 
 /// FNV-1a, 64 bits.

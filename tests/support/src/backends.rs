@@ -6,7 +6,6 @@ use lion::cuda::{Cuda, CudaError, cust, is_emulated, use_library};
 use lion::{
     Backend, BackendError, Gradient, Paging, PagingTotals, Skipped, State, StateRequest, TensorStep,
 };
-use std::any::Any;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -128,10 +127,6 @@ impl<B: Backend> Backend for AllPaged<B> {
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         self.0.synchronize(states)
-    }
-
-    fn float_mode(&self) -> Option<Box<dyn Any>> {
-        self.0.float_mode()
     }
 
     fn paging_totals(&self) -> Option<PagingTotals> {
