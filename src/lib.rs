@@ -146,7 +146,8 @@ pub mod quant {
     };
 }
 
-/// The arithmetic of a step, element by element: for those who write a backend or check one.
+/// The arithmetic of a step, element by element: for those who write a backend or check one. It computes in the
+/// floating-point mode of the calling thread; the optimizer sets the mode that the specification assumes.
 pub mod arithmetic {
     pub use lion_core::{norm, philox, update};
 }

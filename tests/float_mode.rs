@@ -1,5 +1,5 @@
 //! The floating-point mode of the calling thread changes no bit: hosts in other languages flush subnormal
-//! numbers to zero, or round otherwise. For every instruction set by name.
+//! numbers to zero, or round otherwise. For every instruction set by name, and for CUDA.
 #![allow(clippy::unwrap_used)]
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
@@ -7,10 +7,10 @@ use lion::arithmetic::philox::PhiloxKey;
 use lion::cpu::{Cpu, Isa};
 use lion::{
     Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec, StepArgs,
-    backend::{Planes, StateRecord},
+    backend::{Backend, Planes, StateRecord},
     update,
 };
-use lion_test_support::{Rng, Tensor};
+use lion_test_support::{Rng, Tensor, cuda};
 use std::sync::Arc;
 
 #[cfg(target_arch = "x86_64")]
@@ -151,9 +151,13 @@ impl Case {
     }
 
     /// All bits after two steps, and how many blocks the second one skipped or was refused for.
-    fn run(&self, cpu: Cpu, reject: bool) -> (Vec<(u32, f32)>, Planes, Result<u64, u64>) {
+    fn run(
+        &self,
+        backend: impl Backend + 'static,
+        reject: bool,
+    ) -> (Vec<(u32, f32)>, Planes, Result<u64, u64>) {
         let (mut param, n) = (self.param.clone(), self.param.len());
-        let mut builder = Lion::builder().lr(0.1).weight_decay(0.3).backend(cpu);
+        let mut builder = Lion::builder().lr(0.1).weight_decay(0.3).backend(backend);
         if reject {
             builder = builder.on_non_finite(OnNonFinite::RejectStep);
         }
@@ -235,11 +239,138 @@ fn helper_threads_return_the_same_bits_in_any_mode() {
     }
 }
 
+/// The CUDA driver's device, or the emulated one: the constants of a step are computed on the caller's thread.
+#[test]
+fn a_step_on_a_device_returns_the_same_bits_in_any_mode() {
+    let cuda = cuda().unwrap();
+    let plain = Overrides::new();
+    let cases = [
+        // A learning rate that is subnormal in f32.
+        (plain.lr(1e-38), false),
+        (plain.max_unorm(0.01).lr(1e-38), false),
+        // Constants that have to be rounded.
+        (plain.skip_zeros(true), false),
+        (plain, true),
+    ];
+    for (overrides, reject) in cases {
+        for bits in [8, 32] {
+            let overrides = overrides.optim_bits(bits);
+            let case = Case::new(3001, (Dtype::F32, Dtype::F32), overrides);
+            let expected = case.run(cuda.clone(), reject);
+            assert_eq!(expected.2, if reject { Err(1) } else { Ok(1) });
+            for mode in MODES {
+                let found = in_mode(mode, || case.run(cuda.clone(), reject));
+                assert!(
+                    found == expected,
+                    "mode {mode:#x}, {bits} bits, {overrides:?}"
+                );
+            }
+        }
+    }
+}
+
+/// A step that is queued, and runs when a thread with the mode waits for it.
+#[test]
+fn a_step_of_device_memory_returns_the_same_bits_in_any_mode() {
+    let (cuda, n) = (cuda().unwrap(), 3001);
+    let mut rng = Rng::new(4);
+    let (values, gradient) = (tiny(&mut rng, n), tiny(&mut rng, n));
+    let run = || {
+        let builder = Lion::builder().lr(2e-39).weight_decay(0.3);
+        let mut lion = builder.backend(cuda.clone()).build().unwrap();
+        let w = lion.register(ParamSpec::new("w", n, Dtype::F32)).unwrap();
+        let mut param = cuda.array(&values[..]).unwrap();
+        let grad = cuda.array(&gradient[..]).unwrap();
+        let updates = [update(w, param.slice_mut(0..n), grad.slice(0..n))];
+        assert!(lion.step(updates).unwrap().pending);
+        let mut result = vec![0.0f32; n];
+        param.read((&mut result[..]).into()).unwrap();
+        let bits: Vec<u32> = result.iter().map(|x| x.to_bits()).collect();
+        (bits, lion.export_state(w).unwrap().planes)
+    };
+    let expected = run();
+    let before = values.iter().map(|x| x.to_bits());
+    assert!(
+        before
+            .zip(&expected.0)
+            .any(|(before, after)| before != *after)
+    );
+    for mode in MODES {
+        assert!(in_mode(mode, run) == expected, "mode {mode:#x}");
+    }
+}
+
+#[test]
+fn the_norm_of_gradients_has_the_same_bits_in_any_mode() {
+    let gradient = vec![f32::MIN_POSITIVE / 8.0; 1001];
+    let cuda = cuda().unwrap();
+    let on_device = cuda.array(&gradient[..]).unwrap();
+    let norm = |backend: Arc<dyn Backend>, device: bool| {
+        let mut lion = Lion::builder().backend(backend).build().unwrap();
+        let w = lion
+            .register(ParamSpec::new("w", 1001, Dtype::F32))
+            .unwrap();
+        let norm = match device {
+            true => lion.grad_norm([(w, on_device.slice(0..1001))]),
+            false => lion.grad_norm([(w, &gradient)]),
+        };
+        norm.unwrap().norm.to_bits()
+    };
+    let mut backends: Vec<(Arc<dyn Backend>, bool)> =
+        vec![(cuda.clone(), false), (cuda.clone(), true)];
+    for (_, cpu) in kernels() {
+        backends.push((Arc::new(cpu), false));
+    }
+    for (backend, device) in backends {
+        let expected = norm(backend.clone(), device);
+        assert_ne!(expected, 0);
+        for mode in MODES {
+            let found = in_mode(mode, || norm(backend.clone(), device));
+            assert_eq!(found, expected, "{}, mode {mode:#x}", backend.name());
+        }
+    }
+}
+
+/// What a step would round to 1 or to infinity is refused, however the thread rounds that sets it.
+#[test]
+fn hyper_parameters_are_refused_in_any_mode() {
+    let refused = [
+        Overrides::new().betas((0.9, 0.999_999_99)),
+        Overrides::new().lr(3.5e38),
+        Overrides::new().lr(1e38).lr_multiplier(3.5),
+    ];
+    let mut lion = Lion::builder().build().unwrap();
+    for overrides in refused {
+        for mode in [0].into_iter().chain(MODES) {
+            let spec = ParamSpec::new("w", 1, Dtype::F32).overrides(overrides);
+            let registered = in_mode(mode, || lion.register(spec));
+            assert!(
+                matches!(registered, Err(Error::InvalidHyper { .. })),
+                "mode {mode:#x}, {overrides:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn quantization_returns_the_same_bits_in_any_mode() {
     let mut rng = Rng::new(3);
     let m = tiny(&mut rng, 2000);
     let words = PhiloxKey::new(1, 1);
+    for words in [None, Some(words)] {
+        let run = || {
+            let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(256)]);
+            lion::quant::quantize(&m, &mut codes, &mut absmax, words).unwrap();
+            let mut back = vec![0.0f32; m.len()];
+            lion::quant::dequantize(&codes, &absmax, &mut back).unwrap();
+            let back: Vec<u32> = back.iter().map(|x| x.to_bits()).collect();
+            (codes, absmax, back)
+        };
+        let expected = run();
+        for mode in MODES {
+            assert!(in_mode(mode, run) == expected, "mode {mode:#x}");
+        }
+    }
     for (isa, cpu) in kernels() {
         for words in [None, Some(words)] {
             let run = || {

@@ -169,9 +169,9 @@ fn optimizers(seed: u64, device: &Device) -> Result<Vec<(&'static str, Lion)>, l
         .seed(seed)
         .build()?;
     Ok(vec![
-        ("Lion32bit", full.into()),
-        ("Lion8bit, nearest", nearest.into()),
-        ("Lion8bit, stochastic", stochastic.into()),
+        ("Lion32bit", full),
+        ("Lion8bit, nearest", nearest),
+        ("Lion8bit, stochastic", stochastic),
     ])
 }
 
@@ -193,8 +193,8 @@ fn paged(paging: &Paging, device: &Device) -> Result<[(&'static str, Lion); 2], 
         .weight_decay(WEIGHT_DECAY)
         .build()?;
     Ok([
-        ("PagedLion32bit", full.into()),
-        ("PagedLion8bit, nearest", nearest.into()),
+        ("PagedLion32bit", full),
+        ("PagedLion8bit, nearest", nearest),
     ])
 }
 

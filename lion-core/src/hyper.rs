@@ -2,6 +2,7 @@
 
 use crate::Dtype;
 use crate::error::{Error, Scope};
+use lion_float_mode::in_default_mode;
 use std::fmt;
 
 /// Width of the state: 8 bits an element, blockwise quantized, or 32.
@@ -123,7 +124,7 @@ impl Hyper {
     /// Checks what shows only after all scopes are merged: products, and what the type of the
     /// parameter excludes.
     pub(crate) fn check(&self, parameter: &str, dtype: Dtype) -> Result<(), Error> {
-        StepArgs::new().lr_for(self, parameter)?;
+        in_default_mode(|| StepArgs::new().lr_for(self, parameter))?;
         if self.stochastic_param && dtype == Dtype::F16 {
             return Err(Error::StochasticParam {
                 parameter: parameter.to_owned(),
@@ -275,8 +276,12 @@ impl Overrides {
         }
     }
 
-    /// Checks every value that is set.
+    /// Checks every value that is set, rounded to `f32` as a step rounds it.
     pub(crate) fn check(&self, scope: impl Fn() -> Scope) -> Result<(), Error> {
+        in_default_mode(|| self.check_in_default_mode(scope))
+    }
+
+    fn check_in_default_mode(&self, scope: impl Fn() -> Scope) -> Result<(), Error> {
         let amount = |name, value: Option<f64>| match value {
             Some(x) if !(x >= 0.0 && (x as f32).is_finite()) => {
                 Err(invalid(scope(), name, x, "0 or more, and finite in f32"))

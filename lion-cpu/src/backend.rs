@@ -1,6 +1,6 @@
 //! The CPU as a [`Backend`].
 
-use crate::arch::{DefaultMode, Isa, Kernel, in_default_mode};
+use crate::arch::{Isa, Kernel};
 use crate::job::View;
 use crate::paged::PagedCpuState;
 use crate::pool::{Pool, Workers};
@@ -13,9 +13,9 @@ use lion_core::{
     BLOCK, Backend, BackendError, Gradient, Operand, PagingError, PagingTotals, State,
     StateRequest, Storage, StorageMut, TensorStep,
 };
+use lion_float_mode::in_default_mode;
 use lion_paging::{HostMover, Pager, Paging};
 use rayon::ThreadPool;
-use std::any::Any;
 use std::sync::Arc;
 
 /// The CPU: one kernel, and the threads of a pool.
@@ -253,10 +253,6 @@ impl Backend for Cpu {
         let pool = Pool::for_elements(self.workers.as_ref(), elements);
         in_default_mode(|| squares::sum(pool, self.kernel, gradients));
         Ok(())
-    }
-
-    fn float_mode(&self) -> Option<Box<dyn Any>> {
-        Some(Box::new(DefaultMode::set()?))
     }
 
     fn paging_totals(&self) -> Option<PagingTotals> {

@@ -5,11 +5,12 @@
 //! to wake; a small one ends before that would be worth it. What a run returns does not depend on who
 //! takes it, or where the cuts are.
 
-use crate::arch::{self, Kernel, in_default_mode};
+use crate::arch::{self, Kernel};
 use crate::job::{Job, Jobs, PagedJobs};
 use crate::region::{Helper, Regions};
 use crate::walk::Progress;
 use lion_core::{BLOCK, PagingError, TensorStep};
+use lion_float_mode::in_default_mode;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::iter::Enumerate;
 use std::slice::IterMut;

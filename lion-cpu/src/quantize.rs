@@ -1,6 +1,5 @@
 //! Blockwise quantization by the kernel of a CPU backend, on the caller's thread.
 
-use crate::arch::in_default_mode;
 use crate::backend::Cpu;
 use lion_core::philox::PhiloxKey;
 use lion_quant::{QuantError, dequantize_by, quantize_by};
@@ -18,10 +17,8 @@ impl Cpu {
         words: Option<PhiloxKey>,
     ) -> Result<(), QuantError> {
         let kernel = self.kernel;
-        in_default_mode(|| {
-            quantize_by(m, codes, absmax, words, |m, words, codes| {
-                kernel.quantize(m, words, codes)
-            })
+        quantize_by(m, codes, absmax, words, |m, words, codes| {
+            kernel.quantize(m, words, codes)
         })
     }
 
@@ -36,10 +33,8 @@ impl Cpu {
         m: &mut [f32],
     ) -> Result<(), QuantError> {
         let kernel = self.kernel;
-        in_default_mode(|| {
-            dequantize_by(codes, absmax, m, |codes, absmax, m| {
-                kernel.dequantize(codes, absmax, m);
-            })
+        dequantize_by(codes, absmax, m, |codes, absmax, m| {
+            kernel.dequantize(codes, absmax, m);
         })
     }
 }

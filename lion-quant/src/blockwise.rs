@@ -4,6 +4,7 @@ use crate::codebook::{CODEBOOK, ZERO_CODE};
 use crate::position::position;
 use lion_core::BLOCK;
 use lion_core::philox::PhiloxKey;
+use lion_float_mode::in_default_mode;
 use std::fmt;
 
 /// A block whose largest magnitude is below the smallest normal `f32` becomes zero.
@@ -135,7 +136,8 @@ pub fn dequantize_block(codes: &[u8], absmax: f32, m: &mut [f32]) {
 
 /// Quantizes `m` into `codes` (one an element) and `absmax` (one a block of 256).
 ///
-/// With `words` the codes are chosen stochastically, element `i` by its word `i`.
+/// With `words` the codes are chosen stochastically, element `i` by its word `i`. The floating-point mode of the
+/// calling thread changes no bit.
 ///
 /// ```
 /// let m = [0.5f32, -0.25, 0.0, 1e-3];
@@ -163,7 +165,8 @@ pub fn quantize(
     quantize_by(m, codes, absmax, words, quantize_block)
 }
 
-/// As [`quantize`], by a function that does what [`quantize_block`] does.
+/// As [`quantize`], by a function that does what [`quantize_block`] does. It is called in the default
+/// floating-point mode.
 ///
 /// # Errors
 /// As [`quantize`].
@@ -185,17 +188,20 @@ pub fn quantize_by(
     }
     let mut drawn = [0; BLOCK];
     let blocks = m.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(absmax);
-    for (b, ((m, codes), absmax)) in blocks.enumerate() {
-        let words = words.map(|words| {
-            words.fill((b * BLOCK) as u64, &mut drawn[..m.len()]);
-            &drawn[..m.len()]
-        });
-        *absmax = block(m, words, codes);
-    }
+    in_default_mode(|| {
+        for (b, ((m, codes), absmax)) in blocks.enumerate() {
+            let words = words.map(|words| {
+                words.fill((b * BLOCK) as u64, &mut drawn[..m.len()]);
+                &drawn[..m.len()]
+            });
+            *absmax = block(m, words, codes);
+        }
+    });
     Ok(())
 }
 
-/// Dequantizes: `m[i] = CODEBOOK[codes[i]] * absmax[i / 256]`.
+/// Dequantizes: `m[i] = CODEBOOK[codes[i]] * absmax[i / 256]`. The floating-point mode of the calling thread
+/// changes no bit.
 ///
 /// # Errors
 /// [`QuantError::WrongLength`] unless `codes` has `m.len()` elements and `absmax` has
@@ -204,7 +210,8 @@ pub fn dequantize(codes: &[u8], absmax: &[f32], m: &mut [f32]) -> Result<(), Qua
     dequantize_by(codes, absmax, m, dequantize_block)
 }
 
-/// As [`dequantize`], by a function that does what [`dequantize_block`] does.
+/// As [`dequantize`], by a function that does what [`dequantize_block`] does. It is called in the default
+/// floating-point mode.
 ///
 /// # Errors
 /// As [`dequantize`].
@@ -217,9 +224,11 @@ pub fn dequantize_by(
     check_length("codes", codes.len(), m.len())?;
     check_length("absmax", absmax.len(), m.len().div_ceil(BLOCK))?;
     let blocks = codes.chunks(BLOCK).zip(m.chunks_mut(BLOCK));
-    for ((codes, m), &absmax) in blocks.zip(absmax) {
-        block(codes, absmax, m);
-    }
+    in_default_mode(|| {
+        for ((codes, m), &absmax) in blocks.zip(absmax) {
+            block(codes, absmax, m);
+        }
+    });
     Ok(())
 }
 

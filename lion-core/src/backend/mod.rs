@@ -9,7 +9,6 @@ pub use state::{Momentum32, PlaneSpec, PlaneType, Planes, State, StateLayout, St
 use crate::philox::PhiloxKey;
 use crate::update::StepConstants;
 use crate::{Bits, Gradient, PagingTotals, Storage, StorageMut};
-use std::any::Any;
 use std::fmt;
 
 /// Where the arithmetic runs: the door through which the CPU, CUDA, or a backend of one's own joins.
@@ -18,13 +17,17 @@ use std::fmt;
 /// implementation may rely on what [`TensorStep`] promises. A backend returns the same bits as the
 /// specification; `cargo xtask verify` holds the ones here against it.
 ///
+/// The optimizer calls [`step`](Backend::step), [`count_non_finite`](Backend::count_non_finite) and
+/// [`sum_squares`](Backend::sum_squares) in the floating-point mode that the specification assumes (rounding
+/// to nearest, and subnormal numbers kept), whatever the mode of its caller is. A backend that computes on
+/// other threads sets the mode there.
+///
 /// A backend may hold another one and pass calls on, to count, time or trace them:
 ///
 /// ```
 /// use lion_core::{
 ///     Backend, BackendError, Gradient, PagingTotals, Skipped, State, StateRequest, TensorStep,
 /// };
-/// use std::any::Any;
 /// use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// #[derive(Debug)]
@@ -47,9 +50,6 @@ use std::fmt;
 ///     }
 ///     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
 ///         self.inner.synchronize(states)
-///     }
-///     fn float_mode(&self) -> Option<Box<dyn Any>> {
-///         self.inner.float_mode()
 ///     }
 ///     fn paging_totals(&self) -> Option<PagingTotals> {
 ///         self.inner.paging_totals()
@@ -112,14 +112,6 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What a queued step has met.
     fn synchronize(&self, _states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         Ok(())
-    }
-
-    /// Sets the floating-point mode of the calling thread to the one that the specification assumes (rounding
-    /// to nearest, and subnormal numbers kept), until the returned value is dropped. The optimizer computes
-    /// the constants of a step in between. Returns `None` where the thread has that mode, or the backend
-    /// leaves the mode as it is.
-    fn float_mode(&self) -> Option<Box<dyn Any>> {
-        None
     }
 
     /// The limits of its paged states and what the last step has moved; `None` where it does not page.
@@ -192,10 +184,6 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
         (**self).synchronize(states)
     }
 
-    fn float_mode(&self) -> Option<Box<dyn Any>> {
-        (**self).float_mode()
-    }
-
     fn paging_totals(&self) -> Option<PagingTotals> {
         (**self).paging_totals()
     }
@@ -224,10 +212,6 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         (**self).synchronize(states)
-    }
-
-    fn float_mode(&self) -> Option<Box<dyn Any>> {
-        (**self).float_mode()
     }
 
     fn paging_totals(&self) -> Option<PagingTotals> {

@@ -2,6 +2,7 @@
 
 use super::parameter::Parameter;
 use crate::{Error, Handle, Hyper, Optimizer, Overrides, Scope};
+use lion_float_mode::in_default_mode;
 
 impl Optimizer {
     /// Returns the learning rate of the defaults.
@@ -108,8 +109,6 @@ impl Optimizer {
 
     pub(super) fn resolve(&self, name: &str, group: Option<usize>, overrides: Overrides) -> Hyper {
         let group = group.map(|group| &self.groups[group].overrides);
-        // The multipliers are multiplied in the mode of a step.
-        let _mode = self.backend.float_mode();
         resolve(&self.defaults, group, name, overrides)
     }
 
@@ -135,13 +134,16 @@ pub(crate) fn resolve(
     name: &str,
     overrides: Overrides,
 ) -> Hyper {
-    let mut hyper = defaults.resolve(Hyper::default());
-    if let Some(group) = group {
-        hyper = group.resolve(hyper);
-    }
-    // A seed shared by many parameters would round all of them with the same words.
-    hyper.seed = mix(hyper.seed ^ hash(name));
-    overrides.resolve(hyper)
+    // The multipliers are multiplied in the mode of a step.
+    in_default_mode(|| {
+        let mut hyper = defaults.resolve(Hyper::default());
+        if let Some(group) = group {
+            hyper = group.resolve(hyper);
+        }
+        // A seed shared by many parameters would round all of them with the same words.
+        hyper.seed = mix(hyper.seed ^ hash(name));
+        overrides.resolve(hyper)
+    })
 }
 
 /// FNV-1a, 64 bits.

@@ -6,6 +6,7 @@ use crate::{
     BLOCK, BackendError, Element, Error, GradRef, Handle, OnNonFinite, Operand, Optimizer,
     SkippedBlocks, Slice, StepArgs, StepReport, Storage,
 };
+use lion_float_mode::in_default_mode;
 use std::cmp::Ordering;
 
 /// The sum of the squares of a gradient, over its finite blocks.
@@ -183,7 +184,8 @@ impl Optimizer {
             )?;
             checked.push((index, gradient.data));
         }
-        self.norm_of(checked.iter().map(|(index, data)| (*index, data)).collect())
+        let gradients = checked.iter().map(|(index, data)| (*index, data));
+        in_default_mode(|| self.norm_of(gradients.collect()))
     }
 
     /// The factor of the gradients in a step: [`grad_scale`](StepArgs::grad_scale), clipped if the step
@@ -218,7 +220,6 @@ impl Optimizer {
     }
 
     fn norm_of(&self, mut gradients: Vec<(usize, &Storage<'_>)>) -> Result<GradNorm, Error> {
-        let _mode = self.backend.float_mode();
         let name = |index: usize| &*self.params[index].name;
         gradients.sort_unstable_by(|(a, _), (b, _)| match a == b {
             true => Ordering::Equal,

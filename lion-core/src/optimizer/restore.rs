@@ -159,8 +159,6 @@ impl Optimizer {
         }
         let defaults = settings.as_ref().map_or(&self.defaults, |s| &s.defaults);
         let groups = settings.as_ref().map_or(&self.groups, |s| &s.groups);
-        // The multipliers are multiplied in the mode of a step.
-        let _mode = self.backend.float_mode();
         let mut resolved = Vec::with_capacity(self.params.len());
         for (entry, record) in self.params.iter().zip(of_param) {
             let record = record.map(|i| &records[i]);

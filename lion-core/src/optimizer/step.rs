@@ -5,6 +5,7 @@ use crate::{
     BLOCK, BackendError, Error, MemoryOrder, MissingGradient, OnNonFinite, Optimizer, Skipped,
     SkippedBlocks, StepArgs, StepReport, TensorStep, Update,
 };
+use lion_float_mode::in_default_mode;
 use std::sync::Arc;
 
 impl Optimizer {
@@ -28,7 +29,14 @@ impl Optimizer {
         updates: impl IntoIterator<Item = Update<'a>>,
     ) -> Result<StepReport, Error> {
         // A thread that rounds otherwise would compute other constants.
-        let _mode = self.backend.float_mode();
+        in_default_mode(|| self.step_in_default_mode(args, updates))
+    }
+
+    fn step_in_default_mode<'a>(
+        &mut self,
+        args: StepArgs,
+        updates: impl IntoIterator<Item = Update<'a>>,
+    ) -> Result<StepReport, Error> {
         args.check()?;
         if self.suspect {
             self.suspect = self.params.iter().any(|entry| entry.damaged);

@@ -20,7 +20,6 @@ macro_rules! for_each_pair {
 
 #[cfg(test)]
 mod faulty;
-mod float_mode;
 #[cfg(feature = "bench-internals")]
 mod limit;
 mod scalar;
@@ -31,8 +30,6 @@ mod generic;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
-
-pub(crate) use float_mode::{DefaultMode, in_default_mode};
 
 use crate::job::{Job, StateMut, View};
 use lion_core::{BackendError, Slice, SumSquares};

@@ -8,7 +8,6 @@ use lion::{
     backend::{Backend, BackendError, Gradient, Skipped, State, StateRequest, TensorStep},
     paging::PagingTotals,
 };
-use std::any::Any;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -130,10 +129,6 @@ impl<B: Backend> Backend for AllPaged<B> {
 
     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
         self.0.synchronize(states)
-    }
-
-    fn float_mode(&self) -> Option<Box<dyn Any>> {
-        self.0.float_mode()
     }
 
     fn paging_totals(&self) -> Option<PagingTotals> {

@@ -10,6 +10,7 @@ use super::memory::{Map, Memory};
 use super::program::Kernel;
 use super::race::{Across, Races, Side, Used};
 use super::shared::Shared;
+use lion_float_mode::in_default_mode;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -89,7 +90,8 @@ pub(super) fn run_with(
             early: BTreeMap::new(),
         }),
     };
-    let work = || progress.work(launch, &map, most_steps);
+    // A device does not compute in the floating-point mode of the thread that launches.
+    let work = || in_default_mode(|| progress.work(launch, &map, most_steps));
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);

@@ -1,9 +1,12 @@
-//! The floating-point mode of a thread.
+//! Runs code in the default floating-point mode of a thread: rounding to nearest, and subnormal numbers kept.
 //!
-//! The specification assumes rounding to nearest and subnormal numbers that are kept. A thread of a host
+//! The specification of the Lion optimizer assumes this mode, and so does the Rust compiler. A thread of a host
 //! in another language may round otherwise, flush subnormal results to zero or read subnormal operands as
 //! zero; threads that it starts inherit that. So the mode is set on every thread that computes, for as
 //! long as it does.
+//!
+//! On x86 with SSE this is the register MXCSR, on aarch64 FPCR. On other targets, and under Miri, nothing is
+//! set.
 
 use std::marker::PhantomData;
 
@@ -105,8 +108,7 @@ mod register {
 }
 
 /// The default mode on this thread. Dropped, it restores the mode that was there before.
-#[derive(Debug)]
-pub(crate) struct DefaultMode {
+struct DefaultMode {
     before: register::Word,
     /// It stays on its thread.
     _thread: PhantomData<*const ()>,
@@ -114,7 +116,7 @@ pub(crate) struct DefaultMode {
 
 impl DefaultMode {
     /// Sets the default mode; `None` where the thread has it already.
-    pub(crate) fn set() -> Option<Self> {
+    fn set() -> Option<Self> {
         let before = register::read();
         if register::mode(before) == register::mode(register::DEFAULT) {
             return None;
@@ -135,8 +137,14 @@ impl Drop for DefaultMode {
     }
 }
 
-/// Returns what `work` returns in the default mode.
-pub(crate) fn in_default_mode<R>(work: impl FnOnce() -> R) -> R {
+/// Returns what `work` returns in the default mode. Afterwards, also where `work` panics, the thread has the
+/// mode that it had before.
+///
+/// ```
+/// let third = lion_float_mode::in_default_mode(|| 1.0f32 / 3.0);
+/// assert_eq!(third, 0.333_333_34);
+/// ```
+pub fn in_default_mode<R>(work: impl FnOnce() -> R) -> R {
     // The compiler may move arithmetic past a change of the mode, but not out of a call.
     #[inline(never)]
     fn call<R>(work: impl FnOnce() -> R) -> R {
