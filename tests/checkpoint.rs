@@ -34,7 +34,7 @@ fn steps(lion: &mut Lion, name: &str) {
 
 /// `a` with 8 bits, `b` with 32, both stepped.
 fn stepped() -> Lion {
-    let mut lion: Lion = Lion8bit::builder().lr(0.25).build().unwrap().into();
+    let mut lion: Lion = Lion8bit::builder().lr(0.25).build().unwrap();
     for (name, n) in [("a", 5000), ("b", 10)] {
         lion.register(spec(name, n)).unwrap();
         steps(&mut lion, name);
@@ -230,7 +230,7 @@ fn a_damaged_plane_changes_neither_a_fresh_optimizer_nor_a_used_one() {
     bytes[offset as usize + 13] ^= 1;
     fs::write(&path, bytes).unwrap();
 
-    let mut fresh: Lion = Lion8bit::builder().build().unwrap().into();
+    let mut fresh: Lion = Lion8bit::builder().build().unwrap();
     fresh.register(spec("a", 5000)).unwrap();
     fresh.register(spec("b", 10)).unwrap();
     let mut used = stepped();

@@ -308,7 +308,7 @@ fn paged_optimizers_step_from_tasks_of_one_pool() {
         let models: Vec<_> = (0..3)
             .map(|_| {
                 let lion = PagedLion32bit::builder().lr(0.5).backend(cpu.clone());
-                Arc::new(Mutex::new(Model::new(lion.build().unwrap().into())))
+                Arc::new(Mutex::new(Model::new(lion.build().unwrap())))
             })
             .collect();
         let (done, results) = channel();

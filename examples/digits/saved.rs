@@ -122,7 +122,7 @@ mod tests {
         };
         let run = |plan: &Plan, saving: Saving| {
             let lion = Lion8bit::builder().weight_decay(1.0).stochastic_state(true);
-            plan.train("Lion8bit", lion.build().unwrap().into(), &saving)
+            plan.train("Lion8bit", lion.build().unwrap(), &saving)
         };
         let whole = run(&plan, Saving::default()).unwrap();
         let folder = tempfile::tempdir().unwrap();
