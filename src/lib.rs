@@ -1,6 +1,6 @@
 //! The Lion optimizer for people who write their own trainers.
 //!
-//! Lion (Chen et al., arXiv:2302.06675) keeps one momentum a parameter, in 32 bits or, blockwise
+//! Lion (Chen et al., arXiv:2302.06675) keeps one momentum per parameter, in 32 bits or, blockwise
 //! quantized as in bitsandbytes (Dettmers et al., arXiv:2110.02861), in 8. This crate knows no
 //! framework: parameters and gradients are slices or `ndarray` arrays of `f32`, `f16` or `bf16`
 //! that stay with the trainer and are lent to each step. The arithmetic is specified bit for bit

@@ -390,7 +390,7 @@ fn eight_bit_checkpoints_are_small() {
     lion.save(&path).unwrap();
     let bytes = fs::metadata(&path).unwrap().len() as f64;
     let ratio = (bytes - names as f64) / elements as f64;
-    assert!(ratio <= 1.03, "{ratio} bytes an element");
+    assert!(ratio <= 1.03, "{ratio} bytes per element");
 }
 
 #[test]

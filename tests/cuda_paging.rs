@@ -158,7 +158,7 @@ fn bytes_moved_are_those_of_the_report() {
     assert!(evicted.abs_diff(told) <= window, "{evicted} of {told}");
 }
 
-/// Memory that nobody moves ahead comes by a fault a page, as the paged optimizers of bitsandbytes have
+/// Memory that nobody moves ahead comes by a fault per page, as the paged optimizers of bitsandbytes have
 /// it for all that is beyond one tensor.
 #[test]
 fn without_a_plan_there_is_a_fault_a_page() {

@@ -5,11 +5,11 @@ use crate::error::{Error, Scope};
 use lion_float_mode::in_default_mode;
 use std::fmt;
 
-/// Width of the state: 8 bits an element, blockwise quantized, or 32.
+/// Width of the state: 8 bits per element, blockwise quantized, or 32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bits {
-    /// One `u8` code an element and one `f32` absmax a block of 256.
+    /// One `u8` code per element and one `f32` absmax per block of 256.
     Eight,
     /// One `f32` an element.
     ThirtyTwo,

@@ -125,7 +125,7 @@ pub enum CudaError {
         kernel: String,
         /// Blocks of threads.
         grid: u32,
-        /// Threads a block.
+        /// Threads per block.
         block: u32,
         /// What the driver says.
         status: Status,

@@ -1,4 +1,4 @@
-//! Steps of states in pages: piece by piece, in the order of the plan, one launch a piece.
+//! Steps of states in pages: piece by piece, in the order of the plan, one launch per piece.
 //!
 //! A piece is stepped by the same kernels as a whole tensor. Its record is that of the tensor with the runs
 //! before the piece left out: it ends with the piece, its first run has the negative of their number, so

@@ -1,7 +1,7 @@
 //! Blockwise 8-bit quantization with the signed dynamic codebook, and the 8-bit state layout.
 //!
 //! A block is 256 elements. It keeps its largest magnitude, the absmax, as `f32`, and of each element
-//! the code of the codeword nearest to `element / absmax`: 8.125 bits an element. The codewords are
+//! the code of the codeword nearest to `element / absmax`: 8.125 bits per element. The codewords are
 //! dense around 0 on a logarithmic scale, so that small momenta beside large ones keep their sign
 //! and about two digits.
 //!

@@ -16,7 +16,7 @@ pub enum PlaneType {
 }
 
 impl PlaneType {
-    /// Bytes a number.
+    /// Bytes per number.
     pub const fn bytes(self) -> usize {
         match self {
             PlaneType::U8 => 1,
@@ -297,14 +297,14 @@ fn write_floats<S: State + ?Sized>(
 pub enum Planes {
     /// The 32-bit state.
     Momentum32 {
-        /// One number an element.
+        /// One number per element.
         momentum: Vec<f32>,
     },
     /// The blockwise 8-bit state.
     Blockwise8 {
-        /// One code an element, an index into the codebook.
+        /// One code per element, an index into the codebook.
         codes: Vec<u8>,
-        /// One number a block of 256 elements: the largest magnitude in it.
+        /// One number per block of 256 elements: the largest magnitude in it.
         absmax: Vec<f32>,
     },
 }

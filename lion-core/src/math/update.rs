@@ -1,4 +1,4 @@
-//! The element-wise update, in `f32`, one rounding an operation.
+//! The element-wise update, in `f32`, one rounding per operation.
 
 use crate::Hyper;
 

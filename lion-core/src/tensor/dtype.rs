@@ -20,7 +20,7 @@ impl Dtype {
     /// All element types, in the order of their declaration.
     pub const ALL: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
-    /// Bytes an element.
+    /// Bytes per element.
     pub const fn bytes(self) -> usize {
         match self {
             Dtype::F32 => 4,

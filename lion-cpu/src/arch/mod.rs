@@ -1,4 +1,4 @@
-//! The kernels, one file an instruction set, and the choice between them.
+//! The kernels, one file per instruction set, and the choice between them.
 
 /// Calls a function generic over the types of parameter and gradient with the slices themselves.
 macro_rules! for_each_pair {

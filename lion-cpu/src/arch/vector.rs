@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 /// An instruction set as a value, which proves that this CPU has it: arithmetic is safe to call
 /// on it, and only what goes through a pointer is not.
 ///
-/// Each method is what its name says in `f32`, one rounding an operation, lane by lane. The quantizer
+/// Each method is what its name says in `f32`, one rounding per operation, lane by lane. The quantizer
 /// and dequantizer work on four vectors at a time, which fill a vector of bytes.
 pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     /// Lanes of a vector.

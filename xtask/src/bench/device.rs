@@ -29,7 +29,7 @@ pub(super) struct DeviceRow {
     param: Dtype,
     grad: Dtype,
     n: usize,
-    /// Bytes an element that a step cannot do without.
+    /// Bytes per element that a step cannot do without.
     minimum: f64,
     result: Measured,
 }

@@ -133,7 +133,7 @@ pub(super) fn spilling(all: &[Assembled]) -> Vec<String> {
         .collect()
 }
 
-/// Prints a row a kernel: registers / bytes of shared memory / bytes spilled, for each architecture.
+/// Prints a row per kernel: registers / bytes of shared memory / bytes spilled, for each architecture.
 pub(super) fn print(all: &[Assembled]) {
     print!("{:<24}", "registers/shared/spills");
     for assembled in all {

@@ -12,7 +12,7 @@ use super::race::Act;
 use super::warp::Warp;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// What a warp is about to do: so many bytes a lane.
+/// What a warp is about to do: so many bytes per lane.
 pub(super) struct Access<'b> {
     pub(super) at: &'b V64,
     pub(super) mask: u32,

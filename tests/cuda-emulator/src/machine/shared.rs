@@ -69,7 +69,7 @@ impl Shared {
         self.epoch += 1;
     }
 
-    /// Checks the addresses of an access of so many bytes a lane.
+    /// Checks the addresses of an access of so many bytes per lane.
     pub(super) fn check(&self, at: &V64, mask: u32, bytes: u64) -> Done {
         let size = self.bytes.len() as u64;
         for lane in each(mask) {
