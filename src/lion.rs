@@ -7,6 +7,7 @@ use lion_core::{
     ParamInfo, ParamRecord, ParamSpec, Restore, SkippedBlocks, State, StateRecord, StepArgs,
     StepReport,
 };
+use std::fmt;
 use std::ops::Range;
 
 /// The Lion optimizer with a state of 8 or 32 bits, chosen by `optim_bits`.
@@ -36,7 +37,6 @@ use std::ops::Range;
 /// assert_eq!(lion.info(w)?.steps, 2);
 /// # Ok::<(), lion::Error>(())
 /// ```
-#[derive(Debug)]
 pub struct Lion {
     pub(crate) inner: Optimizer,
 }
@@ -445,6 +445,23 @@ impl Lion {
     pub fn try_clone(&self) -> Result<Lion, Error> {
         let inner = self.inner.try_clone()?;
         Ok(Lion { inner })
+    }
+}
+
+/// Lists the settings and the parameters, without the numbers of their states.
+///
+/// ```
+/// use lion::{Device, Dtype, Lion8bit, ParamSpec};
+/// let mut lion = Lion8bit::builder().lr(0.1).device(Device::Cpu).build()?;
+/// lion.register(ParamSpec::new("w", 8192, Dtype::Bf16))?;
+/// let text = format!("{lion:?}");
+/// assert!(text.contains("defaults: Overrides { lr: 0.1, optim_bits: 8 }"), "{text}");
+/// assert!(text.contains("[`w`: 8192 bf16, state of 8 bits, 0 steps]"), "{text}");
+/// # Ok::<(), lion::Error>(())
+/// ```
+impl fmt::Debug for Lion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
     }
 }
 

@@ -172,9 +172,20 @@ macro_rules! overrides {
         /// let no_decay = Overrides::new().weight_decay(0.0).lr(3e-4);
         /// assert_eq!((no_decay.lr, no_decay.betas), (Some(3e-4), None));
         /// ```
-        #[derive(Clone, Copy, Debug, Default, PartialEq)]
+        #[derive(Clone, Copy, Default, PartialEq)]
         #[non_exhaustive]
         pub struct Overrides { $($(#[$doc])* pub $name: Option<$kind>,)* }
+
+        /// Lists what is set.
+        impl fmt::Debug for Overrides {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut set = f.debug_struct("Overrides");
+                $(if let Some(value) = &self.$name {
+                    set.field(stringify!($name), value);
+                })*
+                set.finish()
+            }
+        }
 
         impl Overrides {
             /// Nothing set.
@@ -187,7 +198,7 @@ macro_rules! overrides {
                 self
             })*
 
-            /// The name of each hyper-parameter, and its value where it is set.
+            /// Returns the name of each hyper-parameter, and its value where it is set.
             pub fn settings(&self) -> impl Iterator<Item = (&'static str, Option<String>)> + use<> {
                 let settings = [$((stringify!($name), self.$name.map(|x| format!("{x:?}"))),)*];
                 settings.into_iter()

@@ -2,9 +2,9 @@
 
 use lion_core::{BLOCK, BackendError, Bits, Momentum32, State, StateLayout};
 use lion_quant::{Blockwise8, ZERO_CODE};
+use std::fmt;
 
 /// The state of one parameter in ordinary memory.
-#[derive(Debug)]
 pub(crate) enum CpuState {
     Momentum32 { momentum: Vec<f32> },
     Blockwise8 { codes: Vec<u8>, absmax: Vec<f32> },
@@ -35,6 +35,12 @@ impl CpuState {
             },
             bits => return Err(BackendError::no_state_of("cpu", bits)),
         })
+    }
+}
+
+impl fmt::Debug for CpuState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} elements", self.layout().name(), self.len())
     }
 }
 

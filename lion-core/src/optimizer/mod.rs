@@ -23,6 +23,7 @@ use crate::{
     StateRecord, StateRequest,
 };
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 /// The Lion optimizer over any backend.
@@ -30,7 +31,6 @@ use std::sync::Arc;
 /// It knows parameters by the name their trainer gave them and owns their states; the parameters
 /// and gradients themselves stay with the trainer and are lent to each step. Two optimizers share
 /// nothing.
-#[derive(Debug)]
 pub struct Optimizer {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) on_non_finite: OnNonFinite,
@@ -395,6 +395,35 @@ impl Optimizer {
         found.ok_or_else(|| Error::UnknownGroup {
             group: name.to_owned(),
         })
+    }
+}
+
+/// Lists the settings and the parameters, without the numbers of their states.
+impl fmt::Debug for Optimizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lion")
+            .field("backend", &self.backend.name())
+            .field("on_non_finite", &self.on_non_finite)
+            .field("defaults", &self.defaults)
+            .field("groups", &self.groups)
+            .field("parameters", &Listed(&self.params))
+            .field("state_bytes", &self.state_bytes())
+            .finish()
+    }
+}
+
+/// The first parameters of a list, and how many there are besides.
+struct Listed<'a>(&'a [Parameter]);
+
+impl fmt::Debug for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 20;
+        let mut list = f.debug_list();
+        list.entries(self.0.iter().take(MOST));
+        match self.0.len().checked_sub(MOST) {
+            Some(more @ 1..) => list.entry(&format_args!("and {more} more")).finish(),
+            _ => list.finish(),
+        }
     }
 }
 

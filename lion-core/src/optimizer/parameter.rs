@@ -7,12 +7,12 @@ use crate::{
     BackendError, Bits, Dtype, Error, GradRef, Handle, Hyper, MemoryOrder, Operand, Overrides,
     ParamMut, PlaneSpec, State, StateRecord, StepArgs, Storage, StorageMut, TensorStep,
 };
+use std::fmt;
 use std::sync::Arc;
 
 /// Steps that a record may have done: no run comes near, and counting on from here does not overflow.
 const MAX_STEPS: u64 = 1 << 62;
 
-#[derive(Debug)]
 pub(crate) struct Parameter {
     pub(crate) name: Arc<str>,
     pub(crate) handle: Handle,
@@ -35,6 +35,19 @@ pub(crate) struct Parameter {
     pub(crate) paged: bool,
     /// The order in memory of its first step, which the state has ever after.
     pub(crate) order: Option<MemoryOrder>,
+}
+
+/// One line, without the numbers of the state.
+impl fmt::Debug for Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, len, dtype, steps) = (&self.name, self.len, self.dtype, self.steps);
+        let bits = self.state.layout().bits();
+        let paged = if self.paged { ", paged" } else { "" };
+        write!(
+            f,
+            "`{name}`: {len} {dtype}, state of {bits}{paged}, {steps} steps"
+        )
+    }
 }
 
 /// An update that has passed all checks of its parameter.
