@@ -31,6 +31,11 @@ const ALIGN: usize = 256;
 /// [`pending`](lion_core::StepReport::pending), and blocks that are skipped are counted on the device
 /// until [`Optimizer::synchronize`](lion_core::Optimizer::synchronize) asks. Arrays of the host are
 /// copied to the device and back, and such a step is done when it returns.
+///
+/// # Processes
+/// A driver belongs to the process that has opened it. In a child made by `fork` every call returns
+/// [`CudaError::OtherProcess`], and what is dropped there is left as it is: the driver is not called, and the
+/// parent is not affected. A process that is to use CUDA in its children forks before it opens a device.
 #[derive(Debug)]
 pub struct Cuda {
     session: Arc<Session>,
@@ -75,8 +80,8 @@ impl Cuda {
     /// trainer's, which needs no events. Arrays of the host need none either.
     ///
     /// # Errors
-    /// [`CudaError::NoDriver`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`],
-    /// [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`],
+    /// [`CudaError::NoDriver`], [`CudaError::OtherProcess`], [`CudaError::DriverTooOld`],
+    /// [`CudaError::NoDevice`], [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`],
     /// [`CudaError::Kernels`]; [`CudaError::Call`].
     pub fn new(ordinal: u32) -> Result<Self, CudaError> {
         Self::with_session(Session::primary(ordinal)?)
@@ -99,7 +104,7 @@ impl Cuda {
     /// as this, its arrays, and all optimizers that it is part of.
     ///
     /// # Errors
-    /// [`CudaError::NoDriver`], [`CudaError::PerThreadStream`], [`CudaError::OutOfMemory`],
+    /// [`CudaError::NoDriver`], [`CudaError::OtherProcess`], [`CudaError::PerThreadStream`], [`CudaError::OutOfMemory`],
     /// [`CudaError::Kernels`], [`CudaError::Call`].
     pub unsafe fn with_handles(context: CUcontext, stream: CUstream) -> Result<Self, CudaError> {
         // SAFETY: as the caller promises.

@@ -10,6 +10,10 @@ mod child;
 #[allow(unsafe_code)]
 mod driver;
 mod file;
+// It calls `fork`.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+mod fork;
 mod model;
 mod property;
 mod reference;
@@ -22,6 +26,8 @@ pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
 pub use checkpoint::{CheckpointFile, GroupPart, OverridesPart, TensorPart, seal};
 pub use child::{again, child};
 pub use file::{RecordFile, is_codebook};
+#[cfg(target_os = "linux")]
+pub use fork::forked;
 pub use model::{Model, Param, Snapshot};
 pub use property::{Rng, property};
 pub use reference::{Rule, reference_step, zero_state};
