@@ -6,7 +6,7 @@ use crate::driver::{Owner, Session};
 use crate::launch;
 use crate::memory::{Buffer, DeviceArray, DeviceDriver, Lent, bytes_of, bytes_of_mut};
 use crate::paged;
-use crate::plan::{Group, Kind, Plan, Task, grid};
+use crate::plan::{Group, Kind, Plan, Task};
 use crate::record::{BYTES, Record};
 use crate::squares::{self, OnDevice};
 use crate::staging::Staging;
@@ -464,18 +464,17 @@ impl Cuda {
 
     fn launch(&self, group: &Group, table: u64, task: Task) -> Result<(), CudaError> {
         let (kind, session) = (&group.kind, &*self.session);
-        let grid = grid(group.runs, session.resident);
         // SAFETY: the table holds the group's records. Parameters and gradients are where those who
         // lent them have promised, or in the copy of the host's; states, counters and scratch are this
         // backend's, and freed after the work on the stream.
         unsafe {
             if kind.limited {
                 let norm = kind.kernel(Task::Norm);
-                launch::over_runs(session, &norm, grid, table, group.count, group.runs)?;
+                launch::over_runs(session, &norm, table, group.count, group.runs)?;
                 launch::limit(session, table, group.count)?;
             }
             let kernel = kind.kernel(task);
-            launch::over_runs(session, &kernel, grid, table, group.count, group.runs)
+            launch::over_runs(session, &kernel, table, group.count, group.runs)
         }
     }
 

@@ -14,6 +14,7 @@ mod pointer;
 mod session;
 mod status;
 
+pub(crate) use kernels::Kernel;
 pub(crate) use pointer::Owner;
 pub use session::{DeviceInfo, devices};
 pub(crate) use session::{Session, check, count};

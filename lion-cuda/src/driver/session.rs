@@ -141,7 +141,7 @@ struct Parts {
     kernels: Kernels,
     device: CUdevice,
     name: String,
-    resident: u32,
+    processors: u32,
 }
 
 impl Parts {
@@ -153,8 +153,7 @@ impl Parts {
         Ok(Parts {
             device: device.as_raw(),
             name: device.name().map_err(|e| refused("cuDeviceGetName", e))?,
-            // Eight of them fill the 2,048 threads of a multiprocessor.
-            resident: 8 * processors.max(1) as u32,
+            processors: processors.max(1) as u32,
             kernels: Kernels::load()?,
         })
     }
@@ -189,8 +188,8 @@ pub(crate) struct Session {
     pub(crate) device: CUdevice,
     /// The device's name.
     pub(crate) name: String,
-    /// Blocks of 256 threads that the device runs at a time.
-    pub(crate) resident: u32,
+    /// Multiprocessors of the device.
+    pub(crate) processors: u32,
 }
 
 // SAFETY: see the type.
@@ -270,7 +269,7 @@ impl Session {
             owner,
             device: parts.device,
             name: parts.name,
-            resident: parts.resident,
+            processors: parts.processors,
         }
     }
 
