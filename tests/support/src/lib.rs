@@ -30,7 +30,7 @@ pub use file::{RecordFile, is_codebook};
 pub use fork::forked;
 pub use model::{Model, Param, Snapshot};
 pub use property::{Rng, property};
-pub use reference::{Rule, reference_step, zero_state};
+pub use reference::{Rule, reference_norm, reference_step, zero_state};
 pub use replay::{Difference, Mode, replay};
 pub use tensor::Tensor;
 pub use trajectory::Trajectory;
