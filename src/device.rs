@@ -61,8 +61,8 @@ impl Device {
     /// ```
     ///
     /// # Errors
-    /// [`CudaError::NoDriver`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`],
-    /// [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`];
+    /// [`CudaError::NoDriver`], [`CudaError::OtherProcess`], [`CudaError::DriverTooOld`],
+    /// [`CudaError::NoDevice`], [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`];
     /// [`CudaError::Call`] for what else the driver says.
     #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: u32) -> Result<Self, CudaError> {

@@ -9,39 +9,8 @@ use lion::{
     tensor::Slice,
     update,
 };
-use lion_test_support::{Rng, backends};
+use lion_test_support::{Rng, backends, reference_norm};
 use std::sync::Arc;
-
-/// The square root of the sum of all squares, by the definition: blocks of 256 elements in eight lanes,
-/// the sums of blocks added pair by pair and level by level, those of gradients from left to right, sorted
-/// by name. Blocks that are not finite count as 0 and are counted.
-fn by_definition(gradients: &[(String, Vec<f32>)]) -> (f64, u64) {
-    let mut sorted: Vec<_> = gradients.iter().collect();
-    sorted.sort_by_key(|(name, _)| name.as_bytes());
-    let (mut total, mut bad) = (0.0f64, 0);
-    for (_, gradient) in sorted {
-        let mut sums: Vec<f64> = Vec::new();
-        for block in gradient.chunks(256) {
-            if !block.iter().all(|g| g.is_finite()) {
-                bad += 1;
-                sums.push(0.0);
-                continue;
-            }
-            let lane = |j: usize| {
-                let of_lane = block.iter().skip(j).step_by(8);
-                of_lane.fold(0.0, |sum, &g| sum + f64::from(g) * f64::from(g))
-            };
-            let l: Vec<f64> = (0..8).map(lane).collect();
-            sums.push(((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])));
-        }
-        while sums.len() > 1 {
-            let pairs = sums.chunks(2);
-            sums = pairs.map(|pair| pair.iter().sum()).collect();
-        }
-        total += sums.first().copied().unwrap_or(0.0);
-    }
-    (total.sqrt(), bad)
-}
 
 /// Elements of any type, with the values that they have in `f32`.
 enum Values {
@@ -128,7 +97,7 @@ fn the_norm_has_the_bits_of_its_definition_on_every_backend() {
                 .iter()
                 .map(|(name, values)| (name.clone(), values.widened()))
                 .collect();
-            let (norm, bad) = by_definition(&widened);
+            let (norm, bad) = reference_norm(&widened);
             let mut lion = Lion::builder()
                 .backend(Arc::clone(backend))
                 .build()
@@ -174,7 +143,7 @@ fn the_number_of_threads_changes_no_bit_of_the_norm() {
         .iter()
         .map(|&n| (format!("p{n}"), rng.spread(n, 6.0)))
         .collect();
-    let (norm, _) = by_definition(&gradients);
+    let (norm, _) = reference_norm(&gradients);
     for threads in [1, 2, 5] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         let pool = Arc::new(pool.build().unwrap());

@@ -6,7 +6,7 @@ use crate::driver::{Owner, Session};
 use crate::launch;
 use crate::memory::{Buffer, DeviceArray, DeviceDriver, Lent, bytes_of, bytes_of_mut};
 use crate::paged;
-use crate::plan::{Group, Kind, Plan, Task, grid};
+use crate::plan::{Group, Kind, Plan, Task};
 use crate::record::{BYTES, Record};
 use crate::squares::{self, OnDevice};
 use crate::staging::Staging;
@@ -32,6 +32,11 @@ const ALIGN: usize = 256;
 /// [`pending`](lion_core::StepReport::pending), and blocks that are skipped are counted on the device
 /// until [`Optimizer::synchronize`](lion_core::Optimizer::synchronize) asks. Arrays of the host are
 /// copied to the device and back, and such a step is done when it returns.
+///
+/// # Processes
+/// A driver belongs to the process that has opened it. In a child made by `fork` every call returns
+/// [`CudaError::OtherProcess`], and what is dropped there is left as it is: the driver is not called, and the
+/// parent is not affected. A process that is to use CUDA in its children forks before it opens a device.
 #[derive(Debug)]
 pub struct Cuda {
     session: Arc<Session>,
@@ -76,8 +81,8 @@ impl Cuda {
     /// trainer's, which needs no events. Arrays of the host need none either.
     ///
     /// # Errors
-    /// [`CudaError::NoDriver`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`],
-    /// [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`],
+    /// [`CudaError::NoDriver`], [`CudaError::OtherProcess`], [`CudaError::DriverTooOld`],
+    /// [`CudaError::NoDevice`], [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`],
     /// [`CudaError::Kernels`]; [`CudaError::Call`].
     pub fn new(ordinal: u32) -> Result<Self, CudaError> {
         Self::with_session(Session::primary(ordinal)?)
@@ -100,7 +105,7 @@ impl Cuda {
     /// as this, its arrays, and all optimizers that it is part of.
     ///
     /// # Errors
-    /// [`CudaError::NoDriver`], [`CudaError::PerThreadStream`], [`CudaError::OutOfMemory`],
+    /// [`CudaError::NoDriver`], [`CudaError::OtherProcess`], [`CudaError::PerThreadStream`], [`CudaError::OutOfMemory`],
     /// [`CudaError::Kernels`], [`CudaError::Call`].
     pub unsafe fn with_handles(context: CUcontext, stream: CUstream) -> Result<Self, CudaError> {
         // SAFETY: as the caller promises.
@@ -460,18 +465,17 @@ impl Cuda {
 
     fn launch(&self, group: &Group, table: u64, task: Task) -> Result<(), CudaError> {
         let (kind, session) = (&group.kind, &*self.session);
-        let grid = grid(group.runs, session.resident);
         // SAFETY: the table holds the group's records. Parameters and gradients are where those who
         // lent them have promised, or in the copy of the host's; states, counters and scratch are this
         // backend's, and freed after the work on the stream.
         unsafe {
             if kind.limited {
                 let norm = kind.kernel(Task::Norm);
-                launch::over_runs(session, &norm, grid, table, group.count, group.runs)?;
+                launch::over_runs(session, &norm, table, group.count, group.runs)?;
                 launch::limit(session, table, group.count)?;
             }
             let kernel = kind.kernel(task);
-            launch::over_runs(session, &kernel, grid, table, group.count, group.runs)
+            launch::over_runs(session, &kernel, table, group.count, group.runs)
         }
     }
 

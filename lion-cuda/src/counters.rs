@@ -1,7 +1,7 @@
 //! Numbers that kernels add to: blocks skipped, one for each state.
 
 use crate::CudaError;
-use crate::driver::Session;
+use crate::driver::{Session, is_of_other_process};
 use crate::memory::Buffer;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -88,6 +88,10 @@ impl Numbers {
 
 impl Drop for Counter {
     fn drop(&mut self) {
+        if is_of_other_process() {
+            // Another thread of the parent may have held the lock.
+            return;
+        }
         let places = self.counters.places.lock();
         let mut places = places.unwrap_or_else(PoisonError::into_inner);
         places.free.push(self.index);

@@ -21,6 +21,15 @@ pub enum CudaError {
         /// The library that was asked for.
         library: String,
     },
+    /// The process is a child made by `fork` of the one that has opened the driver, which cannot be used in
+    /// the child. What belongs to a device may be dropped there, which frees nothing; the parent is not
+    /// affected.
+    OtherProcess {
+        /// ID of the process that has opened the driver.
+        owner: u32,
+        /// ID of this process.
+        current: u32,
+    },
     /// The driver is older than the kernels and calls need.
     DriverTooOld {
         /// CUDA version of the driver, major and minor.
@@ -192,6 +201,11 @@ impl fmt::Display for CudaError {
             CudaError::DriverInUse { library } => write!(
                 f,
                 "`{library}` cannot be opened: this process has opened a CUDA driver already"
+            ),
+            CudaError::OtherProcess { owner, current } => write!(
+                f,
+                "the CUDA driver was opened by process {owner}, and this is process {current}, its child: \
+                 it cannot use CUDA"
             ),
             CudaError::DriverTooOld { given, wanted } => write!(
                 f,

@@ -10,7 +10,7 @@ use crate::backend::{Place, Work, grow, state};
 use crate::driver::Session;
 use crate::launch;
 use crate::memory::{DeviceDriver, copy};
-use crate::plan::{Kind, Task, grid};
+use crate::plan::{Kind, Task};
 use crate::record::{LR, RUN, Record};
 use crate::state::{CudaState, PagedPlanes};
 use lion_core::{BLOCK, BackendError, Bits, PlaneSpec, TensorStep};
@@ -231,11 +231,10 @@ impl Queue<'_> {
                 // scratch until the next tensor.
                 unsafe { copy(self.session, table + LR as u64, lr, 4) }?;
             }
-            let grid = grid(runs, self.session.resident);
             // SAFETY: the table has this record. Parameter and gradient are where those who lent them have
             // promised, or in the copy of the host's; the piece is on the device, as the stream waits for
             // its fetch and its eviction waits for the stream.
-            unsafe { launch::over_runs(self.session, &kernel, grid, table, 1, runs) }?;
+            unsafe { launch::over_runs(self.session, &kernel, table, 1, runs) }?;
             self.work.begun |= task == Task::Step;
             self.walk.release(self.position);
             self.position += 1;

@@ -4,7 +4,7 @@ use crate::CudaError;
 use crate::backend::{Work, grow};
 use crate::driver::Session;
 use crate::launch;
-use crate::plan::{Kind, Plan, Task, grid};
+use crate::plan::{Kind, Plan, Task};
 use crate::record::{BYTES, Record};
 use lion_core::{Bits, Dtype, Gradient, SumSquares};
 use std::sync::Arc;
@@ -79,12 +79,11 @@ fn queue(
     let table = work.staging.send(&plan.table())?;
     for group in &plan.groups {
         let table = table + (group.first * BYTES) as u64;
-        let grid = grid(group.runs, session.resident);
         let kernel = group.kind.kernel(Task::Squares);
         // SAFETY: the table holds the group's records. Gradients are where those who lent them have
         // promised; sums and results are in the scratch, which is freed by a call that waits.
         unsafe {
-            launch::over_runs(session, &kernel, grid, table, group.count, group.runs)?;
+            launch::over_runs(session, &kernel, table, group.count, group.runs)?;
             launch::total(session, table, group.count)?;
         }
     }

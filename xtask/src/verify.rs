@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Without --replay and --exhaustive: every backend against the specification, for each width of
-    /// state and each pair of types, over options and edge cases. Names what makes a missing backend a
+    /// state and each pair of types, over options and edge cases, and the norm of gradients. Names what makes a missing backend a
     /// failure, separated by commas.
     #[arg(
         long,

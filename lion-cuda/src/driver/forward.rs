@@ -8,7 +8,7 @@
 //! Arguments are passed on as they are: handles and pointers as pointers, enumerations as integers,
 //! which have the same place in a call. The lists of arguments are those of the driver's header.
 
-use super::{NO_DEVICE, NOT_SUPPORTED, library, status};
+use super::{NOT_SUPPORTED, library, status};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
@@ -20,7 +20,8 @@ macro_rules! forward {
             #[cfg(target_os = "linux")]
             std::arch::global_asm!(concat!(".hidden ", stringify!($name)));
 
-            /// Passes the call on; without a driver there is no device.
+            /// Passes the call on; without a driver there is no device, and in a child made by `fork`
+            /// the driver is not initialized.
             // SAFETY: no other function of this name is linked, the driver's library being opened at
             // run time only.
             #[unsafe(no_mangle)]
@@ -28,8 +29,9 @@ macro_rules! forward {
             unsafe extern "C" fn $name($($arg: $kind),*) -> c_uint {
                 type Function = unsafe extern "C" fn($($kind),*) -> c_uint;
                 static FUNCTION: OnceLock<Option<Function>> = OnceLock::new();
-                let Ok(library) = library() else {
-                    return NO_DEVICE;
+                let library = match library() {
+                    Ok(library) => library,
+                    Err(unusable) => return unusable.code(),
                 };
                 let function = FUNCTION.get_or_init(|| {
                     let name = concat!(stringify!($name), "\0");

@@ -1,12 +1,19 @@
 //! The kernels: PTX that the driver compiles for the device of a context.
 
+use super::NOT_SUPPORTED;
 use super::session::{check, no_room};
 use crate::CudaError;
+use crate::plan::THREADS;
 use cust::sys::{self, CUfunction, CUjit_option, CUmodule};
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
+use std::sync::{Mutex, PoisonError};
 
 /// The kernels as PTX, with the final NUL that the driver wants.
 const PTX: &str = concat!(include_str!("../../kernels/lion.ptx"), "\0");
+
+/// Threads that a multiprocessor holds, as far as registers allow.
+const MOST_THREADS: u32 = 2048;
 
 /// Bytes for each of the compiler's two logs. It cuts off what is longer.
 const LOG_BYTES: usize = 8 << 10;
@@ -17,6 +24,16 @@ const LOG_BYTES: usize = 8 << 10;
 /// `module` is loaded, and nobody else unloads it.
 pub(crate) struct Kernels {
     module: CUmodule,
+    /// Those that have been asked for.
+    found: Mutex<HashMap<String, Kernel>>,
+}
+
+/// A kernel of the module.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel {
+    pub(crate) function: CUfunction,
+    /// Blocks of [`THREADS`] threads that a multiprocessor holds at a time.
+    pub(crate) blocks: u32,
 }
 
 impl Kernels {
@@ -57,19 +74,39 @@ impl Kernels {
             },
             error => error,
         })?;
-        Ok(Kernels { module })
+        let found = Mutex::default();
+        Ok(Kernels { module, found })
     }
 
     /// Returns a kernel by its name. The context of the kernels must be current.
-    pub(crate) fn function(&self, name: &str) -> Result<CUfunction, CudaError> {
+    pub(crate) fn kernel(&self, name: &str) -> Result<Kernel, CudaError> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&kernel) = found.get(name) {
+            return Ok(kernel);
+        }
         // No kernel has a NUL in its name: one that had would not be found.
-        let name = CString::new(name).unwrap_or_default();
+        let c_name = CString::new(name).unwrap_or_default();
         let mut function = std::ptr::null_mut();
         // SAFETY: the module is loaded (see the type), and the name ends with NUL.
         check("cuModuleGetFunction", unsafe {
-            sys::cuModuleGetFunction(&mut function, self.module, name.as_ptr())
+            sys::cuModuleGetFunction(&mut function, self.module, c_name.as_ptr())
         })?;
-        Ok(function)
+        let mut blocks = 0;
+        // SAFETY: the function is one of the module, and the place to write to is on the stack.
+        let result = unsafe {
+            let threads = THREADS as i32;
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, function, threads, 0)
+        };
+        let blocks = match result as u32 {
+            // A driver that lacks the function.
+            NOT_SUPPORTED => MOST_THREADS / THREADS,
+            // Of a kernel that holds none the launch says why.
+            _ => check("cuOccupancyMaxActiveBlocksPerMultiprocessor", result)
+                .map(|()| blocks.max(1) as u32)?,
+        };
+        let kernel = Kernel { function, blocks };
+        found.insert(name.to_owned(), kernel);
+        Ok(kernel)
     }
 
     /// Unloads the kernels.

@@ -3,6 +3,10 @@
 //! The path in the environment variable `LION_CUDA_DRIVER`, or that given to [`use_library`], or the
 //! system's driver ([`SYSTEM`]) as the system finds it. Where there is none, every call says that there is
 //! no device.
+//!
+//! A driver does not survive `fork`, and NVIDIA does not define what its calls do in the child. So every
+//! call, those of cust included, goes to the library in the process that has opened it and returns an error
+//! in a child. What is dropped there is not freed.
 
 mod forward;
 mod kernels;
@@ -10,6 +14,7 @@ mod pointer;
 mod session;
 mod status;
 
+pub(crate) use kernels::Kernel;
 pub(crate) use pointer::Owner;
 pub use session::{DeviceInfo, devices};
 pub(crate) use session::{Session, check, count};
@@ -21,6 +26,7 @@ use std::ffi::{CStr, OsStr, OsString, c_char, c_uint};
 use std::path::Path;
 use std::sync::OnceLock;
 
+const NOT_INITIALIZED: c_uint = 3;
 const NO_DEVICE: c_uint = 100;
 const NOT_SUPPORTED: c_uint = 801;
 
@@ -36,21 +42,46 @@ const VARIABLE: &str = "LION_CUDA_DRIVER";
 
 /// The library that all calls of this process go to, once one has been opened. It cannot be exchanged
 /// then: what it has handed out is used with it.
-static LIBRARY: OnceLock<Library> = OnceLock::new();
+static LIBRARY: OnceLock<Opened> = OnceLock::new();
 
-#[derive(Clone, Debug)]
-struct Missing {
-    library: String,
-    reason: String,
+/// A library, and the ID of the process that has opened it.
+struct Opened {
+    library: Library,
+    process: u32,
 }
 
-fn library() -> Result<&'static Library, Missing> {
-    if let Some(library) = LIBRARY.get() {
-        return Ok(library);
+/// Why no call can be made.
+#[derive(Clone, Debug)]
+enum Unusable {
+    Missing { library: String, reason: String },
+    OtherProcess { owner: u32, current: u32 },
+}
+
+impl Unusable {
+    /// What calls return.
+    fn code(&self) -> c_uint {
+        match self {
+            Unusable::Missing { .. } => NO_DEVICE,
+            // As drivers do that notice it.
+            Unusable::OtherProcess { .. } => NOT_INITIALIZED,
+        }
     }
-    let path = named().unwrap_or_else(|| OsString::from(SYSTEM));
-    let library = open(&path)?;
-    Ok(LIBRARY.get_or_init(|| library))
+}
+
+fn library() -> Result<&'static Library, Unusable> {
+    let opened = match LIBRARY.get() {
+        Some(opened) => opened,
+        None => {
+            let path = named().unwrap_or_else(|| OsString::from(SYSTEM));
+            let opened = open(&path)?;
+            LIBRARY.get_or_init(|| opened)
+        }
+    };
+    let (owner, current) = (opened.process, std::process::id());
+    if owner != current {
+        return Err(Unusable::OtherProcess { owner, current });
+    }
+    Ok(&opened.library)
 }
 
 /// The library that the environment names.
@@ -58,16 +89,19 @@ fn named() -> Option<OsString> {
     std::env::var_os(VARIABLE).filter(|path| !path.is_empty())
 }
 
-fn open(path: &OsStr) -> Result<Library, Missing> {
+fn open(path: &OsStr) -> Result<Opened, Unusable> {
     // SAFETY: opening a library runs its initializers. It is the system's driver, or what the user has
     // named in its place.
-    unsafe { Library::new(path) }.map_err(|error| Missing {
+    let opened = unsafe { Library::new(path) };
+    let library = opened.map_err(|error| Unusable::Missing {
         library: path.to_string_lossy().into_owned(),
         // The error says that it failed, its source why.
         reason: error
             .source()
             .map_or_else(|| error.to_string(), ToString::to_string),
-    })
+    })?;
+    let process = std::process::id();
+    Ok(Opened { library, process })
 }
 
 /// Opens the driver from this file, instead of the system's. To be called before anything else asks
@@ -79,15 +113,20 @@ fn open(path: &OsStr) -> Result<Library, Missing> {
 /// has opened a driver already.
 pub fn use_library(path: impl AsRef<Path>) -> Result<(), CudaError> {
     let path = named().unwrap_or_else(|| path.as_ref().as_os_str().to_owned());
-    let library = open(&path)?;
-    LIBRARY.set(library).map_err(|_| CudaError::DriverInUse {
+    let opened = open(&path)?;
+    LIBRARY.set(opened).map_err(|_| CudaError::DriverInUse {
         library: path.to_string_lossy().into_owned(),
     })
 }
 
-/// The library, or the error that says which one is missing.
+/// The library, or the error that says why it cannot be called.
 fn driver() -> Result<&'static Library, CudaError> {
     Ok(library()?)
+}
+
+/// Whether the driver was opened by another process, of which this is a child made by `fork`.
+pub(crate) fn is_of_other_process() -> bool {
+    matches!(library(), Err(Unusable::OtherProcess { .. }))
 }
 
 /// Whether the driver that is open is an emulator: then no result of it is one of a GPU.
@@ -149,11 +188,11 @@ pub(crate) fn text(code: c_uint) -> String {
         .into_owned()
 }
 
-impl From<Missing> for CudaError {
-    fn from(missing: Missing) -> Self {
-        CudaError::NoDriver {
-            library: missing.library,
-            reason: missing.reason,
+impl From<Unusable> for CudaError {
+    fn from(unusable: Unusable) -> Self {
+        match unusable {
+            Unusable::Missing { library, reason } => CudaError::NoDriver { library, reason },
+            Unusable::OtherProcess { owner, current } => CudaError::OtherProcess { owner, current },
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::kernels::Kernels;
 use super::pointer::{self, Owner as MemoryOwner};
-use super::{NOT_SUPPORTED, driver, status};
+use super::{NO_DEVICE, NOT_INITIALIZED, NOT_SUPPORTED, driver, status};
 use crate::CudaError;
 use crate::error::Status;
 use cust::context::Context;
@@ -36,7 +36,8 @@ pub struct DeviceInfo {
 /// The devices that the driver finds.
 ///
 /// # Errors
-/// [`CudaError::NoDriver`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`], [`CudaError::Call`].
+/// [`CudaError::NoDriver`], [`CudaError::OtherProcess`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`],
+/// [`CudaError::Call`].
 pub fn devices() -> Result<Vec<DeviceInfo>, CudaError> {
     (0..count()?)
         .map(|ordinal| Ok(describe(ordinal)?.1))
@@ -84,11 +85,22 @@ fn describe(ordinal: u32) -> Result<(Device, DeviceInfo), CudaError> {
 /// A call that cust made of the driver or a device, where no work can have been queued before.
 fn refused(call: &'static str, error: DriverError) -> CudaError {
     match status::raw(error as u32) {
-        100 => CudaError::NoDevice,
-        code => CudaError::Call {
-            call,
-            status: Status::new(code),
-        },
+        NO_DEVICE => CudaError::NoDevice,
+        code => refused_with(call, code),
+    }
+}
+
+/// The same, where the code is not that there is no device.
+fn refused_with(call: &'static str, code: u32) -> CudaError {
+    // In a child made by `fork` no call is passed on.
+    if code == NOT_INITIALIZED
+        && let Err(error) = driver()
+    {
+        return error;
+    }
+    CudaError::Call {
+        call,
+        status: Status::new(code),
     }
 }
 
@@ -99,15 +111,12 @@ fn failed(call: &'static str, error: DriverError) -> CudaError {
 
 fn of_code(call: &'static str, code: u32) -> CudaError {
     match code {
-        100 => CudaError::NoDevice,
+        NO_DEVICE => CudaError::NoDevice,
         code if status::is_of_earlier_work(code) => CudaError::EarlierWork {
             call,
             status: Status::new(code),
         },
-        code => CudaError::Call {
-            call,
-            status: Status::new(code),
-        },
+        code => refused_with(call, code),
     }
 }
 
@@ -132,7 +141,7 @@ struct Parts {
     kernels: Kernels,
     device: CUdevice,
     name: String,
-    resident: u32,
+    processors: u32,
 }
 
 impl Parts {
@@ -144,8 +153,7 @@ impl Parts {
         Ok(Parts {
             device: device.as_raw(),
             name: device.name().map_err(|e| refused("cuDeviceGetName", e))?,
-            // Eight of them fill the 2,048 threads of a multiprocessor.
-            resident: 8 * processors.max(1) as u32,
+            processors: processors.max(1) as u32,
             kernels: Kernels::load()?,
         })
     }
@@ -180,8 +188,8 @@ pub(crate) struct Session {
     pub(crate) device: CUdevice,
     /// The device's name.
     pub(crate) name: String,
-    /// Blocks of 256 threads that the device runs at a time.
-    pub(crate) resident: u32,
+    /// Multiprocessors of the device.
+    pub(crate) processors: u32,
 }
 
 // SAFETY: see the type.
@@ -261,7 +269,7 @@ impl Session {
             owner,
             device: parts.device,
             name: parts.name,
-            resident: parts.resident,
+            processors: parts.processors,
         }
     }
 

@@ -11,6 +11,10 @@ mod child;
 mod driver;
 mod failing;
 mod file;
+// It calls `fork`.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+mod fork;
 mod model;
 mod property;
 mod reference;
@@ -25,9 +29,11 @@ pub use checkpoint::{CheckpointFile, GroupPart, OverridesPart, TensorPart, seal}
 pub use child::{again, child};
 pub use failing::FailingWrites;
 pub use file::{RecordFile, is_codebook};
+#[cfg(target_os = "linux")]
+pub use fork::forked;
 pub use model::{Model, Param, Snapshot};
 pub use property::{Rng, property};
-pub use reference::{Rule, reference_step, zero_state};
+pub use reference::{Rule, reference_norm, reference_step, zero_state};
 pub use replay::{Difference, Mode, replay};
 pub use saved::saved;
 pub use tensor::Tensor;

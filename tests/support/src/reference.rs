@@ -110,6 +110,39 @@ pub fn reference_step(
     skipped
 }
 
+/// Returns the norm of gradients, each with its name, and how many blocks are left out of it because they are not
+/// finite.
+///
+/// The norm is the square root of the sum of all squares, in `f64`: blocks of 256 elements in eight lanes, the sums of
+/// blocks added pair by pair and level by level, those of gradients from left to right, sorted by name.
+pub fn reference_norm(gradients: &[(String, Vec<f32>)]) -> (f64, u64) {
+    let mut sorted: Vec<_> = gradients.iter().collect();
+    sorted.sort_by_key(|(name, _)| name.as_bytes());
+    let (mut total, mut bad) = (0.0f64, 0);
+    for (_, gradient) in sorted {
+        let mut sums: Vec<f64> = Vec::new();
+        for block in gradient.chunks(BLOCK) {
+            if !block.iter().all(|g| g.is_finite()) {
+                bad += 1;
+                sums.push(0.0);
+                continue;
+            }
+            let lane = |j: usize| {
+                let of_lane = block.iter().skip(j).step_by(8);
+                of_lane.fold(0.0, |sum, &g| sum + f64::from(g) * f64::from(g))
+            };
+            let l: Vec<f64> = (0..8).map(lane).collect();
+            sums.push(((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])));
+        }
+        while sums.len() > 1 {
+            let pairs = sums.chunks(2);
+            sums = pairs.map(|pair| pair.iter().sum()).collect();
+        }
+        total += sums.first().copied().unwrap_or(0.0);
+    }
+    (total.sqrt(), bad)
+}
+
 fn direction(rule: &Rule, g: f32, m: f32) -> f32 {
     let (beta1, one_minus) = (rule.betas.0 as f32, (1.0 - rule.betas.0) as f32);
     (beta1 * m) + (one_minus * (g * rule.grad_scale as f32))

@@ -109,6 +109,13 @@ fn poke(values: &mut [f32], rng: &mut Rng, with: &[f32]) {
     }
 }
 
+/// The cases for the norm of gradients, which no option of a step changes.
+pub(super) fn norm_cases(param: Dtype, grad: Dtype) -> Vec<Case> {
+    let mut cases = cases(Bits::ThirtyTwo, param, grad);
+    cases.retain(|case| case.rule == PLAIN);
+    cases
+}
+
 /// The cases for a width of state and types of parameter and gradient.
 pub(super) fn cases(bits: Bits, param: Dtype, grad: Dtype) -> Vec<Case> {
     let mut cases = vec![

@@ -1,10 +1,12 @@
 //! The matrix: every backend of this machine against the specification's step in its plainest form, for
-//! each width of state and each pair of types, over options and edge cases.
+//! each width of state and each pair of types, over options and edge cases; and against the norm of
+//! gradients in its plainest form.
 
 mod case;
+mod norm;
 
 use anyhow::{Result, ensure};
-use case::{Case, STEPS, cases};
+use case::{Case, STEPS, cases, norm_cases};
 use lion::cuda::{Cuda, DeviceArray};
 use lion::{
     Dtype, Lion, ParamSpec, StepArgs,
@@ -21,6 +23,31 @@ use std::sync::Arc;
 /// Tensors of a case at most, where it is to be quick or each tensor takes a page of managed memory of a device: a GPU
 /// that is asked for more than it has can hang.
 const FEW: usize = 200;
+
+/// What the cases of a row compare with the specification.
+#[derive(Clone, Copy)]
+enum Check {
+    /// Steps, with a state of this width.
+    Step(Bits),
+    /// The norm of gradients.
+    Norm,
+}
+
+impl Check {
+    const ALL: [Check; 3] = [
+        Check::Step(Bits::ThirtyTwo),
+        Check::Step(Bits::Eight),
+        Check::Norm,
+    ];
+
+    /// What the row has in the column of the state.
+    fn name(self) -> String {
+        match self {
+            Check::Step(bits) => bits.get().to_string(),
+            Check::Norm => "norm".to_owned(),
+        }
+    }
+}
 
 /// What came of all cases of one cell.
 enum Cell {
@@ -59,17 +86,17 @@ pub(crate) fn run(
     let mut notes = Vec::new();
     for candidate in candidates {
         let mut missing = None;
-        for bits in [Bits::ThirtyTwo, Bits::Eight] {
-            let mut line = format!("{:<19} {:>5} ", candidate.name, bits.get());
+        for check in Check::ALL {
+            let mut line = format!("{:<19} {:>5} ", candidate.name, check.name());
             for (param, grad) in pairs(quick) {
                 let most = if quick || candidate.is_paged_on_device() {
                     FEW
                 } else {
                     usize::MAX
                 };
-                let cell = run_cell(candidate, most, (bits, param, grad))?;
+                let cell = run_cell(candidate, most, check, (param, grad))?;
                 if json {
-                    println!("{}", row(candidate.name, bits, param, grad, &cell));
+                    println!("{}", row(candidate.name, check, param, grad, &cell));
                 }
                 let text = match cell {
                     Cell::Identical(cases) => {
@@ -116,13 +143,16 @@ fn pairs(quick: bool) -> impl Iterator<Item = (Dtype, Dtype)> {
     all.filter(move |pair| !quick || few.contains(pair))
 }
 
-fn row(backend: &str, bits: Bits, param: Dtype, grad: Dtype, cell: &Cell) -> Value {
+fn row(backend: &str, check: Check, param: Dtype, grad: Dtype, cell: &Cell) -> Value {
     let mut row = json!({
         "backend": backend,
-        "state": bits.get(),
         "param": param.name(),
         "grad": grad.name(),
     });
+    row["state"] = match check {
+        Check::Step(bits) => json!(bits.get()),
+        Check::Norm => json!(check.name()),
+    };
     match cell {
         Cell::Identical(cases) => {
             row["result"] = json!("identical");
@@ -144,7 +174,8 @@ fn row(backend: &str, bits: Bits, param: Dtype, grad: Dtype, cell: &Cell) -> Val
 fn run_cell(
     candidate: &Candidate,
     most: usize,
-    (bits, param, grad): (Bits, Dtype, Dtype),
+    check: Check,
+    (param, grad): (Dtype, Dtype),
 ) -> Result<Cell> {
     let cuda = match candidate.cuda() {
         Some(Ok(cuda)) => Some(cuda),
@@ -154,24 +185,31 @@ fn run_cell(
     if let Err(reason) = candidate.open() {
         return Ok(Cell::Skipped(reason.to_string()));
     }
-    let mut cases = cases(bits, param, grad);
+    let mut cases = match check {
+        Check::Step(bits) => cases(bits, param, grad),
+        Check::Norm => norm_cases(param, grad),
+    };
     for case in &mut cases {
         case.lengths.truncate(most);
     }
     let mut found = Vec::new();
     for case in &cases {
-        // A device steps arrays of the host by way of a copy, so arrays of its own are the case of most
-        // interest; one case shows that the copies are right.
+        // A device takes arrays of the host by way of a copy, or leaves them to the host, so arrays of its own are the case of most
+        // interest; one case shows that those of the host are right.
         let places: &[Option<&Arc<Cuda>>] = match &cuda {
             Some(cuda) if case.name == "lengths" => &[Some(cuda), None],
             Some(cuda) => &[Some(cuda)],
             None => &[None],
         };
         for &place in places {
-            let difference = run_case(candidate.open()?, place, case, bits, param, grad)?;
+            let backend = candidate.open()?;
+            let difference = match check {
+                Check::Step(bits) => run_case(backend, place, case, bits, param, grad)?,
+                Check::Norm => norm::run_case(backend, place, case, param, grad)?,
+            };
             if let Some(at) = difference {
-                let (name, case, bits) = (candidate.name, case.name, bits.get());
-                found.push(format!("WRONG {name} {bits} {param}/{grad} {case}: {at}"));
+                let (name, case, row) = (candidate.name, case.name, check.name());
+                found.push(format!("WRONG {name} {row} {param}/{grad} {case}: {at}"));
             }
         }
     }
