@@ -36,7 +36,7 @@ const ALIGN: usize = 256;
 /// # Processes
 /// A driver belongs to the process that has opened it. In a child made by `fork` every call returns
 /// [`CudaError::OtherProcess`], and what is dropped there is left as it is: the driver is not called, and the
-/// parent is not affected. A process that is to use CUDA in its children forks before it opens a device.
+/// parent is not affected. A process whose children are to use CUDA forks before it asks for a device.
 #[derive(Debug)]
 pub struct Cuda {
     session: Arc<Session>,

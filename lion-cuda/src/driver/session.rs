@@ -90,7 +90,7 @@ fn refused(call: &'static str, error: DriverError) -> CudaError {
     }
 }
 
-/// The same, where the code is not that there is no device.
+/// The error of a call that returned a code without a variant of its own.
 fn refused_with(call: &'static str, code: u32) -> CudaError {
     // In a child made by `fork` no call is passed on.
     if code == NOT_INITIALIZED
