@@ -6,7 +6,7 @@ use lion::cuda::{Cuda, CudaError, cust, device_slice_mut, emulator_counts, lend,
 use lion::{
     Device, Dtype, Error, Lion, OnNonFinite, ParamSpec, StepArgs, backend::BackendError, update,
 };
-use lion_test_support::{Rng, again};
+use lion_test_support::{Rng, again, skipped_on_an_anonymous_driver};
 use serde_json::Value;
 use std::error::Error as _;
 use std::sync::Arc;
@@ -298,21 +298,7 @@ fn a_fault_on_the_device_is_told_by_the_call_that_waits() {
 
 // All of this file once more, on emulated drivers that do what a real one may.
 
-#[test]
-fn again_with_frees_that_do_not_wait() {
-    again(&[("LION_EMULATED_FREE", "now")]);
-}
-
-#[test]
-fn again_with_copies_that_arrive_late() {
-    again(&[("LION_EMULATED_PAGEABLE_COPIES", "late")]);
-}
-
-/// A failure prints the seed; `LION_EMULATED_STREAM_ORDER=random:SEED` sets it.
-#[test]
-fn again_with_work_in_a_random_order() {
-    again(&[("LION_EMULATED_STREAM_ORDER", "random")]);
-}
+lion_test_support::again_on_emulated_drivers!();
 
 #[test]
 fn again_with_registers_that_limit_occupancy() {
@@ -326,14 +312,9 @@ fn again_with_registers_that_limit_occupancy() {
 /// As on a real driver, what reads the emulator's counters is skipped, and nothing else.
 #[test]
 fn again_with_a_driver_that_does_not_say_that_it_is_emulated() {
-    let text = again(&[("LION_EMULATED_ANONYMOUS", "1")]);
-    let skipped = text.lines().filter_map(|line| line.split_once("SKIPPED "));
-    let skipped: Vec<_> = skipped
-        .map(|(_, rest)| rest.split_once(": ").unwrap().0)
-        .collect();
     let wanted = [
         "a_fault_on_the_device_is_told_by_the_call_that_waits",
         "many_tensors_share_a_launch_that_fits_the_device",
     ];
-    assert_eq!(skipped, wanted, "{text}");
+    assert_eq!(skipped_on_an_anonymous_driver(), wanted);
 }

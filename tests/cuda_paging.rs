@@ -10,7 +10,8 @@ use lion::{
     update,
 };
 use lion_test_support::{
-    AllPaged, Model, Rng, Snapshot, Tensor, again, backends, emulator, managed_room,
+    AllPaged, Model, Rng, Snapshot, Tensor, backends, emulator, managed_room,
+    skipped_on_an_anonymous_driver,
 };
 use serde_json::Value;
 use std::process::Command;
@@ -370,36 +371,16 @@ fn arrays_of_the_host_are_stepped_with_a_paged_state() {
 
 // All of this file once more, on emulated drivers that do what a real one may.
 
-#[test]
-fn again_with_frees_that_do_not_wait() {
-    again(&[("LION_EMULATED_FREE", "now")]);
-}
-
-#[test]
-fn again_with_copies_that_arrive_late() {
-    again(&[("LION_EMULATED_PAGEABLE_COPIES", "late")]);
-}
-
-/// A failure prints the seed; `LION_EMULATED_STREAM_ORDER=random:SEED` sets it.
-#[test]
-fn again_with_work_in_a_random_order() {
-    again(&[("LION_EMULATED_STREAM_ORDER", "random")]);
-}
+lion_test_support::again_on_emulated_drivers!();
 
 /// As on a real driver, what reads the emulator's counters is skipped, and nothing else.
 #[test]
 fn again_with_a_driver_that_does_not_say_that_it_is_emulated() {
-    let text = again(&[("LION_EMULATED_ANONYMOUS", "1")]);
-    let skipped = text.lines().filter_map(|line| line.split_once("SKIPPED "));
-    let mut skipped: Vec<_> = skipped
-        .map(|(_, rest)| rest.split_once(": ").unwrap().0)
-        .collect();
-    skipped.dedup();
     let wanted = [
         "a_window_of_one_page_is_slow_and_right",
         "bytes_moved_are_those_of_the_report",
         "with_the_plan_no_kernel_meets_a_page_on_the_host",
         "without_a_plan_there_is_a_fault_a_page",
     ];
-    assert_eq!(skipped, wanted, "{text}");
+    assert_eq!(skipped_on_an_anonymous_driver(), wanted);
 }

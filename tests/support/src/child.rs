@@ -38,3 +38,41 @@ pub fn again(variables: &[(&str, &str)]) -> String {
     );
     text
 }
+
+/// Tests that run all tests of their file again on emulated drivers that do what a real driver may: frees that do not
+/// wait, copies that arrive late, and queued work in a random order that its events allow.
+///
+/// The last prints its seed where it fails; `LION_EMULATED_STREAM_ORDER=random:SEED` sets it.
+#[macro_export]
+macro_rules! again_on_emulated_drivers {
+    () => {
+        #[test]
+        fn again_with_frees_that_do_not_wait() {
+            $crate::again(&[("LION_EMULATED_FREE", "now")]);
+        }
+
+        #[test]
+        fn again_with_copies_that_arrive_late() {
+            $crate::again(&[("LION_EMULATED_PAGEABLE_COPIES", "late")]);
+        }
+
+        #[test]
+        fn again_with_work_in_a_random_order() {
+            $crate::again(&[("LION_EMULATED_STREAM_ORDER", "random")]);
+        }
+    };
+}
+
+/// Runs all tests again on an emulated driver that does not say that it is emulated, as a real one, and returns the names
+/// of those that are skipped.
+///
+/// # Panics
+/// If a test fails.
+pub fn skipped_on_an_anonymous_driver() -> Vec<String> {
+    let text = again(&[("LION_EMULATED_ANONYMOUS", "1")]);
+    let skipped = text.lines().filter_map(|line| line.split_once("SKIPPED "));
+    let names = skipped.map(|(_, rest)| rest.split(": ").next().unwrap_or(rest).to_owned());
+    let mut names: Vec<String> = names.collect();
+    names.dedup();
+    names
+}

@@ -26,7 +26,7 @@ mod trajectory;
 pub use backends::{AllPaged, Candidate, backends, cuda, emulator, managed_room};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
 pub use checkpoint::{CheckpointFile, GroupPart, OverridesPart, TensorPart, seal};
-pub use child::{again, child};
+pub use child::{again, child, skipped_on_an_anonymous_driver};
 pub use failing::FailingWrites;
 pub use file::{RecordFile, is_codebook};
 #[cfg(target_os = "linux")]
