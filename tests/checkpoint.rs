@@ -274,14 +274,14 @@ fn files_that_are_none_are_named() {
         "{error}"
     );
     for (bytes, message) in [
-        (&b""[..], "is no checkpoint: it begins with the bytes []"),
+        (&b""[..], "is not a checkpoint: it begins with the bytes []"),
         (
             b"\x89LION\n\x1a\n",
-            "is no checkpoint: it begins with the bytes [89, 4c, 49, 4f, 4e, 0a",
+            "is not a checkpoint: it begins with the bytes [89, 4c, 49, 4f, 4e, 0a",
         ),
         (
             b"\x89LION\r\n\x1a",
-            "is damaged at byte 8: the file ends after 8 bytes, wanted 36 at least",
+            "is damaged at byte 8: the file ends after 8 bytes, wanted at least 36",
         ),
     ] {
         fs::write(&path, bytes).unwrap();

@@ -212,14 +212,17 @@ fn what_the_format_forbids_in_a_header_is_refused_by_name() {
             |f| f.library = vec![b'l'; LONG],
             "the length of the library's name is 65536",
         ),
-        (|f| f.library = vec![0xFF], "a name in it is not UTF-8"),
+        (
+            |f| f.library = vec![0xFF],
+            "a string in it is not valid UTF-8",
+        ),
         (
             |f| f.groups[1].name = vec![b'g'; LONG],
             "the length of a group's name is 65536",
         ),
         (
             |f| f.groups[1].name = vec![0xC0, 0x80],
-            "a name in it is not UTF-8",
+            "a string in it is not valid UTF-8",
         ),
         (
             |f| f.tensors[2].name = vec![b'z'; LONG],
@@ -227,16 +230,13 @@ fn what_the_format_forbids_in_a_header_is_refused_by_name() {
         ),
         (
             |f| f.tensors[2].name = vec![b'z', 0xFF],
-            "a name in it is not UTF-8",
+            "a string in it is not valid UTF-8",
         ),
         // Booleans.
-        (
-            |f| f.defaults.skip_zeros = Some(2),
-            "a truth value in it is 2",
-        ),
+        (|f| f.defaults.skip_zeros = Some(2), "a boolean in it is 2"),
         (
             |f| f.tensors[1].overrides.stochastic_state = Some(255),
-            "a truth value in it is 255",
+            "a boolean in it is 255",
         ),
         // Nothing after the records.
         (|f| f.rest = vec![0], "the header's end is"),
@@ -254,7 +254,7 @@ fn what_the_format_forbids_in_a_header_is_refused_by_name() {
                 };
                 f.groups.extend((0..4095).map(group));
             },
-            "the number of groups is 4097, wanted 4096 at most",
+            "the number of groups is 4097, wanted at most 4096",
         ),
         (
             |f| f.tensors[0].group = Some(2),
@@ -263,15 +263,15 @@ fn what_the_format_forbids_in_a_header_is_refused_by_name() {
         // Names of tensors.
         (
             |f| f.tensors.swap(0, 1),
-            "a name is `codes`, wanted one after `none`",
+            "a name is `codes`, wanted a name that sorts after `none`",
         ),
         (
             |f| f.tensors[1].name = b"codes".to_vec(),
-            "a name is `codes`, wanted one after `codes`",
+            "a name is `codes`, wanted a name that sorts after `codes`",
         ),
         (
             |f| f.tensors[0].name.clear(),
-            "a name is ``, wanted one after ``",
+            "a name is ``, wanted a name that sorts after ``",
         ),
         // Codes.
         (|f| f.tensors[1].dtype = 3, "the type is 3"),
@@ -359,24 +359,27 @@ fn what_the_format_forbids_in_a_header_is_refused_by_name() {
         (|f| f.tensors[2].len = 25, "lengths is 24, wanted 25"),
         (
             |f| f.tensors[0].len = 299,
-            "the bytes of a plane is 300, wanted those of 299 elements",
+            "the size of a plane in bytes is 300, wanted the size for 299 elements",
         ),
         (
             |f| f.tensors[0].planes[1].truncate(7),
-            "the bytes of a plane is 7",
+            "the size of a plane in bytes is 7",
         ),
         (
             |f| f.tensors[1].planes[0] = vec![0; 4],
-            "the bytes of a plane is 4, wanted those of 0",
+            "the size of a plane in bytes is 4, wanted the size for 0 elements",
         ),
-        (|f| f.tensors[1].len = 1 << 62, "the bytes of a plane is 0"),
+        (
+            |f| f.tensors[1].len = 1 << 62,
+            "the size of a plane in bytes is 0",
+        ),
         (
             |f| f.tensors[0].planes[1][..4].copy_from_slice(&(-1f32).to_le_bytes()),
-            "a number is -1, wanted finite, and 0 or more in absmax",
+            "a number of the state is -1, wanted a finite number that is 0 or more",
         ),
         (
             |f| f.tensors[2].planes[0][4..8].copy_from_slice(&f32::NAN.to_le_bytes()),
-            "a number is NaN, wanted finite",
+            "a number of the state is NaN, wanted a finite number",
         ),
     ];
     for (change, wanted) in cases {
@@ -401,7 +404,7 @@ fn bytes_that_the_format_forbids_are_refused_by_name() {
     let mut bytes = whole.clone();
     bytes[36 + 8 + 7] = 2;
     seal(&mut bytes);
-    refused(&bytes, "the mark of an optional value in it is 2");
+    refused(&bytes, "the tag of an optional value in it is 2");
 
     // The last plane's record ends the header: offset, bytes, checksum.
     let offset = u64::from_le_bytes(whole[end - 20..end - 12].try_into().unwrap());
@@ -413,14 +416,14 @@ fn bytes_that_the_format_forbids_are_refused_by_name() {
     for wrong in [0, 92, 100, u64::MAX] {
         refused(
             &put(end - 12, wrong),
-            &format!("the bytes of a plane is {wrong}"),
+            &format!("the size of a plane in bytes is {wrong}"),
         );
     }
     // The zeros before a plane.
     for at in [end, offset as usize - 1] {
         let mut bytes = whole.clone();
         bytes[at] = 1;
-        refused(&bytes, "a byte between planes is 1, wanted 0");
+        refused(&bytes, "a padding byte is 1, wanted 0");
     }
     // The end of the file, and of the header.
     let mut longer = whole.clone();
@@ -437,10 +440,13 @@ fn bytes_that_the_format_forbids_are_refused_by_name() {
     let most = whole.len() - 36;
     refused(
         &put(16, most as u64 + 1),
-        &format!("the header's length is {}, wanted {most} at most", most + 1),
+        &format!("the header's length is {}, wanted at most {most}", most + 1),
     );
-    refused(&put(16, end as u64 - 36 - 1), "the header ends in it");
-    refused(&put(16, 0), "the header ends in it");
+    refused(
+        &put(16, end as u64 - 36 - 1),
+        "the header ends before the record does",
+    );
+    refused(&put(16, 0), "the header ends before the record does");
 
     // Each check of the preamble comes before the next one.
     let mut bytes = whole.clone();

@@ -136,7 +136,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
     let cases: [(Vec<Part>, &str); 21] = [
         (
             with(|p| p[2] = floats("w.qmap1", &CODEBOOK.map(|q| q.abs()))),
-            "`w.qmap1` is not the signed dynamic map: number 0 is 9.9296874e-1, wanted -9.9296874e-1",
+            "`w.qmap1` is not the signed dynamic map: element 0 is 9.9296874e-1, wanted -9.9296874e-1",
         ),
         (
             with(|p| p[1] = floats("w.absmax1", &[0.5])),
@@ -144,22 +144,22 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
         ),
         (
             with(|p| p[1] = floats("w.absmax1", &[0.5; 3])),
-            "`w.absmax1` is F32 of shape [3], wanted 2 numbers of F32",
+            "`w.absmax1` is F32 of shape [3], wanted F32 with 2 elements",
         ),
         (
             with(|p| p[1] = floats("w.absmax1", &[0.5, -1.0])),
-            "number 1 of `w.absmax1` is -1, wanted finite numbers",
+            "element 1 of `w.absmax1` is -1, wanted a finite number that is 0 or more",
         ),
         (with(|p| drop(p.remove(2))), "tensor `w.qmap1` is missing"),
         (with(|p| drop(p.remove(0))), "tensor `w.state1` is missing"),
         (with(|p| drop(p.remove(3))), "tensor `w.step` is missing"),
         (
             with(|p| p.push(codes("w.state2", &[0; 300]))),
-            "tensor `w.state2` is not of a Lion state",
+            "tensor `w.state2` does not belong to a Lion state",
         ),
         (
             with(|p| p[3] = floats("w.step", &[3.0])),
-            "`w.step` is F32 of shape [1], wanted one number of I64",
+            "`w.step` is F32 of shape [1], wanted I64 with one element",
         ),
         (
             with(|p| p[3] = step("w.step", -1)),
@@ -171,32 +171,32 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
         ),
         (
             with(|p| p[3] = ("w.step", FileType::I64, vec![2, 1], vec![0; 16])),
-            "`w.step` is I64 of shape [2, 1], wanted one number of I64",
+            "`w.step` is I64 of shape [2, 1], wanted I64 with one element",
         ),
         (
             with(|p| p[3].1 = FileType::U64),
-            "`w.step` is U64 of shape [], wanted one number of I64",
+            "`w.step` is U64 of shape [], wanted I64 with one element",
         ),
         // As many numbers as blocks of 2048 have, and as many as there should be, but of another type.
         (
             with(|p| p[1] = ("w.absmax1", FileType::F64, vec![1], vec![0; 8])),
-            "`w.absmax1` is F64 of shape [1], wanted 2 numbers of F32",
+            "`w.absmax1` is F64 of shape [1], wanted F32 with 2 elements",
         ),
         (
             with(|p| p[1] = ("w.absmax1", FileType::BF16, vec![1], vec![0; 2])),
-            "`w.absmax1` is BF16 of shape [1], wanted 2 numbers of F32",
+            "`w.absmax1` is BF16 of shape [1], wanted F32 with 2 elements",
         ),
         (
             with(|p| p[1] = ("w.absmax1", FileType::F64, vec![2], vec![0; 16])),
-            "`w.absmax1` is F64 of shape [2], wanted 2 numbers of F32",
+            "`w.absmax1` is F64 of shape [2], wanted F32 with 2 elements",
         ),
         (
             with(|p| p[2] = ("w.qmap1", FileType::F16, vec![256], vec![0; 512])),
-            "`w.qmap1` is F16 of shape [256], wanted 256 numbers of F32",
+            "`w.qmap1` is F16 of shape [256], wanted F32 with 256 elements",
         ),
         (
             with(|p| p[2] = floats("w.qmap1", &CODEBOOK[1..])),
-            "`w.qmap1` is F32 of shape [255], wanted 256 numbers of F32",
+            "`w.qmap1` is F32 of shape [255], wanted F32 with 256 elements",
         ),
         (
             with(|p| p[0] = ("w.state1", FileType::BF16, vec![300], vec![0; 600])),
@@ -232,7 +232,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
         fs::write(&path, &whole[..cut]).unwrap();
         let error = interop::import(&mut optimizer(300, 8), &path, LoadPolicy::Strict).unwrap_err();
         assert!(
-            error.to_string().contains("is no safetensors file"),
+            error.to_string().contains("is not a safetensors file"),
             "{error}"
         );
     }
@@ -241,7 +241,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
     write(&path, &parts);
     let error = interop::import(&mut optimizer(3, 32), &path, LoadPolicy::Strict).unwrap_err();
     assert!(
-        error.to_string().contains("number 0 of `w.state1` is NaN"),
+        error.to_string().contains("element 0 of `w.state1` is NaN"),
         "{error}"
     );
 }
@@ -277,7 +277,7 @@ fn parameters_without_a_state_are_fresh_under_the_policy() {
     assert!(
         error
             .to_string()
-            .starts_with("parameter `turned`: its elements do not lie in row-major")
+            .starts_with("parameter `turned`: its state is not in row-major order")
     );
 }
 

@@ -106,8 +106,8 @@ fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
     );
     assert_eq!(
         error.to_string(),
-        "`file` is loaded in part: cannot read `file`: the disk is gone; old and new numbers are mixed \
-         in the states of `a`, `b`"
+        "`file` was loaded only in part: cannot read `file`: the disk is gone; these states are partly \
+         overwritten: `a`, `b`"
     );
     // The optimizer neither steps nor saves until these states are good again.
     let damaged = |error: &Error| {

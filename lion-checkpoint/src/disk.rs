@@ -1,52 +1,56 @@
-//! The file system as saves use it, behind a trait so that tests can cut its power.
+//! The file system operations of a save. They are behind a trait so that tests can simulate power cuts.
 
 use std::ffi::OsString;
 use std::fs::{self, File, FileType, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
-/// What a save needs of a file system. Neither writes nor changes of a folder are durable before they
-/// are synced, and until then a power cut may keep any part of them.
+/// The file system operations that a save uses.
+///
+/// Writes to a file and changes to a folder are durable only after a sync. If the power fails before the
+/// sync, any part of them may survive.
 pub(crate) trait Disk {
-    /// A file that is being written.
+    /// A file open for writing.
     type File: DiskFile;
-    /// A folder that is open.
+    /// An open folder.
     type Folder;
 
-    /// Returns what is at a path, without following a symbolic link; `None` if there is nothing.
+    /// Returns the kind of the entry at `path`, or `None` if there is none. Does not follow symbolic links.
     fn kind(&self, path: &Path) -> io::Result<Option<Kind>>;
 
     /// Returns the names of the regular files in a folder.
     fn files(&self, folder: &Path) -> io::Result<Vec<OsString>>;
 
-    /// Returns whether a regular file holds exactly these bytes.
+    /// Returns whether the regular file at `path` holds exactly `contents`.
     fn holds(&self, path: &Path, contents: &[u8]) -> bool;
 
+    /// Opens a folder, so that it can be synced.
     fn open_folder(&self, folder: &Path) -> io::Result<Self::Folder>;
 
-    /// Makes all earlier changes of the names in a folder durable.
+    /// Makes all earlier creations, renames and removals in a folder durable.
     fn sync_folder(&self, folder: &Self::Folder) -> io::Result<()>;
 
-    /// Creates a file and locks it, so that [`remove_abandoned`](Disk::remove_abandoned) of another
-    /// process leaves it. If `private`, nobody but the owner may open it.
+    /// Creates a file and locks it. The lock keeps [`remove_abandoned`](Disk::remove_abandoned), called by
+    /// another process, from removing the file. If `private` is set, only the owner may open the file.
     ///
-    /// Returns [`ErrorKind::AlreadyExists`] where another name must be tried.
+    /// Returns [`ErrorKind::AlreadyExists`] if the caller must try another name.
     fn create(&self, path: &Path, private: bool) -> io::Result<Self::File>;
 
-    /// Gives a new file the owner, group and permissions of the regular file at `replaced`, if there is
-    /// one.
+    /// Sets the owner, the group and the permissions of `file` to those of the regular file at `replaced`.
+    /// Does nothing if there is no such file.
     fn keep_access(&self, replaced: &Path, file: &Self::File) -> io::Result<()>;
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Removes a file that was created by [`create`](Disk::create) and whose process has ended.
+    /// Removes a file that [`create`](Disk::create) made in a process that has ended.
     fn remove_abandoned(&self, path: &Path);
 }
 
+/// A file of a [`Disk`], open for writing.
 pub(crate) trait DiskFile: Write + Seek + Send + Sized + 'static {
-    /// Returns a second handle of the same file, to sync it in another thread.
+    /// Returns a second handle to the same file, to sync it from another thread.
     fn duplicate(&self) -> io::Result<Self>;
 
     fn sync_data(&self) -> io::Result<()>;
@@ -57,12 +61,12 @@ pub(crate) trait DiskFile: Write + Seek + Send + Sized + 'static {
     fn length(&self) -> io::Result<u64>;
 }
 
-/// What a path is the name of.
+/// The kind of a folder entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
     Link,
-    /// Anything else, by name.
+    /// Any other kind, with its name for error messages.
     Other(&'static str),
 }
 
@@ -99,10 +103,12 @@ fn special(_: FileType) -> &'static str {
     "special file"
 }
 
-/// Opens a regular file, following symbolic links. Returns what is there instead if it is none.
+/// Opens a regular file, following symbolic links. If the path names something else, returns the name of
+/// its kind as the inner error.
 ///
-/// Opening a FIFO waits for its other end, and opening a device can have effects, so the type is looked
-/// at first. It is looked at again once the file is open, as it can have been replaced between.
+/// Opening a FIFO blocks until its other end is opened, and opening a device can have side effects.
+/// Therefore the file type is checked before opening. It is checked again on the open file, because
+/// another process may have replaced the file in between.
 pub(crate) fn open_regular(
     path: &Path,
     options: &mut OpenOptions,
@@ -124,7 +130,7 @@ pub(crate) struct Os;
 
 impl Disk for Os {
     type File = File;
-    /// Where a folder cannot be opened as a file, a rename needs no sync of its own.
+    /// `None` on systems that cannot open a folder as a file. There a rename needs no separate sync.
     type Folder = Option<File>;
 
     fn kind(&self, path: &Path) -> io::Result<Option<Kind>> {
@@ -139,7 +145,7 @@ impl Disk for Os {
         let mut files = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            // An error means that it has been removed since.
+            // An error means that the entry has been removed in the meantime.
             if entry.file_type().is_ok_and(|found| found.is_file()) {
                 files.push(entry.file_name());
             }
@@ -154,7 +160,7 @@ impl Disk for Os {
         let Ok(Ok(mut file)) = open_regular(path, OpenOptions::new().read(true)) else {
             return false;
         };
-        // The length first, so that no more is read than is compared.
+        // Compare the lengths first, so that a longer file is not read into memory.
         let mut found = Vec::new();
         file.length().is_ok_and(|n| n == contents.len() as u64)
             && file.read_to_end(&mut found).is_ok()
@@ -185,12 +191,12 @@ impl Disk for Os {
         let file = options.open(path)?;
         match file.try_lock() {
             Ok(()) => {}
-            // Another process took it for abandoned before it was locked.
+            // Before this process locked the file, another one took it for abandoned and locked it.
             Err(TryLockError::WouldBlock) => return Err(ErrorKind::AlreadyExists.into()),
-            // A file system without locks. Abandoned files are not removed there either.
+            // The file system has no locks. On such a system abandoned files are not removed either.
             Err(TryLockError::Error(_)) => return Ok(file),
         }
-        // That process may also have come and gone.
+        // The other process may also have removed the file before this one locked it.
         match path.exists() {
             true => Ok(file),
             false => Err(ErrorKind::AlreadyExists.into()),
@@ -212,13 +218,14 @@ impl Disk for Os {
         if (new.uid(), new.gid()) != (old.uid(), old.gid())
             && fchown(file, Some(old.uid()), Some(old.gid())).is_err()
         {
-            // Only root may give a file away, but its owner may choose among their groups. Where
-            // neither is permitted the file stays the writer's, with less access.
+            // Only root may change the owner of a file. The owner may set the group to any of their own
+            // groups. If neither is permitted, the file keeps the owner and group of this process, and
+            // `access` narrows its permissions.
             let _ = fchown(file, None, Some(old.gid()));
         }
         let new = file.metadata()?;
         let mode = access(old.mode(), new.gid() == old.gid());
-        // Some file systems have one mode for all files and refuse every change.
+        // Some file systems use one mode for all files and refuse to change it.
         if new.mode() & 0o777 != mode {
             file.set_permissions(fs::Permissions::from_mode(mode))?;
         }
@@ -239,7 +246,8 @@ impl Disk for Os {
     }
 
     fn remove_abandoned(&self, path: &Path) {
-        // Open for writing, as NFS locks no other file. If it can be locked, its process has ended.
+        // NFS locks only files that are open for writing. If the lock succeeds, the process that created
+        // the file has ended.
         if let Ok(Ok(file)) = open_regular(path, OpenOptions::new().write(true))
             && file.try_lock().is_ok()
         {
@@ -248,10 +256,11 @@ impl Disk for Os {
     }
 }
 
-/// Returns the permission bits of a file that replaces one of the mode `old`.
+/// Returns the permission bits of a file that replaces a file with the mode `old`.
 ///
-/// If the group could not be kept, members of the old group are among the others now, and members of
-/// the new group were: both get only what the old group and the others both had.
+/// If the group could not be kept, members of the old group now count as others, and members of the new
+/// group counted as others before. The new file therefore grants its group and all others only the bits
+/// that the old file granted to both.
 #[cfg(unix)]
 fn access(old: u32, group_kept: bool) -> u32 {
     let (owner, group, others) = (old & 0o700, old & 0o070, old & 0o007);

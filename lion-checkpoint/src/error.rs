@@ -1,72 +1,72 @@
-//! What goes wrong with a checkpoint, and where in the file.
+//! The error type of checkpoints.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// What is wrong with a checkpoint or with saving or loading one.
+/// An error while saving, loading or reading a checkpoint.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// The file system failed. On a full disk this is what a save returns, and the file that was there
-    /// before stays.
+    /// A file system operation failed. A save on a full disk returns this error and keeps the previous
+    /// file.
     Io {
-        /// What was being done: `open`, `read`, `write`, ...
+        /// The operation: `open`, `read`, `write`, ...
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The file does not begin as a checkpoint does.
+    /// The file does not begin with the magic number of a checkpoint.
     NotACheckpoint {
         /// The file.
         path: PathBuf,
-        /// Its first bytes, eight at most.
+        /// The first bytes of the file, at most eight.
         given: Vec<u8>,
     },
-    /// A version of the format that is not known here.
+    /// The file has a format version that this version of the library cannot read.
     UnknownVersion {
         /// The file.
         path: PathBuf,
-        /// Its version.
+        /// The version of the file.
         given: u32,
-        /// The newest version that can be read.
+        /// The newest version that this library reads.
         newest: u32,
     },
-    /// Bytes that no save leaves behind.
+    /// The file is damaged: it holds bytes that no save writes.
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where in the file it shows.
+        /// The byte offset of the damage in the file.
         offset: u64,
-        /// The parameter it is about, if it is about one.
+        /// The parameter whose data is damaged. `None` if the damage belongs to no parameter.
         parameter: Option<String>,
-        /// What is wrong there.
+        /// The kind of the damage.
         damage: Damage,
     },
-    /// The parameters of the file are not those of the optimizer. All that differ are listed.
+    /// The parameters of the file differ from those of the optimizer. The error lists all differences.
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// Parameters of the optimizer that the file lacks.
+        /// The parameters of the optimizer that are not in the file.
         missing: Vec<String>,
-        /// Parameters of the file that the optimizer lacks.
+        /// The parameters of the file that are not in the optimizer.
         unexpected: Vec<String>,
-        /// Parameters that both have, with another length, type or width of state.
+        /// The parameters that are in both but differ in length, type or width of the state.
         different: Vec<Difference>,
     },
-    /// An optimizer that the format has no room for.
+    /// The optimizer exceeds a limit of the format.
     TooLarge {
-        /// What there is too much of.
+        /// The limited quantity.
         what: &'static str,
-        /// How much there is.
+        /// Its value.
         given: usize,
-        /// How much there may be.
+        /// The largest value that the format allows.
         most: usize,
     },
-    /// A parameter with a value that the format forbids, such as more than 2^62 steps.
+    /// A parameter has a value that the format does not allow, such as more than 2^62 steps.
     Unrepresentable {
         /// The file.
         path: PathBuf,
@@ -75,79 +75,80 @@ pub enum CheckpointError {
         /// The value.
         damage: Damage,
     },
-    /// A state of a layout that the format does not know.
+    /// A state has a layout that the format does not support.
     UnknownLayout {
         /// The file.
         path: PathBuf,
         /// The parameter.
         parameter: String,
-        /// Name of the layout.
+        /// The name of the layout.
         layout: &'static str,
     },
-    /// A path that is not the name of a regular file. Reading from or writing to it may never end, and
-    /// a save would replace it.
+    /// The path names something other than a regular file. Such paths are refused because reading or
+    /// writing them may block forever, and because a save would replace them.
     NotAFile {
         /// The path.
         path: PathBuf,
-        /// What is there: `folder`, `FIFO`, `socket`, `device` or `special file`.
+        /// What the path names: `folder`, `FIFO`, `socket`, `device` or `special file`.
         given: &'static str,
     },
-    /// A new file that does not have as many bytes as were written. The file that was there before
-    /// stays.
+    /// The length of the new file differs from the number of bytes written. The save keeps the previous
+    /// file.
     WrongLength {
-        /// The file that was to be replaced.
+        /// The file that the save would have replaced.
         path: PathBuf,
-        /// Bytes of the new file.
+        /// The length of the new file in bytes.
         given: u64,
-        /// Bytes that were written.
+        /// The number of bytes written.
         wanted: u64,
     },
-    /// A save that has put the new file in place, whole, but could not sync the folder: after a power
-    /// cut the file that was there before may be back. A further save that returns no error makes it
-    /// last.
+    /// The save put the complete new file in place but could not sync the folder. A power cut may bring
+    /// the previous file back. A later save that succeeds makes the file durable.
     NotDurable {
         /// The file.
         path: PathBuf,
-        /// What the system says of the folder.
+        /// The error of the operating system from syncing the folder.
         source: io::Error,
     },
-    /// A load that has failed after all of the file had been checked, while it was read again into states
-    /// that had been stepped, or whose fresh states the backend could not make fresh again. The states
-    /// named here hold numbers of before and of the file; nothing else has changed. They must be loaded
-    /// again, from any file.
+    /// The load failed while it wrote into states, and some of them could not be restored.
+    ///
+    /// This happens in two cases: when the second reading of the file, after all of it was checked, fails
+    /// while states that have been stepped are overwritten; and when the backend cannot reset states that
+    /// had not been stepped. The states of the listed parameters hold a mixture of old and new values;
+    /// nothing else has changed. Load them again before the next step, from this or another file.
     PartlyLoaded {
         /// The file.
         path: PathBuf,
-        /// The parameters whose states have been written to.
+        /// The parameters whose states were partly written.
         parameters: Vec<String>,
-        /// What went wrong.
+        /// The error that stopped the load.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// A name or extension of a [`Rotation`](super::Rotation) that cannot be part of a file's name.
+    /// The name or an extension of a [`Rotation`](super::Rotation) cannot be part of a file name.
     InvalidName {
-        /// The name.
+        /// The name or extension.
         name: String,
     },
-    /// What the optimizer or its backend says.
+    /// The optimizer or its backend returned an error.
     Optimizer {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// The error of the optimizer.
         source: lion_core::Error,
     },
 }
 
-/// A parameter that is one thing in the file and another in the optimizer.
+/// A property of a parameter that differs between the file and the optimizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
-    /// Its name.
+    /// The name of the parameter.
     pub parameter: String,
-    /// In what it differs: `length`, `type` or `state`.
+    /// The property that differs: `length`, `type` or `state`.
     pub what: &'static str,
-    /// What it is in the file.
+    /// The value in the file.
     pub given: String,
-    /// What it is in the optimizer.
+    /// The value in the optimizer.
     pub wanted: String,
 }
 
@@ -167,45 +168,45 @@ impl Difference {
     }
 }
 
-/// What is wrong with bytes of a checkpoint.
+/// The kind of damage in a checkpoint, or the reason why a value cannot be saved.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Damage {
-    /// The file ends early.
+    /// The file is shorter than its header says.
     CutShort {
-        /// Bytes that it has.
+        /// The length of the file in bytes.
         given: u64,
-        /// Bytes that it should have at least.
+        /// The minimum length in bytes.
         wanted: u64,
     },
-    /// The file goes on after its end.
+    /// The file is longer than its header says.
     TooLong {
-        /// Bytes that it has.
+        /// The length of the file in bytes.
         given: u64,
-        /// Bytes that it should have.
+        /// The expected length in bytes.
         wanted: u64,
     },
-    /// Bytes whose checksum is another than the one that was saved.
+    /// A checksum does not match.
     Checksum {
-        /// Which bytes: `preamble`, `header`, or the name of a plane.
+        /// The bytes that the checksum covers: `preamble`, `header`, or the name of a plane.
         part: &'static str,
-        /// The checksum of the bytes.
+        /// The checksum computed from the bytes.
         given: u32,
-        /// The checksum that was saved.
+        /// The checksum stored in the file.
         wanted: u32,
     },
-    /// A record of the header that cannot be decoded.
+    /// A record of the header cannot be decoded.
     Record {
-        /// What the decoder says.
+        /// The error of the decoder.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// A field with a value that it cannot have.
+    /// A field has an invalid value.
     Value {
         /// The field.
         field: &'static str,
         /// Its value.
         given: String,
-        /// What it may be.
+        /// A description of the valid values.
         wanted: String,
     },
 }
@@ -216,7 +217,7 @@ impl fmt::Display for Damage {
             Damage::CutShort { given, wanted } => {
                 write!(
                     f,
-                    "the file ends after {given} bytes, wanted {wanted} at least"
+                    "the file ends after {given} bytes, wanted at least {wanted}"
                 )
             }
             Damage::TooLong { given, wanted } => {
@@ -262,7 +263,7 @@ impl fmt::Display for CheckpointError {
             } => write!(f, "cannot {action} `{}`: {source}", path.display()),
             CheckpointError::NotACheckpoint { path, given } => write!(
                 f,
-                "`{}` is no checkpoint: it begins with the bytes {given:02x?}",
+                "`{}` is not a checkpoint: it begins with the bytes {given:02x?}",
                 path.display()
             ),
             CheckpointError::UnknownVersion {
@@ -301,7 +302,7 @@ impl fmt::Display for CheckpointError {
                 list(f, "it differs in ", different, |f, it| write!(f, "{it}"))
             }
             CheckpointError::TooLarge { what, given, most } => {
-                write!(f, "{given} {what}, wanted {most} at most")
+                write!(f, "{given} {what}, wanted at most {most}")
             }
             CheckpointError::Unrepresentable {
                 path,
@@ -346,18 +347,18 @@ impl fmt::Display for CheckpointError {
                 parameters,
                 source,
             } => {
-                write!(f, "`{}` is loaded in part: {source}", path.display())?;
+                write!(f, "`{}` was loaded only in part: {source}", path.display())?;
                 list(
                     f,
-                    "old and new numbers are mixed in the states of ",
+                    "these states are partly overwritten: ",
                     parameters,
                     |f, name| write!(f, "`{name}`"),
                 )
             }
             CheckpointError::InvalidName { name } => write!(
                 f,
-                "the name of a rotation is {name:?}, wanted a part of a file name: not empty, and \
-                 without a path separator"
+                "{name:?} is not valid in the file names of a rotation, wanted a name or an extension \
+                 that is not empty and has no path separator"
             ),
             CheckpointError::Optimizer { path, source } => {
                 write!(f, "`{}`: {source}", path.display())
@@ -366,6 +367,7 @@ impl fmt::Display for CheckpointError {
     }
 }
 
+/// Writes `items` after the label `what`, separated by commas. Writes nothing if there are none.
 fn list<T>(
     f: &mut fmt::Formatter<'_>,
     what: &str,
@@ -384,7 +386,8 @@ fn list<T>(
 
 impl StdError for CheckpointError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        // The message of each is part of this one's; what caused it comes next.
+        // The message of each inner error is part of this error's message, so the chain continues with
+        // the source of the inner error.
         match self {
             CheckpointError::Io { source, .. } | CheckpointError::NotDurable { source, .. } => {
                 source.source()

@@ -1,9 +1,12 @@
-//! Checkpoints: all that a run needs to go on elsewhere, in one file.
+//! Checkpoints: saves an optimizer to a file and resumes a training run from it.
 //!
-//! A checkpoint has hyper-parameters, groups and overrides, and of each parameter the name, the step
-//! count, the seed and the state. It does not have the parameters themselves, which are the trainer's.
-//! A run that is saved, loaded into an optimizer with the same parameters and goes on has the same bits
-//! as one that was never interrupted, on any backend, paged or not: where states lie is not in the file.
+//! A checkpoint stores the hyper-parameters, the groups and the overrides. For each parameter it stores
+//! the name, the step count, the seed and the optimizer state. It does not store the values of the
+//! parameters; the trainer saves them.
+//!
+//! A run that is saved, loaded into an optimizer with the same parameters and continued returns the same
+//! bits as a run that was never interrupted. The file does not record where states were held, so a run
+//! can resume on any backend, paged or not.
 //!
 //! ```
 //! use lion::{Dtype, Lion8bit, ParamSpec};
@@ -16,19 +19,19 @@
 //! let bytes = lion.save(&path)?;
 //! assert!(bytes < 8192 + 128 + 512);
 //!
-//! // Elsewhere: the same parameters by name, in any order.
+//! // In another process: register the same parameters by name, in any order.
 //! let mut resumed = Lion8bit::builder().build()?;
 //! let w = resumed.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
 //! let report = resumed.load(&path)?;
 //! assert_eq!(report.loaded, ["weight"]);
 //! assert_eq!(resumed.info(w)?.steps, 1);
 //! resumed.step([(w, &mut weight, &grad)])?;
-//! assert_eq!(weight[0], 0.5); // 1 - 2 * 0.25, the learning rate of the file
+//! assert_eq!(weight[0], 0.5); // 1 - 2 * 0.25: the learning rate comes from the file
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The bytes are specified in docs/format.md. The crate `lion` has all of this as `lion::checkpoint` and
-//! `lion::interop`.
+//! The file docs/format.md specifies the format byte by byte. The crate `lion` re-exports this crate as
+//! `lion::checkpoint` and the module `interop` as `lion::interop`.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! Loading a checkpoint into an optimizer: compared by name first, then read into the states in place.
+//! Loads a checkpoint into an optimizer. The parameters are first matched by name and compared; then the
+//! file is read directly into the states.
 
 use super::error::{CheckpointError, Difference};
 use super::read::{Checkpoint, Plane, Tensor};
@@ -8,21 +9,21 @@ use std::error::Error as StdError;
 use std::io::{Read, Seek};
 use std::path::Path;
 
-/// What is done about parameters that only the file or only the optimizer has, and about those that
-/// differ in length, type or width of state.
+/// What a load does if the parameters of the file and of the optimizer differ: if a parameter is in one
+/// of them only, or is in both with another length, type or width of the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadPolicy {
-    /// [`CheckpointError::Mismatch`] lists them all, and nothing is loaded. A parameter whose type alone
-    /// differs is loaded if [`Load::allow_dtype_change`] says so.
+    /// Returns [`CheckpointError::Mismatch`] with all differences, and loads nothing. A parameter that
+    /// differs only in its type is loaded if [`Load::allow_dtype_change`] is set.
     #[default]
     Strict,
-    /// What fits is loaded, the rest is left, and the report lists it. A parameter whose type alone
-    /// differs fits, as no state depends on it.
+    /// Loads the parameters that match and skips the others. The [`LoadReport`] lists the skipped ones. A
+    /// parameter that differs only in its type matches, because states do not depend on the type.
     NonStrict,
 }
 
-/// How a checkpoint is loaded.
+/// Options of a load.
 ///
 /// ```
 /// use lion::{checkpoint::{Load, LoadPolicy}};
@@ -37,28 +38,30 @@ pub struct Load {
 }
 
 impl Load {
-    /// All parameters or none, with the hyper-parameters of the file, and no other types.
+    /// Returns the default options: [`LoadPolicy::Strict`], the hyper-parameters of the file, and no
+    /// changes of type.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What is done about parameters that differ.
+    /// Sets what the load does about parameters that differ.
     #[must_use]
     pub fn policy(mut self, policy: LoadPolicy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// Whether hyper-parameters, groups and overrides of the optimizer are kept, and only states, step
-    /// counts and seeds loaded.
+    /// If set, keeps the hyper-parameters, groups and overrides of the optimizer. Only states, step counts
+    /// and seeds are loaded.
     #[must_use]
     pub fn keep_settings(mut self, keep: bool) -> Self {
         self.keep_settings = keep;
         self
     }
 
-    /// Whether a parameter whose type alone differs is loaded, as in a run of `f32` parameters that goes
-    /// on in `bf16`. No state depends on the type. [`LoadReport::dtype_changed`] lists such parameters.
+    /// If set, loads a parameter that differs only in its type, for example when a run with `f32`
+    /// parameters is continued in `bf16`. States do not depend on the type.
+    /// [`LoadReport::dtype_changed`] lists such parameters.
     #[must_use]
     pub fn allow_dtype_change(mut self, allow: bool) -> Self {
         self.allow_dtype_change = allow;
@@ -70,28 +73,28 @@ impl Load {
     }
 }
 
-/// What a load did, by the names of parameters.
+/// The result of a load. Parameters are listed by name.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct LoadReport {
-    /// Those that go on where the file left off.
+    /// The parameters whose states were loaded.
     pub loaded: Vec<String>,
-    /// Those that the file lacks. They keep the state they had, which is that before the first step in
-    /// an optimizer that has not stepped.
+    /// The parameters of the optimizer that are not in the file. Their states are unchanged.
     pub missing: Vec<String>,
-    /// Those of the file that the optimizer lacks.
+    /// The parameters of the file that are not in the optimizer.
     pub unexpected: Vec<String>,
-    /// Those that both have but differ, and were not loaded: they keep the state they had.
+    /// The parameters that are in both but differ. They were not loaded; their states are unchanged.
     pub different: Vec<Difference>,
-    /// Those that were loaded though their type differs.
+    /// The parameters that were loaded although their type differs.
     pub dtype_changed: Vec<Difference>,
-    /// Every setting of the optimizer that is another one after the load: defaults, groups, and the
-    /// groups and overrides of parameters.
+    /// The settings of the optimizer that the load changed: defaults, groups, and the groups and overrides
+    /// of parameters.
     pub settings: SettingChanges,
 }
 
 impl LoadReport {
-    /// Under [`LoadPolicy::Strict`] an error if anything is not loaded.
+    /// Returns [`CheckpointError::Mismatch`] if the policy is [`LoadPolicy::Strict`] and a parameter
+    /// cannot be loaded.
     pub(crate) fn refuse(
         &mut self,
         policy: LoadPolicy,
@@ -111,10 +114,32 @@ impl LoadReport {
     }
 }
 
-/// Loads a file into an optimizer, as `Lion::load_with`.
+/// Loads an open checkpoint into an optimizer. `Lion::load_with` opens a file and calls this function; its
+/// documentation specifies what a load changes.
+///
+/// ```
+/// use lion::{Dtype, Lion, ParamSpec, checkpoint};
+/// use lion::checkpoint::{Checkpoint, Load};
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("run.lion");
+/// let mut lion = Lion::builder().build()?;
+/// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+/// lion.step([(w, &mut [0.0f32; 4], &[1.0f32; 4])])?;
+/// lion.save(&path)?;
+///
+/// let mut resumed = Lion::builder().build()?;
+/// let w = resumed.register(ParamSpec::new("w", 4, Dtype::F32))?;
+/// let mut file = Checkpoint::open(&path)?;
+/// let report = checkpoint::load(&mut resumed, &mut file, Load::new())?;
+/// assert_eq!((report.loaded, resumed.info(w)?.steps), (vec!["w".to_owned()], 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
-/// As there.
+/// [`CheckpointError::Io`], [`CheckpointError::Damaged`], [`CheckpointError::Mismatch`],
+/// [`CheckpointError::TooLarge`] if the groups of the file and of the optimizer together exceed the limit
+/// of the format, [`CheckpointError::Optimizer`]. The optimizer is unchanged, except after
+/// [`CheckpointError::PartlyLoaded`].
 pub fn load<R: Read + Seek + Send>(
     optimizer: &mut impl AsMut<Optimizer>,
     checkpoint: &mut Checkpoint<R>,
@@ -140,14 +165,16 @@ pub fn load<R: Read + Seek + Send>(
     Ok(report)
 }
 
-/// Takes a part of a plane: position of the parameter, plane, offset in it, bytes.
+/// Receives a part of a plane: the index of the parameter, the index of the plane, the byte offset in the
+/// plane, and the bytes.
 pub(crate) type Take<'a, E> = dyn FnMut(usize, usize, usize, &[u8]) -> Result<(), E> + 'a;
 
-/// Writes what `read` reads into states, and commits. `read` checks on the way what it reads.
+/// Writes the parts that `read` passes to its argument into the states, and commits the restore. `read`
+/// also checks the bytes that it reads.
 ///
 /// # Errors
-/// What `read` returns, and nothing has changed; [`CheckpointError::PartlyLoaded`] with it as the source
-/// where states have been written to that cannot be had back.
+/// Returns the error of `read`; then nothing has changed. If states were written that cannot be restored,
+/// returns [`CheckpointError::PartlyLoaded`] with that error as its source.
 pub(crate) fn transfer<E: From<CheckpointError> + StdError + Send + Sync + 'static>(
     mut restore: Restore<'_>,
     names: &[String],
@@ -158,13 +185,14 @@ pub(crate) fn transfer<E: From<CheckpointError> + StdError + Send + Sync + 'stat
         path: path.to_owned(),
         source,
     };
-    // A used state cannot be had back once it is written to, so there all bytes are checked before the
-    // first is loaded. A fresh one is the same number over and over: it is read once, checked on the way
-    // and made fresh again where the file turns out bad.
+    // A state that has been stepped cannot be restored once it is overwritten. Therefore the whole file
+    // is checked before the first byte is written. A state that has not been stepped can be reset to its
+    // initial value. If all states are of that kind, the file is read only once: it is checked while it is
+    // written, and the states are reset if the check fails.
     if !restore.is_fresh() {
         read(&mut |_, _, _, _| Ok(()))?;
     }
-    // The file can still fail now: it is read again.
+    // This may be the second reading of the file, and it can still fail.
     let written = read(&mut |i, plane, at, part| {
         let written = restore.state(i).write(plane, at, part);
         written.map_err(|source| {
@@ -178,7 +206,7 @@ pub(crate) fn transfer<E: From<CheckpointError> + StdError + Send + Sync + 'stat
             Ok(())
         }
         Err(error) => {
-            // Those of the states that it cannot make good again.
+            // `parameters` are those whose states cannot be restored.
             let Err(lion_core::Error::Damaged { parameters, .. }) = restore.abandon() else {
                 return Err(error);
             };
@@ -191,10 +219,10 @@ pub(crate) fn transfer<E: From<CheckpointError> + StdError + Send + Sync + 'stat
     }
 }
 
-/// What is loaded into each parameter.
+/// The report, and for each loaded parameter its record and its planes.
 type Loads = (LoadReport, Vec<ParamRecord>, Vec<Vec<Plane>>);
 
-/// Finds what fits and what does not.
+/// Matches the parameters of the checkpoint with those of the optimizer.
 fn compare<R: Read + Seek + Send>(
     optimizer: &Optimizer,
     checkpoint: &mut Checkpoint<R>,
@@ -243,9 +271,10 @@ fn compare<R: Read + Seek + Send>(
     Ok((report, records, planes))
 }
 
-/// What [`Difference::what`] says where the type alone differs.
+/// The value of [`Difference::what`] if only the type differs.
 const TYPE: &str = "type";
 
+/// Returns the first property in which a parameter differs. The type is compared last.
 fn difference(tensor: &Tensor, info: &ParamInfo<'_>) -> Option<Difference> {
     let (what, given, wanted) = if tensor.len != info.len as u64 {
         ("length", tensor.len.to_string(), info.len.to_string())
@@ -259,7 +288,7 @@ fn difference(tensor: &Tensor, info: &ParamInfo<'_>) -> Option<Difference> {
     Some(Difference::of(info.name, what, given, wanted))
 }
 
-/// Reads and checks the planes of what is loaded, in the order of the file.
+/// Reads and checks the planes of all loaded parameters, in the order of the file.
 fn read_planes<R: Read + Seek + Send>(
     checkpoint: &mut Checkpoint<R>,
     names: &[String],

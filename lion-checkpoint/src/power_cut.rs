@@ -1,7 +1,7 @@
-//! Power cuts at every operation of a save, on a disk that keeps no more than was synced.
+//! Simulates a power cut at every operation of a save, on a disk that guarantees only what was synced.
 //!
-//! After a cut each file has its synced bytes and any part of what was written since, and the folder has
-//! its synced names and any of the changes since, each whole.
+//! After a cut, each file has its synced bytes and any part of the later writes. The folder has its synced
+//! names and any subset of the later changes; each change is applied entirely or not at all.
 
 use super::disk::{Disk, DiskFile, Kind};
 use super::rotation::Rotation;

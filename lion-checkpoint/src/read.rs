@@ -1,4 +1,4 @@
-//! A checkpoint that is read: its header, record by record, and its planes, part by part.
+//! Reads a checkpoint: the header record by record, the planes in parts.
 
 use super::error::{CheckpointError, Damage};
 use super::record::{
@@ -15,10 +15,33 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-/// A checkpoint open for reading. Opening checks all but the planes: checksums of the header, and every
-/// length against the file's.
+/// A checkpoint open for reading.
 ///
-/// `Lion::load` does all that a training run needs; this is for looking into a file.
+/// Opening a checkpoint checks everything except the planes: the checksums of the preamble and of the
+/// header, and every length and offset against the length of the file.
+///
+/// To resume a run, use `Lion::load`. This type is for inspecting a file.
+///
+/// ```
+/// use lion::{Dtype, Lion8bit, ParamSpec, checkpoint::Checkpoint};
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("run.lion");
+/// let mut lion = Lion8bit::builder().lr(0.25).build()?;
+/// lion.register(ParamSpec::new("weight", 8192, Dtype::Bf16))?;
+/// let bytes = lion.save(&path)?;
+///
+/// let mut file = Checkpoint::open(&path)?;
+/// assert_eq!((file.version(), file.file_bytes()), (1, bytes));
+/// assert!(file.library().starts_with("lion "));
+/// assert_eq!(file.settings().defaults.lr, Some(0.25));
+///
+/// let tensors = file.tensors()?.collect::<Result<Vec<_>, _>>()?;
+/// assert_eq!((tensors[0].name.as_str(), tensors[0].len), ("weight", 8192));
+/// let planes: Vec<_> = tensors[0].planes.iter().map(|p| (p.name, p.bytes)).collect();
+/// assert_eq!(planes, [("codes", 8192), ("absmax", 32 * 4)]);
+/// file.verify(&tensors[0])?; // reads the planes and compares their checksums
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Checkpoint<R> {
     pub(super) source: Source<R>,
@@ -26,62 +49,62 @@ pub struct Checkpoint<R> {
     library: String,
     settings: OptimizerConfig,
     tensors: u64,
-    /// Where the record of the first tensor is.
+    /// The offset of the record of the first tensor.
     first: u64,
 }
 
-/// What a checkpoint holds of one parameter.
+/// The record of one parameter in a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Tensor {
-    /// Its name.
+    /// The name of the parameter.
     pub name: String,
-    /// Its elements.
+    /// The number of elements.
     pub len: u64,
-    /// Their type.
+    /// The type of the elements.
     pub dtype: Dtype,
-    /// Name of the state's layout.
+    /// The name of the state layout.
     pub layout: &'static str,
-    /// Width of the state.
+    /// The width of the state.
     pub bits: Bits,
-    /// Elements that share one absmax; 0 where there is none.
+    /// The number of elements that share one absmax, or 0 if the layout has no blocks.
     pub block: u32,
-    /// CRC-32 of the codebook; 0 where there is none.
+    /// The CRC-32 of the codebook, or 0 if the layout has none.
     pub codebook: u32,
-    /// Its group, by position in [`OptimizerConfig::groups`].
+    /// The group of the parameter, as an index into [`OptimizerConfig::groups`].
     pub group: Option<usize>,
-    /// What is set for it alone.
+    /// The overrides of this parameter.
     pub overrides: Overrides,
-    /// The order in memory that the state belongs to; `None` before the first step.
+    /// The memory order of the elements of the state. `None` before the first step.
     pub order: Option<MemoryOrder>,
-    /// Steps done.
+    /// The number of steps.
     pub steps: u64,
-    /// Seed of its stochastic rounding.
+    /// The seed of stochastic rounding.
     pub seed: u64,
-    /// The planes of its state.
+    /// The planes of the state.
     pub planes: Vec<Plane>,
 }
 
-/// Where a plane lies in the file.
+/// A plane of a state: an array of codes or numbers, and its position in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Plane {
-    /// Its name.
+    /// The name of the plane.
     pub name: &'static str,
-    /// Its first byte.
+    /// The byte offset of the plane in the file.
     pub offset: u64,
-    /// Its bytes.
+    /// The size of the plane in bytes.
     pub bytes: u64,
-    /// CRC-32 of its bytes.
+    /// The CRC-32 of the bytes.
     pub checksum: u32,
-    /// Type of its numbers.
+    /// The type of the elements.
     pub plane_type: PlaneType,
-    /// Where the zero bytes before it begin.
+    /// The byte offset of the zero padding before the plane.
     pub(super) padding: u64,
 }
 
 impl Checkpoint<File> {
-    /// Opens a file.
+    /// Opens a checkpoint file and checks its header.
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
@@ -93,10 +116,22 @@ impl Checkpoint<File> {
 }
 
 impl<R: Read + Seek + Send> Checkpoint<R> {
-    /// Reads a checkpoint from anything; errors call it `path`.
+    /// Opens a checkpoint from any reader, such as a `Cursor` over bytes in memory. Error messages name it
+    /// `path`.
+    ///
+    /// ```
+    /// use lion::{Lion, checkpoint::Checkpoint};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    /// Lion::builder().build()?.save(&path)?;
+    /// let bytes = std::fs::read(&path)?;
+    /// let checkpoint = Checkpoint::read(std::io::Cursor::new(bytes), "run.lion")?;
+    /// assert_eq!(checkpoint.settings().groups.len(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`open`](Checkpoint::open), but for [`CheckpointError::NotAFile`].
+    /// The errors of [`open`](Checkpoint::open), except [`CheckpointError::NotAFile`].
     pub fn read(reader: R, path: impl Into<PathBuf>) -> Result<Self, CheckpointError> {
         let mut source = Source::new(reader, path.into())?;
         let preamble = preamble(&mut source)?;
@@ -114,7 +149,7 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         check_length("the length of the library's name", &head.library)
             .map_err(|damage| source.damaged(PREAMBLE, None, damage))?;
         if head.groups > MAX_GROUPS as u64 {
-            let damage = value("the number of groups", head.groups, "4096 at most");
+            let damage = value("the number of groups", head.groups, "at most 4096");
             return Err(source.damaged(source.position() - 8, None, damage));
         }
         let groups = groups(&mut source, head.groups, end)?;
@@ -133,28 +168,30 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         Ok(checkpoint)
     }
 
-    /// Version of the format.
+    /// Returns the version of the format.
     pub fn version(&self) -> u32 {
         self.preamble.version
     }
 
-    /// Name and version of the library that wrote it.
+    /// Returns the name and version of the library that wrote the file.
     pub fn library(&self) -> &str {
         &self.library
     }
 
-    /// Bytes of the file.
+    /// Returns the size of the file in bytes.
     pub fn file_bytes(&self) -> u64 {
         self.preamble.file_bytes
     }
 
-    /// Hyper-parameters and groups.
+    /// Returns the hyper-parameters and groups.
     pub fn settings(&self) -> &OptimizerConfig {
         &self.settings
     }
 
-    /// Returns a copy of the settings for an optimizer that takes them over. It keeps the groups that only it has; more
-    /// groups than a file can hold are refused here, as the optimizer could not be saved afterwards.
+    /// Returns a copy of the settings, to be loaded into `optimizer`.
+    ///
+    /// The optimizer keeps the groups that only it has. If this would give it more groups than a file can
+    /// hold, it could not be saved afterwards; therefore the load is refused here.
     pub(super) fn settings_for(
         &self,
         optimizer: &Optimizer,
@@ -173,10 +210,12 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         Ok(self.settings.clone())
     }
 
-    /// The records of all tensors, in the order of their names, read one at a time.
+    /// Returns an iterator over the records of all tensors, sorted by name. Each record is read from the
+    /// file when the iterator returns it.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`]; [`CheckpointError::Damaged`], too, for a record.
+    /// [`CheckpointError::Io`]. The iterator itself returns [`CheckpointError::Io`] and
+    /// [`CheckpointError::Damaged`].
     pub fn tensors(&mut self) -> Result<Tensors<'_, R>, CheckpointError> {
         self.source.seek(self.first)?;
         let end = PREAMBLE + self.preamble.header_bytes;
@@ -191,7 +230,7 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         })
     }
 
-    /// Reads the planes of a tensor and checks their bytes.
+    /// Reads the planes of a tensor and checks them: the checksums, and that the numbers are valid.
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::Damaged`].
@@ -201,7 +240,8 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         planes.try_for_each(|plane| self.plane(&tensor.name, plane, &mut buffer, |_, _| Ok(())))
     }
 
-    /// Reads a plane in parts, and checks them before and their checksum after.
+    /// Reads a plane in parts and passes each to `take` with its offset in the plane. The padding before
+    /// the plane is checked first; the checksum and the numbers are checked at the end.
     pub(super) fn plane(
         &mut self,
         tensor: &str,
@@ -215,7 +255,7 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         let zeros = &mut zeros[..(plane.offset - plane.padding) as usize];
         source.fill(zeros)?;
         if let Some(at) = zeros.iter().position(|&byte| byte != 0) {
-            let damage = value("a byte between planes", zeros[at], 0);
+            let damage = value("a padding byte", zeros[at], 0);
             return Err(source.damaged(plane.padding + at as u64, Some(tensor), damage));
         }
         let size = plane.bytes.min(PART as u64) as usize;
@@ -227,7 +267,7 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         source.parts(plane.bytes, buffer, |at, part| {
             hasher.update(part);
             if plane.plane_type == PlaneType::F32 && bad.is_none() {
-                bad = not_a_number_of(plane, part).map(|(i, number)| (at + i, number));
+                bad = first_invalid(plane, part).map(|(i, number)| (at + i, number));
             }
             take(at, part)
         })?;
@@ -243,8 +283,11 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         match bad {
             None => Ok(()),
             Some((at, number)) => {
-                let wanted = "finite, and 0 or more in absmax";
-                let damage = value("a number", number, wanted);
+                let wanted = match plane.name {
+                    ABSMAX => "a finite number that is 0 or more",
+                    _ => "a finite number",
+                };
+                let damage = value("a number of the state", number, wanted);
                 Err(source.damaged(plane.offset + at as u64, Some(tensor), damage))
             }
         }
@@ -275,35 +318,39 @@ fn groups<R: Read + Seek>(
     let repeated = groups.iter().position(|group| !names.insert(&group.name));
     if let Some(repeated) = repeated {
         let name = format!("`{}`", groups[repeated].name);
-        let damage = value("the name of a group", name, "one that no group before has");
+        let damage = value("the name of a group", name, "a unique name");
         return Err(source.damaged(starts[repeated], None, damage));
     }
     Ok(groups)
 }
 
-/// Checks the length of a string.
+/// Checks that a string is at most [`MAX_NAME`] bytes long.
 fn check_length(field: &'static str, string: &str) -> Result<(), Damage> {
     if string.len() <= MAX_NAME {
         return Ok(());
     }
-    Err(value(field, string.len(), "65535 bytes at most"))
+    Err(value(field, string.len(), "at most 65535 bytes"))
 }
 
-/// Where in a part a float is that no step leaves behind.
-fn not_a_number_of(plane: &Plane, part: &[u8]) -> Option<(usize, f32)> {
-    let most = if plane.name == "absmax" {
+/// The name of the plane whose numbers must not be negative.
+const ABSMAX: &str = "absmax";
+
+/// Returns the byte offset and the value of the first `f32` of `part` that no step produces: one that is
+/// not finite, or a negative absmax.
+fn first_invalid(plane: &Plane, part: &[u8]) -> Option<(usize, f32)> {
+    let mask = if plane.name == ABSMAX {
         u32::MAX
     } else {
         u32::MAX >> 1
     };
     let (words, _) = part.as_chunks::<4>();
-    // As integers: infinities and NaN have all bits of the exponent; with the sign kept in, a negative
-    // absmax lies above them, but for -0.
+    // The floats are compared as integers. Infinities and NaNs have all bits of the exponent set, so they
+    // are 0x7F80_0000 or more. If the mask keeps the sign bit, so are negative numbers; -0 is allowed.
     let is_bad = |word: &[u8; 4]| {
         let bits = u32::from_le_bytes(*word);
-        (bits & most) >= 0x7F80_0000 && bits != 0x8000_0000
+        (bits & mask) >= 0x7F80_0000 && bits != 0x8000_0000
     };
-    // The whole first: a search that stops at the first is not vectorized.
+    // Test all words first: the compiler vectorizes this fold, but not a search that stops early.
     if !words.iter().fold(false, |any, word| any | is_bad(word)) {
         return None;
     }
@@ -311,6 +358,7 @@ fn not_a_number_of(plane: &Plane, part: &[u8]) -> Option<(usize, f32)> {
     Some((4 * at, f32::from_le_bytes(words[at])))
 }
 
+/// Compares the checksum `given` of a part of the header with the stored checksum `wanted`.
 fn check_sum<R: Read + Seek>(
     source: &Source<R>,
     offset: u64,
@@ -329,7 +377,7 @@ fn check_sum<R: Read + Seek>(
     Err(source.damaged(offset, None, damage))
 }
 
-/// Reads the preamble and holds it against the file.
+/// Reads the preamble and checks it against the length of the file.
 fn preamble<R: Read + Seek>(source: &mut Source<R>) -> Result<Preamble, CheckpointError> {
     let mut bytes = vec![0; source.len().min(PREAMBLE) as usize];
     source.fill(&mut bytes)?;
@@ -363,24 +411,26 @@ fn preamble<R: Read + Seek>(source: &mut Source<R>) -> Result<Preamble, Checkpoi
         return Err(source.damaged(wanted, None, Damage::TooLong { given, wanted }));
     }
     if preamble.header_bytes > given - PREAMBLE {
-        let wanted = format!("{} at most", given - PREAMBLE);
+        let wanted = format!("at most {}", given - PREAMBLE);
         let damage = value("the header's length", preamble.header_bytes, wanted);
         return Err(source.damaged(16, None, damage));
     }
     Ok(preamble)
 }
 
-/// The records of a checkpoint's tensors, one after the other. After an error there is no more.
+/// An iterator over the tensor records of a checkpoint. It ends after the first error.
+///
+/// Returned by [`Checkpoint::tensors`].
 #[derive(Debug)]
 pub struct Tensors<'a, R> {
     source: &'a mut Source<R>,
-    /// Where the header ends.
+    /// The offset of the end of the header.
     end: u64,
-    /// Records to come; `None` after an error or the last.
+    /// The number of records not yet read. `None` after the last record or an error.
     left: Option<u64>,
-    /// The name before.
+    /// The name of the previous record.
     name: String,
-    /// Where the planes so far end.
+    /// The offset of the end of the last plane.
     offset: u64,
     groups: usize,
     file_bytes: u64,
@@ -421,9 +471,9 @@ impl<R: Read + Seek> Tensors<'_, R> {
         let dtype = dtype(record.dtype)?;
         let order = record.order()?;
         check_steps(record.steps)?;
-        // Also refuses an empty name and two of the same.
+        // The names must be sorted. This also refuses an empty name and repeated names.
         if record.name <= self.name {
-            let wanted = format!("one after `{}`", self.name);
+            let wanted = format!("a name that sorts after `{}`", self.name);
             return Err(value("a name", format!("`{}`", record.name), wanted));
         }
         let group = record.group.map(|group| group as usize);
@@ -443,17 +493,17 @@ impl<R: Read + Seek> Tensors<'_, R> {
             let Some(offset) = offset.filter(|&offset| offset == plane.offset) else {
                 let wanted = match offset {
                     Some(offset) => offset.to_string(),
-                    None => format!("{} at most", self.file_bytes),
+                    None => format!("at most {}", self.file_bytes),
                 };
                 return Err(value("the offset of a plane", plane.offset, wanted));
             };
             if plane.bytes > self.file_bytes - offset {
-                let wanted = format!("{} at most", self.file_bytes - offset);
-                return Err(value("the bytes of a plane", plane.bytes, wanted));
+                let wanted = format!("at most {}", self.file_bytes - offset);
+                return Err(value(PLANE_SIZE, plane.bytes, wanted));
             }
             if Some(plane.bytes) != plane_bytes(spec, record.len) {
-                let wanted = format!("those of {} elements", record.len);
-                return Err(value("the bytes of a plane", plane.bytes, wanted));
+                let wanted = format!("the size for {} elements", record.len);
+                return Err(value(PLANE_SIZE, plane.bytes, wanted));
             }
             self.offset = offset + plane.bytes;
             planes.push(Plane {
@@ -482,7 +532,7 @@ impl<R: Read + Seek> Tensors<'_, R> {
         })
     }
 
-    /// Checks that header and file end where the records do.
+    /// Checks that the header ends after the last record, and the file after the last plane.
     fn finish(&self) -> Result<(), CheckpointError> {
         let (given, wanted) = (self.source.position(), self.end);
         if given != wanted {
@@ -498,7 +548,10 @@ impl<R: Read + Seek> Tensors<'_, R> {
     }
 }
 
-/// Bytes of the plane of a parameter of `n` elements, if there can be as many.
+/// The name of a plane's size in error messages.
+const PLANE_SIZE: &str = "the size of a plane in bytes";
+
+/// Returns the size in bytes of a plane for `n` elements, or `None` if it overflows.
 fn plane_bytes(spec: &PlaneSpec, n: u64) -> Option<u64> {
     let numbers = n.div_ceil(spec.elements as u64);
     numbers.checked_mul(spec.plane_type.bytes() as u64)

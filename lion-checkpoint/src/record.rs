@@ -1,5 +1,5 @@
-//! The records of a header as bincode has them, and what they mean here. docs/format.md specifies the
-//! bytes.
+//! The records of a header as bincode encodes them, and their conversion to the types of lion-core.
+//! docs/format.md specifies the bytes.
 
 use super::error::Damage;
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
@@ -7,44 +7,44 @@ use bincode::{Decode, Encode};
 use lion_core::{Dtype, MemoryOrder, Momentum32, Overrides, StateLayout};
 use lion_quant::Blockwise8;
 
-/// The first bytes of a file. The first of all is no ASCII, and the rest has the line ends and the
-/// end-of-file mark that transfers as text change.
+/// The magic number: the first bytes of a file. The first byte is not ASCII, and the last three are a line
+/// end and an end-of-file mark, so that a transfer in text mode is detected.
 pub(super) const MAGIC: [u8; 8] = *b"\x89LION\r\n\x1A";
 
-/// Version of the format that is written.
+/// The version of the format that [`save`](crate::save) writes.
 pub const VERSION: u32 = 1;
 
-/// Bytes before the header.
+/// The size of the preamble in bytes. The header follows it.
 pub(super) const PREAMBLE: u64 = 36;
 
-/// Planes begin at multiples of this: a mapped file has them aligned for any vector register.
+/// The alignment of planes in bytes. In a memory-mapped file, planes are aligned for any vector register.
 pub(super) const ALIGN: u64 = 64;
 
-/// Bytes that decoding one record may ask for, beyond any that can be written.
+/// The largest number of bytes that decoding one record may allocate. No valid record needs as much.
 const LIMIT: usize = 256 << 10;
 
-/// Longest string: the library, or the name of a parameter or group, in bytes.
+/// The maximum length of a string in bytes: of the library, or of the name of a parameter or group.
 pub(crate) const MAX_NAME: usize = u16::MAX as usize;
 
-/// Most groups: they are held in memory while a file is read.
+/// The maximum number of groups. All groups are held in memory while a file is read.
 pub(super) const MAX_GROUPS: usize = 4096;
 
-/// Most axes of an array in memory.
+/// The maximum number of axes in a memory order.
 pub(super) const MAX_AXES: usize = 1024;
 
-/// Most steps: counting on from here does not overflow, and no run comes near.
+/// The maximum number of steps. No run comes near it, and a run that continues from it does not overflow.
 pub(crate) const MAX_STEPS: u64 = 1 << 62;
 
-/// CRC-32 of the 1,024 bytes of the codebook.
+/// The CRC-32 of the 1,024 bytes of the codebook.
 pub(super) const CODEBOOK_ID: u32 = 0x1B13_7AEB;
 
-/// Integers have their full width, little-endian.
+/// The bincode configuration: little-endian integers of fixed width.
 pub(super) const CONFIG: Configuration<LittleEndian, Fixint, Limit<LIMIT>> =
     bincode::config::standard()
         .with_fixed_int_encoding()
         .with_limit::<LIMIT>();
 
-/// The first 36 bytes.
+/// The first [`PREAMBLE`] bytes of a file.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub(super) struct Preamble {
     pub(super) magic: [u8; 8],
@@ -52,11 +52,11 @@ pub(super) struct Preamble {
     pub(super) header_checksum: u32,
     pub(super) header_bytes: u64,
     pub(super) file_bytes: u64,
-    /// Of the 32 bytes before.
+    /// The CRC-32 of the 32 bytes before it.
     pub(super) checksum: u32,
 }
 
-/// The beginning of a header, up to the number of groups.
+/// The start of a header, up to and including the number of groups.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub(super) struct HeadRecord {
     pub(super) library: String,
@@ -95,7 +95,7 @@ pub(super) struct TensorRecord {
     pub(super) codebook: u32,
     pub(super) group: Option<u32>,
     pub(super) overrides: OverridesRecord,
-    /// `None` before the first step, no axes for row-major order.
+    /// Length and stride per axis. `None` before the first step; empty for row-major order.
     pub(super) order: Option<Vec<(u64, i64)>>,
     pub(super) steps: u64,
     pub(super) seed: u64,
@@ -128,7 +128,7 @@ impl From<&Overrides> for OverridesRecord {
 }
 
 impl OverridesRecord {
-    /// Their ranges are checked by whoever takes them.
+    /// Returns the overrides. Their ranges are not checked here; the optimizer checks them.
     pub(super) fn read(&self) -> Overrides {
         let mut o = Overrides::new();
         o.lr = self.lr;
@@ -141,14 +141,14 @@ impl OverridesRecord {
         o.stochastic_state = self.stochastic_state;
         o.seed = self.seed;
         o.optim_bits = self.optim_bits;
-        // No parameter has more elements than the address space, so the largest number stands for any.
+        // No parameter has more than usize::MAX elements, so clamping does not change the meaning.
         let size = self.min_8bit_size;
         o.min_8bit_size = size.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         o
     }
 }
 
-/// `None` for a type that the format has no code for.
+/// Returns the code of a type, or `None` if the format has none for it.
 pub(super) fn dtype_code(dtype: Dtype) -> Option<u8> {
     match dtype {
         Dtype::F32 => Some(0),
@@ -158,6 +158,7 @@ pub(super) fn dtype_code(dtype: Dtype) -> Option<u8> {
     }
 }
 
+/// Returns the type with a code.
 pub(super) fn dtype(code: u8) -> Result<Dtype, Damage> {
     match code {
         0 => Ok(Dtype::F32),
@@ -167,7 +168,7 @@ pub(super) fn dtype(code: u8) -> Result<Dtype, Damage> {
     }
 }
 
-/// A layout with its code, block size and codebook.
+/// A state layout with its code, block size and codebook in the format.
 pub(super) struct LayoutCode {
     pub(super) code: u8,
     pub(super) block: u32,
@@ -190,7 +191,7 @@ const LAYOUTS: [LayoutCode; 2] = [
     },
 ];
 
-/// The code of a layout by its name.
+/// Returns the entry of the layout with this name, or `None` if the format has no code for it.
 pub(super) fn layout_named(name: &str) -> Option<&'static LayoutCode> {
     const { &LAYOUTS }
         .iter()
@@ -198,7 +199,7 @@ pub(super) fn layout_named(name: &str) -> Option<&'static LayoutCode> {
 }
 
 impl TensorRecord {
-    /// The layout of the state.
+    /// Returns the state layout. Checks the block size and the codebook.
     pub(super) fn state_layout(&self) -> Result<&'static dyn StateLayout, Damage> {
         let found = const { &LAYOUTS }
             .iter()
@@ -217,7 +218,7 @@ impl TensorRecord {
         Ok(found.layout)
     }
 
-    /// The order of the elements in memory.
+    /// Returns the memory order of the elements.
     pub(super) fn order(&self) -> Result<Option<MemoryOrder>, Damage> {
         let Some(axes) = &self.order else {
             return Ok(None);
@@ -240,14 +241,14 @@ impl TensorRecord {
     }
 }
 
-/// Checks that the axes describe an order in which `len` elements lie in memory without gaps. Row-major order,
-/// and no other, has no axes.
+/// Checks that the axes describe a memory order of `len` elements without gaps. Row-major order must be
+/// given as an empty list.
 pub(super) fn check_axes(len: u64, axes: &[(u64, i64)]) -> Result<(), Damage> {
     if axes.is_empty() {
         return Ok(());
     }
     if axes.len() > MAX_AXES {
-        return Err(value("the number of axes", axes.len(), "1024 at most"));
+        return Err(value("the number of axes", axes.len(), "at most 1024"));
     }
     if let Some((length, _)) = axes.iter().find(|(length, _)| *length < 2) {
         return Err(value("the length of an axis", length, "2 or more"));
@@ -259,7 +260,7 @@ pub(super) fn check_axes(len: u64, axes: &[(u64, i64)]) -> Result<(), Damage> {
         let given = product.map_or("beyond 64 bits".to_owned(), |product| product.to_string());
         return Err(value("the product of the axes' lengths", given, len));
     }
-    // From the fastest axis to the slowest, each stride is the product of the lengths before.
+    // From the fastest axis to the slowest, each stride is the product of the lengths of the faster axes.
     let mut rising = axes.to_vec();
     rising.sort_unstable_by_key(|(_, stride)| stride.unsigned_abs());
     let mut wanted = 1;
@@ -268,7 +269,7 @@ pub(super) fn check_axes(len: u64, axes: &[(u64, i64)]) -> Result<(), Damage> {
             let wanted = format!("{wanted} or -{wanted}");
             return Err(value("the stride of an axis", stride, wanted));
         }
-        // Does not overflow: it divides `len`.
+        // Does not overflow: the product divides `len`.
         wanted *= length;
     }
     let mut strides = axes.iter().map(|(_, stride)| *stride);
@@ -283,16 +284,17 @@ pub(super) fn check_axes(len: u64, axes: &[(u64, i64)]) -> Result<(), Damage> {
     Ok(())
 }
 
-/// Checks a count of steps.
+/// Checks that a step count is at most [`MAX_STEPS`].
 pub(crate) fn check_steps(steps: u64) -> Result<(), Damage> {
     if steps <= MAX_STEPS {
         return Ok(());
     }
-    let wanted = format!("{MAX_STEPS} at most");
+    let wanted = format!("at most {MAX_STEPS}");
     Err(value("the number of steps", steps, wanted))
 }
 
-/// The axes of an order in memory; none that has gaps is ever stepped.
+/// Returns the axes of a memory order as the format stores them. An order with gaps does not occur,
+/// because a step refuses it.
 pub(super) fn axes_of(order: Option<&MemoryOrder>) -> Option<Vec<(u64, i64)>> {
     match order? {
         MemoryOrder::Permuted(axes) => {
@@ -302,6 +304,7 @@ pub(super) fn axes_of(order: Option<&MemoryOrder>) -> Option<Vec<(u64, i64)>> {
     }
 }
 
+/// Returns [`Damage::Value`].
 pub(super) fn value(field: &'static str, given: impl ToString, wanted: impl ToString) -> Damage {
     Damage::Value {
         field,
@@ -310,7 +313,7 @@ pub(super) fn value(field: &'static str, given: impl ToString, wanted: impl ToSt
     }
 }
 
-/// The next offset that a plane may begin at.
+/// Returns the first multiple of [`ALIGN`] at or after `offset`, or `None` if it overflows.
 pub(super) fn align(offset: u64) -> Option<u64> {
     offset.checked_next_multiple_of(ALIGN)
 }

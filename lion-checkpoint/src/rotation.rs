@@ -1,4 +1,4 @@
-//! The last few checkpoints of a run.
+//! Keeps the last checkpoints of a run and removes older ones.
 
 use super::disk::{Disk, Os};
 use super::error::CheckpointError;
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::path::{Component, Path, PathBuf};
 
-/// Keeps the last checkpoints of a run in a folder, as `NAME-STEP.lion`.
+/// Keeps the last checkpoints of a run in a folder, in files named `NAME-STEP.lion`.
 ///
 /// ```
 /// use lion::{Lion, checkpoint::Rotation};
@@ -22,16 +22,16 @@ use std::path::{Component, Path, PathBuf};
 /// let steps: Vec<u64> = rotation.files()?.into_iter().map(|(step, _)| step).collect();
 /// assert_eq!(steps, [110, 100]);
 ///
-/// // A run that went back to step 100 leaves what came after it behind.
+/// // A run that was resumed from step 100 removes the checkpoints of later steps.
 /// rotation.save(&lion, 105)?;
 /// let steps: Vec<u64> = rotation.files()?.into_iter().map(|(step, _)| step).collect();
 /// assert_eq!(steps, [105, 100]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Only regular files of these names are read or removed: folders, links and special files are passed
-/// over. Several processes may save with the same name as long as none saves an earlier step than
-/// another has saved.
+/// Only regular files with such names are read or removed. Folders, symbolic links and special files are
+/// ignored. Several processes may save under the same name, as long as none of them saves an earlier step
+/// than another one has saved.
 #[derive(Clone, Debug)]
 pub struct Rotation {
     folder: PathBuf,
@@ -39,12 +39,12 @@ pub struct Rotation {
     keep: usize,
 }
 
-/// How the name of a checkpoint ends.
+/// The extension of a checkpoint's file name.
 const EXTENSION: &str = "lion";
 
 impl Rotation {
-    /// The checkpoints of this name in a folder that exists. Of them, the last `keep` are kept, and one
-    /// at least. The name must be a part of a file's name, or saves return
+    /// Creates a rotation that keeps the last `keep` checkpoints, but at least one. The folder must exist.
+    /// The name must be valid as part of a file name; otherwise saves return
     /// [`CheckpointError::InvalidName`].
     pub fn new(folder: impl Into<PathBuf>, name: impl Into<String>, keep: usize) -> Self {
         Rotation {
@@ -54,25 +54,40 @@ impl Rotation {
         }
     }
 
-    /// Returns where the checkpoint of a step is.
+    /// Returns the path of the checkpoint of a step.
+    ///
+    /// ```
+    /// use lion::checkpoint::Rotation;
+    /// use std::path::Path;
+    /// let rotation = Rotation::new("runs", "digits", 3);
+    /// assert_eq!(rotation.path(500), Path::new("runs/digits-500.lion"));
+    /// assert_eq!(rotation.beside(500, "params"), Path::new("runs/digits-500.params"));
+    /// ```
     pub fn path(&self, step: u64) -> PathBuf {
         self.beside(step, EXTENSION)
     }
 
-    /// Returns where a file is that [`save_with`](Rotation::save_with) has saved beside the checkpoint
-    /// of a step.
+    /// Returns the path of the file that [`save_with`](Rotation::save_with) saves beside the checkpoint of
+    /// a step.
     pub fn beside(&self, step: u64, extension: &str) -> PathBuf {
         self.folder().join(self.file_name(step, extension))
     }
 
-    /// Saves the checkpoint of a step, and removes others once that is on the disk: all of later steps,
-    /// since a run that saves this step has left them behind, and of earlier steps all but the last
-    /// `keep - 1`. What killed saves with this name have left behind is removed too.
+    /// Saves the checkpoint of a step, and returns its path.
+    ///
+    /// Once the checkpoint is on the disk, other checkpoints are removed:
+    ///
+    /// - those of later steps, because a run that saves this step was resumed from an earlier one;
+    /// - those of earlier steps, except the last `keep - 1`.
+    ///
+    /// Unfinished files that earlier saves under this name left behind when they were killed are removed
+    /// too.
     ///
     /// # Errors
-    /// As [`save`](super::save); [`CheckpointError::InvalidName`]. The checkpoint is saved nevertheless
-    /// if it is [`CheckpointError::NotDurable`], or [`CheckpointError::Io`] where the folder cannot be
-    /// read or another checkpoint cannot be removed.
+    /// The errors of [`save`](super::save); [`CheckpointError::InvalidName`]. The checkpoint is
+    /// nevertheless saved if the error is [`CheckpointError::NotDurable`], or if it is
+    /// [`CheckpointError::Io`] because the folder could not be read or another checkpoint could not be
+    /// removed.
     pub fn save(
         &self,
         optimizer: &impl AsRef<Optimizer>,
@@ -81,9 +96,9 @@ impl Rotation {
         self.save_on(&Os, optimizer.as_ref(), step)
     }
 
-    /// As [`save`](Rotation::save), with a file of the trainer's own beside each checkpoint, as
-    /// `NAME-STEP.EXTENSION`: parameters, for one. Wherever a crash or a power cut leaves a checkpoint
-    /// behind, the file that was saved with it is there, whole.
+    /// Saves the checkpoint of a step as [`save`](Rotation::save) does, together with a second file of the
+    /// trainer, for example the parameters. That file is named `NAME-STEP.EXTENSION`. After a crash or a
+    /// power cut, every checkpoint that exists has its complete second file beside it.
     ///
     /// ```
     /// use lion::{Lion, checkpoint::Rotation};
@@ -100,11 +115,12 @@ impl Rotation {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// That file is saved first. If there is a checkpoint of this step already, with another file, the
-    /// checkpoint is removed before.
+    /// The second file is saved before the checkpoint. If a checkpoint of this step already exists with a
+    /// different second file, that checkpoint is removed first.
     ///
     /// # Errors
-    /// As [`save`](Rotation::save); [`CheckpointError::InvalidName`] for an extension, too.
+    /// The errors of [`save`](Rotation::save); [`CheckpointError::InvalidName`] also if the extension
+    /// is not valid in a file name or is `lion`.
     pub fn save_with(
         &self,
         optimizer: &impl AsRef<Optimizer>,
@@ -115,11 +131,13 @@ impl Rotation {
         self.save_with_on(&Os, optimizer.as_ref(), step, extension, contents)
     }
 
-    /// Returns the checkpoints with their steps, the most steps first. The first is the one that was
-    /// saved last, unless a crash has kept [`save`](Rotation::save) from removing those of later steps.
+    /// Returns the steps and paths of the checkpoints, latest step first.
+    ///
+    /// The first one is the one that was saved last, unless a crash kept [`save`](Rotation::save) from
+    /// removing the checkpoints of later steps.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`] where the folder cannot be read; [`CheckpointError::InvalidName`].
+    /// [`CheckpointError::Io`] if the folder cannot be read; [`CheckpointError::InvalidName`].
     pub fn files(&self) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
         check(&self.name)?;
         let steps = self.steps(&Os, EXTENSION)?;
@@ -156,8 +174,8 @@ impl Rotation {
         replaceable(disk, &beside)?;
         replaceable(disk, &self.path(step))?;
         if !disk.holds(&beside, contents) {
-            // A checkpoint of this step belongs to the file that is replaced next, and must not come back
-            // once that has begun.
+            // An existing checkpoint of this step belongs to the second file that is about to be replaced.
+            // Its removal must be durable before the replacement begins.
             if remove(disk, &self.path(step))? {
                 self.sync(disk)?;
             }
@@ -174,7 +192,7 @@ impl Rotation {
         let mut alone = self.steps(disk, extension)?;
         alone.retain(|step| !checkpoints.contains(step));
         if !alone.is_empty() {
-            // Else a checkpoint that has been removed could come back without the file beside it.
+            // Without this sync, a power cut could bring back a removed checkpoint but not its second file.
             self.sync(disk)?;
         }
         remove_all(disk, alone.iter().map(|&step| self.beside(step, extension)))?;
@@ -195,7 +213,7 @@ impl Rotation {
         Ok(path)
     }
 
-    /// Removes the checkpoints of later steps, and those of earlier steps but for the last.
+    /// Removes the checkpoints of steps after `step`, and all but the last `keep` of the others.
     fn prune<D: Disk>(&self, disk: &D, step: u64) -> Result<(), CheckpointError> {
         let steps = self.steps(disk, EXTENSION)?;
         let later = steps.iter().filter(|&&other| other > step);
@@ -204,6 +222,7 @@ impl Rotation {
         remove_all(disk, removed.map(|&step| self.path(step)))
     }
 
+    /// Syncs the folder.
     fn sync<D: Disk>(&self, disk: &D) -> Result<(), CheckpointError> {
         let folder = self.folder();
         let opened = disk.open_folder(folder);
@@ -211,7 +230,7 @@ impl Rotation {
         sync_folder(disk, &opened).map_err(|source| failed("sync", folder, source))
     }
 
-    /// The steps that there is a regular file of.
+    /// Returns the steps for which there is a regular file with this extension.
     fn steps<D: Disk>(&self, disk: &D, extension: &str) -> Result<BTreeSet<u64>, CheckpointError> {
         let names = disk.files(self.folder());
         let names = names.map_err(|source| failed("read", self.folder(), source))?;
@@ -232,18 +251,18 @@ impl Rotation {
         format!("{}-{step}.{extension}", self.name)
     }
 
-    /// Returns the step of a file of this rotation by its name.
+    /// Returns the step in the name of a file of this rotation, or `None` for other names.
     fn step_of(&self, name: &[u8], extension: &str) -> Option<u64> {
         let name = std::str::from_utf8(name).ok()?;
         let step = name.strip_prefix(&self.name)?.strip_prefix('-')?;
         let step = step.strip_suffix(extension)?.strip_suffix('.')?;
         let step = step.parse().ok()?;
-        // Not `007` or `+7`.
+        // Refuses names such as `007` and `+7`, which parse too.
         (self.file_name(step, extension) == name).then_some(step)
     }
 }
 
-/// Checks that a name can be part of the name of a file in a folder.
+/// Checks that a name can be part of a file name.
 fn check(name: &str) -> Result<(), CheckpointError> {
     let mut components = Path::new(name).components();
     match (components.next(), components.next()) {
@@ -258,7 +277,7 @@ fn invalid(name: &str) -> CheckpointError {
     }
 }
 
-/// Removes a file, and returns whether it was there: another process may have removed it.
+/// Removes a file. Returns whether it existed; another process may already have removed it.
 fn remove<D: Disk>(disk: &D, path: &Path) -> Result<bool, CheckpointError> {
     match disk.remove(path) {
         Ok(()) => Ok(true),
@@ -267,7 +286,7 @@ fn remove<D: Disk>(disk: &D, path: &Path) -> Result<bool, CheckpointError> {
     }
 }
 
-/// Removes files, as many as can be, and returns the first error.
+/// Tries to remove all of the files, and returns the first error.
 fn remove_all<D: Disk>(
     disk: &D,
     paths: impl Iterator<Item = PathBuf>,

@@ -1,4 +1,4 @@
-//! Saving so that a crash at any instant leaves the file before or the new one, whole.
+//! Atomic saves: after a crash at any time, either the previous file or the new one is there, complete.
 
 use super::disk::{Disk, DiskFile, Kind, Os};
 use super::error::CheckpointError;
@@ -10,30 +10,46 @@ use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-/// How the name of a file ends that is being written.
+/// The end of the name of a temporary file.
 const UNFINISHED: &str = ".unfinished";
 
-/// Names that are tried for a new file before giving up.
+/// The number of names to try for a temporary file.
 const ATTEMPTS: u32 = 100;
 
-/// Saves an optimizer into a file, and returns the bytes of the file.
+/// Saves an optimizer to a file, and returns the size of the file in bytes.
 ///
-/// The checkpoint is written into a new file in the same folder, synced, and renamed; then the folder is
-/// synced. When this returns it is on the disk, as far as the file system can sync a folder. Files that
-/// killed saves of the same file have left behind are removed.
+/// The checkpoint is written to a new file in the same folder, synced, and renamed to `path`; then the
+/// folder is synced. When this function returns, the checkpoint is on the disk, provided that the file
+/// system can sync a folder. Unfinished files that earlier saves to the same path left behind when they
+/// were killed are removed.
 ///
-/// On Unix the new file has the permission bits, owner and group of the file that it replaces, and until
-/// it is complete only the process's user can read it. If the group cannot be kept, the group and all
-/// others get only the access that both had before; if the owner cannot be kept, the file belongs to
-/// the process's user. Access control lists are not kept. A symbolic link is replaced, and what it
-/// points to stays as it is.
+/// On Unix, the new file gets the permission bits, the owner and the group of the file that it replaces.
+/// Until then, only the user of the process can read it. If the group cannot be kept, the new group and all
+/// others get only the access that both the old group and all others had. If the owner cannot be kept, the
+/// file belongs to the user of the process. Access control lists are not kept. If `path` is a symbolic
+/// link, the link is replaced and its target is unchanged.
+///
+/// ```
+/// use lion::{Lion, checkpoint};
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("run.lion");
+/// let lion = Lion::builder().build()?;
+/// let bytes = checkpoint::save(&lion, &path)?;
+/// assert_eq!(std::fs::metadata(&path)?.len(), bytes);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
-/// [`CheckpointError::NotAFile`] for a folder, a device or another special file;
-/// [`CheckpointError::Io`], on a full disk too; [`CheckpointError::WrongLength`];
-/// [`CheckpointError::Optimizer`] where a state cannot be read; [`CheckpointError::TooLarge`],
-/// [`CheckpointError::UnknownLayout`]. What was in the file before is still there, unless it is
-/// [`CheckpointError::NotDurable`]: then the new file is in place, but a power cut may undo that.
+/// - [`CheckpointError::NotAFile`] for a folder, a device or another special file
+/// - [`CheckpointError::Io`] if a file system operation fails, for example on a full disk
+/// - [`CheckpointError::WrongLength`]
+/// - [`CheckpointError::Optimizer`] if a state cannot be read
+/// - [`CheckpointError::TooLarge`], [`CheckpointError::UnknownLayout`] and
+///   [`CheckpointError::Unrepresentable`] for an optimizer that the format cannot hold
+/// - [`CheckpointError::NotDurable`] if the folder cannot be synced
+///
+/// The previous file is kept, except after [`CheckpointError::NotDurable`]: then the new file is in place,
+/// but a power cut may bring the previous one back.
 pub fn save(
     optimizer: &impl AsRef<Optimizer>,
     path: impl AsRef<Path>,
@@ -42,8 +58,9 @@ pub fn save(
     replace(path, |writer| write(optimizer, writer, path))
 }
 
-/// Replaces a file by the bytes that `write` writes into a new one and returns the number of, or leaves
-/// it as it is.
+/// Replaces the file at `path` by a new file that `write` fills. `write` returns the number of bytes
+/// written, and so does this function. On an error the file at `path` is unchanged, except after
+/// [`CheckpointError::NotDurable`].
 pub(crate) fn replace<E: From<CheckpointError>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<Early<'_, std::fs::File>>) -> Result<u64, E>,
@@ -53,8 +70,8 @@ pub(crate) fn replace<E: From<CheckpointError>>(
     replace_on(&Os, path, is_own, write)
 }
 
-/// As [`replace`], on any file system. Removes what killed saves of all files have left behind whose
-/// names `is_own` accepts.
+/// Does what [`replace`] does, on any [`Disk`]. Also removes the unfinished files that killed saves left
+/// behind, for all file names that `is_own` accepts.
 pub(super) fn replace_on<D: Disk, E: From<CheckpointError>>(
     disk: &D,
     path: &Path,
@@ -65,10 +82,10 @@ pub(super) fn replace_on<D: Disk, E: From<CheckpointError>>(
         let source = io::Error::from(ErrorKind::InvalidFilename);
         return Err(failed("create", path, source).into());
     };
-    // The rename would replace a device, and refuse a folder after all has been written.
+    // Check this before writing: the rename at the end would replace a device, and fail for a folder.
     let replaced = replaceable(disk, path)?;
     let folder = folder_of(path);
-    // Now, since after the rename it is too late to find out that it cannot be opened.
+    // Open the folder now: after the rename it would be too late to fail.
     let opened = disk.open_folder(folder);
     let opened = opened.map_err(|source| failed("open", folder, source))?;
     remove_unfinished(disk, folder, is_own);
@@ -106,10 +123,11 @@ pub(super) fn replace_on<D: Disk, E: From<CheckpointError>>(
     Ok(wanted)
 }
 
-/// Returns what a save would replace.
+/// Returns the kind of the entry that a save would replace, or `None` if there is none.
 ///
 /// # Errors
-/// [`CheckpointError::NotAFile`] unless it is a regular file, a link or nothing; [`CheckpointError::Io`].
+/// [`CheckpointError::NotAFile`] if it is neither a regular file nor a symbolic link;
+/// [`CheckpointError::Io`].
 pub(super) fn replaceable<D: Disk>(disk: &D, path: &Path) -> Result<Option<Kind>, CheckpointError> {
     match disk.kind(path) {
         Ok(Some(Kind::Other(given))) => Err(not_a_file(path, given)),
@@ -118,10 +136,10 @@ pub(super) fn replaceable<D: Disk>(disk: &D, path: &Path) -> Result<Option<Kind>
     }
 }
 
-/// Makes changes of a folder durable where its file system can do that.
+/// Syncs a folder. Does nothing if its file system cannot sync folders.
 pub(super) fn sync_folder<D: Disk>(disk: &D, folder: &D::Folder) -> io::Result<()> {
     match disk.sync_folder(folder) {
-        // Network file systems and those of user space may know no sync of a folder.
+        // Network and user-space file systems may not support the sync of a folder.
         Err(error)
             if matches!(
                 error.kind(),
@@ -134,7 +152,7 @@ pub(super) fn sync_folder<D: Disk>(disk: &D, folder: &D::Folder) -> io::Result<(
     }
 }
 
-/// Returns the folder that a path is in.
+/// Returns the folder that contains `path`.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -142,6 +160,7 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
+/// Returns [`CheckpointError::Io`].
 pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> CheckpointError {
     CheckpointError::Io {
         action,
@@ -150,6 +169,7 @@ pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> Ch
     }
 }
 
+/// Returns [`CheckpointError::NotAFile`].
 pub(super) fn not_a_file(path: &Path, given: &'static str) -> CheckpointError {
     CheckpointError::NotAFile {
         path: path.to_owned(),
@@ -157,17 +177,17 @@ pub(super) fn not_a_file(path: &Path, given: &'static str) -> CheckpointError {
     }
 }
 
-/// Writes a file, and has the disk begin before the last byte is written: what is written meanwhile takes
-/// no longer.
+/// A writer that starts syncing the file in a second thread while data is still being written. The disk
+/// works in parallel with the writer, so the sync at the end has less left to do.
 pub(crate) struct Early<'a, F: DiskFile> {
     file: &'a mut F,
-    /// Bytes that a sync is worth a thread for.
+    /// The number of bytes written after which a sync is started.
     enough: usize,
-    /// Bytes since the last sync was begun.
+    /// The number of bytes written since the last sync was started.
     written: usize,
     sync: Option<JoinHandle<io::Result<()>>>,
-    /// The first error of a sync. [`finish`](Early::finish) returns it; a write that has taken bytes
-    /// must not, as its caller would write them again.
+    /// The first error of a sync, which [`finish`](Early::finish) returns. A write that has accepted bytes
+    /// must not return it, because its caller would write them again.
     failed: Option<io::Error>,
 }
 
@@ -182,7 +202,7 @@ impl<'a, F: DiskFile> Early<'a, F> {
         }
     }
 
-    /// Waits for the sync that is under way, and keeps its error.
+    /// Waits for the running sync, and stores its error.
     fn join(&mut self) {
         let synced = match self.sync.take().map(JoinHandle::join) {
             None => Ok(()),
@@ -196,11 +216,11 @@ impl<'a, F: DiskFile> Early<'a, F> {
         }
     }
 
-    /// Waits for the sync that is under way.
+    /// Waits for the running sync.
     ///
     /// # Errors
-    /// That of the first sync that has failed. The system may report it once only, so that a later sync
-    /// of the file succeeds although bytes are lost.
+    /// Returns the error of the first sync that failed. The operating system may report an error only
+    /// once; a later sync of the file may succeed although data was lost.
     fn finish(&mut self) -> io::Result<()> {
         self.join();
         self.failed.take().map_or(Ok(()), Err)
@@ -213,7 +233,7 @@ impl<F: DiskFile> Write for Early<'_, F> {
         self.written += written;
         if self.written >= self.enough && self.sync.as_ref().is_none_or(JoinHandle::is_finished) {
             self.join();
-            // Without a second handle or a thread the disk begins later, no more.
+            // If there is no second handle or no thread, the data is only synced later.
             if let Ok(file) = self.file.duplicate() {
                 let thread = std::thread::Builder::new();
                 self.sync = thread.spawn(move || file.sync_data()).ok();
@@ -236,12 +256,12 @@ impl<F: DiskFile> Seek for Early<'_, F> {
 
 impl<F: DiskFile> Drop for Early<'_, F> {
     fn drop(&mut self) {
-        // Where the writing has failed, its error is the one that is told.
+        // This is reached without `finish` only if a write failed; then its error is reported.
         self.join();
     }
 }
 
-/// A new file that is removed unless it is renamed.
+/// A temporary file. It is removed when dropped, unless it was renamed.
 struct Temporary<'a, D: Disk> {
     disk: &'a D,
     path: PathBuf,
@@ -255,7 +275,7 @@ impl<'a, D: Disk> Temporary<'a, D> {
         loop {
             let mut unfinished = OsStr::new(".").to_owned();
             unfinished.push(name);
-            // Each state has other keys.
+            // Each `RandomState` has different keys, so this is a random number.
             let random = RandomState::new().build_hasher().finish();
             unfinished.push(format!(".{random:016x}{UNFINISHED}"));
             let path = folder.join(unfinished);
@@ -285,14 +305,14 @@ impl<'a, D: Disk> Temporary<'a, D> {
 impl<D: Disk> Drop for Temporary<'_, D> {
     fn drop(&mut self) {
         if !self.renamed {
-            // What cannot be removed now is removed by a later save.
+            // On an error a later save removes the file.
             let _ = self.disk.remove(&self.path);
         }
     }
 }
 
-/// Removes what killed saves have left behind of the files that `is_own` accepts. What cannot be removed
-/// stays.
+/// Removes the temporary files that killed saves left behind, for all file names that `is_own` accepts.
+/// Files that cannot be removed are kept.
 fn remove_unfinished<D: Disk>(disk: &D, folder: &Path, is_own: impl Fn(&[u8]) -> bool) {
     for name in disk.files(folder).unwrap_or_default() {
         if unfinished(name.as_encoded_bytes()).is_some_and(&is_own) {
@@ -301,7 +321,8 @@ fn remove_unfinished<D: Disk>(disk: &D, folder: &Path, is_own: impl Fn(&[u8]) ->
     }
 }
 
-/// Returns the name of the file that a save has written an unfinished file for.
+/// Returns the file name that a temporary file was to be renamed to, or `None` if `name` is not the name
+/// of a temporary file.
 fn unfinished(name: &[u8]) -> Option<&[u8]> {
     let name = name
         .strip_prefix(b".")?
@@ -316,7 +337,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// A file in memory that a sync is interrupted of.
+    /// A file in memory whose syncs are interrupted.
     struct Interrupted(Vec<u8>);
 
     impl Write for Interrupted {
@@ -360,7 +381,7 @@ mod tests {
         early.enough = 1;
         let bytes: Vec<u8> = (0..100).collect();
         for part in bytes.chunks(10) {
-            // As `write_all` of the standard library, an interrupted write is done again.
+            // `write_all` of the standard library repeats an interrupted write.
             early.write_all(part).unwrap();
             while !early.sync.as_ref().is_none_or(JoinHandle::is_finished) {
                 std::thread::yield_now();

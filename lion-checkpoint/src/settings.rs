@@ -1,11 +1,11 @@
-//! The settings of an optimizer before and after a load, and how they differ.
+//! The differences between the settings of an optimizer before and after a load.
 
 use lion_core::{Group, Optimizer, Overrides, Scope};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-/// A setting that a load has changed, as [`SettingChanges`] lists it.
+/// A setting that a load changed. [`SettingChanges::iter`] returns these.
 ///
 /// ```
 /// # use lion::Lion;
@@ -20,14 +20,14 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SettingChange {
-    /// What it is set for: the defaults, a group or a parameter.
+    /// Where it is set: in the defaults, a group or a parameter.
     pub scope: Scope,
-    /// The name of the hyper-parameter, as in [`Overrides`]; or `group`, with the name of the group that a
-    /// parameter is in, or of a group that the optimizer did not have.
+    /// The name of the hyper-parameter, as in [`Overrides`], or `group`. The value of `group` is the name
+    /// of a parameter's group. In the scope of a group, it is the name of a group that the load added.
     pub setting: &'static str,
-    /// Its value before the load; `None` where it was not set.
+    /// The value before the load. `None` if it was not set.
     pub before: Option<String>,
-    /// Its value now; `None` where it is not set.
+    /// The value after the load. `None` if it is not set.
     pub after: Option<String>,
 }
 
@@ -40,9 +40,9 @@ impl fmt::Display for SettingChange {
     }
 }
 
-/// Every setting that a load has changed: of the defaults, then of groups, then of parameters.
+/// The settings that a load changed: those of the defaults, then of the groups, then of the parameters.
 ///
-/// A group that the optimizer did not have counts as changed in each of its settings.
+/// If the load added a group, all settings of the group are listed.
 ///
 /// ```
 /// # use lion::{Lion, Overrides};
@@ -65,18 +65,22 @@ impl fmt::Display for SettingChange {
 #[derive(Clone, Default, PartialEq)]
 pub struct SettingChanges(Vec<Scoped>);
 
-/// What has changed in one scope. A file may bring thousands of groups, and a long name that each parameter takes over.
-/// So names are shared, the settings are held as they are, and their texts are made one at a time.
+/// The changes in one scope.
+///
+/// A file may have thousands of groups, and one group with a long name may have many parameters. To limit
+/// the memory, names are shared, and settings are stored as [`Overrides`] and formatted only when they are
+/// iterated over.
 #[derive(Clone, PartialEq)]
 struct Scoped {
     place: Place,
-    /// The groups of a parameter before and after.
+    /// The group of a parameter before and after the load.
     groups: [Option<Arc<str>>; 2],
-    /// `None` for a group that there was not.
+    /// `None` for a group that the load added.
     before: Option<Box<Overrides>>,
     after: Box<Overrides>,
 }
 
+/// A [`Scope`] with a shared name.
 #[derive(Clone, PartialEq)]
 enum Place {
     Defaults,
@@ -85,12 +89,12 @@ enum Place {
 }
 
 impl SettingChanges {
-    /// The changes, one for each setting.
+    /// Returns an iterator over the changes, one per setting.
     pub fn iter(&self) -> impl Iterator<Item = SettingChange> + '_ {
         self.0.iter().flat_map(Scoped::changes)
     }
 
-    /// Whether no setting has changed.
+    /// Returns `true` if no setting changed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -103,7 +107,7 @@ impl fmt::Debug for SettingChanges {
 }
 
 impl Scoped {
-    /// `None` where nothing has changed.
+    /// Returns the changes in one scope, or `None` if nothing changed.
     fn of(
         place: Place,
         groups: [Option<Arc<str>>; 2],
@@ -147,14 +151,14 @@ impl Scoped {
     }
 }
 
-/// The setting that says which group there is, or a parameter is in.
+/// The value of [`SettingChange::setting`] for the group of a parameter, or for an added group.
 const GROUP: &str = "group";
 
-/// All settings of an optimizer.
+/// A copy of all settings of an optimizer.
 pub(super) struct Snapshot {
     defaults: Overrides,
     groups: HashMap<Arc<str>, Overrides>,
-    /// Of each parameter the name, the group and the overrides.
+    /// The name, the group and the overrides of each parameter.
     parameters: Vec<(Arc<str>, Option<Arc<str>>, Overrides)>,
 }
 
@@ -176,7 +180,8 @@ impl Snapshot {
         }
     }
 
-    /// What has changed in an optimizer since, which has the same parameters and no fewer groups.
+    /// Returns the changes since the snapshot. The optimizer must have the same parameters as then, and at
+    /// least the same groups.
     pub(super) fn changes(mut self, optimizer: &Optimizer) -> SettingChanges {
         let mut changes = Vec::new();
         let none = [None, None];

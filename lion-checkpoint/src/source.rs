@@ -1,4 +1,4 @@
-//! A file that is read forwards, whose position and length are known.
+//! A buffered reader that tracks its position and knows the length of the file.
 
 use super::disk::open_regular;
 use super::error::{CheckpointError, Damage};
@@ -12,32 +12,33 @@ use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-/// Bytes that are read at a time.
+/// The maximum size of a part in bytes.
 pub(crate) const PART: usize = 1 << 20;
 
-/// A plane of as many bytes is read by a thread of its own.
+/// The smallest number of bytes for which a second thread reads ahead.
 const AHEAD: u64 = 8 * PART as u64;
 
-/// Parts between that thread and the one that takes them.
+/// The number of parts that the second thread may read ahead.
 const BUFFERS: usize = 4;
 
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// [`CheckpointError::Io`]; [`CheckpointError::NotAFile`] for anything else, which may never end or wait
-/// for someone who writes to it.
+/// [`CheckpointError::Io`]; [`CheckpointError::NotAFile`] for anything other than a regular file, because
+/// reading it may block or never end.
 pub(crate) fn open(path: &Path) -> Result<File, CheckpointError> {
     let opened = open_regular(path, OpenOptions::new().read(true));
     let opened = opened.map_err(|source| failed("open", path, source))?;
     opened.map_err(|given| not_a_file(path, given))
 }
 
+/// A reader with its position and length.
 #[derive(Debug)]
 pub(crate) struct Source<R> {
     reader: BufReader<R>,
     position: u64,
     len: u64,
-    /// What errors call the file.
+    /// The path that error messages name.
     pub(crate) path: PathBuf,
 }
 
@@ -61,7 +62,7 @@ impl<R: Read + Seek> Source<R> {
         }
     }
 
-    /// Bytes of the file.
+    /// Returns the length of the file in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
@@ -71,7 +72,7 @@ impl<R: Read + Seek> Source<R> {
     }
 
     pub(crate) fn seek(&mut self, to: u64) -> Result<(), CheckpointError> {
-        // Both are offsets within a file, which has no more than i64::MAX bytes.
+        // Both are offsets in a file, so they are at most i64::MAX.
         let by = to.wrapping_sub(self.position) as i64;
         self.reader
             .seek_relative(by)
@@ -80,7 +81,7 @@ impl<R: Read + Seek> Source<R> {
         Ok(())
     }
 
-    /// Fills a buffer that the file has the bytes for.
+    /// Reads the bytes that fill `into`. Returns [`Damage::CutShort`] if the file ends before.
     pub(crate) fn fill(&mut self, into: &mut [u8]) -> Result<(), CheckpointError> {
         match self.reader.read_exact(into) {
             Ok(()) => {
@@ -92,7 +93,7 @@ impl<R: Read + Seek> Source<R> {
         }
     }
 
-    /// Gives out `bytes` bytes in parts, each with its place among them.
+    /// Reads `bytes` bytes in parts, and passes each part to `take` with its offset from the first byte.
     pub(crate) fn parts(
         &mut self,
         bytes: u64,
@@ -118,8 +119,8 @@ impl<R: Read + Seek> Source<R> {
         Ok(())
     }
 
-    /// As [`parts`](Source::parts), read by a thread that goes ahead while parts are taken. Returns
-    /// `None`, and has read nothing, where no thread can be started.
+    /// Does what [`parts`](Source::parts) does, with a second thread that reads ahead while `take` runs.
+    /// Returns `None`, and has read nothing, if the thread cannot be started.
     fn parts_ahead(
         &mut self,
         bytes: u64,
@@ -132,13 +133,13 @@ impl<R: Read + Seek> Source<R> {
             let (give_empty, empty) = mpsc::channel();
             let (give_full, full) = mpsc::channel();
             for _ in 0..BUFFERS {
-                // Cannot fail: the receiver is here.
+                // Cannot fail: the receiver exists.
                 let _ = give_empty.send(vec![0; PART]);
             }
             let read = move || {
                 let mut left = bytes;
                 while left > 0 {
-                    // Where the other side has gone nobody wants the rest.
+                    // The receiver stops early if `take` fails. Then the rest is not read.
                     let Ok(mut buffer) = empty.recv() else {
                         break;
                     };
@@ -164,7 +165,7 @@ impl<R: Read + Seek> Source<R> {
         })
     }
 
-    /// The checksum of the next bytes.
+    /// Reads the next `bytes` bytes and returns their CRC-32.
     pub(crate) fn checksum(&mut self, bytes: u64) -> Result<u32, CheckpointError>
     where
         R: Send,
@@ -178,7 +179,7 @@ impl<R: Read + Seek> Source<R> {
         Ok(hasher.finalize())
     }
 
-    /// Decodes a record that ends before `end`.
+    /// Decodes a record that ends at or before the offset `end`.
     pub(crate) fn decode<T: Decode<()>>(&mut self, end: u64) -> Result<T, CheckpointError> {
         let start = self.position;
         let mut within = Within {
@@ -202,6 +203,7 @@ impl<R: Read + Seek> Source<R> {
         })
     }
 
+    /// Returns [`CheckpointError::Io`] for a read of this file.
     pub(crate) fn io(&self, source: io::Error) -> CheckpointError {
         CheckpointError::Io {
             action: "read",
@@ -210,6 +212,7 @@ impl<R: Read + Seek> Source<R> {
         }
     }
 
+    /// Returns [`CheckpointError::Damaged`] for this file.
     pub(crate) fn damaged(
         &self,
         offset: u64,
@@ -224,6 +227,7 @@ impl<R: Read + Seek> Source<R> {
         }
     }
 
+    /// Returns the error of a file that ends before `into` is filled.
     fn cut_short(&self, into: &[u8]) -> CheckpointError {
         let wanted = self.position + into.len() as u64;
         let given = self.len.min(wanted - 1);
@@ -231,7 +235,7 @@ impl<R: Read + Seek> Source<R> {
     }
 }
 
-/// Bytes from the position on.
+/// Reads from the current position.
 impl<R: Read> Read for Source<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.reader.read(into)?;
@@ -240,7 +244,7 @@ impl<R: Read> Read for Source<R> {
     }
 }
 
-/// A reader of no more than a number of bytes, which it counts down.
+/// A reader of at most `left` bytes.
 struct Within<'a, R> {
     reader: &'a mut R,
     left: u64,
@@ -257,7 +261,7 @@ impl<R: Read> Read for Within<'_, R> {
     }
 }
 
-/// What bincode says, in words.
+/// A decode error of bincode, described in words.
 #[derive(Debug)]
 struct Undecodable(DecodeError);
 
@@ -265,19 +269,19 @@ impl std::fmt::Display for Undecodable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.0 {
             DecodeError::Io { .. } | DecodeError::UnexpectedEnd { .. } => {
-                f.write_str("the header ends in it")
+                f.write_str("the header ends before the record does")
             }
             DecodeError::LimitExceeded | DecodeError::OutsideUsizeRange(_) => {
-                f.write_str("a length in it is beyond any that is written")
+                f.write_str("a length in it exceeds the limit of the format")
             }
-            DecodeError::Utf8 { inner } => write!(f, "a name in it is not UTF-8: {inner}"),
+            DecodeError::Utf8 { inner } => write!(f, "a string in it is not valid UTF-8: {inner}"),
             DecodeError::InvalidBooleanValue(given) => {
-                write!(f, "a truth value in it is {given}, wanted 0 or 1")
+                write!(f, "a boolean in it is {given}, wanted 0 or 1")
             }
             DecodeError::UnexpectedVariant { found, .. } => {
                 write!(
                     f,
-                    "the mark of an optional value in it is {found}, wanted 0 or 1"
+                    "the tag of an optional value in it is {found}, wanted 0 or 1"
                 )
             }
             other => write!(f, "{other:?}"),

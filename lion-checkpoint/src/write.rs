@@ -1,4 +1,5 @@
-//! Writing a checkpoint: planes first, as the header has their checksums, then the header before them.
+//! Writes a checkpoint. The planes are written first, because the header contains their checksums; then
+//! the header and the preamble are written before them.
 
 use super::error::{CheckpointError, Damage};
 use super::record::{
@@ -14,10 +15,10 @@ use lion_core::{Handle, Optimizer, ParamInfo, PlaneSpec};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
-/// Name and version of this library.
+/// The name and version of this library.
 const LIBRARY: &str = concat!("lion ", env!("CARGO_PKG_VERSION"));
 
-/// What is written of an optimizer, with the places of the planes.
+/// The records to write, with the offsets of the planes.
 struct Plan {
     head: HeadRecord,
     groups: Vec<GroupRecord>,
@@ -26,7 +27,7 @@ struct Plan {
     file_bytes: u64,
 }
 
-/// Writes a checkpoint from the beginning of `writer` on, and returns its bytes.
+/// Writes a checkpoint from offset 0 of `writer`, and returns its size in bytes.
 pub(super) fn write<W: Write + Seek>(
     optimizer: &Optimizer,
     writer: &mut W,
@@ -94,6 +95,7 @@ pub(super) fn write<W: Write + Seek>(
 }
 
 impl Plan {
+    /// Builds the records of an optimizer and lays out the file.
     fn of(optimizer: &Optimizer, path: &Path) -> Result<Self, CheckpointError> {
         let groups = optimizer.groups().iter();
         let groups: Vec<_> = groups
@@ -126,14 +128,14 @@ impl Plan {
             file_bytes: 0,
         };
         let mut size = Sink::new(io::sink());
-        // Into nothing, so that nothing can fail.
+        // Writing to a sink cannot fail.
         let measured = plan.header(&mut size);
         debug_assert!(measured.is_ok());
         plan.header_bytes = size.bytes;
         let mut end = PREAMBLE + plan.header_bytes;
         for (_, record) in &mut plan.tensors {
             for plane in &mut record.planes {
-                // States that are held in memory end before u64 does.
+                // Does not overflow: the states fit in memory or on a disk.
                 plane.offset = align(end).unwrap_or(end);
                 end = plane.offset + plane.bytes;
             }
@@ -142,6 +144,7 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Writes the header.
     fn header<W: Write>(&self, to: &mut Sink<W>) -> io::Result<()> {
         encode(&self.head, to)?;
         for group in &self.groups {
@@ -155,7 +158,7 @@ impl Plan {
     }
 }
 
-/// The record of a parameter, without places and checksums of its planes.
+/// Returns the record of a parameter. The offsets and checksums of its planes are 0.
 fn tensor(
     info: &ParamInfo<'_>,
     group: Option<usize>,
@@ -175,7 +178,7 @@ fn tensor(
     check_axes(info.len as u64, order.as_deref().unwrap_or_default()).map_err(unrepresentable)?;
     check_steps(info.steps).map_err(unrepresentable)?;
     let Some(code) = layout_named(info.layout) else {
-        // A backend of one's own may have a state of its own.
+        // A backend of another crate may define its own state layouts.
         return Err(CheckpointError::UnknownLayout {
             path: path.to_owned(),
             parameter: info.name.to_owned(),
@@ -208,6 +211,7 @@ fn tensor(
     })
 }
 
+/// Returns [`CheckpointError::TooLarge`] if `given` exceeds `most`.
 fn most(what: &'static str, given: usize, most: usize) -> Result<(), CheckpointError> {
     if given <= most {
         return Ok(());
@@ -215,7 +219,7 @@ fn most(what: &'static str, given: usize, most: usize) -> Result<(), CheckpointE
     Err(CheckpointError::TooLarge { what, given, most })
 }
 
-/// Counts bytes on their way, and their checksum.
+/// A writer that counts the bytes written and computes their checksum.
 struct Sink<W> {
     inner: W,
     bytes: u64,
@@ -245,6 +249,7 @@ impl<W: Write> Write for Sink<W> {
     }
 }
 
+/// Encodes a record with bincode.
 fn encode<T: Encode, W: Write>(value: &T, to: &mut Sink<W>) -> io::Result<()> {
     match bincode::encode_into_std_write(value, to, CONFIG) {
         Ok(_) => Ok(()),

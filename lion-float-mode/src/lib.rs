@@ -1,16 +1,18 @@
-//! Runs code in the default floating-point mode of a thread: rounding to nearest, and subnormal numbers kept.
+//! Runs code in the default floating-point mode: round to nearest, without flushing subnormal numbers to
+//! zero.
 //!
-//! The specification of the Lion optimizer assumes this mode, and so does the Rust compiler. A thread of a host
-//! in another language may round otherwise, flush subnormal results to zero or read subnormal operands as
-//! zero; threads that it starts inherit that. So the mode is set on every thread that computes, for as
-//! long as it does.
+//! The specification of the Lion optimizer and the Rust compiler both assume this mode. A host program in
+//! another language may use a different one. It may set another rounding mode, flush subnormal results to
+//! zero, or treat subnormal operands as zero, and the threads that it starts inherit its mode. Therefore
+//! [`in_default_mode`] sets the mode on each thread that computes, and restores the previous mode
+//! afterwards.
 //!
-//! On x86 with SSE this is the register MXCSR, on aarch64 FPCR. On other targets, and under Miri, nothing is
-//! set.
+//! The mode is in the register MXCSR on x86 with SSE, and in FPCR on aarch64. On other targets, and under
+//! Miri, the functions of this crate change nothing.
 
 use std::marker::PhantomData;
 
-/// MXCSR, which holds the mode of SSE, AVX and AVX-512.
+/// Access to MXCSR, the register with the mode of SSE, AVX and AVX-512.
 #[cfg(all(
     any(
         target_arch = "x86_64",
@@ -23,17 +25,17 @@ mod register {
 
     pub(super) type Word = u32;
 
-    /// Nearest, no flush to zero, subnormal operands kept, exceptions masked.
+    /// Round to nearest, no flush to zero, no denormals-are-zero, all exceptions masked.
     pub(super) const DEFAULT: Word = 0x1F80;
 
-    /// Without the flags of exceptions that have happened.
+    /// Returns the mode bits, without the sticky exception flags.
     pub(super) fn mode(word: Word) -> Word {
         word & 0xFFC0
     }
 
     pub(super) fn read() -> Word {
         let mut word: Word = 0;
-        // SAFETY: stores the register into `word`.
+        // SAFETY: This only writes the register to `word`.
         unsafe {
             asm!("stmxcsr [{}]", in(reg) &raw mut word, options(nostack, preserves_flags));
         }
@@ -43,8 +45,8 @@ mod register {
     /// # Safety
     /// `word` is [`DEFAULT`] or was read on this thread.
     pub(super) unsafe fn write(word: Word) {
-        // SAFETY: the compiler assumes the default mode. A word that was read puts back the mode that the
-        // thread had before, with no bit set that the processor does not have.
+        // SAFETY: The compiler assumes the default mode, so setting it is sound. A word that was read on
+        // this thread restores the mode that the thread had, and sets no bit that the processor reserves.
         unsafe {
             asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack));
         }
@@ -57,17 +59,17 @@ mod register {
 
     pub(super) type Word = u64;
 
-    /// Nearest, no flush to zero, IEEE half precision, no traps.
+    /// Round to nearest, no flush to zero, IEEE half precision, no traps.
     pub(super) const DEFAULT: Word = 0;
 
-    /// All of it: the flags of exceptions are in another register.
+    /// Returns the mode bits, which are all bits. The exception flags are in another register.
     pub(super) fn mode(word: Word) -> Word {
         word
     }
 
     pub(super) fn read() -> Word {
         let word: Word;
-        // SAFETY: reads a register.
+        // SAFETY: This only reads a register.
         unsafe { asm!("mrs {}, fpcr", out(reg) word, options(nostack, preserves_flags)) };
         word
     }
@@ -75,13 +77,13 @@ mod register {
     /// # Safety
     /// `word` is [`DEFAULT`] or was read on this thread.
     pub(super) unsafe fn write(word: Word) {
-        // SAFETY: the compiler assumes the default mode. A word that was read puts back the mode that the
-        // thread had before.
+        // SAFETY: The compiler assumes the default mode, so setting it is sound. A word that was read on
+        // this thread restores the mode that the thread had.
         unsafe { asm!("msr fpcr, {}", in(reg) word, options(nostack)) };
     }
 }
 
-/// A target without a mode, or one whose mode nothing here can set.
+/// Stand-in for targets on which this crate does not set the mode.
 #[cfg(not(all(
     any(
         target_arch = "x86_64",
@@ -103,25 +105,25 @@ mod register {
     }
 
     /// # Safety
-    /// As elsewhere. It does nothing.
+    /// None: it does nothing. It is unsafe because it is on the other targets.
     pub(super) unsafe fn write(_: Word) {}
 }
 
-/// The default mode on this thread. Dropped, it restores the mode that was there before.
+/// A guard that restores the thread's previous mode when dropped.
 struct DefaultMode {
     before: register::Word,
-    /// It stays on its thread.
+    /// Makes the guard neither `Send` nor `Sync`: it must be dropped on its thread.
     _thread: PhantomData<*const ()>,
 }
 
 impl DefaultMode {
-    /// Sets the default mode; `None` where the thread has it already.
+    /// Sets the default mode. Returns `None` if the thread is already in it.
     fn set() -> Option<Self> {
         let before = register::read();
         if register::mode(before) == register::mode(register::DEFAULT) {
             return None;
         }
-        // SAFETY: it is the default.
+        // SAFETY: This is the default.
         unsafe { register::write(register::DEFAULT) };
         Some(DefaultMode {
             before,
@@ -132,20 +134,21 @@ impl DefaultMode {
 
 impl Drop for DefaultMode {
     fn drop(&mut self) {
-        // SAFETY: `set` has read it on this thread, which the value cannot leave.
+        // SAFETY: `set` read the word on this thread, and the guard cannot move to another thread.
         unsafe { register::write(self.before) };
     }
 }
 
-/// Returns what `work` returns in the default mode. Afterwards, also where `work` panics, the thread has the
-/// mode that it had before.
+/// Calls `work` in the default floating-point mode and returns its result. Restores the previous mode of
+/// the thread afterwards, even if `work` panics.
 ///
 /// ```
 /// let third = lion_float_mode::in_default_mode(|| 1.0f32 / 3.0);
 /// assert_eq!(third, 0.333_333_34);
 /// ```
 pub fn in_default_mode<R>(work: impl FnOnce() -> R) -> R {
-    // The compiler may move arithmetic past a change of the mode, but not out of a call.
+    // The compiler may move arithmetic across a change of the mode. It does not move it out of a call that
+    // is not inlined.
     #[inline(never)]
     fn call<R>(work: impl FnOnce() -> R) -> R {
         work()

@@ -1,4 +1,4 @@
-//! Blockwise quantization: 256 elements share one absmax, each keeps the code of a codeword.
+//! Blockwise quantization: each block of 256 elements has one absmax, and each element has a code.
 
 use crate::codebook::{CODEBOOK, ZERO_CODE};
 use crate::position::position;
@@ -7,25 +7,25 @@ use lion_core::philox::PhiloxKey;
 use lion_float_mode::in_default_mode;
 use std::fmt;
 
-/// A block whose largest magnitude is below the smallest normal `f32` becomes zero.
+/// The smallest normal `f32`. A block whose largest magnitude is below it is quantized to zeros.
 const TINY: f32 = f32::MIN_POSITIVE;
 
-/// A buffer that does not fit, or a number that has no code.
+/// An error of [`quantize`] or [`dequantize`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QuantError {
-    /// A buffer of the wrong length.
+    /// A buffer has the wrong length.
     WrongLength {
-        /// Its name.
+        /// The name of the buffer.
         buffer: &'static str,
-        /// Its length.
+        /// The length of the buffer in elements.
         given: usize,
-        /// The length it must have.
+        /// The length that it must have.
         wanted: usize,
     },
-    /// A number that is infinite or not a number.
+    /// An element is infinite or NaN.
     NonFinite {
-        /// Its index.
+        /// The index of the element.
         index: usize,
     },
 }
@@ -41,7 +41,7 @@ impl fmt::Display for QuantError {
             QuantError::NonFinite { index } => {
                 write!(
                     f,
-                    "element {index} is not finite, wanted a number with a code"
+                    "element {index} is infinite or NaN, wanted a finite number"
                 )
             }
         }
@@ -50,6 +50,7 @@ impl fmt::Display for QuantError {
 
 impl std::error::Error for QuantError {}
 
+/// Returns [`QuantError::WrongLength`] if a buffer does not have the length `wanted`.
 fn check_length(buffer: &'static str, given: usize, wanted: usize) -> Result<(), QuantError> {
     if given == wanted {
         Ok(())
@@ -62,49 +63,70 @@ fn check_length(buffer: &'static str, given: usize, wanted: usize) -> Result<(),
     }
 }
 
-/// Bits of the largest magnitude; `0x7F80_0000` or more if an element is not finite.
+/// Returns the bits of the largest magnitude. The result is `0x7F80_0000` or more if an element is not
+/// finite.
 ///
-/// Magnitudes of floats are ordered as their bits are, and every NaN lies above infinity.
+/// This compares integers: non-negative floats are ordered as their bits, and the bits of every NaN without
+/// its sign are above those of infinity.
+///
+/// ```
+/// assert_eq!(lion_quant::top_bits(&[0.5, -2.0]), 2f32.to_bits());
+/// assert!(lion_quant::top_bits(&[0.5, f32::NAN]) >= 0x7F80_0000);
+/// ```
 #[inline(always)]
 pub fn top_bits(x: &[f32]) -> u32 {
     x.iter()
         .fold(0, |top, x| top.max(x.to_bits() & 0x7FFF_FFFF))
 }
 
-/// The code of the codeword nearest to `x`, a number already divided by its block's absmax.
+/// Returns the code of the codeword nearest to `x`. `x` is already divided by the absmax of its block.
 #[inline(always)]
 fn nearest_code(x: f32) -> u8 {
-    // Adding 1.5 * 2^23 leaves no bit below 1: the sum is rounded to an integer, half to even.
+    // 1.5 * 2^23. Floats of this size are integers, so the sum is rounded to an integer, half to even.
     const ROUND: f32 = 12_582_912.0;
     let k = (position(x.abs()) + ROUND).to_bits() - ROUND.to_bits();
     signed_code(x, k)
 }
 
-/// The code of one of the two codewords around `x`: the upper one with odds by the position of `x`
-/// between them, drawn with the high 16 bits of `word`.
+/// Returns the code of one of the two codewords around `x`. The probability of the upper one is the
+/// relative position of `x` between the two. The high 16 bits of `word` are the random number.
 #[inline(always)]
 fn stochastic_code(x: f32, word: u32) -> u8 {
     let fraction = (word >> 16) as i32 as f32 * (1.0 / 65_536.0);
     signed_code(x, (position(x.abs()) + fraction) as i32 as u32)
 }
 
-/// The code of magnitude `k` with the sign of `x`; there is no -1.0.
+/// Returns the code of `MAGNITUDES[k]` with the sign of `x`. The codebook has no -1.0, so for a negative
+/// `x` the largest `k` is 127.
 #[inline(always)]
 fn signed_code(x: f32, k: u32) -> u8 {
-    // -1 or 0; without a branch, so that a loop vectorizes.
+    // -1 or 0. Computed without a branch, so that a loop vectorizes.
     let negative = (x.to_bits() as i32) >> 31;
     let k = (k as i32).min(128 + negative);
     (i32::from(ZERO_CODE) + ((k ^ negative) - negative)) as u8
 }
 
-/// Quantizes at most one block of finite numbers and returns its absmax.
+/// Quantizes a block of at most 256 finite numbers and returns its absmax.
 ///
-/// Each `x / absmax` (as `x * (1 / absmax)`) goes to the nearest codeword, or with `words` to one
-/// of the two around it; elements beyond the last word go to the nearest. A block below the smallest
-/// normal `f32` becomes zero, its absmax 0.
+/// Each `x / absmax`, computed as `x * (1 / absmax)`, is rounded to the nearest codeword. With `words`,
+/// element `i` is instead rounded stochastically to one of the two codewords around it, with the random
+/// number `words[i]`; elements beyond the last word are rounded to the nearest. If all magnitudes are below
+/// the smallest normal `f32`, the codes are those of zero and the absmax is 0.
 ///
-/// As many codes are written as `m` and `codes` both have elements. Where a number is not finite, the
-/// absmax is not either, and the codes mean nothing: [`quantize`] refuses such numbers.
+/// The function quantizes as many elements as `m` and `codes` both have. If a number is not finite,
+/// the returned absmax is not finite either, and the codes are meaningless. [`quantize`] refuses such
+/// numbers.
+///
+/// ```
+/// use lion_quant::{dequantize_block, quantize_block};
+/// let mut codes = [0; 3];
+/// let absmax = quantize_block(&[2.0, -1.0, 0.0], None, &mut codes);
+/// assert_eq!((absmax, codes[0], codes[2]), (2.0, 255, 127)); // 1.0 and 0.0 of the codebook
+///
+/// let mut back = [0.0; 3];
+/// dequantize_block(&codes, absmax, &mut back);
+/// assert_eq!((back[0], back[2]), (2.0, 0.0));
+/// ```
 #[inline]
 pub fn quantize_block(m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
     let len = m.len().min(codes.len());
@@ -126,7 +148,8 @@ pub fn quantize_block(m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32
     top
 }
 
-/// Dequantizes at most one block: `CODEBOOK[code] * absmax`, as many as `codes` and `m` both have.
+/// Dequantizes a block of at most 256 elements: `m[i] = CODEBOOK[codes[i]] * absmax`. The function writes
+/// as many elements as `codes` and `m` both have.
 #[inline]
 pub fn dequantize_block(codes: &[u8], absmax: f32, m: &mut [f32]) {
     for (x, &code) in m.iter_mut().zip(codes) {
@@ -134,10 +157,10 @@ pub fn dequantize_block(codes: &[u8], absmax: f32, m: &mut [f32]) {
     }
 }
 
-/// Quantizes `m` into `codes` (one an element) and `absmax` (one a block of 256).
+/// Quantizes `m` into `codes`, one per element, and `absmax`, one per block of 256 elements.
 ///
-/// With `words` the codes are chosen stochastically, element `i` by its word `i`. The floating-point mode of the
-/// calling thread changes no bit.
+/// With `words`, codes are rounded stochastically; element `i` uses word `i` of the key. The result does
+/// not depend on the floating-point mode of the calling thread.
 ///
 /// ```
 /// let m = [0.5f32, -0.25, 0.0, 1e-3];
@@ -155,7 +178,8 @@ pub fn dequantize_block(codes: &[u8], absmax: f32, m: &mut [f32]) {
 ///
 /// # Errors
 /// [`QuantError::WrongLength`] unless `codes` has `m.len()` elements and `absmax` has
-/// `ceil(m.len() / 256)`; [`QuantError::NonFinite`]. Nothing is written then.
+/// `ceil(m.len() / 256)`; [`QuantError::NonFinite`] if an element of `m` is not finite. On an error nothing
+/// is written.
 pub fn quantize(
     m: &[f32],
     codes: &mut [u8],
@@ -165,11 +189,21 @@ pub fn quantize(
     quantize_by(m, codes, absmax, words, quantize_block)
 }
 
-/// As [`quantize`], by a function that does what [`quantize_block`] does. It is called in the default
-/// floating-point mode.
+/// Does what [`quantize`] does, with a given function in place of [`quantize_block`], such as a vectorized
+/// one. The function is called in the default floating-point mode.
+///
+/// ```
+/// use lion_quant::{quantize, quantize_block, quantize_by};
+/// let m = [0.5f32, -0.25, 0.0, 1e-3];
+/// let (mut codes, mut absmax) = ([[0; 4]; 2], [[0.0]; 2]);
+/// quantize(&m, &mut codes[0], &mut absmax[0], None)?;
+/// quantize_by(&m, &mut codes[1], &mut absmax[1], None, quantize_block)?;
+/// assert_eq!((codes[0], absmax[0]), (codes[1], absmax[1]));
+/// # Ok::<(), lion_quant::QuantError>(())
+/// ```
 ///
 /// # Errors
-/// As [`quantize`].
+/// The errors of [`quantize`].
 pub fn quantize_by(
     m: &[f32],
     codes: &mut [u8],
@@ -179,7 +213,8 @@ pub fn quantize_by(
 ) -> Result<(), QuantError> {
     check_length("codes", codes.len(), m.len())?;
     check_length("absmax", absmax.len(), m.len().div_ceil(BLOCK))?;
-    // A maximum takes a fraction of the time of a search.
+    // Computing the maximum of each block is much faster than searching for the first element that is
+    // not finite.
     if m.chunks(BLOCK)
         .any(|m| !f32::from_bits(top_bits(m)).is_finite())
         && let Some(index) = m.iter().position(|x| !x.is_finite())
@@ -200,21 +235,21 @@ pub fn quantize_by(
     Ok(())
 }
 
-/// Dequantizes: `m[i] = CODEBOOK[codes[i]] * absmax[i / 256]`. The floating-point mode of the calling thread
-/// changes no bit.
+/// Dequantizes `codes` and `absmax` into `m`: `m[i] = CODEBOOK[codes[i]] * absmax[i / 256]`. The result does
+/// not depend on the floating-point mode of the calling thread. [`quantize`] has an example.
 ///
 /// # Errors
 /// [`QuantError::WrongLength`] unless `codes` has `m.len()` elements and `absmax` has
-/// `ceil(m.len() / 256)`. Nothing is written then.
+/// `ceil(m.len() / 256)`. On an error nothing is written.
 pub fn dequantize(codes: &[u8], absmax: &[f32], m: &mut [f32]) -> Result<(), QuantError> {
     dequantize_by(codes, absmax, m, dequantize_block)
 }
 
-/// As [`dequantize`], by a function that does what [`dequantize_block`] does. It is called in the default
-/// floating-point mode.
+/// Does what [`dequantize`] does, with a given function in place of [`dequantize_block`], as
+/// [`quantize_by`] does. The function is called in the default floating-point mode.
 ///
 /// # Errors
-/// As [`dequantize`].
+/// The errors of [`dequantize`].
 pub fn dequantize_by(
     codes: &[u8],
     absmax: &[f32],

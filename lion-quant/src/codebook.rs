@@ -1,16 +1,17 @@
-//! The signed dynamic codebook: the 256 numbers that an 8-bit code stands for.
+//! The signed dynamic codebook: the values of the 256 codes.
 //!
-//! It is the signed dynamic map of bitsandbytes (`create_dynamic_map(signed=True)`; Dettmers et al.,
-//! "8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861): seven decades with 1, 2, 4, ...
-//! 64 evenly spaced magnitudes, 0, and 1.0 without a negative counterpart. The bits are those of the
-//! file `qmap_signed.safetensors`; computing them anew with `pow` gives other bits.
+//! This is the signed dynamic map of bitsandbytes (`create_dynamic_map(signed=True)`; Dettmers et al.,
+//! "8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861). It has seven decades of magnitudes
+//! with 1, 2, 4, ... 64 evenly spaced values each, in both signs; 0; and 1.0 without a negative
+//! counterpart. The bits are copied from the file `qmap_signed.safetensors`. Computing the values with
+//! `pow` gives different bits.
 
 /// The code of 0.0.
 pub const ZERO_CODE: u8 = 127;
 
-/// The 129 magnitudes in rising order: 0, the 127 that have both signs, and 1.0.
+/// The 129 magnitudes of the codebook in increasing order: 0, the 127 that occur with both signs, and 1.0.
 ///
-/// The code of `MAGNITUDES[k]` is `127 + k`, that of `-MAGNITUDES[k]` is `127 - k`.
+/// The code of `MAGNITUDES[k]` is `127 + k`. The code of `-MAGNITUDES[k]` is `127 - k`, for `k < 128`.
 pub const MAGNITUDES: [f32; 129] = {
     let mut magnitudes = [0.0; 129];
     let mut k = 0;
@@ -21,7 +22,7 @@ pub const MAGNITUDES: [f32; 129] = {
     magnitudes
 };
 
-/// What each code stands for, in rising order.
+/// The value of each code, in increasing order.
 ///
 /// ```
 /// use lion_quant::{CODEBOOK, ZERO_CODE};

@@ -1,9 +1,9 @@
 //! Blockwise 8-bit quantization with the signed dynamic codebook, and the 8-bit state layout.
 //!
-//! A block is 256 elements. It keeps its largest magnitude, the absmax, as `f32`, and of each element
-//! the code of the codeword nearest to `element / absmax`: 8.125 bits per element. The codewords are
-//! dense around 0 on a logarithmic scale, so that small momenta beside large ones keep their sign
-//! and about two digits.
+//! A block has 256 elements. It stores its absmax, which is the largest magnitude in the block, as `f32`.
+//! For each element it stores the 8-bit code of the codeword nearest to `element / absmax`. This takes
+//! 8.125 bits per element. The codewords are spaced roughly logarithmically and are dense around 0.
+//! Therefore a small momentum in the same block as a large one keeps its sign and about two digits.
 //!
 //! ```
 //! let momentum: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0) * 1e-5).collect();
@@ -31,7 +31,7 @@ pub use position::{OFFSETS, PIECES, SLOPES, THRESHOLDS, position};
 
 use lion_core::{BLOCK, Bits, Momentum32, PlaneSpec, PlaneType, StateLayout};
 
-/// Returns the layout of the states of a width, or `None` if there is none.
+/// Returns the state layout for a width, or `None` if there is none.
 ///
 /// ```
 /// use lion_core::Bits;
@@ -46,7 +46,14 @@ pub fn state_layout(bits: Bits) -> Option<&'static dyn StateLayout> {
     }
 }
 
-/// The blockwise 8-bit state: `codes: u8[n]` and `absmax: f32[ceil(n / 256)]`.
+/// The layout of a blockwise 8-bit state of `n` elements: `codes: u8[n]` and `absmax: f32[ceil(n / 256)]`.
+///
+/// ```
+/// use lion_core::StateLayout;
+/// use lion_quant::Blockwise8;
+/// let planes: Vec<_> = Blockwise8.planes().iter().map(|plane| plane.name).collect();
+/// assert_eq!(planes, ["codes", "absmax"]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blockwise8;
 

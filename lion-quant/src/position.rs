@@ -1,14 +1,15 @@
-//! From a normalized magnitude to its place between the codewords.
+//! The position of a normalized magnitude on the scale of the codewords, as a piecewise affine function.
 
 use crate::codebook::MAGNITUDES;
 
-/// Indices between which [`MAGNITUDES`] is affine in the index: the ends of its decades.
+/// The indices of [`MAGNITUDES`] where its decades begin and end. Between two consecutive ones, the
+/// magnitude is an affine function of the index.
 const KNOTS: [usize; 15] = [0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128];
 
-/// Number of affine pieces.
+/// The number of affine pieces of [`position`].
 pub const PIECES: usize = 14;
 
-/// Magnitudes at the 13 inner knots, where one piece ends and the next begins.
+/// The magnitudes at the 13 inner knots, where one piece of [`position`] ends and the next begins.
 pub const THRESHOLDS: [f32; PIECES - 1] = {
     let mut thresholds = [0.0; PIECES - 1];
     let mut s = 0;
@@ -19,6 +20,7 @@ pub const THRESHOLDS: [f32; PIECES - 1] = {
     thresholds
 };
 
+/// The slopes and offsets of the pieces.
 const LINES: ([f32; PIECES], [f32; PIECES]) = {
     let (mut slopes, mut offsets) = ([0.0; PIECES], [0.0; PIECES]);
     let mut s = 0;
@@ -33,17 +35,20 @@ const LINES: ([f32; PIECES], [f32; PIECES]) = {
     (slopes, offsets)
 };
 
-/// Slope of [`position`] on each piece, computed in `f64` and rounded once.
+/// The slope of each piece of [`position`], computed in `f64` and rounded once.
 pub const SLOPES: [f32; PIECES] = LINES.0;
 
-/// Offset of [`position`] on each piece, computed in `f64` and rounded once.
+/// The offset of each piece of [`position`], computed in `f64` and rounded once.
 pub const OFFSETS: [f32; PIECES] = LINES.1;
 
-/// Where a magnitude `a >= 0` lies on the scale on which `MAGNITUDES[k]` stands at `k`:
-/// `a * SLOPES[s] + OFFSETS[s]` on the piece `s`, the number of thresholds strictly below `a`.
+/// Returns the position of a magnitude `a >= 0` on a scale where `MAGNITUDES[k]` has the position `k`.
 ///
-/// Rounded to the nearest integer it is the index of the nearest magnitude: of all floats in
-/// `[0, 1]`, 278 get a neighbour of the nearest one, all within 7 ulp of a midpoint.
+/// The result is `a * SLOPES[s] + OFFSETS[s]`, where the piece `s` is the number of thresholds strictly
+/// below `a`.
+///
+/// Rounded to the nearest integer, the position is the index of the nearest magnitude. There are 278
+/// exceptions among all floats in `[0, 1]`: these get the neighbour of the nearest magnitude, and all of
+/// them are within 7 ulp of a midpoint.
 ///
 /// ```
 /// use lion_quant::{MAGNITUDES, position};
@@ -52,7 +57,8 @@ pub const OFFSETS: [f32; PIECES] = LINES.1;
 /// ```
 #[inline(always)]
 pub fn position(a: f32) -> f32 {
-    // Changed bit by bit instead of looked up, so that a loop over `position` vectorizes.
+    // Select the slope and the offset with bit masks instead of a table lookup, so that a loop over
+    // `position` vectorizes.
     let (mut slope, mut offset) = (SLOPES[0].to_bits(), OFFSETS[0].to_bits());
     for s in 1..PIECES {
         let beyond = u32::from(THRESHOLDS[s - 1] < a).wrapping_neg();

@@ -89,7 +89,7 @@ fn a_damaged_file_fails_with_the_reason() {
     // What is no damage is not told as such.
     fs::write(&path, "something else").unwrap();
     for (path, wanted) in [
-        (path.as_path(), "is no checkpoint"),
+        (path.as_path(), "is not a checkpoint"),
         (&folder.path().join("none"), "cannot open"),
         (folder.path(), "is a folder"),
     ] {

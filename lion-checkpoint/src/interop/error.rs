@@ -1,4 +1,4 @@
-//! What goes wrong in an exchange.
+//! The error type of imports and exports.
 
 use crate::CheckpointError;
 use safetensors::SafeTensorError;
@@ -6,85 +6,87 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::path::PathBuf;
 
-/// What is wrong with a file of states or with writing or reading one.
+/// An error while importing or exporting states.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum InteropError {
-    /// The file system, the optimizer, or other parameters than the optimizer's.
+    /// The file system failed, the optimizer returned an error, or the parameters of the file differ from
+    /// those of the optimizer.
     File(CheckpointError),
-    /// Not a safetensors file.
+    /// The file is not a safetensors file.
     NotSafetensors {
         /// The file.
         path: PathBuf,
-        /// What is wrong with its header.
+        /// The reason why the header is invalid.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// A header that cannot be made of these parameters.
+    /// The safetensors header could not be built.
     Header {
-        /// What safetensors says.
+        /// The error of the crate `safetensors`.
         source: SafeTensorError,
     },
-    /// A tensor that belongs to no state of Lion, as the second state of Adam.
+    /// A tensor does not belong to a Lion state, for example the second state of Adam.
     UnknownTensor {
         /// The file.
         path: PathBuf,
-        /// Its name.
+        /// The name of the tensor.
         tensor: String,
     },
-    /// A tensor that a parameter of the file lacks.
+    /// A tensor of a parameter is missing.
     MissingTensor {
         /// The file.
         path: PathBuf,
-        /// Its name.
+        /// The name of the missing tensor.
         tensor: String,
     },
-    /// A tensor of another type or length than its name asks for.
+    /// A tensor has the wrong type, length or value.
     WrongTensor {
         /// The file.
         path: PathBuf,
-        /// Its name.
+        /// The name of the tensor.
         tensor: String,
-        /// Its type and shape.
+        /// Its type and shape, or its value.
         given: String,
-        /// What it may have.
+        /// A description of the valid types and lengths, or values.
         wanted: String,
     },
-    /// A state quantized in blocks of another size, as bitsandbytes had before 0.45.
+    /// A state is quantized in blocks of another size. The blocks of bitsandbytes before 0.45 had 2048
+    /// elements.
     BlockSize {
         /// The file.
         path: PathBuf,
         /// The parameter.
         parameter: String,
-        /// Elements in a block.
+        /// The number of elements per block in the file.
         given: usize,
-        /// Elements in a block of Lion's state.
+        /// The number of elements per block of a Lion state.
         wanted: usize,
     },
-    /// A state quantized with another codebook than the signed dynamic map.
+    /// A state is quantized with a codebook other than the signed dynamic map.
     Codebook {
         /// The file.
         path: PathBuf,
-        /// The tensor that it is in.
+        /// The name of the codebook tensor.
         tensor: String,
-        /// The first number that differs.
+        /// The index of the first element that differs.
         index: usize,
-        /// What it is.
+        /// Its value in the file.
         given: f32,
-        /// What it is in the signed dynamic map.
+        /// Its value in the signed dynamic map.
         wanted: f32,
     },
-    /// A number that no step leaves behind.
+    /// A tensor holds a number that no step produces: one that is not finite, or a negative absmax.
     Number {
         /// The file.
         path: PathBuf,
-        /// The tensor that it is in.
+        /// The name of the tensor.
         tensor: String,
-        /// Which number.
+        /// The index of the number.
         index: usize,
-        /// What it is.
+        /// Its value.
         given: f32,
     },
-    /// A state in another order than row-major, which is the one that PyTorch would take it for.
+    /// A state is not in row-major order, which PyTorch assumes.
     Order {
         /// The parameter.
         parameter: String,
@@ -102,15 +104,19 @@ impl fmt::Display for InteropError {
         match self {
             InteropError::File(error) => error.fmt(f),
             InteropError::NotSafetensors { path, source } => {
-                write!(f, "`{}` is no safetensors file: {source}", path.display())
+                write!(
+                    f,
+                    "`{}` is not a safetensors file: {source}",
+                    path.display()
+                )
             }
             InteropError::Header { source } => {
-                write!(f, "no header can be made of these parameters: {source}")
+                write!(f, "cannot build the safetensors header: {source}")
             }
             InteropError::UnknownTensor { path, tensor } => write!(
                 f,
-                "`{}`: tensor `{tensor}` is not of a Lion state, wanted names that end in .state1, \
-                 .absmax1, .qmap1 or .step",
+                "`{}`: tensor `{tensor}` does not belong to a Lion state, wanted a name that ends in \
+                 .state1, .absmax1, .qmap1 or .step",
                 path.display()
             ),
             InteropError::MissingTensor { path, tensor } => {
@@ -144,7 +150,7 @@ impl fmt::Display for InteropError {
                 wanted,
             } => write!(
                 f,
-                "`{}`: `{tensor}` is not the signed dynamic map: number {index} is {given:e}, \
+                "`{}`: `{tensor}` is not the signed dynamic map: element {index} is {given:e}, \
                  wanted {wanted:e}",
                 path.display()
             ),
@@ -155,14 +161,17 @@ impl fmt::Display for InteropError {
                 given,
             } => write!(
                 f,
-                "`{}`: number {index} of `{tensor}` is {given}, wanted finite numbers, and none \
-                 below 0 in absmax1",
-                path.display()
+                "`{}`: element {index} of `{tensor}` is {given}, wanted a finite number{}",
+                path.display(),
+                if tensor.ends_with(".absmax1") {
+                    " that is 0 or more"
+                } else {
+                    ""
+                }
             ),
             InteropError::Order { parameter } => write!(
                 f,
-                "parameter `{parameter}`: its elements do not lie in row-major order, and PyTorch \
-                 would take them for such"
+                "parameter `{parameter}`: its state is not in row-major order, which PyTorch assumes"
             ),
         }
     }
@@ -170,7 +179,8 @@ impl fmt::Display for InteropError {
 
 impl StdError for InteropError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        // The message of each is part of this one's; what caused it comes next.
+        // The message of each inner error is part of this error's message, so the chain continues with
+        // the source of the inner error.
         match self {
             InteropError::File(error) => error.source(),
             InteropError::NotSafetensors { source, .. } => source.source(),

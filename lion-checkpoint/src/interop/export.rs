@@ -1,4 +1,4 @@
-//! Writing states under the names of bitsandbytes.
+//! Exports states under the names of bitsandbytes.
 
 use super::header::MAX_HEADER;
 use super::{InteropError, QMAP, STEP, planes};
@@ -12,14 +12,14 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Where the bytes of a tensor come from.
+/// The source of a tensor's bytes.
 enum Content {
     Plane(usize),
     Codebook,
     Step,
 }
 
-/// One tensor of the file.
+/// A tensor of the file.
 struct Part<'a> {
     info: &'a ParamInfo<'a>,
     key: &'static str,
@@ -28,13 +28,19 @@ struct Part<'a> {
     content: Content,
 }
 
-/// Writes the states of all parameters into a safetensors file, and takes the place of an earlier file
-/// as a whole, as [`checkpoint::save`](crate::save) does.
+/// Writes the states of all parameters to a safetensors file. An existing file is replaced atomically, as
+/// [`checkpoint::save`](crate::save) does it. The documentation of [`interop`](super) has an example.
 ///
 /// # Errors
-/// [`InteropError::Order`] for a state that is not in row-major order; [`InteropError::Header`];
-/// [`InteropError::File`] with [`CheckpointError::TooLarge`] for a header or a name that [`import`](super::import)
-/// refuses. Until here no file is touched. Else [`InteropError::File`] as [`checkpoint::save`](crate::save).
+/// These are returned before any file is touched:
+///
+/// - [`InteropError::Order`] for a state that is not in row-major order
+/// - [`InteropError::Header`]
+/// - [`InteropError::File`] with [`CheckpointError::TooLarge`] for a header or a name that is longer than
+///   [`import`](super::import) accepts, or with [`CheckpointError::Unrepresentable`] for a step count
+///   above 2^62
+///
+/// Later errors are those of [`checkpoint::save`](crate::save), in [`InteropError::File`].
 pub fn export(
     optimizer: &impl AsRef<Optimizer>,
     path: impl AsRef<Path>,
@@ -61,7 +67,7 @@ pub fn export(
         })?;
         parts.extend(parts_of(info));
     }
-    // Types by falling size, so that each tensor is aligned in a mapped file.
+    // Sort by decreasing element size, so that each tensor is aligned in a memory-mapped file.
     parts.sort_by_key(|part| std::cmp::Reverse(part.dtype.bitsize()));
     let header = header(&parts)?;
     let mut bytes = header.len() as u64;
@@ -84,6 +90,7 @@ pub fn export(
     Ok(())
 }
 
+/// Returns [`CheckpointError::TooLarge`] if `given` exceeds `most`.
 fn at_most(what: &'static str, given: usize, most: usize) -> Result<(), CheckpointError> {
     if given <= most {
         return Ok(());
@@ -91,7 +98,7 @@ fn at_most(what: &'static str, given: usize, most: usize) -> Result<(), Checkpoi
     Err(CheckpointError::TooLarge { what, given, most })
 }
 
-/// The tensors of one parameter.
+/// Returns the tensors of one parameter.
 fn parts_of<'a>(info: &'a ParamInfo<'a>) -> Vec<Part<'a>> {
     let part = |key, dtype, shape, content| Part {
         info,
@@ -120,7 +127,7 @@ fn parts_of<'a>(info: &'a ParamInfo<'a>) -> Vec<Part<'a>> {
     parts
 }
 
-/// Length of the header, and the header, padded so that what follows is aligned.
+/// Returns the length of the header and the header itself, padded to align the data that follows.
 fn header(parts: &[Part<'_>]) -> Result<Vec<u8>, InteropError> {
     let mut end = 0;
     let infos = parts.iter().map(|part| {
@@ -147,6 +154,7 @@ fn header(parts: &[Part<'_>]) -> Result<Vec<u8>, InteropError> {
 }
 
 impl Part<'_> {
+    /// Passes the bytes of the tensor to `write`, in parts.
     fn write(
         &self,
         optimizer: &Optimizer,

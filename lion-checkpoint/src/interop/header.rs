@@ -1,7 +1,8 @@
-//! The header of a safetensors file, read as a stream.
+//! A streaming parser for the header of a safetensors file.
 //!
-//! The parser of the crate `safetensors` takes up to 34 times the memory of the header. This one keeps a record only of
-//! the tensors of registered parameters. Of all others it keeps the parameter's name and the offsets.
+//! The parser of the crate `safetensors` needs up to 34 times the size of the header in memory. This one
+//! stores a full record only for the tensors of registered parameters. For all others it stores the name
+//! of the parameter and the offsets.
 
 use super::{QMAP, STEP};
 use safetensors::Dtype;
@@ -13,29 +14,29 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufReader, Read};
 
-/// Longest header that safetensors allows, in bytes.
+/// The maximum length of a header in bytes, as in the crate `safetensors`.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
 
-/// Most axes of a tensor.
+/// The maximum number of axes of a tensor.
 const MAX_AXES: usize = 16;
 
-/// What follows the name of a parameter in the names of its tensors.
+/// The keys: a tensor is named `PARAMETER.KEY`.
 const KEYS: [&str; 4] = ["state1", "absmax1", QMAP, STEP];
 
-/// Longest name of a tensor, in bytes: that of a parameter, a dot, and a key.
+/// The maximum length of a tensor's name in bytes: the name of a parameter, a dot, and the longest key.
 const MAX_NAME: usize = crate::MAX_NAME + ".absmax1".len();
 
-/// Longest text of an error, in bytes.
+/// The maximum length of an error message in bytes.
 const MAX_MESSAGE: usize = 1000;
 
-/// What the header says of one tensor.
+/// The header entry of one tensor.
 #[derive(Clone, Debug)]
 pub(super) struct TensorInfo {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<u64>,
-    /// Product of `shape`.
+    /// The product of `shape`.
     pub(super) elements: u64,
-    /// First byte and end, from the end of the header on.
+    /// The byte range `start..end`, relative to the end of the header.
     pub(super) start: u64,
     pub(super) end: u64,
 }
@@ -45,31 +46,32 @@ pub(super) struct TensorInfo {
 pub(super) struct Tensors([Option<TensorInfo>; KEYS.len()]);
 
 impl Tensors {
-    /// The tensor whose name ends in `key`.
+    /// Returns the tensor with this key.
     pub(super) fn get(&self, key: &str) -> Option<&TensorInfo> {
         self.iter().find(|(k, _)| *k == key).map(|(_, info)| info)
     }
 
-    /// The tensors that are there, each with the end of its name.
+    /// Returns an iterator over the tensors that exist, each with its key.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, &TensorInfo)> {
         let infos = KEYS.into_iter().zip(&self.0);
         infos.filter_map(|(key, info)| Some((key, info.as_ref()?)))
     }
 }
 
-/// What a header has.
+/// The content of a header.
 #[derive(Debug, Default)]
 pub(super) struct Header {
     /// The tensors of registered parameters.
     pub(super) known: BTreeMap<String, Tensors>,
-    /// For each other parameter, which of [`KEYS`] are there, as bits.
+    /// For each other parameter, a bit set of the [`KEYS`] that exist.
     unknown: BTreeMap<String, u8>,
     /// The first tensor whose name ends in none of [`KEYS`].
     pub(super) unrecognized: Option<String>,
 }
 
 impl Header {
-    /// Returns the name of a tensor that ends in `key` and that a parameter of the file lacks.
+    /// Returns the full name of a missing tensor: one with this key, of the first parameter in the file
+    /// that has none. Returns `None` if every parameter has one.
     pub(super) fn missing(&self, key: &str) -> Option<String> {
         let bit = KEYS.iter().position(|k| *k == key)?;
         let known = self.known.iter();
@@ -87,8 +89,8 @@ impl Header {
     }
 }
 
-/// Reads a header to its end. `registered` returns whether a parameter is known; the
-/// tensors of the file have `data` bytes in total.
+/// Reads a header to its end. `data` is the number of bytes that follow the header in the file.
+/// `registered` returns whether a parameter is registered with the optimizer.
 pub(super) fn read(
     reader: impl Read,
     data: u64,
@@ -100,7 +102,7 @@ pub(super) fn read(
         data,
         registered,
     };
-    // serde_json reads byte by byte, which `BufReader` alone makes cheap.
+    // serde_json reads byte by byte, so it needs a `BufReader` directly below it.
     let reader = BufReader::new(reader);
     let mut json = serde_json::Deserializer::from_reader(reader);
     json.deserialize_any(HeaderVisitor(&mut parser))?;
@@ -109,7 +111,7 @@ pub(super) fn read(
     Ok(parser.header)
 }
 
-/// Returns the text of an error, truncated: it may repeat what the file has.
+/// Returns the message of an error, truncated, because it may repeat a long part of the file.
 pub(super) fn message(error: &serde_json::Error) -> String {
     let mut text = error.to_string();
     if text.len() > MAX_MESSAGE {
@@ -121,13 +123,13 @@ pub(super) fn message(error: &serde_json::Error) -> String {
 
 struct Parser<F> {
     header: Header,
-    /// First byte and end of each tensor.
+    /// The start and the end of each tensor.
     places: Vec<(u64, u64)>,
     data: u64,
     registered: F,
 }
 
-/// What the next value belongs to.
+/// The kind of a key in the header, which tells how to handle its value.
 enum Key {
     Metadata,
     Known { parameter: String, key: usize },
@@ -135,7 +137,7 @@ enum Key {
 }
 
 impl<F: Fn(&str) -> bool> Parser<F> {
-    /// Takes the name of a tensor.
+    /// Checks and classifies a key of the header.
     fn key<E: Error>(&mut self, tensor: &str) -> Result<Key, E> {
         if tensor == "__metadata__" {
             return Ok(Key::Metadata);
@@ -143,7 +145,7 @@ impl<F: Fn(&str) -> bool> Parser<F> {
         if tensor.len() > MAX_NAME {
             let len = tensor.len();
             return Err(E::custom(format_args!(
-                "the name of a tensor has {len} bytes, wanted {MAX_NAME} at most"
+                "the name of a tensor has {len} bytes, wanted at most {MAX_NAME}"
             )));
         }
         let split = KEYS.iter().enumerate().find_map(|(index, key)| {
@@ -156,7 +158,7 @@ impl<F: Fn(&str) -> bool> Parser<F> {
             }
             return Ok(Key::Other);
         };
-        let twice = || E::custom(format_args!("tensor `{tensor}` is there twice"));
+        let twice = || E::custom(format_args!("tensor `{tensor}` occurs twice"));
         if (self.registered)(name) {
             let tensors = self.header.known.get(name);
             if tensors.is_some_and(|tensors| tensors.0[key].is_some()) {
@@ -194,7 +196,7 @@ impl<F: Fn(&str) -> bool> Parser<F> {
         }
         if end != self.data {
             return Err(Error::custom(format_args!(
-                "its tensors have {end} bytes, and the file {} after the header",
+                "its tensors have {end} bytes, but {} bytes follow the header",
                 self.data
             )));
         }
@@ -202,20 +204,21 @@ impl<F: Fn(&str) -> bool> Parser<F> {
     }
 }
 
-/// Refuses a string where another type is expected. serde's own error repeats the whole string, which may be as long as
-/// the header; therefore all values are read with `deserialize_any`, which calls this method.
+/// A `Visitor` method that refuses a string where another type is expected. serde's default error repeats
+/// the whole string, which may be as long as the header. All values are read with `deserialize_any`, which
+/// calls this method for a string.
 macro_rules! no_text {
     () => {
         fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
             Err(E::custom(format_args!(
-                "a string, wanted {}",
+                "found a string, wanted {}",
                 Wanted(&self)
             )))
         }
     };
 }
 
-/// What a visitor expects.
+/// Displays what a visitor expects.
 struct Wanted<'a, V>(&'a V);
 
 impl<'de, V: Visitor<'de>> fmt::Display for Wanted<'_, V> {
@@ -241,7 +244,7 @@ impl<'de, F: Fn(&str) -> bool> Visitor<'de> for HeaderVisitor<'_, F> {
             if matches!(key, Key::Metadata) {
                 map.next_value::<Metadata>()?;
                 if std::mem::replace(&mut metadata, true) {
-                    return Err(Error::custom("`__metadata__` is there twice"));
+                    return Err(Error::custom("`__metadata__` occurs twice"));
                 }
                 continue;
             }
@@ -278,7 +281,7 @@ impl<F: Fn(&str) -> bool> Visitor<'_> for KeySeed<'_, F> {
     }
 }
 
-/// A map from strings to strings, which is skipped.
+/// A map from strings to strings. Its content is ignored.
 struct Metadata;
 
 impl<'de> Deserialize<'de> for Metadata {
@@ -304,7 +307,7 @@ impl<'de> Deserialize<'de> for Metadata {
     }
 }
 
-/// A string, which is skipped.
+/// A string. Its content is ignored.
 struct Text;
 
 impl<'de> Deserialize<'de> for Text {
@@ -327,9 +330,9 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// Reads what is said of one tensor, and checks it.
+/// Reads and checks the header entry of one tensor.
 struct InfoSeed {
-    /// Bytes of all tensors.
+    /// The number of bytes that follow the header.
     data: u64,
 }
 
@@ -361,7 +364,7 @@ impl<'de> Visitor<'de> for InfoSeed {
                 Field::Offsets => offsets.replace(map.next_value::<List<2>>()?.0).is_some(),
             };
             if twice {
-                return Err(Error::custom("a field of a tensor is there twice"));
+                return Err(Error::custom("a field of a tensor occurs twice"));
             }
         }
         let dtype = dtype.ok_or_else(|| Error::missing_field("dtype"))?;
@@ -373,7 +376,7 @@ impl<'de> Visitor<'de> for InfoSeed {
         if start > end || end > self.data {
             let data = self.data;
             return Err(Error::custom(format_args!(
-                "data_offsets are {start} and {end}, wanted rising ones up to {data}"
+                "data_offsets are {start} and {end}, wanted start <= end <= {data}"
             )));
         }
         let product = |a: u64, b: &u64| a.checked_mul(*b);
@@ -381,12 +384,12 @@ impl<'de> Visitor<'de> for InfoSeed {
         let bits = elements.and_then(|elements| elements.checked_mul(dtype.bitsize() as u64));
         let (Some(elements), Some(bits)) = (elements, bits) else {
             return Err(Error::custom(format_args!(
-                "a tensor of shape {shape:?} has more bits than 64 bits can count"
+                "the size of a tensor of shape {shape:?} overflows 64 bits"
             )));
         };
         if bits % 8 != 0 || bits / 8 != end - start {
             return Err(Error::custom(format_args!(
-                "{} bytes for {dtype:?} of shape {shape:?}, which has {bits} bits",
+                "a tensor has {} bytes, wanted {bits} bits for {dtype:?} of shape {shape:?}",
                 end - start
             )));
         }
@@ -400,7 +403,7 @@ impl<'de> Visitor<'de> for InfoSeed {
     }
 }
 
-/// A field of what is said of a tensor.
+/// A field of a header entry.
 enum Field {
     Dtype,
     Shape,
@@ -424,7 +427,7 @@ impl<'de> Deserialize<'de> for Field {
                     "shape" => Ok(Field::Shape),
                     "data_offsets" => Ok(Field::Offsets),
                     _ => Err(E::custom(
-                        "a field other than dtype, shape and data_offsets",
+                        "found an unknown field, wanted dtype, shape or data_offsets",
                     )),
                 }
             }
@@ -451,7 +454,9 @@ impl<'de> Deserialize<'de> for Type {
             fn visit_str<E: Error>(self, name: &str) -> Result<Type, E> {
                 if name.len() > 16 {
                     let len = name.len();
-                    return Err(E::custom(format_args!("no type has a name of {len} bytes")));
+                    return Err(E::custom(format_args!(
+                        "the name of a type has {len} bytes, wanted at most 16"
+                    )));
                 }
                 Dtype::deserialize(name.into_deserializer()).map(Type)
             }
@@ -461,7 +466,7 @@ impl<'de> Deserialize<'de> for Type {
     }
 }
 
-/// Up to `N` numbers.
+/// A list of at most `N` numbers.
 struct List<const N: usize>(Vec<u64>);
 
 impl<'de, const N: usize> Deserialize<'de> for List<N> {
@@ -472,7 +477,7 @@ impl<'de, const N: usize> Deserialize<'de> for List<N> {
             type Value = List<N>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{N} numbers at most")
+                write!(f, "at most {N} numbers")
             }
 
             no_text!();
@@ -482,7 +487,7 @@ impl<'de, const N: usize> Deserialize<'de> for List<N> {
                 while let Some(Number(number)) = list.next_element()? {
                     if numbers.len() == N {
                         return Err(Error::custom(format_args!(
-                            "more than {N} numbers in a list"
+                            "a list has more than {N} numbers"
                         )));
                     }
                     numbers.push(number);
@@ -495,7 +500,7 @@ impl<'de, const N: usize> Deserialize<'de> for List<N> {
     }
 }
 
-/// A whole number.
+/// An unsigned integer.
 struct Number(u64);
 
 impl<'de> Deserialize<'de> for Number {
@@ -506,7 +511,7 @@ impl<'de> Deserialize<'de> for Number {
             type Value = Number;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a whole number below 2^64")
+                f.write_str("an unsigned 64-bit integer")
             }
 
             no_text!();

@@ -1,4 +1,4 @@
-//! Reading states by the names of bitsandbytes.
+//! Imports states under the names of bitsandbytes.
 
 use super::header::{self, Header, MAX_HEADER, TensorInfo, Tensors};
 use super::{InteropError, QMAP, STEP, planes};
@@ -15,25 +15,31 @@ use std::path::Path;
 struct Reader<'a, R> {
     source: Source<R>,
     path: &'a Path,
-    /// Where the tensors begin.
+    /// The offset of the tensor data.
     data: u64,
 }
 
-/// Reads states from a safetensors file. Steps come from the file; seeds and hyper-parameters are kept.
+/// Reads states from a safetensors file. The step counts are set to those of the file. The seeds and
+/// hyper-parameters of the optimizer are kept. The documentation of [`interop`](super) has an example.
 ///
-/// bitsandbytes has no state for a parameter before its first step: with [`LoadPolicy::NonStrict`] such a
-/// parameter keeps the state it has.
+/// bitsandbytes does not save a state for a parameter that has not been stepped. With
+/// [`LoadPolicy::NonStrict`], such a parameter keeps its current state; with [`LoadPolicy::Strict`] it is
+/// an error.
 ///
-/// The header may have 100,000,000 bytes, as safetensors allows, and a tensor 16 axes. Besides a buffer for the states,
-/// reading takes memory for the tensors of the optimizer's parameters and for the names of other parameters, which is no
-/// more than four times the bytes of the header.
+/// The header may have at most 100,000,000 bytes, the limit of safetensors, and a tensor at most 16 axes.
+/// Besides a buffer for the states, the import needs memory for the header entries of the optimizer's
+/// parameters and for the names of other parameters. This is at most four times the size of the header.
 ///
 /// # Errors
-/// [`InteropError::NotSafetensors`]; [`InteropError::UnknownTensor`], [`InteropError::MissingTensor`],
-/// [`InteropError::WrongTensor`]; [`InteropError::BlockSize`] and [`InteropError::Codebook`] for a state
-/// that is quantized otherwise; [`InteropError::Number`]; [`InteropError::File`] for the file system, the
-/// optimizer, and with [`LoadPolicy::Strict`] for parameters that differ, listed whole. The optimizer is
-/// as it was, except as `Lion::load_with` says.
+/// - [`InteropError::NotSafetensors`]
+/// - [`InteropError::UnknownTensor`], [`InteropError::MissingTensor`], [`InteropError::WrongTensor`]
+/// - [`InteropError::BlockSize`] and [`InteropError::Codebook`] for a state that is quantized differently
+/// - [`InteropError::Number`]
+/// - [`InteropError::File`] with [`CheckpointError::Mismatch`] if the policy is [`LoadPolicy::Strict`] and
+///   the parameters differ; the error lists all differences
+/// - [`InteropError::File`] for errors of the file system and of the optimizer
+///
+/// The optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`].
 pub fn import(
     optimizer: &mut impl AsMut<Optimizer>,
     path: impl AsRef<Path>,
@@ -43,10 +49,25 @@ pub fn import(
     import_from(optimizer, open(path)?, path, policy)
 }
 
-/// Reads states as [`import`] does, from anything; errors call it `path`.
+/// Does what [`import`] does, with any reader, such as a `Cursor` over bytes in memory. Error messages name
+/// it `path`.
+///
+/// ```
+/// use lion::{Dtype, Lion, ParamSpec, interop};
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("states.safetensors");
+/// let mut lion = Lion::builder().build()?;
+/// lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+/// interop::export(&lion, &path)?;
+///
+/// let bytes = std::io::Cursor::new(std::fs::read(&path)?);
+/// let report = interop::import_from(&mut lion, bytes, "in memory", Default::default())?;
+/// assert_eq!(report.loaded, ["w"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
-/// As [`import`].
+/// The errors of [`import`].
 pub fn import_from<R: Read + Seek>(
     optimizer: &mut impl AsMut<Optimizer>,
     reader: R,
@@ -105,7 +126,7 @@ pub fn import_from<R: Read + Seek>(
     Ok(report)
 }
 
-/// Length or width of a state that are not those of the optimizer.
+/// Returns the difference if the length or the width of a state differs from the optimizer's.
 fn difference(elements: u64, bits: Bits, info: &ParamInfo<'_>) -> Option<Difference> {
     if elements != info.len as u64 {
         return Some(Difference::of(info.name, "length", elements, info.len));
@@ -114,7 +135,7 @@ fn difference(elements: u64, bits: Bits, info: &ParamInfo<'_>) -> Option<Differe
 }
 
 impl<R: Read + Seek> Reader<'_, R> {
-    /// Reads the header.
+    /// Reads and checks the header.
     fn header(&mut self, optimizer: &Optimizer) -> Result<Header, InteropError> {
         let not_safetensors = |message: String| InteropError::NotSafetensors {
             path: self.path.to_owned(),
@@ -122,7 +143,7 @@ impl<R: Read + Seek> Reader<'_, R> {
         };
         let len = self.source.len();
         if len < 8 {
-            let message = format!("it has {len} bytes, wanted 8 at least");
+            let message = format!("it has {len} bytes, wanted at least 8");
             return Err(not_safetensors(message));
         }
         let mut bytes = [0; 8];
@@ -132,9 +153,9 @@ impl<R: Read + Seek> Reader<'_, R> {
         if bytes > most {
             let why = match most {
                 MAX_HEADER => String::new(),
-                _ => format!(", as the file has {len}"),
+                _ => format!(", because the file has {len}"),
             };
-            let message = format!("its header has {bytes} bytes, wanted {most} at most{why}");
+            let message = format!("its header has {bytes} bytes, wanted at most {most}{why}");
             return Err(not_safetensors(message));
         }
         self.data = 8 + bytes;
@@ -162,6 +183,7 @@ impl<R: Read + Seek> Reader<'_, R> {
         Ok(header)
     }
 
+    /// Returns a tensor of a parameter, or [`InteropError::MissingTensor`].
     fn tensor<'t>(
         &self,
         name: &str,
@@ -174,11 +196,13 @@ impl<R: Read + Seek> Reader<'_, R> {
         })
     }
 
+    /// Returns [`InteropError::WrongTensor`] for a wrong type or shape.
     fn wrong(&self, name: &str, key: &str, info: &TensorInfo, wanted: String) -> InteropError {
         let given = format!("{:?} of shape {:?}", info.dtype, info.shape);
         self.wrong_value(name, key, given, wanted)
     }
 
+    /// Returns [`InteropError::WrongTensor`].
     fn wrong_value(&self, name: &str, key: &str, given: String, wanted: String) -> InteropError {
         InteropError::WrongTensor {
             path: self.path.to_owned(),
@@ -188,7 +212,7 @@ impl<R: Read + Seek> Reader<'_, R> {
         }
     }
 
-    /// Width and elements of a state.
+    /// Returns the width and the number of elements of a state.
     fn bits(&self, name: &str, tensors: &Tensors) -> Result<(Bits, u64), InteropError> {
         let info = self.tensor(name, tensors, "state1")?;
         match info.dtype {
@@ -198,16 +222,19 @@ impl<R: Read + Seek> Reader<'_, R> {
         }
     }
 
-    /// Checks what an 8-bit state has beside its codes.
+    /// Checks the absmax and the codebook of an 8-bit state. A 32-bit state must have neither.
     fn check(&mut self, param: &ParamInfo<'_>, tensors: &Tensors) -> Result<(), InteropError> {
         let name = param.name;
         if param.bits == Bits::ThirtyTwo {
             let mut all = tensors.iter();
             return match all.find(|(key, _)| ![STEP, "state1"].contains(key)) {
                 None => Ok(()),
-                Some((key, info)) => {
-                    Err(self.wrong(name, key, info, "none, as state1 is F32".to_owned()))
-                }
+                Some((key, info)) => Err(self.wrong(
+                    name,
+                    key,
+                    info,
+                    "no such tensor, because state1 is F32".to_owned(),
+                )),
             };
         }
         let absmax = self.tensor(name, tensors, "absmax1")?;
@@ -215,7 +242,7 @@ impl<R: Read + Seek> Reader<'_, R> {
         if absmax.dtype != Dtype::F32 || given != wanted as u64 {
             const BEFORE: usize = 2048;
             let before = param.len.div_ceil(BEFORE) as u64;
-            // A tensor of another type is told as one, however many numbers it has.
+            // The block size is reported only if the type is right; otherwise the type is.
             if absmax.dtype == Dtype::F32 && given == before {
                 return Err(InteropError::BlockSize {
                     path: self.path.to_owned(),
@@ -224,11 +251,16 @@ impl<R: Read + Seek> Reader<'_, R> {
                     wanted: BLOCK,
                 });
             }
-            return Err(self.wrong(name, "absmax1", absmax, format!("{wanted} numbers of F32")));
+            return Err(self.wrong(
+                name,
+                "absmax1",
+                absmax,
+                format!("F32 with {wanted} elements"),
+            ));
         }
         let qmap = self.tensor(name, tensors, QMAP)?;
         if qmap.dtype != Dtype::F32 || qmap.elements != CODEBOOK.len() as u64 {
-            return Err(self.wrong(name, QMAP, qmap, "256 numbers of F32".to_owned()));
+            return Err(self.wrong(name, QMAP, qmap, "F32 with 256 elements".to_owned()));
         }
         let mut bytes = [0; 4 * CODEBOOK.len()];
         self.source.seek(self.data + qmap.start)?;
@@ -248,10 +280,11 @@ impl<R: Read + Seek> Reader<'_, R> {
         }
     }
 
+    /// Reads the step count of a parameter.
     fn steps(&mut self, name: &str, tensors: &Tensors) -> Result<u64, InteropError> {
         let info = self.tensor(name, tensors, STEP)?;
         if info.dtype != Dtype::I64 || info.elements != 1 {
-            return Err(self.wrong(name, STEP, info, "one number of I64".to_owned()));
+            return Err(self.wrong(name, STEP, info, "I64 with one element".to_owned()));
         }
         let mut bytes = [0; 8];
         self.source.seek(self.data + info.start)?;
@@ -266,7 +299,7 @@ impl<R: Read + Seek> Reader<'_, R> {
         }
     }
 
-    /// Reads the planes of all parameters, and checks their numbers.
+    /// Reads the planes of all parameters, checks their numbers, and passes them to `take` in parts.
     fn read(
         &mut self,
         names: &[String],
@@ -278,7 +311,7 @@ impl<R: Read + Seek> Reader<'_, R> {
             let (bits, _) = self.bits(name, tensors)?;
             for (plane, &(key, dtype)) in planes(bits).iter().enumerate() {
                 let &TensorInfo { start, end, .. } = self.tensor(name, tensors, key)?;
-                // No more than the state has, which is in memory.
+                // Fits in usize: it is the size of a plane of the optimizer's state.
                 let bytes = (end - start) as usize;
                 buffer.resize(bytes.min(PART), 0);
                 self.source.seek(self.data + start)?;

@@ -1,17 +1,17 @@
-//! Exchange of states with PyTorch: safetensors files with the names of bitsandbytes.
+//! Exchanges optimizer states with PyTorch, as safetensors files with the state names of bitsandbytes.
 //!
-//! Of a parameter `NAME` a file has
+//! For each parameter `NAME`, a file has these tensors:
 //!
-//! | tensor | type | what |
+//! | tensor | type | content |
 //! | --- | --- | --- |
-//! | `NAME.state1` | U8 or F32 | the codes of an 8-bit state, or the momentum of a 32-bit one |
-//! | `NAME.absmax1` | F32 | of an 8-bit state, the largest magnitude of each block of 256 |
-//! | `NAME.qmap1` | F32 | of an 8-bit state, the codebook: the signed dynamic map |
-//! | `NAME.step` | I64, no axes | steps done |
+//! | `NAME.state1` | U8 or F32 | the codes of an 8-bit state, or the momentum of a 32-bit state |
+//! | `NAME.absmax1` | F32 | 8-bit states only: the largest magnitude of each block of 256 elements |
+//! | `NAME.qmap1` | F32 | 8-bit states only: the codebook, which is the signed dynamic map |
+//! | `NAME.step` | I64, no axes | the number of steps |
 //!
-//! as `bitsandbytes.optim.Lion8bit(...).state_dict()` has them under the keys after the name.
-//! examples/python carries them from and to such a dictionary. Seeds, hyper-parameters and groups are not
-//! in these files: a load keeps those that the optimizer has.
+//! The keys after `NAME` are those of `bitsandbytes.optim.Lion8bit(...).state_dict()`. The script in
+//! examples/python converts such a dictionary to a file and back. The files do not contain seeds,
+//! hyper-parameters or groups; an import keeps those of the optimizer.
 //!
 //! ```
 //! use lion::{Dtype, Lion8bit, ParamSpec, interop};
@@ -42,7 +42,7 @@ pub use import::{import, import_from};
 use lion_core::Bits;
 use safetensors::Dtype;
 
-/// What bitsandbytes calls the planes of a state, with the types of their numbers.
+/// Returns the names of a state's planes in bitsandbytes, with the types of their elements.
 fn planes(bits: Bits) -> &'static [(&'static str, Dtype)] {
     match bits {
         Bits::ThirtyTwo => &[("state1", Dtype::F32)],
@@ -51,5 +51,7 @@ fn planes(bits: Bits) -> &'static [(&'static str, Dtype)] {
     }
 }
 
+/// The name of the codebook in bitsandbytes.
 const QMAP: &str = "qmap1";
+/// The name of the step count in bitsandbytes.
 const STEP: &str = "step";
