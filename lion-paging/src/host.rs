@@ -333,7 +333,7 @@ mod tests {
         driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         let error = allocate(&driver);
         assert!(matches!(error, PagingError::Reserve { .. }), "{error}");
-        assert!(error.to_string().contains("could not be reserved"));
+        assert!(error.to_string().contains("could not reserve"));
         driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EIO));
         assert!(matches!(allocate(&driver), PagingError::Reserve { .. }));
         // More than the address space has.

@@ -24,7 +24,7 @@ const LARGE_PAGE: usize = 2 << 20;
 /// let error = Limits::new(1000, None, 4096).unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "the budget of paged states is 1000 bytes, wanted one page of 4096 at least"
+///     "the budget of paged states is 1000 bytes, wanted at least one page of 4096 bytes"
 /// );
 /// # Ok::<(), lion_paging::PagingError>(())
 /// ```
