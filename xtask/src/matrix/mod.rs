@@ -1,5 +1,5 @@
-//! The matrix: every backend of this machine against the specification's step in its plainest form, for
-//! each width of state and each pair of types, over options and edge cases.
+//! The matrix: compares every backend of this machine with a plain implementation of the
+//! specification, for each state width and each pair of types, over options and edge cases.
 
 mod case;
 
@@ -18,19 +18,19 @@ use lion_test_support::{
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Tensors of a case at most, where it is to be quick or each tensor takes a page of managed memory of a device: a GPU
-/// that is asked for more than it has can hang.
+/// Maximum number of tensors per case in quick mode, and if each tensor uses a page of a device's
+/// managed memory. A GPU can hang when more memory is requested than it has.
 const FEW: usize = 200;
 
-/// What came of all cases of one cell.
+/// The result of all cases of one cell.
 enum Cell {
     Identical(usize),
     Differs(Vec<String>),
     Skipped(String),
 }
 
-/// Runs the matrix, of all pairs of types or of two, and returns whether all bits are the right ones and no backend that
-/// is required is missing.
+/// Runs the matrix for all pairs of types, or for two. Returns whether all bits are as expected and
+/// no required backend is missing.
 pub(crate) fn run(
     candidates: &[Candidate],
     required: &[String],
@@ -44,8 +44,8 @@ pub(crate) fn run(
             "--require is `{name}`, wanted one of {}",
             names.join(", ")
         );
-        // Before the others: a process has one CUDA driver, that of whoever asks first. Where it cannot be
-        // opened its row says so.
+        // Opened before the others: a process has one CUDA driver, the one that is opened first. If
+        // it cannot be opened, its row reports the reason.
         let required = candidates.iter().find(|candidate| candidate.name == name);
         drop(required.map(Candidate::open));
     }
@@ -107,7 +107,7 @@ pub(crate) fn run(
     Ok(right && identical > 0)
 }
 
-/// The nine pairs of types of parameter and gradient, or two of them.
+/// Returns the nine pairs of types of parameter and gradient, or two of them.
 fn pairs(quick: bool) -> impl Iterator<Item = (Dtype, Dtype)> {
     let all = Dtype::ALL
         .iter()
@@ -140,7 +140,7 @@ fn row(backend: &str, bits: Bits, param: Dtype, grad: Dtype, cell: &Cell) -> Val
     row
 }
 
-/// Runs the cases of a cell, with so many tensors at most.
+/// Runs the cases of a cell, with a limited number of tensors.
 fn run_cell(
     candidate: &Candidate,
     most: usize,
@@ -160,8 +160,8 @@ fn run_cell(
     }
     let mut found = Vec::new();
     for case in &cases {
-        // A device steps arrays of the host by way of a copy, so arrays of its own are the case of most
-        // interest; one case shows that the copies are right.
+        // A device copies host arrays before a step, so device arrays are the more important case.
+        // One case with host arrays tests the copies.
         let places: &[Option<&Arc<Cuda>>] = match &cuda {
             Some(cuda) if case.name == "lengths" => &[Some(cuda), None],
             Some(cuda) => &[Some(cuda)],
@@ -182,7 +182,7 @@ fn run_cell(
     })
 }
 
-/// One parameter of a case, as the reference and as the backend hold it.
+/// One parameter of a case, as stored by the reference and by the backend.
 struct Pair {
     reference: Tensor,
     state: Planes,
@@ -190,7 +190,7 @@ struct Pair {
     device: Option<DeviceArray>,
 }
 
-/// The first difference between a backend and the reference.
+/// Runs a case, and returns the first difference between a backend and the reference.
 fn run_case(
     backend: impl Backend + 'static,
     cuda: Option<&Arc<Cuda>>,
@@ -311,7 +311,7 @@ mod tests {
         let there = candidates[1].open().is_ok();
         let cuda = run(&candidates, &["cuda".to_owned()], true, true);
         assert_eq!(cuda.unwrap(), there);
-        // Without being required it is skipped, and what is there has been verified.
+        // A backend that is not required is skipped, and the available ones have been verified.
         assert!(run(&candidates, &["scalar".to_owned()], true, true).unwrap());
     }
 }
