@@ -104,13 +104,13 @@ fn the_cpu_refuses_memory_of_a_device_and_changes_nothing() {
     let (mut pa, mut pb, grad) = ([1.0f32; 4], [1.0f32; 4], [1.0f32; 4]);
     let far = DeviceSlice::new(Arc::new(Elsewhere));
     let error = lion.step([update(a, &mut pa, &grad), update(b, &mut pb, far)]);
-    let message = "the gradient of parameter `b` lies where the backend `";
+    let message = "the gradient of parameter `b` is in memory that the backend `";
     let error = error.unwrap_err();
     assert!(error.to_string().contains(message), "{error}");
     let far = DeviceSliceMut::new(Box::new(Elsewhere));
     let error = lion.step([update(a, &mut pa, &grad), update(b, far, &grad)]);
     let error = error.unwrap_err();
-    let message = "parameter `b` lies where the backend `";
+    let message = "parameter `b` is in memory that the backend `";
     assert!(error.to_string().starts_with(message), "{error}");
     assert_eq!((pa, pb), ([1.0; 4], [1.0; 4]));
     assert_eq!(lion.info(a).unwrap().steps, 0);
@@ -175,7 +175,7 @@ fn errors_of_a_backend_name_the_parameter_and_keep_their_source() {
     let error = lion.register(spec("big", 20)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "parameter `big`: 20 bytes of memory for a state cannot be had"
+        "parameter `big`: could not allocate 20 bytes of memory for a state"
     );
     assert!(lion.handle("big").is_err());
 

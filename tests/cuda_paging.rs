@@ -278,7 +278,9 @@ fn misuse_is_a_typed_error() {
         .build()
         .unwrap_err();
     assert!(
-        error.to_string().contains("was not told how to page"),
+        error
+            .to_string()
+            .contains("paging is not configured on the backend"),
         "{error}"
     );
 }

@@ -73,7 +73,10 @@ fn a_step_that_cannot_be_changes_nothing() {
     fixture.fails(long, "parameter `b`: the gradient has 5 elements, wanted 4");
     let mut narrow = [bf16::ONE; 4];
     let narrow = update(b, &mut narrow, &g);
-    fixture.fails(narrow, "parameter `b`: its elements are bf16, wanted f32");
+    fixture.fails(
+        narrow,
+        "parameter `b`: the element type is bf16, wanted f32",
+    );
     let without = update(b, &mut p, None::<GradRef<'_>>);
     fixture.fails(without, "parameter `b`: the gradient is missing");
     let twice = update(a, &mut p, &g);
@@ -83,7 +86,9 @@ fn a_step_that_cannot_be_changes_nothing() {
     let spec = |i: i32| ParamSpec::new(format!("other{i}"), 4, Dtype::F32);
     let handles: Vec<_> = (0..3).map(|i| other.register(spec(i)).unwrap()).collect();
     for (i, &handle) in handles.iter().enumerate() {
-        let message = format!("handle {i} is not of this optimizer, which has 2 parameters");
+        let message = format!(
+            "handle {i} does not belong to this optimizer; this optimizer has 2 parameters"
+        );
         fixture.fails(update(handle, &mut p, &g), &message);
         assert!(fixture.lion.info(handle).is_err());
     }
@@ -199,7 +204,7 @@ fn names_are_checked() {
     };
     assert_eq!(
         register(lion, "a", None),
-        "parameter `a` is registered already"
+        "parameter `a` is already registered"
     );
     assert_eq!(register(lion, "c", Some("none")), "no group `none` exists");
     assert_eq!(
@@ -214,7 +219,7 @@ fn names_are_checked() {
     let set = Overrides::new();
     assert_eq!(
         message(lion.add_group("group", set)),
-        "group `group` exists already"
+        "group `group` already exists"
     );
     assert!(matches!(lion.add_group("", set), Err(Error::EmptyName)));
     assert_eq!(
@@ -239,7 +244,7 @@ fn the_width_of_an_existing_state_is_fixed() {
     ] {
         assert_eq!(
             result.unwrap_err().to_string(),
-            "parameter `w`: its state was made with 32 bits and cannot become 8 bits"
+            "parameter `w`: its state was allocated with 32 bits and cannot change to 8 bits"
         );
     }
     assert_eq!(lion.info(w).unwrap().hyper, before);
@@ -380,7 +385,7 @@ fn products_beyond_f32_are_refused_where_they_are_set() {
 
 #[test]
 fn only_bf16_parameters_are_rounded_stochastically() {
-    let message = "parameter `h`: stochastic_param is set and its elements are f16; \
+    let message = "parameter `h`: stochastic_param is set, but the element type is f16; \
                    only bf16 parameters are rounded stochastically";
     let on = Overrides::new().stochastic_param(true);
     let half = || ParamSpec::new("h", 4, Dtype::F16);

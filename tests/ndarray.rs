@@ -141,7 +141,7 @@ fn shapes_that_do_not_match_are_refused() {
     let error = lion.step([(w, &mut p, &g)]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "parameter `w`: the gradient has the shape [3, 2], wanted [2, 3] as the parameter"
+        "parameter `w`: the gradient has the shape [3, 2], wanted [2, 3], the shape of the parameter"
     );
     let error = lion.step([(w, p.view_mut(), g.view())]).unwrap_err();
     assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");

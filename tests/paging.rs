@@ -395,7 +395,7 @@ fn what_is_paged_is_chosen_by_size_group_and_parameter() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "parameter `own`: its state was made not paged and cannot become paged"
+        "parameter `own`: its state was allocated not paged and cannot become paged"
     );
     let error = lion
         .configure(Overrides::new().min_paged_size(100_001))

@@ -50,13 +50,13 @@ fn a_budget_is_a_page_or_more() {
         assert_eq!(
             error.to_string(),
             format!(
-                "the budget of paged states is {budget} bytes, wanted one page of 4096 at least"
+                "the budget of paged states is {budget} bytes, wanted at least one page of 4096 bytes"
             )
         );
     }
     assert_eq!(
         message(paging().budget(8192).window(8193)),
-        "the window of paged states is 8193 bytes, wanted from one page of 4096 to the budget of 8192"
+        "the window of paged states is 8193 bytes, wanted at least one page of 4096 bytes and at most the budget of 8192 bytes"
     );
     // One page is enough: pieces of it are stepped one after the other.
     let mut lion = build(paging().budget(4096)).unwrap();
@@ -73,7 +73,7 @@ fn a_budget_is_a_page_or_more() {
 fn a_folder_has_to_be_there_and_writable() {
     assert_eq!(
         message(Paging::on_device().budget(1 << 20)),
-        "paged states on the CPU have no folder, wanted one on a fast disk"
+        "no folder is set for paged states on the CPU, wanted one on a fast disk"
     );
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
@@ -111,7 +111,9 @@ fn nothing_is_paged_by_a_backend_that_was_not_told_how() {
     let error = paging_error(error);
     assert!(matches!(error, PagingError::NotSetUp { .. }), "{error:?}");
     assert!(
-        error.to_string().ends_with("was not told how to page"),
+        error
+            .to_string()
+            .contains("paging is not configured on the backend"),
         "{error}"
     );
     // Of one parameter alone, and the optimizer is as it was.
@@ -237,7 +239,7 @@ fn a_full_disk_is_noticed_before_anything_changes() {
         text.starts_with("parameter `too much`: the folder `"),
         "{text}"
     );
-    assert!(text.contains("has no room for 7"), "{text}");
+    assert!(text.contains("has no space for 7"), "{text}");
     let error = paging_error(error);
     let PagingError::NoRoom { bytes, source, .. } = &error else {
         panic!("{error:?}");

@@ -58,7 +58,7 @@ fn a_removed_parameter_is_gone_and_the_others_keep_handles_and_order() {
     let message = lion.info(handles[4]).unwrap_err().to_string();
     assert_eq!(
         message,
-        "handle 4 is of a parameter that was removed, or not of this optimizer, which has 3 parameters"
+        "handle 4 belongs to a removed parameter or to another optimizer; this optimizer has 3 parameters"
     );
     let steps: Vec<u64> = lion.parameters().map(|info| info.steps).collect();
     assert_eq!(steps, [1, 1, 1]);
@@ -234,7 +234,7 @@ fn ranges_that_are_not_whole_blocks_are_refused() {
     assert_eq!(
         error.to_string(),
         "parameter `w`: elements 10 to 300 of 600, wanted a range that begins at a multiple of 256 \
-         and ends at one or at the end"
+         and ends at a multiple of 256 or at the end"
     );
     assert_eq!(lion.export_state(w).unwrap(), before);
     // Nothing is a whole number of blocks.

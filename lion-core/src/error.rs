@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a call, and what to say about it.
+//! Errors of the optimizer, and their messages.
 
 use crate::{BackendError, Bits, Dtype, MemoryOrder};
 use std::error::Error as StdError;
@@ -6,17 +6,17 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Where a hyper-parameter was given.
+/// The scope in which a hyper-parameter was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Scope {
-    /// For the whole optimizer.
+    /// The defaults of the optimizer.
     Defaults,
-    /// For a group, by name.
+    /// A group, by name.
     Group(String),
-    /// For one parameter, by name.
+    /// One parameter, by name.
     Parameter(String),
-    /// For one step.
+    /// The arguments of one step.
     Step,
 }
 
@@ -31,12 +31,12 @@ impl fmt::Display for Scope {
     }
 }
 
-/// Which of the two arrays of an update is meant.
+/// One of the two arrays of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operand {
-    /// The array that is changed.
+    /// The parameter.
     Parameter,
-    /// The array it is changed by.
+    /// The gradient.
     Gradient,
 }
 
@@ -49,13 +49,13 @@ impl fmt::Display for Operand {
     }
 }
 
-/// Blocks of one parameter whose new momentum is not finite.
+/// The number of blocks of one parameter whose new momentum is not finite.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SkippedBlocks {
     /// Name of the parameter.
     pub parameter: Arc<str>,
-    /// Blocks left as they were.
+    /// Blocks that were not updated.
     pub skipped: u64,
     /// Blocks of 256 elements in the parameter.
     pub blocks: u64,
@@ -68,63 +68,64 @@ impl fmt::Display for SkippedBlocks {
     }
 }
 
-/// What is wrong with a call.
+/// An error of an optimizer.
 ///
-/// A call that returns an error has changed nothing, with three exceptions:
+/// A call that returns an error had no effect, with these exceptions:
 ///
-/// - [`Error::Backend`] from a step, where [`BackendError::has_begun`] returns `true`: parameters and
-///   states of the step may have changed, some or all of them. Step counts have not.
-/// - [`Error::Backend`] from [`synchronize`](crate::Optimizer::synchronize), which reports what an
-///   earlier step has met.
+/// - [`Error::Backend`] from a step, if [`BackendError::has_begun`] returns `true`: some or all
+///   parameters and states of the step may have changed. Step counts have not.
+/// - [`Error::Backend`] from [`synchronize`](crate::Optimizer::synchronize): it reports an error of
+///   an earlier step.
 /// - [`Error::Damaged`] with a source, or from [`Restore::abandon`](crate::Restore::abandon): the
-///   states of the parameters that it names are partly overwritten, and nothing else has changed.
+///   states of the named parameters are partly overwritten. Nothing else has changed.
+/// - [`Error::PartlyReset`]: some blocks of the range may be reset. Nothing else has changed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// A hyper-parameter outside its range.
+    /// A hyper-parameter is outside its range.
     InvalidHyper {
-        /// Where it was given.
+        /// The scope it was given in.
         scope: Scope,
         /// Its name.
         name: &'static str,
         /// Its value.
         given: f64,
-        /// What it may be.
+        /// The valid range, in words.
         wanted: &'static str,
     },
-    /// A parameter of this name is registered already.
+    /// A parameter with this name is already registered.
     DuplicateParameter {
         /// The name.
         parameter: String,
     },
-    /// No parameter of this name is registered.
+    /// No parameter with this name is registered.
     UnknownParameter {
         /// The name.
         parameter: String,
     },
-    /// A parameter or group without a name.
+    /// The name of a parameter or group is empty.
     EmptyName,
-    /// A group of this name exists already.
+    /// A group with this name already exists.
     DuplicateGroup {
         /// The name.
         group: String,
     },
-    /// No group of this name exists.
+    /// No group with this name exists.
     UnknownGroup {
         /// The name.
         group: String,
     },
-    /// A handle that this optimizer did not give out, or of a parameter that was removed.
+    /// A handle belongs to another optimizer, or to a parameter that was removed.
     UnknownHandle {
         /// The position at which its parameter was registered.
         index: usize,
-        /// How many parameters this optimizer has.
+        /// The number of parameters of this optimizer.
         registered: usize,
-        /// Whether a parameter of the same number was removed from this optimizer. The handle was its, or
-        /// is of another optimizer.
+        /// Whether this optimizer has removed a parameter with the same serial number. If so, the
+        /// handle belongs to that parameter or to another optimizer.
         removed: bool,
     },
-    /// A range of elements that does not consist of whole blocks of a parameter.
+    /// A range of elements does not consist of whole blocks of a parameter.
     NotWholeBlocks {
         /// Name of the parameter.
         parameter: String,
@@ -133,8 +134,8 @@ pub enum Error {
         /// Elements of the parameter.
         elements: usize,
     },
-    /// A [`reset`](crate::Optimizer::reset) that failed on the way: some blocks of the range may have a
-    /// momentum of zero already, and the others have the one they had. Nothing else has changed.
+    /// A [`reset`](crate::Optimizer::reset) failed after it had begun. Each block in the range has
+    /// either a momentum of zero or its previous momentum. Nothing else has changed.
     PartlyReset {
         /// Name of the parameter.
         parameter: String,
@@ -143,18 +144,18 @@ pub enum Error {
         /// What went wrong.
         source: Box<BackendError>,
     },
-    /// An array with another number of elements than the parameter was registered with.
+    /// An array has a different number of elements than the parameter was registered with.
     WrongLength {
         /// Name of the parameter.
         parameter: String,
-        /// Which array.
+        /// The parameter or the gradient.
         operand: Operand,
         /// Its elements.
         given: usize,
         /// Elements of the parameter.
         wanted: usize,
     },
-    /// A parameter of another type than it was registered with.
+    /// A parameter has a different element type than it was registered with.
     WrongDtype {
         /// Name of the parameter.
         parameter: String,
@@ -163,40 +164,40 @@ pub enum Error {
         /// The type it was registered with.
         wanted: Dtype,
     },
-    /// An update without a gradient.
+    /// An update has no gradient.
     MissingGradient {
         /// Name of the parameter.
         parameter: String,
     },
-    /// The same parameter twice in one step.
+    /// The same parameter occurs twice in one step.
     RepeatedParameter {
         /// Name of the parameter.
         parameter: String,
     },
-    /// An array with gaps between its elements.
+    /// An array has gaps between its elements.
     NotContiguous {
         /// Name of the parameter.
         parameter: String,
-        /// Which array.
+        /// The parameter or the gradient.
         operand: Operand,
-        /// Length of each axis.
+        /// The length of each axis.
         shape: Vec<usize>,
-        /// Elements from one index of an axis to the next.
+        /// The stride of each axis, in elements.
         strides: Vec<isize>,
     },
-    /// A gradient that lies in memory in another order than its parameter, or a parameter in
-    /// another order than in its earlier steps: elements would be paired wrongly.
+    /// A gradient has a different memory order than its parameter, or a parameter has a different
+    /// memory order than in its earlier steps. A step would pair the wrong elements.
     OrderMismatch {
         /// Name of the parameter.
         parameter: String,
-        /// Which array.
+        /// The parameter or the gradient.
         operand: Operand,
         /// Its order.
         given: MemoryOrder,
-        /// The order of the parameter.
+        /// The memory order of the parameter.
         wanted: MemoryOrder,
     },
-    /// A change of hyper-parameters that asks for another width of an existing state.
+    /// A change of hyper-parameters would change the width of an existing state.
     BitsFixed {
         /// Name of the parameter.
         parameter: String,
@@ -205,77 +206,78 @@ pub enum Error {
         /// The width that the state has.
         wanted: Bits,
     },
-    /// A change of hyper-parameters that asks for an existing state to be paged, or to be no more.
+    /// A change of hyper-parameters would change whether an existing state is paged.
     PagingFixed {
         /// Name of the parameter.
         parameter: String,
-        /// Whether the change asks for it to be paged.
+        /// Whether the state would be paged after the change.
         given: bool,
-        /// Whether it is.
+        /// Whether the state is paged.
         wanted: bool,
     },
-    /// A record that does not fit the state it is to replace.
+    /// A record does not fit the state that it would replace.
     StateMismatch {
         /// Name of the parameter.
         parameter: String,
-        /// The plane, or `bits`.
+        /// The name of the plane, or `bits`.
         plane: &'static str,
-        /// What the record has.
+        /// The value in the record.
         given: String,
-        /// What the state has.
+        /// The value that the state requires.
         wanted: String,
     },
-    /// A gradient that has another shape than its parameter, where both shapes are known. Axes of
-    /// length 1 make no difference.
+    /// A gradient has a different shape than its parameter. Axes of length 1 are ignored. Shapes
+    /// are only compared if both are known.
     ShapeMismatch {
         /// Name of the parameter.
         parameter: String,
-        /// Shape of the gradient.
+        /// The shape of the gradient.
         given: Vec<usize>,
-        /// Shape of the parameter.
+        /// The shape of the parameter.
         wanted: Vec<usize>,
     },
-    /// A parameter that has made as many steps as a checkpoint can record.
+    /// A parameter has reached the largest step count that a checkpoint can record.
     TooManySteps {
         /// Name of the parameter.
         parameter: String,
-        /// The most steps, 2^62. A parameter gets there only by a record or a file that says so.
+        /// The maximum step count, 2^62. In practice only a record or a file with a wrong count
+        /// reaches it.
         most: u64,
     },
-    /// Stochastic rounding of a parameter of a type that does not have it.
+    /// Stochastic rounding is set for a parameter whose element type does not support it.
     StochasticParam {
         /// Name of the parameter.
         parameter: String,
-        /// Its type.
+        /// The element type.
         dtype: Dtype,
     },
-    /// Options of a builder that exclude each other.
+    /// Two options of a builder exclude each other.
     ConflictingOptions {
         /// One option.
         first: &'static str,
-        /// The other one.
+        /// The other option.
         second: &'static str,
         /// Why they exclude each other.
         reason: &'static str,
     },
-    /// States that a failed load or import has partly overwritten: old and new numbers are mixed.
+    /// States were partly overwritten by a failed load or import and mix old and new values.
     ///
-    /// The optimizer does not step, and does not export these states, until each of these parameters is
-    /// loaded or imported again.
+    /// Until each of these parameters is loaded or imported again, the optimizer refuses to step
+    /// and to export these states.
     Damaged {
         /// Names of the parameters.
         parameters: Vec<String>,
-        /// What this call has met. `None` where an earlier call has done the damage.
+        /// The error that interrupted this call. `None` if an earlier call did the damage.
         source: Option<Box<BackendError>>,
     },
-    /// Momenta that are not finite, under [`OnNonFinite::RejectStep`](crate::OnNonFinite).
+    /// New momenta are not finite, under [`OnNonFinite::RejectStep`](crate::OnNonFinite).
     NonFinite {
-        /// The parameters they are in.
+        /// The parameters with such momenta.
         parameters: Vec<SkippedBlocks>,
     },
-    /// A backend that failed for a parameter or as a whole.
+    /// The backend failed.
     Backend {
-        /// Name of the parameter, if it is about one.
+        /// Name of the parameter that the error concerns, if it concerns one.
         parameter: Option<String>,
         /// What went wrong.
         source: BackendError,
@@ -301,7 +303,8 @@ impl fmt::Display for Error {
                 wanted,
             } => {
                 write!(f, "{scope}: {name} is ")?;
-                // Neither 1e300 nor 1e-46 is written out; a whole number gets no point.
+                // Prints large and small values in scientific notation, and whole numbers without a
+                // decimal point.
                 if *given == 0.0 || (1e-5..1e15).contains(&given.abs()) {
                     write!(f, "{given}")?;
                 } else {
@@ -310,27 +313,27 @@ impl fmt::Display for Error {
                 write!(f, ", wanted {wanted}")
             }
             Error::DuplicateParameter { parameter } => {
-                write!(f, "parameter `{parameter}` is registered already")
+                write!(f, "parameter `{parameter}` is already registered")
             }
             Error::UnknownParameter { parameter } => {
                 write!(f, "no parameter `{parameter}` is registered")
             }
             Error::EmptyName => f.write_str("a name is empty, wanted at least one character"),
-            Error::DuplicateGroup { group } => write!(f, "group `{group}` exists already"),
+            Error::DuplicateGroup { group } => write!(f, "group `{group}` already exists"),
             Error::UnknownGroup { group } => write!(f, "no group `{group}` exists"),
             Error::UnknownHandle {
                 index,
                 registered,
                 removed,
             } => {
-                let removed = if *removed {
-                    "of a parameter that was removed, or "
+                let why = if *removed {
+                    "belongs to a removed parameter or to another optimizer"
                 } else {
-                    ""
+                    "does not belong to this optimizer"
                 };
                 write!(
                     f,
-                    "handle {index} is {removed}not of this optimizer, which has {registered} parameters"
+                    "handle {index} {why}; this optimizer has {registered} parameters"
                 )
             }
             Error::NotWholeBlocks {
@@ -340,7 +343,7 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "parameter `{parameter}`: elements {} to {} of {elements}, wanted a range that begins \
-                 at a multiple of 256 and ends at one or at the end",
+                 at a multiple of 256 and ends at a multiple of 256 or at the end",
                 given.start, given.end
             ),
             Error::PartlyReset {
@@ -350,7 +353,7 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "parameter `{parameter}`: the reset of elements {} to {} failed: {source}; the momentum \
-                 of some of its blocks may be zero already, that of the others is as it was",
+                 of each of their blocks is either zero or unchanged",
                 range.start, range.end
             ),
             Error::WrongLength {
@@ -368,7 +371,7 @@ impl fmt::Display for Error {
                 wanted,
             } => write!(
                 f,
-                "parameter `{parameter}`: its elements are {given}, wanted {wanted}"
+                "parameter `{parameter}`: the element type is {given}, wanted {wanted}"
             ),
             Error::MissingGradient { parameter } => {
                 write!(f, "parameter `{parameter}`: the gradient is missing")
@@ -393,8 +396,8 @@ impl fmt::Display for Error {
                 wanted,
             } => write!(
                 f,
-                "parameter `{parameter}`: the {operand} lies in memory as {given:?}, \
-                 wanted {wanted:?} as the parameter"
+                "parameter `{parameter}`: the {operand} has the memory order {given:?}, \
+                 wanted {wanted:?}, the order of the parameter"
             ),
             Error::BitsFixed {
                 parameter,
@@ -402,7 +405,7 @@ impl fmt::Display for Error {
                 wanted,
             } => write!(
                 f,
-                "parameter `{parameter}`: its state was made with {wanted} and cannot become {given}"
+                "parameter `{parameter}`: its state was allocated with {wanted} and cannot change to {given}"
             ),
             Error::PagingFixed {
                 parameter,
@@ -412,7 +415,7 @@ impl fmt::Display for Error {
                 let say = |paged: &bool| if *paged { "paged" } else { "not paged" };
                 write!(
                     f,
-                    "parameter `{parameter}`: its state was made {} and cannot become {}",
+                    "parameter `{parameter}`: its state was allocated {} and cannot become {}",
                     say(wanted),
                     say(given)
                 )
@@ -432,16 +435,16 @@ impl fmt::Display for Error {
                 wanted,
             } => write!(
                 f,
-                "parameter `{parameter}`: the gradient has the shape {given:?}, wanted {wanted:?} \
-                 as the parameter"
+                "parameter `{parameter}`: the gradient has the shape {given:?}, wanted {wanted:?}, \
+                 the shape of the parameter"
             ),
             Error::TooManySteps { parameter, most } => write!(
                 f,
-                "parameter `{parameter}`: it has made {most} steps, which is the most that there can be"
+                "parameter `{parameter}`: its step count has reached the maximum of {most}"
             ),
             Error::StochasticParam { parameter, dtype } => write!(
                 f,
-                "parameter `{parameter}`: stochastic_param is set and its elements are {dtype}; \
+                "parameter `{parameter}`: stochastic_param is set, but the element type is {dtype}; \
                  only bf16 parameters are rounded stochastically"
             ),
             Error::ConflictingOptions {
@@ -457,7 +460,7 @@ impl fmt::Display for Error {
                 }
                 match source {
                     Some(source) => write!(f, ": {source}"),
-                    None => f.write_str("; wanted a load or import of them first"),
+                    None => f.write_str("; load or import them again first"),
                 }
             }
             Error::NonFinite { parameters } => {
@@ -483,7 +486,7 @@ impl fmt::Display for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            // Its own message is part of this one's; what caused it comes next.
+            // The message already includes the message of `source`; its cause comes next.
             Error::Backend { source, .. } => source.source(),
             Error::Damaged { source, .. } => source.as_ref().and_then(|source| source.source()),
             Error::PartlyReset { source, .. } => source.source(),
@@ -491,11 +494,13 @@ impl StdError for Error {
         }
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Every error of the crates above holds one of these: Clippy's limit for theirs is 128 bytes.
+    /// The error types of the other crates contain these types, and must stay within Clippy's 128
+    /// bytes.
     #[test]
     fn errors_are_small() {
         assert!(

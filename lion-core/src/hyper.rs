@@ -1,22 +1,29 @@
-//! Hyper-parameters: the resolved set of one parameter, and the partial sets that lead to it.
+//! Hyper-parameters: the complete set of one parameter, and the partial sets that are merged into
+//! it.
 
 use crate::Dtype;
 use crate::error::{Error, Scope};
 use lion_float_mode::in_default_mode;
 use std::fmt;
 
-/// Width of the state: 8 bits per element, blockwise quantized, or 32.
+/// Width of the optimizer state in bits per element.
+///
+/// ```
+/// use lion_core::Bits;
+/// assert_eq!(Bits::Eight.get(), 8);
+/// assert_eq!(Bits::ThirtyTwo.to_string(), "32 bits");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bits {
-    /// One `u8` code per element and one `f32` absmax per block of 256.
+    /// Blockwise quantized: one `u8` code per element and one `f32` absmax per block of 256.
     Eight,
-    /// One `f32` an element.
+    /// One `f32` per element.
     ThirtyTwo,
 }
 
 impl Bits {
-    /// The number: 8 or 32.
+    /// Returns the width as a number: 8 or 32.
     pub const fn get(self) -> u32 {
         match self {
             Bits::Eight => 8,
@@ -31,55 +38,70 @@ impl fmt::Display for Bits {
     }
 }
 
-/// What a step does where a new momentum is infinite or not a number.
+/// What a step does if a new momentum is infinite or NaN.
 ///
-/// Only new momenta are tested. A parameter that is NaN stays NaN, and an `f16` parameter that
-/// overflows becomes infinite, without a report: testing parameters as well would cost every step,
-/// because the vector kernels of the CPU do not even test each momentum, but only bounds on
-/// gradients and momenta. A trainer that can meet either checks its parameters itself, for example before it saves.
+/// Only new momenta are tested, not parameters. A parameter that is NaN stays NaN, and an `f16`
+/// parameter that overflows becomes infinite; neither is reported. Testing parameters would slow
+/// down every step: the vector kernels of the CPU do not even test each momentum, but only bounds
+/// on gradients and momenta. If either can happen, check the parameters yourself, for example
+/// before saving them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnNonFinite {
-    /// A block of 256 elements with such a momentum keeps its parameter and state, and is counted in
-    /// the report. The other blocks are stepped.
+    /// Skips a block of 256 elements that has such a momentum: its parameter and state do not
+    /// change, and the report counts it. The other blocks are updated.
     #[default]
     SkipBlock,
-    /// All new momenta are computed first; if one is not finite the step returns
-    /// [`Error::NonFinite`] and changes nothing. Costs one more reading of gradients and state.
+    /// Computes all new momenta first. If one is not finite, the step returns [`Error::NonFinite`]
+    /// and changes nothing. This reads gradients and state once more.
     RejectStep,
 }
 
-/// Hyper-parameters of one parameter after defaults, group and overrides are merged.
+/// The hyper-parameters of one parameter, after the defaults, its group and its overrides are
+/// merged.
 ///
-/// [`Default`] gives the defaults of bitsandbytes.
+/// [`Default`] returns the defaults of bitsandbytes.
+///
+/// ```
+/// use lion_core::{Bits, Hyper, Overrides};
+/// let hyper = Hyper::default();
+/// assert_eq!((hyper.lr, hyper.beta1, hyper.beta2), (1e-4, 0.9, 0.99));
+/// assert_eq!(hyper.bits_for(1 << 20), Bits::ThirtyTwo);
+/// assert!(!hyper.paged_for(1 << 20));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Hyper {
     /// Learning rate, before the multiplier. Default 1e-4.
     pub lr: f64,
-    /// Factor of the learning rate, that of the group and of a single step included. Default 1.
+    /// Product of the multipliers of the defaults, the group and the parameter; scales the learning
+    /// rate, also one that is set for a single step. Default 1.
     pub lr_multiplier: f64,
-    /// Share of the momentum in the direction of the step. Default 0.9.
+    /// `beta1` in `c = beta1 * m + (1 - beta1) * g`, in `[0, 1)`. Default 0.9.
     pub beta1: f64,
-    /// Share of the momentum in the new momentum. Default 0.99.
+    /// `beta2` in `m' = beta2 * m + (1 - beta2) * g`, in `[0, 1)`. Default 0.99.
     pub beta2: f64,
-    /// Decoupled weight decay, multiplied by the learning rate. Default 0.
+    /// Decoupled weight decay: `p` is multiplied by `1 - lr * weight_decay`. Default 0.
     pub weight_decay: f64,
-    /// Where above 0, the norm of the update is limited to this many norms of the parameter. Default 0.
+    /// If > 0, clips the norm of the update to `max_unorm` times the norm of the parameter. Default
+    /// 0.
     pub max_unorm: f64,
-    /// Elements whose gradient is exactly 0 keep parameter and momentum. Default false.
+    /// Whether elements whose gradient is exactly 0 keep their parameter and momentum. Default
+    /// false.
     pub skip_zeros: bool,
-    /// `bf16` parameters are rounded stochastically; an error for `f16` ones. Default false.
+    /// Whether `bf16` parameters are rounded stochastically; an error for `f16` parameters. Default
+    /// false.
     pub stochastic_param: bool,
-    /// 8-bit codes are chosen stochastically; no effect on a 32-bit state. Default false.
+    /// Whether 8-bit codes are rounded stochastically; no effect on a 32-bit state. Default false.
     pub stochastic_state: bool,
     /// Seed of stochastic rounding. Default 0.
     pub seed: u64,
-    /// Width of the state of parameters that are not too small. Default 32 bits.
+    /// Width of the state of parameters with at least `min_8bit_size` elements. Default 32 bits.
     pub optim_bits: Bits,
-    /// Parameters with fewer elements keep a 32-bit state. Default 4096.
+    /// Parameters with fewer elements have a 32-bit state. Default 4096.
     pub min_8bit_size: usize,
-    /// The states of parameters that are not too small are paged. Default false.
+    /// Whether the states of parameters with at least `min_paged_size` elements are paged. Default
+    /// false.
     pub is_paged: bool,
     /// Parameters with fewer elements have a state that is not paged. Default 100,000.
     pub min_paged_size: usize,
@@ -107,7 +129,7 @@ impl Default for Hyper {
 }
 
 impl Hyper {
-    /// Width of the state of a parameter of `len` elements.
+    /// Returns the width of the state of a parameter of `len` elements.
     pub fn bits_for(&self, len: usize) -> Bits {
         if len < self.min_8bit_size {
             Bits::ThirtyTwo
@@ -116,13 +138,13 @@ impl Hyper {
         }
     }
 
-    /// Whether the state of a parameter of `len` elements is paged.
+    /// Returns whether the state of a parameter of `len` elements is paged.
     pub fn paged_for(&self, len: usize) -> bool {
         self.is_paged && len >= self.min_paged_size
     }
 
-    /// Checks what shows only after all scopes are merged: products, and what the type of the
-    /// parameter excludes.
+    /// Checks what can only be checked after all scopes are merged: products of hyper-parameters,
+    /// and hyper-parameters that the element type does not support.
     pub(crate) fn check(&self, parameter: &str, dtype: Dtype) -> Result<(), Error> {
         in_default_mode(|| StepArgs::new().lr_for(self, parameter))?;
         if self.stochastic_param && dtype == Dtype::F16 {
@@ -135,16 +157,22 @@ impl Hyper {
     }
 }
 
-/// The part of bitsandbytes' arguments that it passes as one `args` object.
+/// The four hyper-parameters that bitsandbytes takes in its `args` object.
+///
+/// ```
+/// use lion_core::{LionArgs, Overrides};
+/// let args = LionArgs { optim_bits: 8, ..LionArgs::default() };
+/// assert_eq!(Overrides::new().args(args).optim_bits, Some(8));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LionArgs {
-    /// Bits of state an element, 8 or 32.
+    /// Bits of state per element, 8 or 32.
     pub optim_bits: u32,
-    /// Parameters with fewer elements keep a 32-bit state.
+    /// Parameters with fewer elements have a 32-bit state.
     pub min_8bit_size: usize,
-    /// Limit on the norm of the update in norms of the parameter; 0 is no limit.
+    /// If > 0, clips the norm of the update to `max_unorm` times the norm of the parameter.
     pub max_unorm: f64,
-    /// Elements whose gradient is exactly 0 keep parameter and momentum.
+    /// Whether elements whose gradient is exactly 0 keep their parameter and momentum.
     pub skip_zeros: bool,
 }
 
@@ -162,10 +190,11 @@ impl Default for LionArgs {
 
 macro_rules! overrides {
     ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
-        /// Hyper-parameters of which some are set: for an optimizer, a group, or one parameter.
+        /// A partial set of hyper-parameters, for an optimizer, a group or one parameter.
         ///
-        /// What is not set is taken from the next wider scope: defaults < group < parameter < step.
-        /// Values are checked by the call that takes the overrides, which changes nothing if one is bad.
+        /// A hyper-parameter that is `None` is taken from the next wider scope. The scopes are,
+        /// from wide to narrow: defaults, group, parameter, step. The call that takes the overrides
+        /// checks their values, and changes nothing if one is invalid.
         ///
         /// ```
         /// use lion_core::Overrides;
@@ -188,7 +217,7 @@ macro_rules! overrides {
         }
 
         impl Overrides {
-            /// Nothing set.
+            /// Returns overrides that set nothing.
             pub fn new() -> Self {
                 Self::default()
             }
@@ -198,13 +227,21 @@ macro_rules! overrides {
                 self
             })*
 
-            /// Returns the name of each hyper-parameter, and its value where it is set.
+            /// Returns an iterator over the hyper-parameters: the name, and the value if it is set.
+            ///
+            /// ```
+            /// use lion_core::Overrides;
+            /// let overrides = Overrides::new().lr(0.5);
+            /// let set: Vec<_> = overrides.settings().filter(|(_, value)| value.is_some()).collect();
+            /// assert_eq!(set, [("lr", Some("0.5".to_owned()))]);
+            /// ```
             pub fn settings(&self) -> impl Iterator<Item = (&'static str, Option<String>)> + use<> {
                 let settings = [$((stringify!($name), self.$name.map(|x| format!("{x:?}"))),)*];
                 settings.into_iter()
             }
 
-            /// Returns these overrides, and those of `wider` where these set nothing.
+            /// Returns these overrides, with `wider`'s value for each hyper-parameter that they do
+            /// not set.
             ///
             /// ```
             /// use lion_core::Overrides;
@@ -220,44 +257,45 @@ macro_rules! overrides {
 }
 
 overrides! {
-    /// Learning rate: finite in `f32`, 0 or more. A rate that `f32` rounds to 0, as at the end of a
-    /// schedule, is accepted: the step then changes the momentum, and the parameter by the weight
-    /// decay at most.
+    /// Learning rate: finite in `f32`, at least 0. A rate that `f32` rounds to 0, as at the end of
+    /// a schedule, is valid: such a step changes the momentum, and the parameter only by its weight
+    /// decay.
     lr: f64,
-    /// Factor of the learning rate: finite, 0 or more. It also applies to the learning rate of a
-    /// single step, so that one schedule serves groups in fixed proportions.
+    /// Factor of the learning rate: finite, at least 0. It also applies to the learning rate of a
+    /// single step, so that one schedule can drive groups with different rates.
     lr_multiplier: f64,
     /// `(beta1, beta2)`, each in `[0, 1)` after rounding to `f32`, so below 0.99999997.
     betas: (f64, f64),
-    /// Decoupled weight decay: finite in `f32`, 0 or more. The factor `1 - lr * weight_decay` is
+    /// Decoupled weight decay: finite in `f32`, at least 0. The factor `1 - lr * weight_decay` is
     /// rounded to `f32`, so a product of 2^-25 (3e-8) or less has no effect.
     weight_decay: f64,
-    /// Limit on the norm of the update in norms of the parameter: finite, 0 (no limit) or more.
+    /// If > 0, clips the norm of the update to `max_unorm` times the norm of the parameter. Finite,
+    /// at least 0; 0 disables it.
     max_unorm: f64,
-    /// Whether elements whose gradient is exactly 0 keep parameter and momentum.
+    /// Whether elements whose gradient is exactly 0 keep their parameter and momentum.
     skip_zeros: bool,
-    /// Whether `bf16` parameters are rounded stochastically. `f32` parameters are not rounded, so it
-    /// has no effect on them. For an `f16` parameter it is an error, [`Error::StochasticParam`],
-    /// whichever scope it comes from.
+    /// Whether `bf16` parameters are rounded stochastically. It has no effect on `f32` parameters,
+    /// which are not rounded. For an `f16` parameter it is an error ([`Error::StochasticParam`]),
+    /// whichever scope sets it.
     stochastic_param: bool,
-    /// Whether 8-bit codes are chosen stochastically: one of the two codewords around a number, with
-    /// odds by its position between them. It has no effect on a 32-bit state, such as that of a
-    /// parameter of fewer than `min_8bit_size` elements.
+    /// Whether 8-bit codes are rounded stochastically: to one of the two codewords around a value,
+    /// with a probability given by the value's position between them. It has no effect on a 32-bit
+    /// state, such as the state of a parameter with fewer than `min_8bit_size` elements.
     ///
-    /// The expected value of a code is the number itself, except near the negative end of a block: the
-    /// codebook has 1.0 and not -1.0, so what lies below -0.993 times the block's absmax becomes -0.993
-    /// times it, as it does when codes are the nearest. A momentum that stays the block's negative
-    /// maximum shrinks by 0.7 % per step: under a constant gradient of -1 (`beta2` 0.99) it tends to
-    /// -0.585, while under one of +1 it tends to 1.
+    /// The expected value of a code is the value itself, except near the negative end of a block.
+    /// The codebook contains 1.0 but not -1.0, so a value below -0.993 times the block's absmax
+    /// becomes -0.993 times the absmax, as with rounding to nearest. A momentum that stays the
+    /// block's negative maximum therefore shrinks by 0.7 % per step: under a constant gradient of
+    /// -1 (`beta2` 0.99) it tends to -0.585, while under a constant gradient of +1 it tends to 1.
     stochastic_state: bool,
-    /// Seed of stochastic rounding. Set for one parameter it is used as it is; set for a group or the
-    /// optimizer, each parameter gets a seed of its own from it and the parameter's name.
+    /// Seed of stochastic rounding. The seed of one parameter is used unchanged. From the seed of a
+    /// group or the optimizer, each parameter derives its own seed by mixing in its name.
     seed: u64,
-    /// Bits of state an element, 8 or 32.
+    /// Bits of state per element, 8 or 32.
     optim_bits: u32,
-    /// Parameters with fewer elements keep a 32-bit state.
+    /// Parameters with fewer elements have a 32-bit state.
     min_8bit_size: usize,
-    /// Whether the states of parameters that are not too small are paged.
+    /// Whether the states of parameters with at least `min_paged_size` elements are paged.
     is_paged: bool,
     /// Parameters with fewer elements have a state that is not paged.
     min_paged_size: usize,
@@ -273,12 +311,13 @@ impl Overrides {
             .skip_zeros(args.skip_zeros)
     }
 
-    /// Whether `is_paged` is set, and true.
+    /// Returns `is_paged`, or `false` if it is not set.
     pub fn get_is_paged(&self) -> bool {
         self.is_paged.unwrap_or(false)
     }
 
-    /// These with the paging of others: where a state lies is of one run, and no other goes on with it.
+    /// Returns these overrides with the paging options of `own`: where a state is stored belongs to
+    /// one run, and is not restored in another.
     pub(crate) fn paged_as(self, own: &Overrides) -> Self {
         Overrides {
             is_paged: own.is_paged,
@@ -287,7 +326,7 @@ impl Overrides {
         }
     }
 
-    /// Checks every value that is set, rounded to `f32` as a step rounds it.
+    /// Checks every value that is set, after rounding it to `f32` as a step does.
     pub(crate) fn check(&self, scope: impl Fn() -> Scope) -> Result<(), Error> {
         in_default_mode(|| self.check_in_default_mode(scope))
     }
@@ -305,8 +344,8 @@ impl Overrides {
         amount("max_unorm", self.max_unorm)?;
         if let Some((beta1, beta2)) = self.betas {
             for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
-                // A beta that f32 rounds to 1 would freeze the momentum. One that it rounds to 0 acts as 0,
-                // which is allowed.
+                // A beta that f32 rounds to 1 would never change the momentum, so it is an error. A
+                // beta that f32 rounds to 0 is valid and acts as 0.
                 if !(beta >= 0.0 && (beta as f32) < 1.0) {
                     return Err(invalid(
                         scope(),
@@ -323,7 +362,8 @@ impl Overrides {
         }
     }
 
-    /// `wider` with what is set here replaced. The values have been checked.
+    /// Returns `wider` with the values that are set here replaced. The values must have been
+    /// checked.
     pub(crate) fn resolve(&self, wider: Hyper) -> Hyper {
         let (beta1, beta2) = self.betas.unwrap_or((wider.beta1, wider.beta2));
         Hyper {
@@ -358,20 +398,20 @@ fn invalid(scope: Scope, name: &'static str, given: f64, wanted: &'static str) -
     }
 }
 
-/// What a step does about an update whose gradient is `None`.
+/// What a step does with an update whose gradient is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MissingGradient {
     /// The step returns [`Error::MissingGradient`] and changes nothing.
     #[default]
     Error,
-    /// The parameter is left as it is, its state and its step count too, and is listed in
-    /// [`StepReport::without_gradient`](crate::StepReport::without_gradient), as optimizers of PyTorch
-    /// pass over parameters whose `grad` is `None`.
+    /// Leaves the parameter, its state and its step count unchanged, and lists it in
+    /// [`StepReport::without_gradient`](crate::StepReport::without_gradient). PyTorch's optimizers
+    /// also skip parameters whose `grad` is `None`.
     Skip,
 }
 
-/// What holds for one step alone.
+/// Arguments of a single step.
 ///
 /// ```
 /// use lion_core::StepArgs;
@@ -387,45 +427,49 @@ pub struct StepArgs {
 }
 
 impl StepArgs {
-    /// The parameters' own learning rates, and gradients as they are.
+    /// Returns arguments that use each parameter's learning rate and do not scale or clip
+    /// gradients.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Replaces the learning rate of every parameter of this step; multipliers still apply.
+    /// Replaces the learning rate of every parameter in this step. Multipliers still apply.
     #[must_use]
     pub fn lr(mut self, lr: f64) -> Self {
         self.lr = Some(lr);
         self
     }
 
-    /// Multiplies every gradient of this step: the inverse of a loss scale, or a clipping factor. It is
-    /// finite in `f32`, and 0 or a number that `f32` does not round to 0.
+    /// Multiplies every gradient of this step by `grad_scale`, for example the inverse of a loss
+    /// scale or a clipping factor. It must be finite in `f32`, and either 0 or a value that `f32`
+    /// does not round to 0.
     #[must_use]
     pub fn grad_scale(mut self, grad_scale: f64) -> Self {
         self.grad_scale = Some(grad_scale);
         self
     }
 
-    /// The factor of every gradient, 1 unless set.
+    /// Returns the factor of every gradient, 1 by default.
     pub fn get_grad_scale(&self) -> f64 {
         self.grad_scale.unwrap_or(1.0)
     }
 
-    /// Clips the gradients of this step by their norm taken together, as `clip_grad_norm_` of PyTorch
-    /// does before a step: each is multiplied by
+    /// Clips the gradients of this step by their total norm, as PyTorch's `clip_grad_norm_` does
+    /// before a step. Each gradient is multiplied by
     ///
     /// ```text
     /// grad_scale * min(1, max_grad_norm / norm)
     /// ```
     ///
-    /// in `f64`, rounded to `f32` once. `norm` is [`Optimizer::grad_norm`](crate::Optimizer::grad_norm) of
-    /// all gradients of the step, times the magnitude of [`grad_scale`](StepArgs::grad_scale): the limit
-    /// holds for gradients from which a loss scale is divided out. PyTorch divides by `norm + 1e-6`; here
-    /// the quotient is exact. The norm is in [`StepReport::grad_norm`](crate::StepReport::grad_norm).
+    /// which is computed in `f64` and rounded to `f32` once. `norm` is
+    /// [`Optimizer::grad_norm`](crate::Optimizer::grad_norm) of all gradients of the step, times
+    /// the magnitude of [`grad_scale`](StepArgs::grad_scale): the limit applies to the gradients
+    /// after the loss scale is divided out. PyTorch divides by `norm + 1e-6`; here the quotient is
+    /// exact. The norm is returned in [`StepReport::grad_norm`](crate::StepReport::grad_norm).
     ///
-    /// `max_grad_norm` is 0 or more; where it is infinite, the norm is reported and nothing is clipped. The
-    /// step reads all gradients once more. If they are in a device's memory, it waits for the norm.
+    /// `max_grad_norm` is at least 0. If it is infinite, the norm is reported and nothing is
+    /// clipped. The step reads all gradients once more. If they are in device memory, the step
+    /// waits for the norm.
     ///
     /// ```
     /// use lion_core::StepArgs;
@@ -438,19 +482,26 @@ impl StepArgs {
         self
     }
 
-    /// The limit on the norm of the gradients, if there is one.
+    /// Returns the limit on the norm of the gradients, if it is set.
     pub fn get_max_grad_norm(&self) -> Option<f64> {
         self.max_grad_norm
     }
 
-    /// What is done about updates without a gradient. The default is [`MissingGradient::Error`].
+    /// Sets what the step does with updates without a gradient. The default is
+    /// [`MissingGradient::Error`].
+    ///
+    /// ```
+    /// use lion_core::{MissingGradient, StepArgs};
+    /// let args = StepArgs::new().missing_gradients(MissingGradient::Skip);
+    /// assert_eq!(args.get_missing_gradients(), MissingGradient::Skip);
+    /// ```
     #[must_use]
     pub fn missing_gradients(mut self, missing: MissingGradient) -> Self {
         self.missing_gradients = missing;
         self
     }
 
-    /// What is done about updates without a gradient.
+    /// Returns what the step does with updates without a gradient.
     pub fn get_missing_gradients(&self) -> MissingGradient {
         self.missing_gradients
     }
@@ -477,8 +528,8 @@ impl StepArgs {
         Err(invalid(Scope::Step, "grad_scale", scale, wanted))
     }
 
-    /// The full learning rate of a parameter in this step, refused where it or the decay that it
-    /// makes is beyond `f32`.
+    /// Returns the unclipped learning rate of a parameter in this step, or an error if it or the
+    /// resulting decay factor overflows `f32`.
     pub(crate) fn lr_for(&self, hyper: &Hyper, parameter: &str) -> Result<f64, Error> {
         let lr = self.lr.unwrap_or(hyper.lr) * hyper.lr_multiplier;
         let scope = || Scope::Parameter(parameter.to_owned());

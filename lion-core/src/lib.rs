@@ -1,9 +1,9 @@
-//! The Lion optimizer without a backend: the update, its hyper-parameters, the traits that a state
-//! layout and a backend implement, and the [`Optimizer`] that owns named parameters and drives a
+//! The backend-independent part of the Lion optimizer: the update, its hyper-parameters, the traits
+//! that a backend implements, and the [`Optimizer`], which owns named parameters and runs a
 //! [`Backend`].
 //!
-//! Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675) moves each
-//! parameter by the sign of an interpolation between its momentum and its gradient:
+//! Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675) updates
+//! each parameter by the sign of an interpolation between its momentum and its gradient:
 //!
 //! ```text
 //! c  = beta1 * m + (1 - beta1) * g
@@ -11,11 +11,12 @@
 //! m' = beta2 * m + (1 - beta2) * g
 //! ```
 //!
-//! Each operation is one IEEE-754 binary32 operation rounded to nearest even, in the order written.
-//! That order is the contract which lets every backend return the same bits; [`update`] holds it.
+//! Each operation is one IEEE-754 binary32 operation, rounded to nearest even, in the order
+//! written. Every backend follows this order, so all backends return the same bits. [`update`]
+//! implements it.
 //!
-//! Most users want the crate `lion`, which adds the backends and the choice between them. This crate
-//! is for those who write a backend: implement [`Backend`] and [`State`].
+//! Most users want the crate `lion`, which adds the backends and selects one at run time. Use this
+//! crate to write a backend: implement [`Backend`] and [`State`].
 #![forbid(unsafe_code)]
 
 mod backend;
@@ -48,6 +49,6 @@ pub use tensor::{
     Slice, SliceMut, Storage, StorageMut, Strides, Update,
 };
 
-/// Elements that share one absmax in the 8-bit state, and the unit in which a non-finite momentum
-/// is skipped in either state.
+/// Elements per block. A block shares one absmax in the 8-bit state. In both states, a block with a
+/// non-finite new momentum is skipped as a whole.
 pub const BLOCK: usize = 256;

@@ -1,14 +1,14 @@
-//! What a user says about paging.
+//! Configuration of paging.
 
 use crate::Limits;
 use lion_core::PagingError;
 use std::path::{Path, PathBuf};
 
-/// How states are paged: the budget of fast memory, and where the rest goes.
+/// The configuration of paging: a budget of fast memory, and where the other pages are stored.
 ///
-/// Paged states belong to the process that made them. A child made by `fork` may drop them or exit, which
-/// leaves the parent's as they are. A step, and what else reads or writes them, returns
-/// [`PagingError::OtherProcess`] in the child.
+/// Paged states belong to the process that created them. A child created by `fork` may drop them or
+/// exit, which does not affect the states of the parent. In the child, steps and other calls that
+/// read or write paged states return [`PagingError::OtherProcess`].
 ///
 /// ```
 /// use lion_paging::Paging;
@@ -26,9 +26,9 @@ pub struct Paging {
 }
 
 impl Paging {
-    /// States of the CPU go to an unlinked file in this folder, which is best on a fast disk: in a folder
-    /// of memory (tmpfs) they stay in memory whatever the budget. A CUDA device pages to the host's
-    /// memory and needs no folder.
+    /// Stores states of the CPU in an unlinked file in this folder. Use a folder on a fast disk: in
+    /// a memory-backed folder (tmpfs), states stay in memory whatever the budget is. A CUDA device
+    /// pages to host memory and does not use the folder.
     pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
         Paging {
             folder: Some(folder.into()),
@@ -36,39 +36,41 @@ impl Paging {
         }
     }
 
-    /// For a CUDA device alone, which pages to the host's memory.
+    /// Configures paging for a CUDA device only, which pages to host memory and needs no folder.
     pub fn on_device() -> Self {
         Paging::default()
     }
 
-    /// Bytes of fast memory (the host's for the CPU, the device's for CUDA) that paged states may take.
+    /// Sets the bytes of fast memory that paged states may use: host memory on the CPU, device
+    /// memory on CUDA.
     ///
-    /// The budget is a bound that paging keeps, and no memory that is set aside: parameters, gradients and the
-    /// rest of the program need theirs beside it. Where the process may not use as much, because of a control
-    /// group (the limit of a container), of `ulimit`, or because the machine has less, the system ends the
-    /// process when it tries to. On Linux
-    /// [`PagingTotals::exceeds`](lion_core::PagingTotals::exceeds) names such a limit that is smaller than the
-    /// budget, and the report of `Optimizer::paging` prints it as a warning.
+    /// The budget is an upper bound and reserves no memory. Parameters, gradients and the rest of
+    /// the program need additional memory. If the process is not allowed to use as much memory as
+    /// the budget, because of a control group (the limit of a container), of `ulimit`, or of the
+    /// size of the machine, the system kills the process when it tries to. On Linux,
+    /// [`PagingTotals::exceeds`](lion_core::PagingTotals::exceeds) names such a limit if it is
+    /// smaller than the budget, and the report of `Optimizer::paging` prints it as a warning.
     pub fn budget(mut self, bytes: usize) -> Self {
         self.budget = Some(bytes);
         self
     }
 
-    /// Bytes of the budget that are streamed through. A quarter of the budget, 64 MiB at most, unless
-    /// set. A larger window hides more of a transfer that stutters, and keeps less.
+    /// Sets the bytes of the budget that states are streamed through. The default is a quarter of
+    /// the budget, but at most 64 MiB. A larger window hides transfers of irregular speed better,
+    /// but leaves less of the budget for pieces that stay resident.
     pub fn window(mut self, bytes: usize) -> Self {
         self.window = Some(bytes);
         self
     }
 
-    /// Where a CUDA device has no unified memory that moves ahead of its use, or none is left: pages are
-    /// in pinned memory of the host and are copied. Unless set, that is an error.
+    /// Allows copies to and from pinned host memory if a CUDA device does not support prefetching
+    /// unified memory, or has none left. By default, that is an error.
     pub fn or_pinned(mut self) -> Self {
         self.pinned = true;
         self
     }
 
-    /// The folder.
+    /// Returns the folder.
     ///
     /// # Errors
     /// [`PagingError::NoFolder`].
@@ -76,12 +78,12 @@ impl Paging {
         self.folder.as_deref().ok_or(PagingError::NoFolder)
     }
 
-    /// Whether pinned memory may take the place of unified memory.
+    /// Returns whether pinned memory may replace unified memory.
     pub fn is_pinned_allowed(&self) -> bool {
         self.pinned
     }
 
-    /// The limits, for memory with pages of so many bytes.
+    /// Returns the limits, for memory with pages of `page` bytes.
     ///
     /// # Errors
     /// [`PagingError::NoBudget`], [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`].

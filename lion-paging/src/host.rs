@@ -1,4 +1,4 @@
-//! The driver of the CPU: a memory-mapped file, read and written by helper threads.
+//! The page mover of the CPU: a memory-mapped file, read and written by helper threads.
 
 use crate::PageMover;
 use crate::memory_limit::smallest_limit;
@@ -12,26 +12,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of the smallest part that is moved to memory of its own. The system counts such parts, and allows
-/// some ten thousand.
+/// The smallest piece that is moved to anonymous memory, in bytes. Each such piece is a mapping,
+/// and the system allows several tens of thousands per process.
 const SMALLEST_KEPT: usize = 256 << 10;
 
-/// Threads that read. A large page is read when it is mapped, so of more than one page at a time by as many
-/// threads; writes are begun ahead by one.
+/// Number of threads that read. A large page is read when it is mapped, so reading several pages at
+/// once takes several threads. One thread suffices for writing, because it starts writes
+/// asynchronously.
 const FETCHES: usize = 2;
 
-/// States in a memory-mapped file that has no name: nothing is left of it after the process, however that
-/// ends.
+/// Stores states in a memory-mapped file without a name, so that no file remains after the process
+/// ends, however it ends.
 ///
-/// All blocks of a state are allocated on the disk with it, so a step cannot find the disk full. (A file
-/// system that writes each change to a new place, as btrfs and ZFS do, cannot promise that.) Linux only;
-/// elsewhere [`PagingError::Unsupported`] says so.
+/// All blocks of a state are allocated on the disk when the state is allocated, so a step cannot
+/// run out of disk space. (File systems that write every change to a new location, such as btrfs
+/// and ZFS, cannot guarantee this.) Linux only; on other systems the constructor returns
+/// [`PagingError::Unsupported`].
 ///
-/// What stays from step to step is moved out of the file into memory of its own: pages of a file that are
-/// changed in every step would be written to the disk again and again by the system.
+/// Pieces that stay resident from step to step are moved out of the file into anonymous memory. The
+/// system would repeatedly write pages of a file that change in every step to the disk.
 ///
-/// Nothing that the driver does changes the bytes of a [`HostMemory`]. It is of use in the process that made
-/// it alone: in a child made by `fork` its calls return [`PagingError::OtherProcess`].
+/// No call of the mover changes the bytes of a [`HostMemory`]. A mover can only be used in the
+/// process that created it: in a child created by `fork`, its calls return
+/// [`PagingError::OtherProcess`].
 #[derive(Debug)]
 pub struct HostMover {
     folder: PathBuf,
@@ -59,22 +62,25 @@ struct Evict {
 }
 
 impl HostMover {
-    /// Bytes that states are moved in multiples of. Pages of the system are as large or smaller.
+    /// States are moved in multiples of this number of bytes. The pages of the system must not be
+    /// larger.
     pub const PAGE: usize = 4096;
 
-    /// States go to a file in this folder.
+    /// Returns a mover that stores states in a file in `folder`.
     ///
     /// # Errors
     /// [`PagingError::Folder`], [`PagingError::Thread`], [`PagingError::Unsupported`].
     pub fn in_folder(folder: &Path) -> Result<Self, PagingError> {
         let unsupported = |missing: String| PagingError::Unsupported { missing };
         if !HostRegion::SUPPORTED {
-            return Err(unsupported("it is done with calls of Linux".to_owned()));
+            return Err(unsupported(
+                "paging on the CPU is only supported on Linux".to_owned(),
+            ));
         }
         if HostRegion::page() > Self::PAGE {
             let page = HostRegion::page();
             return Err(unsupported(format!(
-                "the system has pages of {page} bytes, wanted {} at most",
+                "the system has pages of {page} bytes, wanted at most {}",
                 Self::PAGE
             )));
         }
@@ -226,14 +232,14 @@ impl PageMover for HostMover {
         region
             .resident(part)
             .map_err(|source| PagingError::Transfer {
-                doing: "asking for",
+                doing: "querying the residency of",
                 bytes,
                 source: Arc::new(source),
             })
     }
 }
 
-/// A transfer of a [`HostMover`].
+/// A queued transfer of a [`HostMover`].
 #[derive(Clone, Debug)]
 pub struct HostTicket {
     ticket: Ticket,
@@ -252,7 +258,7 @@ impl HostTicket {
 }
 
 impl Job for Fetch {
-    /// The piece can be asked for again.
+    /// A failed fetch can be retried.
     const FAILS_FOR_GOOD: bool = false;
 
     fn may_start(&self) -> bool {
@@ -268,7 +274,7 @@ impl Job for Fetch {
     fn finish(&self) -> Result<(), Arc<io::Error>> {
         if let Some(after) = &self.after {
             after.wait().1.map_err(|error| {
-                let text = format!("what was evicted before could not be written: {error}");
+                let text = format!("the preceding eviction could not be written: {error}");
                 Arc::new(io::Error::new(error.kind(), text))
             })?;
         }
@@ -278,7 +284,8 @@ impl Job for Fetch {
             false => Err(io::ErrorKind::OutOfMemory.into()),
         };
         let done = match kept {
-            // Where it cannot stay in memory of its own, it stays in the file's.
+            // If there is no anonymous memory for it, the piece stays in the page cache of the
+            // file.
             Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
                 self.region.read(part(), self.write)
             }
@@ -289,8 +296,8 @@ impl Job for Fetch {
 }
 
 impl Job for Evict {
-    /// What could not be written is lost. A fetch waits for the eviction before it alone, and the system
-    /// tells of a failed write once, maybe to the eviction of another piece.
+    /// Bytes that could not be written are lost. A fetch waits only for the preceding eviction, and
+    /// the system reports a failed write once, possibly to the eviction of another piece.
     const FAILS_FOR_GOOD: bool = true;
 
     fn may_start(&self) -> bool {
@@ -303,7 +310,7 @@ impl Job for Evict {
 
     fn finish(&self) -> Result<(), Arc<io::Error>> {
         if let Some(after) = &self.after {
-            // Pages that could not be read are not there, or are clean.
+            // Pages that could not be read are either not resident or clean.
             let _ = after.wait();
         }
         self.region.give_up(self.part.clone()).map_err(Arc::new)
@@ -315,30 +322,30 @@ impl Job for Evict {
 mod tests {
     use super::*;
 
-    fn driver() -> HostMover {
+    fn mover() -> HostMover {
         HostMover::in_folder(&std::env::temp_dir()).unwrap()
     }
 
     #[test]
     fn each_error_of_the_system_is_told_as_what_it_is() {
-        let mut driver = driver();
+        let mut mover = mover();
         let page = HostMover::PAGE;
-        let allocate = |driver: &HostMover| driver.allocate(page, page).unwrap_err();
-        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        assert!(matches!(allocate(&driver), PagingError::NoRoom { .. }));
-        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EDQUOT));
-        assert!(matches!(allocate(&driver), PagingError::NoRoom { .. }));
-        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EFBIG));
-        assert!(matches!(allocate(&driver), PagingError::NoRoom { .. }));
-        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        let error = allocate(&driver);
+        let allocate = |mover: &HostMover| mover.allocate(page, page).unwrap_err();
+        mover.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        assert!(matches!(allocate(&mover), PagingError::NoRoom { .. }));
+        mover.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EDQUOT));
+        assert!(matches!(allocate(&mover), PagingError::NoRoom { .. }));
+        mover.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EFBIG));
+        assert!(matches!(allocate(&mover), PagingError::NoRoom { .. }));
+        mover.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        let error = allocate(&mover);
         assert!(matches!(error, PagingError::Reserve { .. }), "{error}");
-        assert!(error.to_string().contains("could not be reserved"));
-        driver.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EIO));
-        assert!(matches!(allocate(&driver), PagingError::Reserve { .. }));
-        // More than the address space has.
-        driver.file.reserve = |_, _, _| Ok(());
-        let error = driver.allocate(isize::MAX as usize / 2 / page * page, page);
+        assert!(error.to_string().contains("could not reserve"));
+        mover.file.reserve = |_, _, _| Err(io::Error::from_raw_os_error(libc::EIO));
+        assert!(matches!(allocate(&mover), PagingError::Reserve { .. }));
+        // More than the address space.
+        mover.file.reserve = |_, _, _| Ok(());
+        let error = mover.allocate(isize::MAX as usize / 2 / page * page, page);
         let PagingError::Map { source, .. } = error.unwrap_err() else {
             panic!("another error");
         };
@@ -347,13 +354,13 @@ mod tests {
 
     #[test]
     fn pages_that_the_disk_does_not_deliver_are_an_input_error() {
-        let driver = driver();
+        let mover = mover();
         let page = HostMover::PAGE;
-        let (region, _memory) = driver.allocate(page, page).unwrap();
-        // The system fails as for a block that it cannot read.
-        driver.file.truncate();
-        let ticket = driver.fetch(&region, 0..page, true, false, None).unwrap();
-        let error = driver.wait(&ticket).unwrap_err();
+        let (region, _memory) = mover.allocate(page, page).unwrap();
+        // Makes the system fail as it does for a block that it cannot read.
+        mover.file.truncate();
+        let ticket = mover.fetch(&region, 0..page, true, false, None).unwrap();
+        let error = mover.wait(&ticket).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("input/output error"), "{text}");
         let PagingError::Transfer { source, .. } = error else {

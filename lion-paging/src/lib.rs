@@ -1,28 +1,28 @@
-//! Which pages of an optimizer's state are resident: for states larger than the memory they are stepped
-//! in.
+//! Paging of optimizer states: steps states that are larger than memory.
 //!
-//! A step knows the order in which it will use all states before it begins. From that order and a budget
-//! in bytes a [`Policy`] makes a plan: a part of the state stays, the rest is streamed through a window,
-//! fetched ahead of its use and evicted behind it. A [`Pager`] carries the plan out through a
-//! [`PageMover`]; [`HostMover`] is the one of the CPU, over a memory-mapped file in a folder on a fast disk.
-//! Paging moves bytes and never changes them, so a paged step returns the bits of one in memory.
+//! The order in which a step accesses all states is known before the step begins. From this order
+//! and a budget in bytes, a [`Policy`] makes a plan: one part of the states stays resident, and the
+//! rest is streamed through a window, prefetched before use and evicted after. A [`Pager`] executes
+//! the plan through a [`PageMover`]. [`HostMover`] is the mover of the CPU; it uses a memory-mapped
+//! file in a folder on a fast disk. Paging moves bytes and never changes them, so a paged step
+//! returns the same bits as a step in memory.
 //!
 //! ```no_run
 //! use lion_core::{Momentum32, PagingError};
 //! use lion_paging::{HostMover, Limits, Pager, Access, Pass};
 //! use std::sync::Arc;
 //!
-//! let driver = HostMover::in_folder("/fast/disk".as_ref())?;
+//! let mover = HostMover::in_folder("/fast/disk".as_ref())?;
 //! let limits = Limits::new(64 << 20, None, HostMover::PAGE)?;
-//! let pager = Arc::new(Pager::new(driver, limits));
+//! let pager = Arc::new(Pager::new(mover, limits));
 //! let (pages, mut memory) = pager.allocate(&Momentum32, 100 << 20)?; // 400 MiB
 //! let all = 0..pages.pieces().count();
 //! let uses: Vec<Access> = all.filter_map(|i| pages.piece(i)).map(Access::write).collect();
 //! let walk = pager.begin(&uses, Pass::Step)?;
 //! for (i, _) in uses.iter().enumerate() {
-//!     walk.acquire(i)?; // waits only where the disk is slower than the step
+//!     walk.acquire(i)?; // waits only if the disk is slower than the step
 //!     let part = pages.pieces().bytes(i);
-//!     // SAFETY: what is changed lies in the piece that is held.
+//!     // SAFETY: only bytes of the acquired piece are changed.
 //!     let bytes = unsafe { memory.bytes_mut() };
 //!     bytes[part].fill(1);
 //!     walk.release(i);

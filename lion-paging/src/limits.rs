@@ -1,20 +1,24 @@
-//! How much fast memory states may take, and in what portions they move.
+//! Limits of paging: the budget of fast memory, and the size of the pieces that are moved.
 
 use lion_core::PagingError;
 
-/// The window where none is asked for: a quarter of the budget, and no more than this.
+/// Upper bound of the default window, which is a quarter of the budget.
 const LARGEST_WINDOW: usize = 64 << 20;
 
-/// Pieces that fit the window, where pages are small enough: some are read, some written, one is stepped.
+/// Number of pieces in the window, if pages are small enough: some are read, some written, one is
+/// used.
 const PIECES_IN_WINDOW: usize = 4;
 
-/// Bytes of a piece at most: a disk is near its full speed with a few transfers of this size.
+/// Upper bound of the bytes of a piece. A few transfers of this size run a disk near its full
+/// speed.
 const LARGEST_PIECE: usize = 4 << 20;
 
-/// The large pages of systems and devices. Pieces are multiples of it where two of them fit the window.
+/// Bytes of a large page on hosts and devices. If two large pages fit the window, pieces are
+/// multiples of it.
 const LARGE_PAGE: usize = 2 << 20;
 
-/// A budget of fast memory, and its part through which all that does not stay resident is streamed.
+/// A budget of fast memory. One part of it, the window, is used to stream pieces that do not stay
+/// resident.
 ///
 /// ```
 /// use lion_paging::Limits;
@@ -24,7 +28,7 @@ const LARGE_PAGE: usize = 2 << 20;
 /// let error = Limits::new(1000, None, 4096).unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "the budget of paged states is 1000 bytes, wanted one page of 4096 at least"
+///     "the budget of paged states is 1000 bytes, wanted at least one page of 4096 bytes"
 /// );
 /// # Ok::<(), lion_paging::PagingError>(())
 /// ```
@@ -36,8 +40,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A budget and, if one is asked for, a window, in bytes, of memory that moves in multiples of
-    /// `page`. Both are rounded down to whole pages.
+    /// Returns the limits for a budget and an optional window, in bytes. Memory is moved in
+    /// multiples of `page`. Budget and window are rounded down to whole pages.
     ///
     /// # Errors
     /// [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`].
@@ -59,7 +63,7 @@ impl Limits {
                 });
             }
             Some(window) => whole(window),
-            // Two pages, where the budget has them: one is stepped while the other moves.
+            // At least two pages if the budget allows: one is used while the other is moved.
             None => whole((budget / 4).min(LARGEST_WINDOW))
                 .max(page.saturating_mul(2))
                 .min(whole(budget)),
@@ -77,7 +81,8 @@ impl Limits {
         })
     }
 
-    /// The same, with pages as large as its pieces: for memory that is given out in equal parts.
+    /// Returns the same limits with pages as large as the pieces, for memory that is allocated in
+    /// equal parts.
     ///
     /// # Errors
     /// [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`].
@@ -85,26 +90,29 @@ impl Limits {
         Limits::new(self.budget, Some(self.window), self.piece)
     }
 
-    /// Bytes of paged state that may be resident.
+    /// Returns the bytes of paged state that may be resident.
     pub fn budget(&self) -> usize {
         self.budget
     }
 
-    /// Bytes of the budget that are streamed through. The rest holds what stays.
+    /// Returns the bytes of the budget that states are streamed through. The rest holds the pieces
+    /// that stay.
     pub fn window(&self) -> usize {
         self.window
     }
 
-    /// Bytes that move at once, at most.
+    /// Returns the upper bound of the bytes of a piece, the unit that is moved.
     pub fn piece(&self) -> usize {
         self.piece
     }
 
-    /// Bytes that a steady step of a state of `state` bytes moves, in and out, at most:
-    /// `2 * (state - budget + window)`, or 0 where the state fits the budget. Where gradients are looked at
-    /// before a step (`OnNonFinite::RejectStep`), or the norm of a tensor larger than the window
-    /// (`max_unorm`), what is streamed is read once more, and in the unified memory of a CUDA device moved
-    /// back once more.
+    /// Returns an upper bound of the bytes that a step moves, in and out, after the first steps,
+    /// for states of `state` bytes in total: `2 * (state - budget + window)`, or 0 if the states
+    /// fit the budget.
+    ///
+    /// If gradients are checked before the step (`OnNonFinite::RejectStep`), or if the norm of a
+    /// tensor larger than the window is needed (`max_unorm`), the streamed pieces are read once
+    /// more. In the unified memory of a CUDA device they are also written back once more.
     pub fn steady_bytes(&self, state: usize) -> usize {
         if state <= self.budget {
             0

@@ -1,11 +1,11 @@
-//! How much memory the process may use, as files of Linux say.
+//! The limits on the memory of the process, read from files of Linux.
 
 use lion_core::{MemoryLimit, MemoryLimitKind};
 use std::fs;
 use std::path::{Component, Path};
 
-/// The smallest limit that the files under `root` name, which is `/` but in tests. `None` where there are no
-/// such files.
+/// Returns the smallest limit found in the files under `root`, which is `/` except in tests.
+/// Returns `None` if there are no such files.
 pub(crate) fn smallest_limit(root: &Path) -> Option<MemoryLimit> {
     let limits = [
         control_group(root),
@@ -16,18 +16,18 @@ pub(crate) fn smallest_limit(root: &Path) -> Option<MemoryLimit> {
     limits.into_iter().flatten().min_by_key(|limit| limit.bytes)
 }
 
-/// A file that holds one number. Another word, as `max` for no limit, is none.
+/// Reads a file that contains one number. Returns `None` for a word, such as `max` for no limit.
 fn number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-/// The smallest limit of the control group of the process and of those around it, in both versions of the
-/// system's interface.
+/// Returns the smallest limit of the control group of the process and of its ancestors, in version
+/// 1 and 2 of the interface.
 fn control_group(root: &Path) -> Option<MemoryLimit> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mounted = root.join("sys/fs/cgroup");
     let limits = groups.lines().filter_map(|line| {
-        // `0::/path` in version 2, `4:memory:/path` in version 1.
+        // The format is `0::/path` in version 2, and `4:memory:/path` in version 1.
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);
         let (folders, file) = if controllers.is_empty() {
@@ -47,8 +47,9 @@ fn control_group(root: &Path) -> Option<MemoryLimit> {
     Some(MemoryLimit::new(MemoryLimitKind::ControlGroup, bytes))
 }
 
-/// The smallest number in files of this name in a folder and along a path in it. In a container the path may
-/// be one of the machine outside, and then only the folder itself has the file.
+/// Returns the smallest number in the files of this name in a folder and along a path below it. In
+/// a container the path may be relative to the host, and then only the folder itself contains the
+/// file.
 fn smallest_above(folder: &Path, path: &str, file: &str) -> Option<u64> {
     let mut folder = folder.to_owned();
     let mut smallest = number(&folder.join(file));
@@ -64,7 +65,7 @@ fn smallest_above(folder: &Path, path: &str, file: &str) -> Option<u64> {
     smallest
 }
 
-/// The soft limit of a resource, as `ulimit` sets it.
+/// Returns the soft limit of a resource, as set by `ulimit`.
 fn resource(root: &Path, name: &str, kind: MemoryLimitKind) -> Option<MemoryLimit> {
     let limits = fs::read_to_string(root.join("proc/self/limits")).ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
@@ -72,7 +73,7 @@ fn resource(root: &Path, name: &str, kind: MemoryLimitKind) -> Option<MemoryLimi
     Some(MemoryLimit::new(kind, bytes))
 }
 
-/// The memory of the machine.
+/// Returns the memory of the machine.
 fn machine(root: &Path) -> Option<MemoryLimit> {
     let memory = fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let line = memory
@@ -89,7 +90,7 @@ mod tests {
     use super::*;
     use tempfile::TempDir;
 
-    /// A folder with files of `/proc` and `/sys`.
+    /// Creates a folder with files of `/proc` and `/sys`.
     fn root(files: &[(&str, &str)]) -> TempDir {
         let root = tempfile::tempdir().unwrap();
         for (name, text) in files {
@@ -149,7 +150,7 @@ mod tests {
         assert_eq!(group_limit("4096\n", "104857600\n"), of(4096));
         let machine = Some((MemoryLimitKind::Machine, 24_582_144 * 1024));
         assert_eq!(group_limit("max\n", "max\n"), machine);
-        // In a container the group is the root of what it sees.
+        // In a container, its group is the root of the hierarchy.
         let container = [("sys/fs/cgroup/memory.max", "104857600\n"), group];
         assert_eq!(limit(&container), of(100 << 20));
         let outside = [container[0], ("proc/self/cgroup", "0::/../../other\n")];

@@ -1,51 +1,53 @@
-//! What moves pages: the calls of an operating system or of a device, behind one trait.
+//! Page movers: the transfer calls of an operating system or a device, as one trait.
 
 use lion_core::{BLOCK, MemoryLimit, PagingError};
 use std::fmt::Debug;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Memory whose parts can be made resident and given up, on a lane of its own beside the step.
+/// Memory whose parts can be made resident and evicted, asynchronously to the step.
 ///
-/// Bytes are the same wherever they are: a driver moves them and never changes them. A fetch or an
-/// eviction is queued and returns at once with a ticket; evictions are done in the order in which they are
-/// queued, so to wait for the last is to wait for all. A region is freed when all its handles and its memory are dropped.
+/// A mover moves bytes and never changes them. Fetches and evictions are queued and return
+/// immediately with a ticket. Evictions complete in the order in which they were queued, so waiting
+/// for the last one waits for all. A region is freed when all its handles and its memory are
+/// dropped.
 pub trait PageMover: Debug + Send + Sync + 'static {
-    /// A handle of the memory of one state, to move its parts by.
+    /// A handle of the memory of one state, through which its parts are moved.
     type Region: Clone + Debug + Send + Sync;
-    /// The memory itself, for its owner to read and write.
+    /// The memory of one state, for reading and writing by its owner.
     type Memory;
-    /// A fetch or an eviction to wait for.
+    /// A queued fetch or eviction.
     type Ticket: Clone + Debug + Send + Sync;
 
-    /// Its name, as reports print it.
+    /// Returns the name for reports.
     fn name(&self) -> String;
 
-    /// Bytes of a page. Regions, and the parts that are moved, are multiples of it.
+    /// Returns the bytes of a page. Regions, and the parts that are moved, are multiples of it.
     fn page(&self) -> usize;
 
-    /// Pieces begin at elements that are a multiple of this, which is one of whole blocks.
+    /// Returns the alignment of pieces: each begins at a multiple of this number of elements. It is
+    /// a multiple of the block size.
     fn elements(&self) -> usize {
         BLOCK
     }
 
-    /// Memory of so many bytes, with room for all of them where they go when they are not resident.
-    /// They are 0, and nothing is resident. Parts that are moved begin at multiples of `piece`.
+    /// Allocates `bytes` bytes, and reserves space for all of them in slow memory. The bytes are 0
+    /// and not resident. Parts that are moved begin at multiples of `piece`.
     ///
     /// # Errors
-    /// [`PagingError::NoRoom`], [`PagingError::Reserve`], [`PagingError::Map`], [`PagingError::Device`]; what
-    /// else the driver meets.
+    /// [`PagingError::NoRoom`], [`PagingError::Reserve`], [`PagingError::Map`],
+    /// [`PagingError::Device`], and other errors of the mover.
     fn allocate(
         &self,
         bytes: usize,
         piece: usize,
     ) -> Result<(Self::Region, Self::Memory), PagingError>;
 
-    /// Makes a part resident, once the eviction `after` is done. `write` says that it will be changed, `keep`
-    /// that it stays from step to step.
+    /// Makes a part resident after the eviction `after` has completed. `write` is set if the part
+    /// will be changed, and `keep` if it stays resident from step to step.
     ///
     /// # Errors
-    /// [`PagingError::NotAPiece`]; what else the driver meets.
+    /// [`PagingError::NotAPiece`], and other errors of the mover.
     fn fetch(
         &self,
         region: &Self::Region,
@@ -55,13 +57,13 @@ pub trait PageMover: Debug + Send + Sync + 'static {
         after: Option<&Self::Ticket>,
     ) -> Result<Self::Ticket, PagingError>;
 
-    /// Makes a part not resident, after its uses: those that have returned, or that are queued on the
-    /// device. `dirty` says that it was changed, as far as the plan knows. A driver whose memory can be
-    /// changed by other means has to keep what was changed, whatever `dirty` says. `after` is the fetch that
-    /// has brought it, which may not be done.
+    /// Evicts a part, after its accesses, which have returned or are queued on the device. `dirty`
+    /// is set if the plan knows that the part was changed. If the memory can be changed in other
+    /// ways, the mover must keep the changes regardless of `dirty`. `after` is the fetch of the
+    /// part, which may not have completed.
     ///
     /// # Errors
-    /// [`PagingError::NotAPiece`]; what else the driver meets.
+    /// [`PagingError::NotAPiece`], and other errors of the mover.
     fn evict(
         &self,
         region: &Self::Region,
@@ -70,30 +72,31 @@ pub trait PageMover: Debug + Send + Sync + 'static {
         after: Option<&Self::Ticket>,
     ) -> Result<Self::Ticket, PagingError>;
 
-    /// Returns whether an eviction moves the bytes of a part that was not changed, as if it was. A
-    /// driver that keeps the bytes where they were fetched from has nothing to move then.
+    /// Returns whether an eviction moves the bytes of a part even if it was not changed. It need
+    /// not if the mover keeps the bytes in slow memory after a fetch.
     fn moves_unchanged(&self, _region: &Self::Region) -> bool {
         false
     }
 
-    /// Lets what comes next on the lane of the step wait for a ticket. Returns how long the caller
-    /// itself has waited.
+    /// Makes subsequent work of the step wait for a ticket: on a device, the work queued next; on
+    /// the CPU, the caller. Returns how long the caller has waited.
     ///
     /// # Errors
-    /// What the fetch or the eviction met.
+    /// The error of the fetch or eviction.
     fn wait(&self, ticket: &Self::Ticket) -> Result<Duration, PagingError>;
 
-    /// Whether a ticket need not be waited for.
+    /// Returns whether the transfer of a ticket has completed.
     fn is_done(&self, ticket: &Self::Ticket) -> bool;
 
-    /// The smallest limit on the fast memory that this process may use, if it is known.
+    /// Returns the smallest limit on the fast memory of this process, if it is known.
     fn memory_limit(&self) -> Option<MemoryLimit> {
         None
     }
 
-    /// Bytes of a part that are in fast memory, as the system finds them.
+    /// Returns the bytes of a part that are in fast memory, according to the system.
     ///
     /// # Errors
-    /// [`PagingError::Unsupported`] where the driver cannot tell; what else it meets.
+    /// [`PagingError::Unsupported`] if the mover cannot determine it, and other errors of the
+    /// mover.
     fn resident(&self, region: &Self::Region, part: Range<usize>) -> Result<usize, PagingError>;
 }

@@ -1,9 +1,10 @@
-//! How the state of one tensor is cut into pieces: whole blocks, with all their planes side by side.
+//! The division of a state into pieces: whole blocks, with all their planes next to each other.
 
 use lion_core::{BLOCK, BackendError, PagingError, PlaneSpec, StateLayout};
 use std::ops::Range;
 
-/// The pieces of one state: as many blocks each as fit, the last one with what is left.
+/// The pieces of one state. Each holds as many blocks as fit; the last one holds the remaining
+/// blocks.
 ///
 /// ```
 /// use lion_core::Momentum32;
@@ -18,18 +19,18 @@ pub struct Pieces {
     layout: &'static dyn StateLayout,
     len: usize,
     page: usize,
-    /// Elements and bytes of a full piece. The bytes of all pieces, each taken as a full one, are no more
-    /// than `isize::MAX`.
+    /// Elements and bytes of a full piece. The number of pieces times the bytes of a full one does
+    /// not exceed `isize::MAX`.
     elements: usize,
     stride: usize,
 }
 
 impl Pieces {
-    /// Of a state of `len` elements, in pieces of at most `piece` bytes, or of one block if that is more.
-    /// Both are whole pages.
+    /// Divides a state of `len` elements into pieces of at most `piece` bytes, but of at least one
+    /// block. The bytes of each piece are rounded up to whole pages of `page` bytes.
     ///
     /// # Errors
-    /// [`PagingError::TooLarge`] where the bytes cannot be counted.
+    /// [`PagingError::TooLarge`] if the bytes overflow.
     pub fn new(
         layout: &'static dyn StateLayout,
         len: usize,
@@ -48,18 +49,18 @@ impl Pieces {
         pieces.of(blocks.checked_mul(BLOCK))
     }
 
-    /// The same with pieces that begin at multiples of so many elements, rounded up to whole blocks; of one
-    /// such multiple at least.
+    /// Returns the same pieces, except that each begins at a multiple of `elements`, rounded up to
+    /// whole blocks. A piece holds at least that many elements.
     ///
     /// # Errors
-    /// As [`new`](Pieces::new).
+    /// The errors of [`new`](Pieces::new).
     pub fn of_multiples(self, elements: usize) -> Result<Self, PagingError> {
         let unit = elements.max(1).checked_next_multiple_of(BLOCK);
         let full = unit.and_then(|unit| (self.elements / unit).max(1).checked_mul(unit));
         self.of(full)
     }
 
-    /// The same with pieces of so many elements.
+    /// Sets the elements of a full piece.
     fn of(mut self, elements: Option<usize>) -> Result<Self, PagingError> {
         let stride = elements.and_then(|elements| {
             let stride = self.checked_size(elements)?;
@@ -71,7 +72,7 @@ impl Pieces {
         Ok(self)
     }
 
-    /// Bytes of a piece of so many elements: its planes, rounded up to whole pages.
+    /// Returns the bytes of a piece of `elements` elements: its planes, rounded up to whole pages.
     fn checked_size(&self, elements: usize) -> Option<usize> {
         let whole = elements.checked_next_multiple_of(BLOCK)?;
         let mut bytes = 0usize;
@@ -82,64 +83,68 @@ impl Pieces {
         bytes.checked_next_multiple_of(self.page)
     }
 
-    /// The same, where it is known to be no more than that of a full piece.
+    /// Like [`checked_size`](Self::checked_size), for at most the elements of a full piece, which
+    /// cannot overflow.
     fn size(&self, elements: usize) -> usize {
         let last = self.layout.planes().len();
         self.start(elements, last).next_multiple_of(self.page)
     }
 
-    /// Where a plane starts in a piece of so many elements: after whole blocks of those before it.
+    /// Returns the offset of a plane in a piece of `elements` elements. The planes before it are
+    /// stored in whole blocks.
     fn start(&self, elements: usize, plane: usize) -> usize {
         let whole = elements.next_multiple_of(BLOCK);
         let before = self.layout.planes().iter().take(plane);
         before.map(|spec| plane_bytes(spec, whole)).sum()
     }
 
-    /// The layout of the state.
+    /// Returns the layout of the state.
     pub fn layout(&self) -> &'static dyn StateLayout {
         self.layout
     }
 
-    /// Elements of the tensor.
+    /// Returns the number of elements of the tensor.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no element.
+    /// Returns whether the tensor has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Number of pieces.
+    /// Returns the number of pieces.
     pub fn count(&self) -> usize {
         self.len.div_ceil(self.elements)
     }
 
-    /// Bytes from one piece to the next.
+    /// Returns the distance in bytes from one piece to the next.
     pub fn stride(&self) -> usize {
         self.stride
     }
 
-    /// The elements of a piece. Where there is no such piece, there are none.
+    /// Returns the elements of a piece, or an empty range if there is no such piece.
     pub fn elements(&self, piece: usize) -> Range<usize> {
         let start = piece.saturating_mul(self.elements).min(self.len);
         start..start.saturating_add(self.elements).min(self.len)
     }
 
-    /// The bytes of a piece in the memory of the state. Where there is no such piece, there are none.
+    /// Returns the bytes of a piece in the memory of the state, or an empty range if there is no
+    /// such piece.
     pub fn bytes(&self, piece: usize) -> Range<usize> {
         let start = piece.min(self.count()) * self.stride;
         start..start + self.size(self.elements(piece).len())
     }
 
-    /// Bytes of all pieces.
+    /// Returns the bytes of all pieces.
     pub fn total(&self) -> usize {
         self.count()
             .checked_sub(1)
             .map_or(0, |last| self.bytes(last).end)
     }
 
-    /// The bytes of a plane within a piece. Where there is no such piece or plane, there are none.
+    /// Returns the bytes of a plane within a piece, or an empty range if there is no such piece or
+    /// plane.
     pub fn plane(&self, piece: usize, plane: usize) -> Range<usize> {
         let elements = self.elements(piece).len();
         let start = self.start(elements, plane);
@@ -147,8 +152,17 @@ impl Pieces {
         start..start + spec.map_or(0, |spec| plane_bytes(spec, elements))
     }
 
-    /// The parts of the pieces that hold `bytes` bytes of a plane from `offset` on: for each the piece and
-    /// the range in the memory of the state.
+    /// Returns where `bytes` bytes of a plane from `offset` on are stored: the index of each piece,
+    /// and the range in the memory of the state.
+    ///
+    /// ```
+    /// use lion_core::Momentum32;
+    /// use lion_paging::Pieces;
+    /// let pieces = Pieces::new(&Momentum32, 5000, 8192, 4096)?;
+    /// let parts = pieces.parts(0, 8000, 400)?;
+    /// assert_eq!(parts, [(0, 8000..8192), (1, 8192..8400)]);
+    /// # Ok::<(), lion_core::BackendError>(())
+    /// ```
     ///
     /// # Errors
     /// [`BackendError::WrongPart`].
@@ -178,7 +192,8 @@ impl Pieces {
     }
 }
 
-/// Bytes of a plane of so many elements, which are no more than those of a state that can be counted.
+/// Returns the bytes of a plane for `elements` elements, which do not exceed those of a valid
+/// state.
 fn plane_bytes(spec: &PlaneSpec, elements: usize) -> usize {
     elements.div_ceil(spec.elements.max(1)) * spec.plane_type.bytes()
 }
@@ -188,7 +203,7 @@ mod tests {
     use super::*;
     use lion_core::{Bits, Momentum32, PlaneType};
 
-    /// Planes as those of the 8-bit state.
+    /// A layout with the planes of the 8-bit state.
     #[derive(Debug)]
     struct CodesAndAbsmax;
 
@@ -210,13 +225,13 @@ mod tests {
 
     #[test]
     fn a_piece_holds_both_planes_of_its_blocks() {
-        // 15 blocks of 260 bytes fit a page of 4096: 3840 elements.
+        // A page of 4096 bytes holds 15 blocks of 260 bytes, which are 3840 elements.
         let pieces = Pieces::new(&CodesAndAbsmax, 9000, 4096, 4096).unwrap();
         assert_eq!((pieces.count(), pieces.total()), (3, 3 * 4096));
         assert_eq!(pieces.elements(1), 3840..7680);
         let planes = |piece| (pieces.plane(piece, 0), pieces.plane(piece, 1));
         assert_eq!(planes(0), (0..3840, 3840..3900));
-        // The last one has 1320 elements, 6 blocks.
+        // The last piece has 1320 elements in 6 blocks.
         assert_eq!(planes(2), (0..1320, 1536..1560));
         let parts = pieces.parts(0, 3000, 5000).unwrap();
         assert_eq!(parts, [(0, 3000..3840), (1, 4096..7936), (2, 8192..8512)]);

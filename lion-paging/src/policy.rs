@@ -1,74 +1,77 @@
-//! Which pieces of state are resident when: a plan for each step, made before it begins.
+//! Decides which pieces of state are resident at which time, by a plan that is made before each
+//! step.
 //!
-//! A step goes over the same pieces in the same order again and again. Evicting what was used longest
-//! ago then evicts just what is needed next, and every piece is moved in every step. The best that can be
-//! done is to keep a part and to stream the rest: of `S` bytes of state and a budget of `B`, a window of
-//! `W` bytes of the budget has `S - B + W` bytes streamed through it, in and out, and the rest stays
-//! where it is. No plan moves less than `2 * (S - B)`.
+//! Every step accesses the same pieces in the same order. Least-recently-used eviction then evicts
+//! exactly the pieces that are needed next, so that every step moves every piece. It is better to
+//! keep a part of the state resident and to stream the rest. With `S` bytes of state, a budget of
+//! `B` bytes, and a window of `W` bytes of the budget, `S - B + W` bytes are streamed through the
+//! window, in and out, and the other bytes stay resident. No plan moves less than `2 * (S - B)`
+//! bytes.
 //!
-//! The part that stays does not depend on the order of a step, so another order costs nothing more.
-//! Pieces that have not been stepped for some steps give their place up to others.
+//! The part that stays does not depend on the order of accesses, so a step in another order moves
+//! no more bytes. Pieces that are not accessed for several steps make room for others.
 
 use crate::{Access, Action, Limits, Piece};
 use lion_core::PagingError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Steps without a piece after which its place may be given to one that is stepped: trainers that step
-/// two halves of a model in turn keep what they have.
+/// Number of steps without an access after which a piece that stays can be replaced by another.
+/// With it, a trainer that steps two halves of a model in turn keeps its resident pieces.
 const PATIENCE: u64 = 8;
 
-/// No position.
+/// The position of an access that does not occur.
 const NEVER: usize = usize::MAX;
 
-/// The serial number of the piece that is made next, by any policy of the process.
+/// The serial number of the next piece of any policy in this process.
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
-/// For what pieces are used.
+/// The purpose of a sequence of accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
-    /// A step: it is expected to come again in the same order, and its first pieces are fetched ahead.
+    /// A step. The next step is expected to have the same order, so its first pieces are
+    /// prefetched.
     Step,
-    /// A look at all states before a step, counted with it.
+    /// A pass over all states before a step. Its transfers are counted as part of the step.
     Survey,
-    /// A look at some states between steps, not counted.
+    /// An access to some states between steps, such as an export. Its transfers are not counted.
     Aside,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Slot {
-    /// The serial number of its piece; 0 if it is free.
+    /// The serial number of the piece; 0 if the slot is free.
     serial: u64,
     bytes: usize,
-    /// Whether it is resident, at the end of what has been planned.
+    /// Whether the piece is resident at the end of the current plan.
     here: bool,
-    /// Whether it was written since it was fetched.
+    /// Whether the piece was written since it was fetched.
     dirty: bool,
-    /// Whether it stays.
+    /// Whether the piece stays resident.
     fixed: bool,
-    /// The step that used it last.
+    /// The last step that accessed the piece.
     last: u64,
-    /// Within a plan: the first use that is not looked at yet, uses ahead that it waits for, and the
-    /// action that has fetched it.
+    /// Within a plan: the next access that was not yet considered, the number of fetched accesses
+    /// that have not yet run, and the index of the action that has fetched the piece.
     next: usize,
     pending: usize,
     fetch: usize,
 }
 
-/// The pieces of all paged states, and a plan for each step.
+/// The pieces of all paged states. Makes a plan for each step.
 ///
 /// ```
 /// use lion_paging::{Action, Limits, Policy, Access, Pass};
-/// // Four pieces of one page, memory for three, of which one is the window.
+/// // Four pieces of one page, and memory for three pieces. One of the three is the window.
 /// let mut policy = Policy::new(Limits::new(3 * 4096, Some(4096), 4096)?);
 /// let pieces = (0..4).map(|_| policy.add(4096)).collect::<Result<Vec<_>, _>>()?;
 /// let uses: Vec<Access> = pieces.into_iter().map(Access::write).collect();
 /// policy.plan(&uses, Pass::Step)?;
 /// let again = policy.plan(&uses, Pass::Step)?;
 /// let moved: usize = again.iter().map(|action| match action {
-///     Action::Use(_) => 0,
+///     Action::Access(_) => 0,
 ///     Action::Fetch { .. } | Action::Evict { .. } => 4096,
 /// }).sum();
-/// assert_eq!(moved, 2 * (4 - 3 + 1) * 4096); // two pieces stay, two are streamed
+/// assert_eq!(moved, 2 * (4 - 3 + 1) * 4096); // Two pieces stay, and two are streamed.
 /// # Ok::<(), lion_paging::PagingError>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -76,19 +79,19 @@ pub struct Policy {
     limits: Limits,
     slots: Vec<Slot>,
     free: Vec<usize>,
-    /// Bytes of all pieces, of those that are resident, and of those that stay.
+    /// Bytes of all pieces, of the resident pieces, and of the pieces that stay.
     total: usize,
     here: usize,
     fixed: usize,
-    /// Pieces that stay, in the order in which they were chosen.
+    /// Pieces that stay, in the order in which they were selected.
     kept: Vec<usize>,
-    /// Pieces that are resident and do not stay.
+    /// Pieces that are resident but do not stay.
     loose: Vec<usize>,
     steps: u64,
 }
 
 impl Policy {
-    /// No pieces yet.
+    /// Returns a policy without pieces.
     pub fn new(limits: Limits) -> Self {
         Policy {
             limits,
@@ -103,39 +106,39 @@ impl Policy {
         }
     }
 
-    /// The limits.
+    /// Returns the limits.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// Bytes of all pieces.
+    /// Returns the bytes of all pieces.
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// Bytes that are resident after all that has been planned.
+    /// Returns the bytes that are resident after everything that has been planned.
     pub fn resident(&self) -> usize {
         self.here
     }
 
-    /// Whether a piece is resident after all that has been planned. False for a piece that is not of this
-    /// policy.
+    /// Returns whether a piece is resident after everything that has been planned, or `false` if
+    /// this policy does not have the piece.
     pub fn is_resident(&self, piece: Piece) -> bool {
         self.find(piece).is_some_and(|index| self.slots[index].here)
     }
 
-    /// The slot of a piece, if it is one of this policy.
+    /// Returns the slot of a piece, or `None` if this policy does not have the piece.
     fn find(&self, piece: Piece) -> Option<usize> {
         let slot = self.slots.get(piece.index);
         slot.filter(|slot| slot.serial == piece.serial)
             .map(|_| piece.index)
     }
 
-    /// A piece of so many bytes, not resident: [`Limits::piece`] at most.
+    /// Adds a piece of `bytes` bytes, at most [`Limits::piece`]. It is not resident.
     ///
     /// # Errors
-    /// [`PagingError::NotAPiece`] where there are more bytes; [`PagingError::TooLarge`] where the bytes of
-    /// all pieces cannot be counted.
+    /// [`PagingError::NotAPiece`] if there are more bytes. [`PagingError::TooLarge`] if the bytes
+    /// of all pieces overflow.
     pub fn add(&mut self, bytes: usize) -> Result<Piece, PagingError> {
         if bytes > self.limits.piece() {
             return Err(PagingError::NotAPiece {
@@ -166,7 +169,7 @@ impl Policy {
         Ok(Piece { index, serial })
     }
 
-    /// Forgets pieces whose memory is freed. Those that are not of this policy are left out.
+    /// Removes pieces whose memory was freed. Ignores pieces that this policy does not have.
     pub fn remove(&mut self, pieces: &[Piece]) {
         for &piece in pieces {
             let Some(index) = self.find(piece) else {
@@ -178,13 +181,13 @@ impl Policy {
             self.fixed -= if slot.fixed { slot.bytes } else { 0 };
             self.free.push(index);
         }
-        // Once for all of them: a state may have a million pieces.
+        // A state may have a million pieces, so the lists are filtered once for all of them.
         let slots = &self.slots;
         self.kept.retain(|&index| slots[index].serial != 0);
         self.loose.retain(|&index| slots[index].serial != 0);
     }
 
-    /// A piece that could not be fetched: it is not resident, whatever has been planned.
+    /// Marks a piece as not resident because its fetch has failed, whatever was planned.
     pub fn lost(&mut self, piece: Piece) {
         let Some(lost) = self.find(piece) else {
             return;
@@ -195,11 +198,12 @@ impl Policy {
         self.loose.retain(|&index| index != lost);
     }
 
-    /// What to fetch and evict around these uses, in order. A piece may be used more than once. At no
-    /// point is more than the budget resident, where an eviction ends before the next fetch begins.
+    /// Returns the fetches and evictions for these accesses, in order. A piece may be accessed more
+    /// than once. If every eviction completes before the next fetch begins, resident bytes never
+    /// exceed the budget.
     ///
     /// # Errors
-    /// [`PagingError::UnknownPiece`] where a piece is not of this policy.
+    /// [`PagingError::UnknownPiece`] if this policy does not have a piece.
     pub fn plan(&mut self, uses: &[Access], visit: Pass) -> Result<Vec<Action>, PagingError> {
         let unknown = uses.iter().position(|used| self.find(used.piece).is_none());
         if let Some(position) = unknown {
@@ -237,7 +241,7 @@ impl Policy {
             if let Some(Action::Fetch { write, .. }) = actions.get_mut(slot.fetch) {
                 *write |= used.write;
             }
-            // What is looked at aside may be looked at again.
+            // An access between steps may be repeated soon, so its pieces are kept.
             let over = slot.pending == 0 && slot.next == NEVER;
             if over && !slot.fixed && visit != Pass::Aside {
                 self.evict(used.piece.index, &mut actions);
@@ -249,8 +253,8 @@ impl Policy {
         actions
     }
 
-    /// Fetches the piece of a position if it is not resident, and says whether there was room. `must` is
-    /// when nothing goes on before it is here.
+    /// Fetches the piece at a position if it is not resident, and returns whether there was room.
+    /// `must` is set if nothing can proceed without the piece.
     fn fetch(
         &mut self,
         piece: Piece,
@@ -262,11 +266,12 @@ impl Policy {
         if self.slots[index].here {
             return true;
         }
-        // What is used again soon is not moved for what is only fetched ahead.
+        // A prefetch does not evict pieces that are accessed again soon.
         let soon = position.saturating_add(self.loose.len());
         let bytes = self.slots[index].bytes;
         while self.here + bytes > self.limits.budget() {
-            // Belady's choice among those that do not stay: the one that is used last, or never.
+            // Belady's choice among the pieces that do not stay: the one whose next access is the
+            // latest, or never.
             let idle = |&&index: &&usize| self.slots[index].pending == 0;
             let victims = self.loose.iter().filter(idle);
             let victim = victims
@@ -310,7 +315,7 @@ impl Policy {
         });
     }
 
-    /// Fetches the first pieces of the next step, as many as there is room for.
+    /// Prefetches as many of the first pieces of the next step as there is room for.
     fn fetch_ahead(&mut self, uses: &[Access], actions: &mut Vec<Action>) {
         for used in uses {
             let slot = &mut self.slots[used.piece.index];
@@ -334,7 +339,7 @@ impl Policy {
         }
     }
 
-    /// Chooses what stays: as much as the budget has beside the window.
+    /// Selects the pieces that stay: as many as fit the budget without the window.
     fn choose(&mut self, uses: &[Access], visit: Pass) {
         self.shrink();
         if visit == Pass::Step {
@@ -349,12 +354,13 @@ impl Policy {
         }
     }
 
-    /// Bytes that stay, where not all do. They may be more by less than one piece.
+    /// Returns the target for the bytes that stay if not all pieces can. They may exceed it by less
+    /// than one piece.
     fn share(&self) -> usize {
         self.limits.budget() - self.limits.window()
     }
 
-    /// Gives up pieces that there is no place for since others have come.
+    /// Releases pieces that no longer fit because others were added.
     fn shrink(&mut self) {
         if self.total <= self.limits.budget() {
             return;
@@ -368,7 +374,7 @@ impl Policy {
         }
     }
 
-    /// Lets used pieces stay while there is room, and says whether all of them do.
+    /// Marks accessed pieces as staying while there is room, and returns whether all of them fit.
     fn keep(&mut self, uses: &[Access]) -> bool {
         let mut all = true;
         for used in uses {
@@ -395,7 +401,7 @@ impl Policy {
         all
     }
 
-    /// Gives up pieces that have not been stepped for long, and says whether there were any.
+    /// Releases pieces that were not accessed for many steps, and returns whether there were any.
     fn give_up(&mut self) -> bool {
         let steps = self.steps;
         let kept = std::mem::take(&mut self.kept);
@@ -434,7 +440,7 @@ mod tests {
         let foreign = other.add(PAGE).unwrap();
         let gone = policy.add(PAGE).unwrap();
         policy.remove(&[gone]);
-        // It has the place of the one that is gone.
+        // The new piece reuses the slot of the removed one.
         let piece = policy.add(PAGE).unwrap();
         policy.plan(&[Access::write(piece)], Pass::Step).unwrap();
         for strange in [foreign, gone] {
@@ -467,7 +473,7 @@ mod tests {
 
     #[test]
     fn pieces_are_removed_together() {
-        // A million take some minutes if each is looked for in the list of those that stay.
+        // A search in the list of staying pieces for each of a million would take minutes.
         let count = if cfg!(miri) { 100 } else { 1_000_000 };
         let mut policy = Policy::new(Limits::new(4 * count, Some(4), 1).unwrap());
         let mut add = || (0..count).map(|_| policy.add(1).unwrap()).collect();
@@ -486,7 +492,7 @@ mod tests {
         assert!(policy.kept.is_empty() && policy.loose.is_empty() && policy.fixed == 0);
     }
 
-    /// Carries plans out by the letter, over orders that change.
+    /// Executes plans action by action, for orders that change.
     #[test]
     fn plans_stay_within_the_budget() {
         let limits = Limits::new(6 * PAGE, Some(2 * PAGE), PAGE).unwrap();

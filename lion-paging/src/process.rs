@@ -1,16 +1,16 @@
-//! The process that memory belongs to: `fork` makes another one, in which no helper thread runs and whose
-//! shared pages are those of its parent.
+//! The process that owns memory. `fork` creates another process, which has no helper threads, and
+//! whose shared pages are those of its parent.
 
 use lion_core::PagingError;
 
-/// A process.
+/// The ID of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Process(u32);
 
 impl Process {
-    /// The process that runs this.
+    /// Returns the calling process.
     pub(crate) fn current() -> Self {
-        // There is one on WebAssembly, and it has no number.
+        // `std::process::id` is not available on WebAssembly, which has only one process.
         Process(if cfg!(target_family = "wasm") {
             0
         } else {
@@ -22,7 +22,7 @@ impl Process {
         self == Process::current()
     }
 
-    /// An error where another process runs this.
+    /// Returns an error if the calling process is another one.
     pub(crate) fn check(self) -> Result<(), PagingError> {
         let current = Process::current();
         if self == current {

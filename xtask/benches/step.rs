@@ -1,4 +1,4 @@
-//! `cargo bench`: the suite of `cargo xtask bench`.
+//! `cargo bench`: runs the benchmarks of `cargo xtask bench`.
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    // Cargo adds a flag of its own.
+    // Cargo passes `--bench`.
     let command = Cli::command().arg(clap::Arg::new("bench").long("bench").hide(true).num_args(0));
     let parsed = Cli::from_arg_matches(&command.get_matches());
     let done = match parsed {

@@ -1,10 +1,10 @@
-//! `cargo xtask check`: all that a change must pass, the cheapest check first.
+//! `cargo xtask check`: the checks that every change must pass, the fastest first.
 
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::Command;
 
-/// What is checked: a name, the arguments of cargo, and what rustdoc is told.
+/// The checks: a name and the arguments of cargo.
 const CHECKS: &[(&str, &str)] = &[
     ("format", "fmt --all --check"),
     ("clippy", "clippy --workspace --all-targets -- -D warnings"),
@@ -16,12 +16,12 @@ const CHECKS: &[(&str, &str)] = &[
     ("tests", "test --workspace"),
 ];
 
-/// Runs all checks and returns whether they passed.
+/// Runs all checks, and returns whether they passed.
 pub(crate) fn run() -> Result<bool> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("xtask lies in the workspace")?;
-    // The cargo that runs this, so that one toolchain does everything.
+    // Uses the cargo that runs this program, so that all checks use the same toolchain.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     for (name, arguments) in CHECKS {
         println!("== {name}: cargo {arguments}");

@@ -1,5 +1,5 @@
-//! `cargo xtask verify --exhaustive`: the quantizer of every instruction set over every float of
-//! [-1, 1], and the dequantizer over every code.
+//! `cargo xtask verify --exhaustive`: tests the quantizer of every instruction set on every float
+//! in [-1, 1], and the dequantizer on every code.
 
 use anyhow::{Result, ensure};
 use indicatif::ProgressBar;
@@ -8,27 +8,28 @@ use lion::quant::{CODEBOOK, MAGNITUDES, position};
 use lion::tensor::BLOCK;
 use rayon::prelude::*;
 
-/// Floats of [0, 1]: all bits up to those of 1.0.
+/// Number of floats in [0, 1]: all bit patterns up to that of 1.0.
 const FLOATS: u32 = 0x3F80_0000 + 1;
 
-/// Floats that one task quantizes: 255 a block beside the 1.0 that makes the absmax 1.
+/// Floats per task. A block holds 255 of them and a 1.0, which makes the absmax 1.
 const TASK: u32 = 255 * 1024;
 
-/// What the specification grants: this many codes beside the nearest, this near to a midpoint.
+/// Limits of the specification: the number of codes that may not be the nearest, and the largest
+/// distance of such a float from a midpoint.
 const NOT_NEAREST: u64 = 278;
 const ULPS: u32 = 7;
 
-/// What was found of one instruction set, or of a part of the floats.
+/// The result for one instruction set, or for a part of the floats.
 #[derive(Clone, Copy, Default)]
 struct Found {
-    /// Codes other than by position() computed plainly.
+    /// Codes that differ from those of a plain implementation of position().
     wrong: u64,
-    /// Codes other than that of the nearest codeword, by midpoints rounded to `f32`.
+    /// Codes that differ from the nearest codeword, by midpoints rounded to `f32`.
     not_nearest: u64,
-    /// Codes whose codeword is farther away than another, exactly: not those on a midpoint, or where
-    /// rounding has moved it.
+    /// Codes with a codeword that is not the closest in exact arithmetic. Floats on a midpoint, or
+    /// where rounding has moved the midpoint, are not included.
     farther: u64,
-    /// Of those the largest distance from the midpoint of the two codewords.
+    /// The largest distance of such a float from the midpoint of the two codewords.
     ulps: u32,
 }
 
@@ -43,7 +44,7 @@ impl Found {
     }
 }
 
-/// Runs all of it and returns whether every code is the right one.
+/// Runs all tests, and returns whether every code is correct.
 pub(crate) fn run(json: bool, only: Option<&str>) -> Result<bool> {
     let mut right = true;
     let isas = Isa::ALL
@@ -75,7 +76,7 @@ pub(crate) fn run(json: bool, only: Option<&str>) -> Result<bool> {
     Ok(right)
 }
 
-/// Quantizes the floats with the bits from `first` on, with either sign.
+/// Quantizes a task's floats, starting at the bit pattern `first`, with both signs.
 fn quantize(cpu: &Cpu, first: u32) -> Result<Found> {
     let end = (first + TASK).min(FLOATS);
     let mut m = Vec::with_capacity(BLOCK * (end - first).div_ceil(255) as usize);
@@ -95,8 +96,8 @@ fn quantize(cpu: &Cpu, first: u32) -> Result<Found> {
     for ((&a, &code), &turned_code) in m.iter().zip(&codes).zip(&turned_codes) {
         let k = position(a).round_ties_even() as u32;
         found.wrong += u64::from(u32::from(code) != 127 + k.min(128));
-        found.wrong += u64::from(u32::from(turned_code) != 127 - k.min(127)); // there is no -1.0
-        // The floats rise within a block, and fall back where the next begins after a 1.0.
+        found.wrong += u64::from(u32::from(turned_code) != 127 - k.min(127)); // The codebook has no -1.0.
+        // The floats increase within a block, and decrease at the next block, after the 1.0.
         if nearest > 0 && a <= middle(nearest - 1) {
             nearest = (0..128).take_while(|&k| middle(k) < a).count();
         }
@@ -119,18 +120,18 @@ fn quantize(cpu: &Cpu, first: u32) -> Result<Found> {
     Ok(found)
 }
 
-/// The midpoint between two magnitudes, rounded.
+/// Returns the midpoint between two adjacent magnitudes, rounded to `f32`.
 fn middle(k: usize) -> f32 {
     (MAGNITUDES[k] + MAGNITUDES[k + 1]) / 2.0
 }
 
-/// How far a number is from a magnitude, exact in `f64`.
+/// Returns the distance of a number from a magnitude, which is exact in `f64`.
 fn distance(a: f32, k: usize) -> f64 {
     let v = MAGNITUDES.get(k).map_or(f64::INFINITY, |&v| f64::from(v));
     (v - f64::from(a)).abs()
 }
 
-/// The number of codes that are not dequantized to their codeword times the absmax.
+/// Returns the number of codes that are not dequantized to their codeword times the absmax.
 fn dequantize(cpu: &Cpu) -> Result<usize> {
     let codes: Vec<u8> = (0..=255).collect();
     let mut wrong = 0;

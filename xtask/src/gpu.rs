@@ -1,4 +1,5 @@
-//! `cargo xtask verify --gpu`: all that a GPU can show, each part in a process of its own, and a report in a folder.
+//! `cargo xtask verify --gpu`: runs all GPU tests, each part in its own process, and writes a
+//! report to a folder.
 
 use anyhow::{Context, Result, bail};
 use lion::cuda::{DeviceInfo, cust, devices, is_emulated};
@@ -9,41 +10,41 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// What `verify` was asked.
+/// The options of `verify --gpu`.
 pub(crate) struct Options<'a> {
     /// The folder of the report.
     pub(crate) out: &'a Path,
-    /// The folder of the test programs, where they are not to be built.
+    /// The folder with the test programs, if they are already built.
     pub(crate) prebuilt: Option<&'a Path>,
-    /// The folder of the trajectories.
+    /// The folder with the trajectories.
     pub(crate) vectors: &'a Path,
     pub(crate) quick: bool,
 }
 
-/// A part that takes longer is ended: a GPU can hang.
+/// Time limit of a part. A GPU can hang, so a part that exceeds the limit is killed.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// The tools of compute-sanitizer.
 const TOOLS: [&str; 4] = ["memcheck", "racecheck", "synccheck", "initcheck"];
 
-/// What came of a part.
+/// The result of a part.
 enum Outcome {
     Passed,
     Failed(String),
-    /// It was not run.
+    /// The part was not run, for this reason.
     Skipped(String),
 }
 
-/// A part that is done.
+/// A part that has been run or skipped.
 struct Part {
     name: String,
     outcome: Outcome,
     took: Duration,
-    /// What it printed, for the report.
+    /// Its output, for the report.
     text: String,
 }
 
-/// Runs all parts and writes the report. Returns whether none failed.
+/// Runs all parts and writes the report. Returns `true` if none failed.
 pub(crate) fn run(options: &Options<'_>) -> Result<bool> {
     let found = devices().map_err(|error| {
         anyhow::anyhow!("no GPU, nothing was run: {error} (LION_CUDA_DRIVER can name a driver)")
@@ -69,7 +70,7 @@ pub(crate) fn run(options: &Options<'_>) -> Result<bool> {
     Ok(!runner.parts.iter().any(failed))
 }
 
-/// Device and driver, as the report begins.
+/// Returns the head of the report: the device and the CUDA driver.
 fn head(device: &DeviceInfo, devices: usize) -> Result<String> {
     let version = cust::CudaApiVersion::get()?;
     let named = std::env::var("LION_CUDA_DRIVER").unwrap_or_default();
@@ -115,7 +116,7 @@ fn head(device: &DeviceInfo, devices: usize) -> Result<String> {
     Ok(head)
 }
 
-/// Runs parts one after the other.
+/// Runs the parts one after the other.
 struct Runner<'a> {
     out: &'a Path,
     parts: Vec<Part>,
@@ -135,7 +136,7 @@ impl Runner<'_> {
                 self.skip(&name, reason.clone());
                 continue;
             }
-            // Those that run the others again do so on the emulated driver.
+            // Tests that run the other tests again would do so on the emulated driver.
             let mut command = Command::new(program);
             command.args(["--test-threads=1", "--nocapture", "--skip", "again_"]);
             self.run(&name, command);
@@ -161,7 +162,8 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Names and files of the test programs for CUDA: those of the folder, or those that cargo builds.
+    /// Returns the names and files of the CUDA test programs: those in the folder, or those that
+    /// cargo builds.
     fn test_programs(&mut self, options: &Options<'_>) -> Result<Vec<(String, PathBuf)>> {
         let Some(folder) = options.prebuilt else {
             return Ok(self.build());
@@ -183,24 +185,25 @@ impl Runner<'_> {
         Ok(programs)
     }
 
-    /// Builds the test programs. Where that fails the part says so, and there are none.
+    /// Builds the test programs. If the build fails, the part reports it, and no programs are
+    /// returned.
     fn build(&mut self) -> Vec<(String, PathBuf)> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command
             .args(["test", "--package", "lion", "--test", "cuda*", "--no-run"])
             .arg("--message-format=json-render-diagnostics")
-            // As this program was built.
+            // With the profile that this program was built with.
             .args((!cfg!(debug_assertions)).then_some("--release"))
             .current_dir(env!("CARGO_MANIFEST_DIR"));
         let text = self.run("build", command).text.clone();
         text.lines().filter_map(test_program).collect()
     }
 
-    /// The replay once more under each tool of compute-sanitizer.
+    /// Repeats the replay under each tool of compute-sanitizer.
     fn sanitize(&mut self, xtask: &Path, backend: &str, options: &Options<'_>) {
         let found = if is_emulated() {
-            Err("it watches NVIDIA's driver, and this one is emulated".to_owned())
+            Err("compute-sanitizer needs NVIDIA's driver, and this driver is emulated".to_owned())
         } else {
             sanitizer()
         };
@@ -230,14 +233,15 @@ impl Runner<'_> {
         });
     }
 
-    /// Runs a command to its end or to the limit. What it prints is in the folder, in a file of the part's name.
+    /// Runs a command until it ends or exceeds the limit. Its output is stored in the folder, in a
+    /// file named after the part.
     fn run(&mut self, name: &str, mut command: Command) -> &Part {
         let path = self.out.join(format!("{name}.txt"));
         let start = Instant::now();
         let outcome = match into_file(&mut command, &path) {
             Ok(Some(status)) if status.success() => Outcome::Passed,
             Ok(Some(status)) => Outcome::Failed(status.to_string()),
-            Ok(None) => Outcome::Failed(format!("did not end in {} s", LIMIT.as_secs())),
+            Ok(None) => Outcome::Failed(format!("killed after {} s", LIMIT.as_secs())),
             Err(error) => Outcome::Failed(format!("{error:#}")),
         };
         let text = fs::read(&path).unwrap_or_default();
@@ -275,7 +279,7 @@ fn replay_command(xtask: &Path, backend: &str, vectors: &Path) -> Command {
     command
 }
 
-/// Runs a command with both its outputs in a file. `None` if it had to be ended.
+/// Runs a command with both of its outputs redirected to a file. Returns `None` if it was killed.
 fn into_file(command: &mut Command, path: &Path) -> Result<Option<ExitStatus>> {
     let file = File::create(path).with_context(|| path.display().to_string())?;
     let both = file.try_clone()?;
@@ -300,7 +304,7 @@ fn into_file(command: &mut Command, path: &Path) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// Name and file of a test program, from a line that cargo prints.
+/// Returns the name and file of a test program from a line of cargo's output.
 fn test_program(line: &str) -> Option<(String, PathBuf)> {
     let message: Value = serde_json::from_str(line).ok()?;
     let executable = message["executable"].as_str()?;
@@ -308,19 +312,19 @@ fn test_program(line: &str) -> Option<(String, PathBuf)> {
     Some((name.to_owned(), executable.into()))
 }
 
-/// Why states cannot be paged on the device, if so.
+/// Returns the reason why states cannot be paged on the device, or `None` if they can.
 fn no_paging() -> Option<String> {
     use cust::device::{Device, DeviceAttribute};
     let concurrent = Device::get_device(0)
         .and_then(|device| device.get_attribute(DeviceAttribute::ConcurrentManagedAccess));
     match concurrent {
-        Ok(0) => Some("the device has no unified memory that moves ahead of its use".to_owned()),
+        Ok(0) => Some("the device cannot prefetch unified memory".to_owned()),
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
     }
 }
 
-/// compute-sanitizer, where it is installed.
+/// Returns the path of compute-sanitizer, if it is installed.
 fn sanitizer() -> Result<PathBuf, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -342,7 +346,8 @@ fn counts(parts: &[Part]) -> String {
     )
 }
 
-/// The text of the report: the parts, what each left out, the end of what failed, and the table of the benchmark.
+/// Returns the report: the result of each part, what it skipped, the end of the output of failed
+/// parts, and the table of the benchmark.
 fn report(head: &str, parts: &[Part]) -> String {
     const LAST: usize = 30;
     let mut text = format!("{head}\n");

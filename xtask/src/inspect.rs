@@ -1,7 +1,7 @@
-//! `cargo xtask inspect FILE`: what is in a checkpoint, and whether its bytes are right.
+//! `cargo xtask inspect FILE`: prints the contents of a checkpoint, and verifies its checksums.
 //!
-//! The file may come from anywhere: what its names have is escaped, so that it cannot command a terminal, and cut, so
-//! that a long name does not come out once per tensor.
+//! The file is not trusted. Names are escaped, so that they cannot control a terminal, and
+//! truncated, so that a long name is not repeated in full for every tensor.
 
 use anyhow::Result;
 use lion::checkpoint::{Checkpoint, Tensor};
@@ -12,10 +12,10 @@ use std::fmt::Write;
 use std::fs::File;
 use std::path::PathBuf;
 
-/// Longest name in the table, in characters.
+/// Maximum length of a name in the table, in characters.
 const NAME: usize = 80;
 
-/// Longest text of an error, in characters, and longest name that JSON repeats.
+/// Maximum length of an error message, and of a name in the JSON output, in characters.
 const TEXT: usize = 1000;
 
 /// Options of the inspection.
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Prints what is in a file, and returns whether all of it is right.
+/// Prints the contents of a file, and returns whether all of it is valid.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let opened = Checkpoint::open(&args.file).and_then(|mut checkpoint| {
         let tensors = checkpoint.tensors()?.collect::<Result<Vec<_>, _>>()?;
@@ -172,12 +172,13 @@ fn word(verdict: &Verdict) -> &'static str {
     }
 }
 
-/// Whether the bytes are wrong, and not the file system or the file as a whole.
+/// Returns whether the bytes are damaged, as opposed to an error of the file system or of the whole
+/// file.
 fn is_damage(error: &CheckpointError) -> bool {
     matches!(error, CheckpointError::Damaged { .. })
 }
 
-/// The beginning of a text, of `most` characters at most.
+/// Returns the first `most` characters of a text.
 fn cut(text: &str, most: usize) -> Cow<'_, str> {
     match text.char_indices().nth(most) {
         None => text.into(),
@@ -185,12 +186,12 @@ fn cut(text: &str, most: usize) -> Cow<'_, str> {
     }
 }
 
-/// Whether a character is seen as itself, and changes nothing else on a terminal.
+/// Returns whether a character is printed as itself and has no other effect on a terminal.
 fn is_visible(c: char) -> bool {
     matches!(c, '\'' | '"') || c.escape_debug().eq([c])
 }
 
-/// A text with everything escaped that is not seen, cut to some `most` characters.
+/// Escapes all characters that are not visible, and truncates the text to about `most` characters.
 fn visible(text: &str, most: usize) -> String {
     let mut shown = String::new();
     let mut left = most;
@@ -211,7 +212,7 @@ fn visible(text: &str, most: usize) -> String {
     shown
 }
 
-/// JSON with everything escaped that is not seen. All of it stands in strings.
+/// Prints JSON with all characters escaped that are not visible. They can only occur in strings.
 fn visible_json(value: &Value) -> String {
     let mut shown = String::new();
     for c in value.to_string().chars() {
@@ -219,7 +220,7 @@ fn visible_json(value: &Value) -> String {
             shown.push(c);
         } else {
             for unit in c.encode_utf16(&mut [0; 2]) {
-                // Into a string, so that nothing can fail.
+                // Writing to a string cannot fail.
                 let _ = write!(shown, "\\u{unit:04x}");
             }
         }
@@ -235,7 +236,7 @@ fn order(tensor: &Tensor) -> &'static str {
     }
 }
 
-/// What is set, as words.
+/// Returns the hyper-parameters that are set, as text.
 fn set(overrides: &Overrides) -> String {
     let set = fields(overrides);
     if set.is_empty() {
@@ -248,7 +249,7 @@ fn set(overrides: &Overrides) -> String {
     words.join(" ")
 }
 
-/// What is set, by name.
+/// Returns the hyper-parameters that are set, as JSON.
 fn fields(o: &Overrides) -> Map<String, Value> {
     let all = [
         ("lr", o.lr.map(Value::from)),

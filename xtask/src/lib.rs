@@ -1,4 +1,4 @@
-//! The project's own commands, as a library for the command and for `cargo bench`.
+//! The benchmarks of the project, as a library for `cargo xtask` and for `cargo bench`.
 #![forbid(unsafe_code)]
 
 pub mod bench;

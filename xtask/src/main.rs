@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check | verify | bench | inspect | ptx`.
+//! Development commands of the project: `cargo xtask check | verify | bench | inspect | ptx`.
 #![deny(unsafe_code)]
 
 mod check;
@@ -12,7 +12,7 @@ mod verify;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Commands for those who work on lion.
+/// Development commands of lion.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -26,11 +26,11 @@ enum Command {
     Check,
     /// Compares the backends of this machine with the specification, bit for bit.
     Verify(verify::Args),
-    /// Measures each kernel against a memory limit measured beside it.
+    /// Measures each kernel relative to the memory limit, which is measured alternately.
     Bench(xtask::bench::Args),
-    /// Prints what is in a checkpoint; fails where the file is damaged, with the reason.
+    /// Prints the contents of a checkpoint. Fails with the reason if the file is damaged.
     Inspect(inspect::Args),
-    /// Makes the PTX of the CUDA kernels again and assembles it for all architectures.
+    /// Compiles the PTX of the CUDA kernels and assembles it for all architectures.
     Ptx(ptx::Args),
 }
 

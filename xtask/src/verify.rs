@@ -1,5 +1,5 @@
-//! `cargo xtask verify`: every backend of this machine against the specification and against recorded
-//! trajectories, bit for bit.
+//! `cargo xtask verify`: compares every backend of this machine with the specification and with
+//! recorded trajectories, bit for bit.
 
 use crate::{exhaustive, gpu, matrix};
 use anyhow::{Context, Result, bail, ensure};
@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Without --replay and --exhaustive: every backend against the specification, for each width of
-    /// state and each pair of types, over options and edge cases, and the norm of gradients. Names what makes a missing backend a
-    /// failure, separated by commas.
+    /// Fails if one of these backends is missing, a comma-separated list. Applies to the default
+    /// run, without --replay and --exhaustive: it compares every backend with the specification,
+    /// for each state width and each pair of types, over options and edge cases, and the
+    /// norm of gradients.
     #[arg(
         long,
         value_name = "NAMES",
@@ -25,39 +26,42 @@ pub(crate) struct Args {
     )]
     require: Vec<String>,
 
-    /// Replays every .safetensors trajectory in this directory, each step from its recorded state
-    /// and all steps from the first. With --gpu: where they are, if not in this repository.
+    /// Replays every .safetensors trajectory in this directory, each step from its recorded state,
+    /// and all steps in sequence. With --gpu: the directory, if it is not the one in this
+    /// repository.
     #[arg(long, value_name = "DIR")]
     replay: Option<PathBuf>,
 
-    /// Runs the quantizer of every instruction set over all floats of [0, 1] and their negatives, and
-    /// the dequantizer over all codes.
+    /// Tests the quantizer of every instruction set on all floats in [0, 1] and their negatives,
+    /// and the dequantizer on all codes.
     #[arg(long)]
     exhaustive: bool,
 
-    /// Verifies this backend only.
+    /// Verifies only this backend.
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
 
-    /// Prints one JSON object a row.
+    /// Prints one JSON object per row.
     #[arg(long)]
     json: bool,
 
-    /// Takes two of the nine pairs of types only, f32 and bf16, and 200 tensors at most; with --gpu in the matrix and the
-    /// benchmark.
+    /// Uses only two of the nine pairs of types, f32 and bf16, and at most 200 tensors; with --gpu
+    /// in the matrix and the benchmark.
     #[arg(long, conflicts_with_all = ["exhaustive"])]
     quick: bool,
 
-    /// Runs all that a GPU can show: the CUDA tests, this matrix, the replay, both with paged states, the benchmark, and
-    /// compute-sanitizer where it is installed. Continues after a part that fails, and writes a report.
+    /// Runs all GPU tests: the CUDA tests, this matrix, the replay, both with paged states, the
+    /// benchmark, and compute-sanitizer if it is installed. Continues if a part fails, and writes a
+    /// report.
     #[arg(long, conflicts_with_all = ["require", "exhaustive", "backend", "json"])]
     gpu: bool,
 
-    /// With --gpu: the folder for the report and for what each part prints.
+    /// With --gpu: the folder for the report and for the output of each part.
     #[arg(long, value_name = "DIR", default_value = "target/gpu-report")]
     out: PathBuf,
 
-    /// With --gpu: the folder with the test programs (cuda, cuda_paging, ...), instead of building them with cargo.
+    /// With --gpu: the folder with the test programs (cuda, cuda_paging, ...), which are otherwise
+    /// built with cargo.
     #[arg(long, value_name = "DIR", requires = "gpu")]
     prebuilt: Option<PathBuf>,
 }
@@ -65,12 +69,12 @@ pub(crate) struct Args {
 /// The trajectories of this repository.
 const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/spec");
 
-/// What came of one file on one backend.
+/// The result of one file on one backend.
 enum Outcome {
     Identical,
     Differs(Vec<Difference>),
     CodebookDiffers(BitDifference),
-    /// The backend is not on this machine.
+    /// The backend is not available on this machine.
     Skipped(String),
     Error(String),
 }
@@ -78,13 +82,13 @@ enum Outcome {
 /// One row of the report.
 struct Row<'a> {
     file: &'a str,
-    /// `-` where the row is not about a backend.
+    /// `-` if the row does not concern a backend.
     backend: &'a str,
     trajectory: Option<&'a Trajectory>,
     outcome: Outcome,
 }
 
-/// Compares what is asked for and returns whether all bits are the right ones.
+/// Runs the requested comparisons, and returns whether all bits are as expected.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     if args.gpu {
         return gpu::run(&gpu::Options {
@@ -104,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         );
         candidates.retain(|candidate| candidate.name == name);
         for candidate in &candidates {
-            // Asked for by name, a missing backend is a failure and not a skip.
+            // A backend that was requested by name must be available.
             candidate.open()?;
         }
     }
@@ -131,7 +135,7 @@ fn replay_directory(directory: &Path, candidates: &[Candidate], json: bool) -> R
     report.finish(directory)
 }
 
-/// The .safetensors files of a directory, by name.
+/// Returns the .safetensors files of a directory, sorted by name.
 fn trajectory_files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).context("cannot be read")? {
@@ -202,7 +206,7 @@ fn replay_on(candidate: &Candidate, trajectory: &Trajectory) -> Outcome {
     }
 }
 
-/// Prints rows as they come and counts them.
+/// Prints rows as they arrive, and counts them.
 struct Report {
     json: bool,
     trajectories: usize,
@@ -251,7 +255,7 @@ impl Report {
                 self.identical, self.failed, self.skipped
             );
         }
-        // Where every backend was skipped nothing was verified.
+        // If every backend was skipped, nothing was verified.
         Ok(self.failed == 0 && self.identical > 0)
     }
 }

@@ -1,4 +1,4 @@
-//! What goes wrong in a backend.
+//! Errors of a backend.
 
 #[cfg(doc)]
 use crate::Backend;
@@ -6,29 +6,29 @@ use crate::{Bits, Operand, PagingError};
 use std::error::Error as StdError;
 use std::fmt;
 
-/// What goes wrong in a backend.
+/// An error of a backend.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// Memory for a state cannot be had.
+    /// Memory for a state could not be allocated.
     OutOfMemory {
         /// Bytes asked for.
         bytes: usize,
     },
     /// A state was allocated by another backend.
     ForeignState {
-        /// The backend that was asked to step it.
+        /// The backend that was to step it.
         backend: String,
-        /// The parameter it belongs to.
+        /// The parameter of the state.
         parameter: String,
     },
-    /// A state does not have as many elements as its parameter, or not the width that it was
-    /// allocated with.
+    /// The length of a state differs from the length of its parameter, or its width from the width
+    /// that was requested.
     WrongState {
-        /// The backend that allocated it, or was asked to step it. As a `Box<str>`, which keeps every
-        /// error small.
+        /// The backend that allocated it, or that was to step it. A `Box<str>` keeps the error type
+        /// small.
         backend: Box<str>,
-        /// The parameter it belongs to.
+        /// The parameter of the state.
         parameter: Box<str>,
         /// Elements of the state.
         given_len: usize,
@@ -36,57 +36,57 @@ pub enum BackendError {
         wanted_len: usize,
         /// Width of the state.
         given_bits: Bits,
-        /// The width that was asked for.
+        /// The width that was requested.
         wanted_bits: Bits,
     },
-    /// An array lies where the backend cannot reach it: in a device's memory for the CPU, or in that of
-    /// another device.
+    /// The backend cannot access the memory of an array: it is in device memory and the backend
+    /// runs on the CPU, or it is in the memory of another device.
     WrongDevice {
-        /// The backend that was asked to step it.
+        /// The backend that was to step it.
         backend: String,
-        /// The parameter it belongs to.
+        /// The parameter of the update.
         parameter: String,
-        /// Whether it is the parameter itself or its gradient.
+        /// The parameter or the gradient.
         operand: Operand,
     },
-    /// Planes of another width than the state's.
+    /// The width of some planes differs from the width of the state.
     WrongPlanes {
         /// Width of the planes.
         given: Bits,
         /// Width of the state.
         wanted: Bits,
     },
-    /// A part of a plane that is not there, or that cuts a number.
+    /// A range of a plane does not exist, or does not consist of whole numbers.
     WrongPart {
         /// Name of the state's layout.
         layout: &'static str,
-        /// Which plane, counted from 0.
+        /// Index of the plane.
         plane: usize,
-        /// Its first byte in the plane.
+        /// First byte of the range in the plane.
         offset: usize,
-        /// Its bytes.
+        /// Bytes of the range.
         bytes: usize,
-        /// Bytes of the plane; 0 where the layout has no such plane.
+        /// Bytes of the plane; 0 if the layout has no such plane.
         size: usize,
     },
     /// The backend cannot be used on this machine.
     Unavailable {
-        /// The backend that was asked for.
+        /// The backend that was requested.
         backend: String,
         /// What is missing.
         reason: String,
     },
-    /// The norm of a gradient in the memory of a device, from a backend that does not compute it:
-    /// [`Backend::sum_squares`].
+    /// The norm of a gradient in device memory was requested from a backend that does not implement
+    /// [`Backend::sum_squares`] for it.
     NormUnsupported {
-        /// The backend that was asked.
+        /// The backend.
         backend: String,
-        /// The parameter whose gradient it is.
+        /// The parameter of the gradient.
         parameter: String,
     },
-    /// A state cannot be paged, or a part of one not be moved.
+    /// A state cannot be paged, or a piece of it could not be moved.
     Paging(PagingError),
-    /// An error of a backend from outside this project.
+    /// An error of a backend that is not part of this project.
     Other(Box<dyn StdError + Send + Sync>),
     /// A step failed before it changed any parameter or state.
     NotBegun {
@@ -120,13 +120,22 @@ impl BackendError {
         ) && !self.is_of_another_process()
     }
 
-    /// Whether the caller is a child made by `fork` of the process that has the states. A call cannot
-    /// meet this on its way, so it has changed nothing.
+    /// Returns whether the calling process is a forked child of the process that owns the states. A
+    /// call checks this first, so it has changed nothing.
     pub(crate) fn is_of_another_process(&self) -> bool {
         matches!(self, BackendError::Paging(PagingError::OtherProcess { .. }))
     }
 
-    /// Returns the error of a backend that has no state of this width.
+    /// Returns the error of a backend that does not support states of this width.
+    ///
+    /// ```
+    /// use lion_core::{BackendError, Bits};
+    /// let error = BackendError::no_state_of("mine", Bits::Eight);
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "backend `mine` cannot be used here: it has no state of 8 bits per element"
+    /// );
+    /// ```
     pub fn no_state_of(backend: &str, bits: Bits) -> Self {
         BackendError::Unavailable {
             backend: backend.to_owned(),
@@ -134,7 +143,9 @@ impl BackendError {
         }
     }
 
-    /// Marks this error as met before the step changed anything.
+    /// Marks this error as raised before the step changed anything: wraps it in
+    /// [`NotBegun`](BackendError::NotBegun) unless [`has_begun`](BackendError::has_begun) is
+    /// already `false`.
     #[must_use]
     pub fn not_begun(self) -> Self {
         if self.has_begun() {
@@ -150,7 +161,7 @@ impl fmt::Display for BackendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BackendError::OutOfMemory { bytes } => {
-                write!(f, "{bytes} bytes of memory for a state cannot be had")
+                write!(f, "could not allocate {bytes} bytes of memory for a state")
             }
             BackendError::ForeignState { backend, parameter } => write!(
                 f,
@@ -177,10 +188,10 @@ impl fmt::Display for BackendError {
                     Operand::Parameter => "",
                     Operand::Gradient => "the gradient of ",
                 };
-                let place = "lies where the backend";
+                let place = "is in memory that the backend";
                 write!(
                     f,
-                    "{whose}parameter `{parameter}` {place} `{backend}` cannot reach it"
+                    "{whose}parameter `{parameter}` {place} `{backend}` cannot access"
                 )
             }
             BackendError::WrongPlanes { given, wanted } => {

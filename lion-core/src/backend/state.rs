@@ -1,4 +1,4 @@
-//! What an optimizer remembers of a parameter: planes of numbers, and who holds them.
+//! The state that an optimizer keeps per parameter: planes of numbers.
 
 use crate::{BackendError, Bits, MemoryOrder, PagedState};
 use std::any::Any;
@@ -11,7 +11,7 @@ use std::ops::Range;
 pub enum PlaneType {
     /// One byte.
     U8,
-    /// IEEE-754 binary32, little-endian where it is read or written as bytes.
+    /// IEEE-754 binary32; little-endian when read or written as bytes.
     F32,
 }
 
@@ -25,15 +25,15 @@ impl PlaneType {
     }
 }
 
-/// One plane of a state: a vector of numbers, each for one or more elements of the parameter.
+/// A plane of a state: a vector with one number per group of `elements` elements of the parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PlaneSpec {
-    /// The field's name for it: `momentum`, `codes`, `absmax`.
+    /// Its name: `momentum`, `codes` or `absmax`.
     pub name: &'static str,
     /// Type of its numbers.
     pub plane_type: PlaneType,
-    /// Elements of the parameter that share one number: 1 or more.
+    /// Elements of the parameter per number, at least 1.
     pub elements: usize,
 }
 
@@ -53,8 +53,8 @@ impl PlaneSpec {
         }
     }
 
-    /// Numbers in the plane of a parameter of `n` elements: `ceil(n / elements)`, or 0 where `elements`
-    /// is 0.
+    /// Returns the length of the plane for a parameter of `n` elements: `ceil(n / elements)`, or 0
+    /// if `elements` is 0.
     pub const fn len(&self, n: usize) -> usize {
         if self.elements == 0 {
             return 0;
@@ -62,25 +62,30 @@ impl PlaneSpec {
         n.div_ceil(self.elements)
     }
 
-    /// Bytes of the plane of a parameter of `n` elements; `usize::MAX` where there are more, which no
-    /// memory holds.
+    /// Returns the bytes of the plane for a parameter of `n` elements. Saturates at `usize::MAX`.
     pub const fn bytes(&self, n: usize) -> usize {
         self.len(n).saturating_mul(self.plane_type.bytes())
     }
 }
 
-/// A kind of state: which planes it has.
+/// The layout of a state: its planes.
+///
+/// ```
+/// use lion_core::{Bits, Momentum32, StateLayout};
+/// assert_eq!((Momentum32.name(), Momentum32.bits()), ("momentum32", Bits::ThirtyTwo));
+/// assert_eq!(Momentum32.planes()[0].name, "momentum");
+/// ```
 pub trait StateLayout: fmt::Debug + Send + Sync {
-    /// Name of the layout.
+    /// Returns the name of the layout.
     fn name(&self) -> &'static str;
 
-    /// Width of the state.
+    /// Returns the width of the state.
     fn bits(&self) -> Bits;
 
-    /// The planes, in a fixed order.
+    /// Returns the planes, in a fixed order.
     fn planes(&self) -> &'static [PlaneSpec];
 
-    /// Bytes of the state of a parameter of `n` elements; `usize::MAX` where there are more.
+    /// Returns the bytes of the state of a parameter of `n` elements. Saturates at `usize::MAX`.
     ///
     /// ```
     /// use lion_core::{Momentum32, StateLayout};
@@ -92,8 +97,8 @@ pub trait StateLayout: fmt::Debug + Send + Sync {
         planes.fold(0, usize::saturating_add)
     }
 
-    /// The range of a part of a plane in numbers, for a parameter of `n` elements: what
-    /// [`State::read`] and [`State::write`] check first.
+    /// Converts a range of bytes of a plane into a range of numbers, for a parameter of `n`
+    /// elements. [`State::read`] and [`State::write`] call this first to check their arguments.
     ///
     /// ```
     /// use lion_core::{Momentum32, StateLayout};
@@ -107,8 +112,8 @@ pub trait StateLayout: fmt::Debug + Send + Sync {
     /// ```
     ///
     /// # Errors
-    /// [`BackendError::WrongPart`] where there is no such plane, the part is beyond its end, or it
-    /// cuts a number.
+    /// [`BackendError::WrongPart`] if there is no such plane, or if the range ends beyond the plane
+    /// or does not consist of whole numbers.
     fn part(
         &self,
         n: usize,
@@ -155,43 +160,44 @@ impl StateLayout for Momentum32 {
     }
 }
 
-/// The state of one parameter, held by the backend that allocated it.
+/// The state of one parameter, stored by the backend that allocated it.
 ///
-/// A backend finds its own type again through [`Any`]; everyone else reads and writes parts of planes
-/// as bytes, little-endian, so that a state of any size goes through a small buffer.
+/// A backend downcasts a state to its own type through [`Any`]. Other code reads and writes ranges
+/// of planes as little-endian bytes, so that a state of any size can be copied through a small
+/// buffer.
 pub trait State: Any + fmt::Debug + Send + Sync {
-    /// Which planes it has.
+    /// Returns the layout.
     fn layout(&self) -> &'static dyn StateLayout;
 
-    /// Elements of the parameter.
+    /// Returns the number of elements of the parameter.
     fn len(&self) -> usize;
 
-    /// Whether the parameter has no element.
+    /// Returns whether the parameter has no elements.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Copies bytes of a plane, from byte `offset` of it on, after all steps that are queued.
+    /// Copies the bytes of a plane from byte `offset` on into `into`, after all queued steps.
     ///
     /// # Errors
-    /// [`BackendError::WrongPart`] as [`StateLayout::part`] says; what the backend meets.
+    /// [`BackendError::WrongPart`] as for [`StateLayout::part`], and errors of the backend.
     fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError>;
 
-    /// Replaces bytes of a plane, from byte `offset` of it on, after all steps that are queued.
+    /// Replaces the bytes of a plane from byte `offset` on with `from`, after all queued steps.
     ///
     /// # Errors
-    /// [`BackendError::WrongPart`] as [`StateLayout::part`] says; what the backend meets.
+    /// [`BackendError::WrongPart`] as for [`StateLayout::part`], and errors of the backend.
     fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError>;
 
-    /// Where it is, if it is paged.
+    /// Returns the residency of the state, or `None` if it is not paged.
     fn paged(&self) -> Option<PagedState> {
         None
     }
 
-    /// A copy of all planes.
+    /// Returns a copy of all planes.
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`]; else as [`read`](State::read).
+    /// [`BackendError::OutOfMemory`], and the errors of [`read`](State::read).
     fn export(&self) -> Result<Planes, BackendError> {
         Ok(match self.layout().bits() {
             Bits::ThirtyTwo => Planes::Momentum32 {
@@ -210,9 +216,10 @@ pub trait State: Any + fmt::Debug + Send + Sync {
     /// Replaces all planes.
     ///
     /// # Errors
-    /// [`BackendError::WrongPlanes`] where `planes` have another width, and
-    /// [`BackendError::WrongPart`] where they have other lengths: nothing is written then. Else as
-    /// [`write`](State::write), with a part of the planes replaced.
+    /// [`BackendError::WrongPlanes`] if `planes` have a different width, and
+    /// [`BackendError::WrongPart`] if they have different lengths: in both cases nothing is
+    /// written. Otherwise the errors of [`write`](State::write), after which some of the planes may
+    /// be replaced.
     fn import(&mut self, planes: &Planes) -> Result<(), BackendError> {
         if planes.bits() == self.layout().bits() {
             check_planes(self, planes)?;
@@ -231,7 +238,7 @@ pub trait State: Any + fmt::Debug + Send + Sync {
     }
 }
 
-/// Floats that [`State::export`] and [`State::import`] convert at a time.
+/// Floats per chunk that [`State::export`] and [`State::import`] convert.
 const CHUNK: usize = 16 << 10;
 
 fn with_room<T>(len: usize) -> Result<Vec<T>, BackendError> {
@@ -244,7 +251,7 @@ fn with_room<T>(len: usize) -> Result<Vec<T>, BackendError> {
     }
 }
 
-/// Checks that planes have the lengths of a state of the same width.
+/// Checks that `planes`, which have the width of the state, also have its lengths.
 fn check_planes<S: State + ?Sized>(state: &S, planes: &Planes) -> Result<(), BackendError> {
     let (layout, n) = (state.layout(), state.len());
     for (plane, (_, given, _)) in planes.describe().into_iter().enumerate() {
@@ -263,7 +270,7 @@ fn check_planes<S: State + ?Sized>(state: &S, planes: &Planes) -> Result<(), Bac
 }
 
 fn read_floats<S: State + ?Sized>(state: &S, plane: usize) -> Result<Vec<f32>, BackendError> {
-    // A layout of a backend's own may have no such plane.
+    // A layout defined outside this project may have no such plane.
     state.layout().part(state.len(), plane, 0, 0)?;
     let len = PlaneSpec::len(&state.layout().planes()[plane], state.len());
     let mut floats = with_room(len)?;
@@ -291,26 +298,32 @@ fn write_floats<S: State + ?Sized>(
     Ok(())
 }
 
-/// The numbers of a state.
+/// The values of a state.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Planes {
     /// The 32-bit state.
     Momentum32 {
-        /// One number per element.
+        /// One value per element.
         momentum: Vec<f32>,
     },
     /// The blockwise 8-bit state.
     Blockwise8 {
         /// One code per element, an index into the codebook.
         codes: Vec<u8>,
-        /// One number per block of 256 elements: the largest magnitude in it.
+        /// One value per block of 256 elements: the largest magnitude in the block.
         absmax: Vec<f32>,
     },
 }
 
 impl Planes {
-    /// Width of this state.
+    /// Returns the width of the state.
+    ///
+    /// ```
+    /// use lion_core::{Bits, Planes};
+    /// let planes = Planes::Blockwise8 { codes: vec![0; 300], absmax: vec![0.0; 2] };
+    /// assert_eq!(planes.bits(), Bits::Eight);
+    /// ```
     pub fn bits(&self) -> Bits {
         match self {
             Planes::Momentum32 { .. } => Bits::ThirtyTwo,
@@ -318,7 +331,7 @@ impl Planes {
         }
     }
 
-    /// Name, length and, for floats, whether all numbers are finite, for each plane.
+    /// Returns the name, the length, and for floats whether all values are finite, of each plane.
     pub(crate) fn describe(&self) -> Vec<(&'static str, usize, bool)> {
         let finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
         match self {
@@ -337,23 +350,23 @@ impl Planes {
     }
 }
 
-/// What a run needs to go on with one parameter where another left off.
+/// The state and step count of one parameter, from which another optimizer can continue.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StateRecord {
-    /// Steps done. The next one draws its random words with `steps + 1`.
+    /// Number of steps. The next step derives its random words from `steps + 1`.
     pub steps: u64,
     /// Seed of the parameter's stochastic rounding.
     pub seed: u64,
-    /// The order in memory that the numbers belong to; `None` before the first step.
+    /// The memory order of the values; `None` before the first step.
     pub order: Option<MemoryOrder>,
-    /// The numbers.
+    /// The values of the state.
     pub planes: Planes,
 }
 
 impl StateRecord {
-    /// Returns the record of a parameter after `steps` steps, with the seed 0 and in row-major order. Before
-    /// the first step there is no order.
+    /// Returns the record of a parameter after `steps` steps, with the seed 0. The memory order is
+    /// row-major, or `None` if `steps` is 0.
     ///
     /// ```
     /// use lion_core::{MemoryOrder, Planes, StateRecord};
@@ -377,7 +390,7 @@ impl StateRecord {
         self
     }
 
-    /// Sets the memory order that the numbers belong to.
+    /// Sets the memory order of the values.
     #[must_use]
     pub fn order(mut self, order: Option<MemoryOrder>) -> Self {
         self.order = order;
@@ -389,7 +402,7 @@ impl StateRecord {
 mod tests {
     use super::*;
 
-    /// A layout that no backend of this project has.
+    /// A layout that no backend of this project uses.
     #[derive(Debug)]
     struct Odd;
 
@@ -436,7 +449,7 @@ mod tests {
         assert_eq!(Momentum32.part(usize::MAX / 4, 0, 4, 4).ok(), Some(1..2));
     }
 
-    /// Holds the planes of a layout for 300 elements.
+    /// Stores the planes of a layout for 300 elements.
     #[derive(Debug)]
     struct Held(&'static dyn StateLayout, Vec<u8>);
 

@@ -1,4 +1,5 @@
-//! The arithmetic of a step: the update of an element, norms in a fixed order of additions, random numbers.
+//! The arithmetic of a step: the elementwise update, norms with a fixed summation order, random
+//! numbers.
 
 pub mod norm;
 pub mod philox;

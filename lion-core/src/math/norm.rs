@@ -1,13 +1,18 @@
-//! `max_unorm`: a limit on the norm of the update, relative to the norm of the parameter.
+//! Norms for `max_unorm`, which clips the norm of the update relative to the norm of the parameter.
 
 use crate::{BLOCK, Element};
 
 const LANES: usize = 8;
 
-/// Sum of the squares of at most one block of elements, in `f64`, as eight lanes.
+/// Returns the sum of squares of at most one block of elements, in `f64`, accumulated in eight
+/// lanes.
 ///
-/// Element `i` adds to lane `i % 8`; the lanes are added as `((0+4)+(2+6)) + ((1+5)+(3+7))`. More
-/// elements than a block has are added in the same way, which is not the order of [`sum_squares`].
+/// Element `i` is added to lane `i % 8`. The lanes are added as `((0+4)+(2+6)) + ((1+5)+(3+7))`. A
+/// slice longer than a block is summed in the same way, which is not the order of [`sum_squares`].
+///
+/// ```
+/// assert_eq!(lion_core::norm::block_sum_squares(&[2.0f32; 10]), 40.0);
+/// ```
 #[inline]
 pub fn block_sum_squares<P: Element>(p: &[P]) -> f64 {
     let mut lane = [0f64; LANES];
@@ -25,9 +30,16 @@ pub fn block_sum_squares<P: Element>(p: &[P]) -> f64 {
     ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]))
 }
 
-/// Where the tree over `blocks` blocks (two or more) splits: adjacent pairs are added level by
-/// level, an odd one carried up, so the left subtree holds the largest power of two below `blocks`.
-/// Returns `blocks` where there are fewer than two: such a tree does not split.
+/// Returns the number of blocks in the left subtree of the summation tree over `blocks` blocks.
+///
+/// The tree adds adjacent pairs level by level and carries an odd one up, so the left subtree holds
+/// the largest power of two below `blocks`. Returns `blocks` if it is less than two, since such a
+/// tree does not split.
+///
+/// ```
+/// use lion_core::norm::tree_split;
+/// assert_eq!((tree_split(1), tree_split(5), tree_split(8)), (1, 4, 4));
+/// ```
 #[inline]
 pub fn tree_split(blocks: usize) -> usize {
     if blocks < 2 {
@@ -36,7 +48,8 @@ pub fn tree_split(blocks: usize) -> usize {
     1 << (blocks - 1).ilog2()
 }
 
-/// Sum of the squares of a whole parameter in the fixed order of the specification; 0 when empty.
+/// Returns the sum of squares of a whole parameter, in the summation order of the specification; 0
+/// if it is empty.
 ///
 /// ```
 /// assert_eq!(lion_core::norm::sum_squares(&[3.0f32, -4.0]), 25.0);
@@ -50,14 +63,15 @@ pub fn sum_squares<P: Element>(p: &[P]) -> f64 {
     sum_squares(left) + sum_squares(right)
 }
 
-/// The learning rate of this step under `max_unorm`: shrunk so that the norm of
-/// `lr_step / lr * sign(c)` stays under `max_unorm * |p|`. A parameter of norm 0 is not limited.
+/// Returns the learning rate of a step under `max_unorm`: `lr`, reduced if necessary so that the
+/// norm of `sign(c)`, times the returned rate over `lr`, is at most `max_unorm * |p|`. If `|p|` is
+/// 0, returns `lr`.
 ///
-/// `sum_squares` is that of the parameter, `moves` the number of elements with `sign(c) != 0`.
-/// The weight decay keeps the full `lr`.
+/// `sum_squares` is the sum of squares of the parameter, and `moves` is the number of elements with
+/// `sign(c) != 0`. The weight decay still uses the original `lr`.
 ///
 /// ```
-/// // |p| = 5, and 100 elements that move have norm 10: the bound 0.02 * 5 is a hundredth of it.
+/// // |p| = 5. An update of 100 elements has norm 10. The bound 0.02 * 5 is a hundredth of it.
 /// let lr = lion_core::norm::clipped_lr(1.0, 0.02, 25.0, 100);
 /// assert!((lr - 0.01).abs() < 1e-15);
 /// assert_eq!(lion_core::norm::clipped_lr(1.0, 0.02, 0.0, 100), 1.0);
@@ -76,7 +90,7 @@ pub fn clipped_lr(lr: f64, max_unorm: f64, sum_squares: f64, moves: u64) -> f64 
 mod tests {
     use super::*;
 
-    /// The tree as the specification writes it: level by level.
+    /// The tree as the specification defines it, level by level.
     fn by_levels(mut sums: Vec<f64>) -> f64 {
         while sums.len() > 1 {
             sums = sums.chunks(2).map(|pair| pair.iter().sum()).collect();
@@ -86,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_recursion_is_the_tree_of_adjacent_pairs() {
-        // Miri runs some thousand times slower, and has nothing to find in larger trees.
+        // Miri is about a thousand times slower, and larger trees give it nothing new to check.
         let most = if cfg!(miri) { 5 } else { 70 };
         for blocks in 1..most {
             for short in [0, 1, 255] {

@@ -1,15 +1,15 @@
 //! Philox4x32-10, the counter-based generator of stochastic rounding.
 //!
-//! Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11. A word depends on its
-//! element's index, the parameter's seed and the step alone, so any backend draws the same words
-//! in any order and on any number of threads.
+//! Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11. A word depends only on the
+//! index of its element, the seed of the parameter and the step. Every backend therefore draws the
+//! same words, in any order and on any number of threads.
 
 const MULTIPLIER_0: u32 = 0xD251_1F53;
 const MULTIPLIER_1: u32 = 0xCD9E_8D57;
 const WEYL_0: u32 = 0x9E37_79B9;
 const WEYL_1: u32 = 0xBB67_AE85;
 
-/// Four random words of a counter under a key, after ten rounds.
+/// Returns the four random words for a counter and a key, after ten rounds.
 ///
 /// ```
 /// // Random123's known answer for a counter and key of zeros.
@@ -35,13 +35,22 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// The random words of one parameter in one step.
+/// The key of the random words of one parameter in one step.
+///
+/// ```
+/// use lion_core::philox::PhiloxKey;
+/// let key = PhiloxKey::new(7, 1);
+/// let mut words = [0; 6];
+/// key.fill(2, &mut words);
+/// assert_eq!(words[..2], key.group(0)[2..]);
+/// assert_eq!(words[2..], key.group(1));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PhiloxKey {
-    /// Seed of the parameter; its halves are the key.
+    /// Seed of the parameter. Its halves are the Philox key.
     pub seed: u64,
-    /// Number of this step of the parameter, from 1; its halves are the upper counter words.
+    /// Step number of the parameter, from 1. Its halves are the upper two words of the counter.
     pub step: u64,
 }
 
@@ -51,7 +60,7 @@ impl PhiloxKey {
         PhiloxKey { seed, step }
     }
 
-    /// The words of elements `4 * group` to `4 * group + 3`.
+    /// Returns the words of elements `4 * group` to `4 * group + 3`.
     #[inline(always)]
     pub fn group(self, group: u64) -> [u32; 4] {
         philox4x32_10(
@@ -65,8 +74,8 @@ impl PhiloxKey {
         )
     }
 
-    /// Fills `out` with the words of the elements from `first` on, fastest where `first` is a multiple
-    /// of 4.
+    /// Fills `out` with the words of consecutive elements, starting at element `first`. Fastest if
+    /// `first` is a multiple of 4.
     #[inline]
     pub fn fill(self, first: u64, out: &mut [u32]) {
         let mut group = first / 4;
@@ -127,7 +136,7 @@ mod tests {
             words.fill(first as u64, &mut part);
             assert_eq!(part, whole[first..]);
         }
-        // Above 2^32 groups the second counter word counts.
+        // The second word of the counter is used from group 2^32 on.
         let mut far = [0; 1];
         words.fill(4 << 32, &mut far);
         assert_ne!(far[0], whole[0]);

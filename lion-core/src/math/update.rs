@@ -1,33 +1,44 @@
-//! The element-wise update, in `f32`, one rounding per operation.
+//! The elementwise update, in `f32`, with one rounding per operation.
 
 use crate::Hyper;
 
 /// The constants of one parameter in one step, each rounded to `f32` once.
 ///
 /// `1 - beta` and `1 - lr * weight_decay` are computed in `f64` and then rounded.
+///
+/// ```
+/// use lion_core::{Hyper, update::StepConstants};
+/// let mut hyper = Hyper::default();
+/// (hyper.beta1, hyper.beta2, hyper.weight_decay) = (0.5, 0.75, 1.0);
+/// let c = StepConstants::new(&hyper, 0.5, 1.0);
+/// let (p, g, m) = (3.0, 2.0, -1.0);
+/// assert_eq!(c.direction(g, m), 0.5);
+/// assert_eq!(c.parameter(p, g, m), 3.0 * 0.5 - 0.5);
+/// assert_eq!(c.momentum(g, m), 0.75 * -1.0 + 0.25 * 2.0);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StepConstants {
-    /// Size of the step, after a limit by `max_unorm`.
+    /// Size of the step, after clipping by `max_unorm`.
     pub lr: f32,
-    /// `1 - lr * weight_decay`, with the full learning rate.
+    /// `1 - lr * weight_decay`, with the unclipped learning rate.
     pub decay: f32,
     /// Factor of every gradient.
     pub grad_scale: f32,
-    /// Share of the momentum in the direction of the step.
+    /// `beta1` in `c = beta1 * m + (1 - beta1) * g`.
     pub beta1: f32,
     /// `1 - beta1`.
     pub one_minus_beta1: f32,
-    /// Share of the momentum in the new momentum.
+    /// `beta2` in `m' = beta2 * m + (1 - beta2) * g`.
     pub beta2: f32,
     /// `1 - beta2`.
     pub one_minus_beta2: f32,
-    /// Elements whose gradient is exactly 0 keep parameter and momentum.
+    /// Whether elements whose gradient is exactly 0 keep their parameter and momentum.
     pub skip_zeros: bool,
 }
 
 impl StepConstants {
-    /// Rounds the hyper-parameters of a step. `lr` is the full learning rate of the step.
+    /// Computes the constants of a step. `lr` is the unclipped learning rate.
     pub fn new(hyper: &Hyper, lr: f64, grad_scale: f64) -> Self {
         StepConstants {
             lr: lr as f32,
@@ -41,7 +52,8 @@ impl StepConstants {
         }
     }
 
-    /// The same constants with a step size limited by `max_unorm`; the decay stays.
+    /// Returns the same constants with a step size clipped by `max_unorm`. The decay does not
+    /// change.
     #[must_use]
     pub fn with_lr(self, lr: f64) -> Self {
         StepConstants {
@@ -50,31 +62,33 @@ impl StepConstants {
         }
     }
 
-    /// `c = beta1 * m + (1 - beta1) * (g * grad_scale)`: its sign is the direction of the step.
+    /// Returns `c = beta1 * m + (1 - beta1) * (g * grad_scale)`. Its sign is the direction of the
+    /// step.
     #[inline(always)]
     pub fn direction(&self, g: f32, m: f32) -> f32 {
         (self.beta1 * m) + (self.one_minus_beta1 * (g * self.grad_scale))
     }
 
-    /// Whether `sign(c)` of this element is not 0, and so counts in the norm of the update.
+    /// Returns whether `sign(c)` of this element is not 0, so that it counts in the norm of the
+    /// update.
     #[inline(always)]
     pub fn moves(&self, g: f32, m: f32) -> bool {
         let c = self.direction(g, m);
         ((c > 0.0) | (c < 0.0)) & !(self.skip_zeros & (g == 0.0))
     }
 
-    /// The new momentum, `m' = beta2 * m + (1 - beta2) * (g * grad_scale)`.
+    /// Returns the new momentum, `m' = beta2 * m + (1 - beta2) * (g * grad_scale)`.
     #[inline(always)]
     pub fn momentum(&self, g: f32, m: f32) -> f32 {
         let new = (self.beta2 * m) + (self.one_minus_beta2 * (g * self.grad_scale));
         if self.skip_zeros & (g == 0.0) { m } else { new }
     }
 
-    /// The new parameter, `p' = p * (1 - lr * weight_decay) - lr * sign(c)`.
+    /// Returns the new parameter, `p' = p * (1 - lr * weight_decay) - lr * sign(c)`.
     #[inline(always)]
     pub fn parameter(&self, p: f32, g: f32, m: f32) -> f32 {
         let c = self.direction(g, m);
-        // sign(0) is 0, and so is the sign of NaN: `f32::signum` has neither.
+        // The sign of 0 and of NaN is 0 here. `f32::signum` returns 1 or NaN for them.
         let step = if c > 0.0 {
             self.lr
         } else if c < 0.0 {
@@ -92,7 +106,7 @@ mod tests {
     use super::*;
 
     fn half_and_half() -> StepConstants {
-        // Powers of two: every result below is exact and can be done by hand.
+        // All values are powers of two, so every result below is exact and can be computed by hand.
         let hyper = Hyper {
             beta1: 0.5,
             beta2: 0.75,

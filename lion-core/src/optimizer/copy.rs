@@ -1,14 +1,15 @@
-//! A second optimizer with the same parameters and states.
+//! Copies of an optimizer.
 
 use super::parameter::Parameter;
 use crate::{BackendError, Error, Optimizer, PlaneSpec, State, StateRequest};
 use std::sync::Arc;
 
 impl Optimizer {
-    /// Returns an independent copy: the same parameters, settings and states, on the same backend. The
-    /// handles of this optimizer are valid for the copy as well.
+    /// Returns an independent copy with the same parameters, hyper-parameters and states, on the
+    /// same backend. The handles of this optimizer are also valid for the copy.
     ///
-    /// It takes as much memory as this optimizer's states; states that are paged here are paged there.
+    /// The copy needs as much memory as the states of this optimizer. States that are paged here
+    /// are paged in the copy.
     ///
     /// # Errors
     /// [`Error::Backend`] if a state cannot be read or a second one cannot be allocated;
@@ -47,7 +48,7 @@ impl Optimizer {
     }
 }
 
-/// Copies all planes, a part at a time.
+/// Copies all planes, in chunks.
 fn copy(from: &dyn State, to: &mut dyn State) -> Result<(), BackendError> {
     const PART: usize = 64 << 10;
     let mut buffer = vec![0; PART];

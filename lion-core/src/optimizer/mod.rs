@@ -1,4 +1,4 @@
-//! The optimizer: parameters by name, groups and overrides. Its step is in `step.rs`.
+//! The optimizer: named parameters, groups and overrides. `step.rs` implements the step.
 
 mod configure;
 mod copy;
@@ -26,32 +26,48 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-/// The Lion optimizer over any backend.
+/// The Lion optimizer, on any backend.
 ///
-/// It knows parameters by the name their trainer gave them and owns their states; the parameters
-/// and gradients themselves stay with the trainer and are lent to each step. Two optimizers share
-/// nothing.
+/// An optimizer identifies parameters by name and owns their states. The caller owns the parameters
+/// and gradients, and lends them to each step. Optimizers are independent of each other.
+///
+/// ```
+/// use lion_core::{Backend, Dtype, Error, OnNonFinite, Optimizer, Overrides, ParamSpec};
+/// # fn example(backend: Box<dyn Backend>) -> Result<(), Error> {
+/// let defaults = Overrides::new().lr(1e-4).weight_decay(0.1);
+/// let mut optimizer = Optimizer::new(backend, defaults, OnNonFinite::SkipBlock)?;
+/// optimizer.add_group("norms", Overrides::new().weight_decay(0.0))?;
+/// let spec = ParamSpec::new("ln_f", 768, Dtype::F32).group("norms");
+/// let ln_f = optimizer.register(spec)?;
+/// assert_eq!(optimizer.handle("ln_f")?, ln_f);
+/// assert_eq!(optimizer.info(ln_f)?.hyper.weight_decay, 0.0);
+/// assert_eq!(optimizer.state_bytes(), 4 * 768);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Optimizer {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) on_non_finite: OnNonFinite,
     pub(crate) defaults: Overrides,
     pub(crate) groups: Vec<Group>,
-    /// In the order of registration, which is that of the serial numbers in their handles.
+    /// In order of registration, which is also the order of the serial numbers of their handles.
     pub(crate) params: Vec<Parameter>,
-    /// Number of steps begun or refused. An entry that has it as its stamp is in the current step.
+    /// Number of steps that were begun or refused. A parameter with this stamp is in the current
+    /// step.
     pub(crate) stamp: u64,
-    /// Whether a parameter may be damaged. It may stay `true` after all have been mended.
+    /// Whether a parameter may be damaged. It may remain `true` after all of them are repaired.
     pub(crate) suspect: bool,
     pub(crate) by_name: HashMap<Arc<str>, Handle>,
-    /// Parameters that have ever been registered.
+    /// Number of parameters that were ever registered.
     pub(crate) registered: u64,
 }
 
 impl Optimizer {
-    /// An optimizer without parameters. What `defaults` leaves open is as in [`Hyper::default`](crate::Hyper::default).
+    /// Returns an optimizer without parameters. Hyper-parameters that `defaults` does not set have
+    /// the values of [`Hyper::default`](crate::Hyper::default).
     ///
     /// # Errors
-    /// [`Error::InvalidHyper`] where a default is outside its range.
+    /// [`Error::InvalidHyper`] if a default is outside its range.
     pub fn new(
         backend: Box<dyn Backend>,
         defaults: Overrides,
@@ -71,22 +87,22 @@ impl Optimizer {
         })
     }
 
-    /// The backend that holds the states and runs the steps.
+    /// Returns the backend, which stores the states and runs the steps.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
     }
 
-    /// The defaults that are set.
+    /// Returns the defaults that are set.
     pub fn defaults(&self) -> &Overrides {
         &self.defaults
     }
 
-    /// The groups, in the order they were added.
+    /// Returns the groups, in the order in which they were added.
     pub fn groups(&self) -> &[Group] {
         &self.groups
     }
 
-    /// Adds a group of parameters with hyper-parameters of its own.
+    /// Adds a group of parameters with its own hyper-parameters.
     ///
     /// # Errors
     /// [`Error::EmptyName`], [`Error::DuplicateGroup`], [`Error::InvalidHyper`].
@@ -107,15 +123,19 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Registers a parameter and allocates its state: 8 bits if its hyper-parameters ask for it and
-    /// it has at least `min_8bit_size` elements, else 32; paged if they ask for it and it has at least
-    /// `min_paged_size`.
+    /// Registers a parameter and allocates its state.
+    ///
+    /// The state has 8 bits per element if `optim_bits` is 8 and the parameter has at least
+    /// `min_8bit_size` elements, otherwise 32. It is paged if `is_paged` is set and the parameter
+    /// has at least `min_paged_size` elements.
     ///
     /// # Errors
-    /// [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`];
-    /// [`Error::InvalidHyper`], also where `lr * lr_multiplier` or `1 - lr * weight_decay` is beyond
-    /// `f32`; [`Error::StochasticParam`]; and [`Error::Backend`] where the state cannot be allocated, or
-    /// the backend returns one of another length or width ([`BackendError::WrongState`]).
+    /// - [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`].
+    /// - [`Error::InvalidHyper`], also if `lr * lr_multiplier` or `1 - lr * weight_decay` overflows
+    ///   `f32`.
+    /// - [`Error::StochasticParam`].
+    /// - [`Error::Backend`] if the state cannot be allocated, or if the backend returns a state of
+    ///   a different length or width ([`BackendError::WrongState`]).
     pub fn register(&mut self, spec: ParamSpec) -> Result<Handle, Error> {
         let ParamSpec {
             name,
@@ -137,7 +157,7 @@ impl Optimizer {
         let paged = hyper.paged_for(len);
         let request = StateRequest::new(&name, hyper.bits_for(len), len).paged(paged);
         let state = self.allocate(&request).map_err(|source| Error::Backend {
-            // This one names it itself.
+            // This error already names the parameter.
             parameter: (!matches!(source, BackendError::WrongState { .. })).then(|| name.clone()),
             source,
         })?;
@@ -168,7 +188,7 @@ impl Optimizer {
         Ok(handle)
     }
 
-    /// The handle of a parameter by its name.
+    /// Returns the handle of the parameter with this name.
     ///
     /// # Errors
     /// [`Error::UnknownParameter`].
@@ -181,12 +201,12 @@ impl Optimizer {
         }
     }
 
-    /// Removes a parameter and frees its state. The other parameters keep their handles and their order,
-    /// and its group stays.
+    /// Removes a parameter and frees its state. The handles and the order of the other parameters
+    /// do not change. The group of the parameter is kept, even if it is now empty.
     ///
-    /// The handle is invalid from now on, also where a new parameter is registered by the same name. On a
-    /// device, blocks that queued steps have skipped in this parameter are reported by a
-    /// [`synchronize`](Optimizer::synchronize) before the removal, and by none after it.
+    /// The handle becomes invalid, and stays invalid if a new parameter is registered under the
+    /// same name. On a device, blocks of this parameter that queued steps have skipped are only
+    /// reported if [`synchronize`](Optimizer::synchronize) is called before the removal.
     ///
     /// ```
     /// # use lion_core::{Dtype, Error, Optimizer, ParamSpec};
@@ -208,7 +228,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// What is held of one parameter.
+    /// Returns the properties of a parameter.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`].
@@ -216,18 +236,18 @@ impl Optimizer {
         Ok(self.info_at(self.index(handle)?))
     }
 
-    /// What is held of each parameter, in the order of registration.
+    /// Returns an iterator over the properties of all parameters, in order of registration.
     pub fn parameters(&self) -> impl ExactSizeIterator<Item = ParamInfo<'_>> {
         (0..self.params.len()).map(|index| self.info_at(index))
     }
 
-    /// Bytes of state in total.
+    /// Returns the bytes of all states.
     pub fn state_bytes(&self) -> usize {
         let bytes = self.parameters().map(|info| info.state_bytes);
         bytes.fold(0, usize::saturating_add)
     }
 
-    /// The state of a parameter, to be read in parts.
+    /// Returns the state of a parameter, for reading it in parts.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::Damaged`].
@@ -239,8 +259,8 @@ impl Optimizer {
         Ok(&*entry.state)
     }
 
-    /// Where paged states are and what the last step has moved of them; `None` where the backend was not
-    /// told how to page.
+    /// Returns the residency of the paged states and the bytes that the last step has moved, or
+    /// `None` if paging is not configured on the backend.
     pub fn paging(&self) -> Option<PagingReport> {
         let totals = self.backend.paging_totals()?;
         let parameters = self.params.iter().map(|entry| ParamPaging {
@@ -254,7 +274,7 @@ impl Optimizer {
         })
     }
 
-    /// A copy of what a run needs to go on with this parameter elsewhere.
+    /// Returns a copy of the state of a parameter, from which another optimizer can continue.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::Damaged`], [`Error::Backend`].
@@ -269,11 +289,11 @@ impl Optimizer {
         })
     }
 
-    /// Puts a parameter where a record left off.
+    /// Replaces the state, step count and memory order of a parameter by those of a record.
     ///
-    /// The seed of the parameter becomes that of the record. Where it is another one, it is set for the
-    /// parameter alone, and a seed of the defaults no longer reaches it. To keep the parameter's own
-    /// seed, put it into the record first:
+    /// The parameter also gets the seed of the record. If that seed differs, it is set as an
+    /// override of the parameter, so that the seed of the defaults no longer affects it. To keep
+    /// the current seed, copy it into the record first:
     ///
     /// ```
     /// # use lion_core::*;
@@ -285,11 +305,13 @@ impl Optimizer {
     /// ```
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`]; [`Error::StateMismatch`] where the record has other bits, other
-    /// lengths, or numbers that no step leaves behind. [`Error::Backend`] where the state cannot be
-    /// written and was as it was allocated: it is so again; and where it is of another process.
-    /// [`Error::Damaged`] where a state that had
-    /// been stepped or loaded cannot be written.
+    /// - [`Error::UnknownHandle`].
+    /// - [`Error::StateMismatch`] if the record has a different width, different lengths, or values
+    ///   that no step can produce.
+    /// - [`Error::Backend`] if the state cannot be written and had not been stepped or loaded
+    ///   before; it is reset to its initial value. Also if the state belongs to another process;
+    ///   then nothing has changed.
+    /// - [`Error::Damaged`] if the state cannot be written and had been stepped or loaded before.
     pub fn import_state(&mut self, handle: Handle, record: &StateRecord) -> Result<(), Error> {
         let index = self.index(handle)?;
         let entry = &mut self.params[index];
@@ -302,7 +324,7 @@ impl Optimizer {
                 (entry.fresh, entry.damaged) = (fresh, damaged);
                 return Err(entry.backend_error(source));
             }
-            // Undone where it can be.
+            // A fresh state can be restored by writing its initial value again.
             if fresh && self.make_fresh(index).is_ok() {
                 return Err(self.params[index].backend_error(source));
             }
@@ -318,7 +340,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Names all damaged parameters.
+    /// Returns the error that names all damaged parameters.
     pub(crate) fn damaged(&self, source: Option<BackendError>) -> Error {
         let damaged = self.params.iter().filter(|entry| entry.damaged);
         Error::Damaged {
@@ -327,7 +349,7 @@ impl Optimizer {
         }
     }
 
-    /// Allocates a state and checks that it is the one that was asked for.
+    /// Allocates a state, and checks that its length and width are those of the request.
     pub(crate) fn allocate(
         &self,
         request: &StateRequest<'_>,
@@ -368,13 +390,13 @@ impl Optimizer {
         }
     }
 
-    /// The position of a parameter.
+    /// Returns the index of a parameter.
     pub(crate) fn index(&self, handle: Handle) -> Result<usize, Error> {
         let serial = |entry: &Parameter| entry.handle.serial;
         let at = handle.registered_at;
         let found = match self.params.get(at).map(serial) {
             Some(found) if found == handle.serial => Some(at),
-            // Each removal has moved the parameters behind it by one.
+            // Each removal has moved the parameters after it down by one.
             _ => {
                 let before = &self.params[..at.min(self.params.len())];
                 before.binary_search_by_key(&handle.serial, serial).ok()

@@ -1,54 +1,55 @@
-//! What a step did, and what an optimizer holds.
+//! Reports of steps and parameters.
 
 use crate::{Bits, Dtype, Handle, Hyper, MemoryOrder, Overrides, SkippedBlocks};
 
-/// What a step did.
+/// The result of a step.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct StepReport {
-    /// The parameters of this step, in the order they were given.
+    /// The parameters of this step, in the order in which they were given.
     pub updated: Vec<Handle>,
-    /// Those that were given without a gradient and left as they were, under
+    /// Parameters without a gradient that were not updated, under
     /// [`MissingGradient::Skip`](crate::MissingGradient::Skip).
     pub without_gradient: Vec<Handle>,
-    /// Their elements in total.
+    /// Total number of elements of the updated parameters.
     pub elements: u64,
-    /// Those with blocks left as they were, because a new momentum in the block is not finite.
-    /// Parameters are not tested: see [`OnNonFinite`](crate::OnNonFinite).
+    /// Parameters with blocks that were not updated because a new momentum in the block is not
+    /// finite. Parameters themselves are not tested: see [`OnNonFinite`](crate::OnNonFinite).
     pub skipped: Vec<SkippedBlocks>,
-    /// Whether the step is queued on a device and what it skips not known yet:
-    /// [`Optimizer::synchronize`](crate::Optimizer::synchronize) waits for it and tells.
+    /// Whether the step is queued on a device, so that its skipped blocks are not yet known.
+    /// [`Optimizer::synchronize`](crate::Optimizer::synchronize) waits for the step and returns
+    /// them.
     pub pending: bool,
-    /// The norm of the gradients before they were clipped, where
-    /// [`StepArgs::max_grad_norm`](crate::StepArgs::max_grad_norm) is given.
+    /// The norm of the gradients before clipping, if
+    /// [`StepArgs::max_grad_norm`](crate::StepArgs::max_grad_norm) is set.
     pub grad_norm: Option<f64>,
-    /// The gradients of which blocks are not finite and were left out of
-    /// [`grad_norm`](StepReport::grad_norm). The step has skipped these blocks, and others where the new
-    /// momentum is not finite though the gradient is.
+    /// Parameters with blocks whose gradients are not finite. These blocks are excluded from
+    /// [`grad_norm`](StepReport::grad_norm) and skipped by the step. The step also skips blocks
+    /// whose gradient is finite but whose new momentum is not.
     pub non_finite_gradients: Vec<SkippedBlocks>,
 }
 
 impl StepReport {
-    /// Blocks left as they were, over all parameters.
+    /// Returns the number of skipped blocks of all parameters.
     pub fn skipped_blocks(&self) -> u64 {
         let counts = self.skipped.iter().map(|s| s.skipped);
         counts.fold(0, u64::saturating_add)
     }
 }
 
-/// What an optimizer holds of one parameter.
+/// The properties of one parameter of an optimizer.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ParamInfo<'a> {
-    /// The parameter.
+    /// The handle of the parameter.
     pub handle: Handle,
     /// Its name.
     pub name: &'a str,
-    /// Its elements.
+    /// Number of elements.
     pub len: usize,
-    /// Their type.
+    /// Element type.
     pub dtype: Dtype,
-    /// Its group, if it is in one.
+    /// Name of its group, if it is in one.
     pub group: Option<&'a str>,
     /// Width of its state.
     pub bits: Bits,
@@ -58,15 +59,16 @@ pub struct ParamInfo<'a> {
     pub state_bytes: usize,
     /// Whether its state is paged.
     pub paged: bool,
-    /// Whether a failed load or import has partly overwritten its state:
+    /// Whether a failed load or import has partly overwritten its state; see
     /// [`Error::Damaged`](crate::Error::Damaged).
     pub damaged: bool,
-    /// Steps done.
+    /// Number of steps.
     pub steps: u64,
-    /// The order in memory that the state belongs to; `None` before the first step.
+    /// The memory order of the state; `None` before the first step.
     pub order: Option<&'a MemoryOrder>,
-    /// Hyper-parameters after defaults, group and overrides are merged. `seed` is the parameter's own.
+    /// Hyper-parameters after the defaults, the group and the overrides are merged. `seed` is the
+    /// seed derived for this parameter.
     pub hyper: Hyper,
-    /// What is set for this parameter alone.
+    /// The overrides of this parameter.
     pub overrides: Overrides,
 }

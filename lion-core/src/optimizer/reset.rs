@@ -1,17 +1,18 @@
-//! A momentum set to zero, as a whole or in part.
+//! Resets of the momentum of a parameter, in whole or in part.
 
 use super::restore::refill;
 use crate::{BLOCK, Error, Handle, Optimizer, StateRequest};
 use std::ops::Range;
 
 impl Optimizer {
-    /// Sets the momentum of the elements in `range` to zero, as it is before the first step: for rows of
-    /// a parameter that the trainer has initialized anew.
+    /// Sets the momentum of the elements in `range` to zero, its value before the first step. Use
+    /// it for rows of a parameter that were initialized again.
     ///
-    /// Elements are counted in the order in which they lie in memory. The range consists of whole blocks
-    /// of 256 elements: it begins at a multiple of 256, and ends at one or at the end of the parameter.
-    /// A damaged state ([`Error::Damaged`]) is whole again when all of it is reset. The step count, the seed and the hyper-parameters stay. On a device the call waits for the steps
-    /// that are queued.
+    /// Elements are counted in memory order. The range must consist of whole blocks of 256
+    /// elements: it begins at a multiple of 256, and ends at a multiple of 256 or at the end of the
+    /// parameter. The step count, the seed and the hyper-parameters do not change. On a device, the
+    /// call waits for the queued steps. Resetting all of a damaged state ([`Error::Damaged`])
+    /// repairs it.
     ///
     /// ```
     /// use lion_core::{Error, Handle, Optimizer};
@@ -24,9 +25,10 @@ impl Optimizer {
     /// ```
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`]; [`Error::NotWholeBlocks`]; [`Error::Backend`] where the backend fails
-    /// before it changes anything; [`Error::PartlyReset`] where it fails later: then each block of the range
-    /// either has a momentum of zero or the one it had.
+    /// - [`Error::UnknownHandle`], [`Error::NotWholeBlocks`].
+    /// - [`Error::Backend`] if the backend fails before it changes anything.
+    /// - [`Error::PartlyReset`] if it fails later: each block of the range has either a momentum of
+    ///   zero or its previous momentum.
     pub fn reset(&mut self, handle: Handle, range: Range<usize>) -> Result<(), Error> {
         let index = self.index(handle)?;
         let entry = &self.params[index];
@@ -53,7 +55,7 @@ impl Optimizer {
             source: Box::new(source),
         })?;
         if whole {
-            // Nothing is left of what a failed load had written.
+            // The values that a failed load had written are all overwritten.
             entry.damaged = false;
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! An optimizer put where another left off: checked whole, written in parts, then committed.
+//! Restores an optimizer from records: checks all of them, then writes states in parts, then
+//! commits.
 
 use super::configure::resolve;
 use crate::{
@@ -8,7 +9,14 @@ use crate::{
 use std::mem::take;
 use std::ops::Range;
 
-/// What is set for an optimizer as a whole.
+/// The settings of an optimizer that are not specific to one parameter.
+///
+/// ```
+/// use lion_core::{Group, OptimizerConfig, Overrides};
+/// let norms = Group::new("norms", Overrides::new().weight_decay(0.0));
+/// let config = OptimizerConfig::new(Overrides::new().lr(1e-4), vec![norms]);
+/// assert_eq!(config.groups[0].name, "norms");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct OptimizerConfig {
@@ -19,34 +27,37 @@ pub struct OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// Returns a configuration of these defaults and groups.
+    /// Returns a configuration with these defaults and groups.
     pub fn new(defaults: Overrides, groups: Vec<Group>) -> Self {
         OptimizerConfig { defaults, groups }
     }
 }
 
-/// What is known of one parameter besides the numbers of its state.
+/// The settings and progress of one parameter, without the values of its state.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ParamRecord {
     /// The parameter.
     pub handle: Handle,
-    /// Its group, by position in [`OptimizerConfig::groups`]. `None` takes it out of its group, unless the
-    /// settings have no group of that name: then it stays there. Without settings it stays in the group it
-    /// is in.
+    /// Index of its group in [`OptimizerConfig::groups`].
+    ///
+    /// With settings, `None` removes the parameter from its group, except that a parameter stays in
+    /// a group that the settings do not contain. Without settings, the parameter stays in its
+    /// group.
     pub group: Option<usize>,
-    /// What is set for it alone. Without settings it keeps what is set, but for the seed.
+    /// The overrides of the parameter. Without settings, its current overrides are kept except for
+    /// the seed.
     pub overrides: Overrides,
-    /// Steps done.
+    /// Number of steps.
     pub steps: u64,
-    /// Seed of its stochastic rounding.
+    /// Seed of the parameter's stochastic rounding.
     pub seed: u64,
-    /// The order in memory that the state belongs to; `None` before the first step.
+    /// The memory order of the state; `None` before the first step.
     pub order: Option<MemoryOrder>,
 }
 
 impl ParamRecord {
-    /// Returns the record of a parameter that has not stepped, in no group and without overrides.
+    /// Returns the record of a parameter before its first step, in no group and without overrides.
     pub fn new(handle: Handle) -> Self {
         ParamRecord {
             handle,
@@ -59,26 +70,22 @@ impl ParamRecord {
     }
 }
 
-/// A change of an optimizer to what records say, checked but not done.
+/// A restore that has been checked but not committed.
 ///
-/// [`Optimizer::restore`] begins it, [`state`](Restore::state) gives out the states to write, and
-/// [`commit`](Restore::commit) does the rest. Where the numbers turn out to be bad on the way,
-/// [`abandon`](Restore::abandon), or dropping this, leaves an optimizer that had not stepped as it was.
-/// States that had been stepped or loaded before and were given out are damaged then: the optimizer
-/// does not step until they are loaded or imported again ([`Error::Damaged`]).
+/// [`Optimizer::restore`] begins it, [`state`](Restore::state) returns the states to write, and
+/// [`commit`](Restore::commit) completes it. If the values turn out to be invalid, call
+/// [`abandon`](Restore::abandon) or drop the restore: states that had not been stepped or loaded
+/// before are reset to their initial values. States that had been stepped or loaded before, and
+/// were returned by [`state`](Restore::state), are then damaged: the optimizer does not step until
+/// they are loaded or imported again ([`Error::Damaged`]).
 ///
 /// ```
 /// # use lion_core::*;
 /// # fn example(mut optimizer: Optimizer, w: Handle) -> Result<(), Error> {
-/// let records = vec![ParamRecord {
-///     handle: w,
-///     group: None,
-///     overrides: Overrides::new(),
-///     steps: 17,
-///     seed: 4,
-///     order: Some(MemoryOrder::RowMajor),
-/// }];
-/// let mut restore = optimizer.restore(None, records)?;
+/// let mut record = ParamRecord::new(w);
+/// (record.steps, record.seed) = (17, 4);
+/// record.order = Some(MemoryOrder::RowMajor);
+/// let mut restore = optimizer.restore(None, vec![record])?;
 /// restore.state(0).write(0, 0, &1.5f32.to_le_bytes())?;
 /// restore.commit();
 /// assert_eq!(optimizer.info(w)?.steps, 17);
@@ -89,9 +96,9 @@ impl ParamRecord {
 pub struct Restore<'a> {
     optimizer: &'a mut Optimizer,
     settings: Option<OptimizerConfig>,
-    /// For each parameter of the optimizer what it will have.
+    /// The settings of each parameter of the optimizer after the restore.
     resolved: Vec<Resolved>,
-    /// For each record its parameter and what became of the state.
+    /// The parameter of each record, and the condition of its state.
     targets: Vec<Target>,
     records: Vec<ParamRecord>,
 }
@@ -99,44 +106,47 @@ pub struct Restore<'a> {
 /// The settings of one parameter after a restore.
 #[derive(Debug)]
 struct Resolved {
-    /// Its place among the settings' groups.
+    /// Index of its group in the settings.
     group: Option<usize>,
     overrides: Overrides,
     hyper: Hyper,
 }
 
-/// The state of a record.
+/// The state of one record.
 #[derive(Clone, Copy, Debug)]
 struct Target {
     /// Index of the parameter.
     index: usize,
     /// Whether the state was fresh.
     fresh: bool,
-    /// Whether the state was given out to be written.
+    /// Whether the state was returned for writing.
     written: bool,
 }
 
 impl Optimizer {
-    /// Begins to put parameters where records left off. With `settings`, defaults, groups, and the
-    /// group and overrides of each parameter that has a record are replaced. Groups that only this
-    /// optimizer has are kept, with the parameters that are in them.
+    /// Begins to restore parameters from records.
     ///
-    /// A state keeps its width and where it lies. Where the settings ask for another width, or for
-    /// another paging, the parameter gets overrides of `optim_bits` and `min_8bit_size`, or of `is_paged`
-    /// and `min_paged_size`, that ask for what it has. `stochastic_param`, which `f16` parameters do not
-    /// have, is unset for them.
+    /// If `settings` is given, it replaces the defaults, the groups, and the group and overrides of
+    /// each parameter that has a record. Groups that only this optimizer has are kept, with their
+    /// parameters.
+    ///
+    /// A state keeps its width, and whether it is paged. If the settings differ from that, the
+    /// parameter gets overrides of `optim_bits` and `min_8bit_size`, or of `is_paged` and
+    /// `min_paged_size`, that match its state. `stochastic_param` is unset for `f16` parameters,
+    /// which do not support it.
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::InvalidHyper`],
-    /// [`Error::EmptyName`], [`Error::DuplicateGroup`]; [`Error::UnknownGroup`] for a position beyond
-    /// the groups; [`Error::StateMismatch`] for a count of steps or an order in memory that no run
-    /// leaves behind.
+    /// - [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::InvalidHyper`],
+    ///   [`Error::EmptyName`], [`Error::DuplicateGroup`].
+    /// - [`Error::UnknownGroup`] if the index of a group is out of bounds.
+    /// - [`Error::StateMismatch`] if a step count or memory order cannot be the result of any run.
     pub fn restore(
         &mut self,
         settings: Option<OptimizerConfig>,
         records: Vec<ParamRecord>,
     ) -> Result<Restore<'_>, Error> {
-        // Groups that the settings bring; those that only this optimizer has come behind them.
+        // The groups of the settings come first, followed by the groups that only this optimizer
+        // has.
         let given = settings.as_ref().map_or(0, |s| s.groups.len());
         let settings = settings.map(|s| self.merge(s)).transpose()?;
         let mut of_param: Vec<Option<usize>> = vec![None; self.params.len()];
@@ -162,7 +172,7 @@ impl Optimizer {
         let mut resolved = Vec::with_capacity(self.params.len());
         for (entry, record) in self.params.iter().zip(of_param) {
             let record = record.map(|i| &records[i]);
-            // Where the group that it is in now is to be found in the settings.
+            // Index of the current group of the parameter in the settings.
             let kept = || {
                 let name = &self.groups[entry.group?].name;
                 groups.iter().position(|group| group.name == *name)
@@ -170,7 +180,7 @@ impl Optimizer {
             let group = match (record, &settings) {
                 (_, None) => entry.group,
                 (None, Some(_)) => kept(),
-                // A group from behind those of the settings is one that only this optimizer has.
+                // Groups after those of the settings are groups that only this optimizer has.
                 (Some(record), Some(_)) => record.group.or(kept().filter(|&group| group >= given)),
             };
             let group_overrides = match group.map(|group| groups.get(group).ok_or(group)) {
@@ -198,7 +208,7 @@ impl Optimizer {
                 overrides = overrides.optim_bits(own.0.get()).min_8bit_size(own.1);
             }
             if hyper.stochastic_param && entry.dtype == Dtype::F16 {
-                // A run that set it for such a parameter has not felt it.
+                // The option had no effect on such a parameter in the run that was saved.
                 hyper.stochastic_param = false;
                 overrides = overrides.stochastic_param(false);
             }
@@ -225,7 +235,7 @@ impl Optimizer {
         })
     }
 
-    /// Checks settings, and adds the groups that only this optimizer has.
+    /// Checks settings, and appends the groups that only this optimizer has.
     fn merge(&self, mut settings: OptimizerConfig) -> Result<OptimizerConfig, Error> {
         settings.defaults = settings.defaults.paged_as(&self.defaults);
         settings.defaults.check(|| Scope::Defaults)?;
@@ -258,13 +268,14 @@ impl Optimizer {
 }
 
 impl Restore<'_> {
-    /// Whether no state that has a record has been stepped or written before: then
-    /// [`abandon`](Restore::abandon) can undo all that is written to them.
+    /// Returns whether no state with a record has been stepped or loaded before, so that
+    /// [`abandon`](Restore::abandon) can undo all writes.
     pub fn is_fresh(&self) -> bool {
         self.targets.iter().all(|target| target.fresh)
     }
 
-    /// The state of the parameter of a record, by the record's position, to be written.
+    /// Returns the state of the parameter of a record, for writing. `record` is the index of the
+    /// record.
     ///
     /// # Panics
     /// If there is no such record.
@@ -275,9 +286,9 @@ impl Restore<'_> {
         self.optimizer.params[target.index].begin_write()
     }
 
-    /// Does all that is left once the states are written.
+    /// Completes the restore, after the states are written.
     pub fn commit(mut self) {
-        // Nothing is left for the drop to undo.
+        // The drop has nothing to undo.
         let targets = take(&mut self.targets);
         let optimizer = &mut *self.optimizer;
         if let Some(OptimizerConfig { defaults, groups }) = self.settings.take() {
@@ -299,12 +310,13 @@ impl Restore<'_> {
         }
     }
 
-    /// Gives up: states that were fresh are fresh again. Dropping does the same.
+    /// Cancels the restore: states that were fresh are fresh again. Dropping the restore does the
+    /// same.
     ///
     /// # Errors
-    /// [`Error::Damaged`] names the parameters whose states were given out by
-    /// [`state`](Restore::state) and are neither as they were nor as the records say: those that were
-    /// not fresh, and those that cannot be written again.
+    /// [`Error::Damaged`] names the parameters whose states were returned by
+    /// [`state`](Restore::state) and could not be restored: those that were not fresh, and those to
+    /// which the initial value could not be written.
     pub fn abandon(mut self) -> Result<(), Error> {
         self.undo()
     }
@@ -334,13 +346,13 @@ impl Restore<'_> {
 
 impl Drop for Restore<'_> {
     fn drop(&mut self) {
-        // What cannot be undone is damaged, and the next step says so.
+        // States that cannot be undone are marked as damaged, and the next step reports them.
         let _ = self.undo();
     }
 }
 
 impl Optimizer {
-    /// Makes a state as it was allocated.
+    /// Resets a state to its initial value.
     pub(crate) fn make_fresh(&mut self, index: usize) -> Result<(), BackendError> {
         let entry = &self.params[index];
         let bits = entry.state.layout().bits();
@@ -354,16 +366,17 @@ impl Optimizer {
     }
 }
 
-/// Writes the numbers of a fresh state of one element, which are the same for any length, over those of a
-/// range of whole blocks.
+/// Overwrites a range of whole blocks with the values of a fresh state of one element, which are
+/// the same for any length.
 pub(crate) fn refill(
     blank: &dyn State,
     state: &mut dyn State,
     range: Range<usize>,
 ) -> Result<(), BackendError> {
     const PART: usize = 64 << 10;
-    // The last plane first. It is the absmax of an 8-bit state: the momentum of a block whose absmax is 0 is
-    // 0, whatever its codes are, so a failure in between leaves no momentum that is neither old nor 0.
+    // The last plane is written first. In an 8-bit state it is the absmax, and the momentum of a
+    // block whose absmax is 0 is 0, whatever its codes are. So if a later write fails, every
+    // momentum is the old one or 0.
     for (plane, spec) in state.layout().planes().iter().enumerate().rev() {
         let start = PlaneSpec::bytes(spec, range.start);
         let end = PlaneSpec::bytes(spec, range.end);

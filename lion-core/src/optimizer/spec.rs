@@ -1,24 +1,25 @@
-//! How a parameter is registered, and what names it afterwards.
+//! Specifications of parameters and groups, and handles of parameters.
 
 #[cfg(doc)]
 use crate::Optimizer;
 use crate::{Dtype, Overrides};
 
-/// A registered parameter: what a step names it by. Cheap to copy, valid for the optimizer that
-/// gave it out, until the parameter is [removed](Optimizer::remove).
+/// A handle of a registered parameter. Handles are cheap to copy. A handle is valid for the
+/// optimizer that returned it, until the parameter is [removed](Optimizer::remove).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle {
-    /// How many parameters the optimizer had when this one was registered. Its position is this one or,
-    /// where parameters before it have been removed, a lower one.
+    /// Number of parameters of the optimizer when this one was registered. Its index is this
+    /// number, or a lower one if parameters before it were removed.
     pub(super) registered_at: usize,
-    /// How many parameters had ever been registered. No two parameters of an optimizer share it.
+    /// Number of parameters that had ever been registered. It is unique within the optimizer.
     pub(super) serial: u64,
-    /// Hash of the name, so that a handle of another optimizer is noticed, unless it stands for a
+    /// Hash of the name. It detects a handle of another optimizer, unless that handle belongs to a
     /// parameter of the same name.
     pub(super) tag: u64,
 }
 
-/// A parameter to register: its stable name, its length and type, and what is special about it.
+/// The specification of a parameter to register: its name, length, element type, group and
+/// overrides.
 ///
 /// ```
 /// use lion_core::{Dtype, Overrides, ParamSpec};
@@ -37,7 +38,7 @@ pub struct ParamSpec {
 }
 
 impl ParamSpec {
-    /// A parameter of `len` elements with the optimizer's defaults.
+    /// Returns the specification of a parameter of `len` elements with the optimizer's defaults.
     pub fn new(name: impl Into<String>, len: usize, dtype: Dtype) -> Self {
         ParamSpec {
             name: name.into(),
@@ -48,33 +49,39 @@ impl ParamSpec {
         }
     }
 
-    /// Puts it into a group, which must exist when it is registered.
+    /// Sets the group, which must exist when the parameter is registered.
     #[must_use]
     pub fn group(mut self, group: impl Into<String>) -> Self {
         self.group = Some(group.into());
         self
     }
 
-    /// Hyper-parameters of this parameter alone.
+    /// Sets the overrides of this parameter.
     #[must_use]
     pub fn overrides(mut self, overrides: Overrides) -> Self {
         self.overrides = overrides;
         self
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         &self.name
     }
 }
 
-/// Parameters with hyper-parameters of their own.
+/// A named group of parameters with common overrides.
+///
+/// ```
+/// use lion_core::{Group, Overrides};
+/// let biases = Group::new("biases", Overrides::new().weight_decay(0.0));
+/// assert_eq!(biases.overrides.weight_decay, Some(0.0));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Group {
     /// Its name.
     pub name: String,
-    /// What is set for it.
+    /// Its overrides.
     pub overrides: Overrides,
 }
 

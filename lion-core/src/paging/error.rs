@@ -1,4 +1,4 @@
-//! What goes wrong where states are paged.
+//! Errors of paging.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -6,128 +6,130 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Why states cannot be paged, or not as asked for. Nothing has changed, except where a step meets
-/// [`PagingError::Transfer`] or [`PagingError::Device`]: some of its tensors may be stepped by then.
+/// An error of paging. Nothing has changed, except if a step returns [`PagingError::Transfer`] or
+/// [`PagingError::Device`]: some of its tensors may already be updated.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum PagingError {
-    /// A paged state is asked of a backend that was not told how to page.
+    /// A paged state was requested, but paging is not configured on the backend.
     NotSetUp {
         /// The backend.
         backend: String,
     },
     /// No budget is set.
     NoBudget,
-    /// A budget of nothing, or of less than one page.
+    /// The budget is zero or smaller than one page.
     BudgetTooSmall {
-        /// Bytes of fast memory allowed.
+        /// The budget in bytes.
         given: usize,
-        /// Bytes that are moved at once, at least.
+        /// Bytes of a page, the smallest budget.
         wanted: usize,
     },
-    /// A window that is larger than the budget that it is a part of, or smaller than one page.
+    /// The window is larger than the budget, which contains it, or smaller than one page.
     BadWindow {
-        /// Its bytes.
+        /// The window in bytes.
         given: usize,
-        /// Bytes that are moved at once, at least.
+        /// Bytes of a page, the smallest window.
         smallest: usize,
-        /// The budget in bytes.
+        /// The budget in bytes, the largest window.
         largest: usize,
     },
-    /// No folder is set, and the CPU pages to a file.
+    /// No folder is set. On the CPU, states are paged to a file in a folder.
     NoFolder,
-    /// A folder that is not there, or in which no file can be made.
+    /// The folder does not exist, or no file can be created in it.
     Folder {
         /// The folder.
         folder: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: Arc<io::Error>,
     },
-    /// The disk or the quota has no room for a state, or a file cannot be that large.
+    /// The disk or the quota has no space for a state, or a file cannot be that large.
     NoRoom {
         /// The folder.
         folder: PathBuf,
-        /// Bytes asked for.
+        /// Bytes requested.
         bytes: usize,
-        /// What the system says.
+        /// The error of the operating system.
         source: Arc<io::Error>,
     },
-    /// Room for a state could not be reserved for another reason than a full disk.
+    /// Space for a state could not be reserved, for a reason other than a full disk.
     Reserve {
         /// The folder.
         folder: PathBuf,
-        /// Bytes asked for.
+        /// Bytes requested.
         bytes: usize,
-        /// What the system says.
+        /// The error of the operating system.
         source: Arc<io::Error>,
     },
-    /// The file of a state could not be mapped into the memory of the process.
+    /// The file of a state could not be mapped into memory.
     Map {
         /// Bytes of the mapping.
         bytes: usize,
-        /// What the system says.
+        /// The error of the operating system.
         source: Arc<io::Error>,
     },
     /// A helper thread could not be started.
     Thread {
-        /// What the system says.
+        /// The error of the operating system.
         source: Arc<io::Error>,
     },
-    /// A state with more bytes than this system can address.
+    /// A state has more bytes than this system can address.
     TooLarge {
         /// Elements of the parameter.
         len: usize,
     },
-    /// A paged state of a parameter without elements.
+    /// A paged state was requested for a parameter without elements.
     Empty,
-    /// The process is a child made by `fork` of the one that the paged states belong to. The child may drop
-    /// them or exit, and do nothing else with them; the parent is not affected.
+    /// The calling process is a forked child of the process that owns the paged states. The child
+    /// may drop them or exit; any other use is an error. The parent is not affected.
     OtherProcess {
-        /// ID of the process that made them.
+        /// ID of the process that created them.
         owner: u32,
-        /// ID of this process.
+        /// ID of the calling process.
         current: u32,
     },
-    /// A range of bytes that is not one of the pieces that a state is moved in.
+    /// A range of bytes is not one of the pieces of a state.
     NotAPiece {
         /// The first byte.
         start: usize,
-        /// The byte after the last.
+        /// The end of the range, exclusive.
         end: usize,
         /// Bytes of the state.
         bytes: usize,
-        /// Bytes of a piece.
+        /// Bytes of a full piece.
         piece: usize,
     },
-    /// A plan that uses a piece of another pager, or of a state that has been dropped.
+    /// A schedule accesses a piece of another pager, or of a state that has been dropped.
     UnknownPiece {
-        /// Position in the plan.
+        /// Position in the schedule.
         position: usize,
     },
-    /// A position of a walk that was acquired before its predecessors, after its release, or beyond the end.
+    /// A position of a schedule was acquired before its predecessors, after its release, or beyond
+    /// the end.
     OutOfOrder {
-        /// The position.
+        /// The position that was acquired.
         position: usize,
-        /// The position that is to be acquired next.
+        /// The next position to acquire.
         next: usize,
     },
-    /// A walk begun by a thread that has not ended another walk of the same pager.
+    /// A thread began a schedule while it runs another schedule of the same pager.
     Nested,
-    /// Pages that could not be moved. A step that meets this has stepped some tensors and not others.
+    /// A piece could not be moved. If a step returns this, some of its tensors are updated and
+    /// others are not.
     Transfer {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
         /// Bytes of the piece.
         bytes: usize,
-        /// What the system says.
+        /// The error of the operating system.
         source: Arc<io::Error>,
     },
-    /// This system, or this device, cannot page.
+    /// This system or device does not support paging.
     Unsupported {
         /// What is missing.
         missing: String,
     },
-    /// What the driver of a device says.
+    /// An error of a device, such as one reported by the CUDA driver.
     Device(Arc<dyn StdError + Send + Sync>),
 }
 
@@ -136,14 +138,14 @@ impl fmt::Display for PagingError {
         match self {
             PagingError::NotSetUp { backend } => write!(
                 f,
-                "a paged state is wanted, and the backend `{backend}` was not told how to page"
+                "a paged state was requested, but paging is not configured on the backend `{backend}`"
             ),
-            PagingError::NoBudget => {
-                f.write_str("paged states have no budget, wanted a number of bytes of fast memory")
-            }
+            PagingError::NoBudget => f.write_str(
+                "no budget of fast memory is set for paged states, wanted a number of bytes",
+            ),
             PagingError::BudgetTooSmall { given, wanted } => write!(
                 f,
-                "the budget of paged states is {given} bytes, wanted one page of {wanted} at least"
+                "the budget of paged states is {given} bytes, wanted at least one page of {wanted} bytes"
             ),
             PagingError::BadWindow {
                 given,
@@ -151,15 +153,15 @@ impl fmt::Display for PagingError {
                 largest,
             } => write!(
                 f,
-                "the window of paged states is {given} bytes, wanted from one page of {smallest} to \
-                 the budget of {largest}"
+                "the window of paged states is {given} bytes, wanted at least one page of {smallest} \
+                 bytes and at most the budget of {largest} bytes"
             ),
-            PagingError::NoFolder => {
-                f.write_str("paged states on the CPU have no folder, wanted one on a fast disk")
-            }
+            PagingError::NoFolder => f.write_str(
+                "no folder is set for paged states on the CPU, wanted one on a fast disk",
+            ),
             PagingError::Folder { folder, source } => write!(
                 f,
-                "no file for paged states can be made in the folder `{}`: {source}",
+                "could not create a file for paged states in the folder `{}`: {source}",
                 folder.display()
             ),
             PagingError::NoRoom {
@@ -168,7 +170,7 @@ impl fmt::Display for PagingError {
                 source,
             } => write!(
                 f,
-                "the folder `{}` has no room for {bytes} bytes of state: {source}",
+                "the folder `{}` has no space for {bytes} bytes of state: {source}",
                 folder.display()
             ),
             PagingError::Reserve {
@@ -177,28 +179,26 @@ impl fmt::Display for PagingError {
                 source,
             } => write!(
                 f,
-                "room for {bytes} bytes of state could not be reserved in the folder `{}`: {source}",
+                "could not reserve {bytes} bytes of state in the folder `{}`: {source}",
                 folder.display()
             ),
             PagingError::Map { bytes, source } => write!(
                 f,
-                "a file of {bytes} bytes of state could not be mapped into memory: {source}"
+                "could not map a file of {bytes} bytes of state into memory: {source}"
             ),
             PagingError::Thread { source } => write!(
                 f,
-                "a helper thread for paged states could not be started: {source}"
+                "could not start a helper thread for paged states: {source}"
             ),
             PagingError::TooLarge { len } => write!(
                 f,
                 "a paged state of {len} elements has more bytes than this system can address"
             ),
-            PagingError::Empty => {
-                f.write_str("a paged state has no element, wanted one at least")
-            }
+            PagingError::Empty => f.write_str("a paged state has no elements, wanted at least one"),
             PagingError::OtherProcess { owner, current } => write!(
                 f,
-                "the paged states belong to process {owner}, and this is process {current}, its child: \
-                 it may drop them or exit"
+                "the paged states belong to process {owner}; process {current} is a forked child, which \
+                 may only drop them or exit"
             ),
             PagingError::NotAPiece {
                 start,
@@ -207,19 +207,19 @@ impl fmt::Display for PagingError {
                 piece,
             } => write!(
                 f,
-                "bytes {start} to {end} were given, wanted a piece of a state of {bytes} bytes in \
-                 pieces of {piece}"
+                "bytes {start} to {end} are not a piece: the state has {bytes} bytes, in pieces of \
+                 {piece} bytes"
             ),
             PagingError::UnknownPiece { position } => write!(
                 f,
-                "use {position} of a plan is of a piece that this pager does not have"
+                "access {position} of a schedule is to a piece that this pager does not have"
             ),
             PagingError::OutOfOrder { position, next } => write!(
                 f,
-                "position {position} of a walk was acquired, wanted {next}"
+                "position {position} of a schedule was acquired, wanted position {next}"
             ),
             PagingError::Nested => f.write_str(
-                "a walk was begun by a thread that is in the middle of another walk of the same pager",
+                "a thread began a schedule while it runs another schedule of the same pager",
             ),
             PagingError::Transfer {
                 doing,
@@ -237,7 +237,8 @@ impl fmt::Display for PagingError {
 impl StdError for PagingError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            // What the system says is part of the message; what caused it comes next.
+            // The message already includes the error of the operating system; its cause
+            // comes next.
             PagingError::Folder { source, .. }
             | PagingError::NoRoom { source, .. }
             | PagingError::Reserve { source, .. }

@@ -1,4 +1,4 @@
-//! States that are paged: what is told about them, and what can be wrong. Who pages them is `lion-paging`.
+//! Reports and errors of paged states. The crate `lion-paging` implements paging.
 
 mod error;
 mod report;

@@ -1,33 +1,41 @@
-//! What is told about states that are paged: where they are, and what their last step has moved.
+//! Reports of paging: the residency of paged states, and the bytes that the last step has moved.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Bytes that were moved for a state, or for all of them, and what was waited for.
+/// Bytes moved and time waited, for one state or in total.
+///
+/// ```
+/// use lion_core::Moved;
+/// let mut moved = Moved::default();
+/// (moved.fetched, moved.written) = (8192, 4096);
+/// moved.add(moved);
+/// assert_eq!(moved.total(), 24576);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Moved {
-    /// Bytes made resident.
+    /// Bytes that became resident.
     pub fetched: u64,
-    /// Bytes made not resident.
+    /// Bytes that ceased to be resident.
     pub evicted: u64,
-    /// Those of the evicted that were moved back: what had changed, and in the unified memory of a CUDA
-    /// device also what had not.
+    /// Evicted bytes that were written back: pieces that had changed and, in the unified memory of
+    /// a CUDA device, also pieces that had not.
     pub written: u64,
-    /// Times that a thread of the step waited for bytes that were not there in time. On a device the
-    /// wait is the device's, and not counted here.
+    /// Number of times a thread of the step waited for bytes that were not yet resident. On a
+    /// device, the device itself waits, which is not counted here.
     pub waits: u64,
-    /// How long, over all threads.
+    /// Total time waited, summed over all threads.
     pub waited: Duration,
 }
 
 impl Moved {
-    /// Bytes in both directions: fetched and written back.
+    /// Returns the bytes moved in both directions: fetched and written back.
     pub fn total(&self) -> u64 {
         self.fetched.saturating_add(self.written)
     }
 
-    /// Adds those of another state.
+    /// Adds the values of another state. The sums of bytes and waits saturate.
     pub fn add(&mut self, other: Moved) {
         self.fetched = self.fetched.saturating_add(other.fetched);
         self.evicted = self.evicted.saturating_add(other.evicted);
@@ -37,20 +45,26 @@ impl Moved {
     }
 }
 
-/// Where a paged state is, and what the last step has moved of it.
+/// The residency of a paged state, and the bytes that the last step has moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PagedState {
-    /// Bytes of its pages: those of its planes, rounded up.
+    /// Bytes of its pages: the bytes of its planes, rounded up to whole pages.
     pub bytes: usize,
-    /// Bytes that are resident by the plan.
+    /// Bytes that are resident according to the plan.
     pub resident: usize,
-    /// What the last step has moved.
+    /// The bytes moved by the last step.
     pub moved: Moved,
 }
 
 impl PagedState {
-    /// A state of so many bytes of which nothing is resident.
+    /// Returns the residency of a state of `bytes` bytes that is not resident.
+    ///
+    /// ```
+    /// use lion_core::PagedState;
+    /// let state = PagedState::of(4096);
+    /// assert_eq!((state.bytes, state.resident), (4096, 0));
+    /// ```
     pub fn of(bytes: usize) -> Self {
         PagedState {
             bytes,
@@ -59,17 +73,17 @@ impl PagedState {
     }
 }
 
-/// What limits the memory of a process.
+/// The kind of a limit on the memory of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MemoryLimitKind {
-    /// The limit of the control group (cgroup) that the process is in, as that of a container.
+    /// The limit of the control group (cgroup) of the process, such as the limit of a container.
     ControlGroup,
     /// The limit on the address space (`RLIMIT_AS`, `ulimit -v`).
     AddressSpace,
     /// The limit on the data segment (`RLIMIT_DATA`, `ulimit -d`).
     DataSegment,
-    /// The memory of the machine.
+    /// The physical memory of the machine.
     Machine,
 }
 
@@ -77,14 +91,20 @@ pub enum MemoryLimitKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryLimit {
-    /// What sets the limit.
+    /// The kind of the limit.
     pub kind: MemoryLimitKind,
     /// The limit in bytes.
     pub bytes: u64,
 }
 
 impl MemoryLimit {
-    /// A limit of so many bytes.
+    /// Returns a limit of `bytes` bytes.
+    ///
+    /// ```
+    /// use lion_core::{MemoryLimit, MemoryLimitKind};
+    /// let limit = MemoryLimit::new(MemoryLimitKind::Machine, 8 << 30);
+    /// assert_eq!(limit.to_string(), "the 8.0 GiB of memory of the machine");
+    /// ```
     pub fn new(kind: MemoryLimitKind, bytes: u64) -> Self {
         MemoryLimit { kind, bytes }
     }
@@ -108,28 +128,28 @@ impl fmt::Display for MemoryLimit {
     }
 }
 
-/// The limits of a backend that pages, and what its last step has moved.
+/// The budget of a backend that pages, and the bytes that its last step has moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PagingTotals {
-    /// What moves the pages, in words.
+    /// Description of the page mover.
     pub driver: String,
     /// Bytes of paged state that may be resident.
     pub budget: usize,
-    /// Those of the budget that are streamed through.
+    /// Bytes of the budget that states are streamed through.
     pub window: usize,
-    /// The smallest limit on the memory of the process, where the budget is larger: the system may end the
-    /// process before the budget is used up.
+    /// The smallest limit on the memory of the process, if the budget exceeds it. The system may
+    /// then kill the process before the budget is used up.
     pub exceeds: Option<MemoryLimit>,
     /// Bytes of all paged states.
     pub paged: usize,
-    /// Bytes that are resident by the plan.
+    /// Bytes that are resident according to the plan.
     pub resident: usize,
-    /// What the last step has moved.
+    /// The bytes moved by the last step.
     pub moved: Moved,
 }
 
-/// Residency of one parameter's state.
+/// The residency of one parameter's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ParamPaging {
@@ -137,22 +157,22 @@ pub struct ParamPaging {
     pub parameter: String,
     /// Bytes of its state.
     pub state_bytes: usize,
-    /// Where its pages are; `None` if its state is not paged.
+    /// The residency of its pages; `None` if its state is not paged.
     pub paged: Option<PagedState>,
 }
 
-/// Residency of all states, as [`Optimizer::paging`](crate::Optimizer::paging) reports it. Prints as a
-/// table.
+/// The residency of all states, as returned by [`Optimizer::paging`](crate::Optimizer::paging). Its
+/// [`Display`](fmt::Display) implementation prints a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PagingReport {
-    /// The backend that pages.
+    /// The totals of the backend.
     pub totals: PagingTotals,
-    /// Each parameter, in the order of registration.
+    /// The residency per parameter, in order of registration.
     pub parameters: Vec<ParamPaging>,
 }
 
-/// Bytes in a unit that people read.
+/// A number of bytes, printed in binary units.
 #[derive(Clone, Copy, Debug)]
 struct Size(u64);
 

@@ -1,10 +1,15 @@
-//! The three element types and the conversions between them and `f32`, as integer arithmetic
-//! without branches so that a loop over them vectorizes.
+//! The three element types and their conversions from and to `f32`. The conversions are branchless
+//! integer arithmetic, so that a loop over them vectorizes.
 
 use half::{bf16, f16};
 use std::fmt;
 
-/// Type of the elements of a parameter or a gradient.
+/// The element type of a parameter or a gradient.
+///
+/// ```
+/// use lion_core::Dtype;
+/// assert_eq!((Dtype::Bf16.bytes(), Dtype::Bf16.name()), (2, "bf16"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Dtype {
@@ -17,10 +22,10 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// All element types, in the order of their declaration.
+    /// All element types, in order of declaration.
     pub const ALL: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
-    /// Bytes per element.
+    /// Returns the bytes per element.
     pub const fn bytes(self) -> usize {
         match self {
             Dtype::F32 => 4,
@@ -28,7 +33,7 @@ impl Dtype {
         }
     }
 
-    /// The short name: `f32`, `f16` or `bf16`.
+    /// Returns the short name: `f32`, `f16` or `bf16`.
     pub const fn name(self) -> &'static str {
         match self {
             Dtype::F32 => "f32",
@@ -52,19 +57,29 @@ mod sealed {
 }
 
 /// An element type of parameters and gradients: `f32`, [`struct@f16`] or [`struct@bf16`].
+///
+/// ```
+/// use lion_core::{Element, bf16};
+/// assert_eq!(bf16::narrow(1.001).widen(), 1.0);
+/// // 0x4000 added to half a unit in the last place does not carry; 0x8000 does.
+/// let x = 1.0 + 2f32.powi(-8);
+/// assert_eq!(bf16::narrow_stochastic(x, 0x4000).widen(), 1.0);
+/// assert_eq!(bf16::narrow_stochastic(x, 0x8000).widen(), 1.0 + 2f32.powi(-7));
+/// ```
 pub trait Element: sealed::Sealed + Copy + Send + Sync + fmt::Debug + 'static {
-    /// The type as a value.
+    /// The [`Dtype`] of this type.
     const DTYPE: Dtype;
 
-    /// The value in `f32`, exactly.
+    /// Converts to `f32`. The conversion is exact.
     fn widen(self) -> f32;
 
-    /// The nearest value of this type, ties to even; beyond the largest it is infinite.
+    /// Rounds to the nearest value of this type, ties to even. Overflow gives infinity.
     fn narrow(x: f32) -> Self;
 
-    /// As [`narrow`](Element::narrow), but for `bf16` rounded up or down with odds by the position
-    /// between the two neighbours: the low 16 bits of `word` are added below the kept bits, then
-    /// the sum is cut. Infinities and NaN ignore the word.
+    /// Like [`narrow`](Element::narrow), except that `bf16` is rounded up or down at random, with a
+    /// probability given by the position between the two neighbours: the low 16 bits of `word` are
+    /// added to the discarded bits, and the sum is truncated. `word` has no effect on infinities
+    /// and NaN.
     fn narrow_stochastic(x: f32, word: u32) -> Self {
         let _ = word;
         Self::narrow(x)
@@ -106,7 +121,8 @@ impl Element for bf16 {
     }
 }
 
-/// Cuts `rounded`, unless `bits` are infinite (cut as they are) or NaN (cut and made quiet).
+/// Truncates `rounded`. If `bits` are infinite or NaN, truncates `bits` instead, and makes a NaN
+/// quiet.
 #[inline(always)]
 fn bf16_from(bits: u32, rounded: u32) -> bf16 {
     let magnitude = bits & 0x7FFF_FFFF;
@@ -124,8 +140,9 @@ impl Element for f16 {
 
     #[inline(always)]
     fn widen(self) -> f32 {
-        // A subnormal f16 is read with the exponent of the smallest normal and an implicit one that
-        // does not belong to it; subtracting that one leaves the value. No subnormal f32 appears.
+        // A subnormal f16 is first read with the exponent of the smallest normal f16 and an
+        // implicit leading one, which subnormals do not have. Subtracting that one gives the value.
+        // No subnormal f32 occurs.
         const SMALLEST_NORMAL: u32 = (127 - 14) << 23;
         let h = u32::from(self.to_bits());
         let magnitude = (h & 0x7FFF) << 13;
@@ -146,8 +163,8 @@ impl Element for f16 {
     fn narrow(x: f32) -> Self {
         let b = x.to_bits();
         let magnitude = b & 0x7FFF_FFFF;
-        // The unit in the last place of [0.5, 1) is 2^-24, that of a subnormal f16: the addition
-        // rounds as the conversion must.
+        // One unit in the last place of [0.5, 1) is 2^-24, the same as of a subnormal f16, so the
+        // addition rounds exactly as the conversion requires.
         let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits() & 0xFFFF;
         let odd = (magnitude >> 13) & 1;
         let normal = magnitude
@@ -157,7 +174,7 @@ impl Element for f16 {
         let h = if magnitude < (127 - 14) << 23 {
             subnormal
         } else if magnitude < (127 + 16) << 23 {
-            normal // carries into 0x7C00, infinity, from half a unit above the largest
+            normal // From half a unit above the largest f16, this carries into 0x7C00, infinity.
         } else if magnitude <= 0x7F80_0000 {
             0x7C00
         } else {
@@ -171,8 +188,8 @@ impl Element for f16 {
 mod tests {
     use super::*;
 
-    /// Every 16-bit value, its neighbours in f32, and the midpoints to the next value with theirs:
-    /// all places where a rounding can go either way. `half` is the reference.
+    /// Tests every 16-bit value, the midpoints to the next value, and the f32 neighbours of both:
+    /// every place where the rounding changes. `half` is the reference.
     #[test]
     fn conversions_agree_with_half_at_every_rounding_boundary() {
         let mut tried = 0u32;
@@ -194,7 +211,7 @@ mod tests {
                 assert!(f16::narrow(x).is_nan() && bf16::narrow(x).is_nan());
             }
         };
-        // Under Miri, which is some thousand times slower, one value in 509.
+        // Under Miri, which is about a thousand times slower, only one value in 509 is tested.
         let stride = if cfg!(miri) { 509 } else { 1 };
         for h in (0..=u16::MAX).step_by(stride) {
             let (a, b) = (f16::from_bits(h), bf16::from_bits(h));
@@ -205,7 +222,7 @@ mod tests {
             assert_eq!(b.widen().to_bits(), u32::from(h) << 16);
             for center in [
                 a.widen().to_bits(),
-                // half a unit of a normal f16, of a subnormal one, and of a bf16
+                // Half a unit of a normal f16, a subnormal f16 and a bf16.
                 a.widen().to_bits().wrapping_add(0x1000),
                 (a.widen() + 2f32.powi(-25)).to_bits(),
                 b.widen().to_bits(),
@@ -224,7 +241,7 @@ mod tests {
 
     #[test]
     fn stochastic_bf16_cuts_after_adding_the_low_half_of_the_word() {
-        let x = f32::from_bits(0x3F80_4000); // a quarter of the way from 1.0 to the next bf16
+        let x = f32::from_bits(0x3F80_4000); // A quarter of the way from 1.0 to the next bf16.
         assert_eq!(bf16::narrow_stochastic(x, 0xFFFF_BFFF).to_bits(), 0x3F80);
         assert_eq!(bf16::narrow_stochastic(x, 0x0000_C000).to_bits(), 0x3F81);
         assert_eq!(bf16::narrow_stochastic(-x, 0xC000).to_bits(), 0xBF81);

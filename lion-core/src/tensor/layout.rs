@@ -3,35 +3,35 @@
 #[cfg(doc)]
 use crate::ParamMut;
 
-/// The order in which the elements of an array lie in memory.
+/// The order in which the elements of an array are stored in memory.
 ///
-/// A step pairs elements by their place in memory, so a parameter, its gradient and its state must
-/// agree on this. A plain slice counts as row-major. The shape of an array is not part of it:
-/// [`ParamMut::shape`] holds that.
+/// A step pairs elements by their position in memory, so a parameter, its gradient and its state
+/// must have the same order. A plain slice is row-major. The order does not include the shape of
+/// the array, which is in [`ParamMut::shape`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MemoryOrder {
-    /// The last axis varies fastest, each in rising order; also every slice.
+    /// The last axis varies fastest, and all strides are positive. The order of every slice.
     RowMajor,
-    /// Without gaps, but in another order: length and stride (in elements) of each axis longer than 1.
+    /// Contiguous, but not row-major: length and stride (in elements) of each axis longer than 1.
     Permuted(Box<[(usize, isize)]>),
-    /// With gaps between elements: such an array cannot be stepped.
+    /// Not contiguous: there are gaps between elements. Such an array cannot be stepped.
     Strided(Box<Strides>),
 }
 
-/// Shape and strides of an array with gaps.
+/// The shape and strides of an array that is not contiguous.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Strides {
     /// Length of each axis.
     pub shape: Vec<usize>,
-    /// Elements from one index of an axis to the next.
+    /// Stride of each axis, in elements.
     pub strides: Vec<isize>,
 }
 
 impl MemoryOrder {
-    /// The layout of an array of this shape with these strides in elements. `contiguous` says
-    /// whether its elements fill a range of memory without gaps. An array without as many strides as
-    /// axes is taken for one with gaps.
+    /// Returns the order of an array with this shape and these strides, in elements. `contiguous`
+    /// states whether its elements fill a range of memory without gaps. If the number of strides
+    /// differs from the number of axes, the array is treated as not contiguous.
     ///
     /// ```
     /// use lion_core::MemoryOrder;
@@ -50,7 +50,8 @@ impl MemoryOrder {
             let pairs = shape.iter().copied().zip(strides.iter().copied());
             pairs.filter(|&(len, _)| len > 1)
         };
-        // Stride of the next axis from the last one on; `None` where no stride is as large.
+        // Expected stride of the next axis, from the last axis to the first; `None` after it has
+        // overflowed.
         let mut expected = Some(1isize);
         let row_major = shape.contains(&0)
             || axes().rev().all(|(len, stride)| {
@@ -66,14 +67,14 @@ impl MemoryOrder {
         }
     }
 
-    /// Whether this is an order of `n` elements without gaps and without axes of length 1.
+    /// Returns whether this is a contiguous order of `n` elements that has no axes of length 1.
     pub(crate) fn is_order_of(&self, n: usize) -> bool {
         let MemoryOrder::Permuted(axes) = self else {
             return matches!(self, MemoryOrder::RowMajor);
         };
         let mut axes = axes.to_vec();
         axes.sort_unstable_by_key(|&(_, stride)| stride.unsigned_abs());
-        // Each stride is the number of elements that the axes with smaller strides span.
+        // Each stride must equal the number of elements spanned by the axes with smaller strides.
         let span = axes.into_iter().try_fold(1usize, |span, (len, stride)| {
             let fits = len > 1 && stride.unsigned_abs() == span;
             fits.then(|| span.checked_mul(len)).flatten()

@@ -1,4 +1,4 @@
-//! Parameters and gradients: their element types, their memory order and where they are stored.
+//! Parameters and gradients: their element types, memory order and storage.
 
 mod dtype;
 mod layout;

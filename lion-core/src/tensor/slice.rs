@@ -1,10 +1,18 @@
-//! Elements in the host's memory, of any type.
+//! Slices in host memory, of any of the element types.
 
 use super::{Dtype, Element};
 use half::{bf16, f16};
 use std::ops::Range;
 
-/// Elements in the host's memory to read, of any of the three types.
+/// A slice in host memory, of any of the three element types.
+///
+/// ```
+/// use lion_core::{Dtype, Slice};
+/// let slice = Slice::from(&[1.0f32, 2.0, 3.0][..]);
+/// assert_eq!((slice.len(), slice.dtype()), (3, Dtype::F32));
+/// let (head, tail) = slice.split_at(1);
+/// assert_eq!((head.len(), tail.slice(1..2).len()), (1, 1));
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Slice<'a> {
@@ -16,7 +24,16 @@ pub enum Slice<'a> {
     Bf16(&'a [bf16]),
 }
 
-/// Elements in the host's memory to change, of any of the three types.
+/// A mutable slice in host memory, of any of the three element types.
+///
+/// ```
+/// use lion_core::SliceMut;
+/// let mut data = [1.0f32, 2.0, 3.0];
+/// let mut slice = SliceMut::from(&mut data[..]);
+/// assert_eq!(slice.as_slice().len(), 3);
+/// let (head, tail) = slice.reborrow().split_at(1);
+/// assert_eq!((head.len(), tail.len()), (1, 2));
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SliceMut<'a> {
@@ -31,22 +48,22 @@ pub enum SliceMut<'a> {
 macro_rules! slices {
     ($($variant:ident($kind:ty)),*) => {
         impl<'a> Slice<'a> {
-            /// Number of elements.
+            /// Returns the number of elements.
             pub fn len(&self) -> usize {
                 match self { $(Slice::$variant(s) => s.len(),)* }
             }
 
-            /// Whether there is no element.
+            /// Returns whether the slice is empty.
             pub fn is_empty(&self) -> bool {
                 self.len() == 0
             }
 
-            /// Type of the elements.
+            /// Returns the element type.
             pub fn dtype(&self) -> Dtype {
                 match self { $(Slice::$variant(_) => <$kind>::DTYPE,)* }
             }
 
-            /// The elements of a range.
+            /// Returns the elements of a range.
             ///
             /// # Panics
             /// If the range ends beyond the length.
@@ -54,10 +71,10 @@ macro_rules! slices {
                 match self { $(Slice::$variant(s) => Slice::$variant(&s[range]),)* }
             }
 
-            /// The first `mid` elements and the rest.
+            /// Splits the slice into the first `mid` elements and the rest.
             ///
             /// # Panics
-            /// If `mid` is beyond the length.
+            /// If `mid` is greater than the length.
             pub fn split_at(self, mid: usize) -> (Slice<'a>, Slice<'a>) {
                 match self {
                     $(Slice::$variant(s) => {
@@ -69,35 +86,35 @@ macro_rules! slices {
         }
 
         impl<'a> SliceMut<'a> {
-            /// Number of elements.
+            /// Returns the number of elements.
             pub fn len(&self) -> usize {
                 match self { $(SliceMut::$variant(s) => s.len(),)* }
             }
 
-            /// Whether there is no element.
+            /// Returns whether the slice is empty.
             pub fn is_empty(&self) -> bool {
                 self.len() == 0
             }
 
-            /// Type of the elements.
+            /// Returns the element type.
             pub fn dtype(&self) -> Dtype {
                 match self { $(SliceMut::$variant(_) => <$kind>::DTYPE,)* }
             }
 
-            /// The same elements to read.
+            /// Returns a shared slice of the same elements.
             pub fn as_slice(&self) -> Slice<'_> {
                 match self { $(SliceMut::$variant(s) => Slice::$variant(s),)* }
             }
 
-            /// The same elements, borrowed for a shorter time.
+            /// Borrows the same elements for a shorter lifetime.
             pub fn reborrow(&mut self) -> SliceMut<'_> {
                 match self { $(SliceMut::$variant(s) => SliceMut::$variant(s),)* }
             }
 
-            /// The first `mid` elements and the rest.
+            /// Splits the slice into the first `mid` elements and the rest.
             ///
             /// # Panics
-            /// If `mid` is beyond the length.
+            /// If `mid` is greater than the length.
             pub fn split_at(self, mid: usize) -> (SliceMut<'a>, SliceMut<'a>) {
                 match self {
                     $(SliceMut::$variant(s) => {

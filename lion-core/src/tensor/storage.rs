@@ -1,4 +1,4 @@
-//! Where the elements of an array lie: in the host's memory, or in that of a device.
+//! Storage of an array: host memory or device memory.
 
 use crate::{Dtype, Slice, SliceMut};
 use std::any::Any;
@@ -6,31 +6,31 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// A range of a device's memory, as a backend knows it.
+/// A range of device memory, as a backend describes it.
 ///
-/// The backend that made it finds its own type again through [`Any`]; everyone else sees how many
-/// elements of which type it holds, and cannot follow it.
+/// The backend that created it downcasts it to its own type through [`Any`]. Other code only sees
+/// the number and type of the elements.
 pub trait DeviceMemory: Any + fmt::Debug + Send + Sync {
-    /// Number of elements.
+    /// Returns the number of elements.
     fn len(&self) -> usize;
 
-    /// Type of the elements.
+    /// Returns the element type.
     fn dtype(&self) -> Dtype;
 
-    /// Whether there is no element.
+    /// Returns whether the range is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Elements in a device's memory to read, lent for `'a`.
+/// Elements in device memory, borrowed for `'a`.
 #[derive(Clone, Debug)]
 pub struct DeviceSlice<'a> {
     memory: Arc<dyn DeviceMemory>,
     lent: PhantomData<&'a [u8]>,
 }
 
-/// Elements in a device's memory to change, lent for `'a`.
+/// Elements in device memory, borrowed mutably for `'a`.
 #[derive(Debug)]
 pub struct DeviceSliceMut<'a> {
     memory: Box<dyn DeviceMemory>,
@@ -38,7 +38,7 @@ pub struct DeviceSliceMut<'a> {
 }
 
 impl DeviceSlice<'_> {
-    /// What a backend makes of memory that it has been lent. `'a` ends before the loan does.
+    /// Wraps memory that a backend has borrowed. The borrow must last for `'a`.
     pub fn new(memory: Arc<dyn DeviceMemory>) -> Self {
         DeviceSlice {
             memory,
@@ -46,14 +46,14 @@ impl DeviceSlice<'_> {
         }
     }
 
-    /// The range.
+    /// Returns the range of device memory.
     pub fn memory(&self) -> &dyn DeviceMemory {
         &*self.memory
     }
 }
 
 impl DeviceSliceMut<'_> {
-    /// What a backend makes of memory that it has been lent to change. `'a` ends before the loan does.
+    /// Wraps memory that a backend has borrowed mutably. The borrow must last for `'a`.
     pub fn new(memory: Box<dyn DeviceMemory>) -> Self {
         DeviceSliceMut {
             memory,
@@ -61,36 +61,54 @@ impl DeviceSliceMut<'_> {
         }
     }
 
-    /// The range.
+    /// Returns the range of device memory.
     pub fn memory(&self) -> &dyn DeviceMemory {
         &*self.memory
     }
 }
 
-/// Elements to read, wherever they lie.
+/// Elements in host or device memory.
+///
+/// ```
+/// use lion_core::{Dtype, Storage};
+/// let gradient = [0.5f32; 4];
+/// let storage = Storage::from(&gradient[..]);
+/// assert_eq!((storage.len(), storage.dtype()), (4, Dtype::F32));
+/// assert!(storage.host().is_some() && storage.device().is_none());
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Storage<'a> {
-    /// In the host's memory.
+    /// In host memory.
     Host(Slice<'a>),
-    /// In the memory of a device.
+    /// In device memory.
     Device(DeviceSlice<'a>),
 }
 
-/// Elements to change, wherever they lie.
+/// Mutable elements in host or device memory.
+///
+/// ```
+/// use lion_core::{SliceMut, StorageMut};
+/// let mut weight = [1.0f32; 4];
+/// let mut storage = StorageMut::from(&mut weight[..]);
+/// if let Some(SliceMut::F32(slice)) = storage.host_mut() {
+///     slice[0] = 2.0;
+/// }
+/// assert_eq!(weight[0], 2.0);
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StorageMut<'a> {
-    /// In the host's memory.
+    /// In host memory.
     Host(SliceMut<'a>),
-    /// In the memory of a device.
+    /// In device memory.
     Device(DeviceSliceMut<'a>),
 }
 
 macro_rules! data {
     ($name:ident) => {
         impl $name<'_> {
-            /// Number of elements.
+            /// Returns the number of elements.
             pub fn len(&self) -> usize {
                 match self {
                     $name::Host(slice) => slice.len(),
@@ -98,12 +116,12 @@ macro_rules! data {
                 }
             }
 
-            /// Whether there is no element.
+            /// Returns whether there are no elements.
             pub fn is_empty(&self) -> bool {
                 self.len() == 0
             }
 
-            /// Type of the elements.
+            /// Returns the element type.
             pub fn dtype(&self) -> Dtype {
                 match self {
                     $name::Host(slice) => slice.dtype(),
@@ -111,7 +129,7 @@ macro_rules! data {
                 }
             }
 
-            /// The range of a device's memory, where they lie in one.
+            /// Returns the range of device memory, or `None` if the elements are in host memory.
             pub fn device(&self) -> Option<&dyn DeviceMemory> {
                 match self {
                     $name::Host(_) => None,
@@ -126,7 +144,7 @@ data!(Storage);
 data!(StorageMut);
 
 impl Storage<'_> {
-    /// The elements, where they lie in the host's memory.
+    /// Returns the elements, or `None` if they are in device memory.
     pub fn host(&self) -> Option<Slice<'_>> {
         match self {
             Storage::Host(slice) => Some(*slice),
@@ -136,7 +154,7 @@ impl Storage<'_> {
 }
 
 impl StorageMut<'_> {
-    /// The elements to read, where they lie in the host's memory.
+    /// Returns the elements as a shared slice, or `None` if they are in device memory.
     pub fn host(&self) -> Option<Slice<'_>> {
         match self {
             StorageMut::Host(slice) => Some(slice.as_slice()),
@@ -144,7 +162,7 @@ impl StorageMut<'_> {
         }
     }
 
-    /// The elements to change, where they lie in the host's memory.
+    /// Returns the elements as a mutable slice, or `None` if they are in device memory.
     pub fn host_mut(&mut self) -> Option<SliceMut<'_>> {
         match self {
             StorageMut::Host(slice) => Some(slice.reborrow()),

@@ -1,4 +1,4 @@
-//! What a trainer hands to a step: a parameter to change and the gradient to change it by.
+//! The arguments of a step: parameters and their gradients.
 
 use super::{DeviceSlice, DeviceSliceMut, MemoryOrder, Slice, SliceMut, Storage, StorageMut};
 use crate::Handle;
@@ -6,7 +6,7 @@ use crate::Handle;
 /// The shape of an array: the length of each axis.
 type Shape = Box<[usize]>;
 
-/// Whether two shapes differ in more than axes of length 1, where both are known.
+/// Returns whether both shapes are known and differ in axes other than those of length 1.
 pub(crate) fn shapes_differ<'s>(a: &'s Option<Shape>, b: &'s Option<Shape>) -> bool {
     let axes = |shape: &'s Shape| shape.iter().filter(|&&len| len != 1);
     match (a, b) {
@@ -15,21 +15,22 @@ pub(crate) fn shapes_differ<'s>(a: &'s Option<Shape>, b: &'s Option<Shape>) -> b
     }
 }
 
-/// A parameter to be stepped.
+/// A parameter that a step updates.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ParamMut<'a> {
-    /// The elements, in the order in which they lie in memory.
+    /// The elements, in memory order.
     pub data: StorageMut<'a>,
-    /// What that order is.
+    /// The memory order.
     pub order: MemoryOrder,
-    /// The shape of the array, if it has one: a step refuses a gradient of another shape. A slice has
-    /// none, and pairs with anything of its length.
+    /// The shape of the array, if it is known. A step refuses a gradient whose shape differs from
+    /// the shape of its parameter. A slice has no shape, and can be paired with any array of the
+    /// same length.
     pub shape: Option<Box<[usize]>>,
 }
 
 impl<'a> ParamMut<'a> {
-    /// Returns a parameter of these elements, in this memory order.
+    /// Returns a parameter with these elements in this memory order, without a shape.
     pub fn new(data: impl Into<StorageMut<'a>>, order: MemoryOrder) -> Self {
         ParamMut {
             data: data.into(),
@@ -53,20 +54,27 @@ impl<'a> ParamMut<'a> {
     }
 }
 
-/// A gradient to step by.
+/// The gradient of a parameter.
+///
+/// ```
+/// use lion_core::{GradRef, MemoryOrder};
+/// let gradient = [0.5f32; 6];
+/// let grad = GradRef::new(&gradient[..], MemoryOrder::RowMajor).with_shape(&[2, 3]);
+/// assert_eq!(grad.data.len(), 6);
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GradRef<'a> {
-    /// The elements, in the order in which they lie in memory.
+    /// The elements, in memory order.
     pub data: Storage<'a>,
-    /// What that order is.
+    /// The memory order.
     pub order: MemoryOrder,
-    /// The shape of the array, as [`ParamMut::shape`].
+    /// The shape of the array, if it is known; see [`ParamMut::shape`].
     pub shape: Option<Box<[usize]>>,
 }
 
 impl<'a> GradRef<'a> {
-    /// Returns a gradient of these elements, in this memory order.
+    /// Returns a gradient with these elements in this memory order, without a shape.
     pub fn new(data: impl Into<Storage<'a>>, order: MemoryOrder) -> Self {
         GradRef {
             data: data.into(),
@@ -75,7 +83,7 @@ impl<'a> GradRef<'a> {
         }
     }
 
-    /// Sets the shape, as [`ParamMut::with_shape`].
+    /// Sets the shape; see [`ParamMut::with_shape`].
     #[must_use]
     pub fn with_shape(mut self, shape: &[usize]) -> Self {
         self.shape = Some(shape.into());
@@ -123,20 +131,29 @@ impl<'a> From<DeviceSlice<'a>> for GradRef<'a> {
     }
 }
 
-/// One parameter of a step.
+/// One parameter of a step, with its gradient.
+///
+/// ```
+/// use lion_core::{Handle, Update};
+/// # fn example(handle: Handle) {
+/// let (mut weight, gradient) = ([1.0f32; 4], [0.5f32; 4]);
+/// let update = Update::new(handle, &mut weight[..], Some(gradient[..].into()));
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Update<'a> {
-    /// Which parameter it is.
+    /// The handle of the parameter.
     pub handle: Handle,
-    /// Its elements.
+    /// The parameter.
     pub param: ParamMut<'a>,
-    /// Its gradient; `None` is an error that names the parameter.
+    /// The gradient. `None` is an error that names the parameter, unless the step
+    /// [skips](crate::MissingGradient::Skip) such parameters.
     pub grad: Option<GradRef<'a>>,
 }
 
 impl<'a> Update<'a> {
-    /// Returns the update of a parameter by a gradient.
+    /// Returns the update of a parameter with its gradient.
     pub fn new(handle: Handle, param: impl Into<ParamMut<'a>>, grad: Option<GradRef<'a>>) -> Self {
         Update {
             handle,

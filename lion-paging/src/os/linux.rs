@@ -1,4 +1,5 @@
-//! Linux: a memory-mapped file without a name, read by `madvise` and written by `sync_file_range`.
+//! Linux: a memory-mapped file without a name, read with `madvise` and written with
+//! `sync_file_range`.
 
 use crate::process::Process;
 use libc::{c_int, c_void, off64_t};
@@ -14,84 +15,87 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// Bytes that one call reads ahead: the kernel takes no more at once than the disk's read-ahead, which is
-/// this where nobody has set it.
+/// Bytes that one call reads ahead. The kernel reads at most the read-ahead size of the disk per
+/// call, which is this by default.
 const READ_AHEAD: usize = 128 << 10;
 
-/// Bytes of a large page. Where the system and the file's allow it, a state is read, mapped and written by
-/// these: at some GB a second the work for each small page takes longer than the transfer.
+/// Bytes of a large page. If the system and the file system support them, states are read, mapped
+/// and written in large pages. At several GB per second, the work per small page would take longer
+/// than the transfer.
 const LARGE_PAGE: usize = 2 << 20;
 
-/// Sets blocks aside for bytes of a file, from an offset on.
+/// A function that reserves disk blocks for a range of a file, given by offset and length.
 type Reserve = fn(&File, u64, usize) -> io::Result<()>;
 
-/// The file that states go to.
+/// The file that stores the states.
 #[derive(Debug)]
 pub(crate) struct PageFile {
     file: Arc<File>,
     len: Mutex<u64>,
-    /// What sets room aside: [`allocate`], or what a test has in its place.
+    /// Reserves disk space: [`allocate`], or a substitute in a test.
     pub(crate) reserve: Reserve,
 }
 
-/// Why the file cannot grow.
+/// The reason why the file could not be extended.
 #[derive(Debug)]
 pub(crate) enum GrowError {
-    /// There is no room for more, or none that can be set aside.
+    /// Disk space could not be reserved.
     Reserve(io::Error),
-    /// What is new cannot be mapped.
+    /// The new part could not be mapped.
     Map(io::Error),
 }
 
 /// A part of the file and its mapping.
 ///
 /// # Safety
-/// The file has no name and no other handle, so nobody changes it behind the mapping, and its blocks are
-/// allocated, so a write cannot fail for want of room. No call here changes the bytes: what a shared
-/// mapping gives up is read from the file again, and where memory of its own takes the place of a piece of
-/// the file, or the file that of memory, it has the same bytes by then. So references to the bytes may live
-/// meanwhile, as they do while a system swaps. That nobody writes bytes of a piece that is being moved is what
-/// the caller of [`HostMemory::bytes_mut`] promises. Calls that move one piece exclude each other by its lock.
+/// The file has no name and no other handle, so nobody else changes it. Its blocks are allocated,
+/// so a write cannot fail for lack of disk space. No call here changes the bytes: what is evicted
+/// from a shared mapping is read from the file again, and when anonymous memory replaces a piece of
+/// the file, or the file replaces anonymous memory, the replacement already holds the same bytes.
+/// References to the bytes therefore stay valid, as they do when the system swaps. The caller of
+/// [`HostMemory::bytes_mut`] guarantees that nobody writes bytes of a piece that is being moved.
+/// The lock of a piece serializes the calls that move it.
 #[derive(Debug)]
 struct Mapped {
     map: MmapRaw,
     file: Arc<File>,
     start: u64,
-    /// Bytes from the start on that are in large pages, if the system has them.
+    /// Number of bytes, from the start, that are in large pages if the system supports them.
     large: usize,
-    /// Bytes of a piece, but for the last one.
+    /// Bytes of a piece, except the last one.
     piece: usize,
-    /// For each piece, whether it is in memory of its own.
+    /// For each piece, whether it is in anonymous memory.
     kept: Box<[Mutex<bool>]>,
-    /// The process that has made the mapping. A child made by `fork` shares the file.
+    /// The process that created the mapping. A child created by `fork` shares the file.
     process: Process,
 }
 
-/// Bytes that are copied at once between the file and memory of its own: they are in both meanwhile.
+/// Bytes per copy between the file and anonymous memory. Meanwhile these bytes are in memory twice.
 const COPY: usize = 1 << 20;
 
-/// A part of the file, to move by.
+/// A part of the file, through which pieces are moved.
 #[derive(Clone, Debug)]
 pub struct HostRegion(Arc<Mapped>);
 
-/// A part of the file, to read and write. There is one for each region.
+/// A part of the file, for reading and writing. There is one per region.
 #[derive(Debug)]
 pub struct HostMemory(Arc<Mapped>);
 
-/// Sets blocks aside by the call for it, or by writing zeros where the file system or the C library has none.
+/// Reserves blocks with `posix_fallocate64`, or by writing zeros if the file system or the C
+/// library does not support it.
 fn allocate(file: &File, start: u64, bytes: usize) -> io::Result<()> {
     allocate_by(fallocate, file, start, bytes)
 }
 
-/// The call, which returns 0 or the number of an error.
+/// Calls `posix_fallocate64`, which returns 0 or an error number.
 fn fallocate(file: &File, start: u64, bytes: usize) -> c_int {
-    // Both fit: the end of the file does.
+    // Both fit, because the end of the file does.
     let (from, len) = (start as off64_t, bytes as off64_t);
     // SAFETY: the descriptor is open.
     unsafe { libc::posix_fallocate64(file.as_raw_fd(), from, len) }
 }
 
-/// As [`allocate`], with a call that a test may have replaced.
+/// Like [`allocate`], with a call that a test can replace.
 fn allocate_by(
     call: fn(&File, u64, usize) -> c_int,
     file: &File,
@@ -101,7 +105,7 @@ fn allocate_by(
     loop {
         match call(file, start, bytes) {
             0 => return Ok(()),
-            // A signal says nothing of the room.
+            // Interrupted by a signal, which says nothing about disk space. Try again.
             libc::EINTR => {}
             libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV => {
                 return write_zeros(file, start, bytes);
@@ -111,8 +115,8 @@ fn allocate_by(
     }
 }
 
-/// Sets blocks aside by writing them: a file without blocks would be found full by the first store to a page,
-/// which ends the process.
+/// Reserves blocks by writing zeros. Without blocks, the first store to a page would find the disk
+/// full, which kills the process.
 fn write_zeros(file: &File, start: u64, bytes: usize) -> io::Result<()> {
     let zeros = vec![0; bytes.min(COPY)];
     let mut at = 0;
@@ -121,20 +125,22 @@ fn write_zeros(file: &File, start: u64, bytes: usize) -> io::Result<()> {
         file.write_all_at(chunk, start + at as u64)?;
         at += chunk.len();
     }
-    // Some file systems find out about a full disk only now.
+    // Some file systems report a full disk only here.
     file.sync_data()?;
     let (fd, len) = (file.as_raw_fd(), bytes as off64_t);
-    // SAFETY: the descriptor is open. It is a hint: what is written would be resident beside the budget.
+    // SAFETY: the descriptor is open. The call is a hint: the written pages would be resident
+    // beyond the budget.
     unsafe { libc::posix_fadvise64(fd, start as off64_t, len, libc::POSIX_FADV_DONTNEED) };
     Ok(())
 }
 
 impl PageFile {
-    /// A file of no bytes.
+    /// Creates an empty file.
     pub(crate) fn create(folder: &Path) -> io::Result<Self> {
         let file = tempfile::tempfile_in(folder)?;
-        // Copies out of it read nothing ahead, which would be resident beside the budget.
-        // SAFETY: the descriptor is open. It is a hint.
+        // Disables read-ahead for copies out of the file, which would be resident beyond the
+        // budget.
+        // SAFETY: the descriptor is open. The call is a hint.
         unsafe { libc::posix_fadvise64(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
         Ok(PageFile {
             file: Arc::new(file),
@@ -143,19 +149,20 @@ impl PageFile {
         })
     }
 
-    /// Allocates more blocks, all bytes 0, to be moved in pieces of so many bytes. Both are whole pages.
+    /// Extends the file by `bytes` bytes of zeros, which are moved in pieces of `piece` bytes. Both
+    /// are whole pages.
     pub(crate) fn grow(
         &self,
         bytes: usize,
         piece: usize,
     ) -> Result<(HostRegion, HostMemory), GrowError> {
-        // A large page of two pieces would stay until both are given up.
+        // A large page shared by two pieces would stay resident until both are evicted.
         let large = match piece % LARGE_PAGE {
             0 => bytes / LARGE_PAGE * LARGE_PAGE,
             _ => 0,
         };
         let mut len = self.len.lock().unwrap_or_else(PoisonError::into_inner);
-        // A large page belongs to one state.
+        // A large page must not be shared by two states.
         let start = match large {
             0 => Some(*len),
             _ => len.checked_next_multiple_of(LARGE_PAGE as u64),
@@ -173,7 +180,7 @@ impl PageFile {
                 .map_raw(&*self.file);
             options.map_err(GrowError::Map)
         });
-        // Blocks that were allocated before there was no more room are given back.
+        // Frees the blocks that were allocated before the error.
         let map = mapped.inspect_err(|_| drop(self.file.set_len(*len)))?;
         *len = end;
         let mut mapped = Mapped {
@@ -187,7 +194,7 @@ impl PageFile {
                 .collect(),
             process: Process::current(),
         };
-        // Faults of single pages read no others, which would be resident beside the budget.
+        // Disables read-around on page faults, which would be resident beyond the budget.
         let advised = mapped.advise(0..bytes, libc::MADV_RANDOM);
         advised.map_err(GrowError::Map)?;
         if large > 0 && mapped.advise(0..large, libc::MADV_HUGEPAGE).is_ok() {
@@ -201,13 +208,13 @@ impl PageFile {
 #[cfg(test)]
 #[cfg(not(miri))]
 impl PageFile {
-    /// Takes the bytes from under the mappings.
+    /// Truncates the file, so that the mappings have no bytes.
     pub(crate) fn truncate(&self) {
         self.file.set_len(0).unwrap();
     }
 }
 
-/// Pages that the system could not read from the disk. It says no more than that their addresses are bad.
+/// The system could not read pages from the disk. It only reports a bad address.
 #[derive(Debug)]
 struct DiskFailed(io::Error);
 
@@ -216,7 +223,7 @@ impl fmt::Display for DiskFailed {
         let source = &self.0;
         write!(
             f,
-            "input/output error: the disk did not deliver the pages (the system says: {source})"
+            "input/output error: could not read pages from the disk (the system reports: {source})"
         )
     }
 }
@@ -228,18 +235,18 @@ impl StdError for DiskFailed {
 }
 
 impl Mapped {
-    /// The place of a part in the file.
+    /// Returns the file descriptor, offset and length of a part in the file.
     fn in_file(&self, part: &Range<usize>) -> (c_int, off64_t, off64_t) {
         let start = self.offset(part.start) as off64_t;
         (self.file.as_raw_fd(), start, part.len() as off64_t)
     }
 
-    /// The place of a byte in the file.
+    /// Returns the offset of a byte in the file.
     fn offset(&self, at: usize) -> u64 {
         self.start + at as u64
     }
 
-    /// The lock of a piece, which says whether it is in memory of its own.
+    /// Returns the lock of a piece. Its value tells whether the piece is in anonymous memory.
     fn kept(&self, piece: &Range<usize>) -> &Mutex<bool> {
         &self.kept[piece.start / self.piece]
     }
@@ -249,7 +256,7 @@ impl Mapped {
         lock.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Maps a piece of the file in its place.
+    /// Maps a piece of the file at its place.
     fn map_file(&self, piece: &Range<usize>) -> io::Result<()> {
         let (target, len) = (self.start_of(piece), piece.len());
         let (fd, start, _) = self.in_file(piece);
@@ -265,19 +272,19 @@ impl Mapped {
         }
         self.advise(piece.clone(), libc::MADV_RANDOM)?;
         if piece.end <= self.large {
-            // As when it was first mapped: where the system cannot, pages are small.
+            // As at the first mapping: without support of the system, pages are small.
             let _ = self.advise(piece.clone(), libc::MADV_HUGEPAGE);
         }
         Ok(())
     }
 
-    /// The address of a part.
+    /// Returns the address of a part.
     fn start_of(&self, part: &Range<usize>) -> *mut c_void {
         assert!(part.start <= part.end && part.end <= self.map.len());
         self.map.as_mut_ptr().wrapping_add(part.start).cast()
     }
 
-    /// Gives advice that does not change bytes: see the type.
+    /// Calls `madvise` with advice that does not change bytes; see the type.
     fn advise(&self, part: Range<usize>, advice: c_int) -> io::Result<()> {
         let start = self.start_of(&part);
         loop {
@@ -293,7 +300,7 @@ impl Mapped {
         }
     }
 
-    /// Lets the kernel fault in each page, on a kernel that has no call for it.
+    /// Faults in each page, on a kernel without `MADV_POPULATE_READ` and `MADV_POPULATE_WRITE`.
     fn touch(&self, part: Range<usize>) {
         for at in part.step_by(HostRegion::page()) {
             // SAFETY: the byte lies in the mapping. Others may write it meanwhile: the value is not used.
@@ -314,14 +321,14 @@ impl Mapped {
 impl HostRegion {
     pub(crate) const SUPPORTED: bool = true;
 
-    /// Bytes of a page of the system.
+    /// Returns the bytes of a page of the system.
     pub(crate) fn page() -> usize {
         // SAFETY: the call only reads.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         usize::try_from(page).unwrap_or(usize::MAX)
     }
 
-    /// An error where a part is not one of the pieces.
+    /// Returns an error if a part is not one of the pieces.
     pub(crate) fn check(&self, part: &Range<usize>) -> Result<(), PagingError> {
         let (bytes, piece) = (self.0.map.len(), self.0.piece);
         let is_piece = part.start < bytes
@@ -338,22 +345,22 @@ impl HostRegion {
         })
     }
 
-    /// Begins to read a part from the disk, and does not wait. Large pages are read when they are mapped,
-    /// each at once: what this reads would be small ones.
+    /// Starts to read a part from the disk, without waiting. Does nothing for large pages, which
+    /// are read as a whole when they are mapped: reading ahead would create small pages.
     pub(crate) fn read_ahead(&self, part: Range<usize>) {
         let part = part.start.max(self.0.large).min(part.end)..part.end;
         let (fd, mut start, len) = self.0.in_file(&part);
         let end = start + len;
         while start < end {
             let len = (end - start).min(READ_AHEAD as off64_t);
-            // SAFETY: the descriptor is open. It is a hint: what it leaves out is read when it is waited
-            // for.
+            // SAFETY: the descriptor is open. The call is a hint: what it does not read is read
+            // when it is accessed.
             unsafe { libc::posix_fadvise64(fd, start, len, libc::POSIX_FADV_WILLNEED) };
             start += len;
         }
     }
 
-    /// Reads a part from the disk and maps its pages, for writing or for reading alone.
+    /// Reads a part from the disk and maps its pages, for writing or only for reading.
     pub(crate) fn read(&self, part: Range<usize>, write: bool) -> io::Result<()> {
         let advice = if write {
             libc::MADV_POPULATE_WRITE
@@ -365,7 +372,7 @@ impl HostRegion {
                 self.0.touch(part);
                 Ok(())
             }
-            // The kernel's word for a page that it could not read.
+            // The kernel returns EFAULT for a page that it could not read.
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
                 Err(io::Error::other(DiskFailed(error)))
             }
@@ -373,8 +380,8 @@ impl HostRegion {
         }
     }
 
-    /// Takes a piece out of the process's memory and begins to write what has changed to the disk. Leaves out
-    /// one that is in memory of its own, or that is being moved.
+    /// Unmaps a piece from the process and starts to write its changes to the disk. Skips a piece
+    /// that is in anonymous memory or that is being moved.
     pub(crate) fn write_behind(&self, piece: Range<usize>) {
         let kept = match self.0.kept(&piece).try_lock() {
             Ok(kept) => kept,
@@ -382,14 +389,14 @@ impl HostRegion {
             Err(TryLockError::WouldBlock) => return,
         };
         if !*kept {
-            // `give_up` does both again and says what is wrong.
+            // `give_up` repeats both calls and returns their errors.
             let _ = self.0.advise(piece.clone(), libc::MADV_DONTNEED);
             let _ = self.0.sync(&piece, libc::SYNC_FILE_RANGE_WRITE);
         }
     }
 
-    /// Takes a piece out of the process's memory, waits until it is on the disk, and takes it out of the
-    /// system's memory.
+    /// Unmaps a piece from the process, waits until it is on the disk, and removes it from the page
+    /// cache.
     pub(crate) fn give_up(&self, piece: Range<usize>) -> io::Result<()> {
         let mut kept = self.0.lock(&piece);
         if *kept {
@@ -401,8 +408,8 @@ impl HostRegion {
         self.drop_cached(piece)
     }
 
-    /// Reads a piece into memory of its own, which takes its place in the mapping. Does nothing where it is
-    /// there already.
+    /// Reads a piece into anonymous memory and maps that memory in place of the file. Does nothing
+    /// if the piece is already in anonymous memory.
     pub(crate) fn keep(&self, piece: Range<usize>) -> io::Result<()> {
         let mut kept = self.0.lock(&piece);
         if *kept {
@@ -421,7 +428,7 @@ impl HostRegion {
         match unsafe { room.move_to(self.0.start_of(&piece)) } {
             Ok(()) => *kept = true,
             Err(error) => {
-                // The system may have unmapped the target by then.
+                // The failed call may have unmapped the target.
                 self.0.map_file(&piece)?;
                 return Err(error);
             }
@@ -429,8 +436,8 @@ impl HostRegion {
         Ok(())
     }
 
-    /// Puts a piece that is in memory of its own back into the file, which takes its place again. All of it
-    /// is written: whether it has changed, only those who can write it know.
+    /// Writes a piece from anonymous memory back to the file, and maps the file in its place.
+    /// Writes all of the piece, because only its writers know whether it has changed.
     fn put_back(&self, piece: &Range<usize>) -> io::Result<()> {
         let start = self.0.start_of(piece).cast_const().cast::<u8>();
         // SAFETY: the piece lies in the mapping, and nobody writes it while it is being moved (see `Mapped`).
@@ -443,7 +450,7 @@ impl HostRegion {
         self.0.map_file(piece)
     }
 
-    /// Waits until a part of the file is on the disk, and takes it out of the system's memory.
+    /// Waits until a part of the file is on the disk, and removes it from the page cache.
     fn drop_cached(&self, part: Range<usize>) -> io::Result<()> {
         self.0.sync(
             &part,
@@ -459,7 +466,7 @@ impl HostRegion {
         }
     }
 
-    /// Bytes of a part that are in the system's memory.
+    /// Returns the bytes of a part that are in memory.
     pub(crate) fn resident(&self, part: Range<usize>) -> io::Result<usize> {
         let page = Self::page();
         let mut pages = vec![0u8; part.len().div_ceil(page)];
@@ -473,7 +480,7 @@ impl HostRegion {
 }
 
 impl HostMemory {
-    /// The bytes. Those that are not resident are read when they are touched.
+    /// Returns the bytes. Accessing bytes that are not resident reads them from the disk.
     pub fn bytes(&self) -> &[u8] {
         let map = &self.0.map;
         // SAFETY: the mapping has as many bytes and lives as long as `self`. Only this handle gives out
@@ -481,13 +488,14 @@ impl HostMemory {
         unsafe { std::slice::from_raw_parts(map.as_ptr(), map.len()) }
     }
 
-    /// The bytes, to change. Those that are not resident are read when they are touched.
+    /// Returns the bytes as a mutable slice. Accessing bytes that are not resident reads them from
+    /// the disk.
     ///
     /// # Safety
-    /// A byte is changed only while no fetch or eviction of its piece is queued or goes on, and in the
-    /// process that has allocated it. A position of a [`ScheduleRun`](crate::Walk) that is held keeps its piece
-    /// from both. (A piece that is moved is copied: what is written meanwhile would be lost, and a reference
-    /// would find other bytes than were written through it.)
+    /// A byte may only be changed in the process that has allocated it, and only while no fetch or
+    /// eviction of its piece is queued or in progress. Holding a position of a
+    /// [`ScheduleRun`](crate::ScheduleRun) prevents both for its piece. (Moving a piece copies it.
+    /// A concurrent write would be lost, and references would see other bytes than were written.)
     pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         let map = &self.0.map;
         // SAFETY: as for `bytes`, and `self` is borrowed exclusively; what moves meanwhile, the caller does
@@ -499,21 +507,21 @@ impl HostMemory {
 impl Drop for Mapped {
     fn drop(&mut self) {
         if !self.process.is_current() {
-            // The blocks are those of the parent.
+            // The blocks belong to the parent.
             return;
         }
         let (fd, start, len) = self.in_file(&(0..self.map.len()));
         let flags = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: the descriptor is open. Blocks of a state that is gone are given back, where the file
-        // system can; else they go with the file.
+        // SAFETY: the descriptor is open. Frees the blocks of the dropped state, if the file system
+        // supports it. Otherwise they are freed with the file.
         unsafe { libc::fallocate64(fd, flags, start, len) };
     }
 }
 
-/// Memory of the process, all zeros, that begins where a large page does.
+/// Anonymous memory, all zeros, aligned to a large page.
 ///
 /// # Safety
-/// `start` is the start of `len` bytes that are mapped for this alone.
+/// `start` points to `len` bytes of a mapping that belongs to this value alone.
 struct Room {
     start: *mut c_void,
     len: usize,
@@ -535,7 +543,8 @@ impl Room {
         let head = first.cast::<u8>().align_offset(LARGE_PAGE);
         let start = first.wrapping_byte_add(head);
         let tail = all - head - len;
-        // SAFETY: the ranges before and behind the room are of the mapping above, and end with pages.
+        // SAFETY: the ranges before and after the room are in the mapping above, and end at page
+        // boundaries.
         unsafe {
             if head > 0 {
                 libc::munmap(first, head);
@@ -547,9 +556,9 @@ impl Room {
         Ok(Room { start, len })
     }
 
-    /// Asks for large pages, where the system has them.
+    /// Requests large pages, if the system supports them.
     fn ask_for_large_pages(&self) {
-        // SAFETY: the range is the room. It is a hint.
+        // SAFETY: the range is the room. The call is a hint.
         unsafe { libc::madvise(self.start, self.len, libc::MADV_HUGEPAGE) };
     }
 
@@ -558,18 +567,19 @@ impl Room {
         unsafe { std::slice::from_raw_parts_mut(self.start.cast(), self.len) }
     }
 
-    /// Moves the room to an address, in place of what is mapped there.
+    /// Moves the memory to an address, replacing what is mapped there.
     ///
     /// # Safety
-    /// The target is a range of `len` bytes of a mapping of this process, and its owner agrees.
+    /// The target is a range of `len` bytes of a mapping of this process, and its owner permits the
+    /// replacement.
     unsafe fn move_to(self, target: *mut c_void) -> io::Result<()> {
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: the room is this one's (see the type); the target as the caller promises.
+        // SAFETY: the room belongs to this value (see the type). The caller guarantees the target.
         let moved = unsafe { libc::mremap(self.start, self.len, self.len, flags, target) };
         if moved == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // Nothing is mapped at the old place any more.
+        // Nothing is mapped at the old address any more.
         std::mem::forget(self);
         Ok(())
     }
@@ -588,7 +598,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
 
-    /// The blocks of a file that was made with this.
+    /// Returns the number and the content of the blocks of a file created with `reserve`.
     fn blocks(reserve: Reserve) -> (u64, Vec<u8>) {
         let mut file = PageFile::create(&std::env::temp_dir()).unwrap();
         file.reserve = reserve;
@@ -603,7 +613,7 @@ mod tests {
         let bytes = 2 * (COPY + 5 * 4096);
         let reserves: [Reserve; 4] = [
             allocate,
-            // As musl does for a file system that cannot, and as some file systems do.
+            // As musl does for a file system without support, and as some file systems do.
             |file, start, bytes| allocate_by(|_, _, _| libc::EOPNOTSUPP, file, start, bytes),
             |file, start, bytes| allocate_by(|_, _, _| libc::EINVAL, file, start, bytes),
             |file, start, bytes| allocate_by(|_, _, _| libc::ENODEV, file, start, bytes),
@@ -614,6 +624,9 @@ mod tests {
             assert_eq!(read, vec![0; bytes]);
         }
         let (sparse, _) = blocks(|file, start, bytes| file.set_len(start + bytes as u64));
-        assert!(sparse < bytes as u64, "this file system tells nothing");
+        assert!(
+            sparse < bytes as u64,
+            "this file system does not report allocated blocks"
+        );
     }
 }

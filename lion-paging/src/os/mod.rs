@@ -1,4 +1,4 @@
-//! The calls of the operating system, one file per system, behind the same names.
+//! The calls of the operating system. Each system has a file that defines the same names.
 
 #[cfg(target_os = "linux")]
 mod linux;

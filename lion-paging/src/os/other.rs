@@ -1,4 +1,4 @@
-//! Systems whose calls are not written yet: no file can be made, so nothing else is ever called.
+//! Unsupported systems. No file can be created, so no other function is ever called.
 
 use lion_core::PagingError;
 use std::convert::Infallible;
@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-/// The file that states go to.
+/// The file that stores the states.
 #[derive(Debug)]
 pub(crate) struct PageFile(Infallible);
 
@@ -20,7 +20,7 @@ impl PageFile {
     }
 }
 
-/// Why the file cannot grow.
+/// The reason why the file could not be extended.
 #[derive(Debug)]
 #[expect(dead_code, reason = "never made")]
 pub(crate) enum GrowError {
@@ -28,11 +28,11 @@ pub(crate) enum GrowError {
     Map(io::Error),
 }
 
-/// A part of the file, to move by.
+/// A part of the file, through which pieces are moved.
 #[derive(Clone, Debug)]
 pub struct HostRegion(Infallible);
 
-/// A part of the file, to read and write.
+/// A part of the file, for reading and writing.
 #[derive(Debug)]
 pub struct HostMemory(Infallible);
 
@@ -73,16 +73,16 @@ impl HostRegion {
 }
 
 impl HostMemory {
-    /// The bytes. Those that are not resident are read when they are touched.
+    /// Returns the bytes. Accessing bytes that are not resident reads them from the disk.
     pub fn bytes(&self) -> &[u8] {
         match self.0 {}
     }
 
-    /// The bytes, to change.
+    /// Returns the bytes as a mutable slice.
     ///
     /// # Safety
-    /// A byte is changed only while no fetch or eviction of its piece is queued or goes on, and in the
-    /// process that has allocated it.
+    /// A byte may only be changed in the process that has allocated it, and only while no fetch or
+    /// eviction of its piece is queued or in progress.
     pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         match self.0 {}
     }

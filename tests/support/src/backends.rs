@@ -1,4 +1,4 @@
-//! Every backend by name, those that this machine lacks included.
+//! All backends by name, including those that are not available on this machine.
 
 use crate::driver;
 use lion::cpu::{Cpu, Isa};
@@ -11,7 +11,7 @@ use lion::{
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A backend, or why it is not there.
+/// A backend that may not be available.
 #[derive(Debug)]
 pub struct Candidate {
     /// Its name.
@@ -27,7 +27,7 @@ enum Kind {
 }
 
 impl Candidate {
-    /// The backend itself.
+    /// Opens the backend.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] with the reason.
@@ -55,14 +55,14 @@ impl Candidate {
     }
 }
 
-/// Bytes of managed memory that no test exceeds.
+/// Upper bound of the managed memory of a test, in bytes.
 const MANAGED: usize = 16 << 20;
 
-/// Whether the device of the driver that is open has free memory for all managed memory of a test. A GPU that is asked for
-/// more than it has can hang.
+/// Checks that the device of the open driver has free memory for all managed memory of a test. A
+/// GPU can hang when more memory is requested than it has.
 ///
 /// # Errors
-/// How much it has.
+/// Returns the amount of free memory.
 pub fn managed_room() -> Result<(), String> {
     let free = || {
         let device = cust::device::Device::get_device(0)?;
@@ -79,15 +79,15 @@ pub fn managed_room() -> Result<(), String> {
 }
 
 impl Candidate {
-    /// Whether each state takes a page at least of a device's managed memory.
+    /// Returns whether each state uses at least one page of a device's managed memory.
     pub fn is_paged_on_device(&self) -> bool {
         matches!(self.kind, Kind::Cuda { paged: true, .. })
     }
 
-    /// The device, where the backend is one of CUDA, to make arrays in its memory.
+    /// Returns the device, if this is a CUDA backend, for creating arrays in its memory.
     ///
     /// # Errors
-    /// Why it is not there.
+    /// The reason why the device is not available.
     pub fn cuda(&self) -> Option<Result<Arc<Cuda>, String>> {
         match self.kind {
             Kind::Cpu(_) | Kind::PagedCpu(_) => None,
@@ -96,13 +96,13 @@ impl Candidate {
     }
 }
 
-/// Bytes of fast memory of backends that page: a few pages, so that what tests step is moved.
+/// Budget in bytes for backends that page. It is a few pages, so that tests move pages.
 const TEST_BUDGET: usize = 4 * 4096;
 
 /// Two pages of a device.
 const TEST_DEVICE_BUDGET: usize = 2 << 16;
 
-/// A backend that pages every state, whatever is asked for.
+/// A backend that pages every state, whatever is requested.
 #[derive(Debug)]
 pub struct AllPaged<B>(pub B);
 
@@ -136,8 +136,8 @@ impl<B: Backend> Backend for AllPaged<B> {
     }
 }
 
-/// Every backend that this project has. A process has one CUDA driver, so of `cuda` and
-/// `cuda-emulated` the one that is opened first is there, and the same with `-paged`.
+/// Returns all backends of this project. A process has one CUDA driver, so only the one of `cuda`
+/// and `cuda-emulated` that is opened first is available; the same applies to the `-paged` ones.
 pub fn backends() -> Vec<Candidate> {
     let cpu = Isa::ALL.iter().map(|&isa| Candidate {
         name: isa.name(),
@@ -169,16 +169,17 @@ pub fn backends() -> Vec<Candidate> {
     cpu.chain(paged).chain(cuda).collect()
 }
 
-/// The device that tests use: that of the driver which `LION_CUDA_DRIVER` names, or of the system's driver where that
-/// has one which lion can use, or else the emulated one. It is opened once per process.
+/// Returns the device for tests, which is opened once per process: the device of the driver that
+/// `LION_CUDA_DRIVER` names, otherwise the device of the system's driver if lion can use it,
+/// otherwise the emulated device.
 ///
 /// # Errors
-/// Why there is none.
+/// The reason why there is no device.
 pub fn cuda() -> Result<Arc<Cuda>, String> {
     open_cuda(None)
 }
 
-/// The device, of an emulated driver or of another one where that is asked for.
+/// Opens the device. `emulated` requires or excludes the emulated driver.
 fn open_cuda(emulated: Option<bool>) -> Result<Arc<Cuda>, String> {
     static DEVICE: Mutex<Option<Arc<Cuda>>> = Mutex::new(None);
     let mut device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -189,7 +190,8 @@ fn open_cuda(emulated: Option<bool>) -> Result<Arc<Cuda>, String> {
                 match (emulated, driver::system()) {
                     (Some(false), Err(reason)) => return Err(reason),
                     (Some(true), _) | (None, Err(_)) => match use_library(emulator()) {
-                        // A driver that is open already may be the one, or is found to be another.
+                        // The driver that is already open may be the right one. This is checked
+                        // below.
                         Ok(()) | Err(CudaError::DriverInUse { .. }) => {}
                         Err(error) => return Err(error.to_string()),
                     },
@@ -207,7 +209,8 @@ fn open_cuda(emulated: Option<bool>) -> Result<Arc<Cuda>, String> {
     }
 }
 
-/// The emulated driver, which cargo builds beside this program's dependencies.
+/// Returns the path of the emulated driver, which cargo builds into the target directory of this
+/// program.
 pub fn emulator() -> PathBuf {
     const NAME: &str = "libcuda_emulator.so";
     let program = std::env::current_exe().unwrap_or_default();

@@ -1,20 +1,20 @@
-//! Comparison bit for bit: the first place where two planes differ, with both values.
+//! Bitwise comparison: the first index at which two planes differ, with both values.
 
 use crate::Tensor;
 use std::fmt;
 
-/// The first place where two planes differ.
+/// The first difference between two planes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BitDifference {
-    /// Index of the number; the length of the shorter plane if only lengths differ.
+    /// Index of the difference; the length of the shorter plane if only the lengths differ.
     pub index: usize,
-    /// The number that is, in decimal.
+    /// The given number, in decimal.
     pub given: String,
-    /// Its bits.
+    /// The bits of the given number.
     pub given_hex: String,
-    /// The number that should be, in decimal.
+    /// The expected number, in decimal.
     pub wanted: String,
-    /// Its bits.
+    /// The bits of the expected number.
     pub wanted_hex: String,
 }
 
@@ -64,7 +64,8 @@ pub fn compare_f32(given: &[f32], wanted: &[f32]) -> Option<BitDifference> {
     first(given, wanted, |a, b| a.to_bits() == b.to_bits(), show)
 }
 
-/// Compares parameters. The specification leaves the payload of a NaN open, so any two are the same.
+/// Compares parameters. The specification does not define the payload of a NaN, so all NaN are
+/// equal.
 pub fn compare_params(given: &Tensor, wanted: &Tensor) -> Option<BitDifference> {
     let digits = 2 + 2 * given.dtype().bytes();
     let show = |(bits, x): (u32, f32)| (format!("{x:e}"), format!("{bits:#0digits$x}"));

@@ -1,12 +1,12 @@
-//! A checkpoint as docs/format.md describes it, encoded by hand: nothing of the library is used, so that a test can
-//! write what the library never does.
+//! Encodes a checkpoint as docs/format.md describes it. No code of the library is used, so that a
+//! test can write files that the library never writes.
 
 /// The parts of a checkpoint. Fields may have values that the format forbids.
 #[derive(Clone, Debug, Default)]
 pub struct CheckpointFile {
     /// Name of the library.
     pub library: Vec<u8>,
-    /// What is set for all parameters.
+    /// The defaults that are set.
     pub defaults: OverridesPart,
     /// The groups.
     pub groups: Vec<GroupPart>,
@@ -21,11 +21,12 @@ pub struct CheckpointFile {
 pub struct GroupPart {
     /// Its name.
     pub name: Vec<u8>,
-    /// What is set for it.
+    /// Its overrides.
     pub overrides: OverridesPart,
 }
 
-/// Hyper-parameters that are set. Booleans are bytes, so that they can have other values than 0 and 1.
+/// The hyper-parameters that are set. Booleans are bytes, so that they can have values other than 0
+/// and 1.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs)]
 pub struct OverridesPart {
@@ -61,7 +62,7 @@ pub struct TensorPart {
 }
 
 impl TensorPart {
-    /// A tensor with a 32-bit state.
+    /// Returns a tensor with a 32-bit state.
     pub fn momentum32(name: &str, momentum: &[f32]) -> Self {
         TensorPart {
             name: name.into(),
@@ -73,7 +74,7 @@ impl TensorPart {
         }
     }
 
-    /// A tensor with an 8-bit state.
+    /// Returns a tensor with an 8-bit state.
     pub fn blockwise8(name: &str, codes: &[u8], absmax: &[f32]) -> Self {
         TensorPart {
             name: name.into(),
@@ -94,7 +95,7 @@ fn floats(numbers: &[f32]) -> Vec<u8> {
 }
 
 impl CheckpointFile {
-    /// The bytes of the file, with right checksums, offsets and lengths.
+    /// Returns the bytes of the file, with correct checksums, offsets and lengths.
     pub fn bytes(&self) -> Vec<u8> {
         let planes: usize = self.tensors.iter().map(|tensor| tensor.planes.len()).sum();
         let mut header = Vec::new();
@@ -106,7 +107,8 @@ impl CheckpointFile {
             group.overrides.encode(&mut header);
         }
         header.extend((self.tensors.len() as u64).to_le_bytes());
-        // The records of planes come into each tensor's once the length of the header is known.
+        // The records of planes are inserted into each tensor's record when the length of the
+        // header is known.
         let records: Vec<_> = self.tensors.iter().map(TensorPart::record).collect();
         let sizes: usize = records.iter().map(Vec::len).sum();
         let end = 36 + header.len() + sizes + 20 * planes + self.rest.len();
@@ -186,7 +188,7 @@ fn option(to: &mut Vec<u8>, bytes: Option<impl AsRef<[u8]>>) {
     to.extend(bytes.iter().flat_map(AsRef::as_ref));
 }
 
-/// Makes the length of the file and the checksums of header and preamble right, as someone who means harm does.
+/// Corrects the length of the file and the checksums of header and preamble, as an attacker would.
 pub fn seal(bytes: &mut [u8]) {
     if bytes.len() < 36 {
         return;

@@ -1,13 +1,13 @@
-//! The running test program, started again as a process of its own.
+//! Runs the current test program as a child process.
 
 use crate::emulator;
 use std::process::Command;
 
-/// Starts one test of this program in a fresh process. The test does nothing unless it finds the
-/// environment that its parent sets.
+/// Returns a command that runs one test of this program in a new process. The test does nothing
+/// unless it finds the environment variables that its parent sets.
 ///
 /// # Panics
-/// If the program does not know where it is.
+/// If the path of the program is unknown.
 pub fn child(test: &str) -> Command {
     let program = std::env::current_exe().expect("a program knows its file");
     let mut command = Command::new(program);
@@ -15,8 +15,9 @@ pub fn child(test: &str) -> Command {
     command
 }
 
-/// Runs all tests of this program once more on the emulated driver, one after the other, in a process with these
-/// variables: all but those whose names contain `again_`, which call this. Returns what they printed.
+/// Runs all tests of this program again on the emulated driver, one after the other, in a child
+/// process with these environment variables. Excludes the tests whose names contain `again_`, which
+/// call this function. Returns the output.
 ///
 /// # Panics
 /// If one of them fails.
@@ -30,7 +31,7 @@ pub fn again(variables: &[(&str, &str)]) -> String {
         .output()
         .expect("the program starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // The emulator's seeds and faults are in the other one.
+    // The seeds and faults of the emulator are in the standard error.
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success() && text.contains("test result: ok"),

@@ -1,26 +1,27 @@
-//! Which CUDA driver the tests of a process take.
+//! Selects the CUDA driver for the tests of a process.
 
 use libloading::Library;
 use std::sync::OnceLock;
 
-/// Whether the environment names a driver. Then there is no other choice.
+/// Returns whether the environment names a driver, which then must be used.
 pub(crate) fn is_named() -> bool {
     std::env::var_os("LION_CUDA_DRIVER").is_some_and(|path| !path.is_empty())
 }
 
-/// Whether the system's driver has a device that lion can use.
+/// Checks that the system's driver has a device that lion can use.
 ///
-/// lion opens one driver per process and cannot exchange it, so this looks for itself, and leaves lion free to open the
-/// emulated driver where the system has a driver and no device.
+/// lion opens one driver per process and cannot replace it. This function therefore calls the
+/// driver directly, so that lion can still open the emulated driver if the system has a driver but
+/// no device.
 ///
 /// # Errors
-/// Why there is none.
+/// The reason why there is none.
 pub(crate) fn system() -> Result<(), String> {
     static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
     FOUND.get_or_init(look).clone()
 }
 
-/// The lowest major compute capability that the kernels are made for.
+/// The lowest major compute capability that the kernels support.
 const CAPABILITY: i32 = 7;
 
 fn look() -> Result<(), String> {
@@ -37,7 +38,8 @@ fn look() -> Result<(), String> {
     let library = unsafe { Library::new(name) }
         .map_err(|_| format!("no CUDA driver: `{name}` cannot be opened"))?;
     let missing = |error: libloading::Error| error.to_string();
-    // SAFETY: the functions have these types in CUDA's header. Device 0 is there where the count is not 0.
+    // SAFETY: the functions have these types in CUDA's header. Device 0 exists if the count is not
+    // 0.
     unsafe {
         let init = library.get::<Init>(b"cuInit\0").map_err(missing)?;
         let count = library
@@ -57,7 +59,7 @@ fn look() -> Result<(), String> {
             ));
         }
     }
-    // lion opens it again. It is never unloaded, as its threads may run.
+    // lion opens it again. The library must not be unloaded, because its threads may be running.
     std::mem::forget(library);
     Ok(())
 }

@@ -1,12 +1,12 @@
-//! A backend whose states cannot be written after some writes.
+//! A backend with states that can only be written a limited number of times.
 
 use lion::backend::{Backend, BackendError, State, StateLayout, StateRequest, TensorStep};
 use lion::cpu::Cpu;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// States in memory of which a write fails when as many as [`set`](FailingWrites::set) allows are done. A step changes
-/// nothing.
+/// A backend with states in memory. A write fails after the number of writes that
+/// [`set`](FailingWrites::set) allows. A step changes nothing.
 #[derive(Clone, Debug)]
 pub struct FailingWrites {
     cpu: Cpu,
@@ -15,7 +15,7 @@ pub struct FailingWrites {
 }
 
 impl FailingWrites {
-    /// One write fails, and those after it do not.
+    /// Returns a backend on which one write fails, and later writes succeed.
     pub fn once(cpu: Cpu) -> Self {
         FailingWrites {
             cpu,
@@ -24,7 +24,7 @@ impl FailingWrites {
         }
     }
 
-    /// All writes fail after the first that does.
+    /// Returns a backend on which all writes after the first failure fail.
     pub fn from_then_on(cpu: Cpu) -> Self {
         FailingWrites {
             once: false,
@@ -32,7 +32,8 @@ impl FailingWrites {
         }
     }
 
-    /// Allows `writes` more, to all states together. Before the first call all are allowed.
+    /// Allows `writes` more writes, to all states together. Before the first call all writes
+    /// succeed.
     pub fn set(&self, writes: usize) {
         self.left.store(writes, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! A safetensors file whose every metadata key and tensor must be asked for.
+//! A safetensors file of which every metadata key and tensor must be read.
 
 use anyhow::{Context, Result, bail, ensure};
 use lion::Dtype;
@@ -10,8 +10,8 @@ use std::str::FromStr;
 
 use crate::Tensor;
 
-/// A file that is read whole. What nobody asked for is an error at the end, so that a record with a
-/// meaning unknown here is not passed over.
+/// A file in memory. A key or tensor that was not read is an error at the end, so that data with an
+/// unknown meaning is not ignored.
 pub struct RecordFile {
     tensors: BTreeMap<String, (FileType, Vec<u8>)>,
     metadata: BTreeMap<String, String>,
@@ -22,7 +22,7 @@ impl RecordFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// Where the file cannot be read or is not in the format of safetensors.
+    /// If the file cannot be read or is not a safetensors file.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).context("cannot be read")?;
         let (_, header) = SafeTensors::read_metadata(&bytes).context("not a safetensors file")?;
@@ -43,10 +43,10 @@ impl RecordFile {
         })
     }
 
-    /// The value of a metadata key.
+    /// Returns the value of a metadata key.
     ///
     /// # Errors
-    /// Where the key is missing or its value cannot be read as a `T`.
+    /// If the key is missing or its value cannot be parsed as a `T`.
     pub fn meta<T: FromStr>(&self, key: &str) -> Result<T> {
         self.asked.borrow_mut().insert(key.to_owned());
         let Some(text) = self.metadata.get(key) else {
@@ -58,18 +58,18 @@ impl RecordFile {
             .with_context(|| format!("metadata `{key}` is `{text}`, wanted {wanted}"))
     }
 
-    /// A tensor of bytes.
+    /// Returns a tensor of bytes.
     ///
     /// # Errors
-    /// Where it is missing or of another type.
+    /// If it is missing or has another type.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         self.raw(name, FileType::U8).map(<[u8]>::to_vec)
     }
 
-    /// A tensor of floats.
+    /// Returns a tensor of floats.
     ///
     /// # Errors
-    /// Where it is missing or of another type.
+    /// If it is missing or has another type.
     pub fn tensor(&self, name: &str, dtype: Dtype) -> Result<Tensor> {
         let file_type = match dtype {
             Dtype::F32 => FileType::F32,
@@ -80,10 +80,10 @@ impl RecordFile {
         Ok(Tensor::from_bytes(dtype, self.raw(name, file_type)?))
     }
 
-    /// A tensor of `f32`.
+    /// Returns a tensor of `f32`.
     ///
     /// # Errors
-    /// Where it is missing or of another type.
+    /// If it is missing or has another type.
     pub fn floats(&self, name: &str) -> Result<Vec<f32>> {
         match self.tensor(name, Dtype::F32)? {
             Tensor::F32(x) => Ok(x),
@@ -103,10 +103,10 @@ impl RecordFile {
         Ok(bytes)
     }
 
-    /// Ends the reading.
+    /// Checks that everything has been read.
     ///
     /// # Errors
-    /// Names a metadata key or tensor that nobody asked for.
+    /// Names a metadata key or tensor that was not read.
     pub fn finish(self) -> Result<()> {
         let asked = self.asked.borrow();
         if let Some(key) = self.metadata.keys().find(|key| !asked.contains(*key)) {
@@ -119,7 +119,8 @@ impl RecordFile {
     }
 }
 
-/// Whether the file holds a codebook alone, as it lies beside the trajectories.
+/// Returns whether the file contains only a codebook, such as the one that is stored with the
+/// trajectories.
 pub fn is_codebook(file: &RecordFile) -> bool {
     file.metadata.is_empty() && file.tensors.keys().eq(["qmap"])
 }

@@ -1,12 +1,13 @@
-//! What the tests of lion and `cargo xtask verify` share: tensors of any element type, comparison bit
-//! for bit, trajectories in files and their replay on a backend, and properties with a printed seed.
+//! Code shared by the tests of lion and `cargo xtask verify`: tensors of any element type, bitwise
+//! comparison, trajectories in files and their replay on a backend, and property tests with a
+//! printed seed.
 #![deny(unsafe_code)]
 
 mod backends;
 mod bits;
 mod checkpoint;
 mod child;
-// It calls the system's driver.
+// Calls the system's driver.
 #[allow(unsafe_code)]
 mod driver;
 mod failing;

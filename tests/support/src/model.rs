@@ -1,4 +1,4 @@
-//! A random set of parameters with gradients, to be stepped in one way and in another.
+//! A random set of parameters with gradients, for comparing two ways of stepping it.
 
 use crate::{Rng, Tensor};
 use lion::{
@@ -12,24 +12,24 @@ use lion::{
 pub struct Param {
     /// Its name.
     pub name: String,
-    /// What is special about it.
+    /// Its overrides.
     pub overrides: Overrides,
     /// Its elements.
     pub value: Tensor,
 }
 
-/// Parameters of mixed lengths, types, states and options.
+/// Parameters with different lengths, types, states and options.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// The parameters.
     pub params: Vec<Param>,
 }
 
-/// All bits that a run leaves behind: parameter and state, by name.
+/// All bits of a run's result: parameter and state, by name.
 pub type Snapshot = Vec<(String, Vec<u32>, Planes)>;
 
 impl Model {
-    /// `count` parameters of up to `longest` elements.
+    /// Returns `count` random parameters of at most `longest` elements.
     pub fn random(rng: &mut Rng, count: usize, longest: usize) -> Self {
         let param = |i| {
             let n = match rng.below(6) {
@@ -60,7 +60,8 @@ impl Model {
         }
     }
 
-    /// A gradient for each parameter: spread over eight decades, and here and there not finite.
+    /// Returns a gradient for each parameter. Magnitudes span eight decades, and some values are
+    /// not finite.
     pub fn gradients(&self, rng: &mut Rng) -> Vec<Tensor> {
         let gradient = |param: &Param| {
             let mut values = rng.spread(param.value.len(), 8.0);
@@ -73,11 +74,11 @@ impl Model {
         self.params.iter().map(gradient).collect()
     }
 
-    /// An optimizer with all parameters registered, in the order of `order`; the handles are in the
-    /// order of the parameters.
+    /// Returns an optimizer with all parameters registered, in the order given by `order`. The
+    /// handles are in the order of the parameters.
     ///
     /// # Errors
-    /// What registration meets.
+    /// The error of the registration.
     pub fn register(
         &self,
         backend: impl Backend + 'static,
@@ -105,7 +106,7 @@ impl Model {
     /// Steps the parameters `subset`, in that order.
     ///
     /// # Errors
-    /// What the step meets.
+    /// The error of the step.
     pub fn step(
         &mut self,
         lion: &mut Lion,
@@ -126,10 +127,10 @@ impl Model {
         Ok(lion.step_with(args, updates)?.skipped_blocks())
     }
 
-    /// All bits of parameters and states.
+    /// Returns all bits of parameters and states.
     ///
     /// # Errors
-    /// What the export meets.
+    /// The error of the export.
     pub fn snapshot(&self, lion: &Lion) -> Result<Snapshot, Error> {
         let all = self.params.iter().map(|param| {
             let record = lion.export_state(lion.handle(&param.name)?)?;

@@ -1,13 +1,13 @@
-//! Properties over random inputs, with the seed printed.
+//! Property tests with random inputs and a printed seed.
 
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use std::fmt::Debug;
 
-/// Cases of one property.
+/// Cases per property.
 const CASES: u64 = 200;
 
-/// Checks a property over random inputs. The seed comes from `LION_TEST_SEED` or, if that is not set,
-/// from the clock; it is printed, and shown by the test harness when the property fails.
+/// Tests a property on random inputs. The seed comes from `LION_TEST_SEED` or, if that is not set,
+/// from the clock. It is printed, and the test harness shows it if the property fails.
 ///
 /// # Panics
 /// If the property fails, or `LION_TEST_SEED` is not a number.
@@ -29,17 +29,17 @@ where
         .quickcheck(holds);
 }
 
-/// SplitMix64, for the large arrays that a property derives from one random seed.
+/// SplitMix64, for large arrays that a property derives from one random seed.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// The sequence of a seed.
+    /// Returns a generator with a seed.
     pub fn new(seed: u64) -> Self {
         Rng(seed)
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut x = self.0;
@@ -48,17 +48,18 @@ impl Rng {
         x ^ (x >> 31)
     }
 
-    /// A whole number below `end`.
+    /// Returns an integer in `[0, end)`.
     pub fn below(&mut self, end: usize) -> usize {
         (self.next_u64() % end as u64) as usize
     }
 
-    /// A number in `[-1, 1)`.
+    /// Returns a number in `[-1, 1)`.
     pub fn signed_unit(&mut self) -> f32 {
         (self.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    /// Numbers of either sign whose magnitudes spread over `decades` below 1; one in eight is 0.
+    /// Returns numbers of either sign. Their magnitudes span `decades` decades below 1, and one in
+    /// eight is 0.
     pub fn spread(&mut self, n: usize, decades: f32) -> Vec<f32> {
         let number = |rng: &mut Rng| {
             let magnitude = 10f32.powf(-decades * rng.signed_unit().abs());
@@ -72,7 +73,7 @@ impl Rng {
         (0..n).map(|_| number(self)).collect()
     }
 
-    /// Puts a list into random order (Fisher and Yates).
+    /// Shuffles a list (Fisher and Yates).
     pub fn shuffle<T>(&mut self, list: &mut [T]) {
         for i in (1..list.len()).rev() {
             list.swap(i, self.below(i + 1));

@@ -1,4 +1,4 @@
-//! The specification once more, element by element in the plainest way: what backends are held against
+//! A plain, element by element implementation of the specification. Backends are compared with it
 //! where no trajectory is recorded.
 
 use crate::Tensor;
@@ -16,25 +16,25 @@ use lion::{
 pub struct Rule {
     /// Learning rate.
     pub lr: f64,
-    /// Shares of the momentum.
+    /// beta1 and beta2.
     pub betas: (f64, f64),
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Factor of all gradients.
     pub grad_scale: f64,
-    /// Limit on the norm of the update; 0 is none.
+    /// If > 0, clips the norm of the update to this multiple of the norm of the parameter.
     pub max_unorm: f64,
-    /// Whether elements without gradient stay.
+    /// Whether elements with a gradient of 0 are skipped.
     pub skip_zeros: bool,
     /// Whether `bf16` parameters are rounded stochastically.
     pub stochastic_param: bool,
-    /// Whether codes are drawn.
+    /// Whether codes are rounded stochastically.
     pub stochastic_state: bool,
     /// Seed of the random words.
     pub seed: u64,
 }
 
-/// The state before the first step.
+/// Returns the state before the first step.
 pub fn zero_state(bits: Bits, len: usize) -> Planes {
     match bits {
         Bits::ThirtyTwo => Planes::Momentum32 {
@@ -48,7 +48,7 @@ pub fn zero_state(bits: Bits, len: usize) -> Planes {
     }
 }
 
-/// Does step number `step`, from 1, and returns how many blocks it skips.
+/// Runs step number `step`, from 1, and returns the number of blocks that it skips.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -82,7 +82,7 @@ pub fn reference_step(
         }
         for (i, new) in range.clone().zip(&mut new) {
             if rule.skip_zeros && g[i] == 0.0 {
-                // What is written back is rounded as any other, and stays.
+                // The value is already of this type, so rounding it again does not change it.
                 narrow(param, i, p[i], draw_param.then_some(words[i]));
                 *new = m[i];
                 continue;
@@ -209,7 +209,7 @@ fn clipped_lr(rule: &Rule, p: &[f32], g: &[f32], m: &[f32]) -> f64 {
     }
 }
 
-/// In the order that the specification fixes.
+/// Sums in the order of the specification.
 fn sum_squares(p: &[f32]) -> f64 {
     let block = |block: &[f32]| {
         let mut lane = [0.0f64; 8];
@@ -226,7 +226,7 @@ fn sum_squares(p: &[f32]) -> f64 {
 }
 
 mod half_step {
-    //! The 16-bit formats by the crate `half`, and stochastic rounding by hand.
+    //! Tests the 16-bit formats against the crate `half`, and stochastic rounding by hand.
 
     use crate::Tensor;
     use lion::{bf16, f16};

@@ -1,4 +1,4 @@
-//! Replay of a trajectory on a backend, and where its bits differ.
+//! Replays a trajectory on a backend, and reports differing bits.
 
 use crate::bits::{BitDifference, compare_codes, compare_f32, compare_params};
 use crate::{Tensor, Trajectory};
@@ -9,17 +9,17 @@ use lion::{
 };
 use std::fmt;
 
-/// Where each step of a replay begins.
+/// The starting point of each step of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// From the recorded parameter and state before it.
+    /// The recorded parameter and state.
     Recorded,
-    /// From what the step before it left.
+    /// The result of the previous step.
     FreeRunning,
 }
 
 impl Mode {
-    /// Its name, as reports print it.
+    /// Returns the name for reports.
     pub fn name(self) -> &'static str {
         match self {
             Mode::Recorded => "recorded",
@@ -28,16 +28,16 @@ impl Mode {
     }
 }
 
-/// A plane that a step left with other bits than the recorded ones.
+/// A plane whose bits after a step differ from the recorded ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Where the step began.
+    /// The starting point of the step.
     pub mode: Mode,
-    /// The step, from 0.
+    /// Index of the step, from 0.
     pub step: usize,
     /// `p`, `m`, `c`, `a`, or `skipped` for the number of skipped blocks.
     pub plane: &'static str,
-    /// The first place.
+    /// The first difference.
     pub at: BitDifference,
 }
 
@@ -53,10 +53,10 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Runs all steps of a trajectory through a backend and lists every plane that differs after a step.
+/// Runs all steps of a trajectory on a backend, and returns every plane that differs after a step.
 ///
 /// # Errors
-/// Where the optimizer refuses a hyper-parameter, a state or a step.
+/// If the optimizer rejects a hyper-parameter, a state or a step.
 pub fn replay(
     trajectory: &Trajectory,
     backend: impl Backend + 'static,
@@ -100,7 +100,7 @@ fn restore(
     lion.import_state(handle, &record)
 }
 
-/// The planes after a step that are not as recorded.
+/// Returns the planes after a step that differ from the recorded ones.
 fn compare(
     trajectory: &Trajectory,
     step: usize,

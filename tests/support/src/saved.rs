@@ -2,10 +2,10 @@
 
 use lion::Lion;
 
-/// The bytes that a save writes.
+/// Saves an optimizer, and returns the bytes of the file.
 ///
 /// # Panics
-/// If there is no folder for temporary files, or it cannot be saved.
+/// If there is no folder for temporary files, or if saving fails.
 pub fn saved(lion: &Lion) -> Vec<u8> {
     let folder = tempfile::tempdir().expect("a folder for temporary files");
     let path = folder.path().join("saved.lion");

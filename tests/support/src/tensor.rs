@@ -17,7 +17,7 @@ pub enum Tensor {
 }
 
 impl Tensor {
-    /// Values narrowed to a type, to nearest even, by the crate `half`.
+    /// Returns a tensor of values, rounded to nearest even by the crate `half`.
     pub fn from_f32(dtype: Dtype, values: &[f32]) -> Self {
         match dtype {
             Dtype::F32 => Tensor::F32(values.to_vec()),
@@ -27,7 +27,7 @@ impl Tensor {
         }
     }
 
-    /// Little-endian bytes as a file has them.
+    /// Returns a tensor from little-endian bytes, as stored in a file.
     pub fn from_bytes(dtype: Dtype, bytes: &[u8]) -> Self {
         let halves = || {
             let (pairs, _) = bytes.as_chunks::<2>();
@@ -44,7 +44,7 @@ impl Tensor {
         }
     }
 
-    /// The elements as a file has them, little-endian.
+    /// Returns the elements as little-endian bytes, as stored in a file.
     pub fn bytes(&self) -> Vec<u8> {
         match self {
             Tensor::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
@@ -53,27 +53,27 @@ impl Tensor {
         }
     }
 
-    /// Type of the elements.
+    /// Returns the element type.
     pub fn dtype(&self) -> Dtype {
         self.slice().dtype()
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.slice().len()
     }
 
-    /// Whether there is no element.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The elements from `start` on, to read.
+    /// Returns the elements from `start` on as a slice.
     pub fn from(&self, start: usize) -> Slice<'_> {
         self.slice().split_at(start).1
     }
 
-    /// A copy of the elements from `start` on.
+    /// Returns a copy of the elements from `start` on.
     pub fn tail(&self, start: usize) -> Self {
         match self {
             Tensor::F32(x) => Tensor::F32(x[start..].to_vec()),
@@ -82,7 +82,7 @@ impl Tensor {
         }
     }
 
-    /// The elements, to read.
+    /// Returns the elements as a slice.
     pub fn slice(&self) -> Slice<'_> {
         match self {
             Tensor::F32(x) => x.as_slice().into(),
@@ -91,7 +91,7 @@ impl Tensor {
         }
     }
 
-    /// The elements, to change.
+    /// Returns the elements as a mutable slice.
     pub fn slice_mut(&mut self) -> SliceMut<'_> {
         match self {
             Tensor::F32(x) => x.as_mut_slice().into(),
@@ -100,7 +100,7 @@ impl Tensor {
         }
     }
 
-    /// Bits and value of each element.
+    /// Returns the bits and the value of each element.
     pub fn bits(&self) -> Vec<(u32, f32)> {
         match self {
             Tensor::F32(x) => x.iter().map(|x| (x.to_bits(), *x)).collect(),

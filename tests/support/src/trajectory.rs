@@ -1,5 +1,5 @@
-//! A trajectory as `write_case` of lion_spec.py writes it: hyper-parameters, and parameter, gradient
-//! and state before each step.
+//! A trajectory in the format of `write_case` in lion_spec.py: hyper-parameters, and the parameter,
+//! gradient and state before each step.
 
 use crate::{RecordFile, Tensor};
 use anyhow::{Context, Result, bail, ensure};
@@ -41,15 +41,15 @@ impl Trajectory {
     /// Reads a trajectory.
     ///
     /// # Errors
-    /// Where the file cannot be read, or a metadata key or tensor is missing, wrong, or unknown.
+    /// If the file cannot be read, or a metadata key or tensor is missing, invalid, or unknown.
     pub fn read(path: &Path) -> Result<Self> {
         Self::from_file(RecordFile::read(path)?)
     }
 
-    /// Takes a trajectory from a file already read.
+    /// Reads a trajectory from an open file.
     ///
     /// # Errors
-    /// Where a metadata key or tensor is missing, wrong, or unknown.
+    /// If a metadata key or tensor is missing, invalid, or unknown.
     pub fn from_file(file: RecordFile) -> Result<Self> {
         let steps: usize = file.meta("steps")?;
         let bits: u32 = file.meta("state")?;
@@ -66,7 +66,7 @@ impl Trajectory {
             .weight_decay(file.meta("weight_decay")?)
             .max_unorm(file.meta("max_unorm")?)
             .skip_zeros(file.meta("skip_zeros")?)
-            // The specification ignores it for f16, where the optimizer refuses it.
+            // The specification ignores this option for f16, and the optimizer rejects it.
             .stochastic_param(stochastic_param && param_dtype != Dtype::F16)
             .stochastic_state(file.meta("stochastic_state")?)
             .seed(seed)
@@ -109,12 +109,12 @@ impl Trajectory {
         Ok(trajectory)
     }
 
-    /// Elements of the parameter.
+    /// Returns the number of elements of the parameter.
     pub fn elements(&self) -> usize {
         self.params[0].len()
     }
 
-    /// Number of steps.
+    /// Returns the number of steps.
     pub fn steps(&self) -> usize {
         self.grads.len()
     }

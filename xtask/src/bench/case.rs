@@ -1,4 +1,4 @@
-//! What is measured: one kernel on one model.
+//! Cases of the benchmark: one kernel on one model.
 
 use lion::cpu::{Cpu, Isa};
 use lion::{Dtype, Overrides};
@@ -6,23 +6,23 @@ use lion::{Dtype, Overrides};
 /// One kernel on one model.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
-    /// What the case is about, where it is not a kernel on one tensor.
+    /// Name of the case, if it is not a kernel on a single tensor.
     pub(super) name: Option<&'static str>,
     pub(super) isa: Isa,
     pub(super) bits: u32,
     pub(super) param: Dtype,
     pub(super) grad: Dtype,
     pub(super) threads: usize,
-    /// Elements in all tensors.
+    /// Total number of elements in all tensors.
     pub(super) n: usize,
     pub(super) tensors: usize,
     pub(super) overrides: Overrides,
-    /// Without gradients, and with a momentum that is about to become subnormal.
+    /// Whether the gradients are 0 and the momentum is about to become subnormal.
     pub(super) decaying: bool,
 }
 
 impl Case {
-    /// One `f32` tensor.
+    /// Returns a case with one `f32` tensor.
     pub(super) fn new(isa: Isa, bits: u32, threads: usize, n: usize) -> Self {
         Case {
             name: None,
@@ -53,12 +53,13 @@ impl Case {
         }
     }
 
-    /// `lion8` or `lion32`.
+    /// Returns the name of the kernel, `lion8` or `lion32`.
     pub(super) fn kernel(&self) -> String {
         format!("lion{}", self.bits)
     }
 
-    /// Bytes that an element moves: parameter and state in both directions, the gradient in one.
+    /// Returns the bytes moved per element: parameter and state in both directions, the gradient in
+    /// one.
     pub(super) fn bytes_per_elem(&self) -> f64 {
         let state = match self.bits {
             8 => 1.0 + 4.0 / lion::tensor::BLOCK as f64,
@@ -68,7 +69,7 @@ impl Case {
     }
 }
 
-/// The instruction sets of this CPU, the fastest last.
+/// Returns the instruction sets of this CPU, the fastest last.
 pub(super) fn available() -> Vec<Isa> {
     let there = |isa: &Isa| Cpu::with_isa(*isa).is_ok();
     Isa::ALL.iter().copied().filter(there).collect()

@@ -1,5 +1,5 @@
-//! Saving and loading a checkpoint beside `dd`, which writes and reads as many bytes with the same sync
-//! on the same disk.
+//! Measures saving and loading of a checkpoint relative to `dd`, which writes and reads the same
+//! number of bytes with the same sync on the same disk.
 
 use super::measure::median;
 use anyhow::{Context, Result, ensure};
@@ -12,13 +12,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Elements of the state unless `--n` says otherwise: half a gigabyte of 8-bit state.
+/// Default number of elements, without `--n`: half a gigabyte of 8-bit state.
 const ELEMENTS: usize = 1 << 29;
 
-/// Elements of a tensor.
+/// Elements per tensor.
 const TENSOR: usize = 1 << 24;
 
-/// The share of dd's speed that is wanted.
+/// The target, as a fraction of dd's speed.
 const WANTED: f64 = 0.8;
 
 pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -> Result<()> {
@@ -36,14 +36,14 @@ pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -
     let count = format!("count={}", bytes.div_ceil(1 << 20));
     let dd_write = ["if=/dev/zero", &output, "bs=1M", &count, "conv=fsync"];
     let dd_read = [&input, "of=/dev/null", "bs=1M"];
-    // Of no bytes: drops what the system has kept of the file.
+    // With count=0, dd copies nothing and drops the file from the page cache.
     let forget = [&input, "iflag=nocache", "count=0"];
 
     let samples = if quick { 3 } else { 5 };
     let mut times: [Vec<Duration>; 6] = Default::default();
     for _ in 0..samples {
-        // Both write a new file, into pages that a file just removed has had: where the machine gives
-        // memory out anew, that takes longer than all else.
+        // Both write a new file into pages that were freed by a file just removed. On machines that
+        // allocate memory on demand, fresh pages would take longer than everything else.
         recycle(&[&written, &file], &dd_write)?;
         times[0].push(time(|| dd(&dd_write))?);
         recycle(&[&written, &file], &dd_write)?;
@@ -53,7 +53,7 @@ pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -
         other = fresh(other, n)?;
         dd(&forget)?;
         times[3].push(time(|| Ok(other.load(&file).map(drop)?))?);
-        // The file is in memory now.
+        // The file is in the page cache now.
         times[4].push(time(|| dd(&dd_read))?);
         other = fresh(other, n)?;
         times[5].push(time(|| Ok(other.load(&file).map(drop)?))?);
@@ -93,7 +93,7 @@ pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -
     Ok(())
 }
 
-/// Removes files, after writing one more of them.
+/// Writes a file once more, and removes all files.
 fn recycle(files: &[&Path], write: &[&str]) -> Result<()> {
     dd(write)?;
     for file in files.iter().filter(|file| file.exists()) {
@@ -102,7 +102,7 @@ fn recycle(files: &[&Path], write: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// An optimizer of 8-bit tensors, with or without numbers in them.
+/// Returns an optimizer of 8-bit tensors. If `filled`, their states are not 0.
 fn optimizer(n: usize, filled: bool) -> Result<Lion> {
     ensure!(n > 0, "--n is 0, wanted at least 1");
     let mut lion = Lion::builder().optim_bits(8).min_8bit_size(0).build()?;
@@ -127,7 +127,8 @@ fn optimizer(n: usize, filled: bool) -> Result<Lion> {
     Ok(lion)
 }
 
-/// An optimizer that has not been loaded into, as a resumed run has; the one before is freed first.
+/// Returns an optimizer that has not been loaded into, like that of a resumed run. Frees the
+/// previous one first.
 fn fresh(used: Lion, n: usize) -> Result<Lion> {
     drop(used);
     optimizer(n, false)

@@ -1,7 +1,8 @@
-//! Steps on a CUDA device: exact counts where it is emulated, and times against a copy where it is a GPU.
+//! Measures steps on a CUDA device: exact counts on the emulator, and times relative to a copy on a
+//! GPU.
 //!
-//! What an emulator counts is what a GPU would execute: instructions of PTX a lane, bytes that lanes load
-//! and store, and sectors of 32 bytes that the accesses of a warp touch. It says nothing of time.
+//! The emulator counts what a GPU would execute: PTX instructions per lane, bytes that lanes load
+//! and store, and sectors of 32 bytes that the accesses of a warp touch. It does not predict times.
 
 use super::case::Case;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,13 +14,13 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Elements of the tensor that is counted: whole runs of all kernels.
+/// Elements of the tensor for counting. All kernels process it in full tiles.
 const COUNTED: usize = 1 << 18;
 
-/// Elements of the tensor that is timed, at most: far more than the caches of a GPU hold.
+/// Maximum number of elements of the tensor for timing: much larger than the caches of a GPU.
 const TIMED: usize = 1 << 28;
 
-/// Steps in one measurement of time.
+/// Steps per time measurement.
 const STEPS: u32 = 10;
 
 /// One kernel on a device.
@@ -29,7 +30,7 @@ pub(super) struct DeviceRow {
     param: Dtype,
     grad: Dtype,
     n: usize,
-    /// Bytes per element that a step cannot do without.
+    /// Minimum bytes per element of a step.
     minimum: f64,
     result: Measured,
 }
@@ -42,15 +43,16 @@ enum Measured {
     },
     Times {
         gelem_s: f64,
-        /// Bytes a second against those of a copy on the device.
+        /// Bytes per second relative to a copy on the device.
         ratio: f64,
     },
 }
 
-/// The device of this name, or any of this machine, a GPU before an emulator.
+/// Returns the device with this name, or any device of this machine, preferring a GPU to the
+/// emulator.
 ///
 /// # Errors
-/// Where there is no device of this name, or none of any, with the reason for each.
+/// If there is no device with this name, or no device at all, with the reason for each.
 pub(super) fn find(name: Option<&str>) -> Result<(&'static str, Arc<Cuda>)> {
     let mut candidates = backends();
     if let Some(name) = name {
@@ -73,7 +75,8 @@ pub(super) fn find(name: Option<&str>) -> Result<(&'static str, Arc<Cuda>)> {
     bail!("{}", reasons.join("; "))
 }
 
-/// Measures each kernel, for some pairs of types, on a tensor of `n` elements, or of as many as are right for the device.
+/// Measures each kernel, for some pairs of types, on a tensor of `n` elements, or of a number that
+/// suits the device.
 pub(super) fn measure(
     backend: &'static str,
     cuda: &Arc<Cuda>,
@@ -147,8 +150,8 @@ impl Model {
     }
 }
 
-/// Elements of the tensor that is timed: no more than half of the free memory holds, a state of 32 bits, parameters, a copy
-/// of them and gradients of 32 bits included.
+/// Returns the number of elements of the tensor for timing. At most half of the free memory is
+/// used, including a 32-bit state, and 32-bit parameters, gradients and a copy of the parameters.
 fn timed() -> Result<usize> {
     const BYTES: usize = 16;
     let _context = cust::context::Context::new(cust::device::Device::get_device(0)?)?;
@@ -158,7 +161,7 @@ fn timed() -> Result<usize> {
     Ok(TIMED.min(1 << fitting.ilog2()))
 }
 
-/// Counts of the second step: the first finds a momentum of 0.
+/// Counts the second step. The momentum of the first step is 0.
 fn count(cuda: &Arc<Cuda>, tensor: (u32, Dtype, Dtype, usize)) -> Result<Measured> {
     let array = |tensor: &Tensor| Ok(cuda.array(tensor.slice())?);
     let n = tensor.3 as f64;
@@ -194,7 +197,7 @@ fn count(cuda: &Arc<Cuda>, tensor: (u32, Dtype, Dtype, usize)) -> Result<Measure
     })
 }
 
-/// Time of a step, and of a copy of as many elements, by events on one stream.
+/// Times a step, and a copy of the same number of elements, with events on one stream.
 fn time(bits: u32, param: Dtype, grad: Dtype, n: usize, bytes: f64) -> Result<Measured> {
     use cust::event::{Event, EventFlags};
     use cust::stream::{Stream, StreamFlags};
@@ -228,7 +231,7 @@ fn time(bits: u32, param: Dtype, grad: Dtype, n: usize, bytes: f64) -> Result<Me
     })
 }
 
-/// Prints the rows, each as JSON or all as a table.
+/// Prints the rows, each as a JSON object or all as a table.
 pub(super) fn print(json: bool, device: &str, rows: &[DeviceRow]) {
     if json {
         rows.iter().for_each(|row| println!("{}", row.json()));

@@ -1,4 +1,4 @@
-//! Times steps of a model, alternating with the memory limit of the same traffic.
+//! Times steps of a model, alternating with the memory limit for the same traffic.
 
 use super::case::Case;
 use anyhow::{Result, bail};
@@ -14,15 +14,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The least time of one sample: below it the clock and the scheduler would show.
+/// Minimum time of a sample. Shorter samples would be dominated by the clock and the scheduler.
 const SAMPLE: Duration = Duration::from_millis(6);
 
-/// How long all threads are busy before a sample, as they are in a backward pass. A scheduler that packs
-/// threads which have slept onto one core would else leave them there for the few milliseconds of a sample.
+/// Time for which all threads are busy before a sample, as they are in a backward pass. A scheduler
+/// that packs threads that were asleep onto one core would otherwise leave them there for the few
+/// milliseconds of a sample.
 const BUSY: Duration = Duration::from_millis(3);
 
-/// What the limit loop is tuned over: the prefetch distance in elements, and whether it goes through
-/// the arrays in fine steps.
+/// The tunings of the limit loop: the prefetch distance in elements, and whether the loop advances
+/// through the arrays in small steps.
 const TUNINGS: [(usize, bool); 8] = [
     (0, false),
     (0, true),
@@ -34,14 +35,14 @@ const TUNINGS: [(usize, bool); 8] = [
     (4096, true),
 ];
 
-/// Parameters with gradients, and an optimizer to step them.
+/// Parameters with gradients, and an optimizer for them.
 struct Model {
     lion: Lion,
     tensors: Vec<(Handle, Tensor, Tensor)>,
     pool: Arc<ThreadPool>,
 }
 
-/// Large arrays that were used before: to make them anew would take longer than to measure.
+/// Large arrays for reuse. Creating them again would take longer than measuring.
 #[derive(Default)]
 struct Arrays(HashMap<(u64, Dtype, usize, u32), Vec<Tensor>>);
 
@@ -54,14 +55,14 @@ impl Arrays {
 
     fn put(&mut self, seed: u64, tensor: Tensor, scale: f32) {
         let key = (seed, tensor.dtype(), tensor.len(), scale.to_bits());
-        // Arrays of gigabytes are used once.
+        // Arrays of several gigabytes are used only once.
         if (1 << 20..=super::LARGE).contains(&tensor.len()) {
             self.0.entry(key).or_default().push(tensor);
         }
     }
 }
 
-/// `n` numbers of a pattern that is random but not made anew for each.
+/// Returns `n` numbers from a random pattern, which is repeated rather than generated in full.
 fn numbers(seed: u64, n: usize, scale: f32) -> Vec<f32> {
     let mut rng = Rng::new(seed);
     let pattern: Vec<f32> = (0..n.min(1 << 20))
@@ -92,7 +93,7 @@ impl Model {
             let grad = arrays.take(2, case.grad, n, if case.decaying { 0.0 } else { 1e-2 });
             tensors.push((handle, param, grad));
             if case.decaying {
-                // Products with the betas of half of these are subnormal.
+                // For half of these values, the products with the betas are subnormal.
                 let momentum = numbers(3, n, 2.0 * f32::MIN_POSITIVE);
                 let record = StateRecord::new(1, Planes::Momentum32 { momentum }).order(None);
                 lion.import_state(handle, &record)?;
@@ -105,7 +106,7 @@ impl Model {
         })
     }
 
-    /// Lays the arrays by for another model.
+    /// Stores the arrays for use by another model.
     fn give_back(self, case: &Case, arrays: &mut Arrays) {
         for (_, param, grad) in self.tensors {
             arrays.put(1, param, 0.05);
@@ -122,7 +123,7 @@ impl Model {
         Ok(())
     }
 
-    /// Time of a step, over `steps` of them.
+    /// Returns the mean time of a step, over `steps` steps.
     fn time(&mut self, steps: u32) -> Result<Duration> {
         let busy_until = Instant::now() + BUSY;
         self.pool.broadcast(|_| {
@@ -137,7 +138,7 @@ impl Model {
         Ok(start.elapsed() / steps)
     }
 
-    /// How many steps take as long as a sample must. Also warms the model up.
+    /// Returns the number of steps that take as long as a sample must. Also warms up the model.
     fn steps_of_a_sample(&mut self) -> Result<u32> {
         self.step()?;
         let mut steps = 1;
@@ -151,17 +152,17 @@ impl Model {
     }
 }
 
-/// Times of a step and of its limit, each the median of its samples.
+/// Times of a step and of its limit, each the median of the samples.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
     pub(super) step: Duration,
     pub(super) limit: Duration,
 }
 
-/// Bytes of a parameter and of a gradient, bits of state, threads, elements.
+/// Bytes per element of a parameter and of a gradient, bits of state, threads, elements.
 type Traffic = (usize, usize, u32, usize, usize);
 
-/// What measurements have in common: thread pools, and how the limit loop is tuned.
+/// Data shared by measurements: thread pools, and the tunings of the limit loop.
 pub(super) struct Bench {
     samples: usize,
     arrays: Arrays,
@@ -201,7 +202,7 @@ impl Bench {
         })
     }
 
-    /// Times two cases in turn, so that a machine that slows down slows both.
+    /// Times two cases alternately, so that a slowdown of the machine affects both.
     pub(super) fn pair(&mut self, one: &Case, other: &Case) -> Result<(Duration, Duration)> {
         let mut models = Vec::new();
         for case in [one, other] {
@@ -239,7 +240,7 @@ impl Bench {
         Ok(pool)
     }
 
-    /// The tuning with which the limit loop is fastest for the traffic of a case.
+    /// Returns the tuning with which the limit loop is fastest for the traffic of a case.
     fn tuned(&mut self, case: &Case, pool: &Arc<ThreadPool>) -> Result<(usize, bool)> {
         let (p, g) = (case.param.bytes(), case.grad.bytes());
         let n = case.n.min(super::LARGE);
@@ -253,7 +254,8 @@ impl Bench {
             let mut model = Model::new(case, cpu, pool, &mut self.arrays)?;
             let steps = model.steps_of_a_sample()?;
             for _ in 0..self.samples {
-                // The least time: what disturbs a sample does not belong to the tuning.
+                // Uses the minimum, because disturbances of a sample are not a property of the
+                // tuning.
                 best = best.min((model.time(steps)?, tuning));
             }
             model.give_back(case, &mut self.arrays);

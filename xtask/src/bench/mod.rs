@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: each kernel against a memory limit measured beside it.
+//! `cargo xtask bench`: measures each kernel relative to the memory limit, which is measured
+//! alternately.
 
 mod case;
 mod checkpoint;
@@ -24,32 +25,33 @@ use std::sync::Arc;
 /// Options of the benchmark.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Args {
-    /// Measures the f32 and the bf16 pair only, with fewer samples; under 30 seconds.
+    /// Measures only the f32 and the bf16 pair, with fewer samples; under 30 seconds.
     #[arg(long)]
     quick: bool,
 
-    /// Elements of a tensor [default: 33554432; on a GPU 2^28, or as many as half of its free memory holds].
+    /// Elements per tensor [default: 33554432; on a GPU 2^28, or as many as half of its free memory
+    /// holds].
     #[arg(long, value_name = "N")]
     n: Option<usize>,
 
-    /// Threads of a step [default: those of this machine].
+    /// Threads per step [default: those of this machine].
     #[arg(long, value_name = "THREADS")]
     threads: Option<usize>,
 
-    /// Measures one instruction set: scalar, avx2, avx512 or avx512vbmi; or the CUDA device alone: cuda or
-    /// cuda-emulated.
+    /// Measures only one instruction set (scalar, avx2, avx512 or avx512vbmi) or only the CUDA
+    /// device (cuda or cuda-emulated).
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
 
-    /// Measures saving and loading a checkpoint instead, beside dd with the same sync.
+    /// Measures saving and loading of a checkpoint instead, relative to dd with the same sync.
     #[arg(long)]
     checkpoint: bool,
 
-    /// The folder that is written to, on the disk to measure: with --checkpoint and --paged.
+    /// The folder to write to, on the disk to measure, for --checkpoint and --paged.
     #[arg(long, value_name = "DIR", default_value = "target")]
     folder: PathBuf,
 
-    /// Prints one JSON object a row.
+    /// Prints one JSON object per row.
     #[arg(long)]
     json: bool,
 
@@ -62,13 +64,13 @@ pub struct Args {
     paged: paged::Args,
 }
 
-/// Elements of a tensor that is far larger than any cache.
+/// Elements of a tensor that is much larger than any cache.
 const LARGE: usize = 1 << 25;
 
-/// Measures, and prints a row a case.
+/// Runs the benchmark and prints one row per case.
 ///
 /// # Errors
-/// Where an option is out of range, an instruction set is missing, or the chart cannot be written.
+/// If an option is out of range, an instruction set is missing, or the chart cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     if args.checkpoint {
         return checkpoint::run(&args.folder, args.n, args.quick, args.json);
@@ -95,7 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
     };
     if let Some(path) = &args.plot {
-        // Found out before minutes of measuring, and without emptying a chart that is there.
+        // Checked before minutes of measuring, and without truncating an existing chart.
         let mut options = File::options();
         let opened = options.write(true).create(true).truncate(false).open(path);
         opened.with_context(|| format!("--plot {} cannot be written", path.display()))?;
@@ -149,7 +151,7 @@ fn bench_device(args: &Args, (name, cuda): (&'static str, Arc<Cuda>)) -> Result<
     Ok(())
 }
 
-/// Types of parameter and gradient.
+/// Returns the pairs of types of parameter and gradient.
 fn pairs(quick: bool) -> Vec<(Dtype, Dtype)> {
     if quick {
         return vec![(Dtype::F32, Dtype::F32), (Dtype::Bf16, Dtype::Bf16)];
@@ -158,7 +160,7 @@ fn pairs(quick: bool) -> Vec<(Dtype, Dtype)> {
     Dtype::ALL.into_iter().flat_map(with).collect()
 }
 
-/// All cases, in the order of their rows.
+/// Returns all cases, in the order of their rows.
 fn cases(quick: bool, isas: &[Isa], n: usize, threads: usize) -> Vec<Case> {
     let pairs = pairs(quick);
     let mut cases = Vec::new();
@@ -201,7 +203,7 @@ fn cases(quick: bool, isas: &[Isa], n: usize, threads: usize) -> Vec<Case> {
     cases
 }
 
-/// 4,096,000 elements in one tensor or in 1,000.
+/// Returns a case of 4,096,000 elements in one tensor or in 1,000.
 fn model(isa: Isa, bits: u32, threads: usize, tensors: usize) -> Case {
     Case {
         tensors,
@@ -209,7 +211,7 @@ fn model(isa: Isa, bits: u32, threads: usize, tensors: usize) -> Case {
     }
 }
 
-/// Sizes of a tensor, from small ones that stay on one thread to a gigabyte of parameters.
+/// Returns tensor sizes, from small ones that run on one thread to a gigabyte of parameters.
 fn sizes(quick: bool) -> &'static [usize] {
     if quick {
         &[1_000, 100_000, LARGE]
@@ -228,7 +230,7 @@ fn sizes(quick: bool) -> &'static [usize] {
     }
 }
 
-/// What is compared in turn.
+/// Returns the comparisons of two cases that are measured alternately.
 fn comparisons(quick: bool, isa: Isa, n: usize, threads: usize) -> Vec<Comparison> {
     let of = |bits, threads, n| Case::new(isa, bits, threads, n);
     let stochastic = Case {

@@ -1,4 +1,4 @@
-//! The roofline chart: a bar a kernel, a line where memory limits it.
+//! The roofline chart: one bar per kernel, and a line at its memory limit.
 
 use super::case::Case;
 use super::report::Row;
@@ -17,8 +17,8 @@ const LEFT: i32 = 230;
 const RIGHT: i32 = 90;
 const WIDTH: i32 = 900;
 
-/// Draws the rows that are about a kernel on one tensor, with parameter and gradient both `f32` or both
-/// `bf16`: the other pairs would make it longer and tell little more.
+/// Draws the rows of kernels on one tensor whose parameter and gradient are both `f32` or both
+/// `bf16`. The other pairs of types would lengthen the chart and show little more.
 pub(super) fn draw(path: &Path, rows: &[Row]) -> Result<()> {
     let drawn = |row: &&Row| {
         let Case { param, grad, .. } = row.case;

@@ -1,4 +1,4 @@
-//! Rows of the benchmark, as a table or as JSON, and what they say of the targets.
+//! Prints the rows of the benchmark as a table or as JSON, and compares them with the targets.
 
 use super::case::Case;
 use super::measure::Times;
@@ -11,7 +11,7 @@ use std::time::Duration;
 /// One measured case.
 pub(super) struct Row {
     pub(super) case: Case,
-    /// Elements a nanosecond.
+    /// Elements per nanosecond.
     pub(super) gelem_s: f64,
     pub(super) limit_gelem_s: f64,
 }
@@ -32,7 +32,7 @@ impl Row {
     }
 }
 
-/// Prints rows as they come.
+/// Prints rows as they arrive.
 pub(super) struct Table {
     json: bool,
     begun: bool,
@@ -93,16 +93,16 @@ impl Table {
     }
 }
 
-/// Two cases of which the first is to be so many times as fast as the second.
+/// Two cases, with a target for the speed of the first relative to the second.
 pub(super) struct Comparison {
     pub(super) name: String,
     pub(super) one: Case,
     pub(super) other: Case,
-    /// The least quotient of elements a second.
+    /// The minimum ratio of elements per second.
     pub(super) wanted: f64,
 }
 
-/// A figure that the project has a target for.
+/// A measured figure with a target.
 pub(super) struct Figure {
     name: String,
     measured: f64,
@@ -110,7 +110,7 @@ pub(super) struct Figure {
 }
 
 impl Figure {
-    /// Of two cases measured in turn.
+    /// Returns the figure of two cases that were measured alternately.
     pub(super) fn of(comparison: Comparison, (one, other): (Duration, Duration)) -> Self {
         let Comparison {
             name,
@@ -118,7 +118,7 @@ impl Figure {
             other: b,
             wanted,
         } = comparison;
-        // An element a second of one over an element a second of the other.
+        // Elements per second of one case relative to the other.
         let measured = (a.n as f64 / one.as_secs_f64()) / (b.n as f64 / other.as_secs_f64());
         Figure {
             name,
@@ -127,7 +127,8 @@ impl Figure {
         }
     }
 
-    /// Those that rows hold by themselves. The targets are for a CPU with all instruction sets.
+    /// Returns the figures that follow from rows. The targets apply to a CPU with all instruction
+    /// sets.
     pub(super) fn of_rows(rows: &[Row]) -> Vec<Figure> {
         let kernels = rows.iter().filter(|row| row.case.name.is_none());
         let best = Isa::Avx512Vbmi;
@@ -163,7 +164,7 @@ impl Figure {
     }
 }
 
-/// Prints figures beside their targets.
+/// Prints figures with their targets.
 pub(super) fn print_figures(json: bool, figures: &[Figure]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if !json {

@@ -1,34 +1,34 @@
-//! What the matrix runs: parameters with their lengths, starts and gradients, and the options of a step.
+//! Cases of the matrix: parameters with lengths, offsets and gradients, and the options of a step.
 
 use lion::{Dtype, Overrides, backend::Bits};
 use lion_test_support::{Rng, Rule, Tensor};
 
-/// Steps of a case.
+/// Steps per case.
 pub(super) const STEPS: u64 = 3;
 
-/// Parameters that are stepped together by one rule.
+/// Parameters that are stepped together with the same hyper-parameters.
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) rule: Rule,
     pub(super) lengths: Vec<usize>,
-    /// Where in their arrays parameter and gradient begin, in elements.
+    /// Offsets of the parameter and the gradient in their arrays, in elements.
     pub(super) starts: (usize, usize),
-    /// What is special about the gradients.
+    /// The kind of the gradients.
     special: Special,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Special {
     None,
-    /// All 0, of either sign.
+    /// All gradients are 0, with either sign.
     Zero,
-    /// Products that are subnormal.
+    /// Gradients whose products are subnormal.
     Subnormal,
-    /// Here and there infinite.
+    /// Some gradients are infinite.
     Infinite,
-    /// Here and there not a number.
+    /// Some gradients are NaN.
     NotANumber,
-    /// One in three 0.
+    /// One gradient in three is 0.
     Sparse,
 }
 
@@ -44,7 +44,7 @@ const PLAIN: Rule = Rule {
     seed: 0x0123_4567_89AB_CDEF,
 };
 
-/// Lengths around those of a block and of the eight that a warp of the GPU takes.
+/// Lengths around one block, and around the eight blocks that a warp of the GPU processes.
 const LENGTHS: [usize; 10] = [0, 1, 255, 256, 257, 511, 2047, 2048, 2049, 4999];
 
 impl Case {
@@ -65,12 +65,12 @@ impl Case {
         }
     }
 
-    /// The values of one parameter before the first step.
+    /// Returns the initial values of one parameter.
     pub(super) fn param(&self, rng: &mut Rng, dtype: Dtype, len: usize) -> Tensor {
         Tensor::from_f32(dtype, &rng.spread(len, 4.0))
     }
 
-    /// The gradient of one step.
+    /// Returns the gradient of one step.
     pub(super) fn grad(&self, rng: &mut Rng, dtype: Dtype, len: usize) -> Tensor {
         let mut values = rng.spread(len, 6.0);
         match self.special {
@@ -84,7 +84,7 @@ impl Case {
         Tensor::from_f32(dtype, &values)
     }
 
-    /// The rule as hyper-parameters of one parameter.
+    /// Returns the hyper-parameters of one parameter.
     pub(super) fn overrides(&self, bits: Bits) -> Overrides {
         let rule = &self.rule;
         Overrides::new()
@@ -101,7 +101,7 @@ impl Case {
     }
 }
 
-/// Puts one of some values into one place of each 500.
+/// Overwrites one value in about 500 with one of the values in `with`.
 fn poke(values: &mut [f32], rng: &mut Rng, with: &[f32]) {
     for part in values.chunks_mut(500) {
         let at = rng.below(part.len());
@@ -109,14 +109,14 @@ fn poke(values: &mut [f32], rng: &mut Rng, with: &[f32]) {
     }
 }
 
-/// The cases for the norm of gradients, which no option of a step changes.
+/// Returns the cases for the norm of gradients, which no option of a step changes.
 pub(super) fn norm_cases(param: Dtype, grad: Dtype) -> Vec<Case> {
     let mut cases = cases(Bits::ThirtyTwo, param, grad);
     cases.retain(|case| case.rule == PLAIN);
     cases
 }
 
-/// The cases for a width of state and types of parameter and gradient.
+/// Returns the cases for a state width and the types of parameter and gradient.
 pub(super) fn cases(bits: Bits, param: Dtype, grad: Dtype) -> Vec<Case> {
     let mut cases = vec![
         Case::new("lengths", PLAIN, LENGTHS),

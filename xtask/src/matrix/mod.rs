@@ -1,6 +1,5 @@
-//! The matrix: every backend of this machine against the specification's step in its plainest form, for
-//! each width of state and each pair of types, over options and edge cases; and against the norm of
-//! gradients in its plainest form.
+//! The matrix: compares every backend of this machine with a plain implementation of the
+//! specification, for each state width and each pair of types, over options and edge cases; and their norms of gradients with a plain sum.
 
 mod case;
 mod norm;
@@ -20,8 +19,8 @@ use lion_test_support::{
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Tensors of a case at most, where it is to be quick or each tensor takes a page of managed memory of a device: a GPU
-/// that is asked for more than it has can hang.
+/// Maximum number of tensors per case in quick mode, and if each tensor uses a page of a device's
+/// managed memory. A GPU can hang when more memory is requested than it has.
 const FEW: usize = 200;
 
 /// What the cases of a row compare with the specification.
@@ -40,7 +39,7 @@ impl Check {
         Check::Norm,
     ];
 
-    /// What the row has in the column of the state.
+    /// Returns the entry of the column `state`.
     fn name(self) -> String {
         match self {
             Check::Step(bits) => bits.get().to_string(),
@@ -49,15 +48,15 @@ impl Check {
     }
 }
 
-/// What came of all cases of one cell.
+/// The result of all cases of one cell.
 enum Cell {
     Identical(usize),
     Differs(Vec<String>),
     Skipped(String),
 }
 
-/// Runs the matrix, of all pairs of types or of two, and returns whether all bits are the right ones and no backend that
-/// is required is missing.
+/// Runs the matrix for all pairs of types, or for two. Returns whether all bits are as expected and
+/// no required backend is missing.
 pub(crate) fn run(
     candidates: &[Candidate],
     required: &[String],
@@ -71,8 +70,8 @@ pub(crate) fn run(
             "--require is `{name}`, wanted one of {}",
             names.join(", ")
         );
-        // Before the others: a process has one CUDA driver, that of whoever asks first. Where it cannot be
-        // opened its row says so.
+        // Opened before the others: a process has one CUDA driver, the one that is opened first. If
+        // it cannot be opened, its row reports the reason.
         let required = candidates.iter().find(|candidate| candidate.name == name);
         drop(required.map(Candidate::open));
     }
@@ -134,7 +133,7 @@ pub(crate) fn run(
     Ok(right && identical > 0)
 }
 
-/// The nine pairs of types of parameter and gradient, or two of them.
+/// Returns the nine pairs of types of parameter and gradient, or two of them.
 fn pairs(quick: bool) -> impl Iterator<Item = (Dtype, Dtype)> {
     let all = Dtype::ALL
         .iter()
@@ -170,7 +169,7 @@ fn row(backend: &str, check: Check, param: Dtype, grad: Dtype, cell: &Cell) -> V
     row
 }
 
-/// Runs the cases of a cell, with so many tensors at most.
+/// Runs the cases of a cell, with a limited number of tensors.
 fn run_cell(
     candidate: &Candidate,
     most: usize,
@@ -194,8 +193,8 @@ fn run_cell(
     }
     let mut found = Vec::new();
     for case in &cases {
-        // A device takes arrays of the host by way of a copy, or leaves them to the host, so arrays of its own are the case of most
-        // interest; one case shows that those of the host are right.
+        // A device copies host arrays before a step, so device arrays are the more important case.
+        // One case with host arrays tests the copies.
         let places: &[Option<&Arc<Cuda>>] = match &cuda {
             Some(cuda) if case.name == "lengths" => &[Some(cuda), None],
             Some(cuda) => &[Some(cuda)],
@@ -220,7 +219,7 @@ fn run_cell(
     })
 }
 
-/// One parameter of a case, as the reference and as the backend hold it.
+/// One parameter of a case, as stored by the reference and by the backend.
 struct Pair {
     reference: Tensor,
     state: Planes,
@@ -228,7 +227,7 @@ struct Pair {
     device: Option<DeviceArray>,
 }
 
-/// The first difference between a backend and the reference.
+/// Runs a case, and returns the first difference between a backend and the reference.
 fn run_case(
     backend: impl Backend + 'static,
     cuda: Option<&Arc<Cuda>>,
@@ -349,7 +348,7 @@ mod tests {
         let there = candidates[1].open().is_ok();
         let cuda = run(&candidates, &["cuda".to_owned()], true, true);
         assert_eq!(cuda.unwrap(), there);
-        // Without being required it is skipped, and what is there has been verified.
+        // A backend that is not required is skipped, and the available ones have been verified.
         assert!(run(&candidates, &["scalar".to_owned()], true, true).unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! The PTX through NVIDIA's assembler: registers, shared memory and spills a kernel.
+//! Assembles the PTX with NVIDIA's assembler: registers, shared memory and spills per kernel.
 
 use super::toolkit::{Toolkit, execute};
 use anyhow::{Context, Result, ensure};
@@ -7,16 +7,16 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// From Volta, the first that the PTX is for, to Blackwell.
+/// From Volta, the oldest architecture that the PTX supports, to Blackwell.
 const ARCHITECTURES: [u32; 8] = [70, 75, 80, 86, 89, 90, 100, 120];
 
-/// What the assembler says of a kernel.
+/// The resources of a kernel, as reported by the assembler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Usage {
     registers: u32,
-    /// Bytes a CTA.
+    /// Bytes per CTA.
     shared: u32,
-    /// Bytes stored and loaded.
+    /// Bytes stored and loaded by spills.
     spills: u32,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Assembled {
 }
 
 impl Assembled {
-    /// The file with the machine code for an architecture.
+    /// Returns the file with the machine code for an architecture.
     pub(super) fn file(all: &[Assembled], architecture: u32) -> Result<&Path> {
         all.iter()
             .find(|assembled| assembled.architecture == architecture)
@@ -37,7 +37,7 @@ impl Assembled {
     }
 }
 
-/// Assembles for every architecture, all at the same time: the assembler uses one core.
+/// Assembles for all architectures in parallel. The assembler is single-threaded.
 pub(super) fn assemble(toolkit: &Toolkit, ptx: &Path) -> Result<Vec<Assembled>> {
     std::thread::scope(|scope| {
         let runs = ARCHITECTURES
@@ -75,12 +75,13 @@ fn assemble_for(architecture: u32, toolkit: &Toolkit, ptx: &Path) -> Result<Asse
 
 impl Drop for Assembled {
     fn drop(&mut self) {
-        // A file that stays in the system's temporary folder does no harm.
+        // A file that remains in the temporary folder of the system does no harm.
         let _ = std::fs::remove_file(&self.file);
     }
 }
 
-/// Reads the assembler's report: of each kernel a line with its name, one with its spills, one with the rest.
+/// Parses the assembler's report, which has three lines per kernel: its name, its spills, and the
+/// rest.
 fn parse(report: &str) -> Result<BTreeMap<String, Usage>> {
     let mut kernels = BTreeMap::new();
     let (mut name, mut spills) = ("", 0);
@@ -106,7 +107,7 @@ fn parse(report: &str) -> Result<BTreeMap<String, Usage>> {
     Ok(kernels)
 }
 
-/// The number that stands before a text.
+/// Returns the number before a text.
 fn before(line: &str, text: &str) -> Result<u32> {
     line.split(text)
         .next()
@@ -115,7 +116,7 @@ fn before(line: &str, text: &str) -> Result<u32> {
         .with_context(|| format!("no number before `{text}` in the assembler's `{line}`"))
 }
 
-/// The kernels that spill, with the architecture.
+/// Returns the kernels that spill registers, with the architecture.
 pub(super) fn spilling(all: &[Assembled]) -> Vec<String> {
     all.iter()
         .flat_map(|assembled| {
@@ -133,7 +134,8 @@ pub(super) fn spilling(all: &[Assembled]) -> Vec<String> {
         .collect()
 }
 
-/// Prints a row per kernel: registers / bytes of shared memory / bytes spilled, for each architecture.
+/// Prints a row per kernel: registers, bytes of shared memory and bytes spilled, for each
+/// architecture.
 pub(super) fn print(all: &[Assembled]) {
     print!("{:<24}", "registers/shared/spills");
     for assembled in all {

@@ -1,4 +1,4 @@
-//! From lion-cuda/kernels/*.cu and *.cuh to one PTX text.
+//! Compiles lion-cuda/kernels/*.cu and *.cuh to a single PTX text.
 
 use super::nvrtc::Nvrtc;
 use super::tables;
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
 
-/// compute_70 runs on every later architecture. Without `--fmad=false` the assembler might fuse a
+/// compute_70 runs on all later architectures. Without `--fmad=false`, the assembler could fuse a
 /// multiplication and an addition, which rounds once instead of twice.
 const OPTIONS: [&str; 3] = [
     "--gpu-architecture=compute_70",
@@ -15,11 +15,11 @@ const OPTIONS: [&str; 3] = [
     "--fmad=false",
 ];
 
-/// The line of the compiler by which the PTX is reproducible.
+/// The version line of the compiler that reproduces the PTX.
 const COMPILER: &str = "// Cuda compilation tools, release 12.0, V12.0.140";
 
-/// What the compiler writes as PTX's version, and an older one that says the same of these kernels, so that
-/// older drivers accept it.
+/// The PTX version that the compiler writes, and an older one that means the same for these kernels
+/// and is accepted by older drivers.
 const VERSIONS: (&str, &str) = (".version 8.0\n", ".version 6.0\n");
 
 /// Compiles the kernels.
@@ -35,7 +35,7 @@ pub(super) fn compile(toolkit: &Toolkit, kernels: &Path) -> Result<String> {
             headers.push((name.into_owned(), read(&path)?));
         }
     }
-    // No order of a folder may show.
+    // The output must not depend on the order of directory entries.
     headers.sort();
     let ptx = Nvrtc::open(&toolkit.nvrtc)?.compile("lion.cu", &source, &headers, &OPTIONS)?;
     ensure!(
@@ -56,8 +56,8 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Drops the variables that no instruction names: the compiler keeps every constant of the source, and some
-/// of a header of its own, as a variable of the module.
+/// Removes variables that no instruction uses. The compiler keeps every constant of the source, and
+/// some of its own headers, as a variable of the module.
 fn without_unused_variables(ptx: &str) -> String {
     let variable = |line: &str| -> Option<String> {
         let declared = line.strip_prefix(".global ")?.split(" = ").next()?;

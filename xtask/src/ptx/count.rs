@@ -1,10 +1,11 @@
-//! Instructions an element of the main loop, in PTX and in machine code.
+//! Counts the instructions per element of the main loop, in PTX and in machine code.
 //!
-//! The main loop is that of a block which is whole and aligned. It is found by what only it does: each way
-//! around it stores 16 bytes at once. The count is the length of the shortest way from the first 16-byte load
-//! through all 16-byte accesses of the loop, all 8-byte look-ups in shared memory (the lines of the
-//! quantizer) and the reciprocal between them, back to that first load by a backward branch; predicated
-//! instructions count. What runs once a run of 8 blocks or only for other blocks does not lie on that way.
+//! The main loop is the loop for whole, aligned blocks. It is identified by a property that no
+//! other loop has: each path through it stores 16 bytes at once. The count is the length of the
+//! shortest path from the first 16-byte load through all 16-byte accesses of the loop, all 8-byte
+//! look-ups in shared memory (the lines of the quantizer) and the reciprocal between them, back to
+//! that first load by a backward branch. Predicated instructions are counted. Code that runs once
+//! per tile of 8 blocks, or only for other blocks, is not on this path.
 
 use super::assemble::Assembled;
 use super::toolkit::{Toolkit, execute};
@@ -12,28 +13,30 @@ use anyhow::{Context, Result};
 use std::collections::{HashMap, VecDeque};
 use std::process::Command;
 
-/// Elements a lane does in one pass of the loop.
+/// Elements per lane in one iteration of the loop.
 const ELEMENTS: usize = 8;
 
-/// The machine code that is counted: of the GPU of the published comparison.
+/// The architecture of the machine code that is counted: that of the GPU in the published
+/// comparison.
 const ARCHITECTURE: u32 = 90;
 
-/// Machine instructions an element from which on a step is no longer bound by memory: an H100 issues 30 T a second, and its
-/// memory allows 370 G elements of an 8-bit bf16 step, which moves the fewest bytes.
+/// Machine instructions per element from which a step is no longer bound by memory. An H100 issues
+/// 30 T instructions per second, and its memory allows 370 G elements per second of an 8-bit bf16
+/// step, which moves the fewest bytes.
 const TOO_MANY: f64 = 79.0;
 
 const KERNELS: [&str; 3] = ["lion8_bf16_bf16", "lion8_f32_f32", "lion32_f32_f32"];
 
-/// An instruction: what it does, and where a branch goes.
+/// An instruction: its opcode, and the target of a branch.
 #[derive(Debug, PartialEq, Eq)]
 struct Instruction {
     opcode: String,
     target: Option<usize>,
-    /// Whether the next instruction may follow.
+    /// Whether execution can continue at the next instruction.
     falls_through: bool,
 }
 
-/// Prints the counts. Returns the kernels that have too many instructions, with the number.
+/// Prints the counts. Returns the kernels with too many instructions, and the number.
 pub(super) fn print(toolkit: &Toolkit, ptx: &str, assembled: &[Assembled]) -> Result<Vec<String>> {
     println!("main loop, instructions an element        PTX   sm_{ARCHITECTURE}");
     let file = Assembled::file(assembled, ARCHITECTURE)?;
@@ -62,7 +65,7 @@ pub(super) fn print(toolkit: &Toolkit, ptx: &str, assembled: &[Assembled]) -> Re
     Ok(above)
 }
 
-/// The instructions of a kernel in PTX.
+/// Parses the instructions of a kernel in PTX.
 fn parse_ptx(ptx: &str, name: &str) -> Result<Vec<Instruction>> {
     let entry = format!(".entry {name}(");
     let body = ptx
@@ -82,7 +85,8 @@ fn parse_ptx(ptx: &str, name: &str) -> Result<Vec<Instruction>> {
     resolve(&lines, |operand| labels.get(operand).copied())
 }
 
-/// The instructions of a kernel as the disassembler writes them: `/*0010*/ @!P0 BRA P1, 0x40 ;`.
+/// Parses the instructions of a kernel from the disassembler's output: `/*0010*/ @!P0 BRA P1, 0x40
+/// ;`.
 fn parse_sass(text: &str) -> Result<Vec<Instruction>> {
     let (mut lines, mut addresses) = (Vec::new(), HashMap::new());
     for line in text.lines() {
@@ -93,7 +97,7 @@ fn parse_sass(text: &str) -> Result<Vec<Instruction>> {
         else {
             continue;
         };
-        // Of an instruction's second word there is only a comment.
+        // For the second word of an instruction there is only a comment.
         let (Ok(address), Some((instruction, _))) =
             (u64::from_str_radix(address, 16), rest.split_once(';'))
         else {
@@ -108,7 +112,8 @@ fn parse_sass(text: &str) -> Result<Vec<Instruction>> {
     })
 }
 
-/// Opcodes and branch targets of lines; `find` gives the place of a branch's last operand.
+/// Returns the opcodes and branch targets of lines. `find` returns the index of a branch's last
+/// operand.
 fn resolve(lines: &[&str], find: impl Fn(&str) -> Option<usize>) -> Result<Vec<Instruction>> {
     lines
         .iter()
@@ -128,7 +133,7 @@ fn resolve(lines: &[&str], find: impl Fn(&str) -> Option<usize>) -> Result<Vec<I
             } else {
                 None
             };
-            // `BRA P1, 0x40` has its condition among the operands.
+            // The condition of `BRA P1, 0x40` is an operand.
             let conditional = !predicate.is_empty() || (branch && operands.len() > 1);
             let ends = branch || matches!(base, "ret" | "exit" | "EXIT" | "RET");
             Ok(Instruction {
@@ -140,8 +145,8 @@ fn resolve(lines: &[&str], find: impl Fn(&str) -> Option<usize>) -> Result<Vec<I
         .collect()
 }
 
-/// Whether the way must lead through an instruction: a 16-byte access of global memory, an 8-byte load of shared
-/// memory.
+/// Returns whether the path must include an instruction: a 16-byte access to global memory, or an
+/// 8-byte load from shared memory.
 fn is_landmark(opcode: &str) -> bool {
     let parts: Vec<&str> = opcode.split('.').collect();
     match parts[0] {
@@ -157,7 +162,7 @@ fn is_reciprocal(opcode: &str) -> bool {
     opcode.starts_with("rcp.rn") || opcode == "MUFU.RCP"
 }
 
-/// Instructions of one pass of the main loop.
+/// Returns the number of instructions in one iteration of the main loop.
 fn main_loop(code: &[Instruction]) -> Option<usize> {
     let landmarks: Vec<usize> = (0..code.len())
         .filter(|&i| is_landmark(&code[i].opcode))
@@ -172,7 +177,8 @@ fn main_loop(code: &[Instruction]) -> Option<usize> {
         .sum()
 }
 
-/// Instructions on the shortest way that leaves `from` and ends at `to`, `to` counted and `from` not.
+/// Returns the number of instructions on the shortest path from `from` to `to`, including `to` but
+/// not `from`.
 fn distance(code: &[Instruction], from: usize, to: usize) -> Option<usize> {
     let mut seen = vec![false; code.len()];
     let mut queue = VecDeque::from([(from, 0)]);
@@ -235,7 +241,8 @@ $L__BB0_5:
 
     #[test]
     fn the_way_of_ptx_goes_through_its_landmarks() {
-        // ld, mul, bra, rcp, st, setp, bra, setp, bra: not the two-byte load, nor past the reciprocal.
+        // ld, mul, bra, rcp, st, setp, bra, setp, bra: excludes the two-byte load, and does not
+        // skip the reciprocal.
         assert_eq!(main_loop(&parse_ptx(PTX, "k").unwrap()), Some(9));
         assert_eq!(main_loop(&parse_ptx(PTX, "other").unwrap()), None);
         assert!(parse_ptx(PTX, "missing").is_err());

@@ -1,5 +1,5 @@
-//! `cargo xtask ptx`: the PTX of the CUDA kernels, made from their source and assembled for every
-//! architecture. Never needed to build or to use the crates.
+//! `cargo xtask ptx`: compiles the PTX of the CUDA kernels, and assembles it for every
+//! architecture. Not needed to build or use the crates.
 
 mod assemble;
 mod compile;
@@ -19,8 +19,8 @@ pub(crate) struct Args {
     #[arg(long)]
     check: bool,
 
-    /// A virtual environment of Python, or its site-packages folder, with NVIDIA's compiler. If not
-    /// given it is the one that LION_CUDA_TOOLKIT names, or target/cuda-toolkit.
+    /// A Python virtual environment, or its site-packages folder, that contains NVIDIA's compiler
+    /// [default: the one that LION_CUDA_TOOLKIT names, or target/cuda-toolkit].
     #[arg(long, value_name = "DIR")]
     toolkit: Option<PathBuf>,
 
@@ -29,7 +29,8 @@ pub(crate) struct Args {
     install: bool,
 }
 
-/// Makes, writes or compares, and assembles. Returns whether the PTX is as it must be.
+/// Compiles the PTX, writes or compares it, and assembles it. Returns whether the PTX is as
+/// required.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -82,7 +83,7 @@ fn compare(kept: &str, made: &str) -> Result<()> {
             (kept, made) => {
                 let show = |text: Option<&str>| text.unwrap_or("(the end)").to_string();
                 bail!(
-                    "lion.ptx is not what the kernels compile to: line {line} is `{}`, wanted `{}`; `cargo xtask ptx` makes it again",
+                    "lion.ptx differs from the compiled kernels: line {line} is `{}`, wanted `{}`; run `cargo xtask ptx` to update it",
                     show(kept),
                     show(made)
                 );

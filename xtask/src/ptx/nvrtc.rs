@@ -1,4 +1,4 @@
-//! NVIDIA's run-time compiler, called through its C interface.
+//! Bindings to NVRTC, NVIDIA's run-time compiler.
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,20 +22,20 @@ type Text = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
 type ErrorString = unsafe extern "C" fn(c_int) -> *const c_char;
 
-/// The opened library.
+/// The loaded library.
 pub(super) struct Nvrtc {
     library: Library,
 }
 
 impl Nvrtc {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        // SAFETY: loading runs the initializers of NVIDIA's compiler, which ask nothing of the caller.
+        // SAFETY: loading runs the initializers of NVIDIA's compiler, which have no preconditions.
         let library = unsafe { Library::new(path) }
             .with_context(|| format!("cannot load {}", path.display()))?;
         Ok(Nvrtc { library })
     }
 
-    /// Compiles a source, whose includes are the `headers` (name and text), to PTX.
+    /// Compiles a source to PTX. `headers` are the name and the text of its includes.
     pub(super) fn compile(
         &self,
         name: &str,
@@ -53,8 +53,8 @@ impl Nvrtc {
         let compile: Symbol<'_, Compile> = self.symbol("nvrtcCompileProgram")?;
         let destroy: Symbol<'_, Destroy> = self.symbol("nvrtcDestroyProgram")?;
         let mut program = ptr::null_mut();
-        // SAFETY: the strings and the two arrays of `names.len()` pointers to strings outlive the call, which
-        // copies them; `program` is a place for the handle.
+        // SAFETY: the strings and the two arrays of `names.len()` pointers to strings outlive the
+        // call, which copies them. `program` is valid for writing the handle.
         let code = unsafe {
             create(
                 &mut program,
@@ -67,14 +67,15 @@ impl Nvrtc {
         };
         self.check(code, "nvrtcCreateProgram")?;
         let compiled = (|| {
-            // SAFETY: `program` is the handle just made; the options are an array of strings that outlives the call.
+            // SAFETY: `program` is the handle created above. The options are an array of strings
+            // that outlives the call.
             let code =
                 unsafe { compile(program, c_int::try_from(options.len())?, options.as_ptr()) };
             let log = self.text(program, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog")?;
             if code != 0 {
                 bail!("{name} does not compile ({}):\n{log}", self.message(code)?);
             }
-            // A warning is a mistake in the kernels.
+            // A warning indicates a mistake in the kernels.
             ensure!(
                 log.trim().is_empty(),
                 "{name} compiles with warnings:\n{log}"
@@ -88,15 +89,16 @@ impl Nvrtc {
         Ok(compiled)
     }
 
-    /// One of the texts of a program, by the functions that give its size and itself.
+    /// Returns one of the texts of a program, given the functions that return its size and its
+    /// content.
     fn text(&self, program: Program, size_of: &str, get: &str) -> Result<String> {
         let size: Symbol<'_, Size> = self.symbol(size_of)?;
         let text: Symbol<'_, Text> = self.symbol(get)?;
         let mut bytes = 0;
-        // SAFETY: `program` is a live handle, `bytes` a place for the size.
+        // SAFETY: `program` is a live handle, and `bytes` is valid for writing the size.
         self.check(unsafe { size(program, &mut bytes) }, size_of)?;
         let mut buffer = vec![0u8; bytes];
-        // SAFETY: `buffer` has the size that the library asks for.
+        // SAFETY: `buffer` has the size that the library requires.
         self.check(unsafe { text(program, buffer.as_mut_ptr().cast()) }, get)?;
         let text =
             CStr::from_bytes_until_nul(&buffer).with_context(|| format!("{get} gave no text"))?;
@@ -117,7 +119,7 @@ impl Nvrtc {
         Ok(text.to_string_lossy().into_owned())
     }
 
-    /// A function of the library. `T` is its type in nvrtc.h, one of the aliases above.
+    /// Returns a function of the library. `T` is its type in nvrtc.h, one of the aliases above.
     fn symbol<T>(&self, name: &str) -> Result<Symbol<'_, T>> {
         // SAFETY: each call names a function together with the alias that has its declaration in nvrtc.h.
         unsafe { self.library.get(name.as_bytes()) }

@@ -1,25 +1,29 @@
-//! The numbers of `lion_quant` as the kernels have them, written into a header.
+//! Generates a header with the tables of `lion_quant` for the kernels.
 
 use lion::quant::{CODEBOOK, MAGNITUDES, OFFSETS, PIECES, SLOPES, THRESHOLDS};
 use std::fmt::{self, Display, Write};
 
-/// A magnitude's key is an eighth of a binade of its product with this: 1.763671875 * 2^-105.
+/// The key of a magnitude is the index of the eighth of a binade that contains the product of the
+/// magnitude and this factor, 1.763671875 * 2^-105.
 ///
-/// Around each threshold of `position` the lines of both sides round to the same index, over a range; with this
-/// factor each of those ranges has a border of keys in it (the narrowest, that of the last threshold, 0.36 %
-/// wide, with a third of its width to spare on both sides). The exponent makes what lies below the first
-/// threshold's range subnormal, where binades end, so that keys begin at 0 without a comparison.
+/// Around each threshold of `position` there is a range in which the lines of both sides round to
+/// the same index. The significand is chosen so that each of these ranges contains a boundary
+/// between keys. (The narrowest range, that of the last threshold, is 0.36 % wide; the boundary is
+/// at least a third of its width away from both ends.) The exponent makes products below the range
+/// of the first threshold subnormal, where binades end, so that keys start at 0 without a
+/// comparison.
 const KEY_SCALE: f32 = f32::from_bits(0x0B61_C000);
 
-/// The key of a magnitude, as the kernels compute it.
+/// Returns the key of a magnitude, as computed by the kernels.
 fn key(a: f32) -> usize {
     ((a * KEY_SCALE).to_bits() >> 20) as usize
 }
 
-/// A number divided by the largest may come out just above 1, never as much as this.
+/// Upper bound of the quotient of a number and the largest magnitude, which rounding can make
+/// slightly larger than 1.
 const ABOVE_ONE: f32 = 1.0 + 8.0 * f32::EPSILON;
 
-/// The piece of `position` for each key: that of the middle of its magnitudes.
+/// Returns the piece of `position` for each key: the piece of the middle of its magnitudes.
 fn pieces() -> Vec<usize> {
     (0..=key(ABOVE_ONE))
         .map(|key| {
@@ -30,13 +34,13 @@ fn pieces() -> Vec<usize> {
         .collect()
 }
 
-/// The header `tables.cuh`: floats as their bits.
+/// Returns the header `tables.cuh`, with floats as bit patterns.
 pub(super) fn header() -> String {
     let pieces = pieces();
     let mut text = String::from(
         "// Numbers of lion-quant; floats as their bits.\n#pragma once\n#include \"tensor.cuh\"\n\n",
     );
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = write_header(&mut text, &pieces);
     text
 }
@@ -80,7 +84,8 @@ mod tests {
     use super::*;
     use lion::quant::position;
 
-    /// Compares the index by a key's line with that of `position` over a range of bits.
+    /// Compares the index from the line of a key with that of `position`, over a range of bit
+    /// patterns.
     fn compare(pieces: &[usize], from: u32, to: u32) {
         for bits in from..to {
             let a = f32::from_bits(bits);
@@ -94,7 +99,8 @@ mod tests {
         }
     }
 
-    /// The first bits whose key gives piece `s`, found by bisection: the piece rises with the magnitude.
+    /// Returns the first bit pattern whose key has piece `s`, by bisection: the piece increases
+    /// with the magnitude.
     fn begin_of(pieces: &[usize], s: usize) -> u32 {
         let (mut below, mut at) = (0, ABOVE_ONE.to_bits());
         while at - below > 1 {
@@ -113,7 +119,8 @@ mod tests {
         let pieces = pieces();
         assert!(pieces.is_sorted() && pieces[0] == 0 && pieces[pieces.len() - 1] == PIECES - 1);
         for (s, threshold) in THRESHOLDS.iter().enumerate() {
-            // Outside of the range between the two begins the line is that of `position` itself.
+            // Outside of the range between the two boundaries, the line is that of `position`
+            // itself.
             let (threshold, begin) = (threshold.to_bits(), begin_of(&pieces, s + 1));
             compare(
                 &pieces,
@@ -134,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_key_has_at_most_one_threshold() {
-        // The stochastic quantizer corrects the piece of a key by one comparison on each side.
+        // The stochastic quantizer corrects the piece of a key with one comparison on each side.
         let pieces = pieces();
         for (s, &threshold) in THRESHOLDS.iter().enumerate() {
             let s_of_key = pieces[key(threshold)];

@@ -1,12 +1,14 @@
-//! NVIDIA's compiler, assembler and disassembler, as PyPI has them: no toolkit and no driver.
+//! Locates and installs NVIDIA's compiler, assembler and disassembler from PyPI. Neither a CUDA
+//! toolkit nor a driver is needed.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What is installed. NVRTC decides the PTX, and is the oldest that drivers of CUDA 12 came with; the
-/// assembler and the disassembler only report, and are newer because they must know newer architectures.
+/// The packages to install. NVRTC determines the PTX, and is the version of the first drivers of
+/// CUDA 12. The assembler and the disassembler only report, and are newer because they must support
+/// newer architectures.
 const PACKAGES: [&str; 4] = [
     "nvidia-cuda-nvrtc-cu12==12.0.140",
     "nvidia-cuda-nvcc-cu12==12.9.86",
@@ -14,7 +16,7 @@ const PACKAGES: [&str; 4] = [
     "nvidia-cuda-nvdisasm==13.2.86",
 ];
 
-/// Where the parts are.
+/// The paths of the tools.
 pub(super) struct Toolkit {
     pub(super) nvrtc: PathBuf,
     pub(super) ptxas: PathBuf,
@@ -22,7 +24,7 @@ pub(super) struct Toolkit {
 }
 
 impl Toolkit {
-    /// Looks in a virtual environment or in its site-packages folder.
+    /// Searches a virtual environment or its site-packages folder.
     ///
     /// # Errors
     /// Names what is missing and how to install it.
@@ -48,7 +50,8 @@ impl Toolkit {
     }
 }
 
-/// The site-packages folder of a virtual environment; the folder itself where it is none.
+/// Returns the site-packages folder of a virtual environment, or the folder itself if it is not
+/// one.
 fn site_packages(folder: &Path) -> PathBuf {
     let Ok(entries) = fs::read_dir(folder.join("lib")) else {
         return folder.to_path_buf();
@@ -60,7 +63,7 @@ fn site_packages(folder: &Path) -> PathBuf {
         .unwrap_or_else(|| folder.to_path_buf())
 }
 
-/// What a person types to install the toolkit.
+/// Returns the shell commands that install the toolkit.
 fn commands(folder: &Path) -> String {
     let folder = folder.display();
     format!(
@@ -72,7 +75,7 @@ fn commands(folder: &Path) -> String {
 /// Installs the toolkit into a virtual environment.
 ///
 /// # Errors
-/// Where Python or pip fails.
+/// If Python or pip fails.
 pub(super) fn install(folder: &Path) -> Result<()> {
     execute(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
     execute(
@@ -83,10 +86,10 @@ pub(super) fn install(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs a program and returns what it writes to both outputs.
+/// Runs a program and returns both of its outputs.
 ///
 /// # Errors
-/// Where it cannot be run or fails, with its output.
+/// If it cannot be run or fails, with its output.
 pub(super) fn execute(command: &mut Command) -> Result<String> {
     let output = command
         .output()

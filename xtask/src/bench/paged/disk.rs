@@ -1,4 +1,4 @@
-//! How fast the disk is: read, written, and both at once, past the system's memory.
+//! Measures the speed of the disk, bypassing the page cache: reading, writing, and both at once.
 
 use anyhow::{Context, Result, ensure};
 use std::fs::{File, OpenOptions};
@@ -6,10 +6,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Instant;
 
-/// Bytes of a transfer: those of a piece of a large state.
+/// Bytes per transfer, the same as a piece of a large state.
 const CHUNK: usize = 4 << 20;
 
-/// Where transfers past the system's memory begin and end.
+/// Alignment of transfers that bypass the page cache.
 const ALIGN: usize = 4096;
 
 /// O_DIRECT of Linux.
@@ -18,17 +18,17 @@ const DIRECT: i32 = 0o200_000;
 #[cfg(not(any(target_arch = "aarch64", target_arch = "arm")))]
 const DIRECT: i32 = 0o40_000;
 
-/// Bytes a second.
+/// Speeds in bytes per second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Disk {
     pub(super) read: f64,
     pub(super) write: f64,
-    /// Read and written together, as much of either.
+    /// The total of reading and writing at once, in equal amounts.
     pub(super) both: f64,
 }
 
 impl Disk {
-    /// Measures with a file of so many bytes in a folder, which is removed.
+    /// Measures with a temporary file of `bytes` bytes in a folder.
     pub(super) fn measure(folder: &Path, bytes: usize) -> Result<Self> {
         let path = folder.join(format!("lion-bench-{}", std::process::id()));
         let open = || {
@@ -45,14 +45,14 @@ impl Disk {
     fn of_file(file: &File, chunks: usize) -> Result<Self> {
         ensure!(chunks >= 4, "a file of {chunks} chunks");
         let bytes = (chunks * CHUNK) as f64;
-        // Blocks are allocated first.
+        // Allocates the blocks first.
         transfer(file, 0..chunks, true)?;
         let mut disk = Disk {
             read: 0.0,
             write: 0.0,
             both: 0.0,
         };
-        // The best of some: a disk is as fast as it can be.
+        // Takes the best of three, to measure what the disk is capable of.
         for _ in 0..3 {
             for threads in THREADS {
                 let speed = |write: [bool; 2]| -> Result<f64> {
@@ -73,10 +73,11 @@ fn seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Threads, as many for either direction. How many transfers at once a disk is fastest with is its own.
+/// Numbers of threads to try, for either direction. Disks differ in the number of concurrent
+/// transfers that is fastest.
 const THREADS: [usize; 2] = [2, 4];
 
-/// Transfers parts of a file at once; `write` says which of them, in turn, are written.
+/// Transfers parts of a file concurrently. `write` tells which of them, in turn, are written.
 fn parts(file: &File, chunks: usize, threads: usize, write: [bool; 2]) -> Result<()> {
     std::thread::scope(|scope| {
         let part = |i: usize| {

@@ -1,5 +1,5 @@
-//! `cargo xtask bench --paged`: a state under smaller and smaller budgets, against the step in memory and
-//! against the disk.
+//! `cargo xtask bench --paged`: measures a state under decreasing budgets, relative to the step in
+//! memory and to the disk.
 
 mod disk;
 mod model;
@@ -15,29 +15,29 @@ use model::Model;
 use report::{Measured, Report};
 use std::path::Path;
 
-/// Bytes of state, and with `--quick`.
+/// Bytes of state by default, and with `--quick`.
 const STATE: usize = 2 << 30;
 const QUICK_STATE: usize = 256 << 20;
 
 /// Options of the benchmark of paged steps.
 #[derive(clap::Args, Clone, Debug, Default)]
-// Unlike that of the options of the bench, which these are among.
+// Not a doc comment: it would replace the help of the bench options that contain these.
 #[group(id = "paged_options")]
 pub(super) struct Args {
     /// Measures paged steps, on Linux: budgets of all, a half, a quarter and an eighth of the state.
     #[arg(long)]
     pub(super) paged: bool,
 
-    /// Bytes of the state that is paged [default: 2147483648].
+    /// Bytes of the paged state [default: 2147483648].
     #[arg(long, value_name = "BYTES", requires = "paged")]
     state: Option<usize>,
 
-    /// Bytes of the window [default: a quarter of the budget, 64 MiB at most].
+    /// Bytes of the window [default: a quarter of the budget, at most 64 MiB].
     #[arg(long, value_name = "BYTES", requires = "paged")]
     window: Option<usize>,
 }
 
-/// Measures and prints a row a budget.
+/// Measures and prints one row per budget.
 pub(super) fn run(args: &Args, folder: &Path, quick: bool, json: bool) -> Result<()> {
     let state = args
         .state

@@ -1,4 +1,4 @@
-//! Parameters to step with a state that is paged or not, and the time and memory that takes.
+//! Parameters with a paged or resident state, and the time and memory of their steps.
 
 use super::system;
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const TENSORS: usize = 32;
 
-/// Parameters and gradients in `bf16`, for a 32-bit state.
+/// Parameters and gradients in `bf16`, with a 32-bit state.
 pub(super) struct Model {
     tensors: Vec<(Tensor, Tensor)>,
 }
@@ -20,25 +20,25 @@ pub(super) struct Optimizer {
     lion: Lion,
     handles: Vec<Handle>,
     cpu: Cpu,
-    /// Memory of the process before the state was made.
+    /// Memory of the process before the state was allocated.
     before: usize,
 }
 
-/// What came of some steps.
+/// The measurements of several steps.
 pub(super) struct Steps {
-    /// The median time of a step that nothing watches, and of one in memory in between.
+    /// The median time of an unobserved step, and of the steps in memory between them.
     pub(super) time: Duration,
     pub(super) unpaged: Duration,
-    /// Most bytes of state in memory at any time, by mincore.
+    /// Maximum bytes of state in memory at any time, according to mincore.
     pub(super) resident: usize,
-    /// Most memory of the process (RSS), above that before the state was made.
+    /// Maximum memory of the process (RSS), minus its memory before the state was allocated.
     pub(super) rss: usize,
     pub(super) samples: usize,
     pub(super) report: Option<PagingReport>,
 }
 
 impl Model {
-    /// For a state of so many bytes.
+    /// Returns a model with a state of `state` bytes.
     pub(super) fn new(state: usize) -> Self {
         let n = state / 4 / TENSORS;
         let numbers = |seed: u64, scale: f32| {
@@ -55,7 +55,8 @@ impl Model {
         }
     }
 
-    /// An optimizer on a backend. Its first steps bring what stays, and write each block for the first time.
+    /// Returns an optimizer on a backend. Its first steps load the pieces that stay, and write each
+    /// block for the first time.
     pub(super) fn optimizer(&mut self, cpu: Cpu, paged: bool) -> Result<Optimizer> {
         let before = system::status("VmRSS").unwrap_or(0);
         let builder = Lion::builder().lr(1e-4).weight_decay(0.1);
@@ -77,8 +78,8 @@ impl Model {
         Ok(optimizer)
     }
 
-    /// Steps with a paged state, as many times as told, in turn with one in memory: both meet what else the
-    /// machine does. Then some more to be watched.
+    /// Measures steps with a paged state, alternating with steps in memory, so that other load on
+    /// the machine affects both. Then runs some more steps with observation of the memory.
     pub(super) fn measure(
         &mut self,
         paged: &mut Optimizer,
@@ -87,7 +88,8 @@ impl Model {
     ) -> Result<Steps> {
         let mut times = [Vec::new(), Vec::new()];
         for _ in 0..steps {
-            // Of two steps the second, which finds no transfer done while the other optimizer stepped.
+            // Measures the second of two steps: its transfers cannot complete while the other
+            // optimizer steps.
             self.step(paged)?;
             times[0].push(self.step(paged)?);
             times[1].push(self.step(unpaged)?);
@@ -108,7 +110,7 @@ impl Model {
         Ok(measured)
     }
 
-    /// Steps whose memory is asked for again and again from another thread.
+    /// Runs steps while another thread repeatedly queries the memory of the process.
     fn watch(&mut self, paged: &mut Optimizer, measured: &mut Steps) -> Result<()> {
         let (resident, rss) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let end = AtomicBool::new(false);
@@ -139,7 +141,7 @@ impl Model {
         Ok(())
     }
 
-    /// One step, and its time.
+    /// Runs one step and returns its time.
     fn step(&mut self, optimizer: &mut Optimizer) -> Result<Duration> {
         let start = Instant::now();
         let tensors = self.tensors.iter_mut().zip(&optimizer.handles);

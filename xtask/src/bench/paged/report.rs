@@ -1,4 +1,4 @@
-//! Rows of the benchmark of paged steps, and what they say of its targets.
+//! Prints the rows of the benchmark of paged steps, and compares them with the targets.
 
 use super::disk::Disk;
 use super::model::Steps;
@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::{self, Write};
 
-/// A budget and what came of it.
+/// The measurements for one budget.
 pub(super) struct Measured {
     pub(super) budget: usize,
-    /// The disk, just before.
+    /// The disk, measured just before.
     pub(super) disk: Disk,
     pub(super) steps: Steps,
 }
@@ -17,7 +17,7 @@ pub(super) struct Measured {
 pub(super) struct Report {
     json: bool,
     state: usize,
-    /// Name, whether it is reached, and the numbers, for each target.
+    /// Per target: its name, whether it is reached, and the numbers.
     targets: Vec<(String, bool, String)>,
 }
 
@@ -62,7 +62,7 @@ impl Report {
         let totals = &steps.report.as_ref().context("nothing was paged")?.totals;
         let (time, unpaged) = (steps.time.as_secs_f64(), steps.unpaged.as_secs_f64());
         let moved = totals.moved.total() as f64;
-        // At least the time of the transfers, and at least that of the step itself.
+        // At least the time of the transfers, and at least the time of the step itself.
         let allowed = (moved / disk.both).max(unpaged);
         let (slower, share) = (time / unpaged, allowed / time);
         let mut out = io::stdout().lock();
@@ -124,7 +124,7 @@ impl Report {
         Ok(())
     }
 
-    /// Prints what was reached of what was aimed at.
+    /// Prints which targets are reached.
     pub(super) fn targets(&self) -> Result<()> {
         let mut out = io::stdout().lock();
         if !self.json {

@@ -1,8 +1,9 @@
-//! What the kernel says of this process's memory.
+//! Memory statistics of this process from the kernel.
 
 use std::fs;
 
-/// Bytes of a line of `/proc/self/status`, such as `VmRSS`; `None` where the system has none.
+/// Returns the bytes in a line of `/proc/self/status`, such as `VmRSS`, or `None` if there is no
+/// such line.
 pub(super) fn status(name: &str) -> Option<usize> {
     let text = fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find(|line| {
