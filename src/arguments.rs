@@ -1,30 +1,65 @@
-//! What a step takes as parameter and gradient, without a copy.
+//! Conversions from slices, vectors and arrays to the arguments of a step, without copies.
 
 use lion_core::{
     DeviceSlice, DeviceSliceMut, GradRef, Handle, ParamMut, Slice, SliceMut, Update, bf16, f16,
 };
 
-/// What can be stepped: slices, vectors and fixed arrays of `f32`, `f16` or `bf16`, `ndarray` arrays and
-/// mutable views of any contiguous order, and memory of a device.
+/// Types that a step accepts as a parameter.
+///
+/// They are mutable references to slices, vectors and fixed-size arrays of `f32`, `f16` or `bf16`;
+/// `ndarray` arrays and mutable views in any contiguous memory order; and device memory.
+///
+/// Implement it, and [`IntoGrad`], for the arrays of another library:
+///
+/// ```
+/// use lion::tensor::{GradRef, IntoGrad, IntoParam, ParamMut};
+/// use lion::{Dtype, Lion, ParamSpec};
+///
+/// struct Tensor(Vec<f32>);
+///
+/// impl<'a> IntoParam<'a> for &'a mut Tensor {
+///     fn into_param(self) -> ParamMut<'a> {
+///         self.0.as_mut_slice().into()
+///     }
+/// }
+///
+/// impl<'a> IntoGrad<'a> for &'a Tensor {
+///     fn into_grad(self) -> Option<GradRef<'a>> {
+///         Some(self.0.as_slice().into())
+///     }
+/// }
+///
+/// let mut lion = Lion::builder().lr(0.5).build()?;
+/// let w = lion.register(ParamSpec::new("w", 2, Dtype::F32))?;
+/// let (mut weight, grad) = (Tensor(vec![1.0, 1.0]), Tensor(vec![1.0, -1.0]));
+/// lion.step([(w, &mut weight, &grad)])?;
+/// assert_eq!(weight.0, [0.5, 1.5]);
+/// # Ok::<(), lion::Error>(())
+/// ```
 pub trait IntoParam<'a> {
-    /// The elements and their order in memory.
+    /// Returns the elements with their memory order.
     fn into_param(self) -> ParamMut<'a>;
 }
 
-/// What can be stepped by: as [`IntoParam`], shared. `None` is an error that names the parameter, unless
-/// [`StepArgs::missing_gradients`](crate::StepArgs::missing_gradients) says otherwise.
+/// Types that a step accepts as a gradient: shared references to the types of [`IntoParam`], and
+/// [`Option`]s of them.
+///
+/// A step returns an error for a gradient of `None`, unless
+/// [`StepArgs::missing_gradients`](crate::StepArgs::missing_gradients) allows it.
 pub trait IntoGrad<'a> {
-    /// The elements and their order in memory.
+    /// Returns the elements with their memory order, or `None` if there is no gradient.
     fn into_grad(self) -> Option<GradRef<'a>>;
 }
 
-/// One parameter of a step: `(handle, parameter, gradient)`, or what [`update`] makes of them.
+/// Types that a step accepts as an update of one parameter: the tuple `(handle, parameter, gradient)`, and
+/// the [`Update`] that [`update`] returns.
 pub trait IntoUpdate<'a> {
-    /// The update as one type.
+    /// Returns the update.
     fn into_update(self) -> Update<'a>;
 }
 
-/// One parameter of a step, of one type whatever parameter and gradient are: for a list of mixed kinds.
+/// Returns the update of one parameter of a step. The type of the result does not depend on the types of
+/// the parameter and the gradient. Use it if the parameters of a step have different types.
 ///
 /// ```
 /// use lion::{Dtype, Lion, ParamSpec, bf16, update};

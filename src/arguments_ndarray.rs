@@ -1,9 +1,10 @@
-//! `ndarray` arrays and views as parameters and gradients.
+//! Conversions from `ndarray` arrays and views to the arguments of a step.
 //!
-//! Elements are taken in the order in which they lie in memory, so that an array of any contiguous
-//! order is stepped without a copy. The layout goes with them: the step compares it between parameter,
-//! gradient and earlier steps, and refuses what would pair elements wrongly. So does the shape, which it
-//! compares between parameter and gradient.
+//! The elements are passed in the order in which they are in memory, so that an array in any contiguous
+//! memory order is stepped without a copy. The memory order and the shape are passed with them. A step
+//! compares the memory order of the parameter, of the gradient and of earlier steps, and the shapes of the
+//! parameter and the gradient. It returns an error if they differ, because elements would be paired
+//! wrongly.
 
 use crate::arguments::{IntoGrad, IntoParam};
 use lion_core::{GradRef, MemoryOrder, ParamMut, Slice, SliceMut};
@@ -18,7 +19,7 @@ where
         let contiguous = self.as_slice_memory_order().is_some();
         let order = MemoryOrder::of(self.shape(), self.strides(), contiguous);
         let shape: Box<[usize]> = self.shape().into();
-        // Of an array with gaps only the order is read.
+        // For an array with gaps the slice is empty. The step refuses such an array by its order.
         let slice = self.into_slice_memory_order().unwrap_or_default();
         ParamMut::new(slice.into(), order).with_shape(&shape)
     }

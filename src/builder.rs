@@ -1,4 +1,4 @@
-//! The builder of an optimizer: hyper-parameters, device, and what to do about non-finite gradients.
+//! The builder of an optimizer.
 
 use crate::{Device, Lion};
 use lion_core::{
@@ -6,10 +6,10 @@ use lion_core::{
 };
 use lion_paging::Paging;
 
-/// Builds a [`Lion`].
+/// Builds a [`Lion`]: sets its hyper-parameters, its device, and what it does about non-finite gradients.
 ///
-/// What is not set has the default of bitsandbytes: `lr` 1e-4, `betas` (0.9, 0.99), `weight_decay` 0,
-/// `optim_bits` 32, `min_8bit_size` 4096, `is_paged` false.
+/// The defaults are those of bitsandbytes: `lr` 1e-4, `betas` (0.9, 0.99), `weight_decay` 0, `optim_bits`
+/// 32, `min_8bit_size` 4096, `is_paged` false.
 ///
 /// ```
 /// let lion = lion::Lion::builder().lr(3e-4).betas((0.95, 0.98)).optim_bits(8).build()?;
@@ -42,27 +42,38 @@ impl LionBuilder {
         }
     }
 
-    /// Learning rate: finite, 0 or more. Lion wants a third to a tenth of AdamW's.
+    /// Sets the learning rate: finite, 0 or more. Good values for Lion are 3 to 10 times smaller than those
+    /// for AdamW.
     #[must_use]
     pub fn lr(self, lr: f64) -> Self {
         self.set(|d| d.lr(lr))
     }
 
-    /// `(beta1, beta2)`, each in `[0, 1)` after rounding to `f32`: `beta1` of `c = beta1 * m +
-    /// (1 - beta1) * g`, whose sign is the direction of the step, and `beta2` of the new momentum
+    /// Sets `(beta1, beta2)`, each in `[0, 1)` after rounding to `f32`.
+    ///
+    /// The direction of a step is the sign of `beta1 * m + (1 - beta1) * g`. The new momentum is
     /// `beta2 * m + (1 - beta2) * g`.
     #[must_use]
     pub fn betas(self, betas: (f64, f64)) -> Self {
         self.set(|d| d.betas(betas))
     }
 
-    /// Bits of state per element, 8 or 32.
+    /// Sets the number of bits of state per element, 8 or 32.
     #[must_use]
     pub fn optim_bits(self, bits: u32) -> Self {
         self.set(|d| d.optim_bits(bits))
     }
 
-    /// Sets what bitsandbytes passes as `args`.
+    /// Sets the hyper-parameters that bitsandbytes passes in its argument `args`.
+    ///
+    /// ```
+    /// use lion::{Lion, LionArgs};
+    /// let mut args = LionArgs::default();
+    /// args.optim_bits = 8;
+    /// let lion = Lion::builder().args(args).build()?;
+    /// assert_eq!(lion.defaults().optim_bits, Some(8));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
     #[must_use]
     pub fn args(self, args: LionArgs) -> Self {
         self.set(|d| d.args(args))
@@ -82,33 +93,36 @@ impl LionBuilder {
         self.set(|d| overrides.or(d))
     }
 
-    /// Whether states are paged, of parameters of at least `min_paged_size` elements.
-    /// [`paging`](LionBuilder::paging) sets how.
+    /// If set, pages the states of parameters with at least `min_paged_size` elements.
+    /// [`paging`](LionBuilder::paging) sets the budget and where the states are stored.
     #[must_use]
     pub fn is_paged(self, is_paged: bool) -> Self {
         self.set(|d| d.is_paged(is_paged))
     }
 
-    /// Decoupled weight decay, multiplied by the learning rate: finite, 0 or more.
+    /// Sets the decoupled weight decay: finite, 0 or more. A step multiplies the parameter by
+    /// `1 - lr * weight_decay`.
     #[must_use]
     pub fn weight_decay(self, weight_decay: f64) -> Self {
         self.set(|d| d.weight_decay(weight_decay))
     }
 
-    /// Parameters with fewer elements keep a 32-bit state.
+    /// Sets the minimum number of elements of a parameter with an 8-bit state. Smaller parameters get a
+    /// 32-bit state. The default is 4,096.
     #[must_use]
     pub fn min_8bit_size(self, elements: usize) -> Self {
         self.set(|d| d.min_8bit_size(elements))
     }
 
-    /// Parameters with fewer elements have a state that is not paged; 100,000 unless set.
+    /// Sets the minimum number of elements of a parameter with a paged state. The states of smaller
+    /// parameters are not paged. The default is 100,000.
     #[must_use]
     pub fn min_paged_size(self, elements: usize) -> Self {
         self.set(|d| d.min_paged_size(elements))
     }
 
-    /// How paged states are paged. Which states are is said by `is_paged`, of the optimizer, of a group or
-    /// of a parameter.
+    /// Sets how states are paged: the budget, and where the states are stored. Which states are paged is
+    /// set by `is_paged` in the defaults, a group or the overrides of a parameter.
     ///
     /// ```
     /// use lion::{Device, Dtype, PagedLion8bit, Paging, ParamSpec};
@@ -127,78 +141,98 @@ impl LionBuilder {
         self
     }
 
-    /// Limits the norm of the update to this many norms of the parameter: finite, 0 (no limit) or more.
+    /// If greater than 0, clips the norm of the update to `max_unorm` times the norm of the parameter. The
+    /// value must be finite and at least 0. The default is 0.
     #[must_use]
     pub fn max_unorm(self, max_unorm: f64) -> Self {
         self.set(|d| d.max_unorm(max_unorm))
     }
 
-    /// Elements whose gradient is exactly 0 keep parameter and momentum.
+    /// If set, leaves the parameter and the momentum of an element unchanged if its gradient is exactly 0.
     #[must_use]
     pub fn skip_zeros(self, skip_zeros: bool) -> Self {
         self.set(|d| d.skip_zeros(skip_zeros))
     }
 
-    /// Rounds `bf16` parameters stochastically, so that steps below their resolution are not lost.
-    /// `f32` parameters are not rounded, so it has no effect on them. An optimizer with this set
-    /// refuses `f16` parameters ([`Error::StochasticParam`]), unless their group or their own
-    /// overrides unset it.
+    /// If set, rounds `bf16` parameters stochastically, so that updates smaller than their resolution are
+    /// not lost.
+    ///
+    /// It has no effect on `f32` parameters, which are not rounded. Registering an `f16` parameter returns
+    /// [`Error::StochasticParam`], unless the overrides of its group or of the parameter unset this.
     #[must_use]
     pub fn stochastic_param(self, stochastic_param: bool) -> Self {
         self.set(|d| d.stochastic_param(stochastic_param))
     }
 
-    /// Chooses 8-bit codes stochastically, so that small changes of a momentum are not lost. It has no
-    /// effect on 32-bit states, those of small parameters included.
+    /// If set, rounds 8-bit states stochastically, so that small changes of the momentum are not lost. It
+    /// has no effect on 32-bit states, including those of small parameters.
     ///
-    /// The expected value of a code is the number itself, except near the negative end of a block: the
-    /// codebook has 1.0 and not -1.0, so a block's negative maximum becomes -0.993 times its magnitude
-    /// in each step, as it does without this option. Under a constant gradient of +1 the momentum tends
-    /// to 1, under one of -1 to -0.585 (`beta2` 0.99).
+    /// The expected value of the rounded number is the number itself, except near the negative end of a
+    /// block. The codebook has 1.0 but not -1.0. Therefore, if the element with the largest magnitude of a
+    /// block is negative, each step rounds it to 0.993 times its value; this also happens without this
+    /// option. With `beta2` 0.99, the momentum tends to 1 under a constant gradient of +1, but to -0.585
+    /// under a constant gradient of -1.
     #[must_use]
     pub fn stochastic_state(self, stochastic_state: bool) -> Self {
         self.set(|d| d.stochastic_state(stochastic_state))
     }
 
-    /// Seed of stochastic rounding. Each parameter draws from a seed of its own, made of this and its name.
+    /// Sets the seed of stochastic rounding. The seed of each parameter is derived from this seed and the
+    /// name of the parameter.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
         self.set(|d| d.seed(seed))
     }
 
-    /// What a step does where a new momentum is not finite.
+    /// Sets what a step does about a new momentum that is not finite.
+    ///
+    /// ```
+    /// use lion::{Dtype, Error, Lion, OnNonFinite, ParamSpec};
+    /// let mut lion = Lion::builder().on_non_finite(OnNonFinite::SkipBlock).build()?;
+    /// let w = lion.register(ParamSpec::new("w", 2, Dtype::F32))?;
+    /// let report = lion.step([(w, &mut [1.0f32; 2], &[f32::NAN, 1.0])])?;
+    /// assert_eq!(report.skipped_blocks(), 1);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn on_non_finite(mut self, on_non_finite: OnNonFinite) -> Self {
         self.on_non_finite = on_non_finite;
         self
     }
 
-    /// Where the optimizer runs. The default is [`Device::auto`]. It excludes
-    /// [`backend`](LionBuilder::backend).
+    /// Sets the device that holds the states and runs the steps. The default is [`Device::auto`]. Cannot be
+    /// combined with [`backend`](LionBuilder::backend).
     #[must_use]
     pub fn device(mut self, device: Device) -> Self {
         self.device = Some(device);
         self
     }
 
-    /// A backend of one's own, or a [`Cpu`](crate::cpu::Cpu) with a chosen kernel or pool.
+    /// Sets the backend: another crate's, or a [`Cpu`](crate::cpu::Cpu) with a chosen instruction set or
+    /// thread pool.
     ///
-    /// It takes the place of a [`device`](LionBuilder::device), and pages if it was made to, for example
-    /// by [`Cpu::paging`](crate::cpu::Cpu::paging): [`build`](LionBuilder::build) returns an error if
-    /// [`device`](LionBuilder::device) or [`paging`](LionBuilder::paging) is set as well.
+    /// Use this instead of [`device`](LionBuilder::device). To page states, configure the backend itself,
+    /// for example with [`Cpu::paging`](crate::cpu::Cpu::paging). If [`device`](LionBuilder::device) or
+    /// [`paging`](LionBuilder::paging) is set as well, [`build`](LionBuilder::build) returns an error.
+    ///
+    /// ```
+    /// use lion::{Lion, cpu::{Cpu, Isa}};
+    /// let lion = Lion::builder().backend(Cpu::with_isa(Isa::Scalar)?).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
         self.backend = Some(Box::new(backend));
         self
     }
 
-    /// The optimizer, without parameters yet.
+    /// Returns the optimizer. It has no parameters yet.
     ///
     /// # Errors
-    /// [`Error::InvalidHyper`] where a hyper-parameter is outside its range;
-    /// [`Error::ConflictingOptions`] where a backend is set beside a device or paging;
-    /// [`Error::Backend`] where the device cannot be used, or states are to be paged and cannot: with a
-    /// [`PagingError`](crate::paging::PagingError).
+    /// - [`Error::InvalidHyper`] if a hyper-parameter is outside its range
+    /// - [`Error::ConflictingOptions`] if both a backend and a device are set, or a backend and paging
+    /// - [`Error::Backend`] if the device cannot be used, or if states are to be paged and cannot be; in
+    ///   the second case its source is a [`PagingError`](crate::paging::PagingError)
     pub fn build(self) -> Result<Lion, Error> {
         let conflict = |second, reason| Error::ConflictingOptions {
             first: "backend",
@@ -206,11 +240,11 @@ impl LionBuilder {
             reason,
         };
         if self.backend.is_some() && self.device.is_some() {
-            let reason = "a backend takes the place of a device";
+            let reason = "a backend replaces the device";
             return Err(conflict("device", reason));
         }
         if self.backend.is_some() && self.paging.is_some() {
-            let reason = "a backend that is given does its own paging, if it was made to";
+            let reason = "paging must be configured on the backend itself";
             return Err(conflict("paging", reason));
         }
         let backend = match self.backend {

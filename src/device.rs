@@ -1,4 +1,4 @@
-//! Where an optimizer runs, chosen when the program runs.
+//! The choice of the device at run time.
 
 use lion_core::{Backend, BackendError};
 use lion_cpu::Cpu;
@@ -8,22 +8,28 @@ use lion_paging::Paging;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
-/// Where an optimizer holds its state and runs its steps.
+/// The device that holds the states of an optimizer and runs its steps.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Device {
-    /// The CPU, with its fastest instruction set. Optimizers share a thread pool:
-    /// [`Cpu`](crate::cpu::Cpu#threads) says how steps use it.
+    /// The CPU, with the fastest instruction set that it supports. All optimizers share one thread pool;
+    /// [`Cpu`](crate::cpu::Cpu#threads) describes how steps use it.
     Cpu,
-    /// An NVIDIA GPU. Optimizers that share one share its stream.
+    /// An NVIDIA GPU. Optimizers built with clones of the same `Arc` share its stream.
     #[cfg(feature = "cuda")]
     Cuda(Arc<Cuda>),
 }
 
 impl Device {
-    /// Returns the best device of this machine: its first CUDA device that can be used, if this crate has
-    /// the feature `cuda`, and the CPU otherwise. `Device::auto_with_reasons` also tells why CUDA devices
-    /// were passed over.
+    /// Returns the best device of this machine. With the feature `cuda`, this is the first CUDA device that
+    /// can be used, if there is one. Otherwise it is the CPU. `Device::auto_with_reasons` also returns the
+    /// reasons why CUDA devices cannot be used.
+    ///
+    /// ```
+    /// use lion::{Device, Lion8bit};
+    /// let lion = Lion8bit::builder().device(Device::auto()).build()?;
+    /// # Ok::<(), lion::Error>(())
+    /// ```
     pub fn auto() -> Self {
         #[cfg(feature = "cuda")]
         return Device::auto_with_reasons().0;
@@ -31,8 +37,8 @@ impl Device {
         Device::Cpu
     }
 
-    /// Returns the device that [`auto`](Device::auto) chooses, and the CUDA devices that come before it
-    /// with the reason why each cannot be used.
+    /// Returns the device that [`auto`](Device::auto) chooses, and the CUDA devices that were skipped, each
+    /// with the reason why it cannot be used.
     ///
     /// ```
     /// let (device, refused) = lion::Device::auto_with_reasons();
@@ -48,7 +54,7 @@ impl Device {
         (device, refused)
     }
 
-    /// A CUDA device by its number, opened: its context, a stream, and the kernels.
+    /// Opens a CUDA device by its ordinal: retains its context, creates a stream and loads the kernels.
     ///
     /// ```
     /// use lion::{Device, Lion8bit};
@@ -62,14 +68,15 @@ impl Device {
     ///
     /// # Errors
     /// [`CudaError::NoDriver`], [`CudaError::OtherProcess`], [`CudaError::DriverTooOld`],
-    /// [`CudaError::NoDevice`], [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`];
-    /// [`CudaError::Call`] for what else the driver says.
+    /// [`CudaError::NoDevice`],
+    /// [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`], [`CudaError::OutOfMemory`], and
+    /// [`CudaError::Call`] for other errors of the driver.
     #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: u32) -> Result<Self, CudaError> {
         Ok(Device::Cuda(Arc::new(Cuda::new(ordinal)?)))
     }
 
-    /// The backend for it, which pages as it is told.
+    /// Returns a backend on this device. It can page states if `paging` is given.
     pub(crate) fn backend(self, paging: Option<&Paging>) -> Result<Box<dyn Backend>, BackendError> {
         match self {
             Device::Cpu => {

@@ -1,10 +1,12 @@
-//! The Lion optimizer for people who write their own trainers.
+//! The Lion optimizer, for trainers that do not use a framework.
 //!
-//! Lion (Chen et al., arXiv:2302.06675) keeps one momentum per parameter, in 32 bits or, blockwise
-//! quantized as in bitsandbytes (Dettmers et al., arXiv:2110.02861), in 8. This crate knows no
-//! framework: parameters and gradients are slices or `ndarray` arrays of `f32`, `f16` or `bf16`
-//! that stay with the trainer and are lent to each step. The arithmetic is specified bit for bit
-//! and returns the same bits on every backend and for any number of threads.
+//! Lion (Chen et al., arXiv:2302.06675) stores one value per parameter, the momentum; Adam stores two. The
+//! momentum has 32 bits, or 8 bits with blockwise quantization as in bitsandbytes (Dettmers et al.,
+//! arXiv:2110.02861).
+//!
+//! Parameters and gradients are slices or `ndarray` arrays of `f32`, `f16` or `bf16`. The trainer owns
+//! them; each step borrows them. The arithmetic is specified bit for bit: a step returns the same bits on
+//! every backend and with any number of threads.
 //!
 //! ```
 //! use lion::{Device, Dtype, Lion8bit, Overrides, ParamSpec};
@@ -12,14 +14,15 @@
 //! struct Layer { weight: Vec<f32>, bias: Vec<f32> }
 //! let mut layer = Layer { weight: vec![0.5; 8192], bias: vec![0.0; 128] };
 //!
-//! // The weight gets an 8-bit state; the bias is small and keeps 32 bits, and its group no decay.
+//! // The weight gets an 8-bit state. The bias is small, so it gets a 32-bit state; its group sets the
+//! // weight decay to 0.
 //! let mut lion = Lion8bit::builder().lr(1e-3).weight_decay(0.1).device(Device::auto()).build()?;
 //! lion.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
 //! let weight = lion.register(ParamSpec::new("layer.weight", 8192, Dtype::F32))?;
 //! let bias = lion.register(ParamSpec::new("layer.bias", 128, Dtype::F32).group("no_decay"))?;
 //! assert_eq!(lion.state_bytes(), (8192 + 32 * 4) + 128 * 4);
 //!
-//! // One step by the gradients of the trainer's own backward pass.
+//! // One step, with the gradients of the trainer's backward pass.
 //! let (weight_grad, bias_grad) = (vec![1.0; 8192], vec![-1.0; 128]);
 //! let report = lion.step([
 //!     (weight, &mut layer.weight, &weight_grad),
@@ -31,16 +34,18 @@
 //! # Ok::<(), lion::Error>(())
 //! ```
 //!
-//! [`PagedLion`] and its kin keep no more of the state in memory than a budget allows, and stream the rest.
+//! [`PagedLion`], [`PagedLion8bit`] and [`PagedLion32bit`] limit the states in fast memory to a budget. The
+//! other states are in a file, or in host memory if the optimizer runs on a GPU. Each step fetches them
+//! before their use.
 //!
-//! A run is saved by [`Lion::save`] and goes on by [`Lion::load`]: see [`checkpoint`].
+//! [`Lion::save`] saves a run and [`Lion::load`] resumes it; see [`checkpoint`].
 //!
 //! # Features
-//! - `checkpoint` (default): saving and loading.
-//! - `cuda`: steps on NVIDIA GPUs, chosen when the program runs. It builds without a CUDA toolkit and
-//!   starts without a driver.
-//! - `interop`: exchange of states with PyTorch's bitsandbytes, as safetensors.
-//! - `ndarray` (default): a step takes `ndarray` arrays and views of any contiguous order.
+//! - `checkpoint` (default): saves and loads optimizers.
+//! - `cuda`: runs steps on NVIDIA GPUs, chosen at run time. Building does not need a CUDA toolkit, and
+//!   programs start on machines without a CUDA driver.
+//! - `interop`: exchanges states with PyTorch's bitsandbytes, as safetensors files.
+//! - `ndarray` (default): accepts `ndarray` arrays and views in any contiguous memory order in a step.
 #![forbid(unsafe_code)]
 
 mod arguments;
@@ -64,17 +69,17 @@ pub use lion_core::{
 };
 pub use lion_paging::Paging;
 
-/// Saving a run and continuing it: see [`Lion::save`] and [`Lion::load`].
+/// Saves and resumes runs: see [`Lion::save`] and [`Lion::load`].
 #[cfg(feature = "checkpoint")]
 #[doc(inline)]
 pub use lion_checkpoint as checkpoint;
 
-/// Exchange of states with PyTorch's bitsandbytes, as safetensors files.
+/// Exchanges states with PyTorch's bitsandbytes, as safetensors files.
 #[cfg(feature = "interop")]
 #[doc(inline)]
 pub use lion_checkpoint::interop;
 
-/// Parameters and gradients as a step takes them, for those who write conversions for their own arrays.
+/// The argument types of a step. Use them to implement conversions for other array types.
 pub mod tensor {
     pub use crate::arguments::{IntoGrad, IntoParam, IntoUpdate};
     pub use lion_core::{
@@ -83,7 +88,7 @@ pub mod tensor {
     };
 }
 
-/// What a backend implements and what it is given, for those who write one.
+/// The traits that a backend implements, and the types that it receives. Use them to write a backend.
 pub mod backend {
     pub use lion_core::{
         Backend, BackendError, Bits, GradNorm, Gradient, Group, Hyper, Operand, Optimizer,
@@ -92,12 +97,12 @@ pub mod backend {
     };
 }
 
-/// The CPU backend, for those who choose its instruction set or its thread pool themselves.
+/// The CPU backend. Use it to choose the instruction set or the thread pool.
 pub mod cpu {
     pub use lion_cpu::{Cpu, Isa};
 }
 
-/// The CUDA backend, for those who bring a context, a stream or memory of the device.
+/// The CUDA backend. Use it to provide a context, a stream or device memory.
 ///
 /// ```
 /// use lion::{Device, Dtype, Lion8bit, ParamSpec, update};
@@ -105,13 +110,13 @@ pub mod cpu {
 ///     Ok(Device::Cuda(cuda)) => {
 ///         let mut lion = Lion8bit::builder().device(Device::Cuda(cuda.clone())).build()?;
 ///         let w = lion.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
-///         // Memory that the trainer has on the device is lent by `lend_mut` or `device_slice_mut`.
+///         // Pass device memory that the trainer allocated with `lend_mut` or `device_slice_mut`.
 ///         let mut weight = cuda.array(&[0.5f32; 8192][..])?;
 ///         let grad = cuda.array(&[1.0f32; 8192][..])?;
 ///         let all = 0..8192;
 ///         let report = lion.step([update(w, weight.slice_mut(all.clone()), grad.slice(all))])?;
-///         assert!(report.pending); // queued on the stream; nothing waits
-///         assert!(lion.synchronize()?.is_empty()); // waits, and names blocks that were skipped
+///         assert!(report.pending); // the step is queued on the stream
+///         assert!(lion.synchronize()?.is_empty()); // waits, and returns the skipped blocks
 ///     }
 ///     Ok(_) => unreachable!("a CUDA device was asked for"),
 ///     Err(error) => println!("no CUDA device: {error}"),
@@ -127,9 +132,10 @@ pub mod cuda {
     };
 }
 
-/// What bounds paged states: the budget with its window, and the limits on the memory of the process. (The
-/// crate `lion-paging` has the plan of a paged step and what carries it out, for those who write a driver or a
-/// backend.)
+/// The limits of paged states: the budget with its window, and the memory limits of the process.
+///
+/// The crate `lion-paging` contains the schedule of a paged step and the code that runs it. Use it to write
+/// a backend or the paging of another device.
 pub mod paging {
     pub use lion_core::{
         MemoryLimit, MemoryLimitKind, Moved, PagedState, PagingError, PagingReport, PagingTotals,
@@ -138,7 +144,7 @@ pub mod paging {
     pub use lion_paging::Limits;
 }
 
-/// Blockwise 8-bit quantization, on its own.
+/// Blockwise 8-bit quantization, independent of the optimizer.
 pub mod quant {
     pub use lion_quant::{
         Blockwise8, CODEBOOK, MAGNITUDES, OFFSETS, PIECES, QuantError, SLOPES, THRESHOLDS,
@@ -146,13 +152,15 @@ pub mod quant {
     };
 }
 
-/// The arithmetic of a step, element by element: for those who write a backend or check one. It computes in the
-/// floating-point mode of the calling thread; the optimizer sets the mode that the specification assumes.
+/// The arithmetic of a step, per element. Use it to write or to test a backend.
+///
+/// The functions compute in the floating-point mode of the calling thread. An optimizer sets the mode that
+/// the specification assumes.
 pub mod arithmetic {
     pub use lion_core::{norm, philox, update};
 }
 
-/// The examples of README.md as tests.
+/// Runs the examples of README.md as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,4 +1,4 @@
-//! The optimizer, and the names of bitsandbytes to begin to build one by.
+//! The optimizer, and the entry points of its builder under the names of bitsandbytes.
 
 use crate::LionBuilder;
 use crate::arguments::{IntoGrad, IntoUpdate};
@@ -10,7 +10,7 @@ use lion_core::{
 use std::fmt;
 use std::ops::Range;
 
-/// The Lion optimizer with a state of 8 or 32 bits, chosen by `optim_bits`.
+/// The Lion optimizer, with 8-bit or 32-bit states. A step computes, for each element:
 ///
 /// ```text
 /// c  = beta1 * m + (1 - beta1) * g
@@ -18,9 +18,10 @@ use std::ops::Range;
 /// m' = beta2 * m + (1 - beta2) * g
 /// ```
 ///
-/// `p` parameter, `g` gradient times `grad_scale`, `m` momentum, 0 before the first step; all of them
-/// element-wise, in `f32`. Chen et al., "Symbolic Discovery of Optimization Algorithms",
-/// arXiv:2302.06675; parameters and defaults as `bitsandbytes.optim.Lion`.
+/// Here `p` is the parameter, `g` is the gradient times `grad_scale`, and `m` is the momentum, which is 0
+/// before the first step. The arithmetic is in `f32`. The algorithm is that of Chen et al., "Symbolic
+/// Discovery of Optimization Algorithms", arXiv:2302.06675. The hyper-parameters and their defaults are
+/// those of `bitsandbytes.optim.Lion`.
 ///
 /// ```
 /// use lion::{Dtype, Lion, ParamSpec, StepArgs};
@@ -28,7 +29,7 @@ use std::ops::Range;
 /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
 /// let (mut weight, grad) = (vec![1.0f32; 4], vec![2.0f32, -2.0, 0.0, 1e-9]);
 ///
-/// // A schedule sets the learning rate of each step; a loss scale is divided out on the way.
+/// // A schedule sets the learning rate of each step. The gradients are divided by a loss scale.
 /// for t in 1..=2 {
 ///     let args = StepArgs::new().lr(0.25 / f64::from(t)).grad_scale(1.0 / 128.0);
 ///     lion.step_with(args, [(w, &mut weight, &grad)])?;
@@ -47,15 +48,29 @@ impl Lion {
         LionBuilder::new(Overrides::new())
     }
 
-    /// Steps some or all parameters, in any order.
+    /// Updates some or all parameters, in any order.
     ///
-    /// An update is a handle, the parameter to change and the gradient to change it by, as slices,
-    /// vectors or `ndarray` arrays; where parameters are of different kinds, [`update`](crate::update)
-    /// makes them one. Everything is checked before anything changes. The report tells of blocks left as
-    /// they were: a trainer that does not look at it does not notice gradients that are not finite.
+    /// Each update consists of a handle, a parameter and its gradient. Parameters and gradients are slices,
+    /// vectors or `ndarray` arrays. If their types differ between updates, convert each with
+    /// [`update`](crate::update).
+    ///
+    /// All arguments are checked before anything changes. The report lists the blocks that were skipped
+    /// because their new momentum was not finite. A trainer should check it; otherwise gradients that are
+    /// not finite go unnoticed.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().lr(0.25).build()?;
+    /// let w = lion.register(ParamSpec::new("w", 3, Dtype::F32))?;
+    /// let (mut weight, grad) = (vec![1.0f32; 3], vec![0.5f32, 0.0, -8.0]);
+    /// let report = lion.step([(w, &mut weight, &grad)])?;
+    /// assert_eq!(weight, [0.75, 1.0, 1.25]);
+    /// assert_eq!(report.skipped_blocks(), 0);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`Optimizer::step`].
+    /// The errors of [`Optimizer::step`].
     pub fn step<'a, I>(&mut self, updates: I) -> Result<StepReport, Error>
     where
         I: IntoIterator<Item: IntoUpdate<'a>>,
@@ -63,10 +78,11 @@ impl Lion {
         self.step_with(StepArgs::new(), updates)
     }
 
-    /// As [`step`](Lion::step), with a learning rate or a factor of the gradients for this step.
+    /// Does what [`step`](Lion::step) does, with arguments for this step, such as the learning rate or the
+    /// scale of the gradients. The documentation of [`Lion`] has an example.
     ///
     /// # Errors
-    /// As [`Optimizer::step`].
+    /// The errors of [`Optimizer::step`].
     pub fn step_with<'a, I>(&mut self, args: StepArgs, updates: I) -> Result<StepReport, Error>
     where
         I: IntoIterator<Item: IntoUpdate<'a>>,
@@ -75,8 +91,8 @@ impl Lion {
         self.inner.step(args, updates)
     }
 
-    /// The norm of gradients taken together, as [`Optimizer::grad_norm`]. A gradient of `None` counts for
-    /// nothing.
+    /// Returns the global L2 norm of the gradients, as [`Optimizer::grad_norm`]. Gradients of `None` are
+    /// ignored.
     ///
     /// ```
     /// use lion::{Dtype, Lion, ParamSpec, StepArgs};
@@ -89,7 +105,7 @@ impl Lion {
     /// let norm = lion.grad_norm([(a, &ga), (b, &gb)])?;
     /// assert_eq!((norm.norm, norm.clip_factor(1.0)), (5.0, 0.2));
     ///
-    /// // A step that clips by it, in one call.
+    /// // Computes the norm, clips the gradients and steps, in one call.
     /// let args = StepArgs::new().max_grad_norm(1.0);
     /// let updates = [(a, &mut pa[..], &ga), (b, &mut pb[..], &gb)];
     /// assert_eq!(lion.step_with(args, updates)?.grad_norm, Some(5.0));
@@ -97,7 +113,7 @@ impl Lion {
     /// ```
     ///
     /// # Errors
-    /// As [`Optimizer::grad_norm`].
+    /// The errors of [`Optimizer::grad_norm`].
     pub fn grad_norm<'a, I, G>(&self, gradients: I) -> Result<GradNorm, Error>
     where
         I: IntoIterator<Item = (Handle, G)>,
@@ -131,7 +147,7 @@ impl Lion {
     }
 
     /// Removes a parameter and frees its state. The other parameters keep their handles and their order,
-    /// and its group stays.
+    /// and its group is kept.
     ///
     /// The handle is invalid from then on, even if a new parameter is registered under the same name.
     ///
@@ -150,12 +166,12 @@ impl Lion {
         self.inner.remove(handle)
     }
 
-    /// Sets the momentum of the elements in `range` to zero: for rows of a parameter that the trainer has
-    /// initialized anew. The step count, the seed and the hyper-parameters stay.
+    /// Sets the momentum of the elements in `range` to zero, for example after the trainer has
+    /// re-initialized rows of a parameter. The step count, the seed and the hyper-parameters are kept.
     ///
-    /// Elements are counted in memory order. The range consists of whole blocks of 256 elements: it begins
-    /// at a multiple of 256 and ends at one, or at the end of the parameter. On a device the call waits for
-    /// queued steps.
+    /// The range is in memory order and must consist of whole blocks of 256 elements: it must start at a
+    /// multiple of 256, and end at a multiple of 256 or at the end of the parameter. On a GPU the call waits
+    /// for queued steps.
     ///
     /// ```
     /// use lion::{Dtype, Lion, ParamSpec};
@@ -173,10 +189,19 @@ impl Lion {
         self.inner.reset(handle, range)
     }
 
-    /// Waits until all queued steps are done, and returns the parameters in which steps that were
-    /// [`pending`](StepReport::pending) have skipped blocks since the last call.
+    /// Waits until all queued steps are done. Returns the blocks that [`pending`](StepReport::pending) steps
+    /// have skipped since the last call, per parameter.
     ///
-    /// On the CPU a step is done when it returns, and its report is complete.
+    /// On the CPU no step is pending: a step is done when it returns, and its report is complete.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// lion.step([(w, &mut [0.0f32; 4], &[1.0f32; 4])])?;
+    /// assert!(lion.synchronize()?.is_empty());
+    /// # Ok::<(), lion::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Backend`] if a queued step has failed.
@@ -197,8 +222,8 @@ impl Lion {
         self.inner.lr()
     }
 
-    /// Returns the learning rate that a step uses for one parameter: that of the narrowest scope that sets
-    /// one, times the multipliers.
+    /// Returns the learning rate that a step uses for one parameter: the `lr` of the narrowest scope that
+    /// sets one (parameter, group or defaults), times the multipliers.
     ///
     /// ```
     /// use lion::{Dtype, Lion, Overrides, ParamSpec};
@@ -215,8 +240,9 @@ impl Lion {
         self.inner.lr_of(handle)
     }
 
-    /// Sets the learning rate of the defaults: that of all parameters whose `lr` neither their group nor
-    /// their own overrides set. [`StepArgs::lr`] applies to every parameter.
+    /// Sets the learning rate of the defaults. It applies to all parameters for which neither the group nor
+    /// the overrides set `lr`. To set the learning rate of all parameters for one step, use
+    /// [`StepArgs::lr`].
     ///
     /// # Errors
     /// [`Error::InvalidHyper`].
@@ -224,12 +250,13 @@ impl Lion {
         self.inner.set_lr(lr)
     }
 
-    /// Returns the defaults that are set. What is not set is as in [`Hyper::default`](crate::backend::Hyper).
+    /// Returns the defaults. Hyper-parameters that are not set have the values of
+    /// [`Hyper::default`](crate::backend::Hyper).
     pub fn defaults(&self) -> &Overrides {
         self.inner.defaults()
     }
 
-    /// Changes the defaults that are set in `changes`, and keeps the others.
+    /// Sets the defaults that are set in `changes`, and keeps the others.
     ///
     /// ```
     /// use lion::{Lion, Overrides};
@@ -240,48 +267,50 @@ impl Lion {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidHyper`], also where the `lr * lr_multiplier` or `1 - lr * weight_decay` of a
-    /// parameter would exceed the range of `f32`; [`Error::StochasticParam`]; [`Error::BitsFixed`] or
-    /// [`Error::PagingFixed`] where an existing state would need another width or another place.
+    /// [`Error::InvalidHyper`], also if `lr * lr_multiplier` or `1 - lr * weight_decay` of a parameter
+    /// would exceed the range of `f32`; [`Error::StochasticParam`]; [`Error::BitsFixed`] if an existing
+    /// state would need another width; [`Error::PagingFixed`] if an existing state would have to become
+    /// paged, or stop being paged.
     pub fn configure(&mut self, changes: Overrides) -> Result<(), Error> {
         self.inner.configure(changes)
     }
 
-    /// Changes the hyper-parameters of a group that are set in `changes`, and keeps the others.
+    /// Sets the overrides of a group that are set in `changes`, and keeps the others.
     ///
     /// # Errors
-    /// [`Error::UnknownGroup`]; else as [`configure`](Lion::configure).
+    /// [`Error::UnknownGroup`], and the errors of [`configure`](Lion::configure).
     pub fn configure_group(&mut self, group: &str, changes: Overrides) -> Result<(), Error> {
         self.inner.configure_group(group, changes)
     }
 
-    /// Changes the hyper-parameters of one parameter that are set in `changes`, and keeps the others.
+    /// Sets the overrides of one parameter that are set in `changes`, and keeps the others.
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`]; else as [`configure`](Lion::configure).
+    /// [`Error::UnknownHandle`], and the errors of [`configure`](Lion::configure).
     pub fn configure_parameter(&mut self, handle: Handle, changes: Overrides) -> Result<(), Error> {
         self.inner.configure_parameter(handle, changes)
     }
 
-    /// Replaces the defaults. What `defaults` does not set is as in
-    /// [`Hyper::default`](crate::backend::Hyper) again.
+    /// Replaces the defaults. Hyper-parameters that `defaults` does not set return to the values of
+    /// [`Hyper::default`](crate::backend::Hyper). [`set_overrides`](Lion::set_overrides) has an example.
     ///
     /// # Errors
-    /// As [`configure`](Lion::configure).
+    /// The errors of [`configure`](Lion::configure).
     pub fn set_defaults(&mut self, defaults: Overrides) -> Result<(), Error> {
         self.inner.set_defaults(defaults)
     }
 
-    /// Replaces the overrides of a group. What `overrides` does not set comes from the defaults again.
+    /// Replaces the overrides of a group. Hyper-parameters that `overrides` does not set are those of the
+    /// defaults afterwards.
     ///
     /// # Errors
-    /// As [`configure_group`](Lion::configure_group).
+    /// The errors of [`configure_group`](Lion::configure_group).
     pub fn set_group_overrides(&mut self, group: &str, overrides: Overrides) -> Result<(), Error> {
         self.inner.set_group_overrides(group, overrides)
     }
 
-    /// Replaces the overrides of one parameter. What `overrides` does not set comes from the parameter's
-    /// group and the defaults again.
+    /// Replaces the overrides of one parameter. Hyper-parameters that `overrides` does not set are those of
+    /// its group and of the defaults afterwards.
     ///
     /// ```
     /// use lion::{Dtype, Lion, Overrides, ParamSpec};
@@ -295,12 +324,12 @@ impl Lion {
     /// ```
     ///
     /// # Errors
-    /// As [`configure_parameter`](Lion::configure_parameter).
+    /// The errors of [`configure_parameter`](Lion::configure_parameter).
     pub fn set_overrides(&mut self, handle: Handle, overrides: Overrides) -> Result<(), Error> {
         self.inner.set_overrides(handle, overrides)
     }
 
-    /// Adds a group: parameters that share hyper-parameters.
+    /// Adds a group, whose parameters share hyper-parameters. A parameter joins it when it is registered.
     ///
     /// ```
     /// use lion::{Dtype, Lion, Overrides, ParamSpec};
@@ -322,7 +351,15 @@ impl Lion {
         self.inner.groups()
     }
 
-    /// Returns the handle of a parameter by its name.
+    /// Returns the handle of the parameter with this name.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// assert_eq!(lion.handle("w")?, w);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::UnknownParameter`].
@@ -330,8 +367,8 @@ impl Lion {
         self.inner.handle(name)
     }
 
-    /// Returns what is known of one parameter: its resolved hyper-parameters, its steps and its state's
-    /// size.
+    /// Returns information about one parameter, such as its resolved hyper-parameters, its step count and
+    /// the size of its state.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`].
@@ -339,7 +376,7 @@ impl Lion {
         self.inner.info(handle)
     }
 
-    /// Returns what is known of each parameter, in the order of registration.
+    /// Returns an iterator over the information about all parameters, in the order of registration.
     ///
     /// ```
     /// use lion::{Dtype, Lion, ParamSpec};
@@ -354,12 +391,22 @@ impl Lion {
         self.inner.parameters()
     }
 
-    /// Returns the bytes of state of all parameters together.
+    /// Returns the total size of all states in bytes.
     pub fn state_bytes(&self) -> usize {
         self.inner.state_bytes()
     }
 
-    /// Returns the state of a parameter, to be read in parts.
+    /// Returns the state of a parameter, which can be read in parts.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// let mut momentum = [1; 16];
+    /// lion.state(w)?.read(0, 0, &mut momentum)?; // plane 0, from byte 0 on
+    /// assert_eq!(momentum, [0; 16]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::Damaged`].
@@ -367,8 +414,8 @@ impl Lion {
         self.inner.state(handle)
     }
 
-    /// Returns where the paged states are and what the last step has moved. Returns `None` if the backend
-    /// does not page.
+    /// Returns how many bytes of the paged states are resident and what the last step moved. Returns `None`
+    /// if the backend does not page. [`LionBuilder::paging`] has an example.
     pub fn paging(&self) -> Option<PagingReport> {
         self.inner.paging()
     }
@@ -378,7 +425,8 @@ impl Lion {
         self.inner.backend()
     }
 
-    /// Returns a copy of what a run needs to continue with this parameter elsewhere.
+    /// Returns a copy of the state, the step count and the seed of a parameter. Another optimizer can
+    /// continue from it with [`import_state`](Lion::import_state).
     ///
     /// ```
     /// use lion::{Dtype, Lion, ParamSpec};
@@ -402,22 +450,22 @@ impl Lion {
 
     /// Sets the state, the step count and the seed of a parameter to those of a record.
     ///
-    /// If the record's seed differs, it is set for the parameter alone. To keep the parameter's own seed,
-    /// put it into the record first.
+    /// If the seed of the record differs, it becomes an override of the parameter. To keep the current
+    /// seed, set the seed of the record to it first. [`export_state`](Lion::export_state) has an example.
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`]; [`Error::StateMismatch`] if the record has another width or length, or
-    /// numbers that no step produces. [`Error::Backend`] if the state cannot be written and is as it was;
-    /// [`Error::Damaged`] if it is partly written.
+    /// [`Error::UnknownHandle`]; [`Error::StateMismatch`] if the width or length of the record differs, or
+    /// if it holds numbers that no step produces; [`Error::Backend`] if the state cannot be written and is
+    /// unchanged; [`Error::Damaged`] if it is partly written.
     pub fn import_state(&mut self, handle: Handle, record: &StateRecord) -> Result<(), Error> {
         self.inner.import_state(handle, record)
     }
 
-    /// Begins to set parameters to records, for a file format other than this crate's. The states are
-    /// written through the returned [`Restore`].
+    /// Starts to restore settings and parameters, for file formats other than that of this crate. The
+    /// caller writes the states through the returned [`Restore`] and then commits it.
     ///
     /// # Errors
-    /// As [`Optimizer::restore`].
+    /// The errors of [`Optimizer::restore`].
     pub fn restore(
         &mut self,
         settings: Option<OptimizerConfig>,
@@ -426,9 +474,9 @@ impl Lion {
         self.inner.restore(settings, records)
     }
 
-    /// Returns an independent copy: the same parameters, settings and states, on the same backend. Handles
-    /// are valid for both. Fails where a second state cannot be allocated, which is why this is not
-    /// [`Clone`].
+    /// Returns an independent copy with the same parameters, settings and states, on the same backend.
+    /// Handles are valid for both. `Lion` does not implement [`Clone`] because the copy fails if the states
+    /// cannot be allocated.
     ///
     /// ```
     /// use lion::{Dtype, Lion, ParamSpec};
@@ -498,19 +546,19 @@ macro_rules! presets {
 presets! {
     /// Builds a [`Lion`] with 8-bit states, 1.016 bytes per element, as `bitsandbytes.optim.Lion8bit`.
     ///
-    /// Parameters with fewer than `min_8bit_size` elements keep a 32-bit state, and so does each one
-    /// whose overrides ask for it.
+    /// Parameters with fewer than `min_8bit_size` elements get a 32-bit state, and so do parameters whose
+    /// group or overrides set `optim_bits` to 32.
     Lion8bit, |d| d.optim_bits(8);
 
     /// Builds a [`Lion`] with 32-bit states, 4 bytes per element, as `bitsandbytes.optim.Lion32bit`.
     Lion32bit, |d| d.optim_bits(32);
 
-    /// Builds a [`Lion`] with paged states, as `bitsandbytes.optim.PagedLion`: at most a budget of them is
-    /// in fast memory at a time.
+    /// Builds a [`Lion`] with paged states, as `bitsandbytes.optim.PagedLion`: the paged states in
+    /// fast memory never exceed a budget.
     ///
-    /// [`LionBuilder::paging`] sets the budget and where the rest is stored. Parameters with fewer than
-    /// `min_paged_size` elements, and those whose overrides ask for it, keep a state that is not paged. The
-    /// results are those of an optimizer that does not page, bit for bit.
+    /// [`LionBuilder::paging`] sets the budget and where the other states are stored. States are not paged
+    /// if their parameter has fewer than `min_paged_size` elements, or if its group or overrides unset
+    /// `is_paged`. The results are the same, bit for bit, as those of an optimizer that does not page.
     PagedLion, |d| d.is_paged(true);
 
     /// Builds a [`Lion`] with paged 8-bit states, as `bitsandbytes.optim.PagedLion8bit`.

@@ -1,51 +1,92 @@
-//! Saving a run, and continuing it.
+//! The methods of [`Lion`] that save and load checkpoints.
 
 use crate::Lion;
 use lion_checkpoint::{Checkpoint, CheckpointError, Load, LoadReport, load, save};
 use std::path::Path;
 
 impl Lion {
-    /// Saves hyper-parameters and states to a file, and returns the file's size in bytes. The file is
-    /// replaced as a whole: see [`checkpoint`](crate::checkpoint).
+    /// Saves hyper-parameters and states to a file, and returns the size of the file in bytes. An existing
+    /// file is replaced atomically, as [`checkpoint::save`](crate::checkpoint::save) specifies.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    /// let mut lion = Lion::builder().lr(3e-4).build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// lion.step([(w, &mut [0.0f32; 4], &[1.0f32; 4])])?;
+    /// lion.save(&path)?;
+    ///
+    /// let mut resumed = Lion::builder().build()?;
+    /// let w = resumed.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// resumed.load(&path)?;
+    /// assert_eq!((resumed.lr(), resumed.info(w)?.steps), (3e-4, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`checkpoint::save`](crate::checkpoint::save). What was in the file before is still there, except
-    /// after [`CheckpointError::NotDurable`].
+    /// The errors of [`checkpoint::save`](crate::checkpoint::save). The previous file is kept, except after
+    /// [`CheckpointError::NotDurable`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<u64, CheckpointError> {
         save(self, path)
     }
 
-    /// Continues from a file. All parameters of the file, and no others, must be registered, by name in
-    /// any order.
+    /// Loads hyper-parameters and states from a file. The registered parameters must be exactly those of
+    /// the file. They are matched by name; their order does not matter. [`save`](Lion::save) has an example.
     ///
     /// # Errors
-    /// As [`load_with`](Lion::load_with).
+    /// The errors of [`load_with`](Lion::load_with).
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport, CheckpointError> {
         self.load_with(path, Load::new())
     }
 
-    /// Continues from a file, with options.
+    /// Loads hyper-parameters and states from a file, with options.
     ///
-    /// The defaults, the groups and, of each parameter that is loaded, the group and the overrides become
-    /// those of the file, unless [`Load::keep_settings`] keeps those of the optimizer. A group that only
-    /// the optimizer has stays, with its parameters. A parameter in a group of a name that the file has is
-    /// afterwards in the group that the file says, or in none. Each state keeps its width: where the
-    /// settings of the file ask for another one, the parameter gets an override. [`LoadReport::settings`]
-    /// lists every setting that has changed.
+    /// # Settings
+    /// Unless [`Load::keep_settings`] is set, the load replaces the defaults, the groups, and the group and
+    /// overrides of each loaded parameter by those of the file:
+    ///
+    /// - A group that only the optimizer has is kept, with its parameters.
+    /// - A parameter whose group exists in the file is moved to the group that the file stores for it, or
+    ///   to none.
+    /// - Each state keeps its width. If the settings of the file ask for another width, the parameter gets
+    ///   an override.
+    ///
+    /// [`LoadReport::settings`] lists the settings that changed.
     ///
     /// A learning rate that the file sets for a group or a parameter takes precedence over that of the
-    /// defaults, as any other does (defaults < group < parameter < step). So [`set_lr`](Lion::set_lr) after
-    /// a load does not apply to it; [`StepArgs::lr`](crate::StepArgs::lr) does.
+    /// defaults (defaults < group < parameter < step). Therefore [`set_lr`](Lion::set_lr) after the load
+    /// does not change it, but [`StepArgs::lr`](crate::StepArgs::lr) does.
     ///
-    /// No second copy of the states is needed. If all states that are loaded are as they were registered,
-    /// the file is read once; else twice, as all of it is checked before anything changes.
+    /// # Cost
+    /// The load writes directly into the states, without a second copy. If none of the loaded states has been
+    /// stepped, the file is read once. Otherwise it is read twice, because all of it is checked before
+    /// anything changes.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec, checkpoint::{Load, LoadPolicy}};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    /// let mut lion = Lion::builder().lr(3e-4).build()?;
+    /// lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// lion.save(&path)?;
+    ///
+    /// // The new model has one more parameter, and the run a new learning rate.
+    /// let mut tuned = Lion::builder().lr(1e-5).build()?;
+    /// tuned.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// tuned.register(ParamSpec::new("head", 2, Dtype::F32))?;
+    /// let how = Load::new().policy(LoadPolicy::NonStrict).keep_settings(true);
+    /// let report = tuned.load_with(&path, how)?;
+    /// assert_eq!((report.loaded, report.missing), (vec!["w".to_owned()], vec!["head".to_owned()]));
+    /// assert_eq!(tuned.lr(), 1e-5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
     /// [`CheckpointError::UnknownVersion`], [`CheckpointError::Damaged`],
-    /// [`CheckpointError::Mismatch`], [`CheckpointError::Optimizer`]. The optimizer is as it was, except
-    /// after [`CheckpointError::PartlyLoaded`]: the file system or the backend failed after the file had
-    /// been checked, while it was loaded into states that had been stepped.
+    /// [`CheckpointError::Mismatch`], [`CheckpointError::TooLarge`], [`CheckpointError::Optimizer`]. The
+    /// optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`], which says what has changed.
     pub fn load_with(
         &mut self,
         path: impl AsRef<Path>,

@@ -467,8 +467,8 @@ fn a_backend_excludes_a_device_and_paging() {
     let cpu = || Cpu::new().unwrap();
     let paging = || Paging::in_folder("/no/such/folder").budget(1 << 20);
     let paged = "`backend` and `paging` are both set: \
-                 a backend that is given does its own paging, if it was made to";
-    let device = "`backend` and `device` are both set: a backend takes the place of a device";
+                 paging must be configured on the backend itself";
+    let device = "`backend` and `device` are both set: a backend replaces the device";
     for (builder, message) in [
         (Lion::builder().backend(cpu()).paging(paging()), paged),
         (Lion::builder().paging(paging()).backend(cpu()), paged),

@@ -244,7 +244,7 @@ fn what_the_format_forbids_in_a_header_is_refused_by_name() {
         (|f| f.groups[1].name.clear(), "the name of a group is empty"),
         (
             |f| f.groups[1].name = b"eight".to_vec(),
-            "the name of a group is `eight`, wanted one that no",
+            "the name of a group is `eight`, wanted a unique name",
         ),
         (
             |f| {
@@ -336,7 +336,7 @@ fn what_the_format_forbids_in_a_header_is_refused_by_name() {
         // A record of more than 256 KiB.
         (
             |f| f.tensors[2].order = Some(vec![(2, 1); 20_000]),
-            "a length in it is beyond any",
+            "a length in it exceeds the limit of the format",
         ),
         // Steps.
         (

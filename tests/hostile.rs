@@ -441,7 +441,7 @@ fn safetensors_headers_that_contradict_themselves_are_refused() {
         ),
         (
             one(r#"{"dtype":"F4","shape":[3],"data_offsets":[0,1]}"#),
-            "which has 12 bits",
+            "a tensor has 1 bytes, wanted 12 bits for F4 of shape [3]",
         ),
         (
             two("u.step", &state),
@@ -457,9 +457,12 @@ fn safetensors_headers_that_contradict_themselves_are_refused() {
         ),
         (
             one(&info("[5]", "[0,20]")),
-            "its tensors have 20 bytes, and the file 24",
+            "its tensors have 20 bytes, but 24 bytes follow the header",
         ),
-        ("{}".to_owned(), "its tensors have 0 bytes, and the file 24"),
+        (
+            "{}".to_owned(),
+            "its tensors have 0 bytes, but 24 bytes follow the header",
+        ),
         (
             one(&info("[7]", "[0,28]")),
             "data_offsets are 0 and 28, wanted start <= end <= 24",
@@ -529,7 +532,7 @@ fn safetensors_headers_that_contradict_themselves_are_refused() {
         "{error}"
     );
     assert!(
-        error.ends_with(&format!(", as the file has {}", bytes.len())),
+        error.ends_with(&format!(", because the file has {}", bytes.len())),
         "{error}"
     );
     let endless = Endless(100_000_001u64.to_le_bytes(), 0);

@@ -299,7 +299,7 @@ mod tests {
             assert_eq!(access(mode, true), mode);
             let narrow = access(mode, false);
             let (group, others) = (mode >> 3 & 7, mode & 7);
-            // Members of the old group and all others, in their new places.
+            // Neither the new group nor the others get a bit that the old group or the others lacked.
             assert_eq!(narrow & 0o700, mode & 0o700);
             for class in [narrow >> 3 & 7, narrow & 7] {
                 assert_eq!(class & !group, 0, "{mode:o} became {narrow:o}");
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(narrowed, [0o600, 0o644, 0o644, 0o600, 0o666]);
     }
 
-    /// A device that has nothing to sync says so: the system is really asked.
+    /// Syncing /dev/null returns an error, which shows that each sync calls the operating system.
     #[test]
     #[cfg(target_os = "linux")]
     fn each_sync_reaches_the_system() {

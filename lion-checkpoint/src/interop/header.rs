@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufReader, Read};
 
-/// The maximum length of a header in bytes, as in the crate `safetensors`.
+/// The maximum length of a header in bytes, the same as in the crate `safetensors`.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
 
 /// The maximum number of axes of a tensor.
@@ -129,7 +129,7 @@ struct Parser<F> {
     registered: F,
 }
 
-/// The kind of a key in the header, which tells how to handle its value.
+/// The kind of a key in the header. It determines how its value is parsed.
 enum Key {
     Metadata,
     Known { parameter: String, key: usize },
