@@ -277,7 +277,9 @@ fn misuse_is_a_typed_error() {
         .build()
         .unwrap_err();
     assert!(
-        error.to_string().contains("paging is not configured on the backend"),
+        error
+            .to_string()
+            .contains("paging is not configured on the backend"),
         "{error}"
     );
 }

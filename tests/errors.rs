@@ -73,7 +73,10 @@ fn a_step_that_cannot_be_changes_nothing() {
     fixture.fails(long, "parameter `b`: the gradient has 5 elements, wanted 4");
     let mut narrow = [bf16::ONE; 4];
     let narrow = update(b, &mut narrow, &g);
-    fixture.fails(narrow, "parameter `b`: the element type is bf16, wanted f32");
+    fixture.fails(
+        narrow,
+        "parameter `b`: the element type is bf16, wanted f32",
+    );
     let without = update(b, &mut p, None::<GradRef<'_>>);
     fixture.fails(without, "parameter `b`: the gradient is missing");
     let twice = update(a, &mut p, &g);
@@ -83,7 +86,9 @@ fn a_step_that_cannot_be_changes_nothing() {
     let spec = |i: i32| ParamSpec::new(format!("other{i}"), 4, Dtype::F32);
     let handles: Vec<_> = (0..3).map(|i| other.register(spec(i)).unwrap()).collect();
     for (i, &handle) in handles.iter().enumerate() {
-        let message = format!("handle {i} does not belong to this optimizer; this optimizer has 2 parameters");
+        let message = format!(
+            "handle {i} does not belong to this optimizer; this optimizer has 2 parameters"
+        );
         fixture.fails(update(handle, &mut p, &g), &message);
         assert!(fixture.lion.info(handle).is_err());
     }

@@ -111,7 +111,9 @@ fn nothing_is_paged_by_a_backend_that_was_not_told_how() {
     let error = paging_error(error);
     assert!(matches!(error, PagingError::NotSetUp { .. }), "{error:?}");
     assert!(
-        error.to_string().contains("paging is not configured on the backend"),
+        error
+            .to_string()
+            .contains("paging is not configured on the backend"),
         "{error}"
     );
     // Of one parameter alone, and the optimizer is as it was.
@@ -124,7 +126,7 @@ fn nothing_is_paged_by_a_backend_that_was_not_told_how() {
     assert!(
         error
             .to_string()
-            .starts_with("parameter `w`: a paged state is wanted"),
+            .starts_with("parameter `w`: a paged state was requested"),
         "{error}"
     );
     assert_eq!(lion.parameters().len(), 0);

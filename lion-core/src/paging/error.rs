@@ -140,9 +140,9 @@ impl fmt::Display for PagingError {
                 f,
                 "a paged state was requested, but paging is not configured on the backend `{backend}`"
             ),
-            PagingError::NoBudget => {
-                f.write_str("no budget of fast memory is set for paged states, wanted a number of bytes")
-            }
+            PagingError::NoBudget => f.write_str(
+                "no budget of fast memory is set for paged states, wanted a number of bytes",
+            ),
             PagingError::BudgetTooSmall { given, wanted } => write!(
                 f,
                 "the budget of paged states is {given} bytes, wanted at least one page of {wanted} bytes"
