@@ -126,7 +126,7 @@ fn nothing_is_paged_by_a_backend_that_was_not_told_how() {
     assert!(
         error
             .to_string()
-            .starts_with("parameter `w`: a paged state is wanted"),
+            .starts_with("parameter `w`: a paged state was requested"),
         "{error}"
     );
     assert_eq!(lion.parameters().len(), 0);

@@ -29,8 +29,9 @@ const FETCHES: usize = 2;
 /// and ZFS, cannot guarantee this.) Linux only; on other systems the constructor returns
 /// [`PagingError::Unsupported`].
 ///
-/// Pieces that stay resident from step to step are moved out of the file into anonymous memory. The
-/// system would repeatedly write pages of a file that change in every step to the disk.
+/// Pieces that stay resident from step to step are moved out of the file into anonymous memory.
+/// Otherwise the system would write their pages, which change in every step, to the disk again and
+/// again.
 ///
 /// No call of the mover changes the bytes of a [`HostMemory`]. A mover can only be used in the
 /// process that created it: in a child created by `fork`, its calls return

@@ -18,16 +18,16 @@
 //! let (pages, mut memory) = pager.allocate(&Momentum32, 100 << 20)?; // 400 MiB
 //! let all = 0..pages.pieces().count();
 //! let uses: Vec<Access> = all.filter_map(|i| pages.piece(i)).map(Access::write).collect();
-//! let walk = pager.begin(&uses, Pass::Step)?;
+//! let run = pager.begin(&uses, Pass::Step)?;
 //! for (i, _) in uses.iter().enumerate() {
-//!     walk.acquire(i)?; // waits only if the disk is slower than the step
+//!     run.acquire(i)?; // waits only if the disk is slower than the step
 //!     let part = pages.pieces().bytes(i);
 //!     // SAFETY: only bytes of the acquired piece are changed.
 //!     let bytes = unsafe { memory.bytes_mut() };
 //!     bytes[part].fill(1);
-//!     walk.release(i);
+//!     run.release(i);
 //! }
-//! walk.finish()?;
+//! run.finish()?;
 //! # Ok::<(), PagingError>(())
 //! ```
 #![deny(unsafe_code)]

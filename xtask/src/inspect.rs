@@ -81,7 +81,7 @@ fn print(args: &Args, checkpoint: &Checkpoint<File>, tensors: &[Tensor], verdict
     let width = width.max();
     let width = width.unwrap_or(0).max("tensor".len());
     println!(
-        "\n{:width$} {:>12} {:>5} {:>4} {:>13} {:>8} {:>16} {:8} {:9} set for it alone",
+        "\n{:width$} {:>12} {:>5} {:>4} {:>13} {:>8} {:>16} {:8} {:9} overrides",
         "tensor", "elements", "type", "bits", "state bytes", "steps", "seed", "order", "checksums"
     );
     for (tensor, verdict) in tensors.iter().zip(verdicts) {

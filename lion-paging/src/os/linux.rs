@@ -128,8 +128,8 @@ fn write_zeros(file: &File, start: u64, bytes: usize) -> io::Result<()> {
     // Some file systems report a full disk only here.
     file.sync_data()?;
     let (fd, len) = (file.as_raw_fd(), bytes as off64_t);
-    // SAFETY: the descriptor is open. The call is a hint: the written pages would be resident
-    // beyond the budget.
+    // SAFETY: the descriptor is open. The call is a hint. Without it, the written pages would stay
+    // resident beyond the budget.
     unsafe { libc::posix_fadvise64(fd, start as off64_t, len, libc::POSIX_FADV_DONTNEED) };
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A safetensors file of which every metadata key and tensor must be read.
+//! A safetensors file that checks that every metadata key and tensor is read.
 
 use anyhow::{Context, Result, bail, ensure};
 use lion::Dtype;

@@ -38,7 +38,7 @@ struct Instruction {
 
 /// Prints the counts. Returns the kernels with too many instructions, and the number.
 pub(super) fn print(toolkit: &Toolkit, ptx: &str, assembled: &[Assembled]) -> Result<Vec<String>> {
-    println!("main loop, instructions an element        PTX   sm_{ARCHITECTURE}");
+    println!("main loop, instructions per element       PTX   sm_{ARCHITECTURE}");
     let file = Assembled::file(assembled, ARCHITECTURE)?;
     let mut above = Vec::new();
     for name in KERNELS {
@@ -129,7 +129,10 @@ fn resolve(lines: &[&str], find: impl Fn(&str) -> Option<usize>) -> Result<Vec<I
             let branch = matches!(base, "bra" | "BRA");
             let target = if branch {
                 let operand = operands.last().copied().unwrap_or_default();
-                Some(find(operand).with_context(|| format!("`{line}` goes nowhere"))?)
+                Some(
+                    find(operand)
+                        .with_context(|| format!("`{line}` has no valid branch target"))?,
+                )
             } else {
                 None
             };

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         let kept =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         compare(&kept, &ptx)?;
-        println!("lion.ptx is what the kernels compile to");
+        println!("lion.ptx matches the compiled kernels");
     } else {
         fs::write(&path, &ptx).with_context(|| format!("cannot write {}", path.display()))?;
         println!("wrote {}", path.display());

@@ -36,7 +36,7 @@ impl Disk {
             options.read(true).write(true).create(true).truncate(false);
             options.custom_flags(DIRECT).open(&path)
         };
-        let file = open().context("no file can be made that is read past the system's memory")?;
+        let file = open().context("cannot create a file that bypasses the page cache")?;
         let result = Self::of_file(&file, bytes / CHUNK);
         std::fs::remove_file(&path)?;
         result

@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args, folder: &Path, quick: bool, json: bool) -> Result
         .unwrap_or(if quick { QUICK_STATE } else { STATE });
     ensure!(
         state >= 1 << 20,
-        "--state is {state}, wanted 1048576 at least"
+        "--state is {state}, wanted at least 1048576"
     );
     let steps = if quick { 4 } else { 6 };
     let bar = ProgressBar::new_spinner();
