@@ -311,7 +311,7 @@ fn again_with_work_in_a_random_order() {
 fn again_with_registers_that_limit_occupancy() {
     let table = concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/tests/cuda-emulator/registers-sm90.txt"
+        "/cuda-emulator/registers-sm90.txt"
     );
     again(&[("LION_EMULATED_REGISTERS", table)]);
 }
