@@ -160,7 +160,23 @@ pub mod arithmetic {
     pub use lion_core::{norm, philox, update};
 }
 
-/// Runs the examples of README.md as tests.
+/// Runs the examples of README.md and of docs/ as tests.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+
+    #[cfg(feature = "checkpoint")]
+    #[doc = include_str!("../docs/checkpoints.md")]
+    struct Checkpoints;
+
+    #[doc = include_str!("../docs/gpu.md")]
+    struct Gpu;
+
+    #[doc = include_str!("../docs/migrating.md")]
+    struct Migrating;
+
+    #[cfg(target_os = "linux")] // it pages
+    #[doc = include_str!("../docs/paging.md")]
+    struct Paging;
+}

@@ -1,4 +1,4 @@
-"""The side of bitsandbytes in tests/interop.rs.
+"""The side of bitsandbytes in tests/tests/interop.rs.
 
     python exchange.py make PATH         steps an optimizer and saves its states
     python exchange.py same PATH OTHER   loads OTHER and compares its states with those of `make`, saved in

@@ -36,6 +36,10 @@ pub(crate) fn run() -> Result<bool> {
             return Ok(false);
         }
     }
+    if !crate::examples::run(root, &cargo)? {
+        println!("== examples failed");
+        return Ok(false);
+    }
     println!("== all checks passed");
     Ok(true)
 }

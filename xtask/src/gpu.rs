@@ -191,7 +191,14 @@ impl Runner<'_> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command
-            .args(["test", "--package", "lion", "--test", "cuda*", "--no-run"])
+            .args([
+                "test",
+                "--package",
+                "lion-tests",
+                "--test",
+                "cuda*",
+                "--no-run",
+            ])
             .arg("--message-format=json-render-diagnostics")
             // With the profile that this program was built with.
             .args((!cfg!(debug_assertions)).then_some("--release"))

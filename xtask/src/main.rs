@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod check;
+mod examples;
 mod exhaustive;
 mod gpu;
 mod inspect;

@@ -304,7 +304,7 @@ lion_test_support::again_on_emulated_drivers!();
 fn again_with_registers_that_limit_occupancy() {
     let table = concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/tests/cuda-emulator/registers-sm90.txt"
+        "/cuda-emulator/registers-sm90.txt"
     );
     again(&[("LION_EMULATED_REGISTERS", table)]);
 }

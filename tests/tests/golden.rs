@@ -22,7 +22,7 @@ struct Golden {
 }
 
 fn read(name: &str) -> Golden {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/golden");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors/golden");
     let file = RecordFile::read(&directory.join(format!("{name}.safetensors"))).unwrap();
     let bits: u32 = file.meta("state").unwrap();
     let steps: usize = file.meta("steps").unwrap();

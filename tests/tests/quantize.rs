@@ -20,7 +20,7 @@ fn the_codebook_has_the_bits_of_bitsandbytes() {
         hash,
         "e732639a65f497b4ad684bb166a4467708255edd5207757de8b8f0c7e1fda89c"
     );
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors");
     for folder in ["spec", "golden"] {
         let path = directory.join(folder).join("qmap_signed.safetensors");
         let qmap = RecordFile::read(&path).unwrap().floats("qmap").unwrap();

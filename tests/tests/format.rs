@@ -17,7 +17,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 fn from_root(path: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
 /// The optimizer whose file docs/format.md shows.

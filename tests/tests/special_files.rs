@@ -76,7 +76,6 @@ fn assert_refused(path: &Path, wanted: &'static str) {
     refused(lion.save(path), path, wanted);
     refused(lion.load(path), path, wanted);
     refused(Checkpoint::open(path), path, wanted);
-    #[cfg(feature = "interop")]
     {
         use lion::interop::{InteropError, export, import};
         let policy = lion::checkpoint::LoadPolicy::Strict;

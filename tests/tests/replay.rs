@@ -5,7 +5,7 @@ use lion_test_support::{Mode, RecordFile, Trajectory, backends, is_codebook, rep
 use std::path::{Path, PathBuf};
 
 fn vectors() -> Vec<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/spec");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors/spec");
     let entries = std::fs::read_dir(directory).unwrap();
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     files.sort();

@@ -1,6 +1,5 @@
 //! `ndarray` arrays as parameters and gradients: any contiguous order, and no wrong pairs of elements.
 #![allow(clippy::unwrap_used)]
-#![cfg(feature = "ndarray")]
 
 use lion::{Dtype, Error, Handle, Lion, ParamSpec, StepArgs, backend::Operand, bf16, update};
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView2, Axis, ShapeBuilder, arr2, s};

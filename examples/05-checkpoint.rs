@@ -1,0 +1,59 @@
+//! A run that is saved and continues elsewhere, with the same bits as one that was not interrupted.
+//!
+//! `cargo run --example 05-checkpoint` prints
+//!
+//! ```text
+//! saved 8576 bytes
+//! loaded ["weight"] at step 10
+//! same bits after 10 more steps: true
+//! ```
+
+use lion::{Dtype, Handle, Lion, Lion8bit, ParamSpec};
+
+/// The model's parameters are the trainer's to save. A checkpoint has everything else: hyper-parameters,
+/// groups, step counts, seeds and states.
+fn begin() -> Result<(Lion, Handle), lion::Error> {
+    let mut lion = Lion8bit::builder()
+        .lr(0.01)
+        .stochastic_state(true)
+        .build()?;
+    let w = lion.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
+    Ok((lion, w))
+}
+
+fn step(lion: &mut Lion, w: Handle, weight: &mut Vec<f32>) -> Result<(), lion::Error> {
+    let grad: Vec<f32> = weight.iter().map(|w| w - 0.25).collect();
+    lion.step([(w, weight, &grad)])?;
+    Ok(())
+}
+
+fn main() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("run.lion");
+
+    let (mut lion, w) = begin()?;
+    let mut weight = vec![0.5f32; 8192];
+    for _ in 0..10 {
+        step(&mut lion, w, &mut weight)?;
+    }
+    // A crash at any instant leaves either the file that was there before or the new one.
+    let bytes = lion.save(&path)?;
+    println!("saved {bytes} bytes");
+
+    // In another process: the same parameters by name, then the file.
+    let (mut resumed, v) = begin()?;
+    let report = resumed.load(&path)?;
+    println!(
+        "loaded {:?} at step {}",
+        report.loaded,
+        resumed.info(v)?.steps
+    );
+
+    let mut copy = weight.clone();
+    for _ in 0..10 {
+        step(&mut lion, w, &mut weight)?;
+        step(&mut resumed, v, &mut copy)?;
+    }
+    println!("same bits after 10 more steps: {}", weight == copy);
+    Ok(())
+}
