@@ -122,9 +122,11 @@ pub mod cpu {
 pub mod cuda {
     pub use lion_cuda::{
         Cuda, CudaError, DeviceArray, DeviceInfo, RefusedDevice, Status, cust, device_slice,
-        device_slice_mut, devices, emulator_counts, emulator_residency, is_emulated, lend,
-        lend_bits, lend_bits_mut, lend_mut, use_library,
+        device_slice_mut, devices, lend, lend_bits, lend_bits_mut, lend_mut,
     };
+    #[cfg(feature = "test-internals")]
+    #[doc(hidden)]
+    pub use lion_cuda::{emulator_counts, emulator_residency, is_emulated, use_library};
 }
 
 /// What bounds paged states: the budget with its window, and the limits on the memory of the process. (The
