@@ -485,7 +485,7 @@ impl HostMemory {
     ///
     /// # Safety
     /// A byte is changed only while no fetch or eviction of its piece is queued or goes on, and in the
-    /// process that has allocated it. A position of a [`ScheduleRun`](crate::Walk) that is held keeps its piece
+    /// process that has allocated it. A position of a [`ScheduleRun`](crate::ScheduleRun) that is held keeps its piece
     /// from both. (A piece that is moved is copied: what is written meanwhile would be lost, and a reference
     /// would find other bytes than were written through it.)
     pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
