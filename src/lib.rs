@@ -127,9 +127,11 @@ pub mod cpu {
 pub mod cuda {
     pub use lion_cuda::{
         Cuda, CudaError, DeviceArray, DeviceInfo, RefusedDevice, Status, cust, device_slice,
-        device_slice_mut, devices, emulator_counts, emulator_residency, is_emulated, lend,
-        lend_bits, lend_bits_mut, lend_mut, use_library,
+        device_slice_mut, devices, lend, lend_bits, lend_bits_mut, lend_mut,
     };
+    #[cfg(feature = "test-internals")]
+    #[doc(hidden)]
+    pub use lion_cuda::{emulator_counts, emulator_residency, is_emulated, use_library};
 }
 
 /// The limits of paged states: the budget with its window, and the memory limits of the process.

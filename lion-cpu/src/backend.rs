@@ -115,9 +115,9 @@ impl Cpu {
     /// what memory allows.
     #[cfg(feature = "bench-internals")]
     #[doc(hidden)]
-    pub fn memory_limit(ahead: usize, fine: bool) -> Self {
+    pub fn roofline(ahead: usize, fine: bool) -> Self {
         Cpu {
-            kernel: Kernel::limit(ahead, fine),
+            kernel: Kernel::roofline(ahead, fine),
             workers: None,
             pager: None,
         }

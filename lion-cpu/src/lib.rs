@@ -43,7 +43,7 @@ pub use backend::Cpu;
 /// What corrupts parameters is not in the interface:
 ///
 /// ```compile_fail,E0599
-/// let _ = lion_cpu::Cpu::memory_limit(0, false);
+/// let _ = lion_cpu::Cpu::roofline(0, false);
 /// ```
 #[cfg(all(doctest, not(feature = "bench-internals")))]
-struct NoMemoryLimit;
+struct NoRoofline;

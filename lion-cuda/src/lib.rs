@@ -36,9 +36,10 @@ mod state;
 pub use backend::Cuda;
 pub use choose::RefusedDevice;
 pub use cust;
-pub use driver::{
-    DeviceInfo, devices, emulator_counts, emulator_residency, is_emulated, use_library,
-};
+#[cfg(feature = "test-internals")]
+#[doc(hidden)]
+pub use driver::probes::{emulator_counts, emulator_residency, is_emulated, use_library};
+pub use driver::{DeviceInfo, devices};
 pub use error::{CudaError, Status};
 pub use memory::{
     DeviceArray, device_slice, device_slice_mut, lend, lend_bits, lend_bits_mut, lend_mut,

@@ -1,25 +1,25 @@
 //! The examples whose names begin with a number: each runs by the command in its first comment, and prints what
 //! the comment says.
 
+use crate::check::{cargo, root};
 use anyhow::{Context, Result};
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Runs them all, and returns whether each succeeded and printed what it should.
-pub(crate) fn run(root: &Path, cargo: &OsStr) -> Result<bool> {
+pub(crate) fn run() -> Result<bool> {
+    let root = root()?;
     let mut passed = true;
     for path in numbered(&root.join("examples"))? {
         let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let command = command(&source)
             .with_context(|| format!("{} does not say how it is run", path.display()))?;
         println!("== example: cargo {command}");
-        let output = Command::new(cargo)
+        let output = cargo()
             .args(command.split(' '))
             .current_dir(root)
             .output()
-            .with_context(|| format!("cannot run {}", Path::new(cargo).display()))?;
+            .context("cannot run cargo")?;
         let printed = String::from_utf8_lossy(&output.stdout);
         let wanted = expected(&source);
         if !output.status.success() {

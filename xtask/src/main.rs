@@ -1,7 +1,9 @@
-//! Development commands of the project: `cargo xtask check | verify | bench | inspect | ptx`.
+//! Development commands of the project: `cargo xtask check | api | docs | verify | bench | inspect | ptx`.
 #![deny(unsafe_code)]
 
+mod api;
 mod check;
+mod docs;
 mod examples;
 mod exhaustive;
 mod gpu;
@@ -25,6 +27,10 @@ struct Cli {
 enum Command {
     /// Formats, lints, documents and tests the workspace, stopping at the first failure.
     Check,
+    /// Writes docs/api.txt, the list of lion's public items, or compares it.
+    Api(api::Args),
+    /// Finds links in the documents that lead nowhere.
+    Docs(docs::Args),
     /// Compares the backends of this machine with the specification, bit for bit.
     Verify(verify::Args),
     /// Measures each kernel relative to the memory limit, which is measured alternately.
@@ -38,6 +44,8 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check => check::run(),
+        Command::Api(args) => api::run(&args),
+        Command::Docs(args) => docs::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => xtask::bench::run(&args).map(|()| true),
         Command::Inspect(args) => inspect::run(&args),

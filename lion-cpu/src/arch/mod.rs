@@ -21,7 +21,7 @@ macro_rules! for_each_pair {
 #[cfg(test)]
 mod faulty;
 #[cfg(feature = "bench-internals")]
-mod limit;
+mod roofline;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
@@ -101,7 +101,7 @@ pub(crate) enum Kernel {
     Faulty(faulty::Faulty),
     /// Not a step: its traffic, to measure memory by.
     #[cfg(feature = "bench-internals")]
-    Limit(limit::Limit),
+    Roofline(roofline::Roofline),
     #[cfg(target_arch = "x86_64")]
     Avx2(x86_64::avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
@@ -118,7 +118,7 @@ macro_rules! dispatch {
             #[cfg(test)]
             Kernel::Faulty(kernel) => kernel.$name($($argument),*),
             #[cfg(feature = "bench-internals")]
-            Kernel::Limit(limit) => limit.$name($($argument),*),
+            Kernel::Roofline(roofline) => roofline.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(kernel) => kernel.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
@@ -172,8 +172,8 @@ impl Kernel {
 
     /// The traffic of a step without its arithmetic.
     #[cfg(feature = "bench-internals")]
-    pub(crate) fn limit(ahead: usize, fine: bool) -> Self {
-        Kernel::Limit(limit::Limit::new(ahead, fine))
+    pub(crate) fn roofline(ahead: usize, fine: bool) -> Self {
+        Kernel::Roofline(roofline::Roofline::new(ahead, fine))
     }
 
     /// The name that reports print.
@@ -183,7 +183,7 @@ impl Kernel {
             #[cfg(test)]
             Kernel::Faulty(_) => "faulty",
             #[cfg(feature = "bench-internals")]
-            Kernel::Limit(_) => "memory limit",
+            Kernel::Roofline(_) => "roofline",
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(_) => Isa::Avx2.name(),
             #[cfg(target_arch = "x86_64")]

@@ -1,8 +1,8 @@
 //! The CUDA driver: a library that is opened when it is first asked for something.
 //!
-//! The path in the environment variable `LION_CUDA_DRIVER`, or that given to [`use_library`], or the
-//! system's driver ([`SYSTEM`]) as the system finds it. Where there is none, every call says that there is
-//! no device.
+//! It is the path in the environment variable `LION_CUDA_DRIVER`, or the system's driver ([`SYSTEM`]) as
+//! the system finds it. The tests can name another one (`probes`, with the feature `test-internals`).
+//! Where there is none, every call says that there is no device.
 //!
 //! A driver does not survive `fork`, and NVIDIA does not define what its calls do in the child. So every
 //! call, those of cust included, goes to the library in the process that has opened it and returns an error
@@ -11,6 +11,8 @@
 mod forward;
 mod kernels;
 mod pointer;
+#[cfg(feature = "test-internals")]
+pub(crate) mod probes;
 mod session;
 mod status;
 
@@ -22,8 +24,7 @@ pub(crate) use session::{Session, check, count};
 use crate::CudaError;
 use libloading::Library;
 use std::error::Error;
-use std::ffi::{CStr, OsStr, OsString, c_char, c_uint};
-use std::path::Path;
+use std::ffi::{CStr, OsStr, OsString, c_uint};
 use std::sync::OnceLock;
 
 const NOT_INITIALIZED: c_uint = 3;
@@ -104,22 +105,7 @@ fn open(path: &OsStr) -> Result<Opened, Unusable> {
     Ok(Opened { library, process })
 }
 
-/// Opens the driver from this file, instead of the system's. To be called before anything else asks
-/// for the driver, by tests that bring one of their own; `LION_CUDA_DRIVER` does the same from outside
-/// and goes before.
-///
-/// # Errors
-/// [`CudaError::NoDriver`] where the file cannot be opened, [`CudaError::DriverInUse`] where the process
-/// has opened a driver already.
-pub fn use_library(path: impl AsRef<Path>) -> Result<(), CudaError> {
-    let path = named().unwrap_or_else(|| path.as_ref().as_os_str().to_owned());
-    let opened = open(&path)?;
-    LIBRARY.set(opened).map_err(|_| CudaError::DriverInUse {
-        library: path.to_string_lossy().into_owned(),
-    })
-}
-
-/// The library, or the error that says why it cannot be called.
+/// Returns the library, or the error that says why it cannot be called.
 fn driver() -> Result<&'static Library, CudaError> {
     Ok(library()?)
 }
@@ -130,48 +116,13 @@ pub(crate) fn is_of_other_process() -> bool {
 }
 
 /// Whether the driver that is open is an emulator: then no result of it is one of a GPU.
-pub fn is_emulated() -> bool {
+pub(crate) fn is_emulated() -> bool {
     type Function = unsafe extern "C" fn() -> c_uint;
     let Ok(library) = library() else { return false };
     // SAFETY: where a library has a function of this name, it takes no arguments and returns a number.
     let function = unsafe { library.get::<Function>(b"lionEmulatorIsEmulator\0") };
     // SAFETY: it asks for nothing.
     function.is_ok_and(|function| unsafe { function() } == 1)
-}
-
-/// What an emulated driver has counted of the launches since this was last asked: a JSON object a launch
-/// and line. `None` where the driver is not emulated.
-#[doc(hidden)]
-pub fn emulator_counts() -> Option<String> {
-    emulator_text(b"lionEmulatorCounts\0")
-}
-
-/// What an emulated driver has counted of managed memory since this was last asked, as a JSON object: faults
-/// of kernels, bytes moved, bytes on the device now and at most. `None` where the driver is not emulated.
-#[doc(hidden)]
-pub fn emulator_residency() -> Option<String> {
-    emulator_text(b"lionEmulatorResidency\0")
-}
-
-fn emulator_text(name: &[u8]) -> Option<String> {
-    type Function = unsafe extern "C" fn(*mut c_char, usize) -> usize;
-    if !is_emulated() {
-        return None;
-    }
-    let library = library().ok()?;
-    // SAFETY: the emulator's functions that give text take these arguments.
-    let function = unsafe { library.get::<Function>(name) }.ok()?;
-    // SAFETY: without a place to write to it says how much room it needs.
-    let bytes = unsafe { function(std::ptr::null_mut(), 0) };
-    let mut text = vec![0u8; bytes];
-    // SAFETY: the place has as many bytes.
-    let written = unsafe { function(text.as_mut_ptr().cast(), text.len()) };
-    text.truncate(written.min(bytes));
-    Some(
-        String::from_utf8_lossy(&text)
-            .trim_end_matches('\0')
-            .to_owned(),
-    )
 }
 
 /// The driver's text for a result code.

@@ -183,7 +183,7 @@ impl Bench {
     pub(super) fn measure(&mut self, case: &Case) -> Result<Times> {
         let pool = self.pool(case.threads)?;
         let (ahead, fine) = self.tuned(case, &pool)?;
-        let limit = Cpu::memory_limit(ahead, fine);
+        let limit = Cpu::roofline(ahead, fine);
         let mut limit = Model::new(case, limit, &pool, &mut self.arrays)?;
         let cpu = Cpu::with_isa(case.isa)?;
         let mut model = Model::new(case, cpu, &pool, &mut self.arrays)?;
@@ -250,7 +250,7 @@ impl Bench {
         }
         let mut best = (Duration::MAX, TUNINGS[0]);
         for tuning in TUNINGS {
-            let cpu = Cpu::memory_limit(tuning.0, tuning.1);
+            let cpu = Cpu::roofline(tuning.0, tuning.1);
             let mut model = Model::new(case, cpu, pool, &mut self.arrays)?;
             let steps = model.steps_of_a_sample()?;
             for _ in 0..self.samples {

@@ -1,4 +1,4 @@
-//! The memory limit: the traffic of a step with next to no arithmetic.
+//! The roofline: the memory traffic of a step with next to no arithmetic.
 //!
 //! It reads and writes what a step does, through the same queue and threads: each parameter and each
 //! number of the state is read, changed in its last bit, and written; each gradient is read. What the
@@ -12,7 +12,7 @@ use std::ops::BitXor;
 
 /// The loop, and how far ahead of itself it asks for its arrays.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limit {
+pub(crate) struct Roofline {
     /// Elements; 0 leaves it to the CPU.
     ahead: usize,
     /// Whether it goes through 64 elements of all arrays at a time, and not through 256.
@@ -62,7 +62,7 @@ touch! {
     u8, u8, u8::from, u8::from;
 }
 
-impl Limit {
+impl Roofline {
     pub(crate) fn new(ahead: usize, fine: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
         let width = if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
@@ -74,7 +74,7 @@ impl Limit {
         };
         #[cfg(not(target_arch = "x86_64"))]
         let width = Width::Baseline;
-        Limit { ahead, fine, width }
+        Roofline { ahead, fine, width }
     }
 
     pub(crate) fn step(self, job: Job<'_>) -> u64 {
@@ -117,22 +117,22 @@ impl Limit {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn run_avx512<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, limit: Limit) {
-    run(p, g, state, limit);
+fn run_avx512<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, roofline: Roofline) {
+    run(p, g, state, roofline);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn run_avx2<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, limit: Limit) {
-    run(p, g, state, limit);
+fn run_avx2<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, roofline: Roofline) {
+    run(p, g, state, roofline);
 }
 
 #[inline(always)]
-fn run<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, limit: Limit) {
-    if limit.fine {
-        touch_all::<P, G, 64>(p, g, state, limit.ahead);
+fn run<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, roofline: Roofline) {
+    if roofline.fine {
+        touch_all::<P, G, 64>(p, g, state, roofline.ahead);
     } else {
-        touch_all::<P, G, BLOCK>(p, g, state, limit.ahead);
+        touch_all::<P, G, BLOCK>(p, g, state, roofline.ahead);
     }
 }
 
