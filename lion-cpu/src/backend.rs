@@ -267,7 +267,7 @@ impl Backend for Cpu {
 /// Lowers the learning rates of tensors in memory by their norms, where a limit is set.
 fn limit(pool: Pool<'_>, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
     fn limited<'v>(tensor: &'v TensorStep<'_>) -> Option<View<'v>> {
-        (tensor.max_unorm > 0.0).then(|| View::new(tensor))?
+        tensor.is_clipped().then(|| View::new(tensor))?
     }
 
     let views = tensors.iter().filter_map(limited).map(|view| (0, view));

@@ -7,7 +7,7 @@ use crate::pool::Pool;
 use crate::survey::{Survey, Tree};
 use lion_core::norm::clipped_lr;
 use lion_core::{BackendError, Outcome, PagingError, TensorStep};
-use lion_paging::{Access, HostMover, Pager, Pass, ScheduleRun};
+use lion_paging::{HostMover, Pager, Pass, ScheduleRun, step_order, survey_order};
 use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -49,18 +49,9 @@ fn pieces(tensor: &TensorStep<'_>) -> usize {
     PagedCpuState::of(tensor).map_or(0, |state| state.pages().pieces().count())
 }
 
-fn uses(
-    tensor: &TensorStep<'_>,
-    of: fn(lion_paging::Piece) -> Access,
-) -> impl Iterator<Item = Access> {
-    let pages = PagedCpuState::of(tensor).map(PagedCpuState::pages);
-    (0..pieces(tensor)).filter_map(move |index| pages?.piece(index).map(of))
-}
-
 /// Steps tensors of which some are paged. Norms of the others are known.
 ///
-/// A tensor whose norm is wanted is read just before it is stepped, and not all of them before all
-/// steps: one that fits the window is then fetched once.
+/// The accesses are those of [`step_order`].
 pub(crate) fn step(
     pool: Pool<'_>,
     kernel: Kernel,
@@ -68,13 +59,10 @@ pub(crate) fn step(
     tensors: &mut [TensorStep<'_>],
     outcomes: &mut [Outcome],
 ) -> Result<(), BackendError> {
-    let mut order: Vec<Access> = Vec::new();
-    for tensor in &*tensors {
-        if tensor.is_clipped() {
-            order.extend(uses(tensor, Access::read));
-        }
-        order.extend(uses(tensor, Access::write));
-    }
+    let order = step_order(tensors.iter().filter_map(|tensor| {
+        let state = PagedCpuState::of(tensor)?;
+        Some((state.pages(), tensor.is_clipped()))
+    }));
     let walk = pager.begin(&order, Pass::Step);
     let walk = walk.map_err(|error| BackendError::from(error).not_begun())?;
     let mut position = 0;
@@ -132,8 +120,8 @@ pub(crate) fn count_non_finite(
     tensors: &[TensorStep<'_>],
     counts: &mut [u64],
 ) -> Result<(), PagingError> {
-    let order = tensors.iter().flat_map(|tensor| uses(tensor, Access::read));
-    let order: Vec<Access> = order.collect();
+    let states = tensors.iter().filter_map(PagedCpuState::of);
+    let order = survey_order(states.map(PagedCpuState::pages));
     let walk = pager.begin(&order, Pass::Survey)?;
     let mut tree = Tree::new();
     let mut position = 0;

@@ -374,7 +374,7 @@ impl Cuda {
                 param: tensor.param.dtype(),
                 grad: tensor.grad.dtype(),
                 options: record.flags != 0 && task == Task::Step,
-                limited: tensor.max_unorm > 0.0 && task == Task::Step,
+                limited: tensor.is_clipped() && task == Task::Step,
             };
             Some((kind, record))
         }));
