@@ -89,10 +89,28 @@ pub mod tensor {
 }
 
 /// The traits that a backend implements, and the types that it receives. Use them to write a backend.
+///
+/// A framework that keeps parameters and states itself can step one tensor without an optimizer:
+///
+/// ```
+/// use lion::backend::{Backend, StateRequest, TensorStep};
+/// use lion::{Overrides, cpu::Cpu};
+///
+/// let cpu = Cpu::new()?;
+/// let hyper = Overrides::new().lr(0.5).resolved()?;
+/// let request = StateRequest::new("weight", hyper.bits_for(3), 3);
+/// let mut state = cpu.allocate(&request)?;
+/// let (mut weight, grad) = ([1.0f32, 2.0, 3.0], [0.1f32, 0.0, -0.1]);
+/// let step = TensorStep::new("weight", &mut weight[..], &grad[..], &mut *state, &hyper, 1)?;
+/// let outcomes = cpu.step(&mut [step])?;
+/// assert_eq!(weight, [0.5, 2.0, 3.5]);
+/// assert_eq!(outcomes[0].skipped_blocks, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub mod backend {
     pub use lion_core::{
         Backend, BackendError, Bits, GradNorm, Gradient, Group, Hyper, Operand, Optimizer,
-        OptimizerConfig, ParamRecord, PlaneSpec, PlaneType, Planes, Restore, Scope, Skipped,
+        OptimizerConfig, Outcome, ParamRecord, PlaneSpec, PlaneType, Planes, Restore, Scope,
         SkippedBlocks, State, StateLayout, StateRecord, StateRequest, SumSquares, TensorStep,
     };
 }

@@ -143,6 +143,19 @@ impl Hyper {
         self.is_paged && len >= self.min_paged_size
     }
 
+    /// Checks each value alone, as [`Overrides`] are checked: the fields are public, and may have been set.
+    pub(crate) fn check_values(&self, scope: impl Fn() -> Scope) -> Result<(), Error> {
+        let values = Overrides {
+            lr: Some(self.lr),
+            lr_multiplier: Some(self.lr_multiplier),
+            betas: Some((self.beta1, self.beta2)),
+            weight_decay: Some(self.weight_decay),
+            max_unorm: Some(self.max_unorm),
+            ..Overrides::default()
+        };
+        values.check(scope)
+    }
+
     /// Checks what can only be checked after all scopes are merged: products of hyper-parameters,
     /// and hyper-parameters that the element type does not support.
     pub(crate) fn check(&self, parameter: &str, dtype: Dtype) -> Result<(), Error> {
@@ -309,6 +322,24 @@ impl Overrides {
             .min_8bit_size(args.min_8bit_size)
             .max_unorm(args.max_unorm)
             .skip_zeros(args.skip_zeros)
+    }
+
+    /// Returns the hyper-parameters that these overrides make with the [defaults](Hyper::default), for a
+    /// [`TensorStep`](crate::TensorStep) without an optimizer.
+    ///
+    /// ```
+    /// use lion_core::{Error, Overrides};
+    /// let hyper = Overrides::new().lr(3e-4).weight_decay(0.1).resolved()?;
+    /// assert_eq!((hyper.lr, hyper.weight_decay, hyper.beta1), (3e-4, 0.1, 0.9));
+    /// assert!(Overrides::new().lr(-1.0).resolved().is_err());
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidHyper`] if a value is outside its range.
+    pub fn resolved(&self) -> Result<Hyper, Error> {
+        self.check(|| Scope::Defaults)?;
+        Ok(self.resolve(Hyper::default()))
     }
 
     /// Returns `is_paged`, or `false` if it is not set.

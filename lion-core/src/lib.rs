@@ -30,7 +30,7 @@ mod tensor;
 pub use math::{norm, philox, update};
 
 pub use backend::{
-    Backend, BackendError, Momentum32, PlaneSpec, PlaneType, Planes, Skipped, State, StateLayout,
+    Backend, BackendError, Momentum32, Outcome, PlaneSpec, PlaneType, Planes, State, StateLayout,
     StateRecord, StateRequest, TensorStep,
 };
 pub use error::{Error, Operand, Scope, SkippedBlocks};

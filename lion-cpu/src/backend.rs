@@ -10,8 +10,8 @@ use crate::survey::{Survey, Tree};
 use crate::walk;
 use lion_core::norm::clipped_lr;
 use lion_core::{
-    BLOCK, Backend, BackendError, Gradient, Operand, PagingError, PagingTotals, State,
-    StateRequest, Storage, StorageMut, TensorStep,
+    BLOCK, Backend, BackendError, Gradient, Operand, Outcome, PagingError, PagingTotals, State,
+    StateRequest, Storage, StorageMut, SumSquares, TensorStep,
 };
 use lion_float_mode::in_default_mode;
 use lion_paging::{HostMover, Pager, Paging};
@@ -210,37 +210,40 @@ impl Backend for Cpu {
         })
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         self.check(tensors)?;
         in_default_mode(|| {
             let (pool, kernel) = (self.threads(tensors), self.kernel);
             limit(pool, kernel, tensors);
+            let mut outcomes = vec![Outcome::default(); tensors.len()];
             match self.pager(tensors) {
-                Some(pager) => walk::step(pool, kernel, pager, tensors),
-                None => Ok(pool.step(kernel, tensors, None)?),
+                Some(pager) => walk::step(pool, kernel, pager, tensors, &mut outcomes)?,
+                None => pool.step(kernel, tensors, None, &mut outcomes)?,
             }
+            Ok(outcomes)
         })
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         self.check(tensors)?;
         let (pool, kernel) = (self.threads(tensors), self.kernel);
         let views = tensors.iter().filter_map(View::new).map(|view| (0, view));
         let mut survey = Survey::new(pool, views, |view, block| kernel.count(view, block));
         let mut tree = Tree::new();
-        for tensor in &mut *tensors {
+        let mut counts = vec![0; tensors.len()];
+        for (tensor, count) in tensors.iter().zip(&mut counts) {
             if View::new(tensor).is_some() {
                 survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
-                tensor.skipped_blocks = tree.take().1;
+                *count = tree.take().1;
             }
         }
         if let Some(pager) = self.pager(tensors) {
-            walk::count_non_finite(pool, kernel, pager, tensors)?;
+            walk::count_non_finite(pool, kernel, pager, tensors, &mut counts)?;
         }
-        Ok(())
+        Ok(counts)
     }
 
-    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+    fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
         if let Some(gradient) = gradients.iter().find(|g| g.data.host().is_none()) {
             return Err(BackendError::WrongDevice {
                 backend: self.name().to_owned(),
@@ -251,8 +254,9 @@ impl Backend for Cpu {
         let elements = gradients.iter().map(|gradient| gradient.data.len());
         let elements = elements.fold(0, usize::saturating_add);
         let pool = Pool::for_elements(self.workers.as_ref(), elements);
-        in_default_mode(|| squares::sum(pool, self.kernel, gradients));
-        Ok(())
+        Ok(in_default_mode(|| {
+            squares::sum(pool, self.kernel, gradients)
+        }))
     }
 
     fn paging_totals(&self) -> Option<PagingTotals> {
@@ -263,7 +267,7 @@ impl Backend for Cpu {
 /// Lowers the learning rates of tensors in memory by their norms, where a limit is set.
 fn limit(pool: Pool<'_>, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
     fn limited<'v>(tensor: &'v TensorStep<'_>) -> Option<View<'v>> {
-        (tensor.max_unorm > 0.0).then(|| View::new(tensor))?
+        tensor.is_clipped().then(|| View::new(tensor))?
     }
 
     let views = tensors.iter().filter_map(limited).map(|view| (0, view));

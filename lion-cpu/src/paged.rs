@@ -3,7 +3,7 @@
 use lion_core::{
     BackendError, Bits, PagedState, PagingError, PlaneType, State, StateLayout, TensorStep,
 };
-use lion_paging::{Access, HostMemory, HostMover, Pager, Pass, Pieces, StatePages};
+use lion_paging::{Access, HostMemory, HostMover, Pager, Pieces, StatePages};
 use lion_quant::{ZERO_CODE, state_layout};
 use std::any::Any;
 use std::ops::Range;
@@ -53,30 +53,27 @@ impl PagedCpuState {
     /// a walk is held.
     #[allow(unsafe_code)]
     pub(crate) fn parts(&mut self) -> (&Pieces, &mut [u8]) {
-        // SAFETY: the two callers change bytes of pieces whose position they hold: `visit` below, and the
-        // queue of a step, which hands a piece out once it is acquired and releases it when all of it is
-        // stepped. In a child of the process a walk does not begin.
+        // SAFETY: the caller is the queue of a step, which hands a piece out once it is acquired and releases
+        // it when all of it is stepped. In a child of the process a walk does not begin.
         (self.pages.pieces(), unsafe { self.memory.bytes_mut() })
     }
 
     /// Changes parts of pieces, each while it is resident, and says for each how many bytes came before.
+    #[allow(unsafe_code)]
     fn visit(
         &mut self,
         parts: &[(usize, Range<usize>)],
         mut change: impl FnMut(usize, &mut [u8]),
     ) -> Result<(), PagingError> {
-        let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
-        let uses: Vec<Access> = pieces.map(Access::write).collect();
-        let pager = Arc::clone(self.pages.pager());
-        let walk = pager.begin(&uses, Pass::Aside)?;
+        let (pages, memory) = (&self.pages, &mut self.memory);
         let mut before = 0;
-        for (position, (_, range)) in parts.iter().enumerate() {
-            walk.acquire(position)?;
-            change(before, &mut self.parts().1[range.clone()]);
+        pages.visit(parts, Access::write, |_, range| {
+            // SAFETY: the range is changed, which is part of a piece that `StatePages::visit` holds.
+            let bytes = unsafe { memory.bytes_mut() };
+            change(before, &mut bytes[range.clone()]);
             before += range.len();
-            walk.release(position);
-        }
-        walk.finish()
+            Ok(())
+        })
     }
 
     /// The numbers of a plane as they lie in memory, little-endian, or the reverse.
@@ -103,18 +100,13 @@ impl State for PagedCpuState {
 
     fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
         let parts = self.pages.pieces().parts(plane, offset, into.len())?;
-        let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
-        let uses: Vec<Access> = pieces.map(Access::read).collect();
-        let walk = self.pages.pager().begin(&uses, Pass::Aside)?;
-        let mut rest = &mut *into;
-        for (position, (_, range)) in parts.iter().enumerate() {
-            let (part, after) = rest.split_at_mut(range.len());
-            walk.acquire(position)?;
+        let mut at = 0;
+        self.pages.visit(&parts, Access::read, |_, range| {
+            let part = &mut into[at..at + range.len()];
             part.copy_from_slice(&self.memory.bytes()[range.clone()]);
-            walk.release(position);
-            rest = after;
-        }
-        walk.finish()?;
+            at += range.len();
+            Ok::<(), PagingError>(())
+        })?;
         self.swap(plane, into);
         Ok(())
     }

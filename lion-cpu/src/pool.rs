@@ -9,7 +9,7 @@ use crate::arch::{self, Kernel};
 use crate::job::{Job, Jobs, PagedJobs};
 use crate::region::{Helper, Regions};
 use crate::walk::Progress;
-use lion_core::{BLOCK, PagingError, TensorStep};
+use lion_core::{BLOCK, Outcome, PagingError, TensorStep};
 use lion_float_mode::in_default_mode;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::iter::Enumerate;
@@ -117,6 +117,7 @@ impl<'p> Pool<'p> {
         kernel: Kernel,
         tensors: &mut [TensorStep<'_>],
         progress: Option<&Progress<'_>>,
+        outcomes: &mut [Outcome],
     ) -> Result<(), PagingError> {
         let elements = elements(tensors);
         let threads = self.threads();
@@ -126,9 +127,6 @@ impl<'p> Pool<'p> {
             // A few runs for each thread, so that one that is interrupted does not hold up the rest.
             (elements / (8 * threads)).clamp(SMALLEST_RUN, LARGEST_RUN)
         };
-        for tensor in &mut *tensors {
-            tensor.skipped_blocks = 0;
-        }
         let queue = Mutex::new(Queue {
             tensors: tensors.iter_mut().enumerate(),
             pieces: None,
@@ -136,16 +134,12 @@ impl<'p> Pool<'p> {
             rest: None,
             progress,
             run,
-            skipped: Vec::new(),
+            outcomes,
             error: None,
         });
         self.run(elements / run, || work(kernel, &queue));
         let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let (skipped, error) = (queue.skipped, queue.error);
-        for (tensor, skipped) in skipped {
-            tensors[tensor].skipped_blocks += skipped;
-        }
-        error.map_or(Ok(()), Err)
+        queue.error.map_or(Ok(()), Err)
     }
 }
 
@@ -190,7 +184,10 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
         }
     }
     if !skipped.is_empty() {
-        lock().skipped.append(&mut skipped);
+        let mut queue = lock();
+        for (tensor, blocks) in skipped {
+            queue.outcomes[tensor].skipped_blocks += blocks;
+        }
     }
 }
 
@@ -245,8 +242,8 @@ struct Queue<'q, 't> {
     progress: Option<&'q Progress<'q>>,
     /// Elements that a thread takes at once.
     run: usize,
-    /// Blocks that were skipped, with the index of their tensor.
-    skipped: Vec<(usize, u64)>,
+    /// What the step has done to each tensor.
+    outcomes: &'q mut [Outcome],
     /// What ended the step before its end.
     error: Option<PagingError>,
 }

@@ -19,11 +19,10 @@ struct Part<'g> {
     squares: SumSquares,
 }
 
-/// Sets the sums of gradients that lie in the host's memory.
-pub(crate) fn sum(pool: Pool<'_>, kernel: Kernel, gradients: &mut [Gradient<'_>]) {
+/// Returns the sums of gradients in the host's memory, in order.
+pub(crate) fn sum(pool: Pool<'_>, kernel: Kernel, gradients: &[Gradient<'_>]) -> Vec<SumSquares> {
     let mut parts = Vec::new();
-    for (index, gradient) in gradients.iter_mut().enumerate() {
-        gradient.squares = SumSquares::default();
+    for (index, gradient) in gradients.iter().enumerate() {
         let mut rest = gradient.data.host();
         while let Some(elements) = rest.filter(|rest| !rest.is_empty()) {
             let (part, after) = elements.split_at(elements.len().min(PART_BLOCKS * BLOCK));
@@ -49,10 +48,11 @@ pub(crate) fn sum(pool: Pool<'_>, kernel: Kernel, gradients: &mut [Gradient<'_>]
             }
         }
     });
-    let mut sums = Vec::new();
+    let (mut sums, mut of_one) = (vec![SumSquares::default(); gradients.len()], Vec::new());
     for parts in parts.chunk_by(|a, b| a.gradient == b.gradient) {
-        sums.clear();
-        sums.extend(parts.iter().map(|part| part.squares));
-        gradients[parts[0].gradient].squares = SumSquares::of_parts(&mut sums);
+        of_one.clear();
+        of_one.extend(parts.iter().map(|part| part.squares));
+        sums[parts[0].gradient] = SumSquares::of_parts(&mut of_one);
     }
+    sums
 }

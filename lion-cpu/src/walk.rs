@@ -6,8 +6,8 @@ use crate::paged::PagedCpuState;
 use crate::pool::Pool;
 use crate::survey::{Survey, Tree};
 use lion_core::norm::clipped_lr;
-use lion_core::{BackendError, PagingError, TensorStep};
-use lion_paging::{Access, HostMover, Pager, Pass, ScheduleRun};
+use lion_core::{BackendError, Outcome, PagingError, TensorStep};
+use lion_paging::{HostMover, Pager, Pass, ScheduleRun, step_order, survey_order};
 use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -49,56 +49,41 @@ fn pieces(tensor: &TensorStep<'_>) -> usize {
     PagedCpuState::of(tensor).map_or(0, |state| state.pages().pieces().count())
 }
 
-fn uses(
-    tensor: &TensorStep<'_>,
-    of: fn(lion_paging::Piece) -> Access,
-) -> impl Iterator<Item = Access> {
-    let pages = PagedCpuState::of(tensor).map(PagedCpuState::pages);
-    (0..pieces(tensor)).filter_map(move |index| pages?.piece(index).map(of))
-}
-
-/// Whether the norm of a tensor is to be known before its step.
-fn is_clipped(tensor: &TensorStep<'_>) -> bool {
-    tensor.max_unorm > 0.0
-}
-
 /// Steps tensors of which some are paged. Norms of the others are known.
 ///
-/// A tensor whose norm is wanted is read just before it is stepped, and not all of them before all
-/// steps: one that fits the window is then fetched once.
+/// The accesses are those of [`step_order`].
 pub(crate) fn step(
     pool: Pool<'_>,
     kernel: Kernel,
     pager: &Pager<HostMover>,
     tensors: &mut [TensorStep<'_>],
+    outcomes: &mut [Outcome],
 ) -> Result<(), BackendError> {
-    let mut order: Vec<Access> = Vec::new();
-    for tensor in &*tensors {
-        if is_clipped(tensor) {
-            order.extend(uses(tensor, Access::read));
-        }
-        order.extend(uses(tensor, Access::write));
-    }
+    let order = step_order(tensors.iter().filter_map(|tensor| {
+        let state = PagedCpuState::of(tensor)?;
+        Some((state.pages(), tensor.is_clipped()))
+    }));
     let walk = pager.begin(&order, Pass::Step);
     let walk = walk.map_err(|error| BackendError::from(error).not_begun())?;
     let mut position = 0;
-    let mut rest = tensors;
+    let (mut rest, mut rest_of_outcomes) = (tensors, outcomes);
     while !rest.is_empty() {
-        if is_clipped(&rest[0]) && pieces(&rest[0]) > 0 {
+        if rest[0].is_clipped() && pieces(&rest[0]) > 0 {
             limit(pool, kernel, &walk, position, &mut rest[0])?;
             position += pieces(&rest[0]);
         }
         // Up to the next one whose norm is wanted.
-        let stop = |tensor: &TensorStep<'_>| is_clipped(tensor) && pieces(tensor) > 0;
+        let stop = |tensor: &TensorStep<'_>| tensor.is_clipped() && pieces(tensor) > 0;
         let end = rest[1..]
             .iter()
             .position(stop)
             .map_or(rest.len(), |at| at + 1);
         let (part, after) = rest.split_at_mut(end);
+        let (outcomes, outcomes_after) = rest_of_outcomes.split_at_mut(end);
         let progress = Progress::new(&walk, position, part);
         position += progress.left.len();
-        pool.step(kernel, part, Some(&progress))?;
-        rest = after;
+        pool.step(kernel, part, Some(&progress), outcomes)?;
+        (rest, rest_of_outcomes) = (after, outcomes_after);
     }
     Ok(walk.finish()?)
 }
@@ -132,25 +117,22 @@ pub(crate) fn count_non_finite(
     pool: Pool<'_>,
     kernel: Kernel,
     pager: &Pager<HostMover>,
-    tensors: &mut [TensorStep<'_>],
+    tensors: &[TensorStep<'_>],
+    counts: &mut [u64],
 ) -> Result<(), PagingError> {
-    let order = tensors.iter().flat_map(|tensor| uses(tensor, Access::read));
-    let order: Vec<Access> = order.collect();
+    let states = tensors.iter().filter_map(PagedCpuState::of);
+    let order = survey_order(states.map(PagedCpuState::pages));
     let walk = pager.begin(&order, Pass::Survey)?;
     let mut tree = Tree::new();
     let mut position = 0;
-    for tensor in tensors {
-        let count = pieces(tensor);
-        if count > 0 {
-            tensor.skipped_blocks = 0;
-        }
-        for piece in 0..count {
+    for (tensor, counted) in tensors.iter().zip(counts) {
+        for piece in 0..pieces(tensor) {
             walk.acquire(position)?;
             if let Some(view) = View::of_piece(tensor, piece) {
                 let views = iter::once((0, view));
                 let mut survey = Survey::new(pool, views, |view, block| kernel.count(view, block));
                 survey.add_to(&mut tree, view.blocks().len());
-                tensor.skipped_blocks += tree.take().1;
+                *counted += tree.take().1;
             }
             walk.release(position);
             position += 1;

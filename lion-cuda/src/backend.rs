@@ -15,8 +15,8 @@ use cust::context::Context;
 use cust::stream::Stream;
 use cust::sys::{CUcontext, CUevent, CUstream};
 use lion_core::{
-    Backend, BackendError, DeviceMemory, Gradient, Operand, PagingError, PagingTotals, Skipped,
-    Slice, State, StateRequest, Storage, StorageMut, TensorStep,
+    Backend, BackendError, DeviceMemory, Gradient, Operand, Outcome, PagingError, PagingTotals,
+    Slice, State, StateRequest, Storage, StorageMut, SumSquares, TensorStep,
 };
 use lion_paging::{Pager, Paging};
 use lion_quant::state_layout;
@@ -379,7 +379,7 @@ impl Cuda {
                 param: tensor.param.dtype(),
                 grad: tensor.grad.dtype(),
                 options: record.flags != 0 && task == Task::Step,
-                limited: tensor.max_unorm > 0.0 && task == Task::Step,
+                limited: tensor.is_clipped() && task == Task::Step,
             };
             Some((kind, record))
         }));
@@ -419,11 +419,10 @@ impl Cuda {
         &self,
         work: &mut Work,
         tensors: &mut [TensorStep<'_>],
-    ) -> Result<(), BackendError> {
+    ) -> Result<Vec<Outcome>, BackendError> {
         self.set_aside(tensors)?;
         let places = self.place(work, tensors, Task::Step)?;
         for tensor in &mut *tensors {
-            (tensor.skipped_blocks, tensor.pending) = (0, !is_of_host(tensor));
             // Before the first launch: what a step skips that fails later is told by `synchronize`.
             if let Some(state) = state_mut(tensor.state) {
                 state.queued = true;
@@ -433,12 +432,16 @@ impl Cuda {
         self.queue(work, tensors, &places, Task::Step, number)?;
         self.queue_paged(work, tensors, &places, Task::Step, number)?;
         if tensors.iter().any(is_of_host) {
-            self.finish(work, tensors, &places)?;
+            return Ok(self.finish(work, tensors, &places)?);
         }
-        Ok(())
+        Ok(vec![Outcome::queued(); tensors.len()])
     }
 
-    fn survey(&self, work: &mut Work, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn survey(
+        &self,
+        work: &mut Work,
+        tensors: &[TensorStep<'_>],
+    ) -> Result<Vec<u64>, BackendError> {
         let places = self.place(work, tensors, Task::Survey)?;
         let mut bytes = vec![0; 8 * tensors.len()];
         grow(&mut work.scratch, &self.session, bytes.len())?;
@@ -449,14 +452,11 @@ impl Cuda {
         self.queue_paged(work, tensors, &places, Task::Survey, number)?;
         work.scratch.read(0, &mut bytes)?;
         let (words, _) = bytes.as_chunks::<8>();
-        for (tensor, &word) in tensors.iter_mut().zip(words) {
-            tensor.skipped_blocks = u64::from_le_bytes(word);
-        }
-        Ok(())
+        Ok(words.iter().map(|&word| u64::from_le_bytes(word)).collect())
     }
 
     /// Waits for what a call has queued before it failed, so that nothing of it goes on behind an error.
-    fn wait_on_error(&self, done: Result<(), BackendError>) -> Result<(), BackendError> {
+    fn wait_on_error<T>(&self, done: Result<T, BackendError>) -> Result<T, BackendError> {
         done.inspect_err(|_| {
             // If this fails too, the context has failed; the error of the call says more.
             let _ = self.session.synchronize();
@@ -479,13 +479,14 @@ impl Cuda {
         }
     }
 
-    /// Copies parameters of the host back, waits, and says what was skipped in tensors that have one.
+    /// Copies parameters of the host back and waits. Returns the outcomes, which are pending for parameters
+    /// of the device.
     fn finish(
         &self,
         work: &Work,
         tensors: &mut [TensorStep<'_>],
         places: &[Place],
-    ) -> Result<(), CudaError> {
+    ) -> Result<Vec<Outcome>, CudaError> {
         for (tensor, place) in tensors.iter_mut().zip(places) {
             if let StorageMut::Host(slice) = &mut tensor.param {
                 let start = place.param.wrapping_sub(work.host.address());
@@ -493,14 +494,13 @@ impl Cuda {
             }
         }
         let numbers = self.counters.read()?;
-        for tensor in tensors {
-            if is_of_host(tensor)
-                && let Some(state) = state_mut(tensor.state)
-            {
-                tensor.skipped_blocks = state.count(&numbers);
+        let outcome = |tensor: &mut TensorStep<'_>| match state_mut(tensor.state) {
+            Some(state) if tensor.param.device().is_none() => {
+                Outcome::skipped(state.count(&numbers))
             }
-        }
-        Ok(())
+            _ => Outcome::queued(),
+        };
+        Ok(tensors.iter_mut().map(outcome).collect())
     }
 
     /// Sets aside what queued steps have skipped in states whose next step is done when it returns.
@@ -590,7 +590,7 @@ impl Backend for Cuda {
         Ok(Box::new(state))
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         // Before anything is queued: a stream that is captured is refused.
         let current = self.session.queueing();
         let _current = current.map_err(|error| BackendError::from(error).not_begun())?;
@@ -605,14 +605,14 @@ impl Backend for Cuda {
         )
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         let _current = self.session.queueing()?;
         self.check(tensors)?;
         let counted = self.survey(&mut self.work(), tensors);
         self.wait_on_error(counted)
     }
 
-    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+    fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
         let _current = self.session.queueing()?;
         let mut on_device = Vec::new();
         for (index, gradient) in gradients.iter().enumerate() {
@@ -629,25 +629,34 @@ impl Backend for Cuda {
                 });
             }
         }
+        let mut sums = vec![SumSquares::default(); gradients.len()];
         if !on_device.is_empty() {
             let mut work = self.work();
-            squares::sum(&self.session, &mut work, &on_device, gradients)?;
-        }
-        // To copy arrays of the host to the device would take longer than to add up their squares.
-        let mut on_host = gradients.iter_mut().filter(|g| g.data.device().is_none());
-        on_host.try_for_each(|gradient| gradient.sum_on_host(&self.name))
-    }
-
-    fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
-        self.session.synchronize()?;
-        let numbers = self.counters.read()?;
-        for skipped in states {
-            if let Some(state) = state_mut(skipped.state) {
-                let aside = std::mem::take(&mut state.aside);
-                skipped.blocks = aside + state.count(&numbers);
+            let squares = squares::sum(&self.session, &mut work, &on_device)?;
+            for (gradient, squares) in on_device.iter().zip(squares) {
+                sums[gradient.index] = squares;
             }
         }
-        Ok(())
+        // To copy arrays of the host to the device would take longer than to add up their squares.
+        for (gradient, sum) in gradients.iter().zip(&mut sums) {
+            if gradient.data.device().is_none() {
+                *sum = gradient.sum_on_host(&self.name)?;
+            }
+        }
+        Ok(sums)
+    }
+
+    fn synchronize(
+        &self,
+        states: &mut [&mut (dyn State + 'static)],
+    ) -> Result<Vec<u64>, BackendError> {
+        self.session.synchronize()?;
+        let numbers = self.counters.read()?;
+        let skipped = |state: &mut &mut (dyn State + 'static)| match state_mut(*state) {
+            Some(state) => std::mem::take(&mut state.aside) + state.count(&numbers),
+            None => 0,
+        };
+        Ok(states.iter_mut().map(skipped).collect())
     }
 
     fn paging_totals(&self) -> Option<PagingTotals> {

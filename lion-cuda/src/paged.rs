@@ -5,7 +5,6 @@
 //! that the kernel counts on from them, and addresses of the state are those that the tensor would begin
 //! at. So positions in the tensor, which random words are drawn by, are what they are.
 
-use crate::CudaError;
 use crate::backend::{Place, Work, grow, state};
 use crate::driver::Session;
 use crate::launch;
@@ -14,44 +13,18 @@ use crate::plan::{Kind, Task};
 use crate::record::{LR, RUN, Record};
 use crate::state::{CudaState, PagedPlanes};
 use lion_core::{BLOCK, BackendError, Bits, PlaneSpec, TensorStep};
-use lion_paging::{Access, Pager, Pass, ScheduleRun};
-use std::ops::Range;
+use lion_paging::{Access, Pager, Pass, ScheduleRun, step_order, survey_order};
 use std::sync::Arc;
 
 type DeviceWalk<'p> = ScheduleRun<'p, DeviceDriver>;
-
-impl PagedPlanes {
-    /// Works on parts of pieces, each while it is on the device.
-    fn visit(
-        &self,
-        parts: &[(usize, Range<usize>)],
-        of: fn(lion_paging::Piece) -> Access,
-        mut work: impl FnMut(&Range<usize>, &Range<usize>) -> Result<(), CudaError>,
-    ) -> Result<(), BackendError> {
-        let pieces = parts.iter().filter_map(|part| self.pages.piece(part.0));
-        let uses: Vec<Access> = pieces.map(of).collect();
-        let walk = self.pages.pager().begin(&uses, Pass::Aside)?;
-        for (position, (piece, range)) in parts.iter().enumerate() {
-            walk.acquire(position)?;
-            work(&self.pages.pieces().bytes(*piece), range)?;
-            walk.release(position);
-        }
-        Ok(walk.finish()?)
-    }
-
-    fn uses(&self, of: fn(lion_paging::Piece) -> Access) -> impl Iterator<Item = Access> {
-        let pieces = 0..self.pages.pieces().count();
-        pieces.filter_map(move |piece| self.pages.piece(piece).map(of))
-    }
-}
 
 /// Fills the first plane with a byte.
 pub(crate) fn fill(planes: &PagedPlanes, value: u8) -> Result<(), BackendError> {
     let pieces = planes.pages.pieces();
     let bytes = PlaneSpec::bytes(&pieces.layout().planes()[0], pieces.len());
     let parts = pieces.parts(0, 0, bytes)?;
-    planes.visit(&parts, Access::write, |piece, range| {
-        planes.home.fill(piece, range, value)
+    planes.pages.visit(&parts, Access::write, |piece, range| {
+        Ok(planes.home.fill(piece, range, value)?)
     })
 }
 
@@ -64,10 +37,10 @@ pub(crate) fn read(
 ) -> Result<(), BackendError> {
     let parts = planes.pages.pieces().parts(plane, offset, into.len())?;
     let mut at = 0;
-    planes.visit(&parts, Access::read, |piece, range| {
+    planes.pages.visit(&parts, Access::read, |piece, range| {
         let to = &mut into[at..at + range.len()];
         at += range.len();
-        planes.home.read(piece, range, to)
+        Ok(planes.home.read(piece, range, to)?)
     })
 }
 
@@ -80,10 +53,10 @@ pub(crate) fn write(
 ) -> Result<(), BackendError> {
     let parts = planes.pages.pieces().parts(plane, offset, from.len())?;
     let mut at = 0;
-    planes.visit(&parts, Access::write, |piece, range| {
+    planes.pages.visit(&parts, Access::write, |piece, range| {
         let part = &from[at..at + range.len()];
         at += range.len();
-        planes.home.write(piece, range, part)
+        Ok(planes.home.write(piece, range, part)?)
     })
 }
 
@@ -116,21 +89,15 @@ pub(crate) fn queue(
     let paged = |tensor: &'_ TensorStep<'_>| -> bool {
         state(tensor.state).is_some_and(|state| state.pages().is_some())
     };
-    let of = if task == Task::Step {
-        Access::write
+    let states = tensors.iter().filter_map(|tensor| {
+        let planes = state(tensor.state)?.pages()?;
+        Some((&planes.pages, tensor.is_clipped()))
+    });
+    let order = if task == Task::Step {
+        step_order(states)
     } else {
-        Access::read
+        survey_order(states.map(|(pages, _)| pages))
     };
-    let mut order = Vec::new();
-    for tensor in tensors {
-        if let Some(planes) = state(tensor.state).and_then(CudaState::pages) {
-            // Norms first, of the tensor alone: one that fits the window is then fetched once.
-            if is_clipped(tensor, task) {
-                order.extend(planes.uses(Access::read));
-            }
-            order.extend(planes.uses(of));
-        }
-    }
     if order.is_empty() {
         return Ok(());
     }
@@ -192,7 +159,7 @@ fn scratch_bytes(runs: usize) -> usize {
 }
 
 fn is_clipped(tensor: &TensorStep<'_>, task: Task) -> bool {
-    tensor.max_unorm > 0.0 && task == Task::Step
+    tensor.is_clipped() && task == Task::Step
 }
 
 impl Queue<'_> {

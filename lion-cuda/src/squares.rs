@@ -6,7 +6,7 @@ use crate::driver::Session;
 use crate::launch;
 use crate::plan::{Kind, Plan, Task};
 use crate::record::{BYTES, Record};
-use lion_core::{Bits, Dtype, Gradient, SumSquares};
+use lion_core::{Bits, Dtype, SumSquares};
 use std::sync::Arc;
 
 /// Bytes of the result of a gradient: the number of blocks that are not finite, and the sum.
@@ -20,23 +20,18 @@ pub(crate) struct OnDevice {
     pub(crate) dtype: Dtype,
 }
 
-/// Sets the sums of gradients in the device's memory, and waits for them.
+/// Waits for the sums of gradients in the device's memory, and returns them in order.
 pub(crate) fn sum(
     session: &Arc<Session>,
     work: &mut Work,
     on_device: &[OnDevice],
-    gradients: &mut [Gradient<'_>],
-) -> Result<(), CudaError> {
-    let summed = queue(session, work, on_device)
+) -> Result<Vec<SumSquares>, CudaError> {
+    queue(session, work, on_device)
         .and_then(|bytes| read(work, bytes))
         .inspect_err(|_| {
             // The gradients are lent for this call. Where waiting fails too, the context has failed.
             let _ = session.synchronize();
-        })?;
-    for (gradient, squares) in on_device.iter().zip(summed) {
-        gradients[gradient.index].squares = squares;
-    }
-    Ok(())
+        })
 }
 
 /// Queues the kernels. Returns the bytes of the results, which are at the start of the scratch.

@@ -38,6 +38,7 @@ mod host;
 mod limits;
 mod memory_limit;
 mod mover;
+mod order;
 #[allow(unsafe_code)]
 mod os;
 mod pager;
@@ -53,6 +54,7 @@ pub use host::HostMover;
 pub use limits::Limits;
 pub use lion_core::PagingError;
 pub use mover::PageMover;
+pub use order::{step_order, survey_order};
 pub use os::{HostMemory, HostRegion};
 pub use pager::{Pager, StatePages};
 pub use pieces::Pieces;

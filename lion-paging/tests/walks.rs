@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use lion_core::Momentum32;
-use lion_paging::{Access, Limits, PageMover, Pager, PagingError, Pass, ScheduleRun, StatePages};
+use lion_paging::{
+    Access, Limits, PageMover, Pager, PagingError, Pass, ScheduleRun, StatePages, step_order,
+    survey_order,
+};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -177,6 +180,27 @@ fn out_of_order(walk: &ScheduleRun<'_, Failing>, position: usize) -> usize {
     });
     assert_eq!(a, b);
     a
+}
+
+#[test]
+fn a_clipped_state_is_read_just_before_it_is_written() {
+    let (pager, a) = two_of(2);
+    let (b, ()) = pager.allocate(&Momentum32, PAGE / 4).unwrap();
+    let [a0, a1] = [0, 1].map(|piece| a.piece(piece).unwrap());
+    let b0 = b.piece(0).unwrap();
+    let order = step_order([(&b, false), (&a, true), (&b, true)]);
+    let wanted = [
+        Access::write(b0),
+        Access::read(a0),
+        Access::read(a1),
+        Access::write(a0),
+        Access::write(a1),
+        Access::read(b0),
+        Access::write(b0),
+    ];
+    assert_eq!(order, wanted);
+    let reads = [a0, a1, b0].map(Access::read);
+    assert_eq!(survey_order([&a, &b]), reads);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use lion::cpu::Cpu;
 use lion::{
     Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec,
-    backend::{Backend, BackendError, State, StateLayout, StateRequest, TensorStep},
+    backend::{Backend, BackendError, Outcome, State, StateLayout, StateRequest, TensorStep},
     tensor::{DeviceMemory, DeviceSlice, DeviceSliceMut},
     update,
 };
@@ -32,13 +32,13 @@ impl Backend for Counting {
         self.cpu.allocate(request)
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         self.steps.fetch_add(1, Ordering::Relaxed);
         self.tensors.fetch_add(tensors.len(), Ordering::Relaxed);
         self.cpu.step(tensors)
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         self.scans.fetch_add(1, Ordering::Relaxed);
         self.cpu.count_non_finite(tensors)
     }
@@ -155,11 +155,11 @@ impl Backend for Foreign {
         }
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         self.0.step(tensors)
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         self.0.count_non_finite(tensors)
     }
 }
@@ -228,7 +228,7 @@ impl<B: Backend> Backend for Swapping<B> {
         self.0.allocate(request)
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         let [a, b] = tensors else {
             panic!("a step of two parameters");
         };
@@ -236,7 +236,7 @@ impl<B: Backend> Backend for Swapping<B> {
         self.0.step(tensors)
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         let [a, b] = tensors else {
             panic!("a step of two parameters");
         };

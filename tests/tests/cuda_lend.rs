@@ -4,7 +4,7 @@
 use lion::cuda::{Cuda, CudaError, cust, device_slice, device_slice_mut, lend};
 use lion::{
     Dtype, Error, Lion, Paging, ParamSpec,
-    backend::{Backend, BackendError, Bits, Operand, Skipped, State, StateRequest, TensorStep},
+    backend::{Backend, BackendError, Bits, Operand, Outcome, State, StateRequest, TensorStep},
     tensor::{DeviceSlice, Storage},
     update,
 };
@@ -171,18 +171,21 @@ impl<B: Backend> Backend for Short<B> {
         self.inner.allocate(&request)
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         for tensor in tensors.iter_mut().filter(|_| !self.states) {
             tensor.grad = Storage::from(&[1.0f32; 3][..]);
         }
         self.inner.step(tensors)
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         self.inner.count_non_finite(tensors)
     }
 
-    fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+    fn synchronize(
+        &self,
+        states: &mut [&mut (dyn State + 'static)],
+    ) -> Result<Vec<u64>, BackendError> {
         self.inner.synchronize(states)
     }
 }

@@ -5,8 +5,8 @@ use lion::cpu::Cpu;
 use lion::{
     Dtype, Error, Handle, Lion, Overrides, ParamSpec,
     backend::{
-        Backend, BackendError, Bits, ParamRecord, Planes, State, StateRecord, StateRequest,
-        TensorStep,
+        Backend, BackendError, Bits, Outcome, ParamRecord, Planes, State, StateRecord,
+        StateRequest, TensorStep,
     },
     tensor::{DeviceMemory, DeviceSlice, MemoryOrder, Update},
     update,
@@ -38,11 +38,11 @@ impl Backend for Wrong {
         self.cpu.allocate(&request)
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         self.cpu.step(tensors)
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         self.cpu.count_non_finite(tensors)
     }
 }
@@ -94,7 +94,7 @@ impl Backend for Late {
         self.cpu.allocate(request)
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         let error = BackendError::Other("it failed".into());
         if !self.begins {
             return Err(error.not_begun());
@@ -103,7 +103,7 @@ impl Backend for Late {
         Err(error)
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         self.cpu.count_non_finite(tensors)
     }
 }

@@ -428,14 +428,17 @@ fn a_backend_without_the_sum_has_it_for_arrays_of_the_host() {
             self.0.allocate(request)
         }
 
-        fn step(&self, tensors: &mut [lion::backend::TensorStep<'_>]) -> Result<(), BackendError> {
+        fn step(
+            &self,
+            tensors: &mut [lion::backend::TensorStep<'_>],
+        ) -> Result<Vec<lion::backend::Outcome>, BackendError> {
             self.0.step(tensors)
         }
 
         fn count_non_finite(
             &self,
             tensors: &mut [lion::backend::TensorStep<'_>],
-        ) -> Result<(), BackendError> {
+        ) -> Result<Vec<u64>, BackendError> {
             self.0.count_non_finite(tensors)
         }
     }

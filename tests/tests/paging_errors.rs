@@ -180,14 +180,17 @@ impl lion::backend::Backend for Swapped {
         self.allocates.allocate(request)
     }
 
-    fn step(&self, tensors: &mut [lion::backend::TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(
+        &self,
+        tensors: &mut [lion::backend::TensorStep<'_>],
+    ) -> Result<Vec<lion::backend::Outcome>, BackendError> {
         self.steps.step(tensors)
     }
 
     fn count_non_finite(
         &self,
         tensors: &mut [lion::backend::TensorStep<'_>],
-    ) -> Result<(), BackendError> {
+    ) -> Result<Vec<u64>, BackendError> {
         self.steps.count_non_finite(tensors)
     }
 

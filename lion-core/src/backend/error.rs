@@ -84,6 +84,15 @@ pub enum BackendError {
         /// The parameter of the gradient.
         parameter: String,
     },
+    /// A method of a backend returned another number of results than it was given inputs.
+    WrongCount {
+        /// The backend.
+        backend: String,
+        /// Results that it returned.
+        given: usize,
+        /// Inputs.
+        wanted: usize,
+    },
     /// A state cannot be paged, or a piece of it could not be moved.
     Paging(PagingError),
     /// An error of a backend that is not part of this project.
@@ -216,6 +225,14 @@ impl fmt::Display for BackendError {
                 f,
                 "parameter `{parameter}`: the backend `{backend}` does not support the norm of a \
                  gradient in the memory of a device"
+            ),
+            BackendError::WrongCount {
+                backend,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "the backend `{backend}` returned {given} results, wanted {wanted}"
             ),
             BackendError::Paging(error) => write!(f, "{error}"),
             BackendError::Other(_) => f.write_str("the backend failed"),

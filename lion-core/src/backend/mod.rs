@@ -2,20 +2,25 @@
 
 mod error;
 mod state;
+mod tensor_step;
 
 pub use error::BackendError;
 pub use state::{Momentum32, PlaneSpec, PlaneType, Planes, State, StateLayout, StateRecord};
+pub(crate) use tensor_step::Checked;
+pub use tensor_step::{Outcome, TensorStep};
 
-use crate::philox::PhiloxKey;
-use crate::update::StepConstants;
-use crate::{Bits, Gradient, PagingTotals, Storage, StorageMut};
+use crate::{Bits, Gradient, PagingTotals, SumSquares};
 use std::fmt;
 
 /// Where the arithmetic runs: the door through which the CPU, CUDA, or a backend of one's own joins.
 ///
 /// The optimizer checks names, lengths, types and hyper-parameters before it calls a backend, so an
-/// implementation may rely on what [`TensorStep`] promises. A backend returns the same bits as the
-/// specification; `cargo xtask verify` holds the ones here against it.
+/// implementation may rely on what [`TensorStep`] promises. A backend reads the fields of its inputs, changes
+/// the memory of parameters and states alone, and returns its results. A backend returns the same bits as the
+/// specification; `cargo xtask verify` compares those of this project with it.
+///
+/// A method that returns a vector returns one element per input, in the order of the inputs. Where it does
+/// not, the optimizer returns [`BackendError::WrongCount`].
 ///
 /// The optimizer calls [`step`](Backend::step), [`count_non_finite`](Backend::count_non_finite) and
 /// [`sum_squares`](Backend::sum_squares) in the floating-point mode that the specification assumes (rounding
@@ -26,7 +31,8 @@ use std::fmt;
 ///
 /// ```
 /// use lion_core::{
-///     Backend, BackendError, Gradient, PagingTotals, Skipped, State, StateRequest, TensorStep,
+///     Backend, BackendError, Gradient, Outcome, PagingTotals, State, StateRequest, SumSquares,
+///     TensorStep,
 /// };
 /// use std::sync::atomic::{AtomicUsize, Ordering};
 ///
@@ -38,17 +44,20 @@ use std::fmt;
 ///     fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
 ///         self.inner.allocate(request)
 ///     }
-///     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+///     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
 ///         self.steps.fetch_add(1, Ordering::Relaxed);
 ///         self.inner.step(tensors)
 ///     }
-///     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+///     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
 ///         self.inner.count_non_finite(tensors)
 ///     }
-///     fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+///     fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
 ///         self.inner.sum_squares(gradients)
 ///     }
-///     fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+///     fn synchronize(
+///         &self,
+///         states: &mut [&mut (dyn State + 'static)],
+///     ) -> Result<Vec<u64>, BackendError> {
 ///         self.inner.synchronize(states)
 ///     }
 ///     fn paging_totals(&self) -> Option<PagingTotals> {
@@ -68,8 +77,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// to be paged and cannot; what else the backend meets.
     fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError>;
 
-    /// Steps every tensor: parameter and state change, and
-    /// [`skipped_blocks`](TensorStep::skipped_blocks) is set.
+    /// Steps every tensor: changes its parameter and its state. Returns one [`Outcome`] per tensor, in the
+    /// order of the tensors.
     ///
     /// # Errors
     /// Before anything changes, [`BackendError::ForeignState`] where a state is not one of this
@@ -80,38 +89,42 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// parameter and no state has changed, and the optimizer acts as if the step had not been called.
     /// If it has, the optimizer takes every state of the step to be changed. A backend that fails
     /// before it changes anything says so with [`BackendError::not_begun`].
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError>;
 
-    /// Sets [`skipped_blocks`](TensorStep::skipped_blocks) to what [`step`](Backend::step) would
-    /// skip, and changes nothing else.
+    /// Returns, for each tensor in order, how many blocks [`step`](Backend::step) would skip because a new
+    /// momentum in them is not finite. Changes no parameter and no state.
     ///
     /// # Errors
     /// As [`step`](Backend::step).
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError>;
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError>;
 
-    /// Sets [`squares`](Gradient::squares) of each gradient to its [`SumSquares`](crate::SumSquares), bit for
-    /// bit, after all work that is queued.
+    /// Returns the [`SumSquares`] of each gradient, in the order of the gradients, after all work that is
+    /// queued. The bits are those of [`SumSquares::of`].
     ///
-    /// The default does so for gradients in the host's memory, on the caller's thread.
+    /// The default adds up gradients in the host's memory on the calling thread.
     ///
     /// # Errors
-    /// [`BackendError::WrongDevice`] where a gradient is not in reach;
-    /// [`BackendError::NormUnsupported`] where it is and its sum cannot be computed; what else the backend
-    /// meets.
-    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+    /// [`BackendError::WrongDevice`] if the backend cannot reach a gradient;
+    /// [`BackendError::NormUnsupported`] if it can, and cannot compute the sum; any other error of the
+    /// backend.
+    fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
         let backend = self.name();
-        let mut gradients = gradients.iter_mut();
-        gradients.try_for_each(|gradient| gradient.sum_on_host(backend))
+        let sums = gradients.iter();
+        sums.map(|gradient| gradient.sum_on_host(backend)).collect()
     }
 
-    /// Waits until all steps are done, and sets [`blocks`](Skipped::blocks) of each state to what steps
-    /// have skipped that were [`pending`](TensorStep::pending). A backend whose steps are done when
-    /// they return has nothing to do.
+    /// Waits until all queued steps are done. Returns, for each state in order, how many blocks steps whose
+    /// outcome was [`pending`](Outcome::pending) have skipped since the last call.
+    ///
+    /// The default is that of a backend whose steps are done when they return: zeros.
     ///
     /// # Errors
-    /// What a queued step has met.
-    fn synchronize(&self, _states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
-        Ok(())
+    /// An error of a queued step.
+    fn synchronize(
+        &self,
+        states: &mut [&mut (dyn State + 'static)],
+    ) -> Result<Vec<u64>, BackendError> {
+        Ok(vec![0; states.len()])
     }
 
     /// The limits of its paged states and what the last step has moved; `None` where it does not page.
@@ -168,19 +181,22 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
         (**self).allocate(request)
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         (**self).step(tensors)
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         (**self).count_non_finite(tensors)
     }
 
-    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+    fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
         (**self).sum_squares(gradients)
     }
 
-    fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+    fn synchronize(
+        &self,
+        states: &mut [&mut (dyn State + 'static)],
+    ) -> Result<Vec<u64>, BackendError> {
         (**self).synchronize(states)
     }
 
@@ -198,73 +214,26 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
         (**self).allocate(request)
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         (**self).step(tensors)
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         (**self).count_non_finite(tensors)
     }
 
-    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+    fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
         (**self).sum_squares(gradients)
     }
 
-    fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+    fn synchronize(
+        &self,
+        states: &mut [&mut (dyn State + 'static)],
+    ) -> Result<Vec<u64>, BackendError> {
         (**self).synchronize(states)
     }
 
     fn paging_totals(&self) -> Option<PagingTotals> {
         (**self).paging_totals()
-    }
-}
-
-/// One tensor of a step, checked: parameter, gradient and state have the same number of elements,
-/// and the state comes from [`Backend::allocate`] of the optimizer's backend.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct TensorStep<'a> {
-    /// Name of the parameter.
-    pub name: &'a str,
-    /// The parameter, to change.
-    pub param: StorageMut<'a>,
-    /// The gradient.
-    pub grad: Storage<'a>,
-    /// The state, to change.
-    pub state: &'a mut (dyn State + 'static),
-    /// The width that the state was allocated with.
-    pub bits: Bits,
-    /// The constants of the update, before a limit by `max_unorm`.
-    pub coefficients: StepConstants,
-    /// The full learning rate in `f64`, which a limit by `max_unorm` starts from.
-    pub lr: f64,
-    /// Limit on the norm of the update in norms of the parameter; 0 is none.
-    pub max_unorm: f64,
-    /// The random words of this step, for either kind of stochastic rounding.
-    pub words: PhiloxKey,
-    /// Whether the parameter is rounded stochastically. Only for `bf16`.
-    pub stochastic_param: bool,
-    /// Whether codes are chosen stochastically. Only for an 8-bit state.
-    pub stochastic_state: bool,
-    /// Blocks left as they were because a new momentum in them is not finite. Set by the backend.
-    pub skipped_blocks: u64,
-    /// Whether the step is only queued, and [`skipped_blocks`](TensorStep::skipped_blocks) not known:
-    /// [`Backend::synchronize`] tells it later. Set by the backend.
-    pub pending: bool,
-}
-
-/// Blocks of one state that were left as they were, as [`Backend::synchronize`] counts them.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Skipped<'a> {
-    /// The state.
-    pub state: &'a mut (dyn State + 'static),
-    /// Blocks skipped by queued steps since they were last asked for. Set by the backend.
-    pub blocks: u64,
-}
-
-impl<'a> Skipped<'a> {
-    pub(crate) fn of(state: &'a mut (dyn State + 'static)) -> Self {
-        Skipped { state, blocks: 0 }
     }
 }

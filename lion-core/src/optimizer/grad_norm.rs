@@ -1,6 +1,7 @@
 //! The norm of all gradients together, and clipping by it.
 
-use super::parameter::Checked;
+use super::step::one_each;
+use crate::backend::Checked;
 use crate::norm::{block_sum_squares, tree_split};
 use crate::{
     BLOCK, BackendError, Element, Error, GradRef, Handle, OnNonFinite, Operand, Optimizer,
@@ -84,24 +85,23 @@ impl SumSquares {
 }
 
 /// A gradient, for [`Backend::sum_squares`](crate::Backend::sum_squares).
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Gradient<'a> {
     /// Name of the parameter.
     pub name: &'a str,
     /// The elements.
     pub data: &'a Storage<'a>,
-    /// The sum of their squares. Set by the backend.
-    pub squares: SumSquares,
 }
 
 impl Gradient<'_> {
-    /// Sets [`squares`](Gradient::squares) of a gradient in the host's memory, on the caller's thread.
+    /// Returns the sum of squares of a gradient in the host's memory, computed on the calling thread.
+    /// `backend` is the name that an error gives.
     ///
     /// # Errors
-    /// [`BackendError::NormUnsupported`] where it lies elsewhere.
-    pub fn sum_on_host(&mut self, backend: &str) -> Result<(), BackendError> {
-        self.squares = match self.data.host() {
+    /// [`BackendError::NormUnsupported`] if the gradient is in the memory of a device.
+    pub fn sum_on_host(&self, backend: &str) -> Result<SumSquares, BackendError> {
+        Ok(match self.data.host() {
             Some(Slice::F32(gradient)) => SumSquares::of(gradient),
             Some(Slice::F16(gradient)) => SumSquares::of(gradient),
             Some(Slice::Bf16(gradient)) => SumSquares::of(gradient),
@@ -111,8 +111,7 @@ impl Gradient<'_> {
                     parameter: self.name.to_owned(),
                 });
             }
-        };
-        Ok(())
+        })
     }
 }
 
@@ -177,7 +176,7 @@ impl Optimizer {
         let mut checked = Vec::new();
         for (handle, gradient) in gradients {
             let index = self.index(handle)?;
-            self.params[index].check_array(
+            self.params[index].expected().check_array(
                 Operand::Gradient,
                 &gradient.order,
                 gradient.data.len(),
@@ -230,16 +229,16 @@ impl Optimizer {
                 parameter: name(pair[0].0).to_owned(),
             });
         }
-        let sums = gradients.iter().map(|&(index, data)| Gradient {
+        let inputs = gradients.iter().map(|&(index, data)| Gradient {
             name: name(index),
             data,
-            squares: SumSquares::default(),
         });
-        let mut sums: Vec<Gradient<'_>> = sums.collect();
-        self.backend.sum_squares(&mut sums)?;
-        let total = sums.iter().fold(0.0, |sum, of| sum + of.squares.sum);
+        let inputs: Vec<Gradient<'_>> = inputs.collect();
+        let sums = self.backend.sum_squares(&inputs)?;
+        let sums = one_each(&*self.backend, sums, inputs.len())?;
+        let total = sums.iter().fold(0.0, |sum, of| sum + of.sum);
         let bad = gradients.iter().zip(&sums);
-        let bad = bad.map(|(&(index, _), of)| (index, of.squares.non_finite_blocks));
+        let bad = bad.map(|(&(index, _), of)| (index, of.non_finite_blocks));
         let bad: Vec<(usize, u64)> = bad.filter(|&(_, blocks)| blocks > 0).collect();
         let non_finite = self.name_skipped(&bad);
         if !non_finite.is_empty() && self.on_non_finite == OnNonFinite::RejectStep {

@@ -1,11 +1,10 @@
 //! One registered parameter, and the checks of what is given for it.
 
-use crate::philox::PhiloxKey;
-use crate::tensor::shapes_differ;
-use crate::update::StepConstants;
+use crate::backend::Checked;
+use crate::tensor::Expected;
 use crate::{
-    BackendError, Bits, Dtype, Error, GradRef, Handle, Hyper, MemoryOrder, Operand, Overrides,
-    ParamMut, PlaneSpec, State, StateRecord, StepArgs, Storage, StorageMut, TensorStep,
+    BackendError, Dtype, Error, GradRef, Handle, Hyper, MemoryOrder, Overrides, ParamMut,
+    PlaneSpec, State, StateRecord, StepArgs, TensorStep,
 };
 use std::fmt;
 use std::sync::Arc;
@@ -50,13 +49,6 @@ impl fmt::Debug for Parameter {
     }
 }
 
-/// An update that has passed all checks of its parameter.
-pub(crate) struct Checked<'a> {
-    pub(crate) param: StorageMut<'a>,
-    pub(crate) grad: Storage<'a>,
-    pub(crate) lr: f64,
-}
-
 impl Parameter {
     pub(crate) fn name(&self) -> String {
         self.name.to_string()
@@ -77,28 +69,7 @@ impl Parameter {
         param: &ParamMut<'_>,
         grad: &GradRef<'_>,
     ) -> Result<f64, Error> {
-        self.check_array(Operand::Parameter, &param.order, param.data.len())?;
-        self.check_array(Operand::Gradient, &grad.order, grad.data.len())?;
-        if param.data.dtype() != self.dtype {
-            return Err(Error::WrongDtype {
-                parameter: self.name(),
-                given: param.data.dtype(),
-                wanted: self.dtype,
-            });
-        }
-        if shapes_differ(&grad.shape, &param.shape) {
-            let shape = |shape: &Option<Box<[usize]>>| shape.clone().unwrap_or_default().into_vec();
-            return Err(Error::ShapeMismatch {
-                parameter: self.name(),
-                given: shape(&grad.shape),
-                wanted: shape(&param.shape),
-            });
-        }
-        match &self.order {
-            Some(earlier) => self.check_layout(Operand::Parameter, &param.order, earlier)?,
-            None => self.check_order(&param.order)?,
-        }
-        self.check_layout(Operand::Gradient, &grad.order, &param.order)?;
+        self.expected().check(param, grad)?;
         if self.steps >= MAX_STEPS {
             return Err(Error::TooManySteps {
                 parameter: self.name(),
@@ -108,61 +79,14 @@ impl Parameter {
         args.lr_for(&self.hyper, &self.name)
     }
 
-    pub(crate) fn check_array(
-        &self,
-        operand: Operand,
-        layout: &MemoryOrder,
-        given: usize,
-    ) -> Result<(), Error> {
-        if let MemoryOrder::Strided(gaps) = layout {
-            return Err(Error::NotContiguous {
-                parameter: self.name(),
-                operand,
-                shape: gaps.shape.clone(),
-                strides: gaps.strides.clone(),
-            });
+    /// What the arrays that are given for this parameter have to be.
+    pub(crate) fn expected(&self) -> Expected<'_> {
+        Expected {
+            name: &self.name,
+            len: self.len,
+            dtype: self.dtype,
+            order: self.order.as_ref(),
         }
-        if given != self.len {
-            return Err(Error::WrongLength {
-                parameter: self.name(),
-                operand,
-                given,
-                wanted: self.len,
-            });
-        }
-        Ok(())
-    }
-
-    /// Checks the order of a first step, which the state keeps.
-    fn check_order(&self, layout: &MemoryOrder) -> Result<(), Error> {
-        match layout {
-            MemoryOrder::Permuted(axes) if !layout.is_order_of(self.len) => {
-                Err(Error::NotContiguous {
-                    parameter: self.name(),
-                    operand: Operand::Parameter,
-                    shape: axes.iter().map(|&(len, _)| len).collect(),
-                    strides: axes.iter().map(|&(_, stride)| stride).collect(),
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn check_layout(
-        &self,
-        operand: Operand,
-        given: &MemoryOrder,
-        wanted: &MemoryOrder,
-    ) -> Result<(), Error> {
-        if given == wanted {
-            return Ok(());
-        }
-        Err(Error::OrderMismatch {
-            parameter: self.name(),
-            operand,
-            given: given.clone(),
-            wanted: wanted.clone(),
-        })
     }
 
     #[inline]
@@ -171,28 +95,15 @@ impl Parameter {
         grad_scale: f64,
         checked: Checked<'a>,
     ) -> TensorStep<'a> {
-        let Checked { param, grad, lr } = checked;
-        let hyper = &self.hyper;
-        let words = PhiloxKey {
-            seed: hyper.seed,
-            step: self.steps + 1,
-        };
-        let eight = self.state.layout().bits() == Bits::Eight;
-        TensorStep {
-            name: &self.name,
-            param,
-            grad,
-            bits: hyper.bits_for(self.len),
-            coefficients: StepConstants::new(hyper, lr, grad_scale),
-            lr,
-            max_unorm: hyper.max_unorm,
-            words,
-            stochastic_param: hyper.stochastic_param && self.dtype == Dtype::Bf16,
-            stochastic_state: hyper.stochastic_state && eight,
-            skipped_blocks: 0,
-            pending: false,
-            state: &mut *self.state,
-        }
+        let (hyper, step) = (&self.hyper, self.steps + 1);
+        TensorStep::of(
+            &self.name,
+            checked,
+            &mut *self.state,
+            hyper,
+            grad_scale,
+            step,
+        )
     }
 
     /// The state, to be overwritten. Until all of it is, it is damaged.

@@ -1,9 +1,10 @@
 //! The step of the optimizer: check everything, then change everything.
 
-use super::parameter::{Checked, Parameter};
+use super::parameter::Parameter;
+use crate::backend::Checked;
 use crate::{
-    BLOCK, BackendError, Error, MemoryOrder, MissingGradient, OnNonFinite, Optimizer, Skipped,
-    SkippedBlocks, StepArgs, StepReport, TensorStep, Update,
+    BLOCK, Backend, BackendError, Error, MemoryOrder, MissingGradient, OnNonFinite, Optimizer,
+    SkippedBlocks, State, StepArgs, StepReport, Update,
 };
 use lion_float_mode::in_default_mode;
 use std::sync::Arc;
@@ -99,10 +100,11 @@ impl Optimizer {
     /// [`Error::Backend`]: what a queued step has met.
     pub fn synchronize(&mut self) -> Result<Vec<SkippedBlocks>, Error> {
         let states = self.params.iter_mut().map(|entry| &mut *entry.state);
-        let mut skipped: Vec<Skipped<'_>> = states.map(Skipped::of).collect();
-        self.backend.synchronize(&mut skipped)?;
-        let blocks = skipped.iter().map(|skipped| skipped.blocks).enumerate();
-        let blocks: Vec<(usize, u64)> = blocks.filter(|&(_, blocks)| blocks > 0).collect();
+        let mut states: Vec<&mut (dyn State + 'static)> = states.collect();
+        let counts = self.backend.synchronize(&mut states)?;
+        let counts = one_each(&*self.backend, counts, self.params.len())?;
+        let counts = counts.into_iter().enumerate();
+        let blocks: Vec<(usize, u64)> = counts.filter(|&(_, blocks)| blocks > 0).collect();
         Ok(self.name_skipped(&blocks))
     }
 
@@ -124,24 +126,20 @@ impl Optimizer {
                 indices.push(index);
             }
         }
-        let skipped = |tensors: &[TensorStep<'_>]| -> Vec<(usize, u64)> {
-            let counts = tensors.iter().map(|tensor| tensor.skipped_blocks);
-            let pairs = indices.iter().copied().zip(counts);
-            pairs.filter(|&(_, count)| count > 0).collect()
-        };
         if self.on_non_finite == OnNonFinite::RejectStep {
             let counted = self.backend.count_non_finite(&mut tensors);
-            counted.map_err(BackendError::not_begun)?;
-            let bad = skipped(&tensors);
-            if !bad.is_empty() {
+            let counted =
+                counted.and_then(|counts| one_each(&*self.backend, counts, indices.len()));
+            let counts = counted.map_err(BackendError::not_begun)?;
+            if counts.iter().any(|&count| count > 0) {
                 drop(tensors);
-                let parameters = self.name_skipped(&bad);
+                let parameters = self.name_skipped(&nonzero(&indices, counts));
                 return Err(Error::NonFinite { parameters });
             }
         }
         let stepped = self.backend.step(&mut tensors);
-        let skipped = skipped(&tensors);
-        let pending = tensors.iter().any(|tensor| tensor.pending);
+        let stepped =
+            stepped.and_then(|outcomes| one_each(&*self.backend, outcomes, indices.len()));
         drop(tensors);
         if stepped.as_ref().err().is_none_or(BackendError::has_begun) {
             for &index in &indices {
@@ -151,8 +149,10 @@ impl Optimizer {
                 self.params[index].order = Some(layout);
             }
         }
-        stepped?;
-        Ok((self.name_skipped(&skipped), pending))
+        let outcomes = stepped?;
+        let pending = outcomes.iter().any(|outcome| outcome.pending);
+        let counts = outcomes.iter().map(|outcome| outcome.skipped_blocks);
+        Ok((self.name_skipped(&nonzero(&indices, counts)), pending))
     }
 
     pub(crate) fn name_skipped(&self, skipped: &[(usize, u64)]) -> Vec<SkippedBlocks> {
@@ -166,6 +166,28 @@ impl Optimizer {
         };
         skipped.iter().map(name).collect()
     }
+}
+
+/// Refuses results of a backend that are not one per input.
+pub(super) fn one_each<T>(
+    backend: &dyn Backend,
+    results: Vec<T>,
+    wanted: usize,
+) -> Result<Vec<T>, BackendError> {
+    if results.len() == wanted {
+        return Ok(results);
+    }
+    Err(BackendError::WrongCount {
+        backend: backend.name().to_owned(),
+        given: results.len(),
+        wanted,
+    })
+}
+
+/// Pairs indices of parameters with counts of blocks, and leaves out the zeros.
+fn nonzero(indices: &[usize], counts: impl IntoIterator<Item = u64>) -> Vec<(usize, u64)> {
+    let pairs = indices.iter().copied().zip(counts);
+    pairs.filter(|&(_, count)| count > 0).collect()
 }
 
 /// The entries of updates, in the order of the updates, in time that depends on their number alone. No

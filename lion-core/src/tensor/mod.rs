@@ -1,6 +1,7 @@
 //! Parameters and gradients: their element types, memory order and storage.
 
 mod dtype;
+mod expected;
 mod layout;
 mod slice;
 mod storage;
@@ -12,4 +13,5 @@ pub use slice::{Slice, SliceMut};
 pub use storage::{DeviceMemory, DeviceSlice, DeviceSliceMut, Storage, StorageMut};
 pub use update::{GradRef, ParamMut, Update};
 
+pub(crate) use expected::Expected;
 pub(crate) use update::shapes_differ;

@@ -5,7 +5,9 @@ use lion::cpu::{Cpu, Isa};
 use lion::cuda::{Cuda, CudaError, cust, is_emulated, use_library};
 use lion::{
     Paging,
-    backend::{Backend, BackendError, Gradient, Skipped, State, StateRequest, TensorStep},
+    backend::{
+        Backend, BackendError, Gradient, Outcome, State, StateRequest, SumSquares, TensorStep,
+    },
     paging::PagingTotals,
 };
 use std::path::PathBuf;
@@ -115,19 +117,22 @@ impl<B: Backend> Backend for AllPaged<B> {
         self.0.allocate(&request.paged(true))
     }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         self.0.step(tensors)
     }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
         self.0.count_non_finite(tensors)
     }
 
-    fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
+    fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
         self.0.sum_squares(gradients)
     }
 
-    fn synchronize(&self, states: &mut [Skipped<'_>]) -> Result<(), BackendError> {
+    fn synchronize(
+        &self,
+        states: &mut [&mut (dyn State + 'static)],
+    ) -> Result<Vec<u64>, BackendError> {
         self.0.synchronize(states)
     }
 

@@ -1,6 +1,6 @@
 //! A backend with states that can only be written a limited number of times.
 
-use lion::backend::{Backend, BackendError, State, StateLayout, StateRequest, TensorStep};
+use lion::backend::{Backend, BackendError, Outcome, State, StateLayout, StateRequest, TensorStep};
 use lion::cpu::Cpu;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,12 +51,12 @@ impl Backend for FailingWrites {
         }))
     }
 
-    fn step(&self, _: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
-        Ok(())
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
+        Ok(vec![Outcome::default(); tensors.len()])
     }
 
-    fn count_non_finite(&self, _: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
-        Ok(())
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
+        Ok(vec![0; tensors.len()])
     }
 }
 

@@ -58,7 +58,9 @@ pub(super) fn run_case(
 mod tests {
     use super::*;
     use crate::matrix::case::norm_cases;
-    use lion::backend::{BackendError, Gradient, State, StateRequest, TensorStep};
+    use lion::backend::{
+        BackendError, Gradient, Outcome, State, StateRequest, SumSquares, TensorStep,
+    };
     use lion::cpu::{Cpu, Isa};
 
     /// The scalar kernel, whose sums are four times as large where they are not 0.
@@ -74,20 +76,26 @@ mod tests {
             self.0.allocate(request)
         }
 
-        fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
             self.0.step(tensors)
         }
 
-        fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<(), BackendError> {
+        fn count_non_finite(
+            &self,
+            tensors: &mut [TensorStep<'_>],
+        ) -> Result<Vec<u64>, BackendError> {
             self.0.count_non_finite(tensors)
         }
 
-        fn sum_squares(&self, gradients: &mut [Gradient<'_>]) -> Result<(), BackendError> {
-            self.0.sum_squares(gradients)?;
-            for gradient in gradients {
-                gradient.squares.sum *= 4.0;
+        fn sum_squares(
+            &self,
+            gradients: &[Gradient<'_>],
+        ) -> Result<Vec<SumSquares>, BackendError> {
+            let mut sums = self.0.sum_squares(gradients)?;
+            for sum in &mut sums {
+                sum.sum *= 4.0;
             }
-            Ok(())
+            Ok(sums)
         }
     }
 
