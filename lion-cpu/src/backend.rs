@@ -132,6 +132,7 @@ impl Cpu {
                 (_, Storage::Device(_)) => Operand::Gradient,
                 _ if self.holds(tensor) => {
                     self.check_state(tensor)?;
+                    self.check_gradient(tensor)?;
                     continue;
                 }
                 _ => {
@@ -165,6 +166,20 @@ impl Cpu {
             wanted_len: wanted.0,
             given_bits: given.1,
             wanted_bits: wanted.1,
+        })
+    }
+
+    /// Refuses a gradient of another length than its parameter: a step would pair elements wrongly.
+    fn check_gradient(&self, tensor: &TensorStep<'_>) -> Result<(), BackendError> {
+        let (given, wanted) = (tensor.grad.len(), tensor.param.len());
+        if given == wanted {
+            return Ok(());
+        }
+        Err(BackendError::WrongGradient {
+            backend: self.name().to_owned(),
+            parameter: tensor.name.to_owned(),
+            given,
+            wanted,
         })
     }
 

@@ -241,12 +241,12 @@ impl Cuda {
                 });
             }
             if tensor.grad.len() != len {
-                let wrong = CudaError::WrongLength {
+                return Err(BackendError::WrongGradient {
+                    backend: self.name.clone(),
                     parameter: tensor.name.to_owned(),
                     given: tensor.grad.len(),
                     wanted: len,
-                };
-                return Err(wrong.into());
+                });
             }
             self.check_place(tensor.name, Operand::Parameter, tensor.param.device())?;
             self.check_place(tensor.name, Operand::Gradient, tensor.grad.device())?;

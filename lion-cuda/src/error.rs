@@ -76,15 +76,6 @@ pub enum CudaError {
     /// The stream is being captured into a graph. A step cannot be part of a graph: its constants and
     /// addresses change from step to step.
     Capturing,
-    /// A gradient and its parameter differ in length.
-    WrongLength {
-        /// The parameter.
-        parameter: String,
-        /// Elements of the gradient.
-        given: usize,
-        /// Elements of the parameter.
-        wanted: usize,
-    },
     /// An array of a step lies in the memory of another device.
     WrongDevice {
         /// The parameter.
@@ -249,14 +240,6 @@ impl fmt::Display for CudaError {
             ),
             CudaError::Capturing => f.write_str(
                 "the stream is being captured into a graph, wanted a stream that runs what is queued",
-            ),
-            CudaError::WrongLength {
-                parameter,
-                given,
-                wanted,
-            } => write!(
-                f,
-                "the gradient of parameter `{parameter}` has {given} elements, wanted {wanted}"
             ),
             CudaError::WrongDevice {
                 parameter,

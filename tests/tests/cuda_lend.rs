@@ -1,6 +1,7 @@
 //! What is lent to a step: memory that the device cannot use, and states that do not fit, are refused by name.
 #![allow(clippy::unwrap_used)]
 
+use lion::cpu::Cpu;
 use lion::cuda::{Cuda, CudaError, cust, device_slice, device_slice_mut, lend};
 use lion::{
     Dtype, Error, Lion, Paging, ParamSpec,
@@ -235,18 +236,25 @@ fn a_state_of_another_length_is_refused_before_anything_changes() {
 
 #[test]
 fn a_gradient_that_a_backend_in_between_has_shortened_is_refused() {
-    let backend = Short {
-        inner: cuda(),
-        states: false,
-    };
-    let mut lion = Lion::builder().backend(backend).build().unwrap();
-    let w = lion.register(ParamSpec::new("w", 600, Dtype::F32)).unwrap();
-    let (mut param, grad) = ([1.0f32; 600], [1.0f32; 600]);
-    let error = of_cuda(lion.step([(w, &mut param, &grad)]).unwrap_err());
-    let wanted = CudaError::WrongLength {
-        parameter: "w".to_owned(),
-        given: 3,
-        wanted: 600,
-    };
-    assert_eq!((error, param), (wanted, [1.0; 600]));
+    let cpu = Cpu::new().unwrap();
+    let backends: [Box<dyn Backend>; 2] = [Box::new(cuda()), Box::new(cpu)];
+    for inner in backends {
+        let name = inner.name().to_owned();
+        let backend = Short {
+            inner,
+            states: false,
+        };
+        let mut lion = Lion::builder().backend(backend).build().unwrap();
+        let w = lion.register(ParamSpec::new("w", 600, Dtype::F32)).unwrap();
+        let (mut param, grad) = ([1.0f32; 600], [1.0f32; 600]);
+        let error = lion.step([(w, &mut param, &grad)]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the gradient of parameter `w` has 3 elements in the backend `{name}`, wanted 600"
+            )
+        );
+        assert!(matches!(&error, Error::Backend { source, .. } if !source.has_begun()));
+        assert_eq!(param, [1.0; 600]);
+    }
 }

@@ -84,6 +84,18 @@ pub enum BackendError {
         /// The parameter of the gradient.
         parameter: String,
     },
+    /// The gradient of a [`TensorStep`](crate::TensorStep) does not have as many elements as its
+    /// parameter, for example because another backend has replaced it on the way.
+    WrongGradient {
+        /// The backend.
+        backend: String,
+        /// The parameter.
+        parameter: String,
+        /// Elements of the gradient.
+        given: usize,
+        /// Elements of the parameter.
+        wanted: usize,
+    },
     /// A method of a backend returned another number of results than it was given inputs.
     WrongCount {
         /// The backend.
@@ -110,8 +122,8 @@ impl BackendError {
     ///
     /// This is `false` for [`NotBegun`](BackendError::NotBegun), and for errors that a backend returns
     /// only before it changes anything: [`ForeignState`](BackendError::ForeignState),
-    /// [`WrongState`](BackendError::WrongState), [`WrongDevice`](BackendError::WrongDevice) and
-    /// [`PagingError::OtherProcess`]. It is `true` for every other error.
+    /// [`WrongState`](BackendError::WrongState), [`WrongDevice`](BackendError::WrongDevice),
+    /// [`WrongGradient`](BackendError::WrongGradient) and [`PagingError::OtherProcess`]. It is `true` for every other error.
     ///
     /// ```
     /// use lion_core::BackendError;
@@ -126,6 +138,7 @@ impl BackendError {
                 | BackendError::ForeignState { .. }
                 | BackendError::WrongState { .. }
                 | BackendError::WrongDevice { .. }
+                | BackendError::WrongGradient { .. }
         ) && !self.is_of_another_process()
     }
 
@@ -225,6 +238,16 @@ impl fmt::Display for BackendError {
                 f,
                 "parameter `{parameter}`: the backend `{backend}` does not support the norm of a \
                  gradient in the memory of a device"
+            ),
+            BackendError::WrongGradient {
+                backend,
+                parameter,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "the gradient of parameter `{parameter}` has {given} elements in the backend \
+                 `{backend}`, wanted {wanted}"
             ),
             BackendError::WrongCount {
                 backend,

@@ -87,10 +87,7 @@ mod tests {
             self.0.count_non_finite(tensors)
         }
 
-        fn sum_squares(
-            &self,
-            gradients: &[Gradient<'_>],
-        ) -> Result<Vec<SumSquares>, BackendError> {
+        fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
             let mut sums = self.0.sum_squares(gradients)?;
             for sum in &mut sums {
                 sum.sum *= 4.0;
