@@ -45,6 +45,8 @@ mod power_cut;
 mod read;
 mod record;
 mod rotation;
+#[cfg(test)]
+mod round_trip;
 mod save;
 mod settings;
 mod source;

@@ -7,30 +7,35 @@ use super::disk::{Disk, DiskFile, Kind};
 use super::rotation::Rotation;
 use super::save::replace_on;
 use super::{Checkpoint, CheckpointError, Load, load};
-use lion::{Dtype, Lion, ParamSpec};
+use lion::{Device, Dtype, Lion, ParamSpec};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Cursor, ErrorKind, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What a folder holds: contents by path.
-type Folder = BTreeMap<PathBuf, Vec<u8>>;
+/// What a folder holds: contents by path. A path is an `OsString`, as a `Path` is compared component by
+/// component, which takes Miri ten times as long.
+type Folder = BTreeMap<OsString, Vec<u8>>;
 
 /// A file: its synced bytes, and where which bytes have been written since.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 struct Inode {
     synced: Vec<u8>,
     writes: Vec<(usize, Vec<u8>)>,
 }
 
 impl Inode {
-    fn with<'a>(&self, writes: impl IntoIterator<Item = &'a (usize, Vec<u8>)>) -> Vec<u8> {
-        let mut bytes = self.synced.clone();
+    fn with<'a, I>(&self, writes: I) -> Vec<u8>
+    where
+        I: IntoIterator<Item = &'a (usize, Vec<u8>), IntoIter: Clone>,
+    {
+        let writes = writes.into_iter();
+        let ends = writes.clone().map(|(at, written)| at + written.len());
+        let mut bytes = vec![0; ends.fold(self.synced.len(), usize::max)];
+        bytes[..self.synced.len()].copy_from_slice(&self.synced);
         for (at, written) in writes {
-            let end = at + written.len();
-            bytes.resize(bytes.len().max(end), 0);
-            bytes[*at..end].copy_from_slice(written);
+            bytes[*at..at + written.len()].copy_from_slice(written);
         }
         bytes
     }
@@ -57,17 +62,20 @@ impl Inode {
 }
 
 /// Names that change together: each to a file, or to nothing.
-type Change = Vec<(PathBuf, Option<usize>)>;
+type Change = Vec<(OsString, Option<usize>)>;
 
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 struct State {
     inodes: Vec<Inode>,
-    synced: BTreeMap<PathBuf, usize>,
+    synced: BTreeMap<OsString, usize>,
     changes: Vec<Change>,
 }
 
 impl State {
-    fn names<'a>(&self, changes: impl IntoIterator<Item = &'a Change>) -> BTreeMap<PathBuf, usize> {
+    fn names<'a>(
+        &self,
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> BTreeMap<OsString, usize> {
         let mut names = self.synced.clone();
         for (path, inode) in changes.into_iter().flatten() {
             match inode {
@@ -78,7 +86,7 @@ impl State {
         names
     }
 
-    fn now(&self) -> BTreeMap<PathBuf, usize> {
+    fn now(&self) -> BTreeMap<OsString, usize> {
         self.names(&self.changes)
     }
 
@@ -91,17 +99,17 @@ impl State {
 
     /// All folders that a cut may leave.
     fn after_a_cut(&self) -> BTreeSet<Folder> {
+        let contents: Vec<_> = self.inodes.iter().map(Inode::after_a_cut).collect();
         let mut all = BTreeSet::new();
         for chosen in 0..1u32 << self.changes.len() {
             let changes = self.changes.iter().enumerate();
             let changes = changes.filter(|(i, _)| chosen >> i & 1 == 1);
             let mut folders = vec![Folder::new()];
             for (path, inode) in self.names(changes.map(|(_, change)| change)) {
-                let contents = self.inodes[inode].after_a_cut();
                 folders = folders
                     .iter()
                     .flat_map(|folder| {
-                        contents.iter().map(|bytes| {
+                        contents[inode].iter().map(|bytes| {
                             let mut folder = folder.clone();
                             folder.insert(path.clone(), bytes.clone());
                             folder
@@ -156,12 +164,14 @@ impl Simulated {
         }
     }
 
-    /// All folders that a cut before an operation may leave, with its name.
+    /// All folders that a cut before an operation may leave, with its name. Of operations between which
+    /// the disk has not changed, the first alone is listed. Under Miri, which is slow, it is every other.
     fn cuts(&self) -> Vec<(&'static str, BTreeSet<Folder>)> {
         let record = self.record();
-        let before = record.before.iter();
-        before
-            .map(|(operation, state)| (*operation, state.after_a_cut()))
+        let mut before: Vec<_> = record.before.iter().collect();
+        before.dedup_by(|(_, after), (_, before)| after == before);
+        let cuts = before.into_iter().step_by(if cfg!(miri) { 2 } else { 1 });
+        cuts.map(|(operation, state)| (*operation, state.after_a_cut()))
             .collect()
     }
 
@@ -185,21 +195,24 @@ impl Disk for Simulated {
 
     fn kind(&self, path: &Path) -> io::Result<Option<Kind>> {
         let record = self.begin("kind")?;
-        Ok(record.state.now().get(path).map(|_| Kind::File))
+        Ok(record.state.now().get(path.as_os_str()).map(|_| Kind::File))
     }
 
     fn files(&self, folder: &Path) -> io::Result<Vec<OsString>> {
         let record = self.begin("files")?;
         let names = record.state.now().into_keys();
-        let names = names.filter(|path| path.parent() == Some(folder));
-        Ok(names
-            .filter_map(|path| Some(path.file_name()?.to_owned()))
-            .collect())
+        let names = names.filter_map(|path| {
+            let path = Path::new(&path);
+            (path.parent() == Some(folder)).then(|| path.file_name().map(OsString::from))?
+        });
+        Ok(names.collect())
     }
 
     fn holds(&self, path: &Path, contents: &[u8]) -> bool {
         let found = self.contents();
-        found.get(path).is_some_and(|bytes| bytes == contents)
+        found
+            .get(path.as_os_str())
+            .is_some_and(|bytes| bytes == contents)
     }
 
     fn open_folder(&self, _: &Path) -> io::Result<()> {
@@ -215,12 +228,12 @@ impl Disk for Simulated {
 
     fn create(&self, path: &Path, _: bool) -> io::Result<SimulatedFile> {
         let mut record = self.begin("create")?;
-        if record.state.now().contains_key(path) {
+        if record.state.now().contains_key(path.as_os_str()) {
             return Err(ErrorKind::AlreadyExists.into());
         }
         let inode = record.state.inodes.len();
         record.state.inodes.push(Inode::default());
-        Simulated::change(&mut record, vec![(path.to_owned(), Some(inode))]);
+        Simulated::change(&mut record, vec![(path.into(), Some(inode))]);
         let (disk, position) = (self.clone(), 0);
         Ok(SimulatedFile {
             disk,
@@ -235,20 +248,20 @@ impl Disk for Simulated {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut record = self.begin("rename")?;
-        let Some(&inode) = record.state.now().get(from) else {
+        let Some(&inode) = record.state.now().get(from.as_os_str()) else {
             return Err(ErrorKind::NotFound.into());
         };
-        let change = vec![(from.to_owned(), None), (to.to_owned(), Some(inode))];
+        let change = vec![(from.into(), None), (to.into(), Some(inode))];
         Simulated::change(&mut record, change);
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut record = self.begin("remove")?;
-        if !record.state.now().contains_key(path) {
+        if !record.state.now().contains_key(path.as_os_str()) {
             return Err(ErrorKind::NotFound.into());
         }
-        Simulated::change(&mut record, vec![(path.to_owned(), None)]);
+        Simulated::change(&mut record, vec![(path.into(), None)]);
         Ok(())
     }
 
@@ -312,13 +325,14 @@ impl DiskFile for SimulatedFile {
 
 const FOLDER: &str = "folder";
 
-fn path(name: &str) -> PathBuf {
-    Path::new(FOLDER).join(name)
+fn path(name: &str) -> OsString {
+    Path::new(FOLDER).join(name).into()
 }
 
-/// An optimizer after so many steps.
+/// Returns an optimizer after a number of steps.
 fn stepped(steps: u64) -> Lion {
-    let mut lion = Lion::builder().build().unwrap();
+    // The default device may load the CUDA driver, which Miri cannot call.
+    let mut lion = Lion::builder().device(Device::Cpu).build().unwrap();
     let w = lion.register(ParamSpec::new("w", 40, Dtype::F32)).unwrap();
     for _ in 0..steps {
         lion.step([(w, &mut vec![0.0f32; 40], &vec![1.0f32; 40])])
@@ -327,7 +341,8 @@ fn stepped(steps: u64) -> Lion {
     lion
 }
 
-fn save(disk: &Simulated, lion: &Lion, path: &Path) -> Result<u64, CheckpointError> {
+fn save(disk: &Simulated, lion: &Lion, path: &OsStr) -> Result<u64, CheckpointError> {
+    let path = Path::new(path);
     let own = path.file_name().unwrap();
     replace_on(
         disk,
@@ -337,12 +352,20 @@ fn save(disk: &Simulated, lion: &Lion, path: &Path) -> Result<u64, CheckpointErr
     )
 }
 
-/// The steps of a whole checkpoint.
-fn steps_of(bytes: &[u8]) -> Option<u64> {
-    let mut checkpoint = Checkpoint::read(Cursor::new(bytes), "simulated").ok()?;
+/// Returns an optimizer of a run after a number of steps. The learning rate tells the runs apart.
+fn stepped_in(run: u64, steps: u64) -> Lion {
+    let mut lion = stepped(steps);
+    lion.set_lr(run as f64).unwrap();
+    lion
+}
+
+/// Loads a checkpoint, and returns its steps and its run.
+fn loaded(bytes: &[u8]) -> (u64, u64) {
+    let mut checkpoint = Checkpoint::read(Cursor::new(bytes), "simulated").unwrap();
     let mut lion = stepped(0);
-    load(&mut lion, &mut checkpoint, Load::new()).ok()?;
-    Some(lion.parameters().next()?.steps)
+    load(&mut lion, &mut checkpoint, Load::new()).unwrap();
+    let steps = lion.parameters().next().unwrap().steps;
+    (steps, lion.defaults().lr.unwrap() as u64)
 }
 
 /// The bytes that a save of an optimizer writes.
@@ -355,11 +378,12 @@ fn saved(lion: &Lion) -> Vec<u8> {
 #[test]
 fn a_cut_leaves_the_old_file_or_the_new_one_and_the_new_one_after_a_save() {
     let target = path("run.lion");
-    let [old, new] = [1, 2].map(|steps| saved(&stepped(steps)));
+    let [before, after] = [1, 2].map(stepped);
+    let [old, new] = [&before, &after].map(saved);
     for before in [None, Some(&old)] {
         let folder = before.map(|bytes| (target.clone(), bytes.clone()));
         let disk = Simulated::of(&folder.into_iter().collect());
-        save(&disk, &stepped(2), &target).unwrap();
+        save(&disk, &after, &target).unwrap();
         let cuts = disk.cuts();
         assert!(cuts.iter().any(|(_, folders)| folders.len() > 10));
         for (operation, folders) in cuts {
@@ -383,16 +407,17 @@ fn a_cut_leaves_the_old_file_or_the_new_one_and_the_new_one_after_a_save() {
 #[test]
 fn an_operation_that_fails_leaves_the_old_file_or_says_that_the_new_one_is_there() {
     let target = path("run.lion");
-    let [old, new] = [1, 2].map(|steps| saved(&stepped(steps)));
+    let [before, after] = [1, 2].map(stepped);
+    let [old, new] = [&before, &after].map(saved);
     let folder = Folder::from([(target.clone(), old.clone())]);
     let disk = Simulated::of(&folder);
-    save(&disk, &stepped(2), &target).unwrap();
+    save(&disk, &after, &target).unwrap();
     let operations = disk.record().before.len();
     let mut told = BTreeSet::new();
     for failing in 0..operations {
         let disk = Simulated::of(&folder);
         disk.record().fails = Some((failing, ErrorKind::StorageFull));
-        let result = save(&disk, &stepped(2), &target);
+        let result = save(&disk, &after, &target);
         let operation = disk.record().before[failing].0;
         let contents = disk.contents();
         assert_eq!(contents.len(), 1, "`{operation}` has left a file");
@@ -435,7 +460,7 @@ fn an_operation_that_fails_leaves_the_old_file_or_says_that_the_new_one_is_there
     for kind in [ErrorKind::InvalidInput, ErrorKind::Unsupported] {
         let disk = Simulated::of(&folder);
         disk.record().fails = Some((operations - 1, kind));
-        save(&disk, &stepped(2), &target).unwrap();
+        save(&disk, &after, &target).unwrap();
     }
 }
 
@@ -446,7 +471,7 @@ fn a_file_of_another_length_than_was_written_is_not_put_in_place() {
     let disk = Simulated::of(&folder);
     let result = replace_on(
         &disk,
-        &target,
+        Path::new(&target),
         |_| false,
         |writer| {
             writer.write_all(b"ten bytes.").unwrap();
@@ -467,32 +492,45 @@ fn a_file_of_another_length_than_was_written_is_not_put_in_place() {
     assert_eq!(disk.contents(), folder);
 }
 
-/// The steps of the whole checkpoints of `run` in a folder. All that have a name are whole.
-fn checkpoints(folder: &Folder) -> Vec<u64> {
-    let is_lion = |path: &Path| path.extension().is_some_and(|it| it == "lion");
-    let files = folder.iter().filter(|(path, _)| is_lion(path));
-    let mut steps: Vec<_> = files
-        .map(|(path, bytes)| {
-            let steps = steps_of(bytes).unwrap_or_else(|| panic!("{path:?} is torn"));
-            assert_eq!(*path, self::path(&format!("run-{steps}.lion")));
-            steps
-        })
-        .collect();
-    steps.sort_unstable();
-    steps
+/// The steps and the run of each whole checkpoint of a rotation, by its path and its bytes.
+type Whole = BTreeMap<(OsString, Vec<u8>), (u64, u64)>;
+
+/// Returns the checkpoints that are saved by steps and runs. Each is loaded here, and compared by its
+/// bytes in the many folders that cuts leave.
+fn whole(saves: &[(u64, u64)]) -> Whole {
+    let saves = BTreeSet::from_iter(saves).into_iter();
+    let saves = saves.map(|&(steps, run)| {
+        let bytes = saved(&stepped_in(run, steps));
+        assert_eq!(loaded(&bytes), (steps, run));
+        ((path(&format!("run-{steps}.lion")), bytes), (steps, run))
+    });
+    saves.collect()
+}
+
+/// Returns the steps and the runs of the checkpoints of a rotation in a folder. All that have a name are
+/// whole.
+fn checkpoints(folder: &Folder, whole: &Whole) -> BTreeMap<u64, u64> {
+    let files = folder.iter();
+    let files = files.filter(|(path, _)| path.as_encoded_bytes().ends_with(b".lion"));
+    let found = files.map(|(path, bytes)| {
+        let found = whole.get(&(path.clone(), bytes.clone()));
+        *found.unwrap_or_else(|| panic!("{path:?} is torn, or of other steps"))
+    });
+    found.collect()
 }
 
 #[test]
 fn a_rotation_removes_no_checkpoint_before_the_next_is_on_the_disk() {
-    for keep in [1, 2] {
+    let whole = whole(&[(1, 1), (2, 1), (3, 1)]);
+    let checkpoints = |folder: &Folder| Vec::from_iter(checkpoints(folder, &whole).into_keys());
+    for keep in if cfg!(miri) { 2..3 } else { 1..3 } {
         let rotation = Rotation::new(FOLDER, "run", keep);
         let mut disk = Simulated::default();
         // The last one goes back.
         for (step, kept) in [(1, vec![1]), (2, vec![1, 2]), (3, vec![2, 3]), (2, vec![2])] {
             let before = checkpoints(&disk.contents());
-            rotation
-                .save_on(&disk, stepped(step).as_ref(), step)
-                .unwrap();
+            let lion = stepped_in(1, step);
+            rotation.save_on(&disk, lion.as_ref(), step).unwrap();
             for (operation, folders) in disk.cuts() {
                 for folder in folders {
                     let found = checkpoints(&folder);
@@ -518,26 +556,7 @@ fn a_rotation_removes_no_checkpoint_before_the_next_is_on_the_disk() {
 fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
     let rotation = Rotation::new(FOLDER, "run", 2);
     let beside = |step: u64| path(&format!("run-{step}.trainer"));
-    // An optimizer cannot be told from another of as many steps, but its settings can.
-    let run = |steps: u64, run: u64| {
-        let mut lion = stepped(steps);
-        lion.set_lr(run as f64).unwrap();
-        (lion, format!("parameters {steps} of run {run}"))
-    };
-    let run_of = |bytes: &[u8]| {
-        let checkpoint = Checkpoint::read(Cursor::new(bytes), "simulated").unwrap();
-        checkpoint.settings().defaults.lr.unwrap() as u64
-    };
-    let assert_pairs = |folder: &Folder, when: &str| {
-        for step in checkpoints(folder) {
-            let checkpoint = &folder[&path(&format!("run-{step}.lion"))];
-            let (_, wanted) = run(step, run_of(checkpoint));
-            let found = folder
-                .get(&beside(step))
-                .map(|x| String::from_utf8_lossy(x));
-            assert_eq!(found.as_deref(), Some(&*wanted), "{when}");
-        }
-    };
+    let parameters = |steps: u64, run: u64| format!("parameters {steps} of run {run}");
     let mut disk = Simulated::default();
     // The last ones save a step again, as they were and in another run.
     let saves = [
@@ -550,8 +569,21 @@ fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
         (3, 2),
         (4, 2),
     ];
-    for (step, number) in saves {
-        let (lion, parameters) = run(step, number);
+    // Under Miri only two of them, of which one takes the place of another run's.
+    let saves = &saves[if cfg!(miri) { 4..6 } else { 0..8 }];
+    let whole = whole(saves);
+    let assert_pairs = |folder: &Folder, when: &str| {
+        let checkpoints = checkpoints(folder, &whole);
+        for (&step, &run) in &checkpoints {
+            let found = folder
+                .get(&beside(step))
+                .map(|x| String::from_utf8_lossy(x));
+            assert_eq!(found.as_deref(), Some(&*parameters(step, run)), "{when}");
+        }
+        checkpoints
+    };
+    for &(step, run) in saves {
+        let (lion, parameters) = (stepped_in(run, step), parameters(step, run));
         let save = |disk: &Simulated| {
             rotation.save_with_on(disk, lion.as_ref(), step, "trainer", parameters.as_bytes())
         };
@@ -559,16 +591,16 @@ fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
         save(&disk).unwrap();
         for (operation, folders) in disk.cuts() {
             for folder in folders {
-                let when = format!("a cut before `{operation}` of step {step} of run {number}");
+                let when = format!("a cut before `{operation}` of step {step} of run {run}");
                 assert_pairs(&folder, &when);
             }
         }
         for folder in disk.cut_now() {
-            assert_pairs(&folder, "a cut after the save");
-            assert!(checkpoints(&folder).contains(&step));
-            assert_eq!(run_of(&folder[&rotation.path(step)]), number);
+            let found = assert_pairs(&folder, "a cut after the save");
+            assert_eq!(found.get(&step), Some(&run));
         }
-        for failing in 0..disk.record().before.len() {
+        let operations = 0..disk.record().before.len();
+        for failing in operations.step_by(if cfg!(miri) { 10 } else { 1 }) {
             let disk = Simulated::of(&before);
             disk.record().fails = Some((failing, ErrorKind::StorageFull));
             let _ = save(&disk);
@@ -579,6 +611,9 @@ fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
         disk = Simulated::of(&disk.contents());
     }
     let names: Vec<_> = disk.contents().into_keys().collect();
-    let kept = ["run-3.lion", "run-3.trainer", "run-4.lion", "run-4.trainer"];
-    assert_eq!(names, kept.map(path));
+    let kept: &[u64] = if cfg!(miri) { &[2] } else { &[3, 4] };
+    let kept = kept
+        .iter()
+        .flat_map(|step| ["lion", "trainer"].map(|end| path(&format!("run-{step}.{end}"))));
+    assert_eq!(names, Vec::from_iter(kept));
 }

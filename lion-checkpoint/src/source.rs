@@ -290,3 +290,74 @@ impl std::fmt::Display for Undecodable {
 }
 
 impl std::error::Error for Undecodable {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    /// Longer than all buffers between the threads together.
+    const BYTES: usize = (BUFFERS + 1) * PART + 3;
+
+    fn source() -> (Vec<u8>, Source<Cursor<Vec<u8>>>) {
+        let mut bytes = vec![0; 10 + BYTES];
+        for (i, part) in bytes.chunks_mut(PART / 2).enumerate() {
+            part[0] = i as u8 + 1;
+        }
+        let mut source = Source::new(Cursor::new(bytes.clone()), "memory".into()).unwrap();
+        source.seek(10).unwrap();
+        (bytes, source)
+    }
+
+    #[test]
+    fn a_thread_that_reads_ahead_gives_all_bytes_in_their_order() {
+        let (bytes, mut source) = source();
+        let mut taken = Vec::new();
+        let read = source.parts_ahead(BYTES as u64, |at, part| {
+            assert_eq!(at, taken.len());
+            taken.extend_from_slice(part);
+            Ok(())
+        });
+        read.expect("a thread").unwrap();
+        assert!(taken == bytes[10..]);
+        assert_eq!(source.position(), bytes.len() as u64);
+    }
+
+    #[test]
+    fn a_thread_that_reads_ahead_ends_where_the_file_or_the_taking_does() {
+        let (bytes, mut source) = source();
+        let mut taken = 0;
+        let read = source.parts_ahead(BYTES as u64 + 1, |_, part| {
+            taken += part.len();
+            Ok(())
+        });
+        let error = read.expect("a thread").unwrap_err();
+        let len = bytes.len() as u64;
+        let CheckpointError::Damaged {
+            damage: Damage::CutShort { given, wanted },
+            ..
+        } = error
+        else {
+            panic!("{error:?}");
+        };
+        assert_eq!((given, wanted), (len, len + 1));
+        assert_eq!(taken, (BUFFERS + 1) * PART);
+
+        source.seek(10).unwrap();
+        let mut parts = 0;
+        let read = source.parts_ahead(BYTES as u64, |_, _| {
+            parts += 1;
+            Err(CheckpointError::Io {
+                action: "take",
+                path: "memory".into(),
+                source: ErrorKind::StorageFull.into(),
+            })
+        });
+        let error = read.expect("a thread").unwrap_err();
+        assert!(
+            matches!(error, CheckpointError::Io { action: "take", .. }),
+            "{error:?}"
+        );
+        assert_eq!(parts, 1);
+    }
+}

@@ -341,3 +341,105 @@ impl<R: Read + Seek> Reader<'_, R> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lion::{Device, Dtype as ParamType, Lion, ParamSpec};
+    use lion_core::Planes;
+    use std::io::Cursor;
+
+    const CODES: [u8; 3] = [255, 0, 9];
+    const ABSMAX: f32 = 2.5;
+
+    fn header() -> String {
+        // The tensors lie in the order step, codebook, absmax, codes, with those of `other` last.
+        r#"{"__metadata__":{"format":"pt"},
+            "w.state1":{"dtype":"U8","shape":[3],"data_offsets":[1036,1039]},
+            "other.step":{"dtype":"I64","shape":[],"data_offsets":[1039,1047]},
+            "w.absmax1":{"dtype":"F32","shape":[1],"data_offsets":[1032,1036]},
+            "w.qmap1":{"dtype":"F32","shape":[256],"data_offsets":[8,1032]},
+            "other.state1":{"dtype":"F32","shape":[0,2],"data_offsets":[1047,1047]},
+            "w.step":{"dtype":"I64","shape":[],"data_offsets":[0,8]}}"#
+            .to_owned()
+    }
+
+    fn file(header: &str) -> Vec<u8> {
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend_from_slice(header.as_bytes());
+        file.extend_from_slice(&7i64.to_le_bytes());
+        file.extend_from_slice(CODEBOOK.map(f32::to_le_bytes).as_flattened());
+        file.extend_from_slice(&ABSMAX.to_le_bytes());
+        file.extend_from_slice(&CODES);
+        file.extend_from_slice(&1i64.to_le_bytes());
+        file
+    }
+
+    /// Imports a file from memory, without a file system: Miri runs this too.
+    fn imported(header: &str) -> Result<(LoadReport, u64, Planes), InteropError> {
+        // The default device may load the CUDA driver, which Miri cannot call.
+        let builder = Lion::builder().device(Device::Cpu);
+        let mut lion = builder.optim_bits(8).min_8bit_size(0).build().unwrap();
+        let w = lion
+            .register(ParamSpec::new("w", 3, ParamType::F32))
+            .unwrap();
+        let report = import_from(
+            &mut lion,
+            Cursor::new(file(header)),
+            "memory",
+            LoadPolicy::NonStrict,
+        )?;
+        let state = lion.export_state(w).unwrap();
+        Ok((report, state.steps, state.planes))
+    }
+
+    #[test]
+    fn a_state_is_imported_from_memory() {
+        let (report, steps, planes) = imported(&header()).unwrap();
+        assert_eq!(
+            (report.loaded, report.unexpected),
+            (vec!["w".into()], vec!["other".into()])
+        );
+        assert_eq!(steps, 7);
+        let (codes, absmax) = (CODES.to_vec(), vec![ABSMAX]);
+        assert_eq!(planes, Planes::Blockwise8 { codes, absmax });
+    }
+
+    #[test]
+    fn headers_that_do_not_fit_the_data_are_refused() {
+        for (from, to, wanted) in [
+            (
+                "[1036,1039]",
+                "[1035,1038]",
+                "bytes 1035 to 1036 after the header belong to two tensors",
+            ),
+            (
+                "[1047,1047]",
+                "[1047,1048]",
+                "wanted start <= end <= 1047",
+            ),
+            (
+                "other.step",
+                "w.absmax1",
+                "tensor `w.absmax1` occurs twice",
+            ),
+            (
+                "\"U8\"",
+                "{\"U8\":0}",
+                "invalid type: map, expected the name of a type",
+            ),
+            ("}}", "}", "EOF"),
+        ] {
+            let header = header().replace(from, to);
+            let error = imported(&header).unwrap_err();
+            assert!(
+                matches!(error, InteropError::NotSafetensors { .. }),
+                "{error:?}"
+            );
+            assert!(
+                error.to_string().contains(wanted),
+                "{error}\nwanted: {wanted}"
+            );
+        }
+    }
+}
