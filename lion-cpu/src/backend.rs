@@ -176,8 +176,8 @@ impl Cpu {
             return Ok(());
         }
         Err(BackendError::WrongGradient {
-            backend: self.name().to_owned(),
-            parameter: tensor.name.to_owned(),
+            backend: self.name().into(),
+            parameter: tensor.name.into(),
             given,
             wanted,
         })

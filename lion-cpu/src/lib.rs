@@ -12,11 +12,8 @@
 //! let mut lion = Optimizer::new(backend, Overrides::new().lr(0.5), OnNonFinite::default())?;
 //! let handle = lion.register(ParamSpec::new("w", 3, Dtype::F32))?;
 //! let (mut w, g) = ([1.0f32, 2.0, 3.0], [0.1f32, 0.0, -0.1]);
-//! lion.step(StepArgs::new(), [Update {
-//!     handle,
-//!     param: w.as_mut_slice().into(),
-//!     grad: Some(g.as_slice().into()),
-//! }])?;
+//! let update = Update::new(handle, w.as_mut_slice(), Some(g.as_slice().into()));
+//! lion.step(StepArgs::new(), [update])?;
 //! assert_eq!(w, [0.5, 2.0, 3.5]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -242,8 +242,8 @@ impl Cuda {
             }
             if tensor.grad.len() != len {
                 return Err(BackendError::WrongGradient {
-                    backend: self.name.clone(),
-                    parameter: tensor.name.to_owned(),
+                    backend: self.name.as_str().into(),
+                    parameter: tensor.name.into(),
                     given: tensor.grad.len(),
                     wanted: len,
                 });

@@ -226,7 +226,7 @@ fn states_and_arrays_of_others_are_refused() {
         .step([update(handle, array.slice_mut(0..4), &[1.0f32; 4])])
         .unwrap_err();
     assert!(
-        source(&error).contains("parameter `w` lies where"),
+        source(&error).contains("is in memory that the backend"),
         "{error}"
     );
     // An array of another stream, which nothing orders with the steps, or of another device.
@@ -238,7 +238,7 @@ fn states_and_arrays_of_others_are_refused() {
         .step([update(handle, array.slice_mut(0..4), grad.slice(0..4))])
         .unwrap_err();
     assert!(
-        source(&error).contains("the gradient of parameter `w` lies where"),
+        source(&error).contains("the gradient of parameter `w` is in memory that"),
         "{error}"
     );
     let mut kept = [0.0f32; 4];

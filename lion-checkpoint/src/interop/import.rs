@@ -413,16 +413,8 @@ mod tests {
                 "[1035,1038]",
                 "bytes 1035 to 1036 after the header belong to two tensors",
             ),
-            (
-                "[1047,1047]",
-                "[1047,1048]",
-                "wanted start <= end <= 1047",
-            ),
-            (
-                "other.step",
-                "w.absmax1",
-                "tensor `w.absmax1` occurs twice",
-            ),
+            ("[1047,1047]", "[1047,1048]", "wanted start <= end <= 1047"),
+            ("other.step", "w.absmax1", "tensor `w.absmax1` occurs twice"),
             (
                 "\"U8\"",
                 "{\"U8\":0}",

@@ -87,10 +87,10 @@ pub enum BackendError {
     /// The gradient of a [`TensorStep`](crate::TensorStep) does not have as many elements as its
     /// parameter, for example because another backend has replaced it on the way.
     WrongGradient {
-        /// The backend.
-        backend: String,
+        /// The backend. A `Box<str>` keeps every error small.
+        backend: Box<str>,
         /// The parameter.
-        parameter: String,
+        parameter: Box<str>,
         /// Elements of the gradient.
         given: usize,
         /// Elements of the parameter.
