@@ -139,7 +139,8 @@ impl GradNorm {
     /// ```
     pub fn clip_factor(&self, max_norm: f64) -> f64 {
         if self.norm > max_norm {
-            max_norm / self.norm
+            // As in a step: rounded to nearest, whatever the caller's mode.
+            in_default_mode(|| max_norm / self.norm)
         } else {
             1.0
         }
