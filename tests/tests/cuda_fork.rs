@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 const N: usize = 60_000;
 
-/// An optimizer on a device of its own, with its parameters.
+/// An optimizer on a separate device, with its parameters.
 struct Run {
     cuda: Arc<Cuda>,
     lion: Lion,
@@ -138,7 +138,7 @@ fn a_forked_child_leaves_the_device_to_its_parent() {
     }
 }
 
-/// Forks children in a process of its own.
+/// Forks children in a separate process.
 #[test]
 fn parent() {
     if std::env::var_os("LION_FORK").is_none() {

@@ -79,7 +79,7 @@ fn a_forked_child_leaves_the_states_of_its_parent() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Forks children in a process of its own.
+/// Forks children in a separate process.
 #[test]
 fn parent() {
     if std::env::var_os("LION_FORK").is_none() {

@@ -11,6 +11,7 @@ pub use tensor_step::{Outcome, TensorStep};
 
 use crate::{Bits, Gradient, PagingTotals, SumSquares};
 use std::fmt;
+use std::sync::Arc;
 
 /// Where the arithmetic runs: the door through which the CPU, CUDA, or a backend of one's own joins.
 ///
@@ -73,7 +74,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// of another length or width than the request's.
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`] where the memory cannot be had; [`BackendError::Paging`] where it is
+    /// [`BackendError::OutOfMemory`] if the memory cannot be allocated; [`BackendError::Paging`] if it is
     /// to be paged and cannot; what else the backend meets.
     fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError>;
 
@@ -172,68 +173,49 @@ impl<'a> StateRequest<'a> {
     }
 }
 
-impl<B: Backend + ?Sized> Backend for Box<B> {
-    fn name(&self) -> &str {
-        (**self).name()
-    }
+/// Implements [`Backend`] for a pointer to one, by forwarding every method.
+macro_rules! forward {
+    ($pointer:ident) => {
+        impl<B: Backend + ?Sized> Backend for $pointer<B> {
+            fn name(&self) -> &str {
+                (**self).name()
+            }
 
-    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
-        (**self).allocate(request)
-    }
+            fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+                (**self).allocate(request)
+            }
 
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
-        (**self).step(tensors)
-    }
+            fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
+                (**self).step(tensors)
+            }
 
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
-        (**self).count_non_finite(tensors)
-    }
+            fn count_non_finite(
+                &self,
+                tensors: &mut [TensorStep<'_>],
+            ) -> Result<Vec<u64>, BackendError> {
+                (**self).count_non_finite(tensors)
+            }
 
-    fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
-        (**self).sum_squares(gradients)
-    }
+            fn sum_squares(
+                &self,
+                gradients: &[Gradient<'_>],
+            ) -> Result<Vec<SumSquares>, BackendError> {
+                (**self).sum_squares(gradients)
+            }
 
-    fn synchronize(
-        &self,
-        states: &mut [&mut (dyn State + 'static)],
-    ) -> Result<Vec<u64>, BackendError> {
-        (**self).synchronize(states)
-    }
+            fn synchronize(
+                &self,
+                states: &mut [&mut (dyn State + 'static)],
+            ) -> Result<Vec<u64>, BackendError> {
+                (**self).synchronize(states)
+            }
 
-    fn paging_totals(&self) -> Option<PagingTotals> {
-        (**self).paging_totals()
-    }
+            fn paging_totals(&self) -> Option<PagingTotals> {
+                (**self).paging_totals()
+            }
+        }
+    };
 }
 
-impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
-    fn name(&self) -> &str {
-        (**self).name()
-    }
-
-    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
-        (**self).allocate(request)
-    }
-
-    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
-        (**self).step(tensors)
-    }
-
-    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
-        (**self).count_non_finite(tensors)
-    }
-
-    fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
-        (**self).sum_squares(gradients)
-    }
-
-    fn synchronize(
-        &self,
-        states: &mut [&mut (dyn State + 'static)],
-    ) -> Result<Vec<u64>, BackendError> {
-        (**self).synchronize(states)
-    }
-
-    fn paging_totals(&self) -> Option<PagingTotals> {
-        (**self).paging_totals()
-    }
-}
+forward!(Box);
+forward!(Arc);

@@ -90,7 +90,7 @@ fn refused(call: &'static str, error: DriverError) -> CudaError {
     }
 }
 
-/// The error of a call that returned a code without a variant of its own.
+/// Returns the error for a result code that has no variant in [`CudaError`].
 fn refused_with(call: &'static str, code: u32) -> CudaError {
     // In a child made by `fork` no call is passed on.
     if code == NOT_INITIALIZED
