@@ -95,8 +95,8 @@ impl Cpu {
     /// [`PagingError::Unsupported`] where the system is not Linux.
     pub fn paging(mut self, paging: &Paging) -> Result<Self, PagingError> {
         let limits = paging.limits(HostMover::PAGE)?;
-        let driver = HostMover::in_folder(paging.folder()?)?;
-        self.pager = Some(Arc::new(Pager::new(driver, limits)));
+        let mover = HostMover::in_folder(paging.folder()?)?;
+        self.pager = Some(Arc::new(Pager::new(mover, limits)));
         Ok(self)
     }
 
@@ -293,7 +293,7 @@ fn limit(pool: Pool<'_>, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
             survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
             let (squares, moves) = tree.take();
             let lr = clipped_lr(tensor.lr, tensor.max_unorm, squares, moves);
-            tensor.coefficients = tensor.coefficients.with_lr(lr);
+            tensor.constants = tensor.constants.with_lr(lr);
         }
     }
 }

@@ -12,8 +12,8 @@ use std::ops::Range;
 /// What is the same for all elements of a tensor in one step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KernelOptions {
-    pub(crate) coefficients: StepConstants,
-    pub(crate) words: PhiloxKey,
+    pub(crate) constants: StepConstants,
+    pub(crate) key: PhiloxKey,
     pub(crate) stochastic_param: bool,
     pub(crate) stochastic_state: bool,
 }
@@ -40,7 +40,7 @@ pub(crate) struct Job<'a> {
     pub(crate) state: StateMut<'a>,
     /// Index in the tensor of the first element, a multiple of the block.
     pub(crate) first: u64,
-    pub(crate) rule: KernelOptions,
+    pub(crate) options: KernelOptions,
 }
 
 /// One whole tensor or piece, to read.
@@ -49,7 +49,7 @@ pub(crate) struct View<'a> {
     pub(crate) param: Slice<'a>,
     pub(crate) grad: Slice<'a>,
     pub(crate) state: StateRef<'a>,
-    pub(crate) coefficients: StepConstants,
+    pub(crate) constants: StepConstants,
 }
 
 impl CpuState {
@@ -77,15 +77,15 @@ pub(crate) struct PagedJobs<'a> {
     rest: Option<(SliceMut<'a>, Slice<'a>, &'a mut [u8])>,
     pieces: &'a Pieces,
     next: usize,
-    rule: KernelOptions,
+    options: KernelOptions,
 }
 
 impl<'a> Jobs<'a> {
     /// All blocks of a tensor, if its state is one of this backend and its arrays lie in the host's memory.
     pub(crate) fn new(tensor: &'a mut TensorStep<'_>) -> Option<Self> {
-        let rule = KernelOptions {
-            coefficients: tensor.coefficients,
-            words: tensor.words,
+        let options = KernelOptions {
+            constants: tensor.constants,
+            key: tensor.key,
             stochastic_param: tensor.stochastic_param,
             stochastic_state: tensor.stochastic_state,
         };
@@ -97,7 +97,7 @@ impl<'a> Jobs<'a> {
                 rest: Some((param, grad, bytes)),
                 pieces,
                 next: 0,
-                rule,
+                options,
             }));
         }
         Some(Jobs::Whole(Job {
@@ -105,7 +105,7 @@ impl<'a> Jobs<'a> {
             grad,
             state: state.downcast_mut::<CpuState>()?.as_mut(),
             first: 0,
-            rule,
+            options,
         }))
     }
 }
@@ -130,7 +130,7 @@ impl<'a> Iterator for PagedJobs<'a> {
             grad,
             state: StateMut::of_piece(self.pieces, piece, bytes),
             first: elements.start as u64,
-            rule: self.rule,
+            options: self.options,
         })
     }
 }
@@ -196,7 +196,7 @@ impl<'a> Job<'a> {
             grad,
             state,
             first,
-            rule: self.rule,
+            options: self.options,
         };
         (
             job(param_a, grad_a, state_a, self.first),
@@ -216,7 +216,7 @@ impl<'a> View<'a> {
                 CpuState::Momentum32 { momentum } => StateRef::Momentum32(momentum),
                 CpuState::Blockwise8 { codes, absmax } => StateRef::Blockwise8(codes, absmax),
             },
-            coefficients: tensor.coefficients,
+            constants: tensor.constants,
         })
     }
 
@@ -229,7 +229,7 @@ impl<'a> View<'a> {
             param: tensor.param.host()?.slice(elements.clone()),
             grad: tensor.grad.host()?.slice(elements),
             state: StateRef::of_piece(pieces, piece, &state.bytes()[pieces.bytes(piece)]),
-            coefficients: tensor.coefficients,
+            constants: tensor.constants,
         })
     }
 

@@ -108,7 +108,7 @@ fn limit(
     }
     let (squares, moves) = tree.take();
     let lr = clipped_lr(tensor.lr, tensor.max_unorm, squares, moves);
-    tensor.coefficients = tensor.coefficients.with_lr(lr);
+    tensor.constants = tensor.constants.with_lr(lr);
     Ok(())
 }
 

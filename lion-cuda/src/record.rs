@@ -52,12 +52,12 @@ pub(crate) const LR: usize = std::mem::offset_of!(Record, lr);
 impl Record {
     /// What a step says of a tensor; the addresses are still to come.
     pub(crate) fn of(tensor: &TensorStep<'_>) -> Self {
-        let c = &tensor.coefficients;
+        let c = &tensor.constants;
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         Record {
             len: tensor.param.len() as u64,
-            seed: tensor.words.seed,
-            step: tensor.words.step,
+            seed: tensor.key.seed,
+            step: tensor.key.step,
             full_lr: tensor.lr,
             max_unorm: tensor.max_unorm,
             lr: c.lr,

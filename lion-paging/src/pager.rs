@@ -16,7 +16,7 @@ use std::thread::ThreadId;
 /// returns [`PagingError::OtherProcess`], and what is dropped leaves the pages of the parent as they are.
 #[derive(Debug)]
 pub struct Pager<D: PageMover> {
-    pub(crate) driver: D,
+    pub(crate) mover: D,
     limits: Limits,
     core: Mutex<Core<D>>,
     pub(crate) changed: Condvar,
@@ -76,9 +76,9 @@ pub(crate) struct Run {
 
 impl<D: PageMover> Pager<D> {
     /// A pager without states.
-    pub fn new(driver: D, limits: Limits) -> Self {
+    pub fn new(mover: D, limits: Limits) -> Self {
         Pager {
-            driver,
+            mover,
             limits,
             core: Mutex::new(Core {
                 policy: Policy::new(limits),
@@ -97,8 +97,8 @@ impl<D: PageMover> Pager<D> {
     }
 
     /// What moves the pages.
-    pub fn driver(&self) -> &D {
-        &self.driver
+    pub fn mover(&self) -> &D {
+        &self.mover
     }
 
     /// The limits.
@@ -120,9 +120,9 @@ impl<D: PageMover> Pager<D> {
         if len == 0 {
             return Err(PagingError::Empty);
         }
-        let pieces = Pieces::new(layout, len, self.limits.piece(), self.driver.page())?
-            .of_multiples(self.driver.elements())?;
-        let (region, memory) = self.driver.allocate(pieces.total(), pieces.stride())?;
+        let pieces = Pieces::new(layout, len, self.limits.piece(), self.mover.page())?
+            .of_multiples(self.mover.elements())?;
+        let (region, memory) = self.mover.allocate(pieces.total(), pieces.stride())?;
         let mut core = self.core();
         let mut ids = Vec::with_capacity(pieces.count());
         for index in 0..pieces.count() {
@@ -177,10 +177,10 @@ impl<D: PageMover> Pager<D> {
     /// Limits and sums over all states. In a child made by `fork` there are only the limits.
     pub fn totals(&self) -> PagingTotals {
         let mut totals = PagingTotals::default();
-        totals.driver = self.driver.name();
+        totals.mover = self.mover.name();
         (totals.budget, totals.window) = (self.limits.budget(), self.limits.window());
         let exceeded = |limit: &MemoryLimit| limit.bytes < totals.budget as u64;
-        totals.exceeds = self.driver.memory_limit().filter(exceeded);
+        totals.exceeds = self.mover.memory_limit().filter(exceeded);
         if !self.process.is_current() {
             // Another thread of the parent may have held the lock.
             return totals;
@@ -194,7 +194,7 @@ impl<D: PageMover> Pager<D> {
         totals
     }
 
-    /// Bytes of all states that are in fast memory, as the driver finds them, not as the plan has it.
+    /// Bytes of all states that are in fast memory, as the mover finds them, not as the plan has it.
     ///
     /// # Errors
     /// [`PagingError::OtherProcess`]; else as [`PageMover::resident`].
@@ -206,7 +206,7 @@ impl<D: PageMover> Pager<D> {
         }
         let bytes = regions
             .into_iter()
-            .map(|(region, part)| self.driver.resident(&region, part));
+            .map(|(region, part)| self.mover.resident(&region, part));
         bytes.sum()
     }
 

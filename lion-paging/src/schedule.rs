@@ -68,7 +68,7 @@ impl<'p, D: PageMover> ScheduleRun<'p, D> {
             counted: visit != Pass::Aside,
             error: None,
         });
-        advance(&pager.driver, &mut core, false);
+        advance(&pager.mover, &mut core, false);
         drop(core);
         Ok(ScheduleRun { pager, _turn: turn })
     }
@@ -117,7 +117,7 @@ impl<'p, D: PageMover> ScheduleRun<'p, D> {
         };
         drop(core);
         if let Some(ticket) = ticket {
-            waited += self.pager.driver.wait(&ticket)?;
+            waited += self.pager.mover.wait(&ticket)?;
         }
         if waited > SHORT {
             let mut core = self.pager.core();
@@ -144,10 +144,10 @@ impl<'p, D: PageMover> ScheduleRun<'p, D> {
         }
         if let Some((_, Some(ticket))) = ticket(&mut core, position) {
             drop(core);
-            if !self.pager.driver.is_done(&ticket) {
+            if !self.pager.mover.is_done(&ticket) {
                 return Ok(false);
             }
-            self.pager.driver.wait(&ticket)?;
+            self.pager.mover.wait(&ticket)?;
             core = self.pager.core();
         }
         run(&mut core)?.hold(position);
@@ -169,7 +169,7 @@ impl<'p, D: PageMover> ScheduleRun<'p, D> {
         if let Some(entry) = core.entry(piece) {
             entry.pending -= 1;
         }
-        advance(&self.pager.driver, &mut core, false);
+        advance(&self.pager.mover, &mut core, false);
         drop(core);
         self.pager.changed.notify_all();
     }
@@ -180,7 +180,7 @@ impl<'p, D: PageMover> ScheduleRun<'p, D> {
     /// What could not be queued.
     pub fn finish(self) -> Result<(), PagingError> {
         let mut core = self.pager.core();
-        advance(&self.pager.driver, &mut core, false);
+        advance(&self.pager.mover, &mut core, false);
         match core.run.as_mut().and_then(|run| run.error.take()) {
             Some(error) => Err(error),
             None => Ok(()),
@@ -196,7 +196,7 @@ impl<D: PageMover> Drop for ScheduleRun<'_, D> {
         }
         // What the plan has still to do is done without its uses, so that what it says is resident is.
         let mut core = self.pager.core();
-        advance(&self.pager.driver, &mut core, true);
+        advance(&self.pager.mover, &mut core, true);
         (core.run, core.walker) = (None, None);
         core.forget_gone();
     }
@@ -204,9 +204,9 @@ impl<D: PageMover> Drop for ScheduleRun<'_, D> {
 
 /// The plan that is being carried out.
 fn run<D: PageMover>(core: &mut Core<D>) -> Result<&mut Run, PagingError> {
-    // Only a driver that has panicked takes it from its walk.
+    // Only a mover that has panicked takes it from its walk.
     let lost = || PagingError::Unsupported {
-        missing: "the driver panicked in the middle of a walk".to_owned(),
+        missing: "the mover panicked in the middle of a walk".to_owned(),
     };
     core.run.as_mut().ok_or_else(lost)
 }
@@ -246,7 +246,7 @@ fn ticket<D: PageMover>(core: &mut Core<D>, position: usize) -> Option<(Piece, O
 
 /// Queues what comes next in the plan, up to an eviction that has to wait for a use. `end` goes to the
 /// plan's end, past uses that will not be.
-fn advance<D: PageMover>(driver: &D, core: &mut Core<D>, end: bool) {
+fn advance<D: PageMover>(mover: &D, core: &mut Core<D>, end: bool) {
     let Some(mut run) = core.run.take() else {
         return;
     };
@@ -261,14 +261,14 @@ fn advance<D: PageMover>(driver: &D, core: &mut Core<D>, end: bool) {
                 Ok(())
             }
             Action::Fetch { piece, write, keep } => {
-                fetch(driver, core, piece, (write, keep), run.counted)
+                fetch(mover, core, piece, (write, keep), run.counted)
             }
             Action::Evict { piece, dirty } => {
                 let used = |core: &mut Core<D>| core.entry(piece).is_some_and(|e| e.pending > 0);
                 if !end && used(core) {
                     break;
                 }
-                evict(driver, core, piece, dirty, run.counted)
+                evict(mover, core, piece, dirty, run.counted)
             }
         };
         if let Err(error) = done {
@@ -292,7 +292,7 @@ fn advance<D: PageMover>(driver: &D, core: &mut Core<D>, end: bool) {
 }
 
 fn fetch<D: PageMover>(
-    driver: &D,
+    mover: &D,
     core: &mut Core<D>,
     piece: Piece,
     (write, keep): (bool, bool),
@@ -307,7 +307,7 @@ fn fetch<D: PageMover>(
         return Ok(());
     }
     let part = entry.part.clone();
-    entry.ticket = Some(driver.fetch(&entry.region, part, write, keep, after.as_ref())?);
+    entry.ticket = Some(mover.fetch(&entry.region, part, write, keep, after.as_ref())?);
     entry.here = true;
     core.count(piece, |state: &mut PagedState, bytes| {
         state.resident += bytes;
@@ -319,7 +319,7 @@ fn fetch<D: PageMover>(
 }
 
 fn evict<D: PageMover>(
-    driver: &D,
+    mover: &D,
     core: &mut Core<D>,
     piece: Piece,
     dirty: bool,
@@ -335,9 +335,9 @@ fn evict<D: PageMover>(
     let part = entry.part.clone();
     // The plan takes each eviction for done, also one that failed.
     let dirty = dirty || entry.unwritten;
-    let moved = dirty || driver.moves_unchanged(&entry.region);
+    let moved = dirty || mover.moves_unchanged(&entry.region);
     entry.unwritten = dirty;
-    let ticket = driver.evict(&entry.region, part, dirty, entry.ticket.as_ref())?;
+    let ticket = mover.evict(&entry.region, part, dirty, entry.ticket.as_ref())?;
     (entry.here, entry.unwritten, entry.ticket) = (false, false, None);
     core.evicted = Some(ticket);
     core.count(piece, |state: &mut PagedState, bytes| {

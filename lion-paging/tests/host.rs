@@ -1,4 +1,4 @@
-//! The driver of the CPU, called as no pager calls it: it refuses what is not a piece, and never changes bytes.
+//! The mover of the CPU, called as no pager calls it: it refuses what is not a piece, and never changes bytes.
 #![allow(clippy::unwrap_used)]
 #![cfg(all(target_os = "linux", not(miri)))]
 
@@ -12,19 +12,19 @@ const PIECE: usize = 256 << 10;
 
 /// A state of two pieces and a short one.
 fn allocate() -> (HostMover, HostRegion, HostMemory) {
-    let driver = HostMover::in_folder(&std::env::temp_dir()).unwrap();
-    let (region, memory) = driver.allocate(2 * PIECE + PAGE, PIECE).unwrap();
-    (driver, region, memory)
+    let mover = HostMover::in_folder(&std::env::temp_dir()).unwrap();
+    let (region, memory) = mover.allocate(2 * PIECE + PAGE, PIECE).unwrap();
+    (mover, region, memory)
 }
 
-fn fetch(driver: &HostMover, region: &HostRegion, part: &Range<usize>, keep: bool) {
-    let ticket = driver.fetch(region, part.clone(), true, keep, None);
-    driver.wait(&ticket.unwrap()).unwrap();
+fn fetch(mover: &HostMover, region: &HostRegion, part: &Range<usize>, keep: bool) {
+    let ticket = mover.fetch(region, part.clone(), true, keep, None);
+    mover.wait(&ticket.unwrap()).unwrap();
 }
 
-fn evict(driver: &HostMover, region: &HostRegion, part: &Range<usize>, dirty: bool) {
-    let ticket = driver.evict(region, part.clone(), dirty, None);
-    driver.wait(&ticket.unwrap()).unwrap();
+fn evict(mover: &HostMover, region: &HostRegion, part: &Range<usize>, dirty: bool) {
+    let ticket = mover.evict(region, part.clone(), dirty, None);
+    mover.wait(&ticket.unwrap()).unwrap();
 }
 
 /// A byte in the middle of each piece, one in the last.
@@ -38,18 +38,18 @@ fn change(memory: &mut HostMemory, number: u8) {
 
 #[test]
 fn what_is_evicted_as_unchanged_keeps_its_bytes() {
-    let (driver, region, mut memory) = allocate();
+    let (mover, region, mut memory) = allocate();
     let mut number = 0;
     for keep in [true, false] {
         for dirty in [false, true] {
             for part in &PARTS {
-                fetch(&driver, &region, part, keep);
+                fetch(&mover, &region, part, keep);
             }
             number += 7;
             change(&mut memory, number);
             let bytes = memory.bytes();
             for part in &PARTS {
-                evict(&driver, &region, part, dirty);
+                evict(&mover, &region, part, dirty);
             }
             let changed = bytes.iter().filter(|&&byte| byte != number).count();
             assert_eq!(changed, 0, "keep {keep}, dirty {dirty}");
@@ -59,23 +59,23 @@ fn what_is_evicted_as_unchanged_keeps_its_bytes() {
 
 #[test]
 fn what_is_fetched_again_keeps_its_bytes() {
-    let (driver, region, mut memory) = allocate();
+    let (mover, region, mut memory) = allocate();
     for (number, again) in [(7, true), (8, false)] {
-        fetch(&driver, &region, &PARTS[0], true);
+        fetch(&mover, &region, &PARTS[0], true);
         change(&mut memory, number);
-        fetch(&driver, &region, &PARTS[0], again);
+        fetch(&mover, &region, &PARTS[0], again);
         assert!(memory.bytes().iter().all(|&byte| byte == number));
     }
     // And what was never there is evicted.
-    evict(&driver, &region, &PARTS[1], true);
-    evict(&driver, &region, &PARTS[0], false);
-    evict(&driver, &region, &PARTS[0], false);
+    evict(&mover, &region, &PARTS[1], true);
+    evict(&mover, &region, &PARTS[0], false);
+    evict(&mover, &region, &PARTS[0], false);
     assert!(memory.bytes().iter().all(|&byte| byte == 8));
 }
 
 #[test]
 fn ranges_that_are_not_pieces_are_refused_and_the_threads_live() {
-    let (driver, region, _memory) = allocate();
+    let (mover, region, _memory) = allocate();
     let end = 2 * PIECE + PAGE;
     #[expect(clippy::reversed_empty_ranges, reason = "what is refused")]
     let ranges = [
@@ -93,11 +93,11 @@ fn ranges_that_are_not_pieces_are_refused_and_the_threads_live() {
     ];
     for part in ranges {
         let errors = [
-            driver
+            mover
                 .fetch(&region, part.clone(), true, true, None)
                 .unwrap_err(),
-            driver.evict(&region, part.clone(), true, None).unwrap_err(),
-            driver.resident(&region, part.clone()).unwrap_err(),
+            mover.evict(&region, part.clone(), true, None).unwrap_err(),
+            mover.resident(&region, part.clone()).unwrap_err(),
         ];
         for error in errors {
             assert!(
@@ -108,14 +108,14 @@ fn ranges_that_are_not_pieces_are_refused_and_the_threads_live() {
         }
     }
     for part in &PARTS {
-        fetch(&driver, &region, part, true);
-        evict(&driver, &region, part, true);
+        fetch(&mover, &region, part, true);
+        evict(&mover, &region, part, true);
     }
 }
 
 #[test]
 fn sizes_that_are_not_pages_are_refused() {
-    let driver = HostMover::in_folder(&std::env::temp_dir()).unwrap();
+    let mover = HostMover::in_folder(&std::env::temp_dir()).unwrap();
     for (bytes, piece) in [
         (0, PAGE),
         (PAGE, 0),
@@ -123,7 +123,7 @@ fn sizes_that_are_not_pages_are_refused() {
         (PAGE, 1),
         (usize::MAX, PAGE),
     ] {
-        let error = driver.allocate(bytes, piece).unwrap_err();
+        let error = mover.allocate(bytes, piece).unwrap_err();
         assert!(matches!(error, PagingError::NotAPiece { .. }), "{error}");
     }
 }
@@ -133,9 +133,9 @@ fn sizes_that_are_not_pages_are_refused() {
 fn a_file_that_no_system_can_hold_is_refused() {
     use lion_core::Momentum32;
     use lion_paging::{Limits, Pager};
-    let driver = HostMover::in_folder(&std::env::temp_dir()).unwrap();
+    let mover = HostMover::in_folder(&std::env::temp_dir()).unwrap();
     let limits = Limits::new(1 << 20, None, PAGE).unwrap();
-    let pager = std::sync::Arc::new(Pager::new(driver, limits));
+    let pager = std::sync::Arc::new(Pager::new(mover, limits));
     let error = pager.allocate(&Momentum32, (1 << 62) + (1 << 20));
     assert!(matches!(error, Err(PagingError::TooLarge { .. })));
     let error = pager.allocate(&Momentum32, 1 << 60).unwrap_err();

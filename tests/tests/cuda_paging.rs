@@ -119,9 +119,9 @@ fn with_the_plan_no_kernel_meets_a_page_on_the_host() {
         (16 * PAGE, 8 * PAGE, 4 * PAGE)
     );
     assert!(
-        totals.driver.starts_with("unified memory of"),
+        totals.mover.starts_with("unified memory of"),
         "{}",
-        totals.driver
+        totals.mover
     );
 
     // Nothing of it is left on the device.
@@ -301,7 +301,7 @@ fn steps_without_moving_unified_memory() {
         let cuda = cuda()
             .paging(&Paging::on_device().budget(budget).or_pinned())
             .unwrap();
-        println!("driver: {}", cuda.paging_totals().unwrap().driver);
+        println!("mover: {}", cuda.paging_totals().unwrap().mover);
         assert!(run(Box::new(AllPaged(cuda))) == expected, "{budget}");
     }
     let paging = Paging::on_device()
@@ -338,7 +338,7 @@ fn pinned_memory_takes_its_place_if_the_user_says_so() {
         text.contains("has no unified memory that moves ahead of its use"),
         "{text}"
     );
-    assert!(text.contains("driver: pinned memory of"), "{text}");
+    assert!(text.contains("mover: pinned memory of"), "{text}");
     assert!(text.contains("stepped"), "{text}");
 }
 

@@ -29,13 +29,13 @@ pub struct TensorStep<'a> {
     /// The width of the state.
     pub bits: Bits,
     /// The constants of the update, with the full learning rate.
-    pub coefficients: StepConstants,
+    pub constants: StepConstants,
     /// The full learning rate in `f64`, before it is lowered for `max_unorm`.
     pub lr: f64,
     /// If > 0, clips the norm of the update to `max_unorm` times the norm of the parameter.
     pub max_unorm: f64,
-    /// The key of the random words of this step, for either kind of stochastic rounding.
-    pub words: PhiloxKey,
+    /// The Philox key of this step, for stochastic rounding.
+    pub key: PhiloxKey,
     /// Whether the parameter is rounded stochastically. Only for `bf16`.
     pub stochastic_param: bool,
     /// Whether codes are chosen stochastically. Only for an 8-bit state.
@@ -135,7 +135,7 @@ impl<'a> TensorStep<'a> {
     pub fn grad_scale(mut self, grad_scale: f64) -> Result<Self, Error> {
         in_default_mode(|| {
             StepArgs::new().grad_scale(grad_scale).check()?;
-            self.coefficients.grad_scale = grad_scale as f32;
+            self.constants.grad_scale = grad_scale as f32;
             Ok(self)
         })
     }
@@ -155,10 +155,10 @@ impl<'a> TensorStep<'a> {
         TensorStep {
             name,
             bits,
-            coefficients: StepConstants::new(hyper, lr, grad_scale),
+            constants: StepConstants::new(hyper, lr, grad_scale),
             lr,
             max_unorm: hyper.max_unorm,
-            words: PhiloxKey { seed, step },
+            key: PhiloxKey { seed, step },
             stochastic_param: hyper.stochastic_param && param.dtype() == Dtype::Bf16,
             stochastic_state: hyper.stochastic_state && bits == Bits::Eight,
             param,

@@ -133,7 +133,7 @@ impl fmt::Display for MemoryLimit {
 #[non_exhaustive]
 pub struct PagingTotals {
     /// Description of the page mover.
-    pub driver: String,
+    pub mover: String,
     /// Bytes of paged state that may be resident.
     pub budget: usize,
     /// Bytes of the budget that states are streamed through.
@@ -230,7 +230,7 @@ impl fmt::Display for PagingReport {
             "budget {}, {} of it window; {}",
             Size(totals.budget as u64),
             Size(totals.window as u64),
-            totals.driver
+            totals.mover
         )?;
         match &totals.exceeds {
             Some(limit) => write!(

@@ -27,7 +27,7 @@ const BOUND: f32 = f32::from_bits((127 + 126) << 23); // 2^126
 impl KernelOptions {
     /// Whether no element is treated in a way of its own.
     pub(crate) fn is_plain(&self) -> bool {
-        !(self.coefficients.skip_zeros | self.stochastic_param | self.stochastic_state)
+        !(self.constants.skip_zeros | self.stochastic_param | self.stochastic_state)
     }
 }
 
@@ -97,20 +97,20 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
     g: &[G],
     state: StateMut<'_>,
     first: u64,
-    rule: &KernelOptions,
+    options: &KernelOptions,
 ) -> u64 {
-    debug_assert!(!PLAIN || rule.is_plain());
+    debug_assert!(!PLAIN || options.is_plain());
     debug_assert_eq!(p.len(), g.len());
     let (p, p_tail) = p.as_chunks_mut::<BLOCK>();
     let (g, g_tail) = g.as_chunks::<BLOCK>();
     let run = Run::<V, PLAIN> {
         v,
-        constants: Constants::new(v, &rule.coefficients),
-        rule,
+        constants: Constants::new(v, &options.constants),
+        options,
     };
     let start = |block: usize| first + (block * BLOCK) as u64;
     let tail = start(p.len());
-    let bound = gradient_bound(rule.coefficients.grad_scale);
+    let bound = gradient_bound(options.constants.grad_scale);
     let mut skipped = 0;
     match state {
         StateMut::Momentum32(m) => {
@@ -120,7 +120,7 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
                 skipped += u64::from(!run.block32(p, g, m, bound, start(block)));
             }
             if !p_tail.is_empty() {
-                let stepped = scalar::step_block(p_tail, g_tail, m_tail, tail, rule);
+                let stepped = scalar::step_block(p_tail, g_tail, m_tail, tail, options);
                 skipped += u64::from(!stepped);
             }
         }
@@ -133,7 +133,7 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
             skipped += run.blocks8(arrays, bound, first);
             if let Some(absmax) = absmax.next() {
                 let state = (codes_tail, absmax);
-                let stepped = scalar::step_block(p_tail, g_tail, state, tail, rule);
+                let stepped = scalar::step_block(p_tail, g_tail, state, tail, options);
                 skipped += u64::from(!stepped);
             }
         }
@@ -254,7 +254,7 @@ struct Waiting<'b> {
 struct Run<'a, V: Vector, const PLAIN: bool> {
     v: V,
     constants: Constants<V, PLAIN>,
-    rule: &'a KernelOptions,
+    options: &'a KernelOptions,
 }
 
 impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
@@ -270,10 +270,10 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
     ) -> bool {
         let v = self.v;
         if !(G::is_within(v, g, bound) && f32::is_within(v, m, BOUND.to_bits())) {
-            return scalar::step_block(p, g, &mut m[..], first, self.rule);
+            return scalar::step_block(p, g, &mut m[..], first, self.options);
         }
         let mut buffer = MaybeUninit::uninit();
-        let words = self.words(first, self.rule.stochastic_param, &mut buffer);
+        let words = self.words(first, self.options.stochastic_param, &mut buffer);
         for i in (0..BLOCK).step_by(4 * V::LANES) {
             self.prefetch(p, i);
             self.prefetch(g, i);
@@ -320,13 +320,13 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
                     updated = Some(Waiting { codes, absmax, top });
                 } else {
                     let state = (&mut codes[..], absmax);
-                    skipped += u64::from(!scalar::step_block(p, g, state, first, self.rule));
+                    skipped += u64::from(!scalar::step_block(p, g, state, first, self.options));
                 }
                 first += BLOCK as u64;
             }
             if let Some(block) = std::mem::replace(&mut waiting, updated) {
                 let ahead = |i| self.prefetch_at(next_p, i);
-                let drawn = !PLAIN && self.rule.stochastic_state;
+                let drawn = !PLAIN && self.options.stochastic_state;
                 // SAFETY: `update8` has written all momenta of the waiting block, and its words if
                 // there are any.
                 let (m, words) = unsafe {
@@ -355,9 +355,9 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         buffer: &mut Buffer,
     ) -> u32 {
         let v = self.v;
-        let drawn = self.rule.stochastic_param | self.rule.stochastic_state;
+        let drawn = self.options.stochastic_param | self.options.stochastic_state;
         let words = self.words(first, drawn, &mut buffer.words);
-        let words = words.filter(|_| self.rule.stochastic_param);
+        let words = words.filter(|_| self.options.stochastic_param);
         let scale = v.splat(absmax);
         let mut top = v.no_top();
         for i in (0..BLOCK).step_by(4 * V::LANES) {
@@ -415,7 +415,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         if PLAIN || !wanted {
             return None;
         }
-        Some(self.v.words(self.rule.words, first, buffer))
+        Some(self.v.words(self.options.key, first, buffer))
     }
 
     /// Asks for what lies [`AHEAD`] of the `4 * LANES` elements from `i` on.

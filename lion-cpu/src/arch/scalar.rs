@@ -24,13 +24,13 @@ impl Kernel {
             grad,
             state,
             first,
-            rule,
+            options,
         } = job;
         for_each_pair!(SliceMut, param, grad, |p, g| match state {
-            StateMut::Momentum32(m) => step(p, g, m.chunks_mut(BLOCK), first, &rule),
+            StateMut::Momentum32(m) => step(p, g, m.chunks_mut(BLOCK), first, &options),
             StateMut::Blockwise8(codes, absmax) => {
                 let blocks = codes.chunks_mut(BLOCK).zip(absmax);
-                step(p, g, blocks, first, &rule)
+                step(p, g, blocks, first, &options)
             }
         })
     }
@@ -59,7 +59,7 @@ impl Kernel {
 /// Sum of the squares of one block of the parameter, and how many of its elements move.
 #[inline(always)]
 pub(super) fn norm(view: View<'_>, block: usize) -> (f64, u64) {
-    let c = view.coefficients;
+    let c = view.constants;
     for_each_pair!(Slice, view.param, view.grad, |p, g| {
         let range = block * BLOCK..((block + 1) * BLOCK).min(p.len());
         let mut buffer = [0.0; BLOCK];
@@ -97,7 +97,7 @@ fn squares_of<G: Element>(gradient: &[G]) -> SumSquares {
 /// Whether all new momenta of one block are finite.
 #[inline(always)]
 pub(super) fn is_finite(view: View<'_>, block: usize) -> bool {
-    let c = view.coefficients;
+    let c = view.constants;
     for_each_pair!(Slice, view.param, view.grad, |p, g| {
         let range = block * BLOCK..((block + 1) * BLOCK).min(p.len());
         let mut buffer = [0.0; BLOCK];
@@ -161,12 +161,12 @@ fn step<P: Element, G: Element, S: Block>(
     g: &[G],
     states: impl Iterator<Item = S>,
     first: u64,
-    rule: &KernelOptions,
+    options: &KernelOptions,
 ) -> u64 {
     let mut first = first;
     let mut skipped = 0;
     for ((p, g), state) in p.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(states) {
-        if !step_block(p, g, state, first, rule) {
+        if !step_block(p, g, state, first, options) {
             skipped += 1;
         }
         first += BLOCK as u64;
@@ -180,10 +180,10 @@ pub(super) fn step_block<P: Element, G: Element, S: Block>(
     g: &[G],
     state: S,
     first: u64,
-    rule: &KernelOptions,
+    options: &KernelOptions,
 ) -> bool {
     let n = p.len();
-    let c = &rule.coefficients;
+    let c = &options.constants;
     let (mut old, mut gradient, mut new) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
     let (old, gradient, new) = (&mut old[..n], &mut gradient[..n], &mut new[..n]);
 
@@ -199,15 +199,15 @@ pub(super) fn step_block<P: Element, G: Element, S: Block>(
     }
 
     let mut drawn;
-    let words = if rule.stochastic_param || rule.stochastic_state {
+    let words = if options.stochastic_param || options.stochastic_state {
         drawn = [0; BLOCK];
-        rule.words.fill(first, &mut drawn[..n]);
+        options.key.fill(first, &mut drawn[..n]);
         Some(&drawn[..n])
     } else {
         None
     };
     let elements = p.iter_mut().zip(&*gradient).zip(&*old);
-    match words.filter(|_| rule.stochastic_param) {
+    match words.filter(|_| options.stochastic_param) {
         Some(words) => {
             for (((p, &g), &m), &word) in elements.zip(words) {
                 *p = P::narrow_stochastic(c.parameter(p.widen(), g, m), word);
@@ -219,6 +219,6 @@ pub(super) fn step_block<P: Element, G: Element, S: Block>(
             }
         }
     }
-    state.store(new, words.filter(|_| rule.stochastic_state));
+    state.store(new, words.filter(|_| options.stochastic_state));
     true
 }

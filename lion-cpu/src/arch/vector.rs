@@ -105,7 +105,7 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     /// The random words of a block of 256 elements that begins at the element `first`.
     fn words(
         self,
-        words: PhiloxKey,
+        philox: PhiloxKey,
         first: u64,
         out: &mut MaybeUninit<[u32; 256]>,
     ) -> &mut [u32; 256];

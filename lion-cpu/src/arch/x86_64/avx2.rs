@@ -519,15 +519,15 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn words(
         self,
-        words: PhiloxKey,
+        philox: PhiloxKey,
         first: u64,
         out: &mut MaybeUninit<[u32; 256]>,
     ) -> &mut [u32; 256] {
-        let key = [words.seed as u32, (words.seed >> 32) as u32];
+        let key = [philox.seed as u32, (philox.seed >> 32) as u32];
         intrinsics! {
             let step = (
-                _mm256_set1_epi64x(i64::from(words.step as u32)),
-                _mm256_set1_epi64x((words.step >> 32) as i64),
+                _mm256_set1_epi64x(i64::from(philox.step as u32)),
+                _mm256_set1_epi64x((philox.step >> 32) as i64),
             );
             let to: *mut u32 = out.as_mut_ptr().cast();
             for i in 0..256 / 16 {

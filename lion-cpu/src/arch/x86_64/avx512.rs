@@ -374,15 +374,15 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     #[inline(always)]
     fn words(
         self,
-        words: PhiloxKey,
+        philox: PhiloxKey,
         first: u64,
         out: &mut MaybeUninit<[u32; 256]>,
     ) -> &mut [u32; 256] {
-        let key = [words.seed as u32, (words.seed >> 32) as u32];
+        let key = [philox.seed as u32, (philox.seed >> 32) as u32];
         intrinsics! {
             let step = (
-                _mm512_set1_epi64(i64::from(words.step as u32)),
-                _mm512_set1_epi64((words.step >> 32) as i64),
+                _mm512_set1_epi64(i64::from(philox.step as u32)),
+                _mm512_set1_epi64((philox.step >> 32) as i64),
             );
             let to: *mut u32 = out.as_mut_ptr().cast();
             for (i, out) in (0..256).step_by(64).map(|i| (i, to.add(i))) {

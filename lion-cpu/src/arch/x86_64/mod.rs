@@ -16,12 +16,12 @@ macro_rules! kernel {
                     g: &[G],
                     state: StateMut<'_>,
                     first: u64,
-                    rule: &KernelOptions,
+                    options: &KernelOptions,
                 ) -> u64 {
-                    if rule.is_plain() {
-                        generic::step::<_, _, _, true>(v, p, g, state, first, rule)
+                    if options.is_plain() {
+                        generic::step::<_, _, _, true>(v, p, g, state, first, options)
                     } else {
-                        generic::step::<_, _, _, false>(v, p, g, state, first, rule)
+                        generic::step::<_, _, _, false>(v, p, g, state, first, options)
                     }
                 }
 
@@ -30,11 +30,11 @@ macro_rules! kernel {
                     grad,
                     state,
                     first,
-                    rule,
+                    options,
                 } = job;
                 // SAFETY: `self` proves that the CPU has the instructions.
                 for_each_pair!(SliceMut, param, grad, |p, g| unsafe {
-                    inner(self, p, g, state, first, &rule)
+                    inner(self, p, g, state, first, &options)
                 })
             }
 

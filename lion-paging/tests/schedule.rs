@@ -1,4 +1,4 @@
-//! Walks over a driver that keeps account of what is resident: transfers that fail, walks that are misused or
+//! Walks over a mover that keeps account of what is resident: transfers that fail, walks that are misused or
 //! left, and walks of several threads.
 #![allow(clippy::unwrap_used)]
 
@@ -105,7 +105,7 @@ fn step(pager: &Pager<Failing>, uses: &[Access]) -> Result<(), PagingError> {
     let walk = pager.begin(uses, Pass::Step)?;
     for position in 0..uses.len() {
         walk.acquire(position)?;
-        let here = pager.driver().0.lock().unwrap().here.clone();
+        let here = pager.mover().0.lock().unwrap().here.clone();
         assert!(here.contains(&(position * PAGE)), "{position} of {here:?}");
         walk.release(position);
     }
@@ -132,10 +132,10 @@ fn goes_on(fail: impl Fn(&mut Account, usize)) {
             for _ in 0..before {
                 step(&pager, &uses).unwrap();
             }
-            fail(&mut pager.driver().0.lock().unwrap(), n);
+            fail(&mut pager.mover().0.lock().unwrap(), n);
             let failed = step(&pager, &uses).is_err();
             failures += usize::from(failed);
-            fail(&mut pager.driver().0.lock().unwrap(), usize::MAX);
+            fail(&mut pager.mover().0.lock().unwrap(), usize::MAX);
             assert_eq!(pager.totals().resident, pager.measure().unwrap());
             for _ in 0..3 {
                 step(&pager, &uses).unwrap();
@@ -233,7 +233,7 @@ fn only_what_is_held_is_released() {
     let (pager, pages) = two_of(5);
     let uses = writes(&pages);
     let here = |piece: usize| {
-        let account = pager.driver().0.lock().unwrap();
+        let account = pager.mover().0.lock().unwrap();
         account.here.contains(&(piece * PAGE))
     };
     let walk = pager.begin(&uses, Pass::Step).unwrap();
@@ -303,8 +303,8 @@ fn a_state_may_be_dropped_and_another_come_during_a_walk() {
     walk.acquire(1).unwrap();
     walk.finish().unwrap();
     assert_eq!(pager.totals().paged, 2 * PAGE);
-    // The account of what is gone is kept by the driver alone.
-    pager.driver().0.lock().unwrap().here.clear();
+    // The account of what is gone is kept by the mover alone.
+    pager.mover().0.lock().unwrap().here.clear();
     step(&pager, &writes(&pages)).unwrap();
 }
 
@@ -358,7 +358,7 @@ fn threads_share_a_walk() {
             if walk.try_acquire(this).unwrap() {
                 *position += 1;
                 drop(position);
-                let here = pager.driver().0.lock().unwrap().here.clone();
+                let here = pager.mover().0.lock().unwrap().here.clone();
                 assert!(here.contains(&(this * PAGE)) && here.len() <= 2);
                 walk.release(this);
             } else {
