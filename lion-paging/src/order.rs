@@ -1,51 +1,204 @@
-//! The order in which a step uses the pieces of paged states.
+//! The order in which a step accesses the pieces of all states.
 
-use crate::{Access, PageMover, Pass, Piece, StatePages};
+use crate::{
+    Access, AlwaysResident, PageMover, Pager, Pass, Piece, Position, Residency, StatePages,
+};
 use lion_core::PagingError;
 use std::ops::Range;
 
-/// Returns the accesses of a step to the paged states of its tensors, in the order of the tensors. With each
-/// state comes whether its tensor is [clipped](lion_core::TensorStep::is_clipped).
-///
-/// A tensor that is clipped is read for its norm just before it is changed, and not before the whole step:
-/// a state that fits the window is then fetched once.
-pub fn step_order<'s, D: PageMover>(
-    states: impl IntoIterator<Item = (&'s StatePages<D>, bool)>,
-) -> Vec<Access> {
-    let mut order = Vec::new();
-    for (pages, clipped) in states {
-        if clipped {
-            order.extend(pages.accesses(Access::read));
-        }
-        order.extend(pages.accesses(Access::write));
-    }
-    order
+/// Where the state of one tensor is, for a [`StepOrder`].
+#[derive(Debug)]
+pub enum Residence<'s, D: PageMover> {
+    /// In ordinary memory: one piece of this many elements, which is always resident.
+    Memory(usize),
+    /// In pages: the pieces of the state, which are resident while they are used.
+    Pages(&'s StatePages<D>),
 }
 
-/// Returns the accesses of a pass that reads paged states and changes nothing.
-pub fn survey_order<'s, D: PageMover>(
-    states: impl IntoIterator<Item = &'s StatePages<D>>,
-) -> Vec<Access> {
-    let states = states.into_iter();
-    states
-        .flat_map(|pages| pages.accesses(Access::read))
-        .collect()
+// Derived, these would ask the same of the mover.
+impl<D: PageMover> Copy for Residence<'_, D> {}
+
+impl<D: PageMover> Clone for Residence<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+/// One piece of one tensor, in the order in which a step uses it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StepPiece {
+    /// Index of the tensor in the step.
+    pub tensor: usize,
+    /// Index of the piece in the state of the tensor.
+    pub piece: usize,
+    /// The elements of the tensor that the piece holds.
+    pub elements: Range<usize>,
+    /// Position of the access in the pass. `None` if the state is in ordinary memory.
+    pub position: Position,
+}
+
+/// Consecutive tensors that are stepped together, in an order of two phases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StepGroup<'o> {
+    /// The pieces whose norms are computed first: those of [clipped](lion_core::TensorStep::is_clipped)
+    /// tensors. In a survey, all pieces.
+    pub reads: &'o [StepPiece],
+    /// The pieces that are updated after. In a survey, none.
+    pub writes: &'o [StepPiece],
+}
+
+/// The order in which a pass accesses the pieces of all states.
+///
+/// A tensor that is clipped is read for its norm before it is updated. If its state is paged, the norm is
+/// read immediately before the update, and not before the whole step: a state that fits the window is then
+/// fetched only once. So a group begins at each tensor that is clipped and paged.
+///
+/// ```
+/// use lion_paging::{HostMover, Pass, Residence, StepOrder};
+/// // Two tensors in ordinary memory. The second one is clipped.
+/// let states = [(Residence::<HostMover>::Memory(1000), false), (Residence::Memory(500), true)];
+/// let order = StepOrder::of_step(states);
+/// let group = order.groups().next().expect("one group");
+/// assert_eq!((group.reads.len(), group.writes.len()), (1, 2));
+/// assert_eq!((group.writes[1].tensor, group.writes[1].elements.clone()), (1, 0..500));
+///
+/// let residency = order.begin::<HostMover>(None, Pass::Step)?;
+/// for piece in group.writes {
+///     residency.acquire(piece.position)?;
+///     // The step of the piece.
+///     residency.release(piece.position);
+/// }
+/// residency.finish()?;
+/// # Ok::<(), lion_paging::PagingError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct StepOrder {
+    /// The accesses to paged states, by position.
+    accesses: Vec<Access>,
+    pieces: Vec<StepPiece>,
+    /// For each group, where its reads and its writes begin in `pieces`.
+    groups: Vec<(usize, usize)>,
+}
+
+impl StepOrder {
+    /// Returns the order of a step of tensors. For each tensor, in order, `states` gives where its state is, and
+    /// whether it is [clipped](lion_core::TensorStep::is_clipped).
+    pub fn of_step<'s, D: PageMover>(
+        states: impl IntoIterator<Item = (Residence<'s, D>, bool)>,
+    ) -> Self {
+        let mut order = StepOrder::default();
+        // The tensors of the group, to update when all its reads are listed.
+        let mut group: Vec<(usize, Residence<'s, D>)> = Vec::new();
+        order.groups.push((0, 0));
+        for (tensor, (residence, is_clipped)) in states.into_iter().enumerate() {
+            if is_clipped && matches!(residence, Residence::Pages(_)) && !group.is_empty() {
+                order.write(&mut group);
+                let start = order.pieces.len();
+                order.groups.push((start, start));
+            }
+            if is_clipped {
+                order.push(tensor, &residence, Access::read);
+            }
+            group.push((tensor, residence));
+        }
+        order.write(&mut group);
+        order
+    }
+
+    /// Returns the order of a pass that reads all states and changes none.
+    pub fn of_survey<'s, D: PageMover>(states: impl IntoIterator<Item = Residence<'s, D>>) -> Self {
+        let mut order = StepOrder::default();
+        for (tensor, residence) in states.into_iter().enumerate() {
+            order.push(tensor, &residence, Access::read);
+        }
+        order.groups.push((0, order.pieces.len()));
+        order
+    }
+
+    /// Lists the updates of a group, after all its reads.
+    fn write<D: PageMover>(&mut self, group: &mut Vec<(usize, Residence<'_, D>)>) {
+        if let Some(last) = self.groups.last_mut() {
+            last.1 = self.pieces.len();
+        }
+        for (tensor, residence) in group.drain(..) {
+            self.push(tensor, &residence, Access::write);
+        }
+    }
+
+    /// Lists an access to each piece of a state.
+    fn push<D: PageMover>(
+        &mut self,
+        tensor: usize,
+        residence: &Residence<'_, D>,
+        access: fn(Piece) -> Access,
+    ) {
+        match *residence {
+            Residence::Memory(len) => self.pieces.push(StepPiece {
+                tensor,
+                piece: 0,
+                elements: 0..len,
+                position: None,
+            }),
+            Residence::Pages(pages) => {
+                for (piece, used) in pages.list().enumerate() {
+                    self.pieces.push(StepPiece {
+                        tensor,
+                        piece,
+                        elements: pages.pieces().elements(piece),
+                        position: Some(self.accesses.len()),
+                    });
+                    self.accesses.push(access(used));
+                }
+            }
+        }
+    }
+
+    /// Returns the groups of tensors, in order.
+    pub fn groups(&self) -> impl Iterator<Item = StepGroup<'_>> {
+        let ends = self.groups.iter().skip(1).map(|next| next.0);
+        let ends = ends.chain([self.pieces.len()]);
+        self.groups
+            .iter()
+            .zip(ends)
+            .map(|(&(reads, writes), end)| StepGroup {
+                reads: &self.pieces[reads..writes],
+                writes: &self.pieces[writes..end],
+            })
+    }
+
+    /// Returns the accesses to paged states, by position.
+    pub fn accesses(&self) -> &[Access] {
+        &self.accesses
+    }
+
+    /// Begins the pass: plans the accesses to paged states and starts to fetch. `pager` is the one of
+    /// all paged states, if there are any.
+    ///
+    /// # Errors
+    /// As [`Pager::begin`].
+    pub fn begin<'p, D: PageMover>(
+        &self,
+        pager: Option<&'p Pager<D>>,
+        pass: Pass,
+    ) -> Result<Box<dyn Residency + 'p>, PagingError> {
+        match pager {
+            Some(pager) if !self.accesses.is_empty() => {
+                Ok(Box::new(pager.begin(&self.accesses, pass)?))
+            }
+            _ => Ok(Box::new(AlwaysResident)),
+        }
+    }
 }
 
 impl<D: PageMover> StatePages<D> {
-    /// Returns an access to each piece, in order.
-    fn accesses(&self, access: fn(Piece) -> Access) -> impl Iterator<Item = Access> {
-        let pieces = 0..self.pieces().count();
-        pieces.filter_map(move |index| self.piece(index).map(access))
-    }
-
     /// Reads or changes [parts](crate::Pieces::parts) of the state outside a step, each while its piece is
     /// resident. `work` is given the bytes of the piece and those of the part, as ranges in the memory of the state.
     ///
     /// # Errors
-    /// Those of [`Pager::begin`](crate::Pager::begin) and of
-    /// [`ScheduleRun::acquire`](crate::ScheduleRun::acquire), and the first error of `work`, after which no
-    /// other part is worked on.
+    /// As [`Pager::begin`] and [`ScheduleRun::acquire`](crate::ScheduleRun::acquire), and the first error of
+    /// `work`, after which no other part is accessed.
     pub fn visit<E: From<PagingError>>(
         &self,
         parts: &[(usize, Range<usize>)],

@@ -278,6 +278,11 @@ impl<D: PageMover> StatePages<D> {
         self.ids.get(index).copied()
     }
 
+    /// All pieces, in order.
+    pub(crate) fn list(&self) -> impl Iterator<Item = Piece> {
+        self.ids.iter().copied()
+    }
+
     /// The pager that they belong to.
     pub fn pager(&self) -> &Arc<Pager<D>> {
         &self.pager

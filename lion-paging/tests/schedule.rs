@@ -4,8 +4,8 @@
 
 use lion_core::Momentum32;
 use lion_paging::{
-    Access, Limits, PageMover, Pager, PagingError, Pass, ScheduleRun, StatePages, step_order,
-    survey_order,
+    Access, Limits, PageMover, Pager, PagingError, Pass, Residence, ScheduleRun, StatePages,
+    StepGroup, StepOrder,
 };
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -188,7 +188,14 @@ fn a_clipped_state_is_read_just_before_it_is_written() {
     let (b, ()) = pager.allocate(&Momentum32, PAGE / 4).unwrap();
     let [a0, a1] = [0, 1].map(|piece| a.piece(piece).unwrap());
     let b0 = b.piece(0).unwrap();
-    let order = step_order([(&b, false), (&a, true), (&b, true)]);
+    let states = [
+        (Residence::Pages(&b), false),
+        (Residence::Memory(700), true),
+        (Residence::Pages(&a), true),
+        (Residence::Memory(0), false),
+        (Residence::Pages(&b), true),
+    ];
+    let order = StepOrder::of_step(states);
     let wanted = [
         Access::write(b0),
         Access::read(a0),
@@ -198,9 +205,37 @@ fn a_clipped_state_is_read_just_before_it_is_written() {
         Access::read(b0),
         Access::write(b0),
     ];
-    assert_eq!(order, wanted);
-    let reads = [a0, a1, b0].map(Access::read);
-    assert_eq!(survey_order([&a, &b]), reads);
+    assert_eq!(order.accesses(), wanted);
+    // Tensor, piece, and position of the access to its pages.
+    let list = |group: StepGroup<'_>| {
+        let [reads, writes] = [group.reads, group.writes].map(|pieces| {
+            let pieces = pieces.iter();
+            let pieces = pieces.map(|piece| (piece.tensor, piece.piece, piece.position));
+            pieces.collect::<Vec<_>>()
+        });
+        (reads, writes)
+    };
+    let groups: Vec<_> = order.groups().map(list).collect();
+    let wanted = [
+        (vec![(1, 0, None)], vec![(0, 0, Some(0)), (1, 0, None)]),
+        (
+            vec![(2, 0, Some(1)), (2, 1, Some(2))],
+            vec![(2, 0, Some(3)), (2, 1, Some(4)), (3, 0, None)],
+        ),
+        (vec![(4, 0, Some(5))], vec![(4, 0, Some(6))]),
+    ];
+    assert_eq!(groups, wanted);
+    let group = order.groups().next().unwrap();
+    assert_eq!(group.reads[0].elements, 0..700);
+
+    let survey = StepOrder::of_survey(states.map(|(residence, _)| residence));
+    let reads = [b0, a0, a1, b0].map(Access::read);
+    assert_eq!(survey.accesses(), reads);
+    let groups: Vec<_> = survey.groups().map(list).collect();
+    let reads = [Some(0), None, Some(1), Some(2), None, Some(3)];
+    let positions = groups[0].0.iter().map(|piece| piece.2);
+    assert_eq!(positions.collect::<Vec<_>>(), reads);
+    assert_eq!((groups.len(), groups[0].1.len()), (1, 0));
 }
 
 #[test]
