@@ -2,19 +2,19 @@
 
 use crate::arch::{Isa, Kernel};
 use crate::job::View;
-use crate::paged::PagedCpuState;
 use crate::pool::{Pool, Workers};
+use crate::queue;
 use crate::squares;
 use crate::state::CpuState;
-use crate::survey::{Survey, Tree};
-use crate::walk;
-use lion_core::norm::clipped_lr;
+use crate::survey;
+use crate::tensor::{Target, Tensor};
 use lion_core::{
-    BLOCK, Backend, BackendError, Gradient, Operand, Outcome, PagingError, PagingTotals, State,
-    StateRequest, Storage, StorageMut, SumSquares, TensorStep,
+    Backend, BackendError, Gradient, Operand, Outcome, PagingError, PagingTotals, State,
+    StateRequest, SumSquares, TensorStep,
 };
 use lion_float_mode::in_default_mode;
-use lion_paging::{HostMover, Pager, Paging};
+use lion_paging::{HostMover, Pager, Paging, Pass, StepOrder};
+#[cfg(feature = "rayon")]
 use rayon::ThreadPool;
 use std::sync::Arc;
 
@@ -80,6 +80,7 @@ impl Cpu {
     /// let cpu = Cpu::new()?.pool(Arc::new(pool));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[cfg(feature = "rayon")]
     #[must_use]
     pub fn pool(mut self, pool: Arc<ThreadPool>) -> Self {
         self.workers = Some(Workers::new(pool));
@@ -123,86 +124,25 @@ impl Cpu {
         }
     }
 
-    /// Refuses arrays in the memory of devices, states of other backends, and states that do not fit.
-    fn check(&self, tensors: &[TensorStep<'_>]) -> Result<(), BackendError> {
-        for tensor in tensors {
-            let (backend, parameter) = (self.name(), tensor.name);
-            let operand = match (&tensor.param, &tensor.grad) {
-                (StorageMut::Device(_), _) => Operand::Parameter,
-                (_, Storage::Device(_)) => Operand::Gradient,
-                _ if self.holds(tensor) => {
-                    self.check_state(tensor)?;
-                    self.check_gradient(tensor)?;
-                    continue;
-                }
-                _ => {
-                    return Err(BackendError::ForeignState {
-                        backend: backend.to_owned(),
-                        parameter: parameter.to_owned(),
-                    });
-                }
-            };
-            return Err(BackendError::WrongDevice {
-                backend: backend.to_owned(),
-                parameter: parameter.to_owned(),
-                operand,
-            });
-        }
-        Ok(())
+    /// Checks the tensors of a step.
+    fn check<'a>(
+        &self,
+        tensors: &'a mut [TensorStep<'_>],
+    ) -> Result<Vec<Tensor<'a>>, BackendError> {
+        let target = Target {
+            name: self.name(),
+            pager: self.pager.as_ref(),
+        };
+        let tensors = tensors.iter_mut();
+        tensors.map(|tensor| Tensor::new(tensor, target)).collect()
     }
 
-    /// Refuses a state of another length than its parameter, or of another width than was allocated: a step
-    /// would go as far as the shorter of the two.
-    fn check_state(&self, tensor: &TensorStep<'_>) -> Result<(), BackendError> {
-        let given = (tensor.state.len(), tensor.state.layout().bits());
-        let wanted = (tensor.param.len(), tensor.bits);
-        if given == wanted {
-            return Ok(());
-        }
-        Err(BackendError::WrongState {
-            backend: self.name().into(),
-            parameter: tensor.name.into(),
-            given_len: given.0,
-            wanted_len: wanted.0,
-            given_bits: given.1,
-            wanted_bits: wanted.1,
-        })
-    }
-
-    /// Refuses a gradient of another length than its parameter: a step would pair elements wrongly.
-    fn check_gradient(&self, tensor: &TensorStep<'_>) -> Result<(), BackendError> {
-        let (given, wanted) = (tensor.grad.len(), tensor.param.len());
-        if given == wanted {
-            return Ok(());
-        }
-        Err(BackendError::WrongGradient {
-            backend: self.name().into(),
-            parameter: tensor.name.into(),
-            given,
-            wanted,
-        })
-    }
-
-    /// The threads that step these tensors.
-    fn threads(&self, tensors: &[TensorStep<'_>]) -> Pool<'_> {
-        Pool::of(self.workers.as_ref(), tensors)
-    }
-
-    /// Whether a state is in ordinary memory, or in pages of this backend.
-    fn holds(&self, tensor: &TensorStep<'_>) -> bool {
-        match (PagedCpuState::of(tensor), &self.pager) {
-            (Some(state), Some(pager)) => Arc::ptr_eq(state.pages().pager(), pager),
-            (Some(_), None) => false,
-            (None, _) => View::new(tensor).is_some(),
-        }
-    }
-
-    /// The pager, where a state is paged.
-    fn pager(&self, tensors: &[TensorStep<'_>]) -> Option<&Pager<HostMover>> {
-        let paged = tensors
-            .iter()
-            .any(|tensor| PagedCpuState::of(tensor).is_some());
-        self.pager.as_deref().filter(|_| paged)
+    /// Returns the threads for work on this many elements.
+    fn threads(&self, elements: impl Iterator<Item = usize>) -> Pool<'_> {
+        Pool::new(
+            self.workers.as_ref(),
+            elements.fold(0, usize::saturating_add),
+        )
     }
 }
 
@@ -215,7 +155,7 @@ impl Backend for Cpu {
         let StateRequest { bits, len, .. } = *request;
         Ok(match &self.pager {
             Some(pager) if request.paged && len > 0 => {
-                Box::new(PagedCpuState::zero(pager, bits, len)?)
+                Box::new(CpuState::paged_zero(pager, bits, len)?)
             }
             None if request.paged => {
                 let backend = self.name().to_owned();
@@ -226,35 +166,49 @@ impl Backend for Cpu {
     }
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
-        self.check(tensors)?;
+        let mut tensors = self.check(tensors)?;
+        let (pool, kernel) = (self.threads(tensors.iter().map(Tensor::len)), self.kernel);
+        let states = tensors.iter();
+        let order = StepOrder::of_step(states.map(|t| (t.residence(), t.is_clipped())));
+        let residency = order.begin(self.pager.as_deref(), Pass::Step);
+        let residency = residency.map_err(|error| BackendError::from(error).not_begun())?;
+        let mut outcomes = vec![Outcome::default(); tensors.len()];
         in_default_mode(|| {
-            let (pool, kernel) = (self.threads(tensors), self.kernel);
-            limit(pool, kernel, tensors);
-            let mut outcomes = vec![Outcome::default(); tensors.len()];
-            match self.pager(tensors) {
-                Some(pager) => walk::step(pool, kernel, pager, tensors, &mut outcomes)?,
-                None => pool.step(kernel, tensors, None, &mut outcomes)?,
+            for group in order.groups() {
+                let norm = |view: View<'_>, block| kernel.norm(view, block);
+                let norms = survey::sums(pool, &*residency, group.reads, &tensors, norm)?;
+                for (tensor, (squares, nonzero_updates)) in norms {
+                    tensors[tensor].clip(squares, nonzero_updates);
+                }
+                queue::step(
+                    pool,
+                    kernel,
+                    &*residency,
+                    group.writes,
+                    &mut tensors,
+                    &mut outcomes,
+                )?;
             }
-            Ok(outcomes)
-        })
+            Ok::<(), BackendError>(())
+        })?;
+        residency.finish()?;
+        Ok(outcomes)
     }
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
-        self.check(tensors)?;
-        let (pool, kernel) = (self.threads(tensors), self.kernel);
-        let views = tensors.iter().filter_map(View::new).map(|view| (0, view));
-        let mut survey = Survey::new(pool, views, |view, block| kernel.count(view, block));
-        let mut tree = Tree::new();
+        let tensors = self.check(tensors)?;
+        let (pool, kernel) = (self.threads(tensors.iter().map(Tensor::len)), self.kernel);
+        let order = StepOrder::of_survey(tensors.iter().map(Tensor::residence));
+        let residency = order.begin(self.pager.as_deref(), Pass::Survey)?;
         let mut counts = vec![0; tensors.len()];
-        for (tensor, count) in tensors.iter().zip(&mut counts) {
-            if View::new(tensor).is_some() {
-                survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
-                *count = tree.take().1;
+        for group in order.groups() {
+            let count = |view: View<'_>, block| kernel.count(view, block);
+            let counted = survey::sums(pool, &*residency, group.reads, &tensors, count)?;
+            for (tensor, (_, blocks)) in counted {
+                counts[tensor] = blocks;
             }
         }
-        if let Some(pager) = self.pager(tensors) {
-            walk::count_non_finite(pool, kernel, pager, tensors, &mut counts)?;
-        }
+        residency.finish()?;
         Ok(counts)
     }
 
@@ -266,9 +220,7 @@ impl Backend for Cpu {
                 operand: Operand::Gradient,
             });
         }
-        let elements = gradients.iter().map(|gradient| gradient.data.len());
-        let elements = elements.fold(0, usize::saturating_add);
-        let pool = Pool::for_elements(self.workers.as_ref(), elements);
+        let pool = self.threads(gradients.iter().map(|gradient| gradient.data.len()));
         Ok(in_default_mode(|| {
             squares::sum(pool, self.kernel, gradients)
         }))
@@ -276,24 +228,5 @@ impl Backend for Cpu {
 
     fn paging_totals(&self) -> Option<PagingTotals> {
         self.pager.as_ref().map(|pager| pager.totals())
-    }
-}
-
-/// Lowers the learning rates of tensors in memory by their norms, where a limit is set.
-fn limit(pool: Pool<'_>, kernel: Kernel, tensors: &mut [TensorStep<'_>]) {
-    fn limited<'v>(tensor: &'v TensorStep<'_>) -> Option<View<'v>> {
-        tensor.is_clipped().then(|| View::new(tensor))?
-    }
-
-    let views = tensors.iter().filter_map(limited).map(|view| (0, view));
-    let mut survey = Survey::new(pool, views, |view, block| kernel.norm(view, block));
-    let mut tree = Tree::new();
-    for tensor in tensors {
-        if limited(tensor).is_some() {
-            survey.add_to(&mut tree, tensor.param.len().div_ceil(BLOCK));
-            let (squares, moves) = tree.take();
-            let lr = clipped_lr(tensor.lr, tensor.max_unorm, squares, moves);
-            tensor.constants = tensor.constants.with_lr(lr);
-        }
     }
 }

@@ -26,13 +26,15 @@ mod job;
 #[allow(unsafe_code)] // two accesses to mapped memory
 mod paged;
 mod pool;
+mod progress;
 mod quantize;
+mod queue;
 #[allow(unsafe_code)]
 mod region;
 mod squares;
 mod state;
 mod survey;
-mod walk;
+mod tensor;
 
 pub use arch::Isa;
 pub use backend::Cpu;

@@ -1,23 +1,20 @@
 //! States in a memory-mapped file, of which a part is resident.
 
-use lion_core::{
-    BackendError, Bits, PagedState, PagingError, PlaneType, State, StateLayout, TensorStep,
-};
+use lion_core::{BackendError, Bits, PagingError, PlaneType};
 use lion_paging::{Access, HostMemory, HostMover, Pager, Pieces, StatePages};
 use lion_quant::{ZERO_CODE, state_layout};
-use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The state of one parameter in pages.
+/// The planes of a state in pages.
 #[derive(Debug)]
-pub(crate) struct PagedCpuState {
+pub(crate) struct Pages {
     pages: StatePages<HostMover>,
     memory: HostMemory,
 }
 
-impl PagedCpuState {
-    /// The state before the first step: momentum 0. There is at least one element.
+impl Pages {
+    /// Returns the state before the first step: momentum 0. There is at least one element.
     pub(crate) fn zero(
         pager: &Arc<Pager<HostMover>>,
         bits: Bits,
@@ -25,40 +22,36 @@ impl PagedCpuState {
     ) -> Result<Self, BackendError> {
         let layout = state_layout(bits).ok_or_else(|| BackendError::no_state_of("cpu", bits))?;
         let (pages, memory) = pager.allocate(layout, len)?;
-        let mut state = PagedCpuState { pages, memory };
+        let mut state = Pages { pages, memory };
         if bits == Bits::Eight {
-            // The bytes are 0, which is right for a float and another number as a code.
+            // The allocation is zeroed. As an f32 that is 0, but as a code it is another number.
             let parts = state.pages.pieces().parts(0, 0, len)?;
             state.visit(&parts, |_, codes| codes.fill(ZERO_CODE))?;
         }
         Ok(state)
     }
 
-    /// The state of a tensor, if it is one of these.
-    pub(crate) fn of<'a>(tensor: &'a TensorStep<'_>) -> Option<&'a Self> {
-        let state: &dyn Any = tensor.state;
-        state.downcast_ref()
-    }
-
+    /// Returns the pages, through which pieces are made resident.
     pub(crate) fn pages(&self) -> &StatePages<HostMover> {
         &self.pages
     }
 
-    /// All bytes, of which those of resident pieces may be touched.
+    /// Returns all bytes. Those of a piece may be read while the piece is resident.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.memory.bytes()
     }
 
-    /// How the state is cut, and all bytes, of which those of a piece may be changed while its position in
-    /// a walk is held.
+    /// Returns how the state is cut, and all bytes. Those of a piece may be accessed while its position in a
+    /// pass is held.
     #[allow(unsafe_code)]
     pub(crate) fn parts(&mut self) -> (&Pieces, &mut [u8]) {
-        // SAFETY: the caller is the queue of a step, which hands a piece out once it is acquired and releases
-        // it when all of it is stepped. In a child of the process a walk does not begin.
+        // SAFETY: the caller is the queue of a step, which hands out a piece when it is acquired, and releases
+        // it when all of it is stepped. In a child process a pass does not begin.
         (self.pages.pieces(), unsafe { self.memory.bytes_mut() })
     }
 
-    /// Changes parts of pieces, each while it is resident, and says for each how many bytes came before.
+    /// Changes parts of pieces, each while it is resident. `change` is given the number of bytes in the parts
+    /// before, and the bytes of the part.
     #[allow(unsafe_code)]
     fn visit(
         &mut self,
@@ -68,7 +61,7 @@ impl PagedCpuState {
         let (pages, memory) = (&self.pages, &mut self.memory);
         let mut before = 0;
         pages.visit(parts, Access::write, |_, range| {
-            // SAFETY: the range is changed, which is part of a piece that `StatePages::visit` holds.
+            // SAFETY: only this range is changed. It is part of a piece that `StatePages::visit` holds.
             let bytes = unsafe { memory.bytes_mut() };
             change(before, &mut bytes[range.clone()]);
             before += range.len();
@@ -76,29 +69,13 @@ impl PagedCpuState {
         })
     }
 
-    /// The numbers of a plane as they lie in memory, little-endian, or the reverse.
-    fn swap(&self, plane: usize, bytes: &mut [u8]) {
-        let plane_type = self.layout().planes()[plane].plane_type;
-        if cfg!(target_endian = "big") && plane_type == PlaneType::F32 {
-            bytes
-                .as_chunks_mut::<4>()
-                .0
-                .iter_mut()
-                .for_each(|word| word.reverse());
-        }
-    }
-}
-
-impl State for PagedCpuState {
-    fn layout(&self) -> &'static dyn StateLayout {
-        self.pages.pieces().layout()
-    }
-
-    fn len(&self) -> usize {
-        self.pages.pieces().len()
-    }
-
-    fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
+    /// Copies bytes of a plane out, little-endian.
+    pub(crate) fn read(
+        &self,
+        plane: usize,
+        offset: usize,
+        into: &mut [u8],
+    ) -> Result<(), BackendError> {
         let parts = self.pages.pieces().parts(plane, offset, into.len())?;
         let mut at = 0;
         self.pages.visit(&parts, Access::read, |_, range| {
@@ -107,17 +84,23 @@ impl State for PagedCpuState {
             at += range.len();
             Ok::<(), PagingError>(())
         })?;
-        self.swap(plane, into);
+        self.to_little_endian(plane, into);
         Ok(())
     }
 
-    fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
+    /// Replaces bytes of a plane, which are little-endian.
+    pub(crate) fn write(
+        &mut self,
+        plane: usize,
+        offset: usize,
+        from: &[u8],
+    ) -> Result<(), BackendError> {
         let parts = self.pages.pieces().parts(plane, offset, from.len())?;
         let mut swapped = Vec::new();
         let mut from = from;
         if cfg!(target_endian = "big") {
             swapped.extend_from_slice(from);
-            self.swap(plane, &mut swapped);
+            self.to_little_endian(plane, &mut swapped);
             from = &swapped;
         }
         self.visit(&parts, |before, part| {
@@ -126,7 +109,12 @@ impl State for PagedCpuState {
         Ok(())
     }
 
-    fn paged(&self) -> Option<PagedState> {
-        Some(self.pages.paged())
+    /// Converts numbers of a plane from the byte order of memory to little-endian, or back.
+    fn to_little_endian(&self, plane: usize, bytes: &mut [u8]) {
+        let planes = self.pages.pieces().layout().planes();
+        if cfg!(target_endian = "big") && planes[plane].plane_type == PlaneType::F32 {
+            let (words, _) = bytes.as_chunks_mut::<4>();
+            words.iter_mut().for_each(|word| word.reverse());
+        }
     }
 }

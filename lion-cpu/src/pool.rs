@@ -1,32 +1,13 @@
-//! One pool of work for all tensors and blocks of a step.
-//!
-//! The threads of a step take runs of blocks from one queue, which cuts the next run off the tensor it
-//! has come to. The caller's thread takes part, so a step begins without waiting for another thread
-//! to wake; a small one ends before that would be worth it. What a run returns does not depend on who
-//! takes it, or where the cuts are.
+//! The threads of a step: the calling thread and, above some size, those of a pool.
 
-use crate::arch::{self, Kernel};
-use crate::job::{Job, Jobs, PagedJobs};
 use crate::region::{Helper, Regions};
-use crate::walk::Progress;
-use lion_core::{BLOCK, Outcome, PagingError, TensorStep};
 use lion_float_mode::in_default_mode;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::iter::Enumerate;
-use std::slice::IterMut;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 /// Elements up to which a step stays on the caller's thread: a vector kernel is done with them in about
 /// a tenth of a millisecond, and waking another thread costs a good part of that.
 const SMALL: usize = 262_144;
-
-/// Elements that a thread takes at once: at most this many, so that threads end together, and fewer
-/// where there are few for all.
-const LARGEST_RUN: usize = 65_536;
-const SMALLEST_RUN: usize = 8_192;
-
-/// Tensors that a thread takes at once, at most.
-const BATCH: usize = 16;
 
 /// A pool, and the regions that its threads help with.
 #[derive(Clone, Debug)]
@@ -66,13 +47,9 @@ pub(crate) enum Pool<'p> {
 }
 
 impl<'p> Pool<'p> {
-    /// The threads for a step of these tensors: of the given pool, or of the one that all backends share.
-    pub(crate) fn of(workers: Option<&'p Workers>, tensors: &[TensorStep<'_>]) -> Self {
-        Self::for_elements(workers, elements(tensors))
-    }
-
-    /// The threads for work on so many elements.
-    pub(crate) fn for_elements(workers: Option<&'p Workers>, elements: usize) -> Self {
+    /// Returns the threads for work on this many elements: those of the given pool, or of the one that all
+    /// backends share.
+    pub(crate) fn new(workers: Option<&'p Workers>, elements: usize) -> Self {
         if elements <= SMALL {
             return Pool::Caller;
         }
@@ -107,220 +84,6 @@ impl<'p> Pool<'p> {
                 regions.run(room, helpers.min(others), spawn, &work);
             }
             _ => work(),
-        }
-    }
-
-    /// Steps all tensors, whose states are ones of this backend. `progress` brings the pieces of those that
-    /// are paged.
-    pub(crate) fn step(
-        self,
-        kernel: Kernel,
-        tensors: &mut [TensorStep<'_>],
-        progress: Option<&Progress<'_>>,
-        outcomes: &mut [Outcome],
-    ) -> Result<(), PagingError> {
-        let elements = elements(tensors);
-        let threads = self.threads();
-        let run = if threads == 1 {
-            usize::MAX
-        } else {
-            // A few runs for each thread, so that one that is interrupted does not hold up the rest.
-            (elements / (8 * threads)).clamp(SMALLEST_RUN, LARGEST_RUN)
-        };
-        let queue = Mutex::new(Queue {
-            tensors: tensors.iter_mut().enumerate(),
-            pieces: None,
-            position: progress.map_or(0, |progress| progress.first),
-            rest: None,
-            progress,
-            run,
-            outcomes,
-            error: None,
-        });
-        self.run(elements / run, || work(kernel, &queue));
-        let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
-        queue.error.map_or(Ok(()), Err)
-    }
-}
-
-/// Elements of all tensors.
-fn elements(tensors: &[TensorStep<'_>]) -> usize {
-    tensors.iter().map(|tensor| tensor.param.len()).sum()
-}
-
-/// Takes jobs from the queue until there is none.
-fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
-    let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
-    // Counted here and handed over at the end, so that no thread waits for another one's counting.
-    let mut skipped: Vec<(usize, u64)> = Vec::new();
-    let mut batch = [const { None }; BATCH];
-    loop {
-        let waiting = lock().fill(&mut batch);
-        if let Some((progress, position)) = waiting {
-            // Nobody waits for this thread meanwhile: it holds no piece and no lock.
-            if let Err(error) = progress.walk.wait(position) {
-                lock().error.get_or_insert(error);
-            }
-            continue;
-        }
-        if batch[0].is_none() {
-            break;
-        }
-        for i in 0..BATCH {
-            if let Some(Some(next)) = batch.get(i + 1) {
-                // A kernel asks for what lies ahead in its own tensor only.
-                arch::prefetch(&next.job);
-            }
-            let Some(Taken { tensor, job, held }) = batch[i].take() else {
-                break;
-            };
-            let blocks = kernel.step(job);
-            drop(held);
-            match skipped.last_mut() {
-                _ if blocks == 0 => {}
-                Some((last, counted)) if *last == tensor => *counted += blocks,
-                _ => skipped.push((tensor, blocks)),
-            }
-        }
-    }
-    if !skipped.is_empty() {
-        let mut queue = lock();
-        for (tensor, blocks) in skipped {
-            queue.outcomes[tensor].skipped_blocks += blocks;
-        }
-    }
-}
-
-/// A part of a tensor for one thread: its index, the job, and the position of the piece it lies in.
-struct Run<'q> {
-    tensor: usize,
-    job: Job<'q>,
-    piece: Option<(&'q Progress<'q>, usize)>,
-}
-
-/// A run that a thread has taken.
-struct Taken<'q> {
-    tensor: usize,
-    job: Job<'q>,
-    held: Option<Held<'q>>,
-}
-
-/// Elements of a piece that a thread has taken. Dropped, they are done: after a panic too, for other threads
-/// may wait for pieces that have no room before this one is released.
-struct Held<'q> {
-    progress: &'q Progress<'q>,
-    position: usize,
-    elements: usize,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.progress.done(self.position, self.elements);
-    }
-}
-
-impl<'q> From<Run<'q>> for Taken<'q> {
-    fn from(run: Run<'q>) -> Self {
-        let Run { tensor, job, piece } = run;
-        let held = piece.map(|(progress, position)| Held {
-            progress,
-            position,
-            elements: job.len(),
-        });
-        Taken { tensor, job, held }
-    }
-}
-
-/// All that is left of a step.
-struct Queue<'q, 't> {
-    tensors: Enumerate<IterMut<'q, TensorStep<'t>>>,
-    /// What is left of the paged tensor that was come to last, its index, and the next position.
-    pieces: Option<(usize, PagedJobs<'q>)>,
-    position: usize,
-    /// What is left of the tensor or piece that was cut last.
-    rest: Option<Run<'q>>,
-    progress: Option<&'q Progress<'q>>,
-    /// Elements that a thread takes at once.
-    run: usize,
-    /// What the step has done to each tensor.
-    outcomes: &'q mut [Outcome],
-    /// What ended the step before its end.
-    error: Option<PagingError>,
-}
-
-impl<'q> Queue<'q, '_> {
-    /// Fills a batch from its start with the jobs of one run: a part of a tensor, or some small ones. An
-    /// empty batch is the end, unless there is a position to wait for.
-    fn fill(&mut self, batch: &mut [Option<Taken<'q>>]) -> Option<(&'q Progress<'q>, usize)> {
-        let mut room = self.run;
-        for (i, place) in batch.iter_mut().enumerate() {
-            let next = self.rest.take().or_else(|| self.next_run())?;
-            if let Some((progress, position)) = next.piece
-                && !self.is_here(progress, position)
-            {
-                self.rest = Some(next);
-                return (i == 0 && self.error.is_none()).then_some((progress, position));
-            }
-            let blocks = (room / BLOCK).max(1);
-            if next.job.len().div_ceil(BLOCK) > blocks {
-                let (run, rest) = next.job.split_at(blocks);
-                let (tensor, piece) = (next.tensor, next.piece);
-                let part = |job| Run { tensor, job, piece };
-                self.rest = Some(part(rest));
-                *place = Some(part(run).into());
-                return None;
-            }
-            room = room.saturating_sub(next.job.len());
-            *place = Some(next.into());
-            if room < BLOCK {
-                return None;
-            }
-        }
-        None
-    }
-
-    /// Whether a piece is resident. After an error none is.
-    fn is_here(&mut self, progress: &Progress<'_>, position: usize) -> bool {
-        if self.error.is_some() {
-            return false;
-        }
-        match progress.walk.try_acquire(position) {
-            Ok(here) => here,
-            Err(error) => {
-                self.error = Some(error);
-                false
-            }
-        }
-    }
-
-    /// The next whole tensor or piece.
-    fn next_run(&mut self) -> Option<Run<'q>> {
-        loop {
-            if let Some((tensor, pieces)) = &mut self.pieces
-                && let Some(job) = pieces.next()
-            {
-                let position = self.position;
-                self.position += 1;
-                return Some(Run {
-                    tensor: *tensor,
-                    job,
-                    piece: self.progress.map(|progress| (progress, position)),
-                });
-            }
-            self.pieces = None;
-            let (tensor, jobs) = self
-                .tensors
-                .find_map(|(index, tensor)| Some((index, Jobs::new(tensor)?)))?;
-            match jobs {
-                Jobs::Whole(job) => {
-                    return Some(Run {
-                        tensor,
-                        job,
-                        piece: None,
-                    });
-                }
-                Jobs::Paged(pieces) => self.pieces = Some((tensor, pieces)),
-            }
         }
     }
 }

@@ -1,16 +1,20 @@
-//! States in ordinary memory.
+//! The state of one parameter: in ordinary memory, or in pages.
 
-use lion_core::{BLOCK, BackendError, Bits, Momentum32, State, StateLayout};
+use crate::paged::Pages;
+use lion_core::{BLOCK, BackendError, Bits, Momentum32, PagedState, State, StateLayout};
+use lion_paging::{HostMover, Pager};
 use lion_quant::{Blockwise8, ZERO_CODE};
 use std::fmt;
+use std::sync::Arc;
 
-/// The state of one parameter in ordinary memory.
+/// The state of one parameter.
 pub(crate) enum CpuState {
     Momentum32 { momentum: Vec<f32> },
     Blockwise8 { codes: Vec<u8>, absmax: Vec<f32> },
+    Paged(Pages),
 }
 
-/// `len` times `value`, or an error where the memory cannot be had.
+/// Returns a plane of `len` times `value`, or an error if the memory cannot be allocated.
 fn filled<T: Clone>(value: T, len: usize) -> Result<Vec<T>, BackendError> {
     let mut plane = Vec::new();
     plane
@@ -23,7 +27,7 @@ fn filled<T: Clone>(value: T, len: usize) -> Result<Vec<T>, BackendError> {
 }
 
 impl CpuState {
-    /// The state before the first step: momentum 0.
+    /// Returns the state before the first step, in ordinary memory: momentum 0.
     pub(crate) fn zero(bits: Bits, len: usize) -> Result<Self, BackendError> {
         Ok(match bits {
             Bits::ThirtyTwo => CpuState::Momentum32 {
@@ -35,6 +39,15 @@ impl CpuState {
             },
             bits => return Err(BackendError::no_state_of("cpu", bits)),
         })
+    }
+
+    /// Returns the state before the first step, in pages. There is at least one element.
+    pub(crate) fn paged_zero(
+        pager: &Arc<Pager<HostMover>>,
+        bits: Bits,
+        len: usize,
+    ) -> Result<Self, BackendError> {
+        Pages::zero(pager, bits, len).map(CpuState::Paged)
     }
 }
 
@@ -49,6 +62,7 @@ impl State for CpuState {
         match self {
             CpuState::Momentum32 { .. } => &Momentum32,
             CpuState::Blockwise8 { .. } => &Blockwise8,
+            CpuState::Paged(pages) => pages.pages().pieces().layout(),
         }
     }
 
@@ -56,6 +70,7 @@ impl State for CpuState {
         match self {
             CpuState::Momentum32 { momentum } => momentum.len(),
             CpuState::Blockwise8 { codes, .. } => codes.len(),
+            CpuState::Paged(pages) => pages.pages().pieces().len(),
         }
     }
 
@@ -70,6 +85,7 @@ impl State for CpuState {
                     *word = x.to_le_bytes();
                 }
             }
+            CpuState::Paged(pages) => pages.read(plane, offset, into)?,
         }
         Ok(())
     }
@@ -85,8 +101,16 @@ impl State for CpuState {
                     *x = f32::from_le_bytes(word);
                 }
             }
+            CpuState::Paged(pages) => pages.write(plane, offset, from)?,
         }
         Ok(())
+    }
+
+    fn paged(&self) -> Option<PagedState> {
+        match self {
+            CpuState::Paged(pages) => Some(pages.pages().paged()),
+            _ => None,
+        }
     }
 }
 

@@ -1,47 +1,81 @@
 //! Sums over the blocks of tensors: norms, and counts of blocks that are not finite.
 //!
 //! The sum of a tensor is a tree over its blocks, which the specification fixes: adjacent pairs are added
-//! level by level, an odd one carried up. Threads add up whole subtrees, each into a place of its own, and
+//! level by level, and an odd one is carried up. Threads add up whole subtrees, each into its own slot, and
 //! one thread adds these up in order.
 
 use crate::job::View;
 use crate::pool::Pool;
-use lion_core::BLOCK;
+use crate::tensor::Tensor;
 use lion_core::norm::tree_split;
+use lion_core::{BLOCK, PagingError};
+use lion_paging::{Residency, StepPiece};
 use std::ops::Range;
 use std::slice::IterMut;
 use std::sync::{Mutex, PoisonError};
-use std::vec;
 
 /// Elements below which a sum is not split between threads.
 const GRAIN: usize = 32_768;
 
-/// Subtrees that a thread takes at once, at most.
+/// Maximum number of subtrees that a thread takes at once.
 const BATCH: usize = 16;
 
 /// A sum of numbers and a count.
 pub(crate) type Sum = (f64, u64);
 
-/// The sums of subtrees that tensors consist of, in order.
-pub(crate) struct Survey {
-    /// Blocks of the largest subtrees.
-    largest: usize,
-    sums: vec::IntoIter<Sum>,
+/// Returns the sum of each tensor of a list of pieces, with the number of the tensor. The list holds all
+/// pieces of each tensor. `of` returns the sum of one block.
+pub(crate) fn sums(
+    pool: Pool<'_>,
+    residency: &dyn Residency,
+    pieces: &[StepPiece],
+    tensors: &[Tensor<'_>],
+    of: impl Fn(View<'_>, usize) -> Sum + Sync,
+) -> Result<Vec<(usize, Sum)>, PagingError> {
+    let mut sums = Vec::new();
+    let mut tree = Tree::new();
+    // Pieces that are always resident are read together, so that threads share the work of small tensors.
+    let is_resident = |piece: &StepPiece| piece.position.is_none();
+    for pieces in pieces.chunk_by(|a, b| is_resident(a) && is_resident(b)) {
+        for piece in pieces {
+            residency.acquire(piece.position)?;
+        }
+        let views = pieces.iter().map(|piece| {
+            let first = piece.elements.start / BLOCK;
+            (first, tensors[piece.tensor].view(piece))
+        });
+        let mut subtrees = Subtrees::new(pool, views, &of);
+        for piece in pieces {
+            subtrees.add_to(&mut tree, piece.elements.len().div_ceil(BLOCK));
+            residency.release(piece.position);
+            if piece.elements.end == tensors[piece.tensor].len() {
+                sums.push((piece.tensor, tree.take()));
+            }
+        }
+    }
+    Ok(sums)
 }
 
-/// A subtree and the place of its sum.
-type Part<'s, 'v> = (View<'v>, Range<usize>, &'s mut Sum);
+/// The sums of subtrees that pieces consist of, in order.
+struct Subtrees {
+    /// Maximum number of blocks of a subtree.
+    largest: usize,
+    sums: std::vec::IntoIter<Sum>,
+}
 
-impl Survey {
+/// A subtree and the slot of its sum.
+type Subtree<'s, 'v> = (View<'v>, Range<usize>, &'s mut Sum);
+
+impl Subtrees {
     /// Adds up `of` each block of all views. With each view comes the index in its tensor of its first
     /// block.
-    pub(crate) fn new<'v>(
+    fn new<'v>(
         pool: Pool<'_>,
         views: impl Iterator<Item = (usize, View<'v>)> + Clone + Send,
-        of: impl Fn(View<'v>, usize) -> Sum + Sync,
+        of: &(impl Fn(View<'v>, usize) -> Sum + Sync),
     ) -> Self {
         let elements: usize = views.clone().map(|(_, view)| view.param.len()).sum();
-        // A few for each thread, so that one that is interrupted does not hold up the rest.
+        // A few per thread, so that a thread that is interrupted does not delay the others.
         let largest = match pool.threads() {
             1 => usize::MAX,
             threads => (elements / (4 * threads)).max(GRAIN).next_power_of_two() / BLOCK,
@@ -63,19 +97,19 @@ impl Survey {
                 if batch[0].is_none() {
                     return;
                 }
-                for (view, blocks, place) in batch.iter_mut().map_while(Option::take) {
-                    *place = sum(blocks, &|block| of(view, block));
+                for (view, blocks, slot) in batch.iter_mut().map_while(Option::take) {
+                    *slot = sum(blocks, &|block| of(view, block));
                 }
             }
         });
-        Survey {
+        Subtrees {
             largest,
             sums: sums.into_iter(),
         }
     }
 
     /// Adds the next blocks to the tree of their tensor.
-    pub(crate) fn add_to(&mut self, tree: &mut Tree, blocks: usize) {
+    fn add_to(&mut self, tree: &mut Tree, blocks: usize) {
         for part in subtrees(tree.blocks, blocks, self.largest) {
             if let Some(sum) = self.sums.next() {
                 tree.add(part.len(), sum);
@@ -86,7 +120,7 @@ impl Survey {
 
 /// Fills an empty batch from its start: with one large subtree, or with some small ones.
 fn fill<'s, 'v>(
-    batch: &mut [Option<Part<'s, 'v>>],
+    batch: &mut [Option<Subtree<'s, 'v>>],
     parts: &mut impl Iterator<Item = (View<'v>, Range<usize>)>,
     sums: &mut IterMut<'s, Sum>,
 ) {
@@ -96,15 +130,15 @@ fn fill<'s, 'v>(
             return;
         };
         elements += blocks.len() * BLOCK;
-        *slot = sums.next().map(|place| (view, blocks, place));
+        *slot = sums.next().map(|sum| (view, blocks, sum));
         if elements >= GRAIN {
             return;
         }
     }
 }
 
-/// The whole subtrees of at most `largest` blocks that make up `blocks` blocks, of which the first is
-/// number `first` of its tensor. The ranges count from that one.
+/// Returns the whole subtrees of at most `largest` blocks that make up `blocks` blocks. The first block is
+/// number `first` of its tensor. The ranges count from it.
 fn subtrees(
     first: usize,
     blocks: usize,
@@ -120,7 +154,7 @@ fn subtrees(
     })
 }
 
-/// The sum over blocks which are a whole subtree.
+/// Returns the sum over the blocks of a whole subtree.
 fn sum(blocks: Range<usize>, of: &impl Fn(usize) -> Sum) -> Sum {
     match blocks.len() {
         0 => (0.0, 0),
@@ -137,29 +171,25 @@ fn added(left: Sum, right: Sum) -> Sum {
     (left.0 + right.0, left.1 + right.1)
 }
 
-/// The sum over a tensor, whose subtrees come from left to right.
+/// The sum over a tensor, whose subtrees are added from left to right.
 #[derive(Debug)]
-pub(crate) struct Tree {
-    /// How many blocks have come. Where bit `k` is set, a subtree of 2^k blocks waits for its right neighbour.
+struct Tree {
+    /// Number of blocks that were added. If bit `k` is set, a subtree of 2^k blocks waits for its right
+    /// neighbour.
     blocks: usize,
     /// The sums of the subtrees that wait, by `k`.
     waiting: [Sum; usize::BITS as usize],
 }
 
 impl Tree {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Tree {
             blocks: 0,
             waiting: [(0.0, 0); usize::BITS as usize],
         }
     }
 
-    /// How many blocks have come.
-    pub(crate) fn blocks(&self) -> usize {
-        self.blocks
-    }
-
-    /// Adds the subtree that comes next, of a power of two of blocks.
+    /// Adds the next subtree, of a power of two of blocks.
     fn add(&mut self, blocks: usize, sum: Sum) {
         let (mut k, mut sum) = (blocks.trailing_zeros() as usize, sum);
         while self.blocks >> k & 1 == 1 {
@@ -170,8 +200,8 @@ impl Tree {
         self.blocks += blocks;
     }
 
-    /// Returns the sum, to which what has no right neighbour is carried up, and begins with another tensor.
-    pub(crate) fn take(&mut self) -> Sum {
+    /// Returns the sum, and starts another tensor. Subtrees without a right neighbour are carried up.
+    fn take(&mut self) -> Sum {
         let blocks = std::mem::take(&mut self.blocks);
         let waiting = self.waiting.iter().enumerate();
         let waiting = waiting.filter(|&(k, _)| blocks >> k & 1 == 1);
@@ -203,7 +233,7 @@ mod tests {
                 for largest in [1, 2, 5, 8, usize::MAX] {
                     let mut tree = Tree::new();
                     for part in squares.chunks(piece) {
-                        for blocks in subtrees(tree.blocks(), part.len(), largest) {
+                        for blocks in subtrees(tree.blocks, part.len(), largest) {
                             tree.add(blocks.len(), sum(blocks, &|block| part[block]));
                         }
                     }

@@ -13,7 +13,7 @@ use crate::plan::{Kind, Task};
 use crate::record::{LR, RUN, Record};
 use crate::state::{CudaState, PagedPlanes};
 use lion_core::{BLOCK, BackendError, Bits, PlaneSpec, TensorStep};
-use lion_paging::{Access, Pager, Pass, ScheduleRun, step_order, survey_order};
+use lion_paging::{Access, Pager, Pass, Residence, ScheduleRun, StepOrder};
 use std::sync::Arc;
 
 type DeviceWalk<'p> = ScheduleRun<'p, DeviceDriver>;
@@ -91,14 +91,14 @@ pub(crate) fn queue(
     };
     let states = tensors.iter().filter_map(|tensor| {
         let planes = state(tensor.state)?.pages()?;
-        Some((&planes.pages, tensor.is_clipped()))
+        Some((Residence::Pages(&planes.pages), tensor.is_clipped()))
     });
     let order = if task == Task::Step {
-        step_order(states)
+        StepOrder::of_step(states)
     } else {
-        survey_order(states.map(|(pages, _)| pages))
+        StepOrder::of_survey(states.map(|(pages, _)| pages))
     };
-    if order.is_empty() {
+    if order.accesses().is_empty() {
         return Ok(());
     }
     // The largest of all, before anything is queued that a larger one would have to wait for.
@@ -113,7 +113,7 @@ pub(crate) fn queue(
     } else {
         Pass::Survey
     };
-    let walk = pager.begin(&order, visit)?;
+    let walk = pager.begin(order.accesses(), visit)?;
     let mut queue = Queue {
         session,
         work,

@@ -38,7 +38,7 @@ pub struct StepPiece {
     pub position: Position,
 }
 
-/// Consecutive tensors that are stepped together, in an order of two phases.
+/// Consecutive tensors that are stepped together, in two phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StepGroup<'o> {
@@ -77,33 +77,42 @@ pub struct StepGroup<'o> {
 pub struct StepOrder {
     /// The accesses to paged states, by position.
     accesses: Vec<Access>,
-    pieces: Vec<StepPiece>,
-    /// For each group, where its reads and its writes begin in `pieces`.
-    groups: Vec<(usize, usize)>,
+    reads: Vec<StepPiece>,
+    writes: Vec<StepPiece>,
+    /// The lengths of `reads` and `writes` at the start of each group but the first.
+    starts: Vec<(usize, usize)>,
 }
 
 impl StepOrder {
-    /// Returns the order of a step of tensors. For each tensor, in order, `states` gives where its state is, and
-    /// whether it is [clipped](lion_core::TensorStep::is_clipped).
+    /// Returns the order of a step. For each tensor, `states` gives where its state is, and whether it is
+    /// [clipped](lion_core::TensorStep::is_clipped).
     pub fn of_step<'s, D: PageMover>(
         states: impl IntoIterator<Item = (Residence<'s, D>, bool)>,
     ) -> Self {
+        let states = states.into_iter();
         let mut order = StepOrder::default();
-        // The tensors of the group, to update when all its reads are listed.
-        let mut group: Vec<(usize, Residence<'s, D>)> = Vec::new();
-        order.groups.push((0, 0));
-        for (tensor, (residence, is_clipped)) in states.into_iter().enumerate() {
-            if is_clipped && matches!(residence, Residence::Pages(_)) && !group.is_empty() {
-                order.write(&mut group);
-                let start = order.pieces.len();
-                order.groups.push((start, start));
-            }
+        order.writes.reserve(states.size_hint().0);
+        for (tensor, (residence, is_clipped)) in states.enumerate() {
             if is_clipped {
-                order.push(tensor, &residence, Access::read);
+                if matches!(residence, Residence::Pages(_)) && tensor > 0 {
+                    order.starts.push((order.reads.len(), order.writes.len()));
+                }
+                list(
+                    &mut order.reads,
+                    &mut order.accesses,
+                    tensor,
+                    residence,
+                    Access::read,
+                );
             }
-            group.push((tensor, residence));
+            list(
+                &mut order.writes,
+                &mut order.accesses,
+                tensor,
+                residence,
+                Access::write,
+            );
         }
-        order.write(&mut group);
         order
     }
 
@@ -111,61 +120,26 @@ impl StepOrder {
     pub fn of_survey<'s, D: PageMover>(states: impl IntoIterator<Item = Residence<'s, D>>) -> Self {
         let mut order = StepOrder::default();
         for (tensor, residence) in states.into_iter().enumerate() {
-            order.push(tensor, &residence, Access::read);
-        }
-        order.groups.push((0, order.pieces.len()));
-        order
-    }
-
-    /// Lists the updates of a group, after all its reads.
-    fn write<D: PageMover>(&mut self, group: &mut Vec<(usize, Residence<'_, D>)>) {
-        if let Some(last) = self.groups.last_mut() {
-            last.1 = self.pieces.len();
-        }
-        for (tensor, residence) in group.drain(..) {
-            self.push(tensor, &residence, Access::write);
-        }
-    }
-
-    /// Lists an access to each piece of a state.
-    fn push<D: PageMover>(
-        &mut self,
-        tensor: usize,
-        residence: &Residence<'_, D>,
-        access: fn(Piece) -> Access,
-    ) {
-        match *residence {
-            Residence::Memory(len) => self.pieces.push(StepPiece {
+            list(
+                &mut order.reads,
+                &mut order.accesses,
                 tensor,
-                piece: 0,
-                elements: 0..len,
-                position: None,
-            }),
-            Residence::Pages(pages) => {
-                for (piece, used) in pages.list().enumerate() {
-                    self.pieces.push(StepPiece {
-                        tensor,
-                        piece,
-                        elements: pages.pieces().elements(piece),
-                        position: Some(self.accesses.len()),
-                    });
-                    self.accesses.push(access(used));
-                }
-            }
+                residence,
+                Access::read,
+            );
         }
+        order
     }
 
     /// Returns the groups of tensors, in order.
     pub fn groups(&self) -> impl Iterator<Item = StepGroup<'_>> {
-        let ends = self.groups.iter().skip(1).map(|next| next.0);
-        let ends = ends.chain([self.pieces.len()]);
-        self.groups
-            .iter()
-            .zip(ends)
-            .map(|(&(reads, writes), end)| StepGroup {
-                reads: &self.pieces[reads..writes],
-                writes: &self.pieces[writes..end],
-            })
+        let starts = [(0, 0)].into_iter().chain(self.starts.iter().copied());
+        let ends = self.starts.iter().copied();
+        let ends = ends.chain([(self.reads.len(), self.writes.len())]);
+        starts.zip(ends).map(|(start, end)| StepGroup {
+            reads: &self.reads[start.0..end.0],
+            writes: &self.writes[start.1..end.1],
+        })
     }
 
     /// Returns the accesses to paged states, by position.
@@ -188,6 +162,35 @@ impl StepOrder {
                 Ok(Box::new(pager.begin(&self.accesses, pass)?))
             }
             _ => Ok(Box::new(AlwaysResident)),
+        }
+    }
+}
+
+/// Lists an access to each piece of a state.
+fn list<D: PageMover>(
+    pieces: &mut Vec<StepPiece>,
+    accesses: &mut Vec<Access>,
+    tensor: usize,
+    residence: Residence<'_, D>,
+    access: fn(Piece) -> Access,
+) {
+    match residence {
+        Residence::Memory(len) => pieces.push(StepPiece {
+            tensor,
+            piece: 0,
+            elements: 0..len,
+            position: None,
+        }),
+        Residence::Pages(pages) => {
+            for (piece, used) in pages.list().enumerate() {
+                pieces.push(StepPiece {
+                    tensor,
+                    piece,
+                    elements: pages.pieces().elements(piece),
+                    position: Some(accesses.len()),
+                });
+                accesses.push(access(used));
+            }
         }
     }
 }
