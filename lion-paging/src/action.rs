@@ -1,25 +1,25 @@
-//! What a plan is made of.
+//! Plans of paging: pieces, accesses, and actions.
 
 /// A part of the state of one tensor that is resident as a whole or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Piece {
-    /// Its place in the list of its policy. Another piece may take it later.
+    /// Its slot in its policy. Another piece may use the slot later.
     pub(crate) index: usize,
-    /// Its number among all pieces that the process has made: no other piece has it.
+    /// A number that no other piece of this process has.
     pub(crate) serial: u64,
 }
 
-/// One use of a piece, in the order of a step.
+/// An access to a piece, in the order of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
     /// The piece.
     pub piece: Piece,
-    /// Whether it is changed.
+    /// Whether the piece is changed.
     pub write: bool,
 }
 
 impl Access {
-    /// The piece is only read.
+    /// Returns an access that reads a piece.
     pub fn read(piece: Piece) -> Self {
         Access {
             piece,
@@ -27,32 +27,33 @@ impl Access {
         }
     }
 
-    /// The piece is changed.
+    /// Returns an access that changes a piece.
     pub fn write(piece: Piece) -> Self {
         Access { piece, write: true }
     }
 }
 
-/// One action of a plan. Each begins when those before it are done, except that a fetch waits for
-/// evictions only, and an eviction for the uses of its piece.
+/// An action of a plan.
+///
+/// A fetch starts after all evictions before it. An eviction starts after all accesses to its piece before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Make a piece resident.
+    /// Makes a piece resident.
     Fetch {
         /// The piece.
         piece: Piece,
-        /// Whether it is changed before it is evicted.
+        /// Whether the piece is changed before it is evicted.
         write: bool,
-        /// Whether it stays from step to step.
+        /// Whether the piece stays resident from step to step.
         keep: bool,
     },
-    /// The use at this position of the step: its piece is resident.
+    /// The access at this position. Its piece is resident.
     Access(usize),
-    /// Make a piece not resident.
+    /// Evicts a piece.
     Evict {
         /// The piece.
         piece: Piece,
-        /// Whether it was changed, and has to be written back.
+        /// Whether the piece was changed, and must be written back.
         dirty: bool,
     },
 }

@@ -260,7 +260,7 @@ impl HostTicket {
 
 impl Job for Fetch {
     /// A failed fetch can be retried.
-    const FAILS_FOR_GOOD: bool = false;
+    const STICKY_ERRORS: bool = false;
 
     fn may_start(&self) -> bool {
         self.after.as_ref().is_none_or(Ticket::is_done)
@@ -299,7 +299,7 @@ impl Job for Fetch {
 impl Job for Evict {
     /// Bytes that could not be written are lost. A fetch waits only for the preceding eviction, and
     /// the system reports a failed write once, possibly to the eviction of another piece.
-    const FAILS_FOR_GOOD: bool = true;
+    const STICKY_ERRORS: bool = true;
 
     fn may_start(&self) -> bool {
         self.after.as_ref().is_none_or(Ticket::is_done)
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn each_error_of_the_system_is_told_as_what_it_is() {
+    fn errors_of_the_system_are_classified() {
         let mut mover = mover();
         let page = HostMover::PAGE;
         let allocate = |mover: &HostMover| mover.allocate(page, page).unwrap_err();

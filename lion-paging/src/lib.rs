@@ -3,7 +3,7 @@
 //! The order in which a step accesses all states is known before the step begins. From this order
 //! and a budget in bytes, a [`Policy`] makes a plan: one part of the states stays resident, and the
 //! rest is streamed through a window, prefetched before use and evicted after. A [`Pager`] executes
-//! the plan through a [`PageMover`]. [`HostMover`] is the mover of the CPU; it uses a memory-mapped
+//! the plan through a [`PageMover`]. [`HostMover`] is the mover of the CPU; it accesses a memory-mapped
 //! file in a folder on a fast disk. Paging moves bytes and never changes them, so a paged step
 //! returns the same bits as a step in memory.
 //!
@@ -17,9 +17,9 @@
 //! let pager = Arc::new(Pager::new(mover, limits));
 //! let (pages, mut memory) = pager.allocate(&Momentum32, 100 << 20)?; // 400 MiB
 //! let all = 0..pages.pieces().count();
-//! let uses: Vec<Access> = all.filter_map(|i| pages.piece(i)).map(Access::write).collect();
-//! let run = pager.begin(&uses, Pass::Step)?;
-//! for (i, _) in uses.iter().enumerate() {
+//! let accesses: Vec<Access> = all.filter_map(|i| pages.piece(i)).map(Access::write).collect();
+//! let run = pager.begin(&accesses, Pass::Step)?;
+//! for (i, _) in accesses.iter().enumerate() {
 //!     run.acquire(i)?; // waits only if the disk is slower than the step
 //!     let part = pages.pieces().bytes(i);
 //!     // SAFETY: only bytes of the acquired piece are changed.

@@ -210,7 +210,7 @@ impl<D: PageMover> StatePages<D> {
     ) -> Result<(), E> {
         let pieces = parts.iter().filter_map(|part| self.piece(part.0));
         let order: Vec<Access> = pieces.map(access).collect();
-        let run = self.pager().begin(&order, Pass::Aside)?;
+        let run = self.pager().begin(&order, Pass::Uncounted)?;
         for (position, (piece, range)) in parts.iter().enumerate() {
             run.acquire(position)?;
             work(&self.pieces().bytes(*piece), range)?;

@@ -1,4 +1,4 @@
-//! The pager: all paged states of a backend, and the lock around what is known of them.
+//! The pager: all paged states of a backend, and the lock around their records.
 
 use crate::process::Process;
 use crate::{Access, Action, Limits, PageMover, Pass, Piece, Pieces, Policy, ScheduleRun};
@@ -9,107 +9,111 @@ use std::thread::ThreadId;
 
 /// All paged states of a backend, kept within a budget.
 ///
-/// One walk goes on at a time: a step of another optimizer on the same backend waits for it. So a thread that
-/// has begun a walk must not wait for a task that begins another one: both would wait for ever. A walk that is begun by the thread that is in the middle of another one is refused.
+/// One pass runs at a time. A step of another optimizer on the same backend waits for it, so a thread
+/// that has begun a pass must not wait for a task that begins another one: that is a deadlock. If one thread
+/// begins a second pass during its first one, it gets [`PagingError::Nested`].
 ///
-/// A pager belongs to the process that made it. In a child made by `fork` each call that needs its pages
-/// returns [`PagingError::OtherProcess`], and what is dropped leaves the pages of the parent as they are.
+/// A pager can only be used in the process that created it. In a child created by `fork`, calls that need its
+/// pages return [`PagingError::OtherProcess`], and a drop leaves the pages of the parent unchanged.
+///
+/// The documentation of the [crate](crate) has an example.
 #[derive(Debug)]
 pub struct Pager<D: PageMover> {
     pub(crate) mover: D,
     limits: Limits,
-    core: Mutex<Core<D>>,
+    inner: Mutex<Inner<D>>,
     pub(crate) changed: Condvar,
-    pub(crate) turn: Mutex<()>,
+    pub(crate) exclusive: Mutex<()>,
     pub(crate) process: Process,
 }
 
 #[derive(Debug)]
-pub(crate) struct Core<D: PageMover> {
+pub(crate) struct Inner<D: PageMover> {
     pub(crate) policy: Policy,
     /// By the number of the piece.
     pub(crate) pieces: Vec<Option<Entry<D>>>,
     states: Vec<Option<PagedState>>,
     /// The eviction that was queued last. They are done in order.
     pub(crate) evicted: Option<D::Ticket>,
-    /// What is left of the walk that goes on.
+    /// The plan of the pass that is running.
     pub(crate) run: Option<Run>,
-    /// The thread that has begun it.
-    pub(crate) walker: Option<ThreadId>,
-    /// States that were dropped since it has begun: their pieces and their positions.
-    pub(crate) gone: Vec<(Vec<Piece>, usize)>,
-    /// Whether the last counted walk was that of a step: the next one counts anew.
+    /// The thread that has begun the pass.
+    pub(crate) owner: Option<ThreadId>,
+    /// States that were dropped during the pass: their pieces, and their indices in `states`.
+    pub(crate) dropped: Vec<(Vec<Piece>, usize)>,
+    /// Whether the last counted pass was a step. The next one starts the counts at zero.
     closed: bool,
 }
 
-/// A piece and its place.
+/// A piece and its memory.
 #[derive(Debug)]
 pub(crate) struct Entry<D: PageMover> {
     pub(crate) region: D::Region,
     pub(crate) part: Range<usize>,
     state: usize,
-    /// Whether a fetch of it was queued, and no eviction since.
-    pub(crate) here: bool,
-    /// Whether it was changed before an eviction that could not be queued.
+    /// Whether a fetch of the piece was queued, and no eviction since.
+    pub(crate) fetched: bool,
+    /// Whether the piece was changed before an eviction that could not be queued.
     pub(crate) unwritten: bool,
-    /// Its last fetch.
+    /// The last fetch of the piece.
     pub(crate) ticket: Option<D::Ticket>,
-    /// Uses that the plan has passed, less those that are over.
+    /// The number of accesses that the cursor has passed, minus those that are released.
     pub(crate) pending: isize,
 }
 
-/// A plan that is being carried out.
+/// A plan that is running.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) actions: Vec<Action>,
     pub(crate) cursor: usize,
-    pub(crate) uses: Vec<Piece>,
-    /// For each use, how many actions are queued when its piece is fetched.
+    /// The pieces, by position.
+    pub(crate) pieces: Vec<Piece>,
+    /// By position: the number of actions that are queued when the fetch of the piece is.
     pub(crate) ready: Vec<usize>,
-    /// The position that is to be acquired next.
+    /// The next position to acquire.
     pub(crate) next: usize,
-    /// For each use, whether it was acquired and not released.
+    /// By position: whether it was acquired and not released.
     pub(crate) held: Vec<bool>,
     pub(crate) counted: bool,
     pub(crate) error: Option<PagingError>,
 }
 
 impl<D: PageMover> Pager<D> {
-    /// A pager without states.
+    /// Returns a pager without states.
     pub fn new(mover: D, limits: Limits) -> Self {
         Pager {
             mover,
             limits,
-            core: Mutex::new(Core {
+            inner: Mutex::new(Inner {
                 policy: Policy::new(limits),
                 pieces: Vec::new(),
                 states: Vec::new(),
                 evicted: None,
                 run: None,
-                walker: None,
-                gone: Vec::new(),
+                owner: None,
+                dropped: Vec::new(),
                 closed: true,
             }),
             changed: Condvar::new(),
-            turn: Mutex::new(()),
+            exclusive: Mutex::new(()),
             process: Process::current(),
         }
     }
 
-    /// What moves the pages.
+    /// Returns the page mover.
     pub fn mover(&self) -> &D {
         &self.mover
     }
 
-    /// The limits.
+    /// Returns the limits.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// The pages of a state of `len` elements, all bytes 0 and none resident, and their memory.
+    /// Returns the pages of a state of `len` elements, and their memory. All bytes are 0, and no piece is resident.
     ///
     /// # Errors
-    /// [`PagingError::Empty`], [`PagingError::TooLarge`], [`PagingError::OtherProcess`]; else as
+    /// [`PagingError::Empty`], [`PagingError::TooLarge`], [`PagingError::OtherProcess`], and the errors of
     /// [`PageMover::allocate`].
     pub fn allocate(
         self: &Arc<Self>,
@@ -123,40 +127,40 @@ impl<D: PageMover> Pager<D> {
         let pieces = Pieces::new(layout, len, self.limits.piece(), self.mover.page())?
             .of_multiples(self.mover.elements())?;
         let (region, memory) = self.mover.allocate(pieces.total(), pieces.stride())?;
-        let mut core = self.core();
+        let mut inner = self.inner();
         let mut ids = Vec::with_capacity(pieces.count());
         for index in 0..pieces.count() {
-            match core.policy.add(pieces.bytes(index).len()) {
+            match inner.policy.add(pieces.bytes(index).len()) {
                 Ok(piece) => ids.push(piece),
                 Err(error) => {
-                    core.policy.remove(&ids);
+                    inner.policy.remove(&ids);
                     return Err(error);
                 }
             }
         }
-        let free = core.states.iter().position(Option::is_none);
-        let state = free.unwrap_or(core.states.len());
+        let free = inner.states.iter().position(Option::is_none);
+        let state = free.unwrap_or(inner.states.len());
         let paged = PagedState::of(pieces.total());
         match free {
-            Some(state) => core.states[state] = Some(paged),
-            None => core.states.push(Some(paged)),
+            Some(state) => inner.states[state] = Some(paged),
+            None => inner.states.push(Some(paged)),
         }
         for (index, &piece) in ids.iter().enumerate() {
-            if core.pieces.len() <= piece.index {
-                core.pieces.resize_with(piece.index + 1, || None);
+            if inner.pieces.len() <= piece.index {
+                inner.pieces.resize_with(piece.index + 1, || None);
             }
             let part = pieces.bytes(index);
-            core.pieces[piece.index] = Some(Entry {
+            inner.pieces[piece.index] = Some(Entry {
                 region: region.clone(),
                 part,
                 state,
-                here: false,
+                fetched: false,
                 unwritten: false,
                 ticket: None,
                 pending: 0,
             });
         }
-        drop(core);
+        drop(inner);
         let pages = StatePages {
             pager: Arc::clone(self),
             state,
@@ -166,15 +170,19 @@ impl<D: PageMover> Pager<D> {
         Ok((pages, memory))
     }
 
-    /// Plans these uses and begins to fetch. Waits for the walk of another thread to end.
+    /// Plans these accesses and starts to fetch. Waits for the pass of another thread to end.
     ///
     /// # Errors
     /// [`PagingError::UnknownPiece`], [`PagingError::Nested`], [`PagingError::OtherProcess`].
-    pub fn begin(&self, uses: &[Access], visit: Pass) -> Result<ScheduleRun<'_, D>, PagingError> {
-        ScheduleRun::new(self, uses, visit)
+    pub fn begin(
+        &self,
+        accesses: &[Access],
+        pass: Pass,
+    ) -> Result<ScheduleRun<'_, D>, PagingError> {
+        ScheduleRun::new(self, accesses, pass)
     }
 
-    /// Limits and sums over all states. In a child made by `fork` there are only the limits.
+    /// Returns the limits, and sums over all states. In a child created by `fork`, the sums are 0.
     pub fn totals(&self) -> PagingTotals {
         let mut totals = PagingTotals::default();
         totals.mover = self.mover.name();
@@ -185,8 +193,8 @@ impl<D: PageMover> Pager<D> {
             // Another thread of the parent may have held the lock.
             return totals;
         }
-        let core = self.core();
-        for state in core.states.iter().flatten() {
+        let inner = self.inner();
+        for state in inner.states.iter().flatten() {
             totals.paged += state.bytes;
             totals.resident += state.resident;
             totals.moved.add(state.moved);
@@ -194,14 +202,14 @@ impl<D: PageMover> Pager<D> {
         totals
     }
 
-    /// Bytes of all states that are in fast memory, as the mover finds them, not as the plan has it.
+    /// Returns the bytes of all states that are in fast memory, as measured by the mover.
     ///
     /// # Errors
-    /// [`PagingError::OtherProcess`]; else as [`PageMover::resident`].
+    /// [`PagingError::OtherProcess`], and the errors of [`PageMover::resident`].
     pub fn measure(&self) -> Result<usize, PagingError> {
         self.process.check()?;
         let mut regions: Vec<(D::Region, Range<usize>)> = Vec::new();
-        for entry in self.core().pieces.iter().flatten() {
+        for entry in self.inner().pieces.iter().flatten() {
             regions.push((entry.region.clone(), entry.part.clone()));
         }
         let bytes = regions
@@ -210,31 +218,31 @@ impl<D: PageMover> Pager<D> {
         bytes.sum()
     }
 
-    pub(crate) fn core(&self) -> MutexGuard<'_, Core<D>> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn inner(&self) -> MutexGuard<'_, Inner<D>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<D: PageMover> Core<D> {
+impl<D: PageMover> Inner<D> {
     pub(crate) fn entry(&mut self, piece: Piece) -> Option<&mut Entry<D>> {
         self.pieces.get_mut(piece.index)?.as_mut()
     }
 
-    /// Prepares the counters for a walk.
-    pub(crate) fn open(&mut self, visit: Pass) {
-        if visit != Pass::Aside && self.closed {
+    /// Prepares the counters for a pass.
+    pub(crate) fn open(&mut self, pass: Pass) {
+        if pass != Pass::Uncounted && self.closed {
             for state in self.states.iter_mut().flatten() {
                 state.moved = Moved::default();
             }
         }
-        match visit {
+        match pass {
             Pass::Step => self.closed = true,
             Pass::Survey => self.closed = false,
-            Pass::Aside => {}
+            Pass::Uncounted => {}
         }
     }
 
-    /// Notes that a piece has begun to come (or go), in its state's numbers.
+    /// Changes the counts of the state of a piece. `count` is given the bytes of the piece.
     pub(crate) fn count(&mut self, piece: Piece, count: impl FnOnce(&mut PagedState, usize)) {
         if let Some(Some(entry)) = self.pieces.get(piece.index)
             && let Some(Some(state)) = self.states.get_mut(entry.state)
@@ -243,12 +251,12 @@ impl<D: PageMover> Core<D> {
         }
     }
 
-    /// Forgets states that have been dropped, unless a walk goes on: what its plan is of stays until its end.
-    pub(crate) fn forget_gone(&mut self) {
+    /// Removes the states that have been dropped, unless a pass is running: its plan may refer to them.
+    pub(crate) fn forget_dropped(&mut self) {
         if self.run.is_some() {
             return;
         }
-        for (pieces, state) in std::mem::take(&mut self.gone) {
+        for (pieces, state) in std::mem::take(&mut self.dropped) {
             self.policy.remove(&pieces);
             for piece in pieces {
                 self.pieces[piece.index] = None;
@@ -258,7 +266,9 @@ impl<D: PageMover> Core<D> {
     }
 }
 
-/// The pages of one state. Dropped, they are forgotten, and freed with their memory.
+/// The pages of one state. They are freed when this and their memory are dropped.
+///
+/// [`Pager::allocate`] returns them. The documentation of the [crate](crate) has an example.
 #[derive(Debug)]
 pub struct StatePages<D: PageMover> {
     pager: Arc<Pager<D>>,
@@ -268,32 +278,32 @@ pub struct StatePages<D: PageMover> {
 }
 
 impl<D: PageMover> StatePages<D> {
-    /// How the state is cut.
+    /// Returns the division of the state into pieces.
     pub fn pieces(&self) -> &Pieces {
         &self.pieces
     }
 
-    /// A piece by its index, for a [`Access`]. `None` where there is no such piece.
+    /// Returns a piece by its index, for an [`Access`], or `None` if there is no such piece.
     pub fn piece(&self, index: usize) -> Option<Piece> {
         self.ids.get(index).copied()
     }
 
-    /// All pieces, in order.
+    /// Returns all pieces, in order.
     pub(crate) fn list(&self) -> impl Iterator<Item = Piece> {
         self.ids.iter().copied()
     }
 
-    /// The pager that they belong to.
+    /// Returns the pager that they belong to.
     pub fn pager(&self) -> &Arc<Pager<D>> {
         &self.pager
     }
 
-    /// Where they are. In a child made by `fork` that is not known, and nothing is resident.
+    /// Returns how much is resident. In a child created by `fork`, that is nothing.
     pub fn paged(&self) -> PagedState {
         if !self.pager.process.is_current() {
             return PagedState::of(self.pieces.total());
         }
-        self.pager.core().states[self.state].unwrap_or_default()
+        self.pager.inner().states[self.state].unwrap_or_default()
     }
 }
 
@@ -304,8 +314,8 @@ impl<D: PageMover> Drop for StatePages<D> {
             return;
         }
         let ids = std::mem::take(&mut self.ids);
-        let mut core = self.pager.core();
-        core.gone.push((ids, self.state));
-        core.forget_gone();
+        let mut inner = self.pager.inner();
+        inner.dropped.push((ids, self.state));
+        inner.forget_dropped();
     }
 }

@@ -33,8 +33,8 @@ pub enum Pass {
     Step,
     /// A pass over all states before a step. Its transfers are counted as part of the step.
     Survey,
-    /// An access to some states between steps, such as an export. Its transfers are not counted.
-    Aside,
+    /// An access to some states outside a step, such as an export. Its transfers are not counted.
+    Uncounted,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -43,7 +43,7 @@ struct Slot {
     serial: u64,
     bytes: usize,
     /// Whether the piece is resident at the end of the current plan.
-    here: bool,
+    resident: bool,
     /// Whether the piece was written since it was fetched.
     dirty: bool,
     /// Whether the piece stays resident.
@@ -64,9 +64,9 @@ struct Slot {
 /// // Four pieces of one page, and memory for three pieces. One of the three is the window.
 /// let mut policy = Policy::new(Limits::new(3 * 4096, Some(4096), 4096)?);
 /// let pieces = (0..4).map(|_| policy.add(4096)).collect::<Result<Vec<_>, _>>()?;
-/// let uses: Vec<Access> = pieces.into_iter().map(Access::write).collect();
-/// policy.plan(&uses, Pass::Step)?;
-/// let again = policy.plan(&uses, Pass::Step)?;
+/// let accesses: Vec<Access> = pieces.into_iter().map(Access::write).collect();
+/// policy.plan(&accesses, Pass::Step)?;
+/// let again = policy.plan(&accesses, Pass::Step)?;
 /// let moved: usize = again.iter().map(|action| match action {
 ///     Action::Access(_) => 0,
 ///     Action::Fetch { .. } | Action::Evict { .. } => 4096,
@@ -81,7 +81,7 @@ pub struct Policy {
     free: Vec<usize>,
     /// Bytes of all pieces, of the resident pieces, and of the pieces that stay.
     total: usize,
-    here: usize,
+    resident: usize,
     fixed: usize,
     /// Pieces that stay, in the order in which they were selected.
     kept: Vec<usize>,
@@ -98,7 +98,7 @@ impl Policy {
             slots: Vec::new(),
             free: Vec::new(),
             total: 0,
-            here: 0,
+            resident: 0,
             fixed: 0,
             kept: Vec::new(),
             loose: Vec::new(),
@@ -118,13 +118,14 @@ impl Policy {
 
     /// Returns the bytes that are resident after everything that has been planned.
     pub fn resident(&self) -> usize {
-        self.here
+        self.resident
     }
 
     /// Returns whether a piece is resident after everything that has been planned, or `false` if
     /// this policy does not have the piece.
     pub fn is_resident(&self, piece: Piece) -> bool {
-        self.find(piece).is_some_and(|index| self.slots[index].here)
+        self.find(piece)
+            .is_some_and(|index| self.slots[index].resident)
     }
 
     /// Returns the slot of a piece, or `None` if this policy does not have the piece.
@@ -177,7 +178,7 @@ impl Policy {
             };
             let slot = std::mem::take(&mut self.slots[index]);
             self.total -= slot.bytes;
-            self.here -= if slot.here { slot.bytes } else { 0 };
+            self.resident -= if slot.resident { slot.bytes } else { 0 };
             self.fixed -= if slot.fixed { slot.bytes } else { 0 };
             self.free.push(index);
         }
@@ -193,8 +194,8 @@ impl Policy {
             return;
         };
         let slot = &mut self.slots[lost];
-        self.here -= if slot.here { slot.bytes } else { 0 };
-        (slot.here, slot.dirty) = (false, false);
+        self.resident -= if slot.resident { slot.bytes } else { 0 };
+        (slot.resident, slot.dirty) = (false, false);
         self.loose.retain(|&index| index != lost);
     }
 
@@ -204,28 +205,30 @@ impl Policy {
     ///
     /// # Errors
     /// [`PagingError::UnknownPiece`] if this policy does not have a piece.
-    pub fn plan(&mut self, uses: &[Access], visit: Pass) -> Result<Vec<Action>, PagingError> {
-        let unknown = uses.iter().position(|used| self.find(used.piece).is_none());
+    pub fn plan(&mut self, accesses: &[Access], pass: Pass) -> Result<Vec<Action>, PagingError> {
+        let unknown = accesses
+            .iter()
+            .position(|used| self.find(used.piece).is_none());
         if let Some(position) = unknown {
             return Err(PagingError::UnknownPiece { position });
         }
-        Ok(self.plan_known(uses, visit))
+        Ok(self.plan_known(accesses, pass))
     }
 
-    fn plan_known(&mut self, uses: &[Access], visit: Pass) -> Vec<Action> {
-        self.choose(uses, visit);
-        let mut later = vec![NEVER; uses.len()];
+    fn plan_known(&mut self, accesses: &[Access], pass: Pass) -> Vec<Action> {
+        self.choose(accesses, pass);
+        let mut later = vec![NEVER; accesses.len()];
         for slot in &mut self.slots {
             (slot.next, slot.pending, slot.fetch) = (NEVER, 0, NEVER);
         }
-        for (position, used) in uses.iter().enumerate().rev() {
+        for (position, used) in accesses.iter().enumerate().rev() {
             let slot = &mut self.slots[used.piece.index];
             later[position] = std::mem::replace(&mut slot.next, position);
         }
-        let mut actions = Vec::with_capacity(3 * uses.len());
+        let mut actions = Vec::with_capacity(3 * accesses.len());
         let mut ahead = 0;
-        for (position, used) in uses.iter().enumerate() {
-            while let Some(next) = uses.get(ahead) {
+        for (position, used) in accesses.iter().enumerate() {
+            while let Some(next) = accesses.get(ahead) {
                 if !self.fetch(next.piece, ahead, ahead == position, &mut actions) {
                     break;
                 }
@@ -243,12 +246,12 @@ impl Policy {
             }
             // An access between steps may be repeated soon, so its pieces are kept.
             let over = slot.pending == 0 && slot.next == NEVER;
-            if over && !slot.fixed && visit != Pass::Aside {
+            if over && !slot.fixed && pass != Pass::Uncounted {
                 self.evict(used.piece.index, &mut actions);
             }
         }
-        if visit == Pass::Step {
-            self.fetch_ahead(uses, &mut actions);
+        if pass == Pass::Step {
+            self.fetch_ahead(accesses, &mut actions);
         }
         actions
     }
@@ -263,13 +266,13 @@ impl Policy {
         actions: &mut Vec<Action>,
     ) -> bool {
         let index = piece.index;
-        if self.slots[index].here {
+        if self.slots[index].resident {
             return true;
         }
         // A prefetch does not evict pieces that are accessed again soon.
         let soon = position.saturating_add(self.loose.len());
         let bytes = self.slots[index].bytes;
-        while self.here + bytes > self.limits.budget() {
+        while self.resident + bytes > self.limits.budget() {
             // Belady's choice among the pieces that do not stay: the one whose next access is the
             // latest, or never.
             let idle = |&&index: &&usize| self.slots[index].pending == 0;
@@ -286,9 +289,9 @@ impl Policy {
         }
         let slot = &mut self.slots[index];
         let keep = slot.fixed;
-        (slot.here, slot.dirty) = (true, false);
+        (slot.resident, slot.dirty) = (true, false);
         slot.fetch = actions.len();
-        self.here += bytes;
+        self.resident += bytes;
         if !slot.fixed {
             self.loose.push(index);
         }
@@ -303,8 +306,8 @@ impl Policy {
     fn evict(&mut self, index: usize, actions: &mut Vec<Action>) {
         self.loose.retain(|&loose| loose != index);
         let slot = &mut self.slots[index];
-        self.here -= slot.bytes;
-        slot.here = false;
+        self.resident -= slot.bytes;
+        slot.resident = false;
         slot.fetch = NEVER;
         actions.push(Action::Evict {
             piece: Piece {
@@ -316,18 +319,18 @@ impl Policy {
     }
 
     /// Prefetches as many of the first pieces of the next step as there is room for.
-    fn fetch_ahead(&mut self, uses: &[Access], actions: &mut Vec<Action>) {
-        for used in uses {
+    fn fetch_ahead(&mut self, accesses: &[Access], actions: &mut Vec<Action>) {
+        for used in accesses {
             let slot = &mut self.slots[used.piece.index];
             let keep = slot.fixed;
-            if slot.here {
+            if slot.resident {
                 continue;
             }
-            if self.here + slot.bytes > self.limits.budget() {
+            if self.resident + slot.bytes > self.limits.budget() {
                 return;
             }
-            (slot.here, slot.dirty) = (true, false);
-            self.here += slot.bytes;
+            (slot.resident, slot.dirty) = (true, false);
+            self.resident += slot.bytes;
             if !slot.fixed {
                 self.loose.push(used.piece.index);
             }
@@ -340,17 +343,17 @@ impl Policy {
     }
 
     /// Selects the pieces that stay: as many as fit the budget without the window.
-    fn choose(&mut self, uses: &[Access], visit: Pass) {
+    fn choose(&mut self, accesses: &[Access], pass: Pass) {
         self.shrink();
-        if visit == Pass::Step {
+        if pass == Pass::Step {
             self.steps += 1;
-            for used in uses {
+            for used in accesses {
                 self.slots[used.piece.index].last = self.steps;
             }
         }
-        let all = self.keep(uses);
-        if visit == Pass::Step && !all && self.give_up() {
-            self.keep(uses);
+        let all = self.keep(accesses);
+        if pass == Pass::Step && !all && self.give_up() {
+            self.keep(accesses);
         }
     }
 
@@ -375,9 +378,9 @@ impl Policy {
     }
 
     /// Marks accessed pieces as staying while there is room, and returns whether all of them fit.
-    fn keep(&mut self, uses: &[Access]) -> bool {
+    fn keep(&mut self, accesses: &[Access]) -> bool {
         let mut all = true;
-        for used in uses {
+        for used in accesses {
             let index = used.piece.index;
             let slot = &self.slots[index];
             if slot.fixed {
@@ -394,7 +397,7 @@ impl Policy {
             slot.fixed = true;
             self.fixed += slot.bytes;
             self.kept.push(index);
-            if slot.here {
+            if slot.resident {
                 self.loose.retain(|&loose| loose != index);
             }
         }
@@ -418,7 +421,7 @@ impl Policy {
         let slot = &mut self.slots[index];
         slot.fixed = false;
         self.fixed -= slot.bytes;
-        if slot.here {
+        if slot.resident {
             self.loose.push(index);
         }
     }
@@ -478,12 +481,12 @@ mod tests {
         let mut policy = Policy::new(Limits::new(4 * count, Some(4), 1).unwrap());
         let mut add = || (0..count).map(|_| policy.add(1).unwrap()).collect();
         let (first, second): (Vec<Piece>, Vec<Piece>) = (add(), add());
-        let uses: Vec<Access> = first
+        let accesses: Vec<Access> = first
             .iter()
             .chain(&second)
             .map(|&p| Access::write(p))
             .collect();
-        policy.plan(&uses, Pass::Step).unwrap();
+        policy.plan(&accesses, Pass::Step).unwrap();
         assert_eq!(policy.resident(), 2 * count);
         policy.remove(&first);
         assert_eq!((policy.total(), policy.resident()), (count, count));
@@ -498,22 +501,24 @@ mod tests {
         let limits = Limits::new(6 * PAGE, Some(2 * PAGE), PAGE).unwrap();
         let mut policy = Policy::new(limits);
         let pieces: Vec<Piece> = (0..9).map(|_| policy.add(PAGE).unwrap()).collect();
-        let mut here = std::collections::HashSet::new();
+        let mut resident = std::collections::HashSet::new();
         for step in 0..30 {
-            let uses: Vec<Access> = (0..9)
+            let accesses: Vec<Access> = (0..9)
                 .map(|i| (i * [1, 2, 4, 5, 7, 8][step % 6] + step) % 9)
                 .map(|i| Access::write(pieces[i]))
                 .collect();
-            let visit = [Pass::Step, Pass::Survey, Pass::Aside][step % 3];
-            for action in policy.plan(&uses, visit).unwrap() {
+            let pass = [Pass::Step, Pass::Survey, Pass::Uncounted][step % 3];
+            for action in policy.plan(&accesses, pass).unwrap() {
                 match action {
-                    Action::Fetch { piece, .. } => assert!(here.insert(piece), "fetched twice"),
-                    Action::Access(at) => assert!(here.contains(&uses[at].piece), "not there"),
-                    Action::Evict { piece, .. } => assert!(here.remove(&piece), "not there"),
+                    Action::Fetch { piece, .. } => assert!(resident.insert(piece), "fetched twice"),
+                    Action::Access(at) => {
+                        assert!(resident.contains(&accesses[at].piece), "not there")
+                    }
+                    Action::Evict { piece, .. } => assert!(resident.remove(&piece), "not there"),
                 }
-                assert!(here.len() <= 6, "over budget");
+                assert!(resident.len() <= 6, "over budget");
             }
-            assert_eq!(policy.resident(), here.len() * PAGE);
+            assert_eq!(policy.resident(), resident.len() * PAGE);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Helper threads that do transfers in the order in which they are queued, each begun early.
+//! Helper threads that run transfers in the order in which they are queued, each started early.
 
 use crate::process::Process;
 use std::any::Any;
@@ -11,21 +11,21 @@ use std::time::{Duration, Instant};
 
 /// A transfer.
 pub(crate) trait Job: Send + 'static {
-    /// Whether all transfers after one that has failed fail as it has. Who waits for the last one only then
-    /// hears of those before it.
-    const FAILS_FOR_GOOD: bool;
+    /// Whether errors are sticky: later transfers fail with the same error. A thread that waits only for the
+    /// last transfer then gets the error of an earlier one.
+    const STICKY_ERRORS: bool;
 
-    /// Whether it may begin.
+    /// Returns whether it may start.
     fn may_start(&self) -> bool;
 
-    /// Begins it, and does not wait. Called once, or not at all.
+    /// Starts it, and does not wait. Called at most once.
     fn start(&self);
 
-    /// Waits until it may begin, and does it.
+    /// Waits until it may start, and completes it.
     fn finish(&self) -> Result<(), Arc<io::Error>>;
 }
 
-/// A transfer to wait for.
+/// A queued transfer, to wait for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ticket(Arc<Done>);
 
@@ -40,7 +40,7 @@ impl Ticket {
         self.0.result.lock().is_ok_and(|result| result.is_some())
     }
 
-    /// Waits, and says how long.
+    /// Waits for the transfer. Returns the time that this took, and the result.
     pub(crate) fn wait(&self) -> (Duration, Result<(), Arc<io::Error>>) {
         let mut result = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
         let mut start = None;
@@ -56,16 +56,17 @@ impl Ticket {
     }
 }
 
-/// A ticket that is to be marked. Dropped unmarked, it is marked as failed: nobody waits for ever.
+/// The other end of a ticket, which sets its result. If it is dropped without a result, the transfer has
+/// failed, so that no thread waits forever.
 #[derive(Debug)]
 struct Promise(Ticket);
 
 impl Promise {
     fn keep(&self, result: Result<(), Arc<io::Error>>) {
         let done = &self.0.0;
-        let mut place = done.result.lock().unwrap_or_else(PoisonError::into_inner);
-        place.get_or_insert(result);
-        drop(place);
+        let mut slot = done.result.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert(result);
+        drop(slot);
         done.changed.notify_all();
     }
 }
@@ -78,8 +79,8 @@ impl Drop for Promise {
     }
 }
 
-/// One or more helper threads. They end when this is dropped, after what is queued. Of one, transfers are
-/// done in order; of more, they are begun in order.
+/// A queue of transfers and its helper threads. One thread completes transfers in order; several threads
+/// start them in order. A drop waits until all queued transfers are complete.
 #[derive(Debug)]
 pub(crate) struct TransferQueue<J> {
     shared: Arc<Shared<J>>,
@@ -97,11 +98,10 @@ struct Shared<J> {
 #[derive(Debug)]
 struct Queue<J> {
     jobs: VecDeque<(J, Promise)>,
-    /// How many of them have begun.
+    /// The number of jobs that have started.
     started: usize,
     closed: bool,
-    /// What the first transfer that failed has met, where later ones are to fail too: those of a lane that
-    /// fails for good, and all after a panic.
+    /// The error with which later transfers fail: the first error if errors are sticky, or a panic.
     failed: Option<Arc<io::Error>>,
 }
 
@@ -113,7 +113,7 @@ impl<J> Shared<J> {
 
 impl<J: Job> TransferQueue<J> {
     pub(crate) fn new(name: &str, threads: usize) -> io::Result<Self> {
-        let mut lane = TransferQueue {
+        let mut queue = TransferQueue {
             shared: Arc::new(Shared {
                 queue: Mutex::new(Queue {
                     jobs: VecDeque::new(),
@@ -127,11 +127,11 @@ impl<J: Job> TransferQueue<J> {
             process: Process::current(),
         };
         for _ in 0..threads {
-            let shared = Arc::clone(&lane.shared);
+            let shared = Arc::clone(&queue.shared);
             let builder = Builder::new().name(name.to_owned());
-            lane.threads.push(builder.spawn(move || work(&shared))?);
+            queue.threads.push(builder.spawn(move || work(&shared))?);
         }
-        Ok(lane)
+        Ok(queue)
     }
 
     pub(crate) fn queue(&self, job: J) -> Ticket {
@@ -146,8 +146,8 @@ impl<J: Job> TransferQueue<J> {
 impl<J> Drop for TransferQueue<J> {
     fn drop(&mut self) {
         if !self.process.is_current() {
-            // A child made by `fork` has no such threads: to wait for them is to wait for ever, as may be to
-            // lock what they had locked.
+            // A child created by `fork` does not have these threads: waiting for them, or for a lock that they
+            // held, would be a deadlock.
             self.threads.drain(..).for_each(std::mem::forget);
             return;
         }
@@ -186,7 +186,7 @@ fn work<J: Job>(shared: &Shared<J>) {
             queue = shared.queue();
             let failed = match &finished {
                 Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error).filter(|_| J::FAILS_FOR_GOOD),
+                Ok(Err(error)) => Some(error).filter(|_| J::STICKY_ERRORS),
                 Err(panic) => Some(panic),
             };
             if queue.failed.is_none() {
@@ -205,14 +205,14 @@ fn work<J: Job>(shared: &Shared<J>) {
     }
 }
 
-/// Runs a part of a job. A panic becomes an error: who waits for the job is told, and the thread goes on.
+/// Runs a part of a job. Converts a panic to an error of the job, and the thread continues.
 fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Arc<io::Error>> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic: Box<dyn Any + Send>| {
-        let said = panic.downcast_ref::<&str>().copied();
-        let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        let said = said.unwrap_or("no message");
+        let message = panic.downcast_ref::<&str>().copied();
+        let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let message = message.unwrap_or("no message");
         Arc::new(io::Error::other(format!(
-            "a helper thread panicked: {said}"
+            "a helper thread panicked: {message}"
         )))
     })
 }
@@ -224,7 +224,7 @@ mod tests {
     struct Numbered<const GOOD: bool>(i32);
 
     impl<const GOOD: bool> Job for Numbered<GOOD> {
-        const FAILS_FOR_GOOD: bool = GOOD;
+        const STICKY_ERRORS: bool = GOOD;
 
         fn may_start(&self) -> bool {
             true
@@ -241,10 +241,10 @@ mod tests {
     }
 
     fn errors<const GOOD: bool>(codes: &[i32]) -> Vec<Option<i32>> {
-        let lane = TransferQueue::new("test", 1).unwrap();
+        let queue = TransferQueue::new("test", 1).unwrap();
         let codes = codes.iter();
         let tickets: Vec<_> = codes
-            .map(|&code| lane.queue(Numbered::<GOOD>(code)))
+            .map(|&code| queue.queue(Numbered::<GOOD>(code)))
             .collect();
         let results = tickets.iter().map(|ticket| ticket.wait().1);
         results
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_transfer_tells_of_one_that_has_failed_before() {
+    fn sticky_errors_are_returned_by_later_transfers() {
         let codes = [0, 5, 0, 28, 0];
         let first = [None, Some(5), Some(5), Some(5), Some(5)];
         assert_eq!(errors::<true>(&codes), first);
@@ -261,11 +261,11 @@ mod tests {
         assert_eq!(errors::<false>(&codes), each);
     }
 
-    /// Panics when it is told to.
+    /// Panics in the method that it names.
     struct Panics(&'static str);
 
     impl Job for Panics {
-        const FAILS_FOR_GOOD: bool = false;
+        const STICKY_ERRORS: bool = false;
 
         fn may_start(&self) -> bool {
             true
@@ -283,16 +283,16 @@ mod tests {
 
     #[test]
     fn a_panic_fails_its_transfer_and_all_later_ones() {
-        for place in ["start", "finish"] {
+        for method in ["start", "finish"] {
             for threads in [1, 2] {
-                let lane = TransferQueue::new("test", threads).unwrap();
-                assert!(lane.queue(Panics("")).wait().1.is_ok());
-                let tickets = [place, "", ""].map(|place| lane.queue(Panics(place)));
+                let queue = TransferQueue::new("test", threads).unwrap();
+                assert!(queue.queue(Panics("")).wait().1.is_ok());
+                let tickets = [method, "", ""].map(|method| queue.queue(Panics(method)));
                 let texts = tickets.map(|ticket| ticket.wait().1.map_err(|e| e.to_string()));
-                let text = format!("a helper thread panicked: in {place}");
+                let text = format!("a helper thread panicked: in {method}");
                 assert_eq!(texts[0], Err(text.clone()));
-                // Two threads are not held to an order.
-                let later = lane.queue(Panics("")).wait().1;
+                // Two threads may complete transfers in another order.
+                let later = queue.queue(Panics("")).wait().1;
                 assert_eq!(later.map_err(|e| e.to_string()), Err(text));
             }
         }

@@ -1,4 +1,5 @@
-//! The mover of the CPU, called as no pager calls it: it refuses what is not a piece, and never changes bytes.
+//! The mover of the CPU, with calls that no pager makes: it rejects ranges that are not pieces, and never changes
+//! bytes.
 #![allow(clippy::unwrap_used)]
 #![cfg(all(target_os = "linux", not(miri)))]
 
@@ -7,10 +8,10 @@ use std::ops::Range;
 
 const PAGE: usize = HostMover::PAGE;
 
-/// Large enough to stay in memory of its own.
+/// Large enough to be moved to anonymous memory.
 const PIECE: usize = 256 << 10;
 
-/// A state of two pieces and a short one.
+/// Returns a state of two pieces and a short one.
 fn allocate() -> (HostMover, HostRegion, HostMemory) {
     let mover = HostMover::in_folder(&std::env::temp_dir()).unwrap();
     let (region, memory) = mover.allocate(2 * PIECE + PAGE, PIECE).unwrap();
@@ -27,7 +28,7 @@ fn evict(mover: &HostMover, region: &HostRegion, part: &Range<usize>, dirty: boo
     mover.wait(&ticket.unwrap()).unwrap();
 }
 
-/// A byte in the middle of each piece, one in the last.
+/// The index of a byte in the middle of each piece.
 const PARTS: [Range<usize>; 3] = [0..PIECE, PIECE..2 * PIECE, 2 * PIECE..2 * PIECE + PAGE];
 
 fn change(memory: &mut HostMemory, number: u8) {
@@ -37,7 +38,7 @@ fn change(memory: &mut HostMemory, number: u8) {
 }
 
 #[test]
-fn what_is_evicted_as_unchanged_keeps_its_bytes() {
+fn eviction_as_unchanged_keeps_the_bytes() {
     let (mover, region, mut memory) = allocate();
     let mut number = 0;
     for keep in [true, false] {
@@ -58,7 +59,7 @@ fn what_is_evicted_as_unchanged_keeps_its_bytes() {
 }
 
 #[test]
-fn what_is_fetched_again_keeps_its_bytes() {
+fn a_second_fetch_keeps_the_bytes() {
     let (mover, region, mut memory) = allocate();
     for (number, again) in [(7, true), (8, false)] {
         fetch(&mover, &region, &PARTS[0], true);
@@ -66,7 +67,7 @@ fn what_is_fetched_again_keeps_its_bytes() {
         fetch(&mover, &region, &PARTS[0], again);
         assert!(memory.bytes().iter().all(|&byte| byte == number));
     }
-    // And what was never there is evicted.
+    // Also evicts a piece that was never fetched.
     evict(&mover, &region, &PARTS[1], true);
     evict(&mover, &region, &PARTS[0], false);
     evict(&mover, &region, &PARTS[0], false);
@@ -74,7 +75,7 @@ fn what_is_fetched_again_keeps_its_bytes() {
 }
 
 #[test]
-fn ranges_that_are_not_pieces_are_refused_and_the_threads_live() {
+fn ranges_that_are_not_pieces_are_an_error_and_the_threads_continue() {
     let (mover, region, _memory) = allocate();
     let end = 2 * PIECE + PAGE;
     #[expect(clippy::reversed_empty_ranges, reason = "what is refused")]
@@ -114,7 +115,7 @@ fn ranges_that_are_not_pieces_are_refused_and_the_threads_live() {
 }
 
 #[test]
-fn sizes_that_are_not_pages_are_refused() {
+fn sizes_that_are_not_whole_pages_are_an_error() {
     let mover = HostMover::in_folder(&std::env::temp_dir()).unwrap();
     for (bytes, piece) in [
         (0, PAGE),
@@ -130,7 +131,7 @@ fn sizes_that_are_not_pages_are_refused() {
 
 #[cfg(target_pointer_width = "64")]
 #[test]
-fn a_file_that_no_system_can_hold_is_refused() {
+fn a_file_beyond_the_largest_size_is_an_error() {
     use lion_core::Momentum32;
     use lion_paging::{Limits, Pager};
     let mover = HostMover::in_folder(&std::env::temp_dir()).unwrap();
@@ -143,6 +144,6 @@ fn a_file_that_no_system_can_hold_is_refused() {
         matches!(&error, PagingError::NoRoom { bytes, .. } if *bytes >= 1 << 62),
         "{error:?}"
     );
-    // The file is as it was.
+    // The file is unchanged.
     pager.allocate(&Momentum32, 1 << 10).unwrap();
 }

@@ -1,5 +1,5 @@
-//! Walks over a mover that keeps account of what is resident: transfers that fail, walks that are misused or
-//! left, and walks of several threads.
+//! Schedule runs over a mover that records residency: failing transfers, misuse, runs that are dropped early, and
+//! runs on several threads.
 #![allow(clippy::unwrap_used)]
 
 use lion_core::Momentum32;
@@ -14,14 +14,14 @@ use std::time::Duration;
 
 const PAGE: usize = 4096;
 
-/// Keeps account of what is resident, and fails when it is told to.
+/// Records which pieces are resident, and fails at a chosen call.
 #[derive(Debug, Default)]
-struct Failing(Mutex<Account>);
+struct Failing(Mutex<Records>);
 
 #[derive(Debug, Default)]
-struct Account {
-    here: BTreeSet<usize>,
-    /// Calls until one fails.
+struct Records {
+    resident: BTreeSet<usize>,
+    /// Number of calls before one fails.
     fetches: Option<usize>,
     evictions: Option<usize>,
 }
@@ -31,7 +31,7 @@ fn fails(left: &mut Option<usize>) -> Result<(), PagingError> {
         Some(0) => {
             *left = None;
             Err(PagingError::Unsupported {
-                missing: "told to fail".to_owned(),
+                missing: "chosen to fail".to_owned(),
             })
         }
         Some(left) => {
@@ -67,9 +67,9 @@ impl PageMover for Failing {
         _: bool,
         _: Option<&()>,
     ) -> Result<(), PagingError> {
-        let mut account = self.0.lock().unwrap();
-        fails(&mut account.fetches)?;
-        assert!(account.here.insert(part.start), "fetched twice");
+        let mut records = self.0.lock().unwrap();
+        fails(&mut records.fetches)?;
+        assert!(records.resident.insert(part.start), "fetched twice");
         Ok(())
     }
 
@@ -80,9 +80,12 @@ impl PageMover for Failing {
         _: bool,
         _: Option<&()>,
     ) -> Result<(), PagingError> {
-        let mut account = self.0.lock().unwrap();
-        fails(&mut account.evictions)?;
-        assert!(account.here.remove(&part.start), "evicted and not there");
+        let mut records = self.0.lock().unwrap();
+        fails(&mut records.evictions)?;
+        assert!(
+            records.resident.remove(&part.start),
+            "evicted and not there"
+        );
         Ok(())
     }
 
@@ -95,50 +98,53 @@ impl PageMover for Failing {
     }
 
     fn resident(&self, (): &(), part: Range<usize>) -> Result<usize, PagingError> {
-        let here = self.0.lock().unwrap().here.contains(&part.start);
-        Ok(if here { part.len() } else { 0 })
+        let resident = self.0.lock().unwrap().resident.contains(&part.start);
+        Ok(if resident { part.len() } else { 0 })
     }
 }
 
-/// A step over all pieces, each of which has to be there.
-fn step(pager: &Pager<Failing>, uses: &[Access]) -> Result<(), PagingError> {
-    let walk = pager.begin(uses, Pass::Step)?;
-    for position in 0..uses.len() {
-        walk.acquire(position)?;
-        let here = pager.mover().0.lock().unwrap().here.clone();
-        assert!(here.contains(&(position * PAGE)), "{position} of {here:?}");
-        walk.release(position);
+/// Runs a step over all pieces, and asserts that each is resident.
+fn step(pager: &Pager<Failing>, accesses: &[Access]) -> Result<(), PagingError> {
+    let run = pager.begin(accesses, Pass::Step)?;
+    for position in 0..accesses.len() {
+        run.acquire(position)?;
+        let resident = pager.mover().0.lock().unwrap().resident.clone();
+        assert!(
+            resident.contains(&(position * PAGE)),
+            "{position} of {resident:?}"
+        );
+        run.release(position);
     }
-    walk.finish()
+    run.finish()
 }
 
-/// All pieces of a state, to be changed.
+/// Returns an access to each piece of a state that changes it.
 fn writes(pages: &StatePages<Failing>) -> Vec<Access> {
     let pieces = (0..pages.pieces().count()).map(|i| pages.piece(i).unwrap());
     pieces.map(Access::write).collect()
 }
 
-/// Steps around a failure of the n-th call, for all n that a step has.
-fn goes_on(fail: impl Fn(&mut Account, usize)) {
+/// Steps before and after a failure of the n-th call, for every n in a step.
+fn steps_after_failures(fail: impl Fn(&mut Records, usize)) {
     let mut failures = 0;
-    // Miri takes some minutes for all of them.
+    // All of them take minutes under Miri.
     for n in (0..20).step_by(if cfg!(miri) { 9 } else { 1 }) {
-        // Eight pieces, memory for five, three of which stay.
+        // Eight pieces, and memory for five. Three pieces stay.
         let limits = Limits::new(5 * PAGE, Some(2 * PAGE), PAGE).unwrap();
         let pager = Arc::new(Pager::new(Failing::default(), limits));
         let (pages, ()) = pager.allocate(&Momentum32, 8 * PAGE / 4).unwrap();
-        let uses = writes(&pages);
+        let accesses = writes(&pages);
         for before in [0, 2] {
             for _ in 0..before {
-                step(&pager, &uses).unwrap();
+                step(&pager, &accesses).unwrap();
             }
             fail(&mut pager.mover().0.lock().unwrap(), n);
-            let failed = step(&pager, &uses).is_err();
+            let failed = step(&pager, &accesses).is_err();
             failures += usize::from(failed);
             fail(&mut pager.mover().0.lock().unwrap(), usize::MAX);
             assert_eq!(pager.totals().resident, pager.measure().unwrap());
             for _ in 0..3 {
-                step(&pager, &uses).unwrap();
+                step(&pager, &accesses).unwrap();
                 assert_eq!(pager.totals().resident, pager.measure().unwrap());
             }
             assert!(pager.measure().unwrap() <= 5 * PAGE);
@@ -148,16 +154,16 @@ fn goes_on(fail: impl Fn(&mut Account, usize)) {
 }
 
 #[test]
-fn a_step_after_a_fetch_that_failed_fetches_again() {
-    goes_on(|account, n| account.fetches = Some(n));
+fn a_step_after_a_failed_fetch_fetches_again() {
+    steps_after_failures(|records, n| records.fetches = Some(n));
 }
 
 #[test]
-fn a_piece_that_could_not_be_evicted_is_still_there() {
-    goes_on(|account, n| account.evictions = Some(n));
+fn a_piece_stays_resident_after_a_failed_eviction() {
+    steps_after_failures(|records, n| records.evictions = Some(n));
 }
 
-/// A pager with memory for two pages, and a state of so many.
+/// Returns a pager with memory for two pages, and a state of `pages` pages.
 fn two_of(pages: usize) -> (Arc<Pager<Failing>>, StatePages<Failing>) {
     let limits = Limits::new(2 * PAGE, Some(2 * PAGE), PAGE).unwrap();
     let pager = Arc::new(Pager::new(Failing::default(), limits));
@@ -165,11 +171,11 @@ fn two_of(pages: usize) -> (Arc<Pager<Failing>>, StatePages<Failing>) {
     (pager, pages)
 }
 
-/// What a walk says of a position that may not be acquired.
-fn out_of_order(walk: &ScheduleRun<'_, Failing>, position: usize) -> usize {
+/// Asserts that a position cannot be acquired, and returns the next position from the error.
+fn out_of_order(run: &ScheduleRun<'_, Failing>, position: usize) -> usize {
     let errors = [
-        walk.acquire(position).unwrap_err(),
-        walk.try_acquire(position).unwrap_err(),
+        run.acquire(position).unwrap_err(),
+        run.try_acquire(position).unwrap_err(),
     ];
     let [a, b] = errors.map(|error| match error {
         PagingError::OutOfOrder {
@@ -241,75 +247,78 @@ fn a_clipped_state_is_read_just_before_it_is_written() {
 #[test]
 fn positions_are_acquired_in_order_and_once() {
     let (pager, pages) = two_of(5);
-    let uses = writes(&pages);
-    let walk = pager.begin(&uses, Pass::Step).unwrap();
-    // The fifth is fetched when three are released: waiting for it would not end.
+    let accesses = writes(&pages);
+    let run = pager.begin(&accesses, Pass::Step).unwrap();
+    // The fifth piece is fetched when three are released, so a wait for it would be a deadlock.
     for position in [1, 4, 5, usize::MAX] {
-        assert_eq!(out_of_order(&walk, position), 0);
-        assert!(position == 0 || walk.wait(position).is_err());
+        assert_eq!(out_of_order(&run, position), 0);
+        assert!(position == 0 || run.wait(position).is_err());
     }
-    walk.acquire(0).unwrap();
-    assert!(walk.try_acquire(0).unwrap(), "it is held");
-    assert!(walk.try_acquire(1).unwrap());
-    assert!(!walk.try_acquire(2).unwrap(), "there is no room");
-    walk.release(0);
-    assert_eq!(out_of_order(&walk, 0), 2);
-    walk.wait(0).unwrap();
-    walk.acquire(2).unwrap();
-    walk.release(1);
-    walk.release(2);
-    walk.finish().unwrap();
+    run.acquire(0).unwrap();
+    assert!(run.try_acquire(0).unwrap(), "it is held");
+    assert!(run.try_acquire(1).unwrap());
+    assert!(!run.try_acquire(2).unwrap(), "there is no room");
+    run.release(0);
+    assert_eq!(out_of_order(&run, 0), 2);
+    run.wait(0).unwrap();
+    run.acquire(2).unwrap();
+    run.release(1);
+    run.release(2);
+    run.finish().unwrap();
     assert_eq!(pager.totals().resident, pager.measure().unwrap());
-    step(&pager, &uses).unwrap();
+    step(&pager, &accesses).unwrap();
 }
 
 #[test]
-fn only_what_is_held_is_released() {
+fn release_ignores_positions_that_are_not_held() {
     let (pager, pages) = two_of(5);
-    let uses = writes(&pages);
-    let here = |piece: usize| {
-        let account = pager.mover().0.lock().unwrap();
-        account.here.contains(&(piece * PAGE))
+    let accesses = writes(&pages);
+    let resident = |piece: usize| {
+        let records = pager.mover().0.lock().unwrap();
+        records.resident.contains(&(piece * PAGE))
     };
-    let walk = pager.begin(&uses, Pass::Step).unwrap();
+    let run = pager.begin(&accesses, Pass::Step).unwrap();
     for position in [0, 1, 4, 5, usize::MAX] {
-        walk.release(position);
+        run.release(position);
     }
-    walk.acquire(0).unwrap();
-    walk.acquire(1).unwrap();
-    assert!(here(0) && here(1), "released before they were acquired");
-    walk.release(0);
-    walk.release(0);
-    walk.acquire(2).unwrap();
-    assert!(here(1), "released instead of another");
-    walk.finish().unwrap();
-    step(&pager, &uses).unwrap();
+    run.acquire(0).unwrap();
+    run.acquire(1).unwrap();
+    assert!(
+        resident(0) && resident(1),
+        "released before they were acquired"
+    );
+    run.release(0);
+    run.release(0);
+    run.acquire(2).unwrap();
+    assert!(resident(1), "released instead of another");
+    run.finish().unwrap();
+    step(&pager, &accesses).unwrap();
 }
 
 #[test]
-fn a_walk_within_a_walk_is_refused() {
+fn a_nested_run_is_an_error() {
     let (pager, pages) = two_of(3);
-    let uses = writes(&pages);
-    let walk = pager.begin(&uses, Pass::Step).unwrap();
-    let error = pager.begin(&uses, Pass::Aside).unwrap_err();
+    let accesses = writes(&pages);
+    let run = pager.begin(&accesses, Pass::Step).unwrap();
+    let error = pager.begin(&accesses, Pass::Uncounted).unwrap_err();
     assert!(matches!(error, PagingError::Nested), "{error}");
-    // Another thread waits for its turn.
+    // Another thread waits.
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| step(&pager, &uses));
-        walk.acquire(0).unwrap();
-        walk.finish().unwrap();
+        let other = scope.spawn(|| step(&pager, &accesses));
+        run.acquire(0).unwrap();
+        run.finish().unwrap();
         other.join().unwrap().unwrap();
     });
-    step(&pager, &uses).unwrap();
+    step(&pager, &accesses).unwrap();
 }
 
 #[test]
-fn pieces_of_others_are_refused() {
+fn pieces_of_another_pager_are_an_error() {
     let (pager, pages) = two_of(3);
     let (other, _pages) = two_of(3);
-    let uses = writes(&pages);
+    let accesses = writes(&pages);
     let refused = |pager: &Pager<Failing>| {
-        let error = pager.begin(&uses, Pass::Step).unwrap_err();
+        let error = pager.begin(&accesses, Pass::Step).unwrap_err();
         assert!(
             matches!(error, PagingError::UnknownPiece { position: 0 }),
             "{error}"
@@ -319,53 +328,53 @@ fn pieces_of_others_are_refused() {
     assert_eq!(pages.piece(3), None);
     drop(pages);
     refused(&pager);
-    // They have the places of those that are gone.
+    // They use the slots of the dropped ones.
     let (pages, ()) = pager.allocate(&Momentum32, 3 * PAGE / 4).unwrap();
     refused(&pager);
     step(&pager, &writes(&pages)).unwrap();
 }
 
 #[test]
-fn a_state_may_be_dropped_and_another_come_during_a_walk() {
+fn states_can_be_dropped_and_allocated_during_a_run() {
     let (pager, pages) = two_of(5);
-    let uses = writes(&pages);
-    let walk = pager.begin(&uses, Pass::Step).unwrap();
-    walk.acquire(0).unwrap();
+    let accesses = writes(&pages);
+    let run = pager.begin(&accesses, Pass::Step).unwrap();
+    run.acquire(0).unwrap();
     drop(pages);
     let (pages, ()) = pager.allocate(&Momentum32, 2 * PAGE / 4).unwrap();
     assert_eq!(pager.totals().paged, 7 * PAGE, "freed at the end");
-    walk.release(0);
-    walk.acquire(1).unwrap();
-    walk.finish().unwrap();
+    run.release(0);
+    run.acquire(1).unwrap();
+    run.finish().unwrap();
     assert_eq!(pager.totals().paged, 2 * PAGE);
-    // The account of what is gone is kept by the mover alone.
-    pager.mover().0.lock().unwrap().here.clear();
+    // Only the mover still has a record of the dropped state.
+    pager.mover().0.lock().unwrap().resident.clear();
     step(&pager, &writes(&pages)).unwrap();
 }
 
 #[test]
-fn a_walk_that_is_left_at_any_position_is_followed_by_a_whole_one() {
+fn a_full_run_works_after_a_run_that_was_dropped_at_any_position() {
     let (pager, pages) = two_of(5);
-    let uses = writes(&pages);
+    let accesses = writes(&pages);
     for end in (0..5).step_by(if cfg!(miri) { 2 } else { 1 }) {
-        let walk = pager.begin(&uses, Pass::Step).unwrap();
+        let run = pager.begin(&accesses, Pass::Step).unwrap();
         for position in 0..end {
-            walk.acquire(position).unwrap();
-            walk.release(position);
+            run.acquire(position).unwrap();
+            run.release(position);
         }
-        walk.acquire(end).unwrap();
-        drop(walk);
+        run.acquire(end).unwrap();
+        drop(run);
         assert_eq!(pager.totals().resident, pager.measure().unwrap());
-        step(&pager, &uses).unwrap();
+        step(&pager, &accesses).unwrap();
     }
 }
 
 #[test]
-fn states_without_bytes_or_with_too_many_are_refused() {
+fn states_without_bytes_or_with_too_many_are_an_error() {
     let (pager, _pages) = two_of(1);
     let refused = |len| pager.allocate(&Momentum32, len).unwrap_err();
     assert!(matches!(refused(0), PagingError::Empty));
-    // 2^62 + 2^20 where a word has 64 bits: four times as many are 2^22.
+    // 2^62 + 2^20 on 64-bit targets: four times as many bytes wrap around to 2^22.
     for len in [usize::MAX, usize::MAX / 4 + 1 + (1 << 20)] {
         let error = refused(len);
         assert!(
@@ -376,29 +385,29 @@ fn states_without_bytes_or_with_too_many_are_refused() {
     assert_eq!(pager.totals().paged, PAGE);
 }
 
-/// As threads of a step do: whoever comes takes the next position, and waits for it outside the lock.
+/// Each thread takes the next position under a lock and waits for it outside the lock, as in a step.
 #[test]
-fn threads_share_a_walk() {
+fn threads_share_a_run() {
     let (pager, pages) = two_of(9);
-    let uses = writes(&pages);
+    let accesses = writes(&pages);
     for _ in 0..if cfg!(miri) { 1 } else { 100 } {
-        let walk = pager.begin(&uses, Pass::Step).unwrap();
+        let run = pager.begin(&accesses, Pass::Step).unwrap();
         let next = Mutex::new(0);
         let work = || loop {
             let mut position = next.lock().unwrap();
-            if *position == uses.len() {
+            if *position == accesses.len() {
                 return;
             }
             let this = *position;
-            if walk.try_acquire(this).unwrap() {
+            if run.try_acquire(this).unwrap() {
                 *position += 1;
                 drop(position);
-                let here = pager.mover().0.lock().unwrap().here.clone();
-                assert!(here.contains(&(this * PAGE)) && here.len() <= 2);
-                walk.release(this);
+                let resident = pager.mover().0.lock().unwrap().resident.clone();
+                assert!(resident.contains(&(this * PAGE)) && resident.len() <= 2);
+                run.release(this);
             } else {
                 drop(position);
-                walk.wait(this).unwrap();
+                run.wait(this).unwrap();
             }
         };
         std::thread::scope(|scope| {
@@ -406,6 +415,6 @@ fn threads_share_a_walk() {
             scope.spawn(work);
             work();
         });
-        walk.finish().unwrap();
+        run.finish().unwrap();
     }
 }

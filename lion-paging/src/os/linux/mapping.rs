@@ -1,10 +1,11 @@
-//! Linux: a memory-mapped file without a name, read with `madvise` and written with
-//! `sync_file_range`.
+//! The mapping of a part of the file, and the calls that move its pieces.
 
+use super::COPY;
+use super::anonymous::Room;
 use crate::process::Process;
 use libc::{c_int, c_void, off64_t};
 use lion_core::PagingError;
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::MmapRaw;
 use std::error::Error as StdError;
 use std::fmt;
 use std::fs::File;
@@ -12,38 +13,11 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Bytes that one call reads ahead. The kernel reads at most the read-ahead size of the disk per
 /// call, which is this by default.
 const READ_AHEAD: usize = 128 << 10;
-
-/// Bytes of a large page. If the system and the file system support them, states are read, mapped
-/// and written in large pages. At several GB per second, the work per small page would take longer
-/// than the transfer.
-const LARGE_PAGE: usize = 2 << 20;
-
-/// A function that reserves disk blocks for a range of a file, given by offset and length.
-type Reserve = fn(&File, u64, usize) -> io::Result<()>;
-
-/// The file that stores the states.
-#[derive(Debug)]
-pub(crate) struct PageFile {
-    file: Arc<File>,
-    len: Mutex<u64>,
-    /// Reserves disk space: [`allocate`], or a substitute in a test.
-    pub(crate) reserve: Reserve,
-}
-
-/// The reason why the file could not be extended.
-#[derive(Debug)]
-pub(crate) enum GrowError {
-    /// Disk space could not be reserved.
-    Reserve(io::Error),
-    /// The new part could not be mapped.
-    Map(io::Error),
-}
 
 /// A part of the file and its mapping.
 ///
@@ -56,163 +30,27 @@ pub(crate) enum GrowError {
 /// [`HostMemory::bytes_mut`] guarantees that nobody writes bytes of a piece that is being moved.
 /// The lock of a piece serializes the calls that move it.
 #[derive(Debug)]
-struct Mapped {
-    map: MmapRaw,
-    file: Arc<File>,
-    start: u64,
+pub(super) struct Mapped {
+    pub(super) map: MmapRaw,
+    pub(super) file: Arc<File>,
+    pub(super) start: u64,
     /// Number of bytes, from the start, that are in large pages if the system supports them.
-    large: usize,
+    pub(super) large: usize,
     /// Bytes of a piece, except the last one.
-    piece: usize,
+    pub(super) piece: usize,
     /// For each piece, whether it is in anonymous memory.
-    kept: Box<[Mutex<bool>]>,
+    pub(super) kept: Box<[Mutex<bool>]>,
     /// The process that created the mapping. A child created by `fork` shares the file.
-    process: Process,
+    pub(super) process: Process,
 }
-
-/// Bytes per copy between the file and anonymous memory. Meanwhile these bytes are in memory twice.
-const COPY: usize = 1 << 20;
 
 /// A part of the file, through which pieces are moved.
 #[derive(Clone, Debug)]
-pub struct HostRegion(Arc<Mapped>);
+pub struct HostRegion(pub(super) Arc<Mapped>);
 
 /// A part of the file, for reading and writing. There is one per region.
 #[derive(Debug)]
-pub struct HostMemory(Arc<Mapped>);
-
-/// Reserves blocks with `posix_fallocate64`, or by writing zeros if the file system or the C
-/// library does not support it.
-fn allocate(file: &File, start: u64, bytes: usize) -> io::Result<()> {
-    allocate_by(fallocate, file, start, bytes)
-}
-
-/// Calls `posix_fallocate64`, which returns 0 or an error number.
-fn fallocate(file: &File, start: u64, bytes: usize) -> c_int {
-    // Both fit, because the end of the file does.
-    let (from, len) = (start as off64_t, bytes as off64_t);
-    // SAFETY: the descriptor is open.
-    unsafe { libc::posix_fallocate64(file.as_raw_fd(), from, len) }
-}
-
-/// Like [`allocate`], with a call that a test can replace.
-fn allocate_by(
-    call: fn(&File, u64, usize) -> c_int,
-    file: &File,
-    start: u64,
-    bytes: usize,
-) -> io::Result<()> {
-    loop {
-        match call(file, start, bytes) {
-            0 => return Ok(()),
-            // Interrupted by a signal, which says nothing about disk space. Try again.
-            libc::EINTR => {}
-            libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV => {
-                return write_zeros(file, start, bytes);
-            }
-            code => return Err(io::Error::from_raw_os_error(code)),
-        }
-    }
-}
-
-/// Reserves blocks by writing zeros. Without blocks, the first store to a page would find the disk
-/// full, which kills the process.
-fn write_zeros(file: &File, start: u64, bytes: usize) -> io::Result<()> {
-    let zeros = vec![0; bytes.min(COPY)];
-    let mut at = 0;
-    while at < bytes {
-        let chunk = &zeros[..(bytes - at).min(COPY)];
-        file.write_all_at(chunk, start + at as u64)?;
-        at += chunk.len();
-    }
-    // Some file systems report a full disk only here.
-    file.sync_data()?;
-    let (fd, len) = (file.as_raw_fd(), bytes as off64_t);
-    // SAFETY: the descriptor is open. The call is a hint. Without it, the written pages would stay
-    // resident beyond the budget.
-    unsafe { libc::posix_fadvise64(fd, start as off64_t, len, libc::POSIX_FADV_DONTNEED) };
-    Ok(())
-}
-
-impl PageFile {
-    /// Creates an empty file.
-    pub(crate) fn create(folder: &Path) -> io::Result<Self> {
-        let file = tempfile::tempfile_in(folder)?;
-        // Disables read-ahead for copies out of the file, which would be resident beyond the
-        // budget.
-        // SAFETY: the descriptor is open. The call is a hint.
-        unsafe { libc::posix_fadvise64(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
-        Ok(PageFile {
-            file: Arc::new(file),
-            len: Mutex::new(0),
-            reserve: allocate,
-        })
-    }
-
-    /// Extends the file by `bytes` bytes of zeros, which are moved in pieces of `piece` bytes. Both
-    /// are whole pages.
-    pub(crate) fn grow(
-        &self,
-        bytes: usize,
-        piece: usize,
-    ) -> Result<(HostRegion, HostMemory), GrowError> {
-        // A large page shared by two pieces would stay resident until both are evicted.
-        let large = match piece % LARGE_PAGE {
-            0 => bytes / LARGE_PAGE * LARGE_PAGE,
-            _ => 0,
-        };
-        let mut len = self.len.lock().unwrap_or_else(PoisonError::into_inner);
-        // A large page must not be shared by two states.
-        let start = match large {
-            0 => Some(*len),
-            _ => len.checked_next_multiple_of(LARGE_PAGE as u64),
-        };
-        let end = start.and_then(|start| start.checked_add(bytes as u64));
-        let fits = |&end: &u64| off64_t::try_from(end).is_ok();
-        let (Some(start), Some(end)) = (start, end.filter(fits)) else {
-            return Err(GrowError::Reserve(io::ErrorKind::FileTooLarge.into()));
-        };
-        let reserved = (self.reserve)(&self.file, start, bytes).map_err(GrowError::Reserve);
-        let mapped = reserved.and_then(|()| {
-            let options = MmapOptions::new()
-                .offset(start)
-                .len(bytes)
-                .map_raw(&*self.file);
-            options.map_err(GrowError::Map)
-        });
-        // Frees the blocks that were allocated before the error.
-        let map = mapped.inspect_err(|_| drop(self.file.set_len(*len)))?;
-        *len = end;
-        let mut mapped = Mapped {
-            map,
-            file: Arc::clone(&self.file),
-            start,
-            large: 0,
-            piece,
-            kept: (0..bytes.div_ceil(piece))
-                .map(|_| Mutex::default())
-                .collect(),
-            process: Process::current(),
-        };
-        // Disables read-around on page faults, which would be resident beyond the budget.
-        let advised = mapped.advise(0..bytes, libc::MADV_RANDOM);
-        advised.map_err(GrowError::Map)?;
-        if large > 0 && mapped.advise(0..large, libc::MADV_HUGEPAGE).is_ok() {
-            mapped.large = large;
-        }
-        let mapped = Arc::new(mapped);
-        Ok((HostRegion(Arc::clone(&mapped)), HostMemory(mapped)))
-    }
-}
-
-#[cfg(test)]
-#[cfg(not(miri))]
-impl PageFile {
-    /// Truncates the file, so that the mappings have no bytes.
-    pub(crate) fn truncate(&self) {
-        self.file.set_len(0).unwrap();
-    }
-}
+pub struct HostMemory(pub(super) Arc<Mapped>);
 
 /// The system could not read pages from the disk. It only reports a bad address.
 #[derive(Debug)]
@@ -285,7 +123,7 @@ impl Mapped {
     }
 
     /// Calls `madvise` with advice that does not change bytes; see the type.
-    fn advise(&self, part: Range<usize>, advice: c_int) -> io::Result<()> {
+    pub(super) fn advise(&self, part: Range<usize>, advice: c_int) -> io::Result<()> {
         let start = self.start_of(&part);
         loop {
             // SAFETY: the part lies in the mapping, and the callers' advice (random access, large pages,
@@ -515,118 +353,5 @@ impl Drop for Mapped {
         // SAFETY: the descriptor is open. Frees the blocks of the dropped state, if the file system
         // supports it. Otherwise they are freed with the file.
         unsafe { libc::fallocate64(fd, flags, start, len) };
-    }
-}
-
-/// Anonymous memory, all zeros, aligned to a large page.
-///
-/// # Safety
-/// `start` points to `len` bytes of a mapping that belongs to this value alone.
-struct Room {
-    start: *mut c_void,
-    len: usize,
-}
-
-impl Room {
-    fn new(len: usize) -> io::Result<Self> {
-        let (protection, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        );
-        let all = len.checked_add(LARGE_PAGE);
-        let all = all.ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: the system chooses a range that nothing is mapped in.
-        let first = unsafe { libc::mmap(std::ptr::null_mut(), all, protection, flags, -1, 0) };
-        if first == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let head = first.cast::<u8>().align_offset(LARGE_PAGE);
-        let start = first.wrapping_byte_add(head);
-        let tail = all - head - len;
-        // SAFETY: the ranges before and after the room are in the mapping above, and end at page
-        // boundaries.
-        unsafe {
-            if head > 0 {
-                libc::munmap(first, head);
-            }
-            if tail > 0 {
-                libc::munmap(start.wrapping_byte_add(len), tail);
-            }
-        }
-        Ok(Room { start, len })
-    }
-
-    /// Requests large pages, if the system supports them.
-    fn ask_for_large_pages(&self) {
-        // SAFETY: the range is the room. The call is a hint.
-        unsafe { libc::madvise(self.start, self.len, libc::MADV_HUGEPAGE) };
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: see the type; the bytes are initialized.
-        unsafe { std::slice::from_raw_parts_mut(self.start.cast(), self.len) }
-    }
-
-    /// Moves the memory to an address, replacing what is mapped there.
-    ///
-    /// # Safety
-    /// The target is a range of `len` bytes of a mapping of this process, and its owner permits the
-    /// replacement.
-    unsafe fn move_to(self, target: *mut c_void) -> io::Result<()> {
-        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: the room belongs to this value (see the type). The caller guarantees the target.
-        let moved = unsafe { libc::mremap(self.start, self.len, self.len, flags, target) };
-        if moved == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // Nothing is mapped at the old address any more.
-        std::mem::forget(self);
-        Ok(())
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        // SAFETY: see the type.
-        unsafe { libc::munmap(self.start, self.len) };
-    }
-}
-
-#[cfg(test)]
-#[cfg(not(miri))]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::MetadataExt;
-
-    /// Returns the number and the content of the blocks of a file created with `reserve`.
-    fn blocks(reserve: Reserve) -> (u64, Vec<u8>) {
-        let mut file = PageFile::create(&std::env::temp_dir()).unwrap();
-        file.reserve = reserve;
-        let bytes = COPY + 5 * 4096;
-        let grown = [(); 2].map(|()| file.grow(bytes, 4096).unwrap());
-        let read = grown.iter().flat_map(|(_, memory)| memory.bytes().to_vec());
-        (512 * file.file.metadata().unwrap().blocks(), read.collect())
-    }
-
-    #[test]
-    fn room_is_set_aside_where_there_is_no_call_for_it() {
-        let bytes = 2 * (COPY + 5 * 4096);
-        let reserves: [Reserve; 4] = [
-            allocate,
-            // As musl does for a file system without support, and as some file systems do.
-            |file, start, bytes| allocate_by(|_, _, _| libc::EOPNOTSUPP, file, start, bytes),
-            |file, start, bytes| allocate_by(|_, _, _| libc::EINVAL, file, start, bytes),
-            |file, start, bytes| allocate_by(|_, _, _| libc::ENODEV, file, start, bytes),
-        ];
-        for reserve in reserves {
-            let (blocks, read) = blocks(reserve);
-            assert!(blocks >= bytes as u64, "{blocks} of {bytes} bytes");
-            assert_eq!(read, vec![0; bytes]);
-        }
-        let (sparse, _) = blocks(|file, start, bytes| file.set_len(start + bytes as u64));
-        assert!(
-            sparse < bytes as u64,
-            "this file system does not report allocated blocks"
-        );
     }
 }
