@@ -21,20 +21,20 @@ use std::sync::Arc;
 /// The CPU: one kernel, and the threads of a pool.
 ///
 /// # Threads
-/// A step runs on the thread that calls it and, above 262,144 elements, on the threads of a pool as well.
-/// All backends of a process share one pool, which belongs to this crate and is not rayon's global one. It is
-/// built by the first step that needs it, with a thread per core or as many as the environment variable
-/// `RAYON_NUM_THREADS` says. [`pool`](Cpu::pool) chooses another one. Where threads cannot be started, as on
-/// `wasm32-unknown-unknown`, steps run on the calling thread alone.
+/// A step of up to 262,144 elements runs on the calling thread. A larger step also runs on the threads of a
+/// pool. All backends of a process share one pool, which belongs to this crate and is not rayon's global
+/// pool. The first step that needs the pool builds it, with one thread per core, or as many threads as the
+/// environment variable `RAYON_NUM_THREADS` sets. `Cpu::pool` (feature `rayon`) sets another pool. If threads cannot
+/// be started, as on `wasm32-unknown-unknown`, steps run on the calling thread alone.
 ///
-/// A step never waits for a thread that has not begun to work on it. Where the threads of the pool are
-/// busy, with other steps or with tasks of the caller's, the calling thread does all of the work. While a step
-/// waits for threads that work on it, it runs no other task of the pool. So a step may be called from any
-/// thread, from a task of its own pool too, and while its caller holds a lock that other tasks wait for.
+/// A step never waits for a thread that has not started to work on it. If the threads of the pool are busy, the
+/// calling thread does all of the work. While a step waits for threads that work on it, it does not run other
+/// tasks of the pool. So a step can be called from any thread, including one of its pool, and while the caller
+/// holds a lock that other tasks wait for.
 ///
-/// The bits that a step returns depend neither on the number of threads nor on the floating-point mode of the
-/// calling thread: whatever rounding or flushing of subnormal numbers that one has set does not apply in a
-/// step, and is there again after it.
+/// The results depend neither on the number of threads nor on the floating-point mode of the calling thread. A
+/// step runs in the default mode (rounding to nearest, no flushing of subnormal numbers) and restores the mode
+/// of the caller.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     pub(crate) kernel: Kernel,
@@ -43,11 +43,12 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// The fastest kernel of this CPU, or the one that the environment variable `LION_CPU_ISA` names:
-    /// `scalar`, `avx2`, `avx512` or `avx512vbmi`.
+    /// Returns the backend with the fastest kernel of this CPU, or with the one that the environment variable
+    /// `LION_CPU_ISA` names: `scalar`, `avx2`, `avx512` or `avx512vbmi`.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] where `LION_CPU_ISA` names what is not there.
+    /// [`BackendError::Unavailable`] if `LION_CPU_ISA` names an unknown instruction set, or one that this CPU does not
+    /// have.
     pub fn new() -> Result<Self, BackendError> {
         Ok(Cpu {
             kernel: Kernel::choose()?,
@@ -56,10 +57,10 @@ impl Cpu {
         })
     }
 
-    /// The kernel of one instruction set.
+    /// Returns the backend with the kernel of one instruction set.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] where this CPU does not have it.
+    /// [`BackendError::Unavailable`] if this CPU does not have the instruction set.
     pub fn with_isa(isa: Isa) -> Result<Self, BackendError> {
         Ok(Cpu {
             kernel: Kernel::new(isa)?,
@@ -68,10 +69,10 @@ impl Cpu {
         })
     }
 
-    /// Takes the helper threads of steps from this pool instead of the one that all backends share.
+    /// Sets the pool whose threads help with steps, instead of the one that all backends share.
     ///
-    /// The pool may be used for anything else meanwhile: a step takes the threads that are free, and is done
-    /// without them where none is. With a pool of one thread a step runs on the calling thread alone.
+    /// The pool can be used for other tasks at the same time: a step uses the threads that are free. With a pool
+    /// of one thread, a step runs on the calling thread alone.
     ///
     /// ```
     /// use lion_cpu::Cpu;
@@ -87,13 +88,21 @@ impl Cpu {
         self
     }
 
-    /// Pages states that are asked to be: to a file in a folder, within a budget of memory.
-    /// Optimizers that share this backend, or clones of it, share the budget and step one after the other.
+    /// Sets how paged states are stored: in a file in a folder, with a budget of resident bytes.
+    ///
+    /// Optimizers that share this backend, or clones of it, share the budget, and step one after the other.
+    ///
+    /// ```no_run
+    /// use lion_cpu::Cpu;
+    /// use lion_paging::Paging;
+    /// let cpu = Cpu::new()?.paging(&Paging::in_folder("/fast/disk").budget(1 << 30))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`PagingError::NoFolder`], [`PagingError::Folder`], [`PagingError::NoBudget`],
-    /// [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`], [`PagingError::Thread`];
-    /// [`PagingError::Unsupported`] where the system is not Linux.
+    /// [`PagingError::BudgetTooSmall`], [`PagingError::BadWindow`], and [`PagingError::Thread`].
+    /// [`PagingError::Unsupported`] if the system is not Linux.
     pub fn paging(mut self, paging: &Paging) -> Result<Self, PagingError> {
         let limits = paging.limits(HostMover::PAGE)?;
         let mover = HostMover::in_folder(paging.folder()?)?;
@@ -101,19 +110,18 @@ impl Cpu {
         Ok(self)
     }
 
-    /// Bytes of paged states that are in memory, as the system counts them: at most the budget. `None`
-    /// where this backend does not page. Clones may be asked from other threads during a step.
+    /// Returns the bytes of paged states that are in memory, as measured by the system, or `None` if paging is not
+    /// set up. A clone can be called from another thread during a step.
     ///
     /// # Errors
-    /// [`PagingError::Transfer`] where the system does not say.
+    /// [`PagingError::Transfer`] if the system call fails.
     pub fn resident_pages(&self) -> Option<Result<usize, PagingError>> {
         self.pager.as_ref().map(|pager| pager.measure())
     }
 
-    /// Not an optimizer: its steps read and write what a step does, change bits of parameters and
-    /// states without meaning, and compute nothing. `ahead` is the prefetch distance in elements, 0 for
-    /// none; `fine` takes 64 elements of all arrays at a time and not 256. Benchmarks measure by it
-    /// what memory allows.
+    /// Returns a backend with the memory traffic of a step and without its arithmetic, for benchmarks. It changes
+    /// parameters and states in meaningless ways. `ahead` is the prefetch distance in elements, 0 for none. If
+    /// `fine` is set, the loop processes 64 elements of all arrays at a time instead of 256.
     #[cfg(feature = "bench-internals")]
     #[doc(hidden)]
     pub fn roofline(ahead: usize, fine: bool) -> Self {

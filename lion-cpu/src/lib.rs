@@ -1,8 +1,8 @@
-//! The CPU backend of lion: kernels for each instruction set, chosen at run time, over one pool of
-//! work for all tensors and blocks of a step.
+//! The CPU backend of lion: kernels for each instruction set, chosen at run time, and one queue of work for all
+//! tensors and blocks of a step.
 //!
-//! Every kernel returns the bits of the scalar one, on any number of threads: blocks of 256 elements
-//! are independent, and the one sum over a whole parameter (under `max_unorm`) has a fixed order.
+//! All kernels return the same bits, on any number of threads: blocks of 256 elements are independent, and the only
+//! sum over a whole parameter (for `max_unorm`) has a fixed order.
 //!
 //! ```
 //! use lion_core::{Dtype, OnNonFinite, Optimizer, Overrides, ParamSpec, StepArgs, Update};
@@ -39,7 +39,7 @@ mod tensor;
 pub use arch::Isa;
 pub use backend::Cpu;
 
-/// What corrupts parameters is not in the interface:
+/// The roofline, which corrupts parameters, is not part of the interface:
 ///
 /// ```compile_fail,E0599
 /// let _ = lion_cpu::Cpu::roofline(0, false);

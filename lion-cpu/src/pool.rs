@@ -5,11 +5,11 @@ use lion_float_mode::in_default_mode;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{Arc, OnceLock};
 
-/// Elements up to which a step stays on the caller's thread: a vector kernel is done with them in about
-/// a tenth of a millisecond, and waking another thread costs a good part of that.
+/// Maximum number of elements of a step that runs on the calling thread alone. A vector kernel takes about a
+/// tenth of a millisecond for them, and waking another thread takes a considerable part of that.
 const SMALL: usize = 262_144;
 
-/// A pool, and the regions that its threads help with.
+/// A pool, and the regions that its threads work in.
 #[derive(Clone, Debug)]
 pub(crate) struct Workers {
     pool: Arc<ThreadPool>,
@@ -24,8 +24,8 @@ impl Workers {
         }
     }
 
-    /// The pool of this crate, which all backends share that were given none. It is built when it is used
-    /// for the first time; `None` where its threads cannot be started.
+    /// Returns the pool of this crate, which all backends without another pool share. The first call builds it.
+    /// Returns `None` if its threads cannot be started.
     fn shared() -> Option<&'static Workers> {
         static SHARED: OnceLock<Option<Workers>> = OnceLock::new();
         let build = || {
@@ -40,9 +40,9 @@ impl Workers {
 /// The threads of a step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pool<'p> {
-    /// The caller's alone.
+    /// The calling thread alone.
     Caller,
-    /// The caller's and those of a pool.
+    /// The calling thread and those of a pool.
     Shared(&'p Workers),
 }
 
@@ -60,7 +60,7 @@ impl<'p> Pool<'p> {
         workers.map_or(Pool::Caller, Pool::Shared)
     }
 
-    /// How many threads work at once.
+    /// Returns the number of threads that work at the same time.
     pub(crate) fn threads(self) -> usize {
         match self {
             Pool::Caller => 1,
@@ -68,16 +68,16 @@ impl<'p> Pool<'p> {
         }
     }
 
-    /// Runs `work` on this thread and, while that goes on, on others of the pool: at most so many
-    /// `helpers`. It waits for none that has not begun.
+    /// Runs `work` on this thread and, at the same time, on at most `helpers` threads of the pool. Does not wait
+    /// for threads that have not started.
     pub(crate) fn run(self, helpers: usize, work: impl Fn() + Sync) {
         let work = || in_default_mode(&work);
         let threads = self.threads();
         match self {
             Pool::Shared(workers) if threads > 1 && helpers > 0 => {
                 let Workers { pool, regions } = workers;
-                // All threads of the pool are called, though the caller's is one more: which of them a
-                // core is free for, only the scheduler knows. As many as there is room for come first.
+                // All threads of the pool are called, although the calling thread is one more: only the scheduler
+                // knows which of them has a free core. The first ones to start are let in.
                 let others = threads - usize::from(pool.current_thread_index().is_some());
                 let room = helpers.min(threads - 1);
                 let spawn = |helper: Helper| pool.spawn(|| helper.run());
@@ -100,14 +100,15 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    /// Steps a parameter with a kernel that panics, and returns what with. `None` where nothing is paged here.
+    /// Steps a parameter with a kernel that panics, and returns the message. Returns `None` if states cannot be
+    /// paged on this system.
     fn step_with_panics(paged: bool) -> Option<String> {
         const N: usize = 1 << 19;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build();
         let mut cpu = Cpu::new().unwrap().pool(Arc::new(pool.unwrap()));
         cpu.kernel = Kernel::faulty(N as u64 / 2);
         let cpu = if paged {
-            // A few pieces at a time, so that threads wait for each other's.
+            // Memory for a few pieces, so that threads wait for each other.
             let paging = Paging::in_folder(std::env::temp_dir()).budget(64 << 10);
             cpu.paging(&paging).ok()?
         } else {
@@ -128,7 +129,7 @@ mod tests {
 
     const ROUNDS: usize = 5;
 
-    /// Fails instead of hanging.
+    /// Fails after a timeout instead of hanging.
     fn panics_reach_the_caller(paged: bool) {
         if cfg!(miri) {
             return;

@@ -1,27 +1,27 @@
-//! Parallel regions that end without waiting for threads that have not begun.
+//! Parallel regions that do not wait for helper threads that have not started.
 //!
-//! A region runs a closure on the calling thread and, while that goes on, on helper threads of a pool.
-//! rayon's scopes cannot be used for this. They return when every spawned task has run, also one that is
-//! queued behind other work of the pool and would find nothing to do. And a thread of the pool that waits
-//! for them runs other tasks of the pool meanwhile, which never end if they need a lock that its caller
-//! holds. Here the caller waits for those helpers only that have entered the region, and it blocks.
+//! A region runs a closure on the calling thread and, at the same time, on helper threads of a pool. rayon's
+//! scopes cannot be used for this, for two reasons. A scope returns when every spawned task has run, including a
+//! task that is queued behind other work of the pool and would find nothing to do. And a thread of the pool that
+//! waits for a scope runs other tasks of the pool, which deadlocks if they need a lock that its caller holds. A
+//! region waits only for the helpers that have entered it, and blocks while it waits.
 //!
-//! A queued helper holds nothing of a region: it looks for one when it gets a thread. So helpers that
-//! were called for one region serve the next one, and no more are queued than a pool has threads.
+//! A queued helper does not belong to a region: it looks for an open one when it gets a thread. So helpers that were
+//! called for one region also serve the next one, and at most as many are queued as the pool has threads.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What a thread has panicked with.
+/// The payload of a panic.
 type Panic = Box<dyn Any + Send>;
 
-/// The regions that a pool works on.
+/// The open regions of a pool.
 #[derive(Debug, Default)]
 pub(crate) struct Regions {
     list: Mutex<List>,
-    /// Signalled when the last helper leaves a region.
+    /// Notified when the last helper leaves a region.
     left: Condvar,
 }
 
@@ -30,7 +30,7 @@ struct List {
     regions: Vec<Region>,
     /// The id of the next region.
     next: u64,
-    /// Helpers that were called and have not begun.
+    /// The number of helpers that were called and have not started.
     called: usize,
 }
 
@@ -38,22 +38,22 @@ struct List {
 struct Region {
     id: u64,
     work: Work,
-    /// Helpers that may still enter. 0 once the region is closed.
+    /// The number of helpers that may still enter. 0 if the region is closed.
     room: usize,
-    /// Helpers that have entered and not left.
+    /// The number of helpers that have entered and not left.
     inside: usize,
-    /// Of the first helper that has panicked.
+    /// The panic of the first helper that has panicked.
     panic: Option<Panic>,
 }
 
-/// A borrowed closure without its type and its lifetime.
+/// A borrowed closure, with its type and its lifetime erased.
 #[derive(Clone, Copy, Debug)]
 struct Work {
     closure: *const (),
     call: unsafe fn(*const ()),
 }
 
-// SAFETY: it stands for a `&W`, and `new` asks for `W: Sync`.
+// SAFETY: it stands for a `&W`, and `new` requires `W: Sync`.
 unsafe impl Send for Work {}
 
 impl Work {
@@ -61,7 +61,7 @@ impl Work {
         /// # Safety
         /// `closure` points to a `W` that lives until this returns.
         unsafe fn call<W: Fn()>(closure: *const ()) {
-            // SAFETY: as the caller promises.
+            // SAFETY: the caller guarantees it.
             let work = unsafe { &*closure.cast::<W>() };
             work();
         }
@@ -74,18 +74,17 @@ impl Work {
     /// # Safety
     /// The closure lives until this returns.
     unsafe fn run(self) {
-        // SAFETY: `new` has made both fields of one `W`, which lives, as the caller promises.
+        // SAFETY: `new` has made both fields of one `W`, and the caller guarantees that it lives.
         unsafe { (self.call)(self.closure) }
     }
 }
 
 impl Regions {
-    /// Runs `work` on this thread and, while that goes on, on at most `room` helpers. Each returns when
-    /// there is no work left. Enough helpers are handed to `spawn`, which does not panic, that `calls` of
-    /// them are on their way.
+    /// Runs `work` on this thread and, at the same time, on at most `room` helpers. Each returns when no work is
+    /// left. Calls `spawn`, which does not panic, with as many helpers as are missing to `calls` queued ones.
     ///
     /// # Panics
-    /// As `work`, on this thread or on that of a helper.
+    /// Panics if `work` panics, on this thread or on that of a helper.
     pub(crate) fn run<W: Fn() + Sync>(
         self: &Arc<Self>,
         room: usize,
@@ -105,7 +104,7 @@ impl Regions {
         }
     }
 
-    /// Opens a region, and says how many helpers are to be called.
+    /// Opens a region. Returns it, and the number of helpers to call.
     fn open(&self, work: Work, room: usize, calls: usize) -> (Open<'_>, usize) {
         let mut list = self.list();
         let id = list.next;
@@ -122,7 +121,7 @@ impl Regions {
         (Open { regions: self, id }, calls)
     }
 
-    /// Enters the region that has most room, if there is one.
+    /// Enters the open region with the most room, if there is one.
     fn enter(&self) -> Option<(u64, Work)> {
         let mut list = self.list();
         list.called = list.called.saturating_sub(1);
@@ -152,15 +151,15 @@ impl Regions {
     }
 }
 
-/// A region that goes on. It is closed at the latest when this is dropped.
+/// An open region. A drop closes it.
 struct Open<'r> {
     regions: &'r Regions,
     id: u64,
 }
 
 impl Open<'_> {
-    /// Lets no more helpers in, waits until those that have entered have left, and returns what the first
-    /// of them has panicked with.
+    /// Closes the region, and waits until all helpers that have entered have left. Returns the panic of the first
+    /// one that has panicked.
     fn close(&self) -> Option<Panic> {
         let mut list = self.regions.list();
         loop {
@@ -182,14 +181,14 @@ impl Drop for Open<'_> {
     }
 }
 
-/// A call for help, to be run on another thread at any time, or never.
+/// A helper, to be run on another thread at any time, or never.
 #[derive(Debug)]
 pub(crate) struct Helper {
     regions: Arc<Regions>,
 }
 
 impl Helper {
-    /// Takes part in a region that is open, if there is one.
+    /// Works in an open region, if there is one.
     pub(crate) fn run(self) {
         let Some((id, work)) = self.regions.enter() else {
             return;
@@ -221,7 +220,7 @@ mod tests {
             self.0.lock().unwrap().push(thread);
         }
 
-        /// Waits for all of them. A panic in a region does not end a helper.
+        /// Waits for all threads. A panic in a region does not end a helper.
         fn join(self) {
             for thread in self.0.into_inner().unwrap() {
                 thread.join().unwrap();
@@ -247,7 +246,7 @@ mod tests {
         threads.join();
     }
 
-    /// The caller ends with the closure alone, and what was borrowed is gone when the helpers come.
+    /// The call returns without its helpers, so the borrowed closure is gone when they start.
     #[test]
     fn late_helpers_find_nothing_and_are_not_called_twice() {
         let regions = Arc::new(Regions::default());
@@ -269,7 +268,7 @@ mod tests {
         assert!(list.called == 0 && list.regions.is_empty());
     }
 
-    /// Starts a region that one helper enters. Both ends run `caller` and `helper` once that has happened.
+    /// Runs a region that one helper enters. Then the caller runs `caller` and the helper runs `helper`.
     fn with_one_helper(caller: impl Fn() + Sync, helper: impl Fn() + Sync) {
         let regions = Arc::new(Regions::default());
         let (threads, this) = (Threads::default(), thread::current().id());
@@ -323,7 +322,7 @@ mod tests {
         );
     }
 
-    /// Regions of several threads at once, with helpers that come at any time.
+    /// Several threads run regions at the same time, with helpers that start at any time.
     #[test]
     fn regions_of_many_threads_share_their_helpers() {
         let regions = Arc::new(Regions::default());

@@ -5,10 +5,11 @@ use crate::pool::Pool;
 use lion_core::{BLOCK, Gradient, Slice, SumSquares};
 use std::sync::{Mutex, PoisonError};
 
-/// Blocks that a kernel adds up at a time: a power of two, so that they are a whole subtree of the sum.
+/// Maximum number of blocks that a kernel adds up at a time. A power of two, so that they are a whole subtree
+/// of the sum.
 pub(crate) const PART_BLOCKS: usize = 128;
 
-/// Parts that a thread takes at once.
+/// The number of parts that a thread takes at once.
 const BATCH: usize = 4;
 
 /// At most [`PART_BLOCKS`] blocks of a gradient.
@@ -19,7 +20,7 @@ struct Part<'g> {
     squares: SumSquares,
 }
 
-/// Returns the sums of gradients in the host's memory, in order.
+/// Returns the sums of gradients in host memory, in order.
 pub(crate) fn sum(pool: Pool<'_>, kernel: Kernel, gradients: &[Gradient<'_>]) -> Vec<SumSquares> {
     let mut parts = Vec::new();
     for (index, gradient) in gradients.iter().enumerate() {

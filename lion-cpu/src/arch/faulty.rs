@@ -4,7 +4,7 @@ use crate::arch::scalar;
 use crate::job::{Job, View};
 use lion_core::{Slice, SumSquares};
 
-/// The scalar kernel, which panics when it comes to one element.
+/// The scalar kernel, which panics at one element.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Faulty {
     pub(crate) element: u64,

@@ -1,14 +1,13 @@
-//! The step of a run of blocks, written once over [`Vector`].
+//! The step of a run of blocks, generic over [`Vector`].
 //!
-//! A block of 256 elements goes through the registers in one pass: parameter, gradient and state are
-//! read, parameter and momentum written. Two things make it more than that:
+//! A block of 256 elements is stepped in one pass: parameter, gradient and state are loaded, and parameter and
+//! momentum are stored. There are two exceptions:
 //!
-//! - A block with a non-finite new momentum must stay as it was, so this is found out before
-//!   anything is written, from bounds on gradients and momenta. What this reads is in the cache when
-//!   the update reads it again. A block beyond the bounds goes to the scalar kernel, which decides
-//!   exactly; so does a short last one.
-//! - The codes of an 8-bit block depend on its largest momentum, known at its end. The momenta wait
-//!   for it in a buffer of 1 KiB on the stack.
+//! - A block with a non-finite new momentum must stay unchanged. So the kernel first compares the gradients
+//!   and momenta with bounds that imply a finite result. The update loads them from the cache again. A block
+//!   beyond the bounds goes to the scalar kernel, which decides exactly, and so does a short last block.
+//! - The codes of an 8-bit block depend on its largest new momentum, which is known only at the end. Until
+//!   then, the new momenta are in a buffer of 1 KiB on the stack.
 
 use super::scalar;
 use super::vector::{Lane, Vector};
@@ -18,14 +17,14 @@ use lion_core::update::StepConstants;
 use lion_quant::ZERO_CODE;
 use std::mem::MaybeUninit;
 
-/// How far ahead of the update its arrays are asked for, in elements.
+/// The prefetch distance, in elements.
 const AHEAD: usize = 544;
 
-/// A momentum or a scaled gradient up to this bound makes a finite new momentum with any other.
+/// If the magnitudes of momentum and scaled gradient are at most this, the new momentum is finite.
 const BOUND: f32 = f32::from_bits((127 + 126) << 23); // 2^126
 
 impl KernelOptions {
-    /// Whether no element is treated in a way of its own.
+    /// Returns whether `skip_zeros` and stochastic rounding are off.
     pub(crate) fn is_plain(&self) -> bool {
         !(self.constants.skip_zeros | self.stochastic_param | self.stochastic_state)
     }
@@ -59,7 +58,7 @@ impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
         }
     }
 
-    /// [`StepConstants::momentum`].
+    /// Computes [`StepConstants::momentum`].
     #[inline(always)]
     fn momentum(&self, v: V, g: V::F, m: V::F) -> V::F {
         let scaled = v.mul(g, self.grad_scale);
@@ -67,7 +66,7 @@ impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
         self.unless_zero(v, g, m, new)
     }
 
-    /// [`StepConstants::parameter`].
+    /// Computes [`StepConstants::parameter`].
     #[inline(always)]
     fn parameter(&self, v: V, p: V::F, g: V::F, m: V::F) -> V::F {
         let scaled = v.mul(g, self.grad_scale);
@@ -86,10 +85,10 @@ impl<V: Vector, const PLAIN: bool> Constants<V, PLAIN> {
     }
 }
 
-/// Steps a run of blocks and returns how many it skipped.
+/// Steps a run of blocks. Returns the number of blocks that were skipped.
 ///
-/// `PLAIN` is for a step without `skip_zeros` and stochastic rounding: a choice in the innermost loop
-/// costs it speed.
+/// `PLAIN` is set for a step without `skip_zeros` and stochastic rounding, so that its innermost loop has no
+/// branch for them.
 #[inline(always)]
 pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
     v: V,
@@ -141,16 +140,16 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
     skipped
 }
 
-/// Bits of the largest gradient that the scale takes to [`BOUND`] at most.
+/// Returns the bits of the largest gradient whose scaled magnitude is at most [`BOUND`].
 fn gradient_bound(grad_scale: f32) -> u32 {
     let scale = f64::from(grad_scale.abs());
-    // A little less, so that no rounding on the way crosses the bound.
+    // Slightly less, so that rounding does not cross the bound.
     let bound = f64::from(BOUND) * (1.0 - 1e-6) / scale;
-    // A finite gradient times 0 is 0: then the quotient is infinite, and any finite one is allowed.
+    // If the scale is 0, the quotient is infinite, and every finite gradient is allowed.
     (bound.min(f64::from(f32::MAX)) as f32).to_bits()
 }
 
-/// Quantizes a block whose largest magnitude has the bits `top`, finite, and returns its absmax.
+/// Quantizes a block and returns its absmax. `top` is the bits of the largest magnitude, which is finite.
 #[inline(always)]
 fn quantize<V: Vector>(
     v: V,
@@ -169,7 +168,7 @@ fn quantize<V: Vector>(
     let inverse = v.splat(1.0 / top);
     for i in (0..BLOCK).step_by(4 * V::LANES) {
         ahead(i);
-        // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
+        // SAFETY: 4 * LANES divides BLOCK, so the arrays have that many elements from i on.
         unsafe {
             let mut x = f32::load(v, m.as_ptr().add(i));
             for x in &mut x {
@@ -182,7 +181,7 @@ fn quantize<V: Vector>(
     top
 }
 
-/// [`lion_quant::quantize_block`].
+/// Computes [`lion_quant::quantize_block`].
 #[inline(always)]
 pub(crate) fn quantize_block<V: Vector>(
     v: V,
@@ -200,7 +199,7 @@ pub(crate) fn quantize_block<V: Vector>(
     }
 }
 
-/// [`lion_quant::dequantize_block`].
+/// Computes [`lion_quant::dequantize_block`].
 #[inline(always)]
 pub(crate) fn dequantize_block<V: Vector>(v: V, codes: &[u8], absmax: f32, m: &mut [f32]) {
     let (Some(codes), Some(m)) = (codes.first_chunk::<BLOCK>(), m.first_chunk_mut::<BLOCK>())
@@ -209,7 +208,7 @@ pub(crate) fn dequantize_block<V: Vector>(v: V, codes: &[u8], absmax: f32, m: &m
     };
     let scale = v.splat(absmax);
     for i in (0..BLOCK).step_by(4 * V::LANES) {
-        // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
+        // SAFETY: 4 * LANES divides BLOCK, so the arrays have that many elements from i on.
         unsafe {
             let mut x = v.decode(codes.as_ptr().add(i));
             for x in &mut x {
@@ -226,8 +225,8 @@ type Block8<'b, P, G> = (
     &'b mut f32,
 );
 
-/// New momenta that wait to be quantized, and the random words to do it with. Both are written before
-/// they are read, so they are not cleared first.
+/// New momenta that are not quantized yet, and the random words for them. Both are written before they are
+/// read, so they are not initialized.
 struct Buffer {
     m: MaybeUninit<[f32; BLOCK]>,
     words: MaybeUninit<[u32; BLOCK]>,
@@ -242,15 +241,15 @@ impl Buffer {
     }
 }
 
-/// A block whose momenta wait in a buffer.
+/// A block whose new momenta are in a buffer.
 struct Waiting<'b> {
     codes: &'b mut [u8; BLOCK],
     absmax: &'b mut f32,
-    /// Bits of the largest of them.
+    /// The bits of the largest of their magnitudes.
     top: u32,
 }
 
-/// What all blocks of a run share.
+/// The inputs that all blocks of a run share.
 struct Run<'a, V: Vector, const PLAIN: bool> {
     v: V,
     constants: Constants<V, PLAIN>,
@@ -258,7 +257,7 @@ struct Run<'a, V: Vector, const PLAIN: bool> {
 }
 
 impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
-    /// Steps one block with a 32-bit state, or leaves it and returns false.
+    /// Steps one block with a 32-bit state. Returns `false` if the block was skipped.
     #[inline(always)]
     fn block32<P: Lane, G: Lane>(
         &self,
@@ -278,7 +277,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             self.prefetch(p, i);
             self.prefetch(g, i);
             self.prefetch(m, i);
-            // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
+            // SAFETY: 4 * LANES divides BLOCK, so the arrays have that many elements from i on.
             unsafe {
                 let (p, m) = (p.as_mut_ptr().add(i), m.as_mut_ptr().add(i));
                 let words = words.map(|words| words.as_ptr().add(i));
@@ -290,10 +289,10 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         true
     }
 
-    /// Steps blocks with an 8-bit state and returns how many it left as they were.
+    /// Steps blocks with an 8-bit state. Returns the number of blocks that were skipped.
     ///
-    /// A block is quantized after the next one is updated: to find its largest momentum and divide by
-    /// it takes a sixth of the time of a block, and the update of the next one does not wait for it.
+    /// A block is quantized after the update of the next one. The reduction of its largest momentum and the
+    /// division take a sixth of the time of a block, and the next update does not depend on them.
     #[inline(always)]
     fn blocks8<'b, P: Lane, G: Lane>(
         &self,
@@ -314,7 +313,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             let mut next_p = std::ptr::null();
             if let Some((((p, g), codes), absmax)) = next {
                 next_p = p.as_ptr();
-                // An absmax that is not a number fails the comparison as well.
+                // A NaN in absmax fails the comparison, too.
                 if G::is_within(v, g, bound) && *absmax <= BOUND {
                     let top = self.update8(p, g, codes, *absmax, first, now);
                     updated = Some(Waiting { codes, absmax, top });
@@ -327,7 +326,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             if let Some(block) = std::mem::replace(&mut waiting, updated) {
                 let ahead = |i| self.prefetch_at(next_p, i);
                 let drawn = !PLAIN && self.options.stochastic_state;
-                // SAFETY: `update8` has written all momenta of the waiting block, and its words if
+                // SAFETY: `update8` has written all momenta of that block, and its words if
                 // there are any.
                 let (m, words) = unsafe {
                     let words = drawn.then(|| before.words.assume_init_ref());
@@ -342,8 +341,8 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         }
     }
 
-    /// Steps the parameters of one block, writes its new momenta into the buffer, and returns the bits of
-    /// the largest one.
+    /// Steps the parameters of one block, and writes its new momenta to the buffer. Returns the bits of the
+    /// largest magnitude.
     #[inline(always)]
     fn update8<P: Lane, G: Lane>(
         &self,
@@ -363,7 +362,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         for i in (0..BLOCK).step_by(4 * V::LANES) {
             self.prefetch(g, i);
             self.prefetch(codes, i);
-            // SAFETY: 4 * LANES divides BLOCK, so as many elements from i on are in the arrays.
+            // SAFETY: 4 * LANES divides BLOCK, so the arrays have that many elements from i on.
             unsafe {
                 let mut m = v.decode(codes.as_ptr().add(i));
                 for m in &mut m {
@@ -384,7 +383,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
     /// Steps the parameters at `p` and returns the new momenta.
     ///
     /// # Safety
-    /// `4 * LANES` elements from `p` on can be read and written, and as many words be read.
+    /// `4 * LANES` elements from `p` on can be read and written, and that many words can be read.
     #[inline(always)]
     unsafe fn update<P: Lane>(
         &self,
@@ -394,13 +393,13 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         words: Option<*const u32>,
     ) -> [V::F; 4] {
         let (v, c) = (self.v, &self.constants);
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller guarantees it.
         let mut x = unsafe { P::load(v, p) };
         for ((x, &g), m) in x.iter_mut().zip(&g).zip(&mut m) {
             *x = c.parameter(v, *x, g, *m);
             *m = c.momentum(v, g, *m);
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller guarantees it.
         unsafe { P::store(v, x, words, p) };
         m
     }
@@ -418,7 +417,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         Some(self.v.words(self.options.key, first, buffer))
     }
 
-    /// Asks for what lies [`AHEAD`] of the `4 * LANES` elements from `i` on.
+    /// Prefetches the arrays at a distance of [`AHEAD`] from the `4 * LANES` elements from `i` on.
     #[inline(always)]
     fn prefetch<T>(&self, array: &[T; BLOCK], i: usize) {
         self.prefetch_at(array.as_ptr(), i);

@@ -1,6 +1,6 @@
 //! The kernels, one file per instruction set, and the choice between them.
 
-/// Calls a function generic over the types of parameter and gradient with the slices themselves.
+/// Evaluates an expression with the slices of parameter and gradient, for each pair of element types.
 macro_rules! for_each_pair {
     ($enum:ident, $param:expr, $grad:expr, |$p:ident, $g:ident| $call:expr) => {
         match ($param, $grad) {
@@ -37,28 +37,37 @@ use std::env;
 use std::fmt;
 use std::str::FromStr;
 
-/// Forces an instruction set by its name.
+/// The environment variable that selects an instruction set by its name.
 const VARIABLE: &str = "LION_CPU_ISA";
 
-/// An instruction set that kernels are written for.
+/// An instruction set that has kernels.
+///
+/// ```
+/// use lion_cpu::{Cpu, Isa};
+/// let isa: Isa = "scalar".parse()?;
+/// assert_eq!((isa, isa.name()), (Isa::Scalar, "scalar"));
+/// let available = Isa::ALL.iter().filter(|&&isa| Cpu::with_isa(isa).is_ok());
+/// assert!(available.count() >= 1);
+/// # Ok::<(), lion_core::BackendError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
-    /// What the compiler makes of plain loops for the target's baseline. On every CPU.
+    /// Plain loops, compiled for the baseline of the target. Available on every CPU.
     Scalar,
-    /// AVX2 and F16C: 8 lanes.
+    /// AVX2 and F16C, with 8 lanes.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL: 16 lanes.
+    /// AVX-512 F, BW, DQ and VL, with 16 lanes.
     Avx512,
-    /// AVX-512 with VBMI, which looks codewords up byte-wise in registers.
+    /// AVX-512 with VBMI, which looks up codewords per byte in registers.
     Avx512Vbmi,
 }
 
 impl Isa {
-    /// All instruction sets, the fastest last.
+    /// All instruction sets, in order of speed. The fastest is last.
     pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Vbmi];
 
-    /// Its name, in lower case.
+    /// Returns the name, in lower case.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
@@ -99,7 +108,7 @@ pub(crate) enum Kernel {
     Scalar(scalar::Kernel),
     #[cfg(test)]
     Faulty(faulty::Faulty),
-    /// Not a step: its traffic, to measure memory by.
+    /// The memory traffic of a step without its arithmetic.
     #[cfg(feature = "bench-internals")]
     Roofline(roofline::Roofline),
     #[cfg(target_arch = "x86_64")]
@@ -110,7 +119,7 @@ pub(crate) enum Kernel {
     Avx512Vbmi(x86_64::avx512::Avx512<true>),
 }
 
-/// Calls the same method on whichever kernel it is.
+/// Calls a method on the kernel of each variant.
 macro_rules! dispatch {
     ($kernel:expr, $name:ident($($argument:expr),*)) => {
         match $kernel {
@@ -130,7 +139,7 @@ macro_rules! dispatch {
 }
 
 impl Kernel {
-    /// The kernel of an instruction set, if this CPU has it.
+    /// Returns the kernel of an instruction set, if this CPU has it.
     pub(crate) fn new(isa: Isa) -> Result<Self, BackendError> {
         Self::find(isa).ok_or_else(|| BackendError::Unavailable {
             backend: isa.name().to_owned(),
@@ -149,7 +158,7 @@ impl Kernel {
         (isa == Isa::Scalar).then_some(Kernel::Scalar(scalar::Kernel))
     }
 
-    /// The one that `LION_CPU_ISA` names, or the fastest.
+    /// Returns the kernel that `LION_CPU_ISA` names, or the fastest one.
     pub(crate) fn choose() -> Result<Self, BackendError> {
         match env::var(VARIABLE) {
             Ok(name) => Self::new(name.parse()?),
@@ -164,19 +173,19 @@ impl Kernel {
         }
     }
 
-    /// A kernel that panics when it comes to an element.
+    /// Returns a kernel that panics at an element.
     #[cfg(test)]
     pub(crate) fn faulty(element: u64) -> Self {
         Kernel::Faulty(faulty::Faulty { element })
     }
 
-    /// The traffic of a step without its arithmetic.
+    /// Returns the kernel with the memory traffic of a step and without its arithmetic.
     #[cfg(feature = "bench-internals")]
     pub(crate) fn roofline(ahead: usize, fine: bool) -> Self {
         Kernel::Roofline(roofline::Roofline::new(ahead, fine))
     }
 
-    /// The name that reports print.
+    /// Returns the name for reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kernel::Scalar(_) => Isa::Scalar.name(),
@@ -193,27 +202,28 @@ impl Kernel {
         }
     }
 
-    /// Steps a run of blocks and returns how many it skipped.
+    /// Steps a run of blocks. Returns the number of blocks that were skipped.
     pub(crate) fn step(self, job: Job<'_>) -> u64 {
         dispatch!(self, step(job))
     }
 
-    /// Sum of the squares of one block of the parameter, and how many of its elements move.
+    /// Returns the sum of the squares of one block of the parameter, and the number of elements whose update
+    /// is not zero.
     pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
         dispatch!(self, norm(view, block))
     }
 
-    /// Sum of the squares of at most [`PART_BLOCKS`](crate::squares::PART_BLOCKS) blocks of a gradient.
+    /// Returns the sum of the squares of at most [`PART_BLOCKS`](crate::squares::PART_BLOCKS) blocks of a gradient.
     pub(crate) fn squares(self, gradient: Slice<'_>) -> SumSquares {
         dispatch!(self, squares(gradient))
     }
 
-    /// Whether all new momenta of one block are finite.
+    /// Returns whether all new momenta of one block are finite.
     pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
         dispatch!(self, is_finite(view, block))
     }
 
-    /// One block as a sum of blocks that are not finite.
+    /// Returns 1 as the count of a block with a new momentum that is not finite, and 0 otherwise.
     pub(crate) fn count(self, view: View<'_>, block: usize) -> (f64, u64) {
         (0.0, u64::from(!self.is_finite(view, block)))
     }
@@ -229,7 +239,7 @@ impl Kernel {
     }
 }
 
-/// Asks for the start of a run that is stepped soon.
+/// Prefetches the start of a run that will be stepped next.
 pub(crate) fn prefetch(job: &Job<'_>) {
     let (param, grad) = (job.param.as_slice(), job.grad);
     for_each_pair!(Slice, param, grad, |p, g| {
@@ -249,11 +259,11 @@ pub(crate) fn prefetch(job: &Job<'_>) {
 fn prefetch_slice<T>(slice: &[T]) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
-    /// Elements at the start of a run that are asked for.
+    /// The number of elements that are prefetched per array.
     const HEAD: usize = 576;
 
     for line in slice[..slice.len().min(HEAD)].chunks(64 / size_of::<T>()) {
-        // SAFETY: a prefetch reads nothing that the program could see, from any address.
+        // SAFETY: a prefetch has no visible effect, and any address is valid.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
 }

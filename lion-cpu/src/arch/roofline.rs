@@ -1,8 +1,8 @@
-//! The roofline: the memory traffic of a step with next to no arithmetic.
+//! The roofline: the memory traffic of a step with almost no arithmetic.
 //!
-//! It reads and writes what a step does, through the same queue and threads: each parameter and each
-//! number of the state is read, changed in its last bit, and written; each gradient is read. What the
-//! arrays hold afterwards means nothing. A kernel is as fast as memory where it is as fast as this.
+//! It reads and writes the same bytes as a step, through the same queue and threads. Each parameter and each
+//! number of the state is read, changed in its last bit, and written. Each gradient is read. The results
+//! have no meaning. A kernel that takes the same time as this is limited by memory.
 
 use crate::job::{Job, StateMut, View};
 use half::{bf16, f16};
@@ -10,14 +10,14 @@ use lion_core::{BLOCK, Slice, SliceMut, SumSquares};
 use std::hint::black_box;
 use std::ops::BitXor;
 
-/// The loop, and how far ahead of itself it asks for its arrays.
+/// The loop, with its prefetch distance.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Roofline {
-    /// Elements; 0 leaves it to the CPU.
+    /// The prefetch distance in elements. 0 for no software prefetch.
     ahead: usize,
-    /// Whether it goes through 64 elements of all arrays at a time, and not through 256.
+    /// Whether the loop processes 64 elements of all arrays at a time instead of 256.
     fine: bool,
-    /// The widest registers of this CPU.
+    /// The width of the registers that are used.
     width: Width,
 }
 
@@ -84,10 +84,10 @@ impl Roofline {
         for_each_pair!(SliceMut, param, grad, |p, g| match self.width {
             Width::Baseline => run(p, g, state, self),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `new` has found the instructions on this CPU.
+            // SAFETY: `new` has detected the instructions on this CPU.
             Width::Avx2 => unsafe { run_avx2(p, g, state, self) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `new` has found the instructions on this CPU.
+            // SAFETY: `new` has detected the instructions on this CPU.
             Width::Avx512 => unsafe { run_avx512(p, g, state, self) },
         });
         0
@@ -136,7 +136,7 @@ fn run<P: Touch, G: Touch>(p: &mut [P], g: &[G], state: StateMut<'_>, roofline: 
     }
 }
 
-/// Goes through `N` elements of all arrays at a time.
+/// Processes `N` elements of all arrays at a time.
 #[inline(always)]
 fn touch_all<P: Touch, G: Touch, const N: usize>(
     p: &mut [P],
@@ -192,14 +192,14 @@ fn read<T: Touch>(numbers: &[T]) -> T::Bits {
     bits.fold(T::Bits::default(), BitXor::bitxor)
 }
 
-/// Asks for the elements that lie `ahead` elements on.
+/// Prefetches the elements at a distance of `ahead`.
 #[inline(always)]
 fn prefetch<T, const N: usize>(block: &[T; N], ahead: usize) {
     #[cfg(target_arch = "x86_64")]
     if ahead > 0 {
         for line in (0..N).step_by(64 / size_of::<T>()) {
             let at = block.as_ptr().wrapping_add(line + ahead);
-            // SAFETY: a prefetch reads nothing that the program could see, from any address.
+            // SAFETY: a prefetch has no visible effect, and any address is valid.
             unsafe {
                 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
                 _mm_prefetch::<_MM_HINT_T0>(at.cast());

@@ -1,8 +1,8 @@
-//! The scalar kernel: the specification's loops over one block at a time, in buffers on the stack.
+//! The scalar kernel: the loops of the specification, over one block at a time, in buffers on the stack.
 //!
-//! It is the reference that every other kernel is held against, and the kernel of CPUs that have no
-//! other. Each loop does one thing to all elements of a block without branches, so the compiler
-//! vectorizes it for the target's baseline; only the look-ups of the codebook stay scalar.
+//! All other kernels are tested against it, and CPUs without another kernel use it. Each loop applies one
+//! operation to all elements of a block without branches, so the compiler vectorizes it for the baseline of
+//! the target. Only the look-ups in the codebook stay scalar.
 
 use crate::job::{Job, KernelOptions, StateMut, StateRef, View};
 use crate::squares::PART_BLOCKS;
@@ -11,7 +11,7 @@ use lion_core::{BLOCK, Element, Slice, SliceMut, SumSquares};
 use lion_quant::{dequantize_block, quantize_block, top_bits};
 use std::ops::Range;
 
-/// Bits of infinity: a magnitude is finite if its bits are below.
+/// The bits of infinity. A magnitude is finite if its bits are less.
 const INFINITE: u32 = 0x7F80_0000;
 
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +56,8 @@ impl Kernel {
     }
 }
 
-/// Sum of the squares of one block of the parameter, and how many of its elements move.
+/// Returns the sum of the squares of one block of the parameter, and the number of elements whose update is
+/// not zero.
 #[inline(always)]
 pub(super) fn norm(view: View<'_>, block: usize) -> (f64, u64) {
     let c = view.constants;
@@ -72,7 +73,7 @@ pub(super) fn norm(view: View<'_>, block: usize) -> (f64, u64) {
     })
 }
 
-/// Sum of the squares of at most [`PART_BLOCKS`] blocks of a gradient.
+/// Returns the sum of the squares of at most [`PART_BLOCKS`] blocks of a gradient.
 #[inline(always)]
 pub(super) fn squares(gradient: Slice<'_>) -> SumSquares {
     match gradient {
@@ -94,7 +95,7 @@ fn squares_of<G: Element>(gradient: &[G]) -> SumSquares {
     SumSquares::of_parts(&mut sums[..blocks])
 }
 
-/// Whether all new momenta of one block are finite.
+/// Returns whether all new momenta of one block are finite.
 #[inline(always)]
 pub(super) fn is_finite(view: View<'_>, block: usize) -> bool {
     let c = view.constants;
@@ -108,7 +109,7 @@ pub(super) fn is_finite(view: View<'_>, block: usize) -> bool {
     })
 }
 
-/// The momentum of one block, if need be dequantized into the buffer.
+/// Returns the momentum of one block, dequantized into the buffer if the state is 8-bit.
 #[inline(always)]
 fn momentum<'a>(
     state: StateRef<'a>,
@@ -131,7 +132,7 @@ pub(super) trait Block {
     /// Writes the momentum into `m`.
     fn load(&self, m: &mut [f32]);
 
-    /// Replaces the momentum by `m`, all of it finite.
+    /// Replaces the momentum with `m`, which is finite.
     fn store(self, m: &[f32], words: Option<&[u32]>);
 }
 
@@ -155,7 +156,7 @@ impl Block for (&mut [u8], &mut f32) {
     }
 }
 
-/// Steps all blocks and returns how many it skipped.
+/// Steps all blocks. Returns the number of blocks that were skipped.
 fn step<P: Element, G: Element, S: Block>(
     p: &mut [P],
     g: &[G],
@@ -174,7 +175,7 @@ fn step<P: Element, G: Element, S: Block>(
     skipped
 }
 
-/// Steps one block, or leaves it as it is and returns false if a new momentum is not finite.
+/// Steps one block. If a new momentum is not finite, leaves the block unchanged and returns `false`.
 pub(super) fn step_block<P: Element, G: Element, S: Block>(
     p: &mut [P],
     g: &[G],

@@ -1,4 +1,4 @@
-//! What a kernel needs of an instruction set: a vector of `f32` lanes.
+//! The operations that a kernel needs from an instruction set, on vectors of `f32` lanes.
 
 use half::{bf16, f16};
 use lion_core::Element;
@@ -6,13 +6,13 @@ use lion_core::philox::PhiloxKey;
 use std::fmt;
 use std::mem::MaybeUninit;
 
-/// An instruction set as a value, which proves that this CPU has it: arithmetic is safe to call
-/// on it, and only what goes through a pointer is not.
+/// An instruction set as a value, which proves that this CPU has it. So arithmetic is safe to call, and only
+/// the methods with pointers are unsafe.
 ///
-/// Each method is what its name says in `f32`, one rounding per operation, lane by lane. The quantizer
-/// and dequantizer work on four vectors at a time, which fill a vector of bytes.
+/// Each method computes the operation of its name in `f32`, per lane, with one rounding per operation. The
+/// quantizer and dequantizer process four vectors at a time, which fill a vector of bytes.
 pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
-    /// Lanes of a vector.
+    /// The number of lanes of a vector.
     const LANES: usize;
 
     /// A vector of `f32`.
@@ -21,7 +21,7 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     /// A vector of `u32`.
     type I: Copy;
 
-    /// A learning rate, as [`signed`](Vector::signed) needs it.
+    /// A learning rate, in the form that [`signed`](Vector::signed) takes.
     type Rate: Copy;
 
     fn splat(self, x: f32) -> Self::F;
@@ -39,7 +39,7 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     unsafe fn load_f16(self, from: *const f16) -> [Self::F; 4];
 
     /// # Safety
-    /// As [`load_f16`](Vector::load_f16).
+    /// The condition of [`load_f16`](Vector::load_f16).
     unsafe fn load_bf16(self, from: *const bf16) -> [Self::F; 4];
 
     /// Rounds to nearest even.
@@ -51,13 +51,13 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     /// Rounds to nearest even, or stochastically by the low 16 bits of `words`.
     ///
     /// # Safety
-    /// As [`store_f16`](Vector::store_f16), and `4 * LANES` words can be read.
+    /// The condition of [`store_f16`](Vector::store_f16), and `4 * LANES` words can be read.
     unsafe fn store_bf16(self, x: [Self::F; 4], words: Option<*const u32>, to: *mut bf16);
 
-    /// All bits of the numbers or-ed, without the highest.
+    /// Returns the bitwise or of the numbers, without sign bits.
     fn or_u16(self, x: &[u16; 256]) -> u16;
 
-    /// The largest of the numbers without their highest bits.
+    /// Returns the largest of the numbers without their sign bits.
     fn top_u16(self, x: &[u16; 256]) -> u16;
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -68,41 +68,41 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
 
     fn rate(self, lr: f32) -> Self::Rate;
 
-    /// `lr * sign(c)`, 0 where `c` is 0. `c` is a number.
+    /// Returns `lr * sign(c)`, and 0 where `c` is 0. `c` is not NaN.
     fn signed(self, c: Self::F, lr: Self::Rate) -> Self::F;
 
-    /// `zero` in the lanes where `g` is 0, `other` in the others.
+    /// Returns `zero` in the lanes where `g` is 0, and `other` in the others.
     fn where_zero(self, g: Self::F, zero: Self::F, other: Self::F) -> Self::F;
 
-    /// Zeros to begin a [`top`](Vector::top) with.
+    /// Returns zeros, the initial value of a [`top`](Vector::top).
     fn no_top(self) -> Self::I;
 
-    /// Lane by lane the larger of `top` and the bits of the magnitude of `x`.
+    /// Returns, per lane, the larger of `top` and the bits of the magnitude of `x`.
     fn top(self, top: Self::I, x: Self::F) -> Self::I;
 
-    /// The bits of `x` or-ed to those of `bits`.
+    /// Returns the bitwise or of `bits` and the bits of `x`.
     fn or(self, bits: Self::I, x: Self::F) -> Self::I;
 
-    /// Whether all lanes without their signs are up to `bound`.
+    /// Returns whether all lanes, without their sign bits, are at most `bound`.
     fn is_within(self, bits: Self::I, bound: u32) -> bool;
 
-    /// The largest lane.
+    /// Returns the largest lane.
     fn largest(self, top: Self::I) -> u32;
 
-    /// The codewords of `4 * LANES` codes, in order.
+    /// Returns the codewords of `4 * LANES` codes, in order.
     ///
     /// # Safety
     /// `4 * LANES` bytes from `codes` on can be read.
     unsafe fn decode(self, codes: *const u8) -> [Self::F; 4];
 
-    /// The codes of `4 * LANES` numbers already divided by their absmax, in order: the nearest, or with
-    /// `words` one of the two around each number, drawn by the high 16 bits of its word.
+    /// Stores the codes of `4 * LANES` numbers that are divided by their absmax, in order: the nearest code or,
+    /// with `words`, one of the two codes around each number, drawn by the high 16 bits of its word.
     ///
     /// # Safety
-    /// `4 * LANES` bytes from `codes` on can be written, and as many words be read.
+    /// `4 * LANES` bytes from `codes` on can be written, and that many words can be read.
     unsafe fn encode(self, x: [Self::F; 4], words: Option<*const u32>, codes: *mut u8);
 
-    /// The random words of a block of 256 elements that begins at the element `first`.
+    /// Returns the random words of the block of 256 elements that begins at the element `first`.
     fn words(
         self,
         philox: PhiloxKey,
@@ -110,7 +110,7 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
         out: &mut MaybeUninit<[u32; 256]>,
     ) -> &mut [u32; 256];
 
-    /// Asks for the cache line at an address, which need not be valid, to be brought near.
+    /// Prefetches the cache line at an address, which may be invalid.
     fn prefetch(self, at: *const u8);
 }
 
@@ -123,17 +123,17 @@ pub(crate) trait Lane: Element {
     /// Rounds to nearest even, or `bf16` stochastically by `words`.
     ///
     /// # Safety
-    /// `4 * LANES` elements from `to` on can be written, and as many words be read.
+    /// `4 * LANES` elements from `to` on can be written, and that many words can be read.
     unsafe fn store<V: Vector>(v: V, x: [V::F; 4], words: Option<*const u32>, to: *mut Self);
 
-    /// Bits of the largest magnitude of a block, as `f32`.
+    /// Returns the bits of the largest magnitude of a block, as `f32`.
     fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32;
 
-    /// Whether the bits of all magnitudes or-ed are up to `bound`, as `f32`. Then all magnitudes are. It
-    /// takes half the operations of [`top`](Lane::top), and does for most blocks.
+    /// Returns whether the bitwise or of all magnitudes, as `f32`, is at most `bound`. Then all magnitudes are.
+    /// It takes half the operations of [`top`](Lane::top), and suffices for most blocks.
     fn is_well_within<V: Vector>(v: V, block: &[Self; 256], bound: u32) -> bool;
 
-    /// Whether the bits of all magnitudes are up to `bound`, as `f32`.
+    /// Returns whether the bits of all magnitudes, as `f32`, are at most `bound`.
     #[inline(always)]
     fn is_within<V: Vector>(v: V, block: &[Self; 256], bound: u32) -> bool {
         Self::is_well_within(v, block, bound) || Self::top(v, block) <= bound
@@ -143,7 +143,7 @@ pub(crate) trait Lane: Element {
 impl Lane for f32 {
     #[inline(always)]
     unsafe fn load<V: Vector>(v: V, from: *const Self) -> [V::F; 4] {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller guarantees it.
         unsafe {
             [
                 v.load(from),
@@ -157,7 +157,7 @@ impl Lane for f32 {
     #[inline(always)]
     unsafe fn store<V: Vector>(v: V, x: [V::F; 4], _: Option<*const u32>, to: *mut Self) {
         for (j, &x) in x.iter().enumerate() {
-            // SAFETY: as the caller promises.
+            // SAFETY: the caller guarantees it.
             unsafe { v.store(x, to.add(j * V::LANES)) };
         }
     }
@@ -166,7 +166,7 @@ impl Lane for f32 {
     fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32 {
         let mut top = v.no_top();
         for i in (0..block.len()).step_by(V::LANES) {
-            // SAFETY: LANES divides 256, so LANES elements from i on are in the block.
+            // SAFETY: LANES divides 256, so the block has LANES elements from i on.
             top = v.top(top, unsafe { v.load(block.as_ptr().add(i)) });
         }
         v.largest(top)
@@ -176,7 +176,7 @@ impl Lane for f32 {
     fn is_well_within<V: Vector>(v: V, block: &[Self; 256], bound: u32) -> bool {
         let mut bits = v.no_top();
         for i in (0..block.len()).step_by(V::LANES) {
-            // SAFETY: LANES divides 256, so LANES elements from i on are in the block.
+            // SAFETY: LANES divides 256, so the block has LANES elements from i on.
             bits = v.or(bits, unsafe { v.load(block.as_ptr().add(i)) });
         }
         v.is_within(bits, bound)
@@ -186,13 +186,13 @@ impl Lane for f32 {
 impl Lane for f16 {
     #[inline(always)]
     unsafe fn load<V: Vector>(v: V, from: *const Self) -> [V::F; 4] {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller guarantees it.
         unsafe { v.load_f16(from) }
     }
 
     #[inline(always)]
     unsafe fn store<V: Vector>(v: V, x: [V::F; 4], _: Option<*const u32>, to: *mut Self) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller guarantees it.
         unsafe { v.store_f16(x, to) }
     }
 
@@ -215,13 +215,13 @@ impl Lane for f16 {
 impl Lane for bf16 {
     #[inline(always)]
     unsafe fn load<V: Vector>(v: V, from: *const Self) -> [V::F; 4] {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller guarantees it.
         unsafe { v.load_bf16(from) }
     }
 
     #[inline(always)]
     unsafe fn store<V: Vector>(v: V, x: [V::F; 4], words: Option<*const u32>, to: *mut Self) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller guarantees it.
         unsafe { v.store_bf16(x, words, to) }
     }
 
@@ -243,12 +243,12 @@ impl Lane for bf16 {
 
 #[inline(always)]
 fn words_of_f16(block: &[f16; 256]) -> &[u16; 256] {
-    // SAFETY: an f16 is a u16 (`repr(transparent)`), and any bits are both.
+    // SAFETY: an f16 is a u16 (`repr(transparent)`), and all bit patterns are valid for both.
     unsafe { &*std::ptr::from_ref(block).cast() }
 }
 
 #[inline(always)]
 fn words_of_bf16(block: &[bf16; 256]) -> &[u16; 256] {
-    // SAFETY: a bf16 is a u16 (`repr(transparent)`), and any bits are both.
+    // SAFETY: a bf16 is a u16 (`repr(transparent)`), and all bit patterns are valid for both.
     unsafe { &*std::ptr::from_ref(block).cast() }
 }

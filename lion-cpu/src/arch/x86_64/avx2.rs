@@ -1,5 +1,5 @@
-//! AVX2: 8 lanes. The codebook is looked up in memory, the piece of a magnitude by a binary search in
-//! registers.
+//! AVX2, with 8 lanes. Codewords are looked up in memory, and the piece of a magnitude is found by a binary search
+//! in registers.
 
 use super::super::vector::{Lane, Vector};
 use super::super::{generic, scalar};
@@ -16,19 +16,19 @@ use std::mem::MaybeUninit;
 
 /// AVX2 and F16C.
 ///
-/// The private field makes [`new`](Avx2::new) the only way to a value, so a value proves that this CPU
-/// has these instructions.
+/// The field is private, so only [`new`](Avx2::new) returns a value, and a value proves that this CPU has these
+/// instructions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
 
 const SIGN: i32 = i32::MIN;
 const MAGNITUDE: i32 = i32::MAX;
 
-/// The codewords by code, in memory.
+/// The codewords by code.
 static CODEWORDS: [f32; 256] = CODEBOOK;
 
-/// The thresholds of the position as a search tree: 15 with two that no magnitude is beyond, a level of
-/// it in each table, entry `s` for those who come from the left `s` times.
+/// The thresholds of the position as a search tree: 15 thresholds, two of which are greater than every magnitude.
+/// Each table is one level.
 struct Search {
     level1: f32,
     level2: [f32; 8],
@@ -51,7 +51,7 @@ static SEARCH: Search = {
     };
     let mut s = 0;
     while s < 8 {
-        // Twice, once for each lane of 128 bits.
+        // Once for each lane of 128 bits.
         search.level2[s] = sorted[8 * (s % 2) + 3];
         search.level3[s] = sorted[4 * (s % 4) + 1];
         search.level4[s] = sorted[2 * s];
@@ -60,18 +60,18 @@ static SEARCH: Search = {
     search
 };
 
-/// PhiloxKey `8 * j` and on.
+/// Loads the words from `8 * j` on.
 ///
 /// # Safety
 /// `8 * j + 8` words can be read, and the CPU has AVX2.
 #[inline(always)]
 unsafe fn load_words(words: *const u32, j: usize) -> __m256i {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller guarantees it.
     unsafe { _mm256_loadu_si256(words.cast::<__m256i>().add(j)) }
 }
 
 impl Avx2 {
-    /// A value, if this CPU has the instructions.
+    /// Returns a value, if this CPU has the instructions.
     pub(crate) fn new() -> Option<Self> {
         let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
         has.then_some(Avx2(()))
@@ -82,14 +82,14 @@ impl Avx2 {
         intrinsics!(_mm256_loadu_ps(table.as_ptr()))
     }
 
-    /// Eight codewords.
+    /// Returns eight codewords.
     #[inline(always)]
     fn codewords(self, codes: [u8; 8]) -> __m256 {
         let [a, b, c, d, e, f, g, h] = codes.map(|code| CODEWORDS[usize::from(code)]);
         intrinsics!(_mm256_setr_ps(a, b, c, d, e, f, g, h))
     }
 
-    /// Of 16 entries in two registers the one of each lane's index.
+    /// Returns the entry of each lane's index, of 16 entries in two registers.
     #[inline(always)]
     fn look_up(self, table: &'static [f32; 16], s: __m256i) -> __m256 {
         intrinsics! {
@@ -100,7 +100,7 @@ impl Avx2 {
         }
     }
 
-    /// [`lion_quant::position`] of the magnitudes.
+    /// Computes [`lion_quant::position`] of the magnitudes.
     #[inline(always)]
     fn position(self, x: __m256) -> __m256 {
         let Search {
@@ -110,14 +110,14 @@ impl Avx2 {
             level4,
         } = &SEARCH;
         intrinsics! {
-            // Magnitudes are ordered as their bits are, and comparing those is the faster. A
+            // Magnitudes have the order of their bits, and comparing integers is faster. A
             // comparison that holds is -1: 2 * s - beyond.
             let bits = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(MAGNITUDE));
             let a = _mm256_castsi256_ps(bits);
             let threshold = _mm256_castps_si256(_mm256_set1_ps(*level1));
             let beyond = _mm256_cmpgt_epi32(bits, threshold);
             let s = _mm256_sub_epi32(_mm256_setzero_si256(), beyond);
-            // Two bits of an index do for a permutation within lanes of 128 bits.
+            // A permutation within lanes of 128 bits reads two bits of an index.
             let threshold = _mm256_permutevar_ps(self.table(level2), s);
             let beyond = _mm256_cmpgt_epi32(bits, _mm256_castps_si256(threshold));
             let s = _mm256_sub_epi32(_mm256_add_epi32(s, s), beyond);
@@ -132,7 +132,7 @@ impl Avx2 {
         }
     }
 
-    /// The same 16 bytes in both lanes of 128 bits.
+    /// Returns the same 16 bytes in both lanes of 128 bits.
     #[inline(always)]
     fn row_table(self, table: &'static [u8; 16]) -> __m256i {
         intrinsics!(_mm256_broadcastsi128_si256(_mm_loadu_si128(
@@ -140,7 +140,7 @@ impl Avx2 {
         )))
     }
 
-    /// The keys of two vectors, a word each, in turn.
+    /// Returns the keys of two vectors, one 16-bit word each, alternating.
     #[inline(always)]
     fn keys(self, even: __m256, odd: __m256) -> __m256i {
         intrinsics! {
@@ -154,13 +154,13 @@ impl Avx2 {
         }
     }
 
-    /// The pieces that belong to 32 keys.
+    /// Returns the pieces of 32 keys.
     #[inline(always)]
     fn pieces(self, key: __m256i) -> __m256i {
         intrinsics! {
             let row = _mm256_and_si256(_mm256_srli_epi16::<4>(key), _mm256_set1_epi8(15));
             let s = _mm256_shuffle_epi8(self.row_table(&ROWS.first), row);
-            // At or beyond a cut the cut is the smaller of the two; an equality that holds is -1.
+            // At or beyond a cut, the minimum of both is the cut. A comparison that holds is -1.
             let cut = _mm256_shuffle_epi8(self.row_table(&ROWS.cut[0]), row);
             let s = _mm256_sub_epi8(s, _mm256_cmpeq_epi8(_mm256_min_epu8(key, cut), cut));
             let cut = _mm256_shuffle_epi8(self.row_table(&ROWS.cut[1]), row);
@@ -168,7 +168,7 @@ impl Avx2 {
         }
     }
 
-    /// Of a table of floats those that belong to 32 pieces, which lie as packing leaves them.
+    /// Returns the entries of a table of floats for 32 pieces, which are in the order that packing produces.
     #[inline(always)]
     fn floats(self, table: &'static [[u8; 16]; 4], s: __m256i) -> [__m256i; 4] {
         let [t0, t1, t2, t3] = table;
@@ -188,12 +188,12 @@ impl Avx2 {
         }
     }
 
-    /// The index of the magnitude nearest to each lane, with the sign of the lane, before it is limited
-    /// to those there are.
+    /// Returns the index of the magnitude that is nearest to each lane, with the sign of the lane, before it is
+    /// clamped to the codebook.
     #[inline(always)]
     fn nearest(self, x: [__m256; 4]) -> [__m256i; 4] {
         intrinsics! {
-            // The bytes of a dword are of the first vector, the third, the second and the fourth.
+            // The bytes of a dword belong to the first, third, second and fourth vector.
             let key23 = _mm256_slli_epi16::<8>(self.keys(x[2], x[3]));
             let s = self.pieces(_mm256_or_si256(self.keys(x[0], x[1]), key23));
             let order = _mm_setr_epi8(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
@@ -209,11 +209,11 @@ impl Avx2 {
         }
     }
 
-    /// `|x| * slope + offset` with the sign of `x`, rounded.
+    /// Returns `|x| * slope + offset` with the sign of `x`, rounded.
     #[inline(always)]
     fn on_line(self, x: __m256, slope: __m256i, offset: __m256i) -> __m256i {
         intrinsics! {
-            // Products and sums round alike on both sides of 0.
+            // Rounding of products and sums is symmetric around 0.
             let sign = _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(SIGN)));
             let offset = _mm256_xor_ps(_mm256_castsi256_ps(offset), sign);
             let product = _mm256_mul_ps(x, _mm256_castsi256_ps(slope));
@@ -221,8 +221,8 @@ impl Avx2 {
         }
     }
 
-    /// The index of one of the two magnitudes around each lane, with the sign of the lane, before it is
-    /// limited.
+    /// Returns the index of one of the two magnitudes around each lane, with the sign of the lane, before it is
+    /// clamped.
     #[inline(always)]
     fn drawn(self, x: __m256, words: __m256i) -> __m256i {
         intrinsics! {
@@ -242,14 +242,14 @@ impl Avx2 {
         )))
     }
 
-    /// `bf16` in the lower half of each lane; the upper half is 0.
+    /// Rounds to `bf16`, in the lower half of each lane. The upper half is 0.
     #[inline(always)]
     fn round_bf16(self, x: __m256, words: Option<__m256i>) -> __m256i {
         intrinsics! {
             let bits = _mm256_castps_si256(x);
             let rounded = match words {
                 None => {
-                    // Infinity stays what it is: less than a unit is added.
+                    // Infinity does not change, because less than one unit is added.
                     let odd = _mm256_srli_epi32::<16>(bits);
                     let odd = _mm256_and_si256(odd, _mm256_set1_epi32(1));
                     _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7FFF))
@@ -268,8 +268,8 @@ impl Avx2 {
         }
     }
 
-    /// Four counters of Philox4x32-10, one in the low half of each lane of 64 bits; the high halves
-    /// hold what the products leave there, which no product reads.
+    /// Four counters of Philox4x32-10, one in the low half of each lane of 64 bits. The high halves hold
+    /// remainders of the products, which no product reads.
     #[inline(always)]
     fn philox(self, counter: [__m256i; 4], key: [u32; 2]) -> [__m256i; 4] {
         let [mut c0, mut c1, mut c2, mut c3] = counter;
@@ -353,14 +353,14 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     unsafe fn store_bf16(self, x: [__m256; 4], words: Option<*const u32>, to: *mut bf16) {
-        // SAFETY: the caller promises 32 words, and `self` the instructions.
+        // SAFETY: the caller guarantees 32 words, and `self` the instructions.
         let words = |j: usize| words.map(|words| unsafe { load_words(words, j) });
         let b0 = self.round_bf16(x[0], words(0));
         let b1 = self.round_bf16(x[1], words(1));
         let b2 = self.round_bf16(x[2], words(2));
         let b3 = self.round_bf16(x[3], words(3));
         intrinsics! {
-            // Packing works within lanes of 128 bits: put the quarters in order.
+            // Packing works within lanes of 128 bits, so the quarters are put in order.
             const ORDER: i32 = 0b11_01_10_00;
             let to: *mut __m256i = to.cast();
             let front = _mm256_permute4x64_epi64::<ORDER>(_mm256_packus_epi32(b0, b1));
@@ -494,7 +494,7 @@ impl Vector for Avx2 {
     unsafe fn encode(self, x: [__m256; 4], words: Option<*const u32>, codes: *mut u8) {
         let k = match words {
             None => self.nearest(x),
-            // SAFETY: the caller promises 32 words, and `self` the instructions.
+            // SAFETY: the caller guarantees 32 words, and `self` the instructions.
             Some(words) => unsafe {
                 [
                     self.drawn(x[0], load_words(words, 0)),
@@ -505,12 +505,12 @@ impl Vector for Avx2 {
             },
         };
         intrinsics! {
-            // Codes go from -1 to 256 here; packing limits them to 0 and 255.
+            // Codes are between -1 and 256. Packing clamps them to 0 and 255.
             let zero_code = _mm256_set1_epi16(127);
             let code01 = _mm256_add_epi16(_mm256_packs_epi32(k[0], k[1]), zero_code);
             let code23 = _mm256_add_epi16(_mm256_packs_epi32(k[2], k[3]), zero_code);
             let code = _mm256_packus_epi16(code01, code23);
-            // Packing works within lanes of 128 bits: put the dwords in order.
+            // Packing works within lanes of 128 bits, so the dwords are put in order.
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             _mm256_storeu_si256(codes.cast(), _mm256_permutevar8x32_epi32(code, order))
         }

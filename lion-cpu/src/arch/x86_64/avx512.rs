@@ -1,4 +1,4 @@
-//! AVX-512: 16 lanes; with VBMI the codebook is looked up in registers a byte at a time.
+//! AVX-512, with 16 lanes. With VBMI, codewords are looked up in registers, one byte at a time.
 
 use super::super::vector::{Lane, Vector};
 use super::super::{generic, scalar};
@@ -10,10 +10,10 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::mem::MaybeUninit;
 
-/// AVX-512 F, BW, DQ and VL, and, where `VBMI` is true, VBMI.
+/// AVX-512 F, BW, DQ and VL, and VBMI if `VBMI` is `true`.
 ///
-/// The private field makes [`new`](Avx512::new) the only way to a value, so a value proves that this
-/// CPU has these instructions.
+/// The field is private, so only [`new`](Avx512::new) returns a value, and a value proves that this CPU has
+/// these instructions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512<const VBMI: bool>(());
 
@@ -29,11 +29,11 @@ const XOR3: i32 = 0b1001_0110;
 pub(super) const SIGN: i32 = i32::MIN;
 pub(super) const MAGNITUDE: i32 = i32::MAX;
 
-/// Takes the 4 by 4 matrix of the dwords of a vector of bytes to its transpose: unpacking and packing
-/// work within lanes of 128 bits, and this puts their results in order.
+/// Transposes the 4 by 4 matrix of dwords of a vector of bytes. Unpacking and packing work within lanes of 128
+/// bits, and this puts their results in order.
 pub(super) static TRANSPOSE: [i32; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
 
-/// Takes words 0 to 15, or 16 to 31, to the dwords of a vector.
+/// Permutes words 0 to 15, or 16 to 31, to the dwords of a vector.
 static SPREAD: [[u16; 32]; 2] = {
     let mut spread = [[0; 32]; 2];
     let mut i = 0;
@@ -45,7 +45,7 @@ static SPREAD: [[u16; 32]; 2] = {
     spread
 };
 
-/// Takes the upper words of the dwords of two vectors, in order.
+/// Selects the upper words of the dwords of two vectors, in order.
 static UPPER_WORDS: [u16; 32] = {
     let mut words = [0; 32];
     let mut i = 0;
@@ -56,18 +56,18 @@ static UPPER_WORDS: [u16; 32] = {
     words
 };
 
-/// PhiloxKey `16 * j` and on.
+/// Loads the words from `16 * j` on.
 ///
 /// # Safety
 /// `16 * j + 16` words can be read, and the CPU has AVX-512.
 #[inline(always)]
 unsafe fn load_words(words: *const u32, j: usize) -> __m512i {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller guarantees it.
     unsafe { _mm512_loadu_si512(words.cast::<__m512i>().add(j)) }
 }
 
 impl<const VBMI: bool> Avx512<VBMI> {
-    /// A value, if this CPU has the instructions.
+    /// Returns a value, if this CPU has the instructions.
     pub(crate) fn new() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -77,7 +77,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
         has.then_some(Avx512(()))
     }
 
-    /// A table that fills a register.
+    /// Loads a table that fills a register.
     #[inline(always)]
     pub(super) fn load_table<T, const N: usize>(self, table: &'static [T; N]) -> __m512i {
         const { assert!(size_of::<[T; N]>() == 64, "a register has 64 bytes") };
@@ -89,14 +89,14 @@ impl<const VBMI: bool> Avx512<VBMI> {
         intrinsics!(_mm512_set1_epi32(x))
     }
 
-    /// `bf16` in the upper half of each lane; the lower half is left over.
+    /// Rounds to `bf16`, in the upper half of each lane. The lower half is undefined.
     #[inline(always)]
     fn round_bf16(self, x: __m512, words: Option<__m512i>) -> __m512i {
         intrinsics! {
             let bits = _mm512_castps_si512(x);
             let rounded = match words {
                 None => {
-                    // Infinity stays what it is: less than a unit is added.
+                    // Infinity does not change, because less than one unit is added.
                     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), self.splat_u32(1));
                     _mm512_add_epi32(_mm512_add_epi32(bits, odd), self.splat_u32(0x7FFF))
                 }
@@ -113,10 +113,10 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// Twice eight counters of Philox4x32-10, one in the low half of each lane of 64 bits; the high halves
-    /// hold what the products leave there, which no product reads.
+    /// Two vectors of eight counters of Philox4x32-10, one in the low half of each lane of 64 bits. The high
+    /// halves hold remainders of the products, which no product reads.
     ///
-    /// A round waits for the one before; two chains side by side fill each other's waits.
+    /// A round depends on the one before. Two independent chains hide the latency.
     #[inline(always)]
     fn philox(self, mut counters: [[__m512i; 4]; 2], key: [u32; 2]) -> [[__m512i; 4]; 2] {
         let [mut k0, mut k1] = key;
@@ -198,7 +198,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const bf16) -> [__m512; 4] {
         intrinsics! {
-            // The words of the lower and of the upper half, each into the upper half of its dword.
+            // Moves the words of the lower and of the upper half to the upper half of a dword each.
             let from: *const __m512i = from.cast();
             let upper = 0xAAAA_AAAA;
             let (low, high) = (self.load_table(&SPREAD[0]), self.load_table(&SPREAD[1]));
@@ -214,7 +214,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
 
     #[inline(always)]
     unsafe fn store_bf16(self, x: [__m512; 4], words: Option<*const u32>, to: *mut bf16) {
-        // SAFETY: the caller promises 64 words, and `self` the instructions.
+        // SAFETY: the caller guarantees 64 words, and `self` the instructions.
         let words = |j: usize| words.map(|words| unsafe { load_words(words, j) });
         let b0 = self.round_bf16(x[0], words(0));
         let b1 = self.round_bf16(x[1], words(1));
@@ -273,7 +273,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
 
     #[inline(always)]
     fn rate(self, lr: f32) -> (__m512i, __m512i) {
-        // Where the compiler knows the bits, it compares with 0.0 as a float, which takes four times as
+        // If the compiler knows the bits, it compares with 0.0 as a float, which takes four times as
         // long.
         let magnitude = black_box(MAGNITUDE);
         (
@@ -350,7 +350,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     unsafe fn encode(self, x: [__m512; 4], words: Option<*const u32>, codes: *mut u8) {
         let k = match words {
             None => self.nearest(x),
-            // SAFETY: the caller promises 64 words, and `self` the instructions.
+            // SAFETY: the caller guarantees 64 words, and `self` the instructions.
             Some(words) => unsafe {
                 [
                     self.drawn(x[0], load_words(words, 0)),
@@ -361,7 +361,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
             },
         };
         intrinsics! {
-            // Codes go from -1 to 256 here; packing limits them to 0 and 255.
+            // Codes are between -1 and 256. Packing clamps them to 0 and 255.
             let zero_code = _mm512_set1_epi16(127);
             let code01 = _mm512_add_epi16(_mm512_packs_epi32(k[0], k[1]), zero_code);
             let code23 = _mm512_add_epi16(_mm512_packs_epi32(k[2], k[3]), zero_code);
@@ -395,8 +395,8 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
                     [groups, _mm512_srli_epi64::<32>(groups), step.0, step.1]
                 });
                 for (j, [c0, c1, c2, c3]) in self.philox(counters, key).into_iter().enumerate() {
-                    // PhiloxKey 0 and 1 of a group side by side, words 2 and 3, then the pairs in order. (A
-                    // shift of 32 would be compiled into a product of 64 bits, which takes far longer.)
+                    // Words 0 and 1 of a group side by side, words 2 and 3, then the pairs in order. (A
+                    // shift of 32 would be compiled to a 64-bit product, which is much slower.)
                     let high = 0xAAAA; // the high half of each lane
                     let pair01 = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(c0, high, c1);
                     let pair23 = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(c2, high, c3);

@@ -57,8 +57,8 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// Four vectors of codewords by byte-wise look-ups: four tables of 128 bytes, one for each byte of
-    /// a float, then two levels of interleaving.
+    /// Returns four vectors of codewords by look-ups per byte: four tables of 128 bytes, one for each byte of
+    /// a float, and then two levels of interleaving.
     #[inline(always)]
     pub(super) fn dequantize_bytes(self, codes: __m512i) -> [__m512; 4] {
         let (t0, t1) = (self.byte_table(0), self.byte_table(1));
@@ -66,7 +66,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
         intrinsics! {
             let codes = _mm512_permutexvar_epi32(self.load_table(&TRANSPOSE), codes);
             let zero_code = _mm512_set1_epi8(127);
-            // 128, the index of 1.0, is 0 in the seven bits that a look-up reads.
+            // A look-up reads seven bits, and those of 128, the index of 1.0, are 0.
             let place = _mm512_sub_epi8(codes, zero_code);
             let k = _mm512_abs_epi8(place);
             let one = _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8(-1));
@@ -75,7 +75,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
             let b2 = _mm512_permutex2var_epi8(t2.0, k, t2.1);
             let b3 = _mm512_permutex2var_epi8(t3.0, k, t3.1);
             let sign = _mm512_set1_epi8(i8::MIN);
-            // The sign of the place, wrong at 1.0, which is 0x3F800000.
+            // The sign by position, which is wrong at 1.0 (0x3F800000).
             let b3 = _mm512_ternarylogic_epi32::<OR_AND>(b3, place, sign);
             let b2 = _mm512_mask_mov_epi8(b2, one, sign);
             let b3 = _mm512_mask_mov_epi8(b3, one, _mm512_set1_epi8(0x3F));
@@ -90,12 +90,12 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// Two vectors of codewords by word-wise look-ups: eight registers of magnitudes, four for each half
-    /// of a float.
+    /// Returns two vectors of codewords by look-ups per 16-bit word: eight registers of magnitudes, four for
+    /// each half of a float.
     #[inline(always)]
     pub(super) fn dequantize_words(self, codes: __m256i) -> [__m512; 2] {
         intrinsics! {
-            // Interleaving works within lanes of 128 bits: the second half goes between the first.
+            // Interleaving works within lanes of 128 bits, so the second half goes between the first.
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let codes = _mm512_cvtepu8_epi16(_mm256_permutevar8x32_epi32(codes, order));
             let place = _mm512_sub_epi16(codes, _mm512_set1_epi16(127));
@@ -104,7 +104,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
             let one = _mm512_test_epi16_mask(k, _mm512_set1_epi16(128));
             let low = self.words_of(0, k, bit6);
             let high = self.words_of(1, k, bit6);
-            // 1.0 is 0x3F800000, and stands where 0.0 was found.
+            // 1.0 is 0x3F800000, and replaces the 0.0 of the look-up.
             let high = _mm512_mask_mov_epi16(high, one, _mm512_set1_epi16(0x3F80));
             let sign = _mm512_set1_epi16(i16::MIN);
             let high = _mm512_ternarylogic_epi32::<OR_AND>(high, place, sign);
@@ -115,7 +115,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// [`lion_quant::position`] of the magnitudes.
+    /// Computes [`lion_quant::position`] of the magnitudes.
     #[inline(always)]
     fn position(self, x: __m512) -> __m512 {
         let [none, one, two] = &PAIRS.piece;
@@ -125,14 +125,14 @@ impl<const VBMI: bool> Avx512<VBMI> {
         let (first, second) = (self.load_table(first), self.load_table(second));
         let (slope, offset) = (self.load_table(&SLOPE), self.load_table(&OFFSET));
         intrinsics! {
-            // A look-up reads four bits: the lowest pair is 0 there and that of 1.0 is 15.
+            // A look-up reads four bits. In them, the lowest pair is 0 and the pair of 1.0 is 15.
             let bits = _mm512_and_si512(_mm512_castps_si512(x), self.splat_u32(MAGNITUDE));
             let pair = _mm512_srli_epi32::<24>(bits);
             let pair = _mm512_max_epi32(pair, self.splat_u32(LOWEST_PAIR as i32));
-            // Magnitudes are ordered as their bits are, and comparing those is the faster.
+            // Magnitudes have the order of their bits, and comparing integers is faster.
             let first = _mm512_cmpgt_epi32_mask(bits, _mm512_permutexvar_epi32(pair, first));
             let second = _mm512_cmpgt_epi32_mask(bits, _mm512_permutexvar_epi32(pair, second));
-            // Looking the piece up again takes one operation, adding one by a mask takes two.
+            // A second look-up of the piece takes one operation, a masked addition takes two.
             let s = _mm512_permutexvar_epi32(pair, none);
             let s = _mm512_mask_permutexvar_epi32(s, first, pair, one);
             let s = _mm512_mask_permutexvar_epi32(s, second, pair, two);
@@ -142,7 +142,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// The keys of two vectors, a word each, in turn.
+    /// Returns the keys of two vectors, one 16-bit word each, alternating.
     #[inline(always)]
     fn keys(self, even: __m512, odd: __m512) -> __m512i {
         intrinsics! {
@@ -156,7 +156,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// The pieces that belong to 64 keys.
+    /// Returns the pieces of 64 keys.
     #[inline(always)]
     fn pieces(self, key: __m512i) -> __m512i {
         if VBMI {
@@ -184,7 +184,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// The same 16 bytes in each lane of 128 bits.
+    /// Returns the same 16 bytes in each lane of 128 bits.
     #[inline(always)]
     fn row_table(self, table: &'static [u8; 16]) -> __m512i {
         intrinsics!(_mm512_broadcast_i32x4(_mm_loadu_si128(
@@ -192,12 +192,12 @@ impl<const VBMI: bool> Avx512<VBMI> {
         )))
     }
 
-    /// The index of the magnitude nearest to each lane, with the sign of the lane, before it is limited
-    /// to those there are.
+    /// Returns the index of the magnitude that is nearest to each lane, with the sign of the lane, before it is
+    /// clamped to the codebook.
     #[inline(always)]
     pub(super) fn nearest(self, x: [__m512; 4]) -> [__m512i; 4] {
         intrinsics! {
-            // The bytes of a dword are of the first vector, the third, the second and the fourth.
+            // The bytes of a dword belong to the first, third, second and fourth vector.
             let key23 = _mm512_slli_epi16::<8>(self.keys(x[2], x[3]));
             let s = self.pieces(_mm512_or_si512(self.keys(x[0], x[1]), key23));
             [
@@ -209,14 +209,14 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// The position of each lane, with its sign, on the piece in the lower four bits of `s`, rounded.
+    /// Returns the rounded position of each lane, with its sign, on the piece in the lower four bits of `s`.
     #[inline(always)]
     fn on_piece(self, x: __m512, s: __m512i) -> __m512i {
         let (slope, offset) = (self.load_table(&SLOPE), self.load_table(&OFFSET));
         intrinsics! {
             let slope = _mm512_castsi512_ps(_mm512_permutexvar_epi32(s, slope));
             let offset = _mm512_permutexvar_epi32(s, offset);
-            // Products and sums round alike on both sides of 0.
+            // Rounding of products and sums is symmetric around 0.
             let (bits, sign) = (_mm512_castps_si512(x), self.splat_u32(SIGN));
             let offset = _mm512_ternarylogic_epi32::<XOR_AND>(offset, bits, sign);
             let at = _mm512_add_ps(_mm512_mul_ps(x, slope), _mm512_castsi512_ps(offset));
@@ -224,8 +224,8 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// The index of one of the two magnitudes around each lane, with the sign of the lane, before it is
-    /// limited.
+    /// Returns the index of one of the two magnitudes around each lane, with the sign of the lane, before it is
+    /// clamped.
     #[inline(always)]
     pub(super) fn drawn(self, x: __m512, words: __m512i) -> __m512i {
         intrinsics! {

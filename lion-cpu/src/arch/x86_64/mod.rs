@@ -1,13 +1,13 @@
 //! Vectors of x86-64: AVX2, AVX-512, and AVX-512 with VBMI.
 
-/// The methods of a kernel, compiled for the instructions that its value proves.
+/// Defines the methods of a kernel, compiled for the instructions that a value of the type proves.
 ///
-/// A loop is compiled for an instruction set by the attribute of the function it is inlined into: the
-/// inner functions here. Whoever calls one must know that the CPU has the instructions.
+/// The attribute of the inner functions applies to the loops that are inlined into them. Calling one is unsafe if
+/// the CPU may lack the instructions.
 macro_rules! kernel {
     ($vector:ty, $features:literal) => {
         impl $vector {
-            /// Steps a run of blocks and returns how many it skipped.
+            /// Steps a run of blocks. Returns the number of blocks that were skipped.
             pub(crate) fn step(self, job: Job<'_>) -> u64 {
                 #[target_feature(enable = $features)]
                 fn inner<P: Lane, G: Lane>(
@@ -38,8 +38,8 @@ macro_rules! kernel {
                 })
             }
 
-            /// Sum of the squares of one block of the parameter, and how many of its elements move: the
-            /// scalar loop, compiled for these instructions.
+            /// Returns the sum of the squares of one block of the parameter, and the number of elements whose
+            /// update is not zero. Runs the scalar loop, compiled for these instructions.
             pub(crate) fn norm(self, view: View<'_>, block: usize) -> (f64, u64) {
                 #[target_feature(enable = $features)]
                 fn inner(view: View<'_>, block: usize) -> (f64, u64) {
@@ -50,8 +50,8 @@ macro_rules! kernel {
                 unsafe { inner(view, block) }
             }
 
-            /// Sum of the squares of some blocks of a gradient: the scalar loop, compiled for these
-            /// instructions.
+            /// Returns the sum of the squares of some blocks of a gradient. Runs the scalar loop, compiled for
+            /// these instructions.
             pub(crate) fn squares(self, gradient: Slice<'_>) -> SumSquares {
                 #[target_feature(enable = $features)]
                 fn inner(gradient: Slice<'_>) -> SumSquares {
@@ -62,7 +62,7 @@ macro_rules! kernel {
                 unsafe { inner(gradient) }
             }
 
-            /// Whether all new momenta of one block are finite: the scalar loop, compiled for these
+            /// Returns whether all new momenta of one block are finite. Runs the scalar loop, compiled for these
             /// instructions.
             pub(crate) fn is_finite(self, view: View<'_>, block: usize) -> bool {
                 #[target_feature(enable = $features)]
@@ -74,7 +74,7 @@ macro_rules! kernel {
                 unsafe { inner(view, block) }
             }
 
-            /// [`lion_quant::quantize_block`].
+            /// Computes [`lion_quant::quantize_block`].
             pub(crate) fn quantize(
                 self,
                 m: &[f32],
@@ -90,7 +90,7 @@ macro_rules! kernel {
                 unsafe { inner(self, m, words, codes) }
             }
 
-            /// [`lion_quant::dequantize_block`].
+            /// Computes [`lion_quant::dequantize_block`].
             pub(crate) fn dequantize(self, codes: &[u8], absmax: f32, m: &mut [f32]) {
                 #[target_feature(enable = $features)]
                 fn inner(v: $vector, codes: &[u8], absmax: f32, m: &mut [f32]) {
@@ -104,12 +104,12 @@ macro_rules! kernel {
     };
 }
 
-/// Intrinsics in a method of a vector type.
+/// Calls intrinsics in a method of a vector type.
 macro_rules! intrinsics {
     ($($body:tt)*) => {{
-        // SAFETY: `self` proves that the CPU has the instructions, for `new` is the only way to a
-        // value of its type. What is read or written lies in an array of the size that its type
-        // says, or where the caller of an unsafe method promises.
+        // SAFETY: `self` proves that the CPU has the instructions, because only `new` returns a value of its
+        // type. Memory accesses are to arrays of the size of their type, or are guaranteed by the caller of an
+        // unsafe method.
         unsafe { $($body)* }
     }};
 }

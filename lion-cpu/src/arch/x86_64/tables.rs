@@ -2,21 +2,21 @@
 
 use lion_quant::{OFFSETS, PIECES, SLOPES, THRESHOLDS};
 
-/// A key is the upper half of a number without its sign, less this, without its lower four bits: an
-/// eighth of a binade, so that keys are bytes. Numbers below have the key 0.
+/// The offset of a key: the upper half of a number without its sign, minus this, without the lower four bits. A
+/// key stands for an eighth of a binade, so that keys fit bytes. Smaller numbers have the key 0.
 ///
-/// Where one piece gives way to the next need not be exact to find the *nearest* codeword: around each
-/// threshold both lines round to the same index, and here the nearest border of keys lies within that
-/// range. One threshold needs more, [`LAST_PIECE`]. The exhaustive run compares all floats.
+/// To find the *nearest* codeword, the boundary between two pieces need not be exact: around each threshold both
+/// lines round to the same index, and the nearest boundary of keys is within that range. Only one
+/// threshold, [`LAST_PIECE`], is an exception. The exhaustive test compares all floats.
 pub(super) const KEY_BASE: u16 = 0x343C;
 
-/// Upper halves from here on, up to that of 1.0, have the key [`LAST_KEY`]: the range of the last
-/// threshold has no border of eighths of binades.
+/// Upper halves from this one to that of 1.0 have the key [`LAST_KEY`], because the range of the last threshold
+/// has no boundary of eighths of binades.
 pub(super) const LAST_PIECE: u16 = 0x3F7E;
 
 pub(super) const LAST_KEY: i16 = ((LAST_PIECE - KEY_BASE) >> 4) as i16 + 1;
 
-/// Keys there are, and some more.
+/// The number of keys, rounded up.
 const KEYS: usize = 192;
 
 /// The piece for a key.
@@ -35,7 +35,7 @@ const PIECE: [u8; KEYS] = {
     pieces
 };
 
-/// The piece for a key, 64 keys a table.
+/// The piece for a key, with 64 keys per table.
 pub(super) static PIECE_OF_KEY: [[u8; 64]; 3] = {
     let mut tables = [[0; 64]; 3];
     let mut key = 0;
@@ -46,11 +46,11 @@ pub(super) static PIECE_OF_KEY: [[u8; 64]; 3] = {
     tables
 };
 
-/// The piece for a key by look-ups of 16 bytes: by rows of 16 keys, none of which has more than two cuts.
+/// The piece for a key by look-ups of 16 bytes, in rows of 16 keys. No row has more than two cuts.
 pub(super) struct Rows {
     /// The piece of the first key of a row.
     pub(super) first: [u8; 16],
-    /// The keys from which on the piece is another, 255 where there is none.
+    /// The keys at which the piece changes. 255 if there is none.
     pub(super) cut: [[u8; 16]; 2],
 }
 
@@ -77,16 +77,16 @@ pub(super) static ROWS: Rows = {
     rows
 };
 
-/// The lowest pair of binades with an entry of its own, as the upper seven bits of the exponent; all
-/// thresholds lie above.
+/// The lowest pair of binades with a separate entry, as the upper seven bits of the exponent. All thresholds
+/// are greater.
 pub(super) const LOWEST_PAIR: u32 = 48;
 
-/// Where the pieces of the position begin, by the pair of binades that a magnitude lies in, from
-/// [`LOWEST_PAIR`] to 63, that of 1.0. No pair has more than two thresholds.
+/// The start of the pieces of the position, by the pair of binades of a magnitude, from [`LOWEST_PAIR`] to 63, the
+/// pair of 1.0. No pair has more than two thresholds.
 pub(super) struct Pairs {
-    /// The piece of a magnitude that is beyond none, one or two of the thresholds of its pair.
+    /// The piece of a magnitude that is greater than none, one or two of the thresholds of its pair.
     pub(super) piece: [[i32; 16]; 3],
-    /// The thresholds of the pair, infinite where there is none.
+    /// The thresholds of the pair. Infinite if there is none.
     pub(super) threshold: [[f32; 16]; 2],
 }
 
@@ -117,7 +117,7 @@ pub(super) static PAIRS: Pairs = {
     pairs
 };
 
-/// The lines of the pieces, filled up to a register.
+/// The lines of the pieces, padded to a register.
 const fn padded(pieces: [f32; PIECES]) -> [f32; 16] {
     let mut all = [0.0; 16];
     let mut s = 0;
@@ -131,7 +131,7 @@ const fn padded(pieces: [f32; PIECES]) -> [f32; 16] {
 pub(super) static SLOPE: [f32; 16] = padded(SLOPES);
 pub(super) static OFFSET: [f32; 16] = padded(OFFSETS);
 
-/// The four bytes of a table, byte by byte.
+/// The four bytes of each entry of a table.
 const fn bytes(table: &[f32; 16]) -> [[u8; 16]; 4] {
     let mut bytes = [[0; 16]; 4];
     let mut i = 0;
