@@ -9,7 +9,7 @@ pub type Position = Option<usize>;
 
 /// Makes parts of states resident before they are used, and lets them go after.
 ///
-/// A backend acquires each [part](crate::Part) of a pass before it uses its memory and releases it after. All
+/// A backend acquires each [piece](crate::StepPiece) of a pass before it uses its memory, and releases it after. All
 /// methods return at once, without an effect, for a position that is `None`. So a backend steps a state
 /// that is paged and one that is not in the same way.
 ///
