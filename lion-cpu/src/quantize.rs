@@ -26,11 +26,11 @@ impl Cpu {
         m: &[f32],
         codes: &mut [u8],
         absmax: &mut [f32],
-        words: Option<PhiloxKey>,
+        key: Option<PhiloxKey>,
     ) -> Result<(), QuantError> {
         let kernel = self.kernel;
-        quantize_by(m, codes, absmax, words, |m, words, codes| {
-            kernel.quantize(m, words, codes)
+        quantize_by(m, codes, absmax, key, |m, draws, codes| {
+            kernel.quantize(m, draws, codes)
         })
     }
 

@@ -93,10 +93,10 @@ __device__ float position(const Pieces &pieces, float a) {
     return (a * pieces.slope[s]) + pieces.offset[s];
 }
 
-// The code of one of the two codewords around x, the upper one with odds by the position of x between them, drawn
-// with the high 16 bits of the word.
-__device__ u32 stochastic(const Pieces &pieces, float x, u32 word) {
-    const float fraction = float(word >> 16) * (1.0f / 65536);
+// The code of one of the two codewords around x, the upper one with odds by the position of x between them. A draw
+// has 16 bits.
+__device__ u32 stochastic(const Pieces &pieces, float x, u32 draw) {
+    const float fraction = float(draw) * (1.0f / 65536);
     const int k = int(position(pieces, fabsf(x)) + fraction);
     return __float_as_int(x) < 0 ? ZERO_CODE - min(k, 127) : ZERO_CODE + min(k, 128);
 }

@@ -52,9 +52,9 @@ __device__ u32 narrow_bf16(float low, float high) {
     return __byte_perm(a, b, 0x7632);
 }
 
-// Rounds two f32 to bf16 stochastically: adds 16 random low bits each, then cuts.
-__device__ u32 narrow_bf16(float low, float high, u32 word_low, u32 word_high) {
-    const u32 a = before_cut(low) + (word_low & 0xFFFF), b = before_cut(high) + (word_high & 0xFFFF);
+// Rounds two f32 to bf16 stochastically: adds a draw of 16 bits to each, then cuts.
+__device__ u32 narrow_bf16(float low, float high, u32 draws) {
+    const u32 a = before_cut(low) + (draws & 0xFFFF), b = before_cut(high) + (draws >> 16);
     return __byte_perm(a, b, 0x7632);
 }
 

@@ -1,13 +1,16 @@
-// Random bits: Philox4x32-10 (Salmon et al., SC'11).
+// Random bits: Philox4x32-7 (Salmon et al., SC'11).
 #pragma once
 #include "tensor.cuh"
 
-// The words of elements 4 * group to 4 * group + 3.
-__device__ uint4 random_words(u64 group, u64 seed, u64 step) {
-    u32 c0 = u32(group), c1 = u32(group >> 32), c2 = u32(step), c3 = u32(step >> 32);
+// The streams of a tensor: rounding of the parameter, and choice of the code.
+constexpr u32 PARAM = 0, STATE = 1;
+
+// The draws of elements 8 * group to 8 * group + 7 in a stream: 16 bits each, two per word, the lower half first.
+__device__ uint4 random_words(u64 group, u32 stream, u64 seed, u64 step) {
+    u32 c0 = u32(group), c1 = u32(group >> 32) | stream << 31, c2 = u32(step), c3 = u32(step >> 32);
     u32 k0 = u32(seed), k1 = u32(seed >> 32);
 #pragma unroll
-    for (u32 round = 0; round < 10; round++) {
+    for (u32 round = 0; round < 7; round++) {
         const u64 a = u64(c0) * 0xD2511F53u, b = u64(c2) * 0xCD9E8D57u;
         c0 = u32(b >> 32) ^ c1 ^ k0;
         c1 = u32(b);

@@ -17,17 +17,32 @@ struct is_bf16 { static constexpr bool value = false; };
 template <>
 struct is_bf16<Bf16> { static constexpr bool value = true; };
 
-// The random words of a lane's eight elements of the block that begins at `first`.
+// The draws of a lane's eight elements of the block that begins at `first`, two per word. All lanes call it.
 template <bool WIDE>
-__device__ void words_of_lane(u64 first, u32 lane, u64 seed, u64 step, u32 (&words)[8]) {
-#pragma unroll
-    for (u32 group = 0; group < 2; group++) {
-        const uint4 four = random_words((first + first_of_group<WIDE>(lane, group)) / 4, seed, step);
-        words[4 * group] = four.x;
-        words[4 * group + 1] = four.y;
-        words[4 * group + 2] = four.z;
-        words[4 * group + 3] = four.w;
+__device__ void draws_of_lane(u64 first, u32 lane, u32 stream, u64 seed, u64 step, u32 (&draws)[4]) {
+    if constexpr (WIDE) {
+        // A pair of lanes has the halves of two groups. Each lane computes one group, and they exchange halves.
+        const bool odd = lane % 2;
+        const u64 group = first / 8 + lane / 2 + (odd ? BLOCK / 16 : 0);
+        const uint4 own = random_words(group, stream, seed, step);
+        const u32 other0 = __shfl_xor_sync(ALL_LANES, odd ? own.x : own.z, 1);
+        const u32 other1 = __shfl_xor_sync(ALL_LANES, odd ? own.y : own.w, 1);
+        draws[0] = odd ? other0 : own.x;
+        draws[1] = odd ? other1 : own.y;
+        draws[2] = odd ? own.z : other0;
+        draws[3] = odd ? own.w : other1;
+    } else {
+        const uint4 own = random_words(first / 8 + lane, stream, seed, step);
+        draws[0] = own.x;
+        draws[1] = own.y;
+        draws[2] = own.z;
+        draws[3] = own.w;
     }
+}
+
+// The draw of a lane's element i.
+__device__ u32 draw_of(const u32 (&draws)[4], u32 i) {
+    return i % 2 ? draws[i / 2] >> 16 : draws[i / 2] & 0xFFFF;
 }
 
 // A lane's eight elements of a block: p becomes p', m becomes m'.
@@ -43,14 +58,14 @@ __device__ void update(const Coefficients &k, bool skip_zeros, float (&p)[8], co
     }
 }
 
-// Rounds the new parameters, with words stochastically if they are bf16.
+// Rounds the new parameters, with draws stochastically if they are bf16.
 template <class P>
-__device__ Eight<P> narrow(const float (&p)[8], bool stochastic, const u32 (&words)[8]) {
+__device__ Eight<P> narrow(const float (&p)[8], bool stochastic, const u32 (&draws)[4]) {
     if constexpr (is_bf16<P>::value) {
         if (stochastic) {
             Eight<P> out;
 #pragma unroll
-            for (u32 i = 0; i < 8; i += 2) out.word[i / 2] = narrow_bf16(p[i], p[i + 1], words[i], words[i + 1]);
+            for (u32 i = 0; i < 8; i += 2) out.word[i / 2] = narrow_bf16(p[i], p[i + 1], draws[i / 2]);
             return out;
         }
     }
@@ -120,9 +135,9 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
             if (__any_sync(ALL_LANES, magnitudes(new_m, unused) >= INFINITE)) {
                 left_as_they_were++;
             } else {
-                u32 words[8];
-                if (draw) words_of_lane<true>(run.first + start, lane, t.seed, t.step, words);
-                p = narrow<P>(new_p, draw, words);
+                u32 draws[4];
+                if (draw) draws_of_lane<true>(run.first + start, lane, PARAM, t.seed, t.step, draws);
+                p = narrow<P>(new_p, draw, draws);
                 m = narrow<F32>(new_m);
                 if (whole) {
                     store_whole<true>(param, p.word);
@@ -191,20 +206,20 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
             if (top >= INFINITE) {
                 left_as_they_were++;
             } else {
-                u32 words[8];
-                if (draw_param || draw_state) {
-                    words_of_lane<WIDE>(run.first + block * BLOCK, lane, t.seed, t.step, words);
-                }
-                p = narrow<P>(new_p, draw_param, words);
+                u32 draws[4];
+                const u64 first = run.first + block * BLOCK;
+                if (draw_param) draws_of_lane<WIDE>(first, lane, PARAM, t.seed, t.step, draws);
+                p = narrow<P>(new_p, draw_param, draws);
                 // A block below the smallest normal f32 becomes zero: with the factor 0 its codes do by themselves.
                 const bool tiny = top < TINY_BITS;
                 const float inverse = tiny ? 0.0f : __frcp_rn(__uint_as_float(top));
                 if (lane == block) absmax_of_lane = tiny ? 0 : top;
                 if (draw_state) {
+                    draws_of_lane<WIDE>(first, lane, STATE, t.seed, t.step, draws);
                     codes[0] = codes[1] = 0;
 #pragma unroll
                     for (u32 i = 0; i < 8; i++) {
-                        codes[i / 4] |= stochastic(pieces, new_m[i] * inverse, words[i]) << (8 * (i % 4));
+                        codes[i / 4] |= stochastic(pieces, new_m[i] * inverse, draw_of(draws, i)) << (8 * (i % 4));
                     }
                 } else {
                     nearest(lines, new_m, magnitude, inverse, codes);

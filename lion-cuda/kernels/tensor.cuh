@@ -25,7 +25,7 @@ struct Tensor {
     u64 absmax;           // f32, 32-byte aligned; 0 for a 32-bit state
     u64 len;              // elements, more than 0
     u64 first_run;        // runs of the tensors before this one
-    u64 seed, step;       // of the random words
+    u64 seed, step;       // of the draws
     u64 skipped;          // address of a u64 that counts the blocks left as they were; `total` writes an f64 behind it
     u64 sums;             // scratch, a run: f64 sum of the squares of the parameter, or of the gradient
     u64 moves;            // scratch, a run: u64 number of elements with sign(c) != 0

@@ -3,7 +3,7 @@
 use crate::codebook::{CODEBOOK, ZERO_CODE};
 use crate::position::position;
 use lion_core::BLOCK;
-use lion_core::philox::PhiloxKey;
+use lion_core::philox::{PhiloxKey, Stream};
 use lion_float_mode::in_default_mode;
 use std::fmt;
 
@@ -89,10 +89,10 @@ fn nearest_code(x: f32) -> u8 {
 }
 
 /// Returns the code of one of the two codewords around `x`. The probability of the upper one is the
-/// relative position of `x` between the two. The high 16 bits of `word` are the random number.
+/// relative position of `x` between the two.
 #[inline(always)]
-fn stochastic_code(x: f32, word: u32) -> u8 {
-    let fraction = (word >> 16) as i32 as f32 * (1.0 / 65_536.0);
+fn stochastic_code(x: f32, draw: u16) -> u8 {
+    let fraction = f32::from(draw) * (1.0 / 65_536.0);
     signed_code(x, (position(x.abs()) + fraction) as i32 as u32)
 }
 
@@ -108,9 +108,9 @@ fn signed_code(x: f32, k: u32) -> u8 {
 
 /// Quantizes a block of at most 256 finite numbers and returns its absmax.
 ///
-/// Each `x / absmax`, computed as `x * (1 / absmax)`, is rounded to the nearest codeword. With `words`,
+/// Each `x / absmax`, computed as `x * (1 / absmax)`, is rounded to the nearest codeword. With `draws`,
 /// element `i` is instead rounded stochastically to one of the two codewords around it, with the random
-/// number `words[i]`; elements beyond the last word are rounded to the nearest. If all magnitudes are below
+/// number `draws[i]`; elements beyond the last draw are rounded to the nearest. If all magnitudes are below
 /// the smallest normal `f32`, the codes are those of zero and the absmax is 0.
 ///
 /// The function quantizes as many elements as `m` and `codes` both have. If a number is not finite,
@@ -128,7 +128,7 @@ fn signed_code(x: f32, k: u32) -> u8 {
 /// assert_eq!((back[0], back[2]), (2.0, 0.0));
 /// ```
 #[inline]
-pub fn quantize_block(m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+pub fn quantize_block(m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32 {
     let len = m.len().min(codes.len());
     let (m, codes) = (&m[..len], &mut codes[..len]);
     let top = f32::from_bits(top_bits(m));
@@ -137,10 +137,10 @@ pub fn quantize_block(m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32
         return 0.0;
     }
     let inverse = 1.0 / top;
-    let words = words.unwrap_or_default();
-    let drawn = words.len().min(len);
-    for ((code, &x), &word) in codes.iter_mut().zip(m).zip(words) {
-        *code = stochastic_code(x * inverse, word);
+    let draws = draws.unwrap_or_default();
+    let drawn = draws.len().min(len);
+    for ((code, &x), &draw) in codes.iter_mut().zip(m).zip(draws) {
+        *code = stochastic_code(x * inverse, draw);
     }
     for (code, &x) in codes[drawn..].iter_mut().zip(&m[drawn..]) {
         *code = nearest_code(x * inverse);
@@ -159,7 +159,7 @@ pub fn dequantize_block(codes: &[u8], absmax: f32, m: &mut [f32]) {
 
 /// Quantizes `m` into `codes`, one per element, and `absmax`, one per block of 256 elements.
 ///
-/// With `words`, codes are rounded stochastically; element `i` uses word `i` of the key. The result does
+/// With a key, codes are rounded stochastically; element `i` uses draw `i` of [`Stream::State`]. The result does
 /// not depend on the floating-point mode of the calling thread.
 ///
 /// ```
@@ -184,9 +184,9 @@ pub fn quantize(
     m: &[f32],
     codes: &mut [u8],
     absmax: &mut [f32],
-    words: Option<PhiloxKey>,
+    key: Option<PhiloxKey>,
 ) -> Result<(), QuantError> {
-    quantize_by(m, codes, absmax, words, quantize_block)
+    quantize_by(m, codes, absmax, key, quantize_block)
 }
 
 /// Does what [`quantize`] does, with a given function in place of [`quantize_block`], such as a vectorized
@@ -208,8 +208,8 @@ pub fn quantize_by(
     m: &[f32],
     codes: &mut [u8],
     absmax: &mut [f32],
-    words: Option<PhiloxKey>,
-    block: impl Fn(&[f32], Option<&[u32]>, &mut [u8]) -> f32,
+    key: Option<PhiloxKey>,
+    block: impl Fn(&[f32], Option<&[u16]>, &mut [u8]) -> f32,
 ) -> Result<(), QuantError> {
     check_length("codes", codes.len(), m.len())?;
     check_length("absmax", absmax.len(), m.len().div_ceil(BLOCK))?;
@@ -225,11 +225,11 @@ pub fn quantize_by(
     let blocks = m.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(absmax);
     in_default_mode(|| {
         for (b, ((m, codes), absmax)) in blocks.enumerate() {
-            let words = words.map(|words| {
-                words.fill((b * BLOCK) as u64, &mut drawn[..m.len()]);
+            let draws = key.map(|key| {
+                key.fill(Stream::State, (b * BLOCK) as u64, &mut drawn[..m.len()]);
                 &drawn[..m.len()]
             });
-            *absmax = block(m, words, codes);
+            *absmax = block(m, draws, codes);
         }
     });
     Ok(())
@@ -277,8 +277,8 @@ mod tests {
         assert_eq!(nearest_code(1.0), 255);
         assert_eq!(nearest_code(1.0 + f32::EPSILON), 255);
         assert_eq!(nearest_code(-1.0 - f32::EPSILON), 0);
-        assert_eq!(stochastic_code(1.0, u32::MAX), 255);
-        assert_eq!(stochastic_code(-1.0, u32::MAX), 0);
+        assert_eq!(stochastic_code(1.0, u16::MAX), 255);
+        assert_eq!(stochastic_code(-1.0, u16::MAX), 0);
         assert_eq!(nearest_code(-0.0), ZERO_CODE);
     }
 
@@ -309,11 +309,11 @@ mod tests {
         let m = [0.5f32, -0.25, 0.125, 1.0];
         let mut nearest = [9; 4];
         quantize_block(&m, None, &mut nearest);
-        // Elements beyond the last word go to the nearest codeword, and none is left out.
+        // Elements beyond the last draw go to the nearest codeword, and none is left out.
         for drawn in 0..4 {
             let mut codes = [9; 4];
-            let words = [0; 4];
-            assert_eq!(quantize_block(&m, Some(&words[..drawn]), &mut codes), 1.0);
+            let draws = [0; 4];
+            assert_eq!(quantize_block(&m, Some(&draws[..drawn]), &mut codes), 1.0);
             assert_eq!(codes[drawn..], nearest[drawn..]);
         }
         let mut codes = [9; 4];
@@ -327,10 +327,10 @@ mod tests {
         dequantize_block(&codes, 2.0, &mut back[..1]);
 
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for words in [None, Some(&[u32::MAX; 4][..])] {
+            for draws in [None, Some(&[u16::MAX; 4][..])] {
                 let mut m = m;
                 m[2] = bad;
-                assert!(!quantize_block(&m, words, &mut codes).is_finite());
+                assert!(!quantize_block(&m, draws, &mut codes).is_finite());
             }
         }
         let long = [1.0; 1000];

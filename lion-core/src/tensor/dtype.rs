@@ -77,11 +77,10 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + fmt::Debug + 'static {
     fn narrow(x: f32) -> Self;
 
     /// Like [`narrow`](Element::narrow), except that `bf16` is rounded up or down at random, with a
-    /// probability given by the position between the two neighbours: the low 16 bits of `word` are
-    /// added to the discarded bits, and the sum is truncated. `word` has no effect on infinities
-    /// and NaN.
-    fn narrow_stochastic(x: f32, word: u32) -> Self {
-        let _ = word;
+    /// probability given by the position between the two neighbours: `draw` is added to the discarded bits, and
+    /// the sum is truncated. `draw` has no effect on infinities and NaN.
+    fn narrow_stochastic(x: f32, draw: u16) -> Self {
+        let _ = draw;
         Self::narrow(x)
     }
 }
@@ -115,9 +114,9 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn narrow_stochastic(x: f32, word: u32) -> Self {
+    fn narrow_stochastic(x: f32, draw: u16) -> Self {
         let b = x.to_bits();
-        bf16_from(b, b.wrapping_add(word & 0xFFFF))
+        bf16_from(b, b.wrapping_add(u32::from(draw)))
     }
 }
 
@@ -240,10 +239,10 @@ mod tests {
     }
 
     #[test]
-    fn stochastic_bf16_cuts_after_adding_the_low_half_of_the_word() {
+    fn stochastic_bf16_is_truncated_after_the_draw_is_added() {
         let x = f32::from_bits(0x3F80_4000); // A quarter of the way from 1.0 to the next bf16.
-        assert_eq!(bf16::narrow_stochastic(x, 0xFFFF_BFFF).to_bits(), 0x3F80);
-        assert_eq!(bf16::narrow_stochastic(x, 0x0000_C000).to_bits(), 0x3F81);
+        assert_eq!(bf16::narrow_stochastic(x, 0xBFFF).to_bits(), 0x3F80);
+        assert_eq!(bf16::narrow_stochastic(x, 0xC000).to_bits(), 0x3F81);
         assert_eq!(bf16::narrow_stochastic(-x, 0xC000).to_bits(), 0xBF81);
         let inf = f32::INFINITY;
         assert_eq!(bf16::narrow_stochastic(inf, 0xFFFF).to_bits(), 0x7F80);

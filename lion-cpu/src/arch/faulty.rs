@@ -29,8 +29,8 @@ impl Faulty {
         scalar::is_finite(view, block)
     }
 
-    pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
-        scalar::Kernel.quantize(m, words, codes)
+    pub(crate) fn quantize(self, m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32 {
+        scalar::Kernel.quantize(m, draws, codes)
     }
 
     pub(crate) fn dequantize(self, codes: &[u8], absmax: f32, m: &mut [f32]) {

@@ -13,6 +13,7 @@ use super::scalar;
 use super::vector::{Lane, Vector};
 use crate::job::{KernelOptions, StateMut};
 use lion_core::BLOCK;
+use lion_core::philox::Stream;
 use lion_core::update::StepConstants;
 use lion_quant::ZERO_CODE;
 use std::mem::MaybeUninit;
@@ -155,7 +156,7 @@ fn quantize<V: Vector>(
     v: V,
     m: &[f32; BLOCK],
     top: u32,
-    words: Option<&[u32; BLOCK]>,
+    draws: Option<&[u16; BLOCK]>,
     codes: &mut [u8; BLOCK],
     ahead: impl Fn(usize),
 ) -> f32 {
@@ -174,8 +175,8 @@ fn quantize<V: Vector>(
             for x in &mut x {
                 *x = v.mul(*x, inverse);
             }
-            let words = words.map(|words| words.as_ptr().add(i));
-            v.encode(x, words, codes.as_mut_ptr().add(i));
+            let draws = draws.map(|draws| draws.as_ptr().add(i));
+            v.encode(x, draws, codes.as_mut_ptr().add(i));
         }
     }
     top
@@ -186,16 +187,16 @@ fn quantize<V: Vector>(
 pub(crate) fn quantize_block<V: Vector>(
     v: V,
     m: &[f32],
-    words: Option<&[u32]>,
+    draws: Option<&[u16]>,
     codes: &mut [u8],
 ) -> f32 {
-    debug_assert!(words.is_none_or(|words| words.len() == m.len()));
+    debug_assert!(draws.is_none_or(|draws| draws.len() == m.len()));
     match (m.first_chunk(), codes.first_chunk_mut()) {
         (Some(whole), Some(codes)) => {
-            let words = words.and_then(<[u32]>::first_chunk);
-            quantize(v, whole, f32::top(v, whole), words, codes, |_| ())
+            let draws = draws.and_then(<[u16]>::first_chunk);
+            quantize(v, whole, f32::top(v, whole), draws, codes, |_| ())
         }
-        _ => lion_quant::quantize_block(m, words, codes),
+        _ => lion_quant::quantize_block(m, draws, codes),
     }
 }
 
@@ -225,18 +226,18 @@ type Block8<'b, P, G> = (
     &'b mut f32,
 );
 
-/// New momenta that are not quantized yet, and the random words for them. Both are written before they are
+/// New momenta that are not quantized yet, and the draws for them. Both are written before they are
 /// read, so they are not initialized.
 struct Buffer {
     m: MaybeUninit<[f32; BLOCK]>,
-    words: MaybeUninit<[u32; BLOCK]>,
+    draws: MaybeUninit<[u16; BLOCK]>,
 }
 
 impl Buffer {
     fn new() -> Self {
         Buffer {
             m: MaybeUninit::uninit(),
-            words: MaybeUninit::uninit(),
+            draws: MaybeUninit::uninit(),
         }
     }
 }
@@ -272,7 +273,12 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             return scalar::step_block(p, g, &mut m[..], first, self.options);
         }
         let mut buffer = MaybeUninit::uninit();
-        let words = self.words(first, self.options.stochastic_param, &mut buffer);
+        let draws = self.draws(
+            Stream::Param,
+            first,
+            self.options.stochastic_param,
+            &mut buffer,
+        );
         for i in (0..BLOCK).step_by(4 * V::LANES) {
             self.prefetch(p, i);
             self.prefetch(g, i);
@@ -280,9 +286,9 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             // SAFETY: 4 * LANES divides BLOCK, so the arrays have that many elements from i on.
             unsafe {
                 let (p, m) = (p.as_mut_ptr().add(i), m.as_mut_ptr().add(i));
-                let words = words.map(|words| words.as_ptr().add(i));
+                let draws = draws.map(|draws| draws.as_ptr().add(i));
                 let old = f32::load(v, m);
-                let new = self.update(p, G::load(v, g.as_ptr().add(i)), old, words);
+                let new = self.update(p, G::load(v, g.as_ptr().add(i)), old, draws);
                 f32::store(v, new, None, m);
             }
         }
@@ -326,13 +332,13 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             if let Some(block) = std::mem::replace(&mut waiting, updated) {
                 let ahead = |i| self.prefetch_at(next_p, i);
                 let drawn = !PLAIN && self.options.stochastic_state;
-                // SAFETY: `update8` has written all momenta of that block, and its words if
+                // SAFETY: `update8` has written all momenta of that block, and its draws if
                 // there are any.
-                let (m, words) = unsafe {
-                    let words = drawn.then(|| before.words.assume_init_ref());
-                    (before.m.assume_init_ref(), words)
+                let (m, draws) = unsafe {
+                    let draws = drawn.then(|| before.draws.assume_init_ref());
+                    (before.m.assume_init_ref(), draws)
                 };
-                *block.absmax = quantize(v, m, block.top, words, block.codes, ahead);
+                *block.absmax = quantize(v, m, block.top, draws, block.codes, ahead);
             }
             if last {
                 return skipped;
@@ -354,9 +360,14 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         buffer: &mut Buffer,
     ) -> u32 {
         let v = self.v;
-        let drawn = self.options.stochastic_param | self.options.stochastic_state;
-        let words = self.words(first, drawn, &mut buffer.words);
-        let words = words.filter(|_| self.options.stochastic_param);
+        let KernelOptions {
+            stochastic_param,
+            stochastic_state,
+            ..
+        } = *self.options;
+        self.draws(Stream::State, first, stochastic_state, &mut buffer.draws);
+        let mut draws = MaybeUninit::uninit();
+        let draws = self.draws(Stream::Param, first, stochastic_param, &mut draws);
         let scale = v.splat(absmax);
         let mut top = v.no_top();
         for i in (0..BLOCK).step_by(4 * V::LANES) {
@@ -369,8 +380,8 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
                     *m = v.mul(*m, scale);
                 }
                 let g = G::load(v, g.as_ptr().add(i));
-                let words = words.map(|words| words.as_ptr().add(i));
-                let m = self.update(p.as_mut_ptr().add(i), g, m, words);
+                let draws = draws.map(|draws| draws.as_ptr().add(i));
+                let m = self.update(p.as_mut_ptr().add(i), g, m, draws);
                 for &m in &m {
                     top = v.top(top, m);
                 }
@@ -383,14 +394,14 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
     /// Steps the parameters at `p` and returns the new momenta.
     ///
     /// # Safety
-    /// `4 * LANES` elements from `p` on can be read and written, and that many words can be read.
+    /// `4 * LANES` elements from `p` on can be read and written, and that many draws can be read.
     #[inline(always)]
     unsafe fn update<P: Lane>(
         &self,
         p: *mut P,
         g: [V::F; 4],
         mut m: [V::F; 4],
-        words: Option<*const u32>,
+        draws: Option<*const u16>,
     ) -> [V::F; 4] {
         let (v, c) = (self.v, &self.constants);
         // SAFETY: the caller guarantees it.
@@ -400,21 +411,22 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             *m = c.momentum(v, g, *m);
         }
         // SAFETY: the caller guarantees it.
-        unsafe { P::store(v, x, words, p) };
+        unsafe { P::store(v, x, draws, p) };
         m
     }
 
     #[inline(always)]
-    fn words<'b>(
+    fn draws<'b>(
         &self,
+        stream: Stream,
         first: u64,
         wanted: bool,
-        buffer: &'b mut MaybeUninit<[u32; BLOCK]>,
-    ) -> Option<&'b [u32; BLOCK]> {
+        buffer: &'b mut MaybeUninit<[u16; BLOCK]>,
+    ) -> Option<&'b [u16; BLOCK]> {
         if PLAIN || !wanted {
             return None;
         }
-        Some(self.v.words(self.options.key, first, buffer))
+        Some(self.v.draws(self.options.key, stream, first, buffer))
     }
 
     /// Prefetches the arrays at a distance of [`AHEAD`] from the `4 * LANES` elements from `i` on.

@@ -229,8 +229,8 @@ impl Kernel {
     }
 
     /// Quantizes at most one block of finite numbers and returns its absmax.
-    pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
-        dispatch!(self, quantize(m, words, codes))
+    pub(crate) fn quantize(self, m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32 {
+        dispatch!(self, quantize(m, draws, codes))
     }
 
     /// Dequantizes at most one block.

@@ -7,6 +7,7 @@
 use crate::job::{Job, KernelOptions, StateMut, StateRef, View};
 use crate::squares::PART_BLOCKS;
 use lion_core::norm::block_sum_squares;
+use lion_core::philox::Stream;
 use lion_core::{BLOCK, Element, Slice, SliceMut, SumSquares};
 use lion_quant::{dequantize_block, quantize_block, top_bits};
 use std::ops::Range;
@@ -47,8 +48,8 @@ impl Kernel {
         is_finite(view, block)
     }
 
-    pub(crate) fn quantize(self, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
-        quantize_block(m, words, codes)
+    pub(crate) fn quantize(self, m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32 {
+        quantize_block(m, draws, codes)
     }
 
     pub(crate) fn dequantize(self, codes: &[u8], absmax: f32, m: &mut [f32]) {
@@ -133,7 +134,7 @@ pub(super) trait Block {
     fn load(&self, m: &mut [f32]);
 
     /// Replaces the momentum with `m`, which is finite.
-    fn store(self, m: &[f32], words: Option<&[u32]>);
+    fn store(self, m: &[f32], draws: Option<&[u16]>);
 }
 
 impl Block for &mut [f32] {
@@ -141,7 +142,7 @@ impl Block for &mut [f32] {
         m.copy_from_slice(self);
     }
 
-    fn store(self, m: &[f32], _: Option<&[u32]>) {
+    fn store(self, m: &[f32], _: Option<&[u16]>) {
         self.copy_from_slice(m);
     }
 }
@@ -151,8 +152,8 @@ impl Block for (&mut [u8], &mut f32) {
         dequantize_block(self.0, *self.1, m);
     }
 
-    fn store(self, m: &[f32], words: Option<&[u32]>) {
-        *self.1 = quantize_block(m, words, self.0);
+    fn store(self, m: &[f32], draws: Option<&[u16]>) {
+        *self.1 = quantize_block(m, draws, self.0);
     }
 }
 
@@ -199,27 +200,24 @@ pub(super) fn step_block<P: Element, G: Element, S: Block>(
         return false;
     }
 
-    let mut drawn;
-    let words = if options.stochastic_param || options.stochastic_state {
-        drawn = [0; BLOCK];
-        options.key.fill(first, &mut drawn[..n]);
-        Some(&drawn[..n])
-    } else {
-        None
-    };
+    let mut draws = [0; BLOCK];
+    let draws = &mut draws[..n];
     let elements = p.iter_mut().zip(&*gradient).zip(&*old);
-    match words.filter(|_| options.stochastic_param) {
-        Some(words) => {
-            for (((p, &g), &m), &word) in elements.zip(words) {
-                *p = P::narrow_stochastic(c.parameter(p.widen(), g, m), word);
-            }
+    if options.stochastic_param {
+        options.key.fill(Stream::Param, first, draws);
+        for (((p, &g), &m), &draw) in elements.zip(&*draws) {
+            *p = P::narrow_stochastic(c.parameter(p.widen(), g, m), draw);
         }
-        None => {
-            for ((p, &g), &m) in elements {
-                *p = P::narrow(c.parameter(p.widen(), g, m));
-            }
+    } else {
+        for ((p, &g), &m) in elements {
+            *p = P::narrow(c.parameter(p.widen(), g, m));
         }
     }
-    state.store(new, words.filter(|_| options.stochastic_state));
+    if options.stochastic_state {
+        options.key.fill(Stream::State, first, draws);
+        state.store(new, Some(draws));
+    } else {
+        state.store(new, None);
+    }
     true
 }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use lion_core::Element;
-use lion_core::philox::PhiloxKey;
+use lion_core::philox::{PhiloxKey, Stream};
 use std::fmt;
 use std::mem::MaybeUninit;
 
@@ -48,11 +48,11 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     /// `4 * LANES` elements from `to` on can be written.
     unsafe fn store_f16(self, x: [Self::F; 4], to: *mut f16);
 
-    /// Rounds to nearest even, or stochastically by the low 16 bits of `words`.
+    /// Rounds to nearest even, or stochastically by `draws`.
     ///
     /// # Safety
-    /// The condition of [`store_f16`](Vector::store_f16), and `4 * LANES` words can be read.
-    unsafe fn store_bf16(self, x: [Self::F; 4], words: Option<*const u32>, to: *mut bf16);
+    /// The condition of [`store_f16`](Vector::store_f16), and `4 * LANES` draws can be read.
+    unsafe fn store_bf16(self, x: [Self::F; 4], draws: Option<*const u16>, to: *mut bf16);
 
     /// Returns the bitwise or of the numbers, without sign bits.
     fn or_u16(self, x: &[u16; 256]) -> u16;
@@ -96,19 +96,20 @@ pub(crate) trait Vector: Copy + Send + Sync + fmt::Debug {
     unsafe fn decode(self, codes: *const u8) -> [Self::F; 4];
 
     /// Stores the codes of `4 * LANES` numbers that are divided by their absmax, in order: the nearest code or,
-    /// with `words`, one of the two codes around each number, drawn by the high 16 bits of its word.
+    /// with `draws`, one of the two codes around each number.
     ///
     /// # Safety
-    /// `4 * LANES` bytes from `codes` on can be written, and that many words can be read.
-    unsafe fn encode(self, x: [Self::F; 4], words: Option<*const u32>, codes: *mut u8);
+    /// `4 * LANES` bytes from `codes` on can be written, and that many draws can be read.
+    unsafe fn encode(self, x: [Self::F; 4], draws: Option<*const u16>, codes: *mut u8);
 
-    /// Returns the random words of the block of 256 elements that begins at the element `first`.
-    fn words(
+    /// Returns the draws of the block of 256 elements that begins at the element `first`.
+    fn draws(
         self,
-        philox: PhiloxKey,
+        key: PhiloxKey,
+        stream: Stream,
         first: u64,
-        out: &mut MaybeUninit<[u32; 256]>,
-    ) -> &mut [u32; 256];
+        out: &mut MaybeUninit<[u16; 256]>,
+    ) -> &mut [u16; 256];
 
     /// Prefetches the cache line at an address, which may be invalid.
     fn prefetch(self, at: *const u8);
@@ -120,11 +121,11 @@ pub(crate) trait Lane: Element {
     /// `4 * LANES` elements from `from` on can be read.
     unsafe fn load<V: Vector>(v: V, from: *const Self) -> [V::F; 4];
 
-    /// Rounds to nearest even, or `bf16` stochastically by `words`.
+    /// Rounds to nearest even, or `bf16` stochastically by `draws`.
     ///
     /// # Safety
-    /// `4 * LANES` elements from `to` on can be written, and that many words can be read.
-    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], words: Option<*const u32>, to: *mut Self);
+    /// `4 * LANES` elements from `to` on can be written, and that many draws can be read.
+    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], draws: Option<*const u16>, to: *mut Self);
 
     /// Returns the bits of the largest magnitude of a block, as `f32`.
     fn top<V: Vector>(v: V, block: &[Self; 256]) -> u32;
@@ -155,7 +156,7 @@ impl Lane for f32 {
     }
 
     #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], _: Option<*const u32>, to: *mut Self) {
+    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], _: Option<*const u16>, to: *mut Self) {
         for (j, &x) in x.iter().enumerate() {
             // SAFETY: the caller guarantees it.
             unsafe { v.store(x, to.add(j * V::LANES)) };
@@ -191,7 +192,7 @@ impl Lane for f16 {
     }
 
     #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], _: Option<*const u32>, to: *mut Self) {
+    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], _: Option<*const u16>, to: *mut Self) {
         // SAFETY: the caller guarantees it.
         unsafe { v.store_f16(x, to) }
     }
@@ -220,9 +221,9 @@ impl Lane for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], words: Option<*const u32>, to: *mut Self) {
+    unsafe fn store<V: Vector>(v: V, x: [V::F; 4], draws: Option<*const u16>, to: *mut Self) {
         // SAFETY: the caller guarantees it.
-        unsafe { v.store_bf16(x, words, to) }
+        unsafe { v.store_bf16(x, draws, to) }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 
 use crate::Tensor;
 use half_step::{narrow, widen};
-use lion::arithmetic::philox::PhiloxKey;
+use lion::arithmetic::philox::{PhiloxKey, Stream};
 use lion::quant::{CODEBOOK, ZERO_CODE, position};
 use lion::{
     Dtype,
@@ -30,7 +30,7 @@ pub struct Rule {
     pub stochastic_param: bool,
     /// Whether codes are rounded stochastically.
     pub stochastic_state: bool,
-    /// Seed of the random words.
+    /// Seed of the stochastic rounding.
     pub seed: u64,
 }
 
@@ -64,9 +64,13 @@ pub fn reference_step(
     assert!(p.len() == g.len() && p.len() == m.len());
     let lr = clipped_lr(rule, &p, &g, &m) as f32;
     let decay = (1.0 - rule.lr * rule.weight_decay) as f32;
-    let mut words = vec![0; p.len()];
-    let source = PhiloxKey::new(rule.seed, step);
-    source.fill(0, &mut words);
+    let key = PhiloxKey::new(rule.seed, step);
+    let draws = |stream| {
+        let mut draws = vec![0; p.len()];
+        key.fill(stream, 0, &mut draws);
+        draws
+    };
+    let (param_draws, state_draws) = (draws(Stream::Param), draws(Stream::State));
     let draw_param = rule.stochastic_param && param.dtype() == Dtype::Bf16;
 
     let mut skipped = 0;
@@ -83,7 +87,7 @@ pub fn reference_step(
         for (i, new) in range.clone().zip(&mut new) {
             if rule.skip_zeros && g[i] == 0.0 {
                 // The value is already of this type, so rounding it again does not change it.
-                narrow(param, i, p[i], draw_param.then_some(words[i]));
+                narrow(param, i, p[i], draw_param.then_some(param_draws[i]));
                 *new = m[i];
                 continue;
             }
@@ -96,13 +100,13 @@ pub fn reference_step(
                 0.0
             };
             let moved = (p[i] * decay) - step;
-            narrow(param, i, moved, draw_param.then_some(words[i]));
+            narrow(param, i, moved, draw_param.then_some(param_draws[i]));
         }
         match state {
             Planes::Momentum32 { momentum } => momentum[range].copy_from_slice(&new),
             Planes::Blockwise8 { codes, absmax } => {
-                let words = rule.stochastic_state.then_some(&words[range.clone()]);
-                absmax[block] = quantize(&new, words, &mut codes[range]);
+                let draws = rule.stochastic_state.then_some(&state_draws[range.clone()]);
+                absmax[block] = quantize(&new, draws, &mut codes[range]);
             }
             _ => unreachable!("there are two kinds of state"),
         }
@@ -169,7 +173,7 @@ fn momentum(state: &Planes) -> Vec<f32> {
     }
 }
 
-fn quantize(m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
+fn quantize(m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32 {
     let top = m.iter().fold(0f32, |top, m| top.max(m.abs()));
     if top < f32::MIN_POSITIVE {
         codes.fill(ZERO_CODE);
@@ -179,9 +183,9 @@ fn quantize(m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
     for (i, (&m, code)) in m.iter().zip(codes).enumerate() {
         let x = m * inverse;
         let at = position(x.abs());
-        let k = match words {
+        let k = match draws {
             None => at.round_ties_even(),
-            Some(words) => (at + (words[i] >> 16) as f32 / 65_536.0).floor(),
+            Some(draws) => (at + f32::from(draws[i]) / 65_536.0).floor(),
         } as i32;
         *code = if x.is_sign_negative() {
             127 - k.min(127)
@@ -239,12 +243,12 @@ mod half_step {
         }
     }
 
-    pub(super) fn narrow(tensor: &mut Tensor, i: usize, x: f32, word: Option<u32>) {
-        match (tensor, word) {
+    pub(super) fn narrow(tensor: &mut Tensor, i: usize, x: f32, draw: Option<u16>) {
+        match (tensor, draw) {
             (Tensor::F32(to), _) => to[i] = x,
             (Tensor::F16(to), _) => to[i] = f16::from_f32(x),
-            (Tensor::Bf16(to), Some(word)) if x.is_finite() => {
-                to[i] = bf16::from_bits((x.to_bits().wrapping_add(word & 0xFFFF) >> 16) as u16);
+            (Tensor::Bf16(to), Some(draw)) if x.is_finite() => {
+                to[i] = bf16::from_bits((x.to_bits().wrapping_add(u32::from(draw)) >> 16) as u16);
             }
             (Tensor::Bf16(to), _) => to[i] = bf16::from_f32(x),
         }

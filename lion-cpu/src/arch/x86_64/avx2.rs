@@ -8,7 +8,7 @@ use super::tables::{
 };
 use crate::job::{Job, KernelOptions, StateMut, View};
 use half::{bf16, f16};
-use lion_core::philox::PhiloxKey;
+use lion_core::philox::{GROUP, PhiloxKey, ROUNDS, Stream};
 use lion_core::{Slice, SliceMut, SumSquares};
 use lion_quant::{CODEBOOK, THRESHOLDS};
 use std::arch::x86_64::*;
@@ -60,14 +60,14 @@ static SEARCH: Search = {
     search
 };
 
-/// Loads the words from `8 * j` on.
+/// Loads the draws from `8 * j` on, one per dword.
 ///
 /// # Safety
-/// `8 * j + 8` words can be read, and the CPU has AVX2.
+/// `8 * j + 8` draws can be read, and the CPU has AVX2.
 #[inline(always)]
-unsafe fn load_words(words: *const u32, j: usize) -> __m256i {
+unsafe fn load_draws(draws: *const u16, j: usize) -> __m256i {
     // SAFETY: the caller guarantees it.
-    unsafe { _mm256_loadu_si256(words.cast::<__m256i>().add(j)) }
+    unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(draws.cast::<__m128i>().add(j))) }
 }
 
 impl Avx2 {
@@ -224,11 +224,10 @@ impl Avx2 {
     /// Returns the index of one of the two magnitudes around each lane, with the sign of the lane, before it is
     /// clamped.
     #[inline(always)]
-    fn drawn(self, x: __m256, words: __m256i) -> __m256i {
+    fn drawn(self, x: __m256, draws: __m256i) -> __m256i {
         intrinsics! {
             let unit = _mm256_set1_ps(1.0 / 65_536.0);
-            let high = _mm256_srli_epi32::<16>(words);
-            let fraction = _mm256_mul_ps(_mm256_cvtepi32_ps(high), unit);
+            let fraction = _mm256_mul_ps(_mm256_cvtepi32_ps(draws), unit);
             let at = _mm256_add_ps(self.position(x), fraction);
             let sign = _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(SIGN)));
             _mm256_cvttps_epi32(_mm256_or_ps(at, sign))
@@ -244,22 +243,21 @@ impl Avx2 {
 
     /// Rounds to `bf16`, in the lower half of each lane. The upper half is 0.
     #[inline(always)]
-    fn round_bf16(self, x: __m256, words: Option<__m256i>) -> __m256i {
+    fn round_bf16(self, x: __m256, draws: Option<__m256i>) -> __m256i {
         intrinsics! {
             let bits = _mm256_castps_si256(x);
-            let rounded = match words {
+            let rounded = match draws {
                 None => {
                     // Infinity does not change, because less than one unit is added.
                     let odd = _mm256_srli_epi32::<16>(bits);
                     let odd = _mm256_and_si256(odd, _mm256_set1_epi32(1));
                     _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7FFF))
                 }
-                Some(words) => {
+                Some(draws) => {
                     let infinity = _mm256_set1_epi32(0x7F80_0000);
                     let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE));
                     let finite = _mm256_cmpgt_epi32(infinity, magnitude);
-                    let low = _mm256_and_si256(words, _mm256_set1_epi32(0xFFFF));
-                    _mm256_add_epi32(bits, _mm256_and_si256(finite, low))
+                    _mm256_add_epi32(bits, _mm256_and_si256(finite, draws))
                 }
             };
             let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
@@ -268,13 +266,13 @@ impl Avx2 {
         }
     }
 
-    /// Four counters of Philox4x32-10, one in the low half of each lane of 64 bits. The high halves hold
+    /// Four counters of Philox4x32-7, one in the low half of each lane of 64 bits. The high halves hold
     /// remainders of the products, which no product reads.
     #[inline(always)]
     fn philox(self, counter: [__m256i; 4], key: [u32; 2]) -> [__m256i; 4] {
         let [mut c0, mut c1, mut c2, mut c3] = counter;
         let [mut k0, mut k1] = key;
-        for _ in 0..10 {
+        for _ in 0..ROUNDS {
             intrinsics! {
                 let a = _mm256_mul_epu32(c0, _mm256_set1_epi32(0xD251_1F53_u32 as i32));
                 let b = _mm256_mul_epu32(c2, _mm256_set1_epi32(0xCD9E_8D57_u32 as i32));
@@ -352,13 +350,13 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn store_bf16(self, x: [__m256; 4], words: Option<*const u32>, to: *mut bf16) {
-        // SAFETY: the caller guarantees 32 words, and `self` the instructions.
-        let words = |j: usize| words.map(|words| unsafe { load_words(words, j) });
-        let b0 = self.round_bf16(x[0], words(0));
-        let b1 = self.round_bf16(x[1], words(1));
-        let b2 = self.round_bf16(x[2], words(2));
-        let b3 = self.round_bf16(x[3], words(3));
+    unsafe fn store_bf16(self, x: [__m256; 4], draws: Option<*const u16>, to: *mut bf16) {
+        // SAFETY: the caller guarantees 32 draws, and `self` the instructions.
+        let draws = |j: usize| draws.map(|draws| unsafe { load_draws(draws, j) });
+        let b0 = self.round_bf16(x[0], draws(0));
+        let b1 = self.round_bf16(x[1], draws(1));
+        let b2 = self.round_bf16(x[2], draws(2));
+        let b3 = self.round_bf16(x[3], draws(3));
         intrinsics! {
             // Packing works within lanes of 128 bits, so the quarters are put in order.
             const ORDER: i32 = 0b11_01_10_00;
@@ -491,16 +489,16 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn encode(self, x: [__m256; 4], words: Option<*const u32>, codes: *mut u8) {
-        let k = match words {
+    unsafe fn encode(self, x: [__m256; 4], draws: Option<*const u16>, codes: *mut u8) {
+        let k = match draws {
             None => self.nearest(x),
-            // SAFETY: the caller guarantees 32 words, and `self` the instructions.
-            Some(words) => unsafe {
+            // SAFETY: the caller guarantees 32 draws, and `self` the instructions.
+            Some(draws) => unsafe {
                 [
-                    self.drawn(x[0], load_words(words, 0)),
-                    self.drawn(x[1], load_words(words, 1)),
-                    self.drawn(x[2], load_words(words, 2)),
-                    self.drawn(x[3], load_words(words, 3)),
+                    self.drawn(x[0], load_draws(draws, 0)),
+                    self.drawn(x[1], load_draws(draws, 1)),
+                    self.drawn(x[2], load_draws(draws, 2)),
+                    self.drawn(x[3], load_draws(draws, 3)),
                 ]
             },
         };
@@ -517,22 +515,24 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn words(
+    fn draws(
         self,
-        philox: PhiloxKey,
+        key: PhiloxKey,
+        stream: Stream,
         first: u64,
-        out: &mut MaybeUninit<[u32; 256]>,
-    ) -> &mut [u32; 256] {
-        let key = [philox.seed as u32, (philox.seed >> 32) as u32];
+        out: &mut MaybeUninit<[u16; 256]>,
+    ) -> &mut [u16; 256] {
+        let seed = [key.seed as u32, (key.seed >> 32) as u32];
+        let first = first / GROUP as u64 | (stream as u64) << 63;
         intrinsics! {
             let step = (
-                _mm256_set1_epi64x(i64::from(philox.step as u32)),
-                _mm256_set1_epi64x((philox.step >> 32) as i64),
+                _mm256_set1_epi64x(i64::from(key.step as u32)),
+                _mm256_set1_epi64x((key.step >> 32) as i64),
             );
-            let to: *mut u32 = out.as_mut_ptr().cast();
-            for i in 0..256 / 16 {
-                let out = to.add(16 * i);
-                let group = first / 4 + 4 * i as u64;
+            let to: *mut u16 = out.as_mut_ptr().cast();
+            for i in (0..256).step_by(4 * GROUP) {
+                let out = to.add(i);
+                let group = first + (i / GROUP) as u64;
                 // Groups 0 and 2 in the lower lane of 128 bits, so that interleaving brings 0 and 1
                 // into the lower halves and 2 and 3 into the upper ones.
                 let groups = _mm256_add_epi64(
@@ -540,7 +540,7 @@ impl Vector for Avx2 {
                     _mm256_setr_epi64x(0, 2, 1, 3),
                 );
                 let counter = [groups, _mm256_srli_epi64::<32>(groups), step.0, step.1];
-                let [c0, c1, c2, c3] = self.philox(counter, key);
+                let [c0, c1, c2, c3] = self.philox(counter, seed);
                 let high01 = _mm256_shuffle_epi32::<0b10_10_00_00>(c1);
                 let high23 = _mm256_shuffle_epi32::<0b10_10_00_00>(c3);
                 let pair01 = _mm256_blend_epi32::<0b1010_1010>(c0, high01);
@@ -548,9 +548,9 @@ impl Vector for Avx2 {
                 let front = _mm256_unpacklo_epi64(pair01, pair23); // groups 0 and 1
                 let back = _mm256_unpackhi_epi64(pair01, pair23); // groups 2 and 3
                 _mm256_storeu_si256(out.cast(), front);
-                _mm256_storeu_si256(out.add(8).cast(), back);
+                _mm256_storeu_si256(out.add(2 * GROUP).cast(), back);
             }
-            // All 256 words are written.
+            // All 256 draws are written.
             out.assume_init_mut()
         }
     }

@@ -4,7 +4,7 @@ use super::super::vector::{Lane, Vector};
 use super::super::{generic, scalar};
 use crate::job::{Job, KernelOptions, StateMut, View};
 use half::{bf16, f16};
-use lion_core::philox::PhiloxKey;
+use lion_core::philox::{GROUP, PhiloxKey, ROUNDS, Stream};
 use lion_core::{Slice, SliceMut, SumSquares};
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -56,14 +56,14 @@ static UPPER_WORDS: [u16; 32] = {
     words
 };
 
-/// Loads the words from `16 * j` on.
+/// Loads the draws from `16 * j` on, one per dword.
 ///
 /// # Safety
-/// `16 * j + 16` words can be read, and the CPU has AVX-512.
+/// `16 * j + 16` draws can be read, and the CPU has AVX-512.
 #[inline(always)]
-unsafe fn load_words(words: *const u32, j: usize) -> __m512i {
+unsafe fn load_draws(draws: *const u16, j: usize) -> __m512i {
     // SAFETY: the caller guarantees it.
-    unsafe { _mm512_loadu_si512(words.cast::<__m512i>().add(j)) }
+    unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(draws.cast::<__m256i>().add(j))) }
 }
 
 impl<const VBMI: bool> Avx512<VBMI> {
@@ -91,21 +91,20 @@ impl<const VBMI: bool> Avx512<VBMI> {
 
     /// Rounds to `bf16`, in the upper half of each lane. The lower half is undefined.
     #[inline(always)]
-    fn round_bf16(self, x: __m512, words: Option<__m512i>) -> __m512i {
+    fn round_bf16(self, x: __m512, draws: Option<__m512i>) -> __m512i {
         intrinsics! {
             let bits = _mm512_castps_si512(x);
-            let rounded = match words {
+            let rounded = match draws {
                 None => {
                     // Infinity does not change, because less than one unit is added.
                     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), self.splat_u32(1));
                     _mm512_add_epi32(_mm512_add_epi32(bits, odd), self.splat_u32(0x7FFF))
                 }
-                Some(words) => {
+                Some(draws) => {
                     let infinity = self.splat_u32(0x7F80_0000);
                     let magnitude = _mm512_and_si512(bits, self.splat_u32(MAGNITUDE));
                     let finite = _mm512_cmplt_epi32_mask(magnitude, infinity);
-                    let low = _mm512_and_si512(words, self.splat_u32(0xFFFF));
-                    _mm512_mask_add_epi32(bits, finite, bits, low)
+                    _mm512_mask_add_epi32(bits, finite, bits, draws)
                 }
             };
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
@@ -113,14 +112,14 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
-    /// Two vectors of eight counters of Philox4x32-10, one in the low half of each lane of 64 bits. The high
+    /// Two vectors of eight counters of Philox4x32-7, one in the low half of each lane of 64 bits. The high
     /// halves hold remainders of the products, which no product reads.
     ///
     /// A round depends on the one before. Two independent chains hide the latency.
     #[inline(always)]
     fn philox(self, mut counters: [[__m512i; 4]; 2], key: [u32; 2]) -> [[__m512i; 4]; 2] {
         let [mut k0, mut k1] = key;
-        for _ in 0..10 {
+        for _ in 0..ROUNDS {
             for counter in &mut counters {
                 let [c0, c1, c2, c3] = *counter;
                 intrinsics! {
@@ -213,13 +212,13 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    unsafe fn store_bf16(self, x: [__m512; 4], words: Option<*const u32>, to: *mut bf16) {
-        // SAFETY: the caller guarantees 64 words, and `self` the instructions.
-        let words = |j: usize| words.map(|words| unsafe { load_words(words, j) });
-        let b0 = self.round_bf16(x[0], words(0));
-        let b1 = self.round_bf16(x[1], words(1));
-        let b2 = self.round_bf16(x[2], words(2));
-        let b3 = self.round_bf16(x[3], words(3));
+    unsafe fn store_bf16(self, x: [__m512; 4], draws: Option<*const u16>, to: *mut bf16) {
+        // SAFETY: the caller guarantees 64 draws, and `self` the instructions.
+        let draws = |j: usize| draws.map(|draws| unsafe { load_draws(draws, j) });
+        let b0 = self.round_bf16(x[0], draws(0));
+        let b1 = self.round_bf16(x[1], draws(1));
+        let b2 = self.round_bf16(x[2], draws(2));
+        let b3 = self.round_bf16(x[3], draws(3));
         intrinsics! {
             let to: *mut __m512i = to.cast();
             let upper = self.load_table(&UPPER_WORDS);
@@ -347,16 +346,16 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    unsafe fn encode(self, x: [__m512; 4], words: Option<*const u32>, codes: *mut u8) {
-        let k = match words {
+    unsafe fn encode(self, x: [__m512; 4], draws: Option<*const u16>, codes: *mut u8) {
+        let k = match draws {
             None => self.nearest(x),
-            // SAFETY: the caller guarantees 64 words, and `self` the instructions.
-            Some(words) => unsafe {
+            // SAFETY: the caller guarantees 64 draws, and `self` the instructions.
+            Some(draws) => unsafe {
                 [
-                    self.drawn(x[0], load_words(words, 0)),
-                    self.drawn(x[1], load_words(words, 1)),
-                    self.drawn(x[2], load_words(words, 2)),
-                    self.drawn(x[3], load_words(words, 3)),
+                    self.drawn(x[0], load_draws(draws, 0)),
+                    self.drawn(x[1], load_draws(draws, 1)),
+                    self.drawn(x[2], load_draws(draws, 2)),
+                    self.drawn(x[3], load_draws(draws, 3)),
                 ]
             },
         };
@@ -372,29 +371,31 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    fn words(
+    fn draws(
         self,
-        philox: PhiloxKey,
+        key: PhiloxKey,
+        stream: Stream,
         first: u64,
-        out: &mut MaybeUninit<[u32; 256]>,
-    ) -> &mut [u32; 256] {
-        let key = [philox.seed as u32, (philox.seed >> 32) as u32];
+        out: &mut MaybeUninit<[u16; 256]>,
+    ) -> &mut [u16; 256] {
+        let seed = [key.seed as u32, (key.seed >> 32) as u32];
+        let first = first / GROUP as u64 | (stream as u64) << 63;
         intrinsics! {
             let step = (
-                _mm512_set1_epi64(i64::from(philox.step as u32)),
-                _mm512_set1_epi64((philox.step >> 32) as i64),
+                _mm512_set1_epi64(i64::from(key.step as u32)),
+                _mm512_set1_epi64((key.step >> 32) as i64),
             );
-            let to: *mut u32 = out.as_mut_ptr().cast();
-            for (i, out) in (0..256).step_by(64).map(|i| (i, to.add(i))) {
+            let to: *mut u16 = out.as_mut_ptr().cast();
+            for (i, out) in (0..256).step_by(16 * GROUP).map(|i| (i, to.add(i))) {
                 let groups = [0, 8].map(|behind| {
-                    let group = first / 4 + i as u64 / 4 + behind;
+                    let group = first + (i / GROUP) as u64 + behind;
                     let lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
                     _mm512_add_epi64(_mm512_set1_epi64(group as i64), lanes)
                 });
                 let counters = groups.map(|groups| {
                     [groups, _mm512_srli_epi64::<32>(groups), step.0, step.1]
                 });
-                for (j, [c0, c1, c2, c3]) in self.philox(counters, key).into_iter().enumerate() {
+                for (j, [c0, c1, c2, c3]) in self.philox(counters, seed).into_iter().enumerate() {
                     // Words 0 and 1 of a group side by side, words 2 and 3, then the pairs in order. (A
                     // shift of 32 would be compiled to a 64-bit product, which is much slower.)
                     let high = 0xAAAA; // the high half of each lane
@@ -404,11 +405,11 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
                     let back = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
                     let front = _mm512_permutex2var_epi64(pair01, front, pair23);
                     let back = _mm512_permutex2var_epi64(pair01, back, pair23);
-                    _mm512_storeu_si512(out.add(32 * j).cast(), front);
-                    _mm512_storeu_si512(out.add(32 * j + 16).cast(), back);
+                    _mm512_storeu_si512(out.add(8 * GROUP * j).cast(), front);
+                    _mm512_storeu_si512(out.add(8 * GROUP * j + 4 * GROUP).cast(), back);
                 }
             }
-            // All 256 words are written.
+            // All 256 draws are written.
             out.assume_init_mut()
         }
     }

@@ -227,11 +227,10 @@ impl<const VBMI: bool> Avx512<VBMI> {
     /// Returns the index of one of the two magnitudes around each lane, with the sign of the lane, before it is
     /// clamped.
     #[inline(always)]
-    pub(super) fn drawn(self, x: __m512, words: __m512i) -> __m512i {
+    pub(super) fn drawn(self, x: __m512, draws: __m512i) -> __m512i {
         intrinsics! {
             let unit = _mm512_set1_ps(1.0 / 65_536.0);
-            let high = _mm512_srli_epi32::<16>(words);
-            let fraction = _mm512_mul_ps(_mm512_cvtepi32_ps(high), unit);
+            let fraction = _mm512_mul_ps(_mm512_cvtepi32_ps(draws), unit);
             let at = _mm512_castps_si512(_mm512_add_ps(self.position(x), fraction));
             let sign = self.splat_u32(SIGN);
             let at = _mm512_ternarylogic_epi32::<OR_AND>(at, _mm512_castps_si512(x), sign);

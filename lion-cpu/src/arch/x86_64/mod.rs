@@ -78,16 +78,16 @@ macro_rules! kernel {
             pub(crate) fn quantize(
                 self,
                 m: &[f32],
-                words: Option<&[u32]>,
+                draws: Option<&[u16]>,
                 codes: &mut [u8],
             ) -> f32 {
                 #[target_feature(enable = $features)]
-                fn inner(v: $vector, m: &[f32], words: Option<&[u32]>, codes: &mut [u8]) -> f32 {
-                    generic::quantize_block(v, m, words, codes)
+                fn inner(v: $vector, m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32 {
+                    generic::quantize_block(v, m, draws, codes)
                 }
 
                 // SAFETY: `self` proves that the CPU has the instructions.
-                unsafe { inner(self, m, words, codes) }
+                unsafe { inner(self, m, draws, codes) }
             }
 
             /// Computes [`lion_quant::dequantize_block`].
