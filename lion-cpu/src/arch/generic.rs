@@ -445,3 +445,41 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::{avx2::Avx2, avx512::Avx512};
+    use lion_core::philox::PhiloxKey;
+
+    fn draws_are_those_of_the_key<V: Vector>(name: &str, vector: Option<V>) {
+        let Some(v) = vector else {
+            println!("SKIPPED {name}: this CPU does not have the instruction set");
+            return;
+        };
+        let keys = [
+            (0, 1),
+            (u64::MAX, (7 << 32) + 3),
+            (0x0123_4567_89AB_CDEF, 42),
+        ];
+        // Beyond 2^35, the second word of the counter is not 0.
+        for first in [0, 256, (1 << 35) - 256, 5 << 36] {
+            for (seed, step) in keys {
+                let key = PhiloxKey::new(seed, step);
+                for stream in [Stream::Param, Stream::State] {
+                    let mut wanted = [0; BLOCK];
+                    key.fill(stream, first, &mut wanted);
+                    let mut draws = MaybeUninit::uninit();
+                    assert_eq!(v.draws(key, stream, first, &mut draws), &wanted, "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn draws_are_those_of_the_key_on_each_instruction_set() {
+        draws_are_those_of_the_key("avx2", Avx2::new());
+        draws_are_those_of_the_key("avx512", Avx512::<false>::new());
+        draws_are_those_of_the_key("avx512vbmi", Avx512::<true>::new());
+    }
+}
