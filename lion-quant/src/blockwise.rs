@@ -1,7 +1,7 @@
 //! Blockwise quantization: each block of 256 elements has one absmax, and each element has a code.
 
 use crate::codebook::{CODEBOOK, ZERO_CODE};
-use crate::position::position;
+use crate::position::{nearest_positions, positions};
 use lion_core::BLOCK;
 use lion_core::philox::{PhiloxKey, Stream};
 use lion_float_mode::in_default_mode;
@@ -75,25 +75,48 @@ fn check_length(buffer: &'static str, given: usize, wanted: usize) -> Result<(),
 /// ```
 #[inline(always)]
 pub fn top_bits(x: &[f32]) -> u32 {
-    x.iter()
-        .fold(0, |top, x| top.max(x.to_bits() & 0x7FFF_FFFF))
+    // Of signed integers, because SSE2 has no maximum of unsigned ones. Without the sign, none is negative.
+    let magnitudes = x.iter().map(|x| (x.to_bits() & 0x7FFF_FFFF) as i32);
+    magnitudes.fold(0, i32::max) as u32
 }
 
-/// Returns the code of the codeword nearest to `x`. `x` is already divided by the absmax of its block.
+/// Rounds a position to an integer, half to even.
 #[inline(always)]
-fn nearest_code(x: f32) -> u8 {
-    // 1.5 * 2^23. Floats of this size are integers, so the sum is rounded to an integer, half to even.
+fn rounded(position: f32) -> u32 {
+    // 1.5 * 2^23. Floats of this size are integers, so the sum is rounded to an integer.
     const ROUND: f32 = 12_582_912.0;
-    let k = (position(x.abs()) + ROUND).to_bits() - ROUND.to_bits();
-    signed_code(x, k)
+    (position + ROUND).to_bits() - ROUND.to_bits()
 }
 
-/// Returns the code of one of the two codewords around `x`. The probability of the upper one is the
-/// relative position of `x` between the two.
+/// Rounds a position to one of the two integers around it. The probability of the upper one is the fractional
+/// part of the position.
 #[inline(always)]
-fn stochastic_code(x: f32, draw: u16) -> u8 {
+fn drawn(position: f32, draw: u16) -> u32 {
     let fraction = f32::from(draw) * (1.0 / 65_536.0);
-    signed_code(x, (position(x.abs()) + fraction) as i32 as u32)
+    (position + fraction) as i32 as u32
+}
+
+/// Returns the codes of numbers that are divided by the absmax of their block: of the nearest codewords or, with
+/// `draws`, of one of the two codewords around each.
+#[inline(always)]
+fn codes_of<const N: usize>(x: &[f32; N], draws: Option<&[u16; N]>) -> [u8; N] {
+    let mut codes = [0; N];
+    let mut at = x.map(f32::abs);
+    match draws {
+        None => {
+            nearest_positions(&mut at);
+            for ((code, &x), at) in codes.iter_mut().zip(x).zip(at) {
+                *code = signed_code(x, rounded(at));
+            }
+        }
+        Some(draws) => {
+            positions(&mut at);
+            for (((code, &x), at), &draw) in codes.iter_mut().zip(x).zip(at).zip(draws) {
+                *code = signed_code(x, drawn(at, draw));
+            }
+        }
+    }
+    codes
 }
 
 /// Returns the code of `MAGNITUDES[k]` with the sign of `x`. The codebook has no -1.0, so for a negative
@@ -138,14 +161,41 @@ pub fn quantize_block(m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32
     }
     let inverse = 1.0 / top;
     let draws = draws.unwrap_or_default();
-    let drawn = draws.len().min(len);
-    for ((code, &x), &draw) in codes.iter_mut().zip(m).zip(draws) {
-        *code = stochastic_code(x * inverse, draw);
-    }
-    for (code, &x) in codes[drawn..].iter_mut().zip(&m[drawn..]) {
-        *code = nearest_code(x * inverse);
-    }
+    let (drawn, rest) = m.split_at(draws.len().min(len));
+    let (drawn_codes, rest_codes) = codes.split_at_mut(drawn.len());
+    quantize_by_draws(drawn, inverse, draws, drawn_codes);
+    quantize_to_nearest(rest, inverse, rest_codes);
     top
+}
+
+/// Elements that are quantized at a time.
+const CHUNK: usize = 64;
+
+/// Quantizes numbers to the nearest codewords.
+#[inline(always)]
+fn quantize_to_nearest(m: &[f32], inverse: f32, codes: &mut [u8]) {
+    let (chunks, tail) = m.as_chunks::<CHUNK>();
+    let (codes, codes_tail) = codes.as_chunks_mut::<CHUNK>();
+    for (m, codes) in chunks.iter().zip(codes) {
+        *codes = codes_of(&m.map(|m| m * inverse), None);
+    }
+    for (&m, code) in tail.iter().zip(codes_tail) {
+        [*code] = codes_of(&[m * inverse], None);
+    }
+}
+
+/// Quantizes numbers stochastically. There is a draw for each.
+#[inline(always)]
+fn quantize_by_draws(m: &[f32], inverse: f32, draws: &[u16], codes: &mut [u8]) {
+    let (chunks, tail) = m.as_chunks::<CHUNK>();
+    let (draws, draws_tail) = draws.as_chunks::<CHUNK>();
+    let (codes, codes_tail) = codes.as_chunks_mut::<CHUNK>();
+    for ((m, draws), codes) in chunks.iter().zip(draws).zip(codes) {
+        *codes = codes_of(&m.map(|m| m * inverse), Some(draws));
+    }
+    for ((&m, &draw), code) in tail.iter().zip(draws_tail).zip(codes_tail) {
+        [*code] = codes_of(&[m * inverse], Some(&[draw]));
+    }
 }
 
 /// Dequantizes a block of at most 256 elements: `m[i] = CODEBOOK[codes[i]] * absmax`. The function writes
@@ -274,12 +324,10 @@ mod tests {
     #[test]
     fn rounds_half_to_even_and_clamps() {
         // The largest element divided by itself may come out just above 1.
-        assert_eq!(nearest_code(1.0), 255);
-        assert_eq!(nearest_code(1.0 + f32::EPSILON), 255);
-        assert_eq!(nearest_code(-1.0 - f32::EPSILON), 0);
-        assert_eq!(stochastic_code(1.0, u16::MAX), 255);
-        assert_eq!(stochastic_code(-1.0, u16::MAX), 0);
-        assert_eq!(nearest_code(-0.0), ZERO_CODE);
+        let x = [1.0, 1.0 + f32::EPSILON, -1.0 - f32::EPSILON, -1.0, -0.0];
+        assert_eq!(codes_of(&x, None), [255, 255, 0, 0, ZERO_CODE]);
+        let draws = [u16::MAX, u16::MAX, u16::MAX, u16::MAX, 0];
+        assert_eq!(codes_of(&x, Some(&draws)), [255, 255, 0, 0, ZERO_CODE]);
     }
 
     #[test]

@@ -68,6 +68,140 @@ pub fn position(a: f32) -> f32 {
     (a * f32::from_bits(slope)) + f32::from_bits(offset)
 }
 
+/// The offset of a key: the upper half of a number without its sign, minus this, without the lower four bits. A
+/// key stands for an eighth of a binade, so that keys fit bytes. Smaller numbers have the key 0.
+const KEY_BASE: u16 = 0x343C;
+
+/// Upper halves from this one to that of 1.0 have the key [`LAST_KEY`].
+const LAST_UPPER_HALF: u16 = 0x3F7E;
+
+/// The largest key.
+const LAST_KEY: u8 = ((LAST_UPPER_HALF - KEY_BASE) >> 4) as u8 + 1;
+
+/// The piece of [`position`] for a key, from which the nearest codeword follows.
+///
+/// Where a key stands for numbers of two pieces, either piece will do: around each threshold, both lines round
+/// to the same index. The range in which they do has a boundary between keys for all thresholds but the last
+/// one, which [`LAST_KEY`] is for.
+const PIECE_OF_KEY: [u8; 256] = {
+    let mut pieces = [PIECES as u8 - 1; 256];
+    let mut key = 0;
+    while key < LAST_KEY as usize {
+        let middle = (KEY_BASE as u32 + 16 * key as u32 + 8) << 16;
+        let mut s = 0;
+        while s < PIECES - 2 && THRESHOLDS[s].to_bits() < middle {
+            s += 1;
+        }
+        pieces[key] = s as u8;
+        key += 1;
+    }
+    pieces
+};
+
+/// The slope and the offset of the piece for a key.
+static LINE_OF_KEY: [(f32, f32); 256] = {
+    let mut lines = [(0.0, 0.0); 256];
+    let mut key = 0;
+    while key < 256 {
+        let s = PIECE_OF_KEY[key] as usize;
+        lines[key] = (SLOPES[s], OFFSETS[s]);
+        key += 1;
+    }
+    lines
+};
+
+/// What decides the piece of a number exactly, by its key: a key stands for numbers of at most two pieces.
+#[derive(Clone, Copy)]
+struct Pair {
+    /// The threshold between the two pieces, infinite if there is only one.
+    threshold: f32,
+    /// The slopes and offsets of the pieces up to the threshold and beyond it.
+    lines: [(f32, f32); 2],
+}
+
+static PAIR_OF_KEY: [Pair; 256] = {
+    const NONE: Pair = Pair {
+        threshold: f32::INFINITY,
+        lines: [(0.0, 0.0); 2],
+    };
+    let mut pairs = [NONE; 256];
+    let mut key = 0;
+    while key < 256 {
+        // The numbers of the last key and of the one before share an eighth of a binade.
+        let eighth = if key < LAST_KEY as usize {
+            key
+        } else {
+            LAST_KEY as usize - 1
+        };
+        let (mut first, mut last) = (0, 0);
+        let mut s = 0;
+        while s < PIECES - 1 {
+            let bits = THRESHOLDS[s].to_bits();
+            // Key 0 also stands for all numbers below.
+            if eighth > 0 && bits < (KEY_BASE as u32 + 16 * eighth as u32) << 16 {
+                first = s + 1;
+            }
+            if bits < (KEY_BASE as u32 + 16 * (eighth as u32 + 1)) << 16 {
+                last = s + 1;
+            }
+            s += 1;
+        }
+        assert!(last <= first + 1, "a key stands for at most two pieces");
+        pairs[key].lines = [
+            (SLOPES[first], OFFSETS[first]),
+            (SLOPES[last], OFFSETS[last]),
+        ];
+        if last > first {
+            pairs[key].threshold = THRESHOLDS[first];
+        }
+        key += 1;
+    }
+    pairs
+};
+
+/// Returns the key of a magnitude, which is finite and at most about 1.
+#[inline(always)]
+fn key(a: f32) -> u8 {
+    // Signed numbers, whose maximum SSE2 computes in fewer operations. All of them are below 2^16.
+    let upper = (a.to_bits() >> 16) as i32;
+    let base = i32::from(KEY_BASE);
+    let key = (upper.max(base) - base) >> 4;
+    if upper >= i32::from(LAST_UPPER_HALF) {
+        LAST_KEY
+    } else {
+        key as u8
+    }
+}
+
+/// Replaces magnitudes with numbers that round to the index of the nearest magnitude, as [`position`] does.
+///
+/// One loop computes keys and the other looks up lines, so that the first one vectorizes.
+#[inline(always)]
+pub(crate) fn nearest_positions<const N: usize>(a: &mut [f32; N]) {
+    let mut keys = [0; N];
+    for (key_of, &a) in keys.iter_mut().zip(&*a) {
+        *key_of = key(a);
+    }
+    for (a, key) in a.iter_mut().zip(keys) {
+        let (slope, offset) = LINE_OF_KEY[usize::from(key)];
+        *a = (*a * slope) + offset;
+    }
+}
+
+/// Replaces magnitudes with their [`position`]s.
+#[inline(always)]
+pub(crate) fn positions<const N: usize>(a: &mut [f32; N]) {
+    let mut keys = [0; N];
+    for (key_of, &a) in keys.iter_mut().zip(&*a) {
+        *key_of = key(a);
+    }
+    for (a, key) in a.iter_mut().zip(keys) {
+        let pair = &PAIR_OF_KEY[usize::from(key)];
+        let (slope, offset) = pair.lines[usize::from(pair.threshold < *a)];
+        *a = (*a * slope) + offset;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,5 +217,35 @@ mod tests {
     fn the_thresholds_rise() {
         assert!(THRESHOLDS.is_sorted_by(|a, b| a < b));
         assert_eq!(THRESHOLDS[PIECES - 2], MAGNITUDES[127]);
+    }
+
+    /// All magnitudes with the keys around a threshold, and some of the others.
+    fn magnitudes() -> impl Iterator<Item = f32> {
+        let step = if cfg!(miri) { 1 << 12 } else { 1 };
+        let around = THRESHOLDS.into_iter().flat_map(move |threshold| {
+            let eighth = threshold.to_bits() >> 20 << 20;
+            (eighth.saturating_sub(1 << 20)..eighth + (2 << 20)).step_by(step)
+        });
+        let others = (0..=1f32.to_bits()).step_by(if cfg!(miri) { 1 << 20 } else { 127 });
+        let beyond = [f32::EPSILON, 2.0 * f32::EPSILON].map(|more| (1.0 + more).to_bits());
+        let bits = around.chain(others).chain(beyond);
+        bits.map(f32::from_bits)
+            .filter(|&a| a <= 1.0 + 2.0 * f32::EPSILON)
+    }
+
+    #[test]
+    fn positions_by_key_are_those_of_position() {
+        let mut tried = 0;
+        for a in magnitudes() {
+            let mut by_key = [a];
+            positions(&mut by_key);
+            assert_eq!(by_key[0].to_bits(), position(a).to_bits(), "{a:e}");
+            let mut nearest = [a];
+            nearest_positions(&mut nearest);
+            let wanted = position(a).round_ties_even();
+            assert_eq!(nearest[0].round_ties_even(), wanted, "{a:e}");
+            tried += 1;
+        }
+        assert!(tried > if cfg!(miri) { 1000 } else { 30_000_000 });
     }
 }

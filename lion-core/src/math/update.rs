@@ -89,13 +89,8 @@ impl StepConstants {
     pub fn parameter(&self, p: f32, g: f32, m: f32) -> f32 {
         let c = self.direction(g, m);
         // The sign of 0 and of NaN is 0 here. `f32::signum` returns 1 or NaN for them.
-        let step = if c > 0.0 {
-            self.lr
-        } else if c < 0.0 {
-            -self.lr
-        } else {
-            0.0
-        };
+        let moves = u32::from(c.abs() > 0.0).wrapping_neg();
+        let step = f32::from_bits(self.lr.copysign(c).to_bits() & moves);
         let new = (p * self.decay) - step;
         if self.skip_zeros & (g == 0.0) { p } else { new }
     }

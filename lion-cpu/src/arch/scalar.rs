@@ -8,6 +8,7 @@ use crate::job::{Job, KernelOptions, StateMut, StateRef, View};
 use crate::squares::PART_BLOCKS;
 use lion_core::norm::block_sum_squares;
 use lion_core::philox::Stream;
+use lion_core::update::StepConstants;
 use lion_core::{BLOCK, Element, Slice, SliceMut, SumSquares};
 use lion_quant::{dequantize_block, quantize_block, top_bits};
 use std::ops::Range;
@@ -177,6 +178,7 @@ fn step<P: Element, G: Element, S: Block>(
 }
 
 /// Steps one block. If a new momentum is not finite, leaves the block unchanged and returns `false`.
+#[inline(always)]
 pub(super) fn step_block<P: Element, G: Element, S: Block>(
     p: &mut [P],
     g: &[G],
@@ -184,8 +186,26 @@ pub(super) fn step_block<P: Element, G: Element, S: Block>(
     first: u64,
     options: &KernelOptions,
 ) -> bool {
+    let constants = options.constants;
+    if constants.skip_zeros {
+        return step_block_with(constants, p, g, state, first, options);
+    }
+    // With a constant in place of the option, the loops have no test for it.
+    let mut plain = constants;
+    plain.skip_zeros = false;
+    step_block_with(plain, p, g, state, first, options)
+}
+
+#[inline(always)]
+fn step_block_with<P: Element, G: Element, S: Block>(
+    c: StepConstants,
+    p: &mut [P],
+    g: &[G],
+    state: S,
+    first: u64,
+    options: &KernelOptions,
+) -> bool {
     let n = p.len();
-    let c = &options.constants;
     let (mut old, mut gradient, mut new) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
     let (old, gradient, new) = (&mut old[..n], &mut gradient[..n], &mut new[..n]);
 
