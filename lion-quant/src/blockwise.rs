@@ -80,11 +80,13 @@ pub fn top_bits(x: &[f32]) -> u32 {
     magnitudes.fold(0, i32::max) as u32
 }
 
+/// 1.5 * 2^23. Floats of this size are integers, so a small number that is added to it is rounded to an integer, half
+/// to even.
+const ROUND: f32 = 12_582_912.0;
+
 /// Rounds a position to an integer, half to even.
 #[inline(always)]
 fn rounded(position: f32) -> u32 {
-    // 1.5 * 2^23. Floats of this size are integers, so the sum is rounded to an integer.
-    const ROUND: f32 = 12_582_912.0;
     (position + ROUND).to_bits() - ROUND.to_bits()
 }
 
@@ -92,8 +94,11 @@ fn rounded(position: f32) -> u32 {
 /// part of the position.
 #[inline(always)]
 fn drawn(position: f32, draw: u16) -> u32 {
-    let fraction = f32::from(draw) * (1.0 / 65_536.0);
-    (position + fraction) as i32 as u32
+    let x = position + f32::from(draw) * (1.0 / 65_536.0);
+    // Rounds down. A cast to an integer would do the same, but does not vectorize.
+    let nearest = x + ROUND;
+    let is_above = nearest - ROUND > x;
+    nearest.to_bits() - ROUND.to_bits() - u32::from(is_above)
 }
 
 /// Returns the codes of numbers that are divided by the absmax of their block: of the nearest codewords or, with
