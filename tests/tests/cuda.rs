@@ -247,7 +247,7 @@ fn states_and_arrays_of_others_are_refused() {
     let error = array.read((&mut [0.0f32; 3][..]).into()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the host's array has 3 elements of f32, wanted 4 of f32"
+        "the array has 3 elements of f32, wanted 4 of f32"
     );
 }
 
@@ -288,7 +288,7 @@ fn a_fault_on_the_device_is_told_by_the_call_that_waits() {
     };
     let text = source(&error);
     assert!(
-        text.contains("work that was queued before has failed"),
+        text.contains("work that was queued earlier has failed"),
         "{text}"
     );
     assert!(text.contains("(700)"), "{text}");

@@ -88,7 +88,7 @@ fn a_buffer_of_another_device_is_refused_by_name() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
-    let message = "the gradient of parameter `w` lies in the memory of CUDA device 1, wanted memory of device 0";
+    let message = "the gradient of parameter `w` is in the memory of CUDA device 1, wanted memory of device 0";
     assert!(text.contains(message), "{text}");
 }
 

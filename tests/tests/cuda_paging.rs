@@ -335,7 +335,7 @@ fn pinned_memory_takes_its_place_if_the_user_says_so() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
     assert!(
-        text.contains("has no unified memory that moves ahead of its use"),
+        text.contains("cannot prefetch unified memory"),
         "{text}"
     );
     assert!(text.contains("mover: pinned memory of"), "{text}");
