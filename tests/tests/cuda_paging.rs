@@ -334,10 +334,7 @@ fn pinned_memory_takes_its_place_if_the_user_says_so() {
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
-    assert!(
-        text.contains("cannot prefetch unified memory"),
-        "{text}"
-    );
+    assert!(text.contains("cannot prefetch unified memory"), "{text}");
     assert!(text.contains("mover: pinned memory of"), "{text}");
     assert!(text.contains("stepped"), "{text}");
 }
