@@ -18,7 +18,7 @@ const _: () = assert!(TILE == 2048, "the kernels are compiled for this length");
 /// A piece is described as the tensor without its other tiles: `len` is the end of the piece, `first_tile`
 /// skips the tiles before it, and `state` and `absmax` are the addresses that element 0 of the tensor would
 /// have. The kernels then compute the positions of the elements in the tensor, which determine the random
-/// words of stochastic rounding.
+/// words of stochastic rounding. A piece is the only row of its table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct TensorDesc {
@@ -296,10 +296,9 @@ mod tests {
         let piece = row(9000).piece(&(4096..8192));
         assert_eq!((piece.len, piece.tiles()), (8192, 2));
         // The kernels subtract `first_tile` from the tile of the launch, so tile 0 is tile 2 of the tensor.
-        let kind = Kind::of_gradient(Dtype::F32);
-        let table = TensorTable::new([(kind, row(2049)), (kind, piece)]);
-        assert_eq!(2u64.wrapping_sub(table.rows[1].first_tile), 2);
-        assert_eq!(table.launches[0].tiles, 4);
+        let table = TensorTable::new([(Kind::of_gradient(Dtype::F32), piece)]);
+        assert_eq!(0u64.wrapping_sub(table.rows[0].first_tile), 2);
+        assert_eq!(table.launches[0].tiles, 2);
     }
 
     #[test]
