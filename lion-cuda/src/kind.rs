@@ -44,8 +44,7 @@ impl Task {
 }
 
 impl Kind {
-    /// Returns the kind of a tensor that is stepped. `flags` are those of its
-    /// [`TensorDesc`](crate::tensor_table::TensorDesc).
+    /// Returns the kind of a tensor that is stepped. `flags` are the flags of its row in the table.
     pub(crate) fn of_step(tensor: &TensorStep<'_>, flags: u32) -> Self {
         Kind {
             options: flags != 0,

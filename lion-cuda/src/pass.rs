@@ -26,28 +26,30 @@ pub(crate) fn step(
             .map(|tensor| (tensor.state.residence(), tensor.kind.is_clipped)),
     );
     let residency = order.begin(pager, Pass::Step)?;
+    let mut run = Run {
+        queue,
+        residency: &*residency,
+        tensors: &tensors,
+    };
     for group in order.groups() {
-        let mut run = Run {
-            queue,
-            residency: &*residency,
-            tensors: &tensors,
-        };
-        let mut lr = None;
-        // A batch of ordinary states computes its norms itself, from the same table.
+        // The batch of ordinary states computes their norms itself, from the same table. So these reads are of
+        // the paged tensor that is clipped: a group has at most one.
+        let mut clipped = None;
         for piece in group.reads.iter().filter(|piece| is_paged(piece)) {
             run.batch(std::slice::from_ref(piece), &[Task::Norm], None)?;
-            lr = Some(piece.tensor);
+            clipped = Some(piece.tensor);
         }
-        // A group has at most one paged tensor that is clipped, which is its first one.
-        let clipped = lr;
-        let lr = clipped.map(|tensor| run.clip(tensor)).transpose()?;
+        let lr = match clipped {
+            Some(tensor) => Some(run.clip(tensor)?),
+            None => None,
+        };
         for pieces in batches(group.writes) {
-            let [first, ..] = pieces else { continue };
-            if is_paged(first) {
-                let lr = lr.filter(|_| clipped == Some(first.tensor));
-                run.batch(pieces, &[Task::Step], lr)?;
-            } else {
-                run.batch(pieces, &[Task::Norm, Task::Clip, Task::Step], None)?;
+            match pieces {
+                [piece] if is_paged(piece) => {
+                    let lr = lr.filter(|_| clipped == Some(piece.tensor));
+                    run.batch(pieces, &[Task::Step], lr)?;
+                }
+                _ => run.batch(pieces, &[Task::Norm, Task::Clip, Task::Step], None)?,
             }
         }
     }
