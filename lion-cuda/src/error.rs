@@ -208,7 +208,7 @@ impl fmt::Display for CudaError {
                 version(*wanted)
             ),
             CudaError::OutOfMemory { bytes: 0 } => {
-                f.write_str("the device has not enough memory for a context and the kernels")
+                f.write_str("the device does not have enough memory for a context, a stream or the kernels")
             }
             CudaError::OutOfMemory { bytes } => {
                 write!(f, "could not allocate {bytes} bytes of device memory")

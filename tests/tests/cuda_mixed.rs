@@ -1,5 +1,5 @@
-//! One step on a CUDA device of tensors that differ in everything: ordinary and paged states, clipped or not, arrays in host
-//! and in device memory, in mixed order. Each tensor gets the bits that it gets alone on the scalar CPU backend.
+//! A single step on a CUDA device of tensors with ordinary and paged states, clipped and not, in host and in device memory, in
+//! mixed order. Each tensor gets the bits that it gets alone on the scalar CPU backend.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::{Cpu, Isa};
@@ -65,7 +65,7 @@ const SPECS: [Spec; 9] = [
     spec("i", (33_000, Dtype::F32, 32), true, 0.0, true),
 ];
 
-/// A parameter where its spec wants it.
+/// A parameter or a gradient in the memory that its spec names.
 enum Param {
     Host(Tensor),
     Device(DeviceArray),
@@ -316,7 +316,7 @@ fn ordinary_states_share_their_launches_whatever_is_paged_beside_them() {
         );
         return;
     };
-    // One kind after the other, clipped kinds with their norms.
+    // The kinds in the order of their first tensors. A clipped kind has its norms first.
     let wanted = [
         "lion8_bf16_bf16_options",
         "norm32_f32_f32",
@@ -329,7 +329,7 @@ fn ordinary_states_share_their_launches_whatever_is_paged_beside_them() {
     ];
     let ordinary = kernels(&[1, 2, 4, 6]).unwrap();
     assert_eq!(ordinary, wanted);
-    // They come first. After them, each of the two clipped tensors with pages has its learning rate clipped once.
+    // They are first. The learning rate of each of the two paged tensors that are clipped is clipped once.
     let (first, rest) = mixed.split_at(wanted.len());
     assert_eq!(first, wanted);
     let clips = rest.iter().filter(|kernel| *kernel == "limit").count();
