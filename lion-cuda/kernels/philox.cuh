@@ -1,8 +1,8 @@
-// Random bits: Philox4x32-10 (Salmon et al., SC'11).
+// The random number generator Philox4x32-10 (Salmon et al., SC'11).
 #pragma once
 #include "tensor.cuh"
 
-// The words of elements 4 * group to 4 * group + 3.
+// Returns the random words of elements 4 * group to 4 * group + 3.
 __device__ uint4 random_words(u64 group, u64 seed, u64 step) {
     u32 c0 = u32(group), c1 = u32(group >> 32), c2 = u32(step), c3 = u32(step >> 32);
     u32 k0 = u32(seed), k1 = u32(seed >> 32);

@@ -49,14 +49,14 @@ fn without_a_driver_the_cpu_is_used() {
 #[test]
 fn a_driver_without_devices_is_not_used() {
     let (said, backend) = with(&emulator(), &[("LION_EMULATED_DEVICES", "0")]);
-    assert_eq!(said, "the CUDA driver finds no device");
+    assert_eq!(said, "the CUDA driver has no device");
     assert_eq!(backend, "scalar");
 }
 
 #[test]
 fn a_driver_that_is_too_old_is_not_used() {
     let (said, backend) = with(&emulator(), &[("LION_EMULATED_DRIVER_VERSION", "10020")]);
-    let wanted = "the CUDA driver is of version 10.2, wanted 11.0 or newer";
+    let wanted = "the CUDA driver supports CUDA 10.2, wanted 11.0 or newer";
     assert_eq!((said.as_str(), backend.as_str()), (wanted, "scalar"));
 }
 

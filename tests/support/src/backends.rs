@@ -2,7 +2,7 @@
 
 use crate::driver;
 use lion::cpu::{Cpu, Isa};
-use lion::cuda::{Cuda, CudaError, cust, is_emulated, use_library};
+use lion::cuda::{Cuda, cust, is_emulated, use_library};
 use lion::{
     Paging,
     backend::{
@@ -195,9 +195,9 @@ fn open_cuda(emulated: Option<bool>) -> Result<Arc<Cuda>, String> {
                 match (emulated, driver::system()) {
                     (Some(false), Err(reason)) => return Err(reason),
                     (Some(true), _) | (None, Err(_)) => match use_library(emulator()) {
-                        // The driver that is already open may be the right one. This is checked
-                        // below.
-                        Ok(()) | Err(CudaError::DriverInUse { .. }) => {}
+                        // If another driver is already open, it may be the right one. This is
+                        // checked below.
+                        Ok(_) => {}
                         Err(error) => return Err(error.to_string()),
                     },
                     (Some(false) | None, Ok(())) => {}
