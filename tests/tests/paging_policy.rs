@@ -239,7 +239,7 @@ fn any_history_stays_within_budget() {
                 }
                 uses.extend(writes(run));
             }
-            let visit = [Pass::Step, Pass::Step, Pass::Survey, Pass::Aside][rng.below(4)];
+            let visit = [Pass::Step, Pass::Step, Pass::Survey, Pass::Uncounted][rng.below(4)];
             let actions = policy.plan(&uses, visit).unwrap();
             machine.run(&uses, &actions);
             assert_eq!(policy.resident(), machine.resident());
