@@ -88,7 +88,7 @@ fn bytes_of_a_step_beside(others: usize) -> u64 {
 }
 
 #[test]
-fn a_step_allocates_nothing_for_parameters_that_are_not_in_it() {
+fn a_step_allocates_nothing_for_other_registered_parameters() {
     let _alone = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     let _profiler = dhat::Profiler::builder().testing().build();
     let (few, many) = (bytes_of_a_step_beside(10), bytes_of_a_step_beside(5_000));

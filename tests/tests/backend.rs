@@ -95,7 +95,7 @@ impl DeviceMemory for Elsewhere {
 }
 
 #[test]
-fn the_cpu_refuses_memory_of_a_device_and_changes_nothing() {
+fn cpu_rejects_device_memory_and_changes_nothing() {
     let mut lion = Lion::builder()
         .backend(Cpu::new().unwrap())
         .build()
@@ -203,7 +203,7 @@ fn errors_of_a_backend_name_the_parameter_and_keep_their_source() {
 
 /// More memory than an address space has is an error and not an abort.
 #[test]
-fn memory_that_cannot_be_had_is_an_error() {
+fn failed_allocation_is_an_error() {
     let mut lion = Lion::builder().build().unwrap();
     let spec = ParamSpec::new("vast", usize::MAX / 4, Dtype::F32);
     let error = lion.register(spec).unwrap_err();
@@ -247,7 +247,7 @@ impl<B: Backend> Backend for Swapping<B> {
 
 /// A state of another length than its parameter was stepped as far as the shorter one went.
 #[test]
-fn states_that_do_not_fit_are_refused_and_nothing_changes() {
+fn states_of_another_length_are_rejected_and_nothing_changes() {
     let sizes = [
         ((600, 8), (344, 8)),
         ((344, 32), (600, 32)),

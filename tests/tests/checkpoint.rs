@@ -57,7 +57,7 @@ fn everything(lion: &Lion) -> String {
 }
 
 #[test]
-fn settings_orders_steps_and_seeds_come_back() {
+fn load_restores_settings_orders_steps_and_seeds() {
     let (_folder, path) = folder();
     let mut lion = Lion::builder()
         .lr(0.1)
@@ -128,7 +128,7 @@ fn settings_orders_steps_and_seeds_come_back() {
 }
 
 #[test]
-fn what_differs_is_listed_whole_and_nothing_is_loaded() {
+fn mismatch_lists_every_difference_and_loads_nothing() {
     let (_folder, path) = folder();
     let mut lion = Lion::builder().build().unwrap();
     for name in ["a", "b", "c", "d", "e"] {
@@ -180,7 +180,7 @@ fn what_differs_is_listed_whole_and_nothing_is_loaded() {
 }
 
 #[test]
-fn settings_are_kept_where_asked_for_and_seeds_still_come() {
+fn keep_settings_keeps_settings_and_loads_seeds() {
     let (_folder, path) = folder();
     let register = |lion: &mut Lion| {
         let spec = ParamSpec::new("w", 4, Dtype::Bf16);
@@ -221,7 +221,7 @@ fn offset_of(path: &Path, name: &str, plane: usize) -> u64 {
 }
 
 #[test]
-fn a_damaged_plane_changes_neither_a_fresh_optimizer_nor_a_used_one() {
+fn damaged_plane_changes_neither_a_fresh_nor_a_used_optimizer() {
     let (_folder, path) = folder();
     let lion = stepped();
     lion.save(&path).unwrap();
@@ -264,7 +264,7 @@ fn a_damaged_plane_changes_neither_a_fresh_optimizer_nor_a_used_one() {
 }
 
 #[test]
-fn files_that_are_none_are_named() {
+fn files_that_are_not_checkpoints_are_rejected_with_the_reason() {
     let (_folder, path) = folder();
     let mut lion = stepped();
     let before = everything(&lion);
@@ -318,7 +318,7 @@ fn files_that_are_none_are_named() {
 
 /// Names of parameters and groups, and the optimizer, that the format has no room for.
 #[test]
-fn what_the_format_has_no_room_for_is_refused_and_the_old_file_stays() {
+fn save_rejects_what_the_format_cannot_hold_and_keeps_the_old_file() {
     let (_folder, path) = folder();
     fs::write(&path, "old").unwrap();
     let mut lion = Lion::builder().build().unwrap();
@@ -394,7 +394,7 @@ fn eight_bit_checkpoints_are_small() {
 }
 
 #[test]
-fn a_rotation_removes_its_own_files_alone() {
+fn rotation_removes_only_its_own_files() {
     let folder = tempfile::tempdir().unwrap();
     let others = [
         "run-x.lion",
@@ -435,7 +435,7 @@ fn a_rotation_removes_its_own_files_alone() {
 }
 
 #[test]
-fn a_rotation_removes_what_killed_saves_of_any_step_have_left() {
+fn rotation_removes_temporary_files_of_killed_saves() {
     let folder = tempfile::tempdir().unwrap();
     let own = [".run-3.lion.abc123.unfinished", ".run-40.lion.0.unfinished"];
     let others = [
@@ -460,7 +460,7 @@ fn a_rotation_removes_what_killed_saves_of_any_step_have_left() {
 }
 
 #[test]
-fn a_rotation_passes_over_folders() {
+fn rotation_ignores_folders() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("run-5.lion")).unwrap();
     let rotation = Rotation::new(folder.path(), "run", 1);
@@ -477,7 +477,7 @@ fn a_rotation_passes_over_folders() {
 }
 
 #[test]
-fn a_rotation_refuses_names_that_are_no_part_of_a_file_name() {
+fn rotation_rejects_names_with_path_separators() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("a")).unwrap();
     let lion = stepped();
@@ -506,7 +506,7 @@ fn a_rotation_refuses_names_that_are_no_part_of_a_file_name() {
 }
 
 #[test]
-fn savers_of_one_rotation_do_not_meet_each_others_removals() {
+fn concurrent_savers_of_one_rotation_tolerate_each_others_removals() {
     let folder = tempfile::tempdir().unwrap();
     let rotation = Rotation::new(folder.path(), "run", 1);
     let lion = stepped();
@@ -526,7 +526,7 @@ fn savers_of_one_rotation_do_not_meet_each_others_removals() {
 /// Where states lie is a machine's and not a run's: it is not in the file.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_run_goes_on_with_paging_on_and_off() {
+fn run_continues_with_paging_on_and_off() {
     let (folder, path) = folder();
     let run = |paged: bool| {
         let builder = Lion::builder().optim_bits(8).lr(0.25).is_paged(paged);

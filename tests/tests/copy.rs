@@ -8,7 +8,7 @@ use lion_test_support::{FailingWrites, backends};
 const LEN: usize = 300_000;
 
 #[test]
-fn a_copy_steps_as_its_original_on_every_backend() {
+fn clone_steps_like_its_original_on_every_backend() {
     for candidate in backends() {
         let name = candidate.name;
         let backend = match candidate.open() {
@@ -65,7 +65,7 @@ fn a_copy_steps_as_its_original_on_every_backend() {
 }
 
 #[test]
-fn a_copy_that_fails_changes_nothing() {
+fn failed_clone_changes_nothing() {
     let cpu = lion::cpu::Cpu::new().unwrap();
     let writes = FailingWrites::once(cpu);
     let mut lion = Lion::builder().backend(writes.clone()).build().unwrap();

@@ -53,7 +53,7 @@ fn steps_of_whole(path: &Path, reference: &mut Lion, folder: &Path) -> u64 {
 }
 
 #[test]
-fn a_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint() {
+fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
     let seed = std::env::var("LION_TEST_SEED").map_or_else(
         |_| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
         |seed| seed.parse().unwrap(),
@@ -126,7 +126,7 @@ fn saver() {
 
 /// A file that is being written is no leftover, whoever else saves beside it.
 #[test]
-fn saves_of_the_same_file_at_once_leave_one_whole() {
+fn concurrent_saves_of_one_file_leave_one_complete_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     std::thread::scope(|scope| {
@@ -148,7 +148,7 @@ fn saves_of_the_same_file_at_once_leave_one_whole() {
 
 #[cfg(unix)]
 #[test]
-fn a_replaced_file_keeps_its_permissions() {
+fn replaced_file_keeps_its_permissions() {
     use std::os::unix::fs::{PermissionsExt, symlink};
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
@@ -171,7 +171,7 @@ fn a_replaced_file_keeps_its_permissions() {
 
 /// Root may give files away and others may not; both save over the files of others.
 #[test]
-fn a_replaced_file_keeps_its_owner_or_gives_access_to_no_one_else() {
+fn replaced_file_keeps_its_owner_or_is_readable_only_by_the_saver() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
     use std::os::unix::process::CommandExt;
     const NOBODY: u32 = 65_534;
@@ -222,7 +222,7 @@ fn save_once() {
 }
 
 #[test]
-fn a_folder_is_not_replaced_by_a_file() {
+fn save_does_not_replace_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     fs::create_dir(&path).unwrap();
@@ -255,7 +255,7 @@ fn assert_full(output: &Output) {
 }
 
 #[test]
-fn a_file_that_may_not_grow_leaves_the_old_one() {
+fn save_beyond_the_file_size_limit_keeps_the_old_file() {
     // A limit on the size of files: writes beyond it fail, once its signal is ignored.
     let folder = tempfile::tempdir().unwrap();
     let output = full_after(&["sh"], "trap '' XFSZ && ulimit -f 400", folder.path());
@@ -263,7 +263,7 @@ fn a_file_that_may_not_grow_leaves_the_old_one() {
 }
 
 #[test]
-fn a_full_disk_leaves_the_old_file() {
+fn save_to_a_full_disk_keeps_the_old_file() {
     // A file system of 600 KiB, which only the child sees.
     let folder = tempfile::tempdir().unwrap();
     let mount = format!(

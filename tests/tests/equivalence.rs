@@ -53,7 +53,7 @@ fn scalar() -> Cpu {
 }
 
 #[test]
-fn order_and_splitting_change_no_bit() {
+fn order_and_splitting_of_a_step_do_not_change_bits() {
     property("order and splitting change no bit", |seed: u64| {
         let expected = run(seed, scalar(), false, 1);
         available()
@@ -65,7 +65,7 @@ fn order_and_splitting_change_no_bit() {
 
 /// Large enough that every tensor is split between threads, in the norm of `max_unorm` too.
 #[test]
-fn the_number_of_threads_changes_no_bit() {
+fn number_of_threads_does_not_change_bits() {
     let run = |backend: Cpu| {
         let mut rng = Rng::new(11);
         let mut model = Model::random(&mut rng, 3, 10);
@@ -110,7 +110,7 @@ fn the_number_of_threads_changes_no_bit() {
 
 /// Lengths around a block, at offsets that differ from one to the next, in all nine pairs of types.
 #[test]
-fn lengths_change_no_bit() {
+fn all_lengths_match_the_scalar_kernel() {
     let lengths = [
         0, 1, 2, 7, 8, 15, 16, 31, 33, 63, 65, 255, 256, 257, 511, 513, 1030,
     ];
@@ -128,7 +128,7 @@ fn lengths_change_no_bit() {
 
 /// Whole blocks at every offset from a vector register, for types of either size.
 #[test]
-fn misaligned_starts_change_no_bit() {
+fn misaligned_slices_match_the_scalar_kernel() {
     let pairs = [
         (Dtype::F32, Dtype::F32),
         (Dtype::Bf16, Dtype::F32),

@@ -58,7 +58,7 @@ impl Fixture {
 }
 
 #[test]
-fn a_step_that_cannot_be_changes_nothing() {
+fn invalid_step_changes_nothing() {
     let mut fixture = Fixture::new();
     let (a, b) = (fixture.a, fixture.b);
     let g = [1.0f32; 4];
@@ -100,7 +100,7 @@ fn a_step_that_cannot_be_changes_nothing() {
 }
 
 #[test]
-fn arguments_of_a_step_are_checked() {
+fn step_rejects_invalid_arguments() {
     let mut fixture = Fixture::new();
     let before = fixture.all();
     for (args, message) in [
@@ -133,7 +133,7 @@ fn arguments_of_a_step_are_checked() {
 }
 
 #[test]
-fn hyper_parameters_are_refused_where_they_are_set() {
+fn invalid_hyper_parameters_are_rejected_when_they_are_set() {
     let nan = f64::NAN;
     let inf = f64::INFINITY;
     let set = Overrides::new;
@@ -193,7 +193,7 @@ fn hyper_parameters_are_refused_where_they_are_set() {
 }
 
 #[test]
-fn names_are_checked() {
+fn invalid_names_are_rejected() {
     let mut fixture = Fixture::new();
     let before = fixture.all();
     let lion = &mut fixture.lion;
@@ -230,7 +230,7 @@ fn names_are_checked() {
 }
 
 #[test]
-fn the_width_of_an_existing_state_is_fixed() {
+fn width_of_an_existing_state_cannot_change() {
     let mut lion = Lion::builder().lr(0.5).build().unwrap();
     lion.add_group("group", Overrides::new()).unwrap();
     let spec = ParamSpec::new("w", 5000, Dtype::F32).group("group");
@@ -255,7 +255,7 @@ fn the_width_of_an_existing_state_is_fixed() {
 }
 
 #[test]
-fn a_decay_beyond_f32_is_refused_before_anything_changes() {
+fn step_rejects_a_decay_beyond_f32_and_changes_nothing() {
     let mut fixture = Fixture::new();
     fixture
         .lion
@@ -281,7 +281,7 @@ fn a_decay_beyond_f32_is_refused_before_anything_changes() {
 }
 
 #[test]
-fn records_that_do_not_fit_are_refused() {
+fn import_rejects_records_that_do_not_match() {
     let mut lion = Lion::builder().build().unwrap();
     let eight = Overrides::new().optim_bits(8).min_8bit_size(0);
     let spec = ParamSpec::new("w", 300, Dtype::F32).overrides(eight);
@@ -335,7 +335,7 @@ fn records_that_do_not_fit_are_refused() {
 
 /// A schedule may end with a learning rate that is 0 in `f32`, or is 0.
 #[test]
-fn what_f32_rounds_to_0_is_accepted_where_its_meaning_stays() {
+fn values_that_f32_rounds_to_0_are_accepted_where_0_is_valid() {
     let mut fixture = Fixture::new();
     let (lion, a, p) = (&mut fixture.lion, fixture.a, &mut fixture.pa);
     let g = [1.0f32; 4];
@@ -352,7 +352,7 @@ fn what_f32_rounds_to_0_is_accepted_where_its_meaning_stays() {
 }
 
 #[test]
-fn products_beyond_f32_are_refused_where_they_are_set() {
+fn products_beyond_f32_are_rejected_when_they_are_set() {
     let mut fixture = Fixture::new();
     let before = fixture.all();
     let decay = Overrides::new().lr(1e38).weight_decay(1e38);
@@ -384,7 +384,7 @@ fn products_beyond_f32_are_refused_where_they_are_set() {
 }
 
 #[test]
-fn only_bf16_parameters_are_rounded_stochastically() {
+fn stochastic_param_is_rejected_for_f16() {
     let message = "parameter `h`: stochastic_param is set, but the element type is f16; \
                    only bf16 parameters are rounded stochastically";
     let on = Overrides::new().stochastic_param(true);
@@ -412,7 +412,7 @@ fn only_bf16_parameters_are_rounded_stochastically() {
 }
 
 #[test]
-fn an_order_with_gaps_is_refused() {
+fn memory_order_with_gaps_is_rejected() {
     let mut fixture = Fixture::new();
     let before = fixture.all();
     let good = fixture.lion.export_state(fixture.a).unwrap();
@@ -463,7 +463,7 @@ fn an_order_with_gaps_is_refused() {
 
 /// Options that would drop one another without a word.
 #[test]
-fn a_backend_excludes_a_device_and_paging() {
+fn builder_rejects_a_backend_beside_a_device_or_paging() {
     let cpu = || Cpu::new().unwrap();
     let paging = || Paging::in_folder("/no/such/folder").budget(1 << 20);
     let paged = "`backend` and `paging` are both set: \

@@ -123,7 +123,7 @@ fn run(
 }
 
 #[test]
-fn extreme_numbers_have_the_bits_of_the_scalar_kernel() {
+fn extreme_numbers_match_the_scalar_kernel() {
     let options = [
         Overrides::new(),
         Overrides::new()
@@ -173,7 +173,7 @@ fn extreme_numbers_have_the_bits_of_the_scalar_kernel() {
 
 /// A learning rate of -0 is 0, and leaves a parameter of -0 what it is.
 #[test]
-fn the_sign_of_a_zero_learning_rate() {
+fn negative_zero_learning_rate_keeps_a_negative_zero_parameter() {
     for candidate in backends() {
         let Ok(backend) = candidate.open() else {
             println!("SKIPPED backend {}", candidate.name);

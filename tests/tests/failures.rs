@@ -48,7 +48,7 @@ impl Backend for Wrong {
 }
 
 #[test]
-fn a_state_of_another_length_or_width_is_refused_at_registration() {
+fn registration_rejects_a_state_of_another_length_or_width() {
     let how = Arc::new(AtomicUsize::new(0));
     let cpu = Cpu::new().unwrap();
     let backend = Wrong {
@@ -127,7 +127,7 @@ fn zero_momentum(lion: &Lion, w: Handle) -> bool {
 }
 
 #[test]
-fn a_first_step_that_fails_late_leaves_the_order_of_its_momentum() {
+fn failed_first_step_keeps_the_memory_order_of_its_momentum() {
     let cpu = Cpu::new().unwrap();
     let backend = Late { cpu, begins: true };
     let mut lion = Lion::builder().backend(backend).build().unwrap();
@@ -144,7 +144,7 @@ fn a_first_step_that_fails_late_leaves_the_order_of_its_momentum() {
 }
 
 #[test]
-fn a_step_that_has_not_begun_leaves_no_trace() {
+fn failed_step_that_has_not_begun_changes_nothing() {
     let cpu = Cpu::new().unwrap();
     let backend = Late { cpu, begins: false };
     let mut lion = Lion::builder().backend(backend).build().unwrap();
@@ -193,7 +193,7 @@ fn restore_is_fresh(lion: &mut Lion, w: Handle) -> bool {
 }
 
 #[test]
-fn a_step_refused_for_the_place_of_an_array_leaves_states_fresh() {
+fn step_rejected_for_device_memory_leaves_states_fresh() {
     let builder = Lion::builder().backend(Cpu::new().unwrap());
     let mut lion = builder.build().unwrap();
     let w = lion.register(ParamSpec::new("w", 6, Dtype::F32)).unwrap();
@@ -233,7 +233,7 @@ fn filled(code: u8) -> StateRecord {
 }
 
 #[test]
-fn an_import_that_fails_half_way_into_a_fresh_state_is_undone() {
+fn failed_import_into_a_fresh_state_is_undone() {
     let (mut lion, w, _, writes) = broken();
     let before = lion.export_state(w).unwrap();
     writes.set(1); // codes are written, absmax is not
@@ -249,7 +249,7 @@ fn damaged(error: &Error, names: &[&str]) {
 }
 
 #[test]
-fn an_import_that_fails_half_way_into_a_used_state_stops_the_optimizer() {
+fn failed_import_into_a_used_state_marks_it_damaged() {
     let (mut lion, w, v, writes) = broken();
     lion.import_state(w, &filled(9)).unwrap();
     writes.set(1);
@@ -287,7 +287,7 @@ fn drop_a_change(lion: &mut Lion, handles: [Handle; 2], abandon: bool) -> Result
 }
 
 #[test]
-fn a_change_that_is_dropped_is_abandoned() {
+fn dropped_restore_is_abandoned() {
     for abandon in [false, true] {
         let (mut lion, w, v, _) = broken();
         let before = [w, v].map(|h| lion.export_state(h).unwrap());
@@ -317,7 +317,7 @@ fn a_change_that_is_dropped_is_abandoned() {
 
 /// A change that neither goes through nor is dropped, as by `mem::forget`.
 #[test]
-fn a_change_that_is_forgotten_stops_the_optimizer() {
+fn forgotten_restore_marks_the_states_damaged() {
     let (mut lion, w, _, _) = broken();
     let mut restore = lion.restore(None, vec![record(w)]).unwrap();
     restore.state(0).write(0, 7, &[1]).unwrap();

@@ -84,7 +84,7 @@ fn in_mode<R>(mode: u64, call: impl FnOnce() -> R) -> R {
 
 /// The mode does what it says, so that the tests here can fail.
 #[test]
-fn the_modes_change_what_a_thread_computes() {
+fn modes_change_the_results_of_a_thread() {
     let [tiny, third] = [f32::MIN_POSITIVE, 3.0].map(std::hint::black_box);
     let halved = |mode| in_mode(mode, || std::hint::black_box(tiny) * 0.5);
     let divided = |mode| in_mode(mode, || (-2.0 / std::hint::black_box(third)).to_bits());
@@ -186,7 +186,7 @@ impl Case {
 }
 
 #[test]
-fn a_step_returns_the_same_bits_in_any_mode() {
+fn step_returns_the_same_bits_in_any_mode() {
     let plain = Overrides::new();
     let drawn = plain.stochastic_state(true).skip_zeros(true);
     let cases = [
@@ -241,7 +241,7 @@ fn helper_threads_return_the_same_bits_in_any_mode() {
 
 /// The CUDA driver's device, or the emulated one: the constants of a step are computed on the caller's thread.
 #[test]
-fn a_step_on_a_device_returns_the_same_bits_in_any_mode() {
+fn step_on_a_device_returns_the_same_bits_in_any_mode() {
     let cuda = cuda().unwrap();
     let plain = Overrides::new();
     let cases = [
@@ -271,7 +271,7 @@ fn a_step_on_a_device_returns_the_same_bits_in_any_mode() {
 
 /// A step that is queued, and runs when a thread with the mode waits for it.
 #[test]
-fn a_step_of_device_memory_returns_the_same_bits_in_any_mode() {
+fn step_of_device_memory_returns_the_same_bits_in_any_mode() {
     let (cuda, n) = (cuda().unwrap(), 3001);
     let mut rng = Rng::new(4);
     let (values, gradient) = (tiny(&mut rng, n), tiny(&mut rng, n));
@@ -301,7 +301,7 @@ fn a_step_of_device_memory_returns_the_same_bits_in_any_mode() {
 }
 
 #[test]
-fn the_norm_of_gradients_has_the_same_bits_in_any_mode() {
+fn norm_of_gradients_has_the_same_bits_in_any_mode() {
     let gradient = vec![f32::MIN_POSITIVE / 8.0; 1001];
     let cuda = cuda().unwrap();
     let on_device = cuda.array(&gradient[..]).unwrap();
@@ -333,7 +333,7 @@ fn the_norm_of_gradients_has_the_same_bits_in_any_mode() {
 
 /// What a step would round to 1 or to infinity is refused, however the thread rounds that sets it.
 #[test]
-fn hyper_parameters_are_refused_in_any_mode() {
+fn invalid_hyper_parameters_are_rejected_in_any_mode() {
     let refused = [
         Overrides::new().betas((0.9, 0.999_999_99)),
         Overrides::new().lr(3.5e38),

@@ -42,7 +42,7 @@ fn shown() -> Lion {
 }
 
 #[test]
-fn the_hex_dump_of_the_documentation_is_the_file() {
+fn hex_dump_of_the_documentation_matches_a_saved_file() {
     let text = fs::read_to_string(from_root("docs/format.md")).unwrap();
     let mut bytes = Vec::new();
     for line in text.lines() {
@@ -69,7 +69,7 @@ fn the_hex_dump_of_the_documentation_is_the_file() {
 /// A file of the first version, written by a script from docs/format.md, goes on to the bits that the
 /// specification's trajectories end in.
 #[test]
-fn a_file_of_the_first_version_goes_on_as_the_specification_says() {
+fn version_1_file_resumes_with_the_bits_of_the_specification() {
     let path = from_root("tests/vectors/checkpoint/v1.lion");
     let mut checkpoint = Checkpoint::open(&path).unwrap();
     assert_eq!(
@@ -202,7 +202,7 @@ fn refused(bytes: &[u8], wanted: &str) {
 
 /// What docs/format.md says of the header, one change each, with right checksums.
 #[test]
-fn what_the_format_forbids_in_a_header_is_refused_by_name() {
+fn invalid_header_fields_are_rejected_by_name() {
     load(&file().bytes()).unwrap();
     const LONG: usize = 65_536;
     type Case = (fn(&mut CheckpointFile), &'static str);
@@ -391,7 +391,7 @@ fn what_the_format_forbids_in_a_header_is_refused_by_name() {
 
 /// What the format says of places and of the bytes outside the records.
 #[test]
-fn bytes_that_the_format_forbids_are_refused_by_name() {
+fn invalid_bytes_outside_the_records_are_rejected_by_name() {
     let whole = file().bytes();
     let end = 36 + u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
     let put = |at: usize, number: u64| {
@@ -476,7 +476,7 @@ fn bytes_that_the_format_forbids_are_refused_by_name() {
 
 /// Saving refuses what loading would.
 #[test]
-fn nothing_is_written_that_the_format_forbids() {
+fn save_rejects_what_the_format_forbids() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("f");
     let long = "g".repeat(65_536);
@@ -514,7 +514,7 @@ fn nothing_is_written_that_the_format_forbids() {
 
 /// Neither a count of steps nor an order that loading refuses comes into a file.
 #[test]
-fn what_is_loaded_and_stepped_is_saved_so_that_it_loads() {
+fn resaved_checkpoint_loads_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("f");
     let mut file = file();

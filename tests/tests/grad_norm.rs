@@ -79,7 +79,7 @@ fn register(lion: &mut Lion, gradients: &[(String, Values)]) -> Vec<Handle> {
 }
 
 #[test]
-fn the_norm_has_the_bits_of_its_definition_on_every_backend() {
+fn norm_matches_its_definition_on_every_backend() {
     each_backend(|name, backend, device| {
         for seed in 0..4 {
             let rng = &mut Rng::new(seed);
@@ -136,7 +136,7 @@ fn the_norm_has_the_bits_of_its_definition_on_every_backend() {
 
 /// So many elements that they are shared between threads.
 #[test]
-fn the_number_of_threads_changes_no_bit_of_the_norm() {
+fn number_of_threads_does_not_change_the_norm() {
     let mut rng = Rng::new(3);
     let lens = [500_001, 700, 299_999, 32_768];
     let gradients: Vec<(String, Vec<f32>)> = lens
@@ -185,7 +185,7 @@ fn small_norms_are_exact() {
 }
 
 #[test]
-fn misuse_of_the_norm_is_a_typed_error() {
+fn invalid_calls_of_grad_norm_return_typed_errors() {
     let mut lion = Lion::builder().build().unwrap();
     let [a, b] = ["a", "b"].map(|name| lion.register(ParamSpec::new(name, 2, Dtype::F32)).unwrap());
     let error = lion.grad_norm([(a, &[1.0f32; 3])]).unwrap_err();
@@ -226,7 +226,7 @@ type ArgsOf<'a> = dyn Fn(&Lion, &[(Handle, &[f32])], f64) -> StepArgs + 'a;
 /// A clipped step is the step by the quotient, bit for bit: 2 ways to say the same, on every backend, with
 /// 32 and 8 bits.
 #[test]
-fn a_clipped_step_is_one_with_the_quotient_as_scale() {
+fn clipped_step_equals_a_step_with_the_quotient_as_grad_scale() {
     let lens = [300, 5000, 70_001];
     each_backend(|name, backend, device| {
         for bits in [32, 8] {
@@ -317,7 +317,7 @@ fn a_clipped_step_is_one_with_the_quotient_as_scale() {
 /// A resumed run may register its parameters in another order. Sums are added in the order of names, which
 /// shows where one is 1 and four are 2^-53: 1 + 2^-53 is 1, and 2^-51 + 1 is not.
 #[test]
-fn the_norm_does_not_depend_on_the_order_of_registration() {
+fn norm_does_not_depend_on_the_order_of_registration() {
     let small = [2f32.powi(-27); 2];
     let norm = |names: [&str; 5], one: &str, updates: [usize; 5]| {
         let mut lion = Lion::builder().build().unwrap();
@@ -338,7 +338,7 @@ fn the_norm_does_not_depend_on_the_order_of_registration() {
 }
 
 #[test]
-fn gradients_that_are_not_finite_are_left_out_or_rejected() {
+fn non_finite_gradients_are_excluded_or_rejected() {
     each_backend(|name, backend, _| {
         let lion = |on_non_finite| {
             let builder = Lion::builder().backend(Arc::clone(backend)).lr(0.5);
@@ -395,7 +395,7 @@ fn gradients_that_are_not_finite_are_left_out_or_rejected() {
 
 /// Gradients of which each square overflows `f32` are clipped, not lost.
 #[test]
-fn gradients_near_the_largest_float_are_clipped() {
+fn gradients_whose_squares_overflow_f32_are_clipped() {
     let mut lion = Lion::builder().build().unwrap();
     let w = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
     let args = StepArgs::new().max_grad_norm(1.0);
@@ -412,7 +412,7 @@ fn gradients_near_the_largest_float_are_clipped() {
 
 /// A backend of one's own needs no code for arrays of the host, and says what it lacks for others.
 #[test]
-fn a_backend_without_the_sum_has_it_for_arrays_of_the_host() {
+fn default_sum_squares_supports_host_arrays_only() {
     #[derive(Debug)]
     struct Own(lion::cpu::Cpu);
 
@@ -479,7 +479,7 @@ fn a_backend_without_the_sum_has_it_for_arrays_of_the_host() {
 }
 
 #[test]
-fn a_gradient_in_the_memory_of_another_device_is_refused() {
+fn gradient_of_another_cuda_context_is_rejected() {
     each_backend(|_, backend, device| {
         if device.is_none() {
             return;
@@ -502,7 +502,7 @@ fn a_gradient_in_the_memory_of_another_device_is_refused() {
 }
 
 #[test]
-fn a_missing_gradient_is_an_error_or_passed_over() {
+fn missing_gradient_is_an_error_or_skipped() {
     let mut lion = Lion::builder().lr(0.5).build().unwrap();
     let [a, b] = ["a", "b"].map(|name| lion.register(ParamSpec::new(name, 2, Dtype::F32)).unwrap());
     let (mut pa, mut pb) = ([1.0f32; 2], [1.0f32; 2]);

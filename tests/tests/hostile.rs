@@ -119,7 +119,7 @@ fn try_all(bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn every_changed_byte_and_every_cut_is_noticed() {
+fn every_changed_byte_and_every_truncation_is_rejected() {
     let _alone = alone();
     let whole = saved(&stepped());
     let mut fresh = optimizer();
@@ -148,7 +148,7 @@ fn every_changed_byte_and_every_cut_is_noticed() {
 }
 
 #[test]
-fn no_number_in_a_header_makes_a_reader_take_more_than_there_is() {
+fn no_number_in_a_header_makes_a_load_exceed_its_memory_bound() {
     let _alone = alone();
     let whole = saved(&stepped());
     let header = u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
@@ -172,7 +172,7 @@ fn no_number_in_a_header_makes_a_reader_take_more_than_there_is() {
 
 /// The dearest that a file of correct checksums can be: nothing but names.
 #[test]
-fn a_file_of_names_takes_no_more_than_its_size() {
+fn file_of_names_takes_no_more_memory_than_its_size() {
     let _alone = alone();
     let mut lion = Lion::builder().build().unwrap();
     for i in 0..20_000 {
@@ -201,7 +201,7 @@ fn a_file_of_names_takes_no_more_than_its_size() {
 
 /// Numbers that no step leaves behind, under a correct checksum.
 #[test]
-fn numbers_that_are_none_are_refused_at_their_place() {
+fn invalid_state_values_are_rejected_with_their_position() {
     let _alone = alone();
     let whole = saved(&stepped());
     let mut checkpoint = Checkpoint::read(Cursor::new(&whole), "bytes").unwrap();
@@ -254,7 +254,7 @@ fn numbers_that_are_none_are_refused_at_their_place() {
 
 /// A state of any size goes through one buffer.
 #[test]
-fn saving_and_loading_take_no_memory_that_grows_with_the_state() {
+fn memory_of_saving_and_loading_does_not_grow_with_the_state() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large.lion");
@@ -281,7 +281,7 @@ fn saving_and_loading_take_no_memory_that_grows_with_the_state() {
 
 /// The groups are what reading holds in memory: as many as there may be, with as little in the file as there can be.
 #[test]
-fn a_file_of_groups_takes_memory_for_the_groups_alone() {
+fn file_of_groups_takes_memory_for_the_groups_only() {
     let _alone = alone();
     let mut lion = Lion::builder().build().unwrap();
     for i in 0..4096 {
@@ -325,7 +325,7 @@ fn import_bytes(lion: &mut Lion, bytes: &[u8]) -> Result<LoadReport, InteropErro
 
 /// What each part of a header can make an import take: four times the header's bytes at most.
 #[test]
-fn no_safetensors_header_makes_an_import_take_many_times_its_bytes() {
+fn import_takes_at_most_four_times_the_header_size() {
     let _alone = alone();
     let one = |dtype: &str, shape: &str, offsets: &str| {
         format!(
@@ -409,7 +409,7 @@ fn no_safetensors_header_makes_an_import_take_many_times_its_bytes() {
 }
 
 #[test]
-fn safetensors_headers_that_contradict_themselves_are_refused() {
+fn inconsistent_safetensors_headers_are_rejected() {
     let _alone = alone();
     let info = |shape: &str, offsets: &str| {
         format!("{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":{offsets}}}")
@@ -567,7 +567,7 @@ impl Seek for Endless {
 
 /// What an import would refuse is refused by the export, which leaves the file there as it was.
 #[test]
-fn no_export_writes_what_an_import_refuses() {
+fn export_rejects_what_an_import_would_reject() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("f");

@@ -71,7 +71,7 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 
 /// States of bitsandbytes itself, as recorded by tests/vectors/golden/generate.py.
 #[test]
-fn recorded_states_of_bitsandbytes_come_in_and_go_out() {
+fn recorded_states_of_bitsandbytes_survive_import_and_export() {
     let (_folder, path) = folder();
     let read =
         |name: &str| RecordFile::read(&from_root("tests/vectors/golden").join(name)).unwrap();
@@ -126,7 +126,7 @@ fn recorded_states_of_bitsandbytes_come_in_and_go_out() {
 }
 
 #[test]
-fn what_is_no_state_of_lion_is_refused_by_name() {
+fn import_rejects_tensors_that_are_not_a_state_of_lion() {
     let (_folder, path) = folder();
     let with = |change: fn(&mut Vec<Part>)| {
         let mut parts = good();
@@ -247,7 +247,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
 }
 
 #[test]
-fn parameters_without_a_state_are_fresh_under_the_policy() {
+fn parameters_without_a_state_are_reported_as_missing() {
     let (_folder, path) = folder();
     write(&path, &good());
     let mut lion = optimizer(300, 8);
@@ -283,7 +283,7 @@ fn parameters_without_a_state_are_fresh_under_the_policy() {
 
 /// Both directions with bitsandbytes in the loop. `LION_TEST_PYTHON` is a Python that has it.
 #[test]
-fn states_go_to_bitsandbytes_and_back_with_every_bit() {
+fn states_survive_the_exchange_with_bitsandbytes() {
     let Some(python) = std::env::var_os("LION_TEST_PYTHON") else {
         println!("SKIPPED bitsandbytes: LION_TEST_PYTHON names no Python that has it");
         return;

@@ -34,7 +34,7 @@ fn with_variable(value: Option<&str>) -> String {
 }
 
 #[test]
-fn every_instruction_set_can_be_forced_or_says_that_it_is_missing() {
+fn every_instruction_set_can_be_selected_or_is_reported_missing() {
     for isa in Isa::ALL {
         let expected = match Cpu::with_isa(*isa) {
             Ok(_) => format!("backend: {isa}"),
@@ -48,14 +48,14 @@ fn every_instruction_set_can_be_forced_or_says_that_it_is_missing() {
 }
 
 #[test]
-fn the_fastest_one_is_the_default() {
+fn fastest_instruction_set_is_the_default() {
     let there = |isa: &&Isa| Cpu::with_isa(**isa).is_ok();
     let fastest = Isa::ALL.iter().rfind(there).unwrap();
     assert_eq!(with_variable(None), format!("backend: {fastest}"));
 }
 
 #[test]
-fn an_unknown_name_fails_loudly() {
+fn unknown_instruction_set_is_an_error() {
     assert_eq!(
         with_variable(Some("avx1024")),
         "error: backend `avx1024` cannot be used here: no such instruction set, \

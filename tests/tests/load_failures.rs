@@ -78,7 +78,7 @@ fn load_failing(lion: &mut Lion, parameter: &str, times: u32) -> CheckpointError
 }
 
 #[test]
-fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
+fn failed_second_pass_names_the_overwritten_states() {
     let folder = tempfile::tempdir().unwrap();
     let before = stepped(&PARAMETERS, 1);
     let mut lion = stepped(&PARAMETERS, 1);
@@ -140,7 +140,7 @@ fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
 }
 
 #[test]
-fn an_optimizer_that_has_not_stepped_is_as_it_was() {
+fn failed_load_leaves_an_optimizer_without_steps_unchanged() {
     let mut lion = stepped(&PARAMETERS, 0);
     let error = load_failing(&mut lion, "c", 0);
     assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
@@ -153,7 +153,7 @@ fn an_optimizer_that_has_not_stepped_is_as_it_was() {
 const LARGE: [(&str, usize); 1] = [("large", 4 << 20)];
 
 #[test]
-fn a_load_needs_no_thread() {
+fn load_succeeds_without_spawning_threads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     stepped(&LARGE, 1).save(&path).unwrap();

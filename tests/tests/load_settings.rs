@@ -33,7 +33,7 @@ fn subset() -> Load {
 }
 
 #[test]
-fn a_subset_of_a_32_bit_file_goes_into_an_8_bit_run() {
+fn non_strict_load_of_a_32_bit_file_into_an_8_bit_run_keeps_the_width() {
     let (_folder, path) = folder();
     let n = 5000;
     save_32_bits(&path, "w", n);
@@ -57,7 +57,7 @@ fn a_subset_of_a_32_bit_file_goes_into_an_8_bit_run() {
 }
 
 #[test]
-fn a_file_of_another_width_loads_beside_a_new_parameter() {
+fn file_of_another_width_loads_beside_a_new_parameter() {
     let (_folder, path) = folder();
     save_32_bits(&path, "w", 100);
     // `w` is too small for 8 bits, so both runs have the same state of it; `new` is not.
@@ -88,7 +88,7 @@ fn a_file_of_another_width_loads_beside_a_new_parameter() {
 
 /// A state that is not loaded keeps its width where the file changes the width of its group.
 #[test]
-fn a_group_of_another_width_leaves_states_that_exist() {
+fn group_of_another_width_keeps_existing_states() {
     let (_folder, path) = folder();
     let run = |bits| {
         let mut lion = Lion::builder().build().unwrap();
@@ -112,7 +112,7 @@ fn a_group_of_another_width_leaves_states_that_exist() {
 }
 
 #[test]
-fn a_parameter_stays_in_a_group_that_the_file_does_not_know() {
+fn parameter_stays_in_a_group_that_is_not_in_the_file() {
     let (_folder, path) = folder();
     let mut lion = Lion::builder().lr(0.5).weight_decay(0.1).build().unwrap();
     lion.add_group("known", Overrides::new().lr(0.25)).unwrap();
@@ -141,7 +141,7 @@ fn a_parameter_stays_in_a_group_that_the_file_does_not_know() {
 }
 
 #[test]
-fn the_report_lists_every_setting_that_the_file_changed() {
+fn report_lists_every_changed_setting() {
     let (_folder, path) = folder();
     let mut lion = Lion::builder().lr(0.5).betas((0.8, 0.7)).build().unwrap();
     lion.add_group("known", Overrides::new().lr(0.25)).unwrap();
@@ -199,7 +199,7 @@ fn the_report_lists_every_setting_that_the_file_changed() {
 }
 
 #[test]
-fn an_override_of_the_width_is_in_the_report() {
+fn report_lists_an_override_of_the_width() {
     let (_folder, path) = folder();
     save_32_bits(&path, "w", 5000);
     let mut lion = Lion8bit::builder().build().unwrap();
@@ -218,7 +218,7 @@ fn an_override_of_the_width_is_in_the_report() {
 
 /// Which learning rate wins after a load, as the documentation says.
 #[test]
-fn learning_rates_of_the_file_win_over_the_defaults_and_not_over_a_step() {
+fn learning_rates_of_the_file_precede_defaults_but_not_step_arguments() {
     let (_folder, path) = folder();
     let mut lion = Lion::builder().build().unwrap();
     lion.add_group("g", Overrides::new().lr(0.25)).unwrap();
@@ -247,7 +247,7 @@ fn learning_rates_of_the_file_win_over_the_defaults_and_not_over_a_step() {
 }
 
 #[test]
-fn a_run_goes_on_in_another_type_where_the_load_allows_it() {
+fn allow_dtype_change_continues_a_run_in_another_type() {
     let (_folder, path) = folder();
     let n = 5000;
     let mut lion = Lion8bit::builder().build().unwrap();

@@ -16,7 +16,7 @@ fn signs() -> Array2<f32> {
 }
 
 #[test]
-fn arrays_and_views_of_any_contiguous_order() {
+fn arrays_and_views_of_any_contiguous_order_are_stepped() {
     let grad = signs();
     let expected = grad.mapv(|g| -g);
 
@@ -46,7 +46,7 @@ fn arrays_and_views_of_any_contiguous_order() {
 }
 
 #[test]
-fn dimensions_of_any_number_and_slices_beside_arrays() {
+fn any_number_of_dimensions_and_slices_with_arrays_are_stepped() {
     let (mut lion, w) = registered(24, Dtype::Bf16);
     let mut p = Array3::from_elem((2, 3, 4), bf16::ZERO);
     let g = vec![1.0f32; 24];
@@ -67,7 +67,7 @@ fn dimensions_of_any_number_and_slices_beside_arrays() {
 }
 
 #[test]
-fn a_strided_view_is_an_error_that_says_so() {
+fn strided_view_is_rejected() {
     let (mut lion, w) = registered(6, Dtype::F32);
     let mut p = Array2::<f32>::zeros((2, 6));
     let gaps = p.slice_mut(s![.., ..;2]);
@@ -89,7 +89,7 @@ fn a_strided_view_is_an_error_that_says_so() {
 
 /// A gradient in another order than its parameter has the right length and the wrong pairs.
 #[test]
-fn orders_that_do_not_match_are_refused() {
+fn mismatched_memory_orders_are_rejected() {
     let (mut lion, w) = registered(6, Dtype::F32);
     let mut p = Array2::<f32>::zeros((2, 3));
     let mut g = Array2::<f32>::zeros((2, 3).f());
@@ -133,7 +133,7 @@ fn orders_that_do_not_match_are_refused() {
 
 /// A gradient of the right length and another shape has the right order and the wrong pairs.
 #[test]
-fn shapes_that_do_not_match_are_refused() {
+fn mismatched_shapes_are_rejected() {
     let (mut lion, w) = registered(6, Dtype::F32);
     let mut p = Array2::<f32>::zeros((2, 3));
     let g = Array2::<f32>::ones((3, 2));

@@ -28,7 +28,7 @@ fn defaults_are_those_of_bitsandbytes() {
 }
 
 #[test]
-fn the_width_of_the_state_follows_type_size_group_and_override() {
+fn width_of_the_state_follows_type_size_group_and_override() {
     let mut lion = Lion8bit::builder().build().unwrap();
     lion.add_group("precise", Overrides::new().optim_bits(32))
         .unwrap();
@@ -93,7 +93,7 @@ fn moved(lion: &mut Lion, name: &str, args: StepArgs) -> f32 {
 }
 
 #[test]
-fn the_learning_rate_of_a_step_comes_from_the_narrowest_scope() {
+fn learning_rate_comes_from_the_narrowest_scope() {
     let mut lion = Lion::builder().lr(0.5).build().unwrap();
     lion.add_group("fast", Overrides::new().lr(0.25)).unwrap();
     lion.add_group("half", Overrides::new().lr_multiplier(0.5))
@@ -135,7 +135,7 @@ fn weight_decay_is_decoupled() {
 }
 
 #[test]
-fn a_step_takes_any_iterator_and_any_subset_in_any_order() {
+fn step_accepts_any_iterator_and_any_subset_in_any_order() {
     struct Layer {
         handle: lion::Handle,
         weight: Vec<f32>,
@@ -172,7 +172,7 @@ fn a_step_takes_any_iterator_and_any_subset_in_any_order() {
 }
 
 #[test]
-fn a_loss_scale_is_divided_out() {
+fn grad_scale_removes_a_loss_scale() {
     let run = |scale: f32| {
         let mut lion = Lion::builder().build().unwrap();
         let w = lion.register(f32_spec("w", 3)).unwrap();
@@ -273,7 +273,7 @@ fn reject_step_changes_nothing() {
 /// Steps below the resolution of bf16 are lost when rounded to nearest, and kept on average when
 /// rounded stochastically.
 #[test]
-fn stochastic_parameters_keep_small_steps() {
+fn stochastic_rounding_of_parameters_keeps_small_steps() {
     let run = |stochastic| {
         let builder = Lion::builder().lr(1e-4).stochastic_param(stochastic);
         let mut lion = builder.seed(3).build().unwrap();
@@ -293,7 +293,7 @@ fn stochastic_parameters_keep_small_steps() {
 }
 
 #[test]
-fn seeds_come_from_the_name_unless_they_are_set_for_the_parameter() {
+fn seeds_derive_from_the_name_unless_the_parameter_sets_one() {
     let mut lion = Lion::builder().seed(9).build().unwrap();
     let a = lion.register(f32_spec("a", 4)).unwrap();
     let b = lion.register(f32_spec("b", 4)).unwrap();
@@ -312,7 +312,7 @@ fn seeds_come_from_the_name_unless_they_are_set_for_the_parameter() {
 
 /// N steps, a record into a new optimizer, M steps: the bits of N + M steps.
 #[test]
-fn a_record_goes_on_where_it_left_off() {
+fn imported_record_continues_the_run() {
     let new = || {
         let builder = Lion8bit::builder()
             .stochastic_state(true)
@@ -356,7 +356,7 @@ fn a_record_goes_on_where_it_left_off() {
 }
 
 #[test]
-fn what_is_set_can_be_unset() {
+fn overrides_can_be_unset() {
     let mut lion = Lion::builder().lr(0.5).build().unwrap();
     lion.add_group("g", Overrides::new()).unwrap();
     let w = lion.register(f32_spec("w", 1).group("g")).unwrap();
@@ -387,7 +387,7 @@ fn what_is_set_can_be_unset() {
 }
 
 #[test]
-fn a_record_pins_no_seed_that_the_parameter_has() {
+fn import_sets_a_seed_only_if_it_differs() {
     let mut lion = Lion::builder().seed(1).build().unwrap();
     let w = lion.register(f32_spec("w", 4)).unwrap();
     let record = lion.export_state(w).unwrap();
@@ -410,7 +410,7 @@ fn a_record_pins_no_seed_that_the_parameter_has() {
 /// The codebook has 1.0 and not -1.0: a block's negative maximum loses 0.7 % a step, by either way of
 /// choosing codes.
 #[test]
-fn the_negative_maximum_of_a_block_shrinks() {
+fn negative_maximum_of_a_block_shrinks() {
     for stochastic in [false, true] {
         for (gradient, limit) in [(1.0f32, 0.999_997f32), (-1.0, -0.585)] {
             let builder = Lion8bit::builder().stochastic_state(stochastic);
@@ -447,7 +447,7 @@ fn optimizers_share_nothing() {
 }
 
 #[test]
-fn empty_parameters_are_stepped_like_any() {
+fn empty_parameters_are_stepped() {
     let mut lion = Lion::builder().max_unorm(0.1).build().unwrap();
     let w = lion.register(f32_spec("w", 0)).unwrap();
     let report = lion.step([(w, &mut [0.0f32; 0], &[0.0f32; 0])]).unwrap();

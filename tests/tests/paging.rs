@@ -51,7 +51,7 @@ fn run(seed: u64, backend: impl Backend + 'static) -> Snapshot {
 }
 
 #[test]
-fn a_paged_step_returns_the_bits_of_one_in_memory() {
+fn paged_step_returns_the_bits_of_a_step_in_memory() {
     property("paged bits", |seed: u64| {
         let mut rng = Rng::new(!seed);
         let budget = HostMover::PAGE * (1 + rng.below(20));
@@ -66,7 +66,7 @@ fn a_paged_step_returns_the_bits_of_one_in_memory() {
 
 /// Tensors of many pieces, each split between threads, with norms over all pieces.
 #[test]
-fn large_tensors_on_many_threads_keep_their_bits() {
+fn large_paged_tensors_on_many_threads_match_a_step_in_memory() {
     let lengths = [
         (Dtype::F32, 700_001),
         (Dtype::Bf16, 1_000_000),
@@ -162,7 +162,7 @@ impl Fixture {
 }
 
 #[test]
-fn the_report_says_what_moved() {
+fn report_counts_the_bytes_moved() {
     let mut fixture = fixture(OnNonFinite::SkipBlock);
     for _ in 0..3 {
         fixture.step(1.0).unwrap();
@@ -207,7 +207,7 @@ fn the_report_says_what_moved() {
 /// The kernel's own count, taken while steps go on: one piece after the other, so what moves meanwhile may be
 /// counted twice. That is what is queued meanwhile, and a window that was queued before.
 #[test]
-fn the_system_never_holds_more_than_the_budget() {
+fn resident_memory_never_exceeds_the_budget() {
     // Pieces of four small pages, of many, and of a large one.
     for (times, steps) in [(1, 50), (32, 5), (64, 5)] {
         let mut fixture = fixture_of(times, OnNonFinite::SkipBlock);
@@ -250,7 +250,7 @@ fn the_system_never_holds_more_than_the_budget() {
 }
 
 #[test]
-fn a_survey_is_counted_with_its_step() {
+fn reads_of_reject_step_are_counted_with_the_step() {
     let mut fixture = fixture(OnNonFinite::RejectStep);
     for _ in 0..3 {
         fixture.step(1.0).unwrap();
@@ -275,7 +275,7 @@ fn a_survey_is_counted_with_its_step() {
 
 /// A model that grows: what stayed at first has to go, and comes again.
 #[test]
-fn what_stays_goes_where_there_is_no_more_room() {
+fn resident_pieces_are_evicted_when_the_model_grows() {
     let (budget, len) = (10 << 20, 1_500_000);
     let cpu = Cpu::new().unwrap();
     let paged = cpu.clone().paging(&paging(budget, Some(4 << 20))).unwrap();
@@ -326,7 +326,7 @@ fn what_stays_goes_where_there_is_no_more_room() {
 }
 
 #[test]
-fn a_state_that_fits_the_budget_moves_nothing() {
+fn state_that_fits_the_budget_moves_nothing() {
     let mut lion = PagedLion8bit::builder()
         .paging(paging(8 << 20, None))
         .build()
@@ -348,7 +348,7 @@ fn a_state_that_fits_the_budget_moves_nothing() {
 }
 
 #[test]
-fn what_is_paged_is_chosen_by_size_group_and_parameter() {
+fn size_group_and_parameter_decide_which_states_are_paged() {
     let mut lion = PagedLion32bit::builder()
         .paging(paging(1 << 20, None))
         .build()

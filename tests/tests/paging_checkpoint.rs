@@ -44,7 +44,7 @@ fn step(lion: &mut Lion, handles: [Handle; 2], params: &mut [Vec<f32>; 2]) {
 }
 
 #[test]
-fn what_is_paged_stays_paged_and_nothing_else_becomes_so() {
+fn load_does_not_change_which_states_are_paged() {
     let folder = tempfile::tempdir().unwrap();
     for (paged_before, paged_after, in_group) in [
         (false, true, true),

@@ -34,7 +34,7 @@ fn message(paging: Paging) -> String {
 }
 
 #[test]
-fn a_budget_is_a_page_or_more() {
+fn budget_below_one_page_is_rejected() {
     let folder = std::env::temp_dir();
     let paging = || Paging::in_folder(&folder);
     assert!(matches!(
@@ -70,7 +70,7 @@ fn a_budget_is_a_page_or_more() {
 }
 
 #[test]
-fn a_folder_has_to_be_there_and_writable() {
+fn folder_must_exist_and_be_writable() {
     assert_eq!(
         message(Paging::on_device().budget(1 << 20)),
         "no folder is set for paged states on the CPU, wanted one on a fast disk"
@@ -103,7 +103,7 @@ fn a_folder_has_to_be_there_and_writable() {
 }
 
 #[test]
-fn nothing_is_paged_by_a_backend_that_was_not_told_how() {
+fn backend_without_paging_rejects_paged_states() {
     let error = PagedLion::builder()
         .device(Device::Cpu)
         .build()
@@ -134,7 +134,7 @@ fn nothing_is_paged_by_a_backend_that_was_not_told_how() {
 }
 
 #[test]
-fn a_state_of_another_pager_is_foreign() {
+fn state_of_another_pager_is_rejected() {
     let paging = Paging::in_folder(std::env::temp_dir()).budget(1 << 20);
     let (a, b) = [(); 2]
         .map(|()| Cpu::new().unwrap().paging(&paging).unwrap())
@@ -221,7 +221,7 @@ impl Drop for SmallDisk<'_> {
 }
 
 #[test]
-fn a_full_disk_is_noticed_before_anything_changes() {
+fn full_disk_is_reported_before_anything_changes() {
     let folder = tempfile::tempdir().unwrap();
     let Some(disk) = SmallDisk::mount(folder.path()) else {
         println!("SKIPPED a full disk: this process may not mount a small file system");
@@ -268,7 +268,7 @@ fn a_full_disk_is_noticed_before_anything_changes() {
 }
 
 #[test]
-fn lengths_that_no_memory_holds_are_refused() {
+fn lengths_beyond_the_address_space_are_rejected() {
     let paging = Paging::in_folder(std::env::temp_dir()).budget(1 << 20);
     let mut lion = build(paging).unwrap();
     // Four times as many are 2^22 where a word has 64 bits.
@@ -302,7 +302,7 @@ fn lengths_that_no_memory_holds_are_refused() {
 }
 
 #[test]
-fn a_budget_above_the_memory_of_the_machine_is_told() {
+fn budget_above_the_memory_of_the_machine_is_a_warning() {
     let paging = Paging::in_folder(std::env::temp_dir());
     let report = |budget| {
         let lion = build(paging.clone().budget(budget)).unwrap();

@@ -74,7 +74,7 @@ fn is_refused(result: Result<(), Error>, parent: u32) -> bool {
 }
 
 #[test]
-fn a_forked_child_leaves_the_states_of_its_parent() {
+fn forked_child_does_not_change_the_states_of_its_parent() {
     let output = child("parent").env("LION_FORK", "1").output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }

@@ -100,7 +100,7 @@ fn writes(pieces: &[Piece]) -> Vec<Access> {
 }
 
 #[test]
-fn a_steady_step_moves_no_more_than_promised() {
+fn steady_step_moves_no_more_than_documented() {
     fn holds(seed: u64) {
         let mut rng = Rng::new(seed);
         let (mut policy, mut machine, mut pieces) = setup(&mut rng, false);
@@ -125,7 +125,7 @@ fn a_steady_step_moves_no_more_than_promised() {
 
 /// Another order in each step costs no more either, but for what was fetched ahead for the old one.
 #[test]
-fn orders_may_change() {
+fn changing_orders_move_at_most_one_window_more() {
     fn holds(seed: u64) {
         let mut rng = Rng::new(seed);
         let (mut policy, mut machine, mut pieces) = setup(&mut rng, false);
@@ -173,7 +173,7 @@ fn belady(sequence: &[Piece], room: usize) -> Vec<bool> {
 /// With pieces of one size, a plan fetches at most a window more in each step than the optimum, which
 /// knows all orders to come and needs no window to overlap transfers and steps.
 #[test]
-fn no_more_than_a_window_above_the_optimum() {
+fn fetches_exceed_the_optimum_by_at_most_a_window() {
     fn holds(seed: u64) {
         let mut rng = Rng::new(seed);
         let (mut policy, mut machine, mut pieces) = setup(&mut rng, true);
@@ -211,7 +211,7 @@ fn no_more_than_a_window_above_the_optimum() {
 
 /// Sets that change, looks aside, pieces that come and go, and pieces used twice in a step.
 #[test]
-fn any_history_stays_within_budget() {
+fn any_history_stays_within_the_budget() {
     fn holds(seed: u64) {
         let mut rng = Rng::new(seed);
         let (mut policy, mut machine, mut pieces) = setup(&mut rng, false);
@@ -250,7 +250,7 @@ fn any_history_stays_within_budget() {
 
 /// A model of which a part is frozen: after some steps the rest has all of the budget.
 #[test]
-fn what_is_stepped_no_more_gives_its_place_up() {
+fn pieces_that_are_no_longer_stepped_are_evicted() {
     let limits = Limits::new(20 * PAGE, Some(4 * PAGE), PAGE).unwrap();
     let mut policy = Policy::new(limits);
     let pieces: Vec<Piece> = (0..40).map(|_| policy.add(PAGE).unwrap()).collect();

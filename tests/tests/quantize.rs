@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 
 #[test]
-fn the_codebook_has_the_bits_of_bitsandbytes() {
+fn codebook_has_the_bits_of_bitsandbytes() {
     let bytes: Vec<u8> = CODEBOOK.iter().flat_map(|x| x.to_le_bytes()).collect();
     let hash: String = Sha256::digest(&bytes)
         .iter()
@@ -220,28 +220,28 @@ macro_rules! for_each_isa {
             }
 
             #[test]
-            fn dequantized_blocks_are_stable() {
+            fn requantizing_a_dequantized_block_returns_the_same_codes() {
                 property("dequantize(quantize) is stable", |input: (u64, i8)| {
                     holds(input, Quantizer::is_stable)
                 });
             }
 
             #[test]
-            fn the_error_is_at_most_half_a_gap() {
+            fn quantization_error_is_at_most_half_a_gap() {
                 property("the error is at most half a gap", |seed: u64| {
                     holds(seed, Quantizer::errs_by_half_a_gap_at_most)
                 });
             }
 
             #[test]
-            fn it_agrees_with_the_plain_functions() {
+            fn matches_the_portable_functions() {
                 property("it agrees with the plain functions", |seed: u64| {
                     holds(seed, Quantizer::agrees_with_the_plain_one)
                 });
             }
 
             #[test]
-            fn single_numbers() {
+            fn small_numbers_keep_their_sign_and_codes_dequantize() {
                 if let Some(q) = Quantizer::new(ISA) {
                     q.keeps_the_sign_of_small_numbers();
                     q.dequantizes_every_code();

@@ -25,7 +25,7 @@ fn is_removed(error: &Error) -> bool {
 }
 
 #[test]
-fn a_removed_parameter_is_gone_and_the_others_keep_handles_and_order() {
+fn removing_a_parameter_keeps_handles_and_order_of_the_others() {
     let mut lion = Lion::builder().build().unwrap();
     lion.add_group("g", Overrides::new().lr(0.5)).unwrap();
     let handles: Vec<Handle> = (0..6)
@@ -65,7 +65,7 @@ fn a_removed_parameter_is_gone_and_the_others_keep_handles_and_order() {
 }
 
 #[test]
-fn a_name_that_is_registered_anew_does_not_revive_the_old_handle() {
+fn registering_a_name_again_does_not_revive_the_old_handle() {
     let mut lion = Lion::builder().build().unwrap();
     let a = lion.register(spec("a", 4)).unwrap();
     let b = lion.register(spec("b", 4)).unwrap();
@@ -94,7 +94,7 @@ fn a_name_that_is_registered_anew_does_not_revive_the_old_handle() {
 }
 
 #[test]
-fn a_checkpoint_has_no_removed_parameter() {
+fn checkpoint_does_not_contain_removed_parameters() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     let mut lion = Lion::builder().optim_bits(8).build().unwrap();
@@ -135,7 +135,7 @@ fn zeroed(mut planes: Planes, range: std::ops::Range<usize>) -> Planes {
 }
 
 #[test]
-fn a_reset_zeroes_whole_blocks_on_every_backend() {
+fn reset_zeroes_whole_blocks_on_every_backend() {
     let n = 70_100;
     for candidate in backends() {
         let backend = match candidate.open() {
@@ -173,7 +173,7 @@ fn a_reset_zeroes_whole_blocks_on_every_backend() {
 
 /// A reset row steps on as one that has not been stepped, and a checkpoint keeps it so.
 #[test]
-fn a_reset_comes_through_a_checkpoint() {
+fn reset_survives_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     let run = || {
@@ -207,7 +207,7 @@ fn a_reset_comes_through_a_checkpoint() {
 }
 
 #[test]
-fn ranges_that_are_not_whole_blocks_are_refused() {
+fn reset_rejects_ranges_that_are_not_whole_blocks() {
     let mut lion = Lion::builder().build().unwrap();
     let w = lion.register(spec("w", 600)).unwrap();
     step(&mut lion, w);
@@ -245,7 +245,7 @@ fn ranges_that_are_not_whole_blocks_are_refused() {
 
 /// After a failure each block has the momentum that it had, or none.
 #[test]
-fn a_reset_that_fails_says_so_and_leaves_no_third_momentum() {
+fn failed_reset_leaves_each_block_unchanged_or_zero() {
     let n = 100_000;
     for allowed in 0..4 {
         let writes = FailingWrites::from_then_on(Cpu::new().unwrap());

@@ -44,7 +44,7 @@ fn every_backend_returns_the_bits_of_the_specification() {
 
 /// A replay that cannot fail proves nothing: one flipped bit in any plane is found where it is.
 #[test]
-fn a_flipped_bit_is_found() {
+fn replay_reports_a_flipped_bit() {
     let path = vectors().pop().unwrap();
     let good = Trajectory::read(&path).unwrap();
     let scalar = || backends()[0].open().unwrap();

@@ -83,7 +83,7 @@ fn assert_same_files(folder: &Path, given: &str, wanted: &str) {
 }
 
 #[test]
-fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
+fn resumed_run_matches_an_uninterrupted_run() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let mut names = Vec::new();

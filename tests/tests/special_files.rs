@@ -52,12 +52,12 @@ fn is_child() -> bool {
 }
 
 #[test]
-fn nothing_waits_for_a_fifo() {
+fn saves_and_loads_do_not_block_on_a_fifo() {
     within_a_minute("fifos");
 }
 
 #[test]
-fn a_rotation_of_the_current_folder_finds_its_files() {
+fn rotation_in_the_current_folder_finds_its_files() {
     within_a_minute("current_folder");
 }
 
@@ -158,7 +158,7 @@ fn current_folder() {
 }
 
 #[test]
-fn sockets_devices_and_folders_are_refused_and_stay() {
+fn sockets_devices_and_folders_are_rejected_and_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let _socket = UnixListener::bind(path("socket")).unwrap();

@@ -17,7 +17,7 @@ fn numbers(n: usize, salt: usize) -> Vec<f32> {
 }
 
 #[test]
-fn one_tensor_has_the_bits_of_a_registered_parameter() {
+fn tensor_step_matches_a_registered_parameter() {
     const N: usize = 3000;
     for candidate in backends() {
         let (Ok(registered), Ok(alone)) = (candidate.open(), candidate.open()) else {
@@ -68,7 +68,7 @@ fn one_tensor_has_the_bits_of_a_registered_parameter() {
 }
 
 #[test]
-fn a_gradient_scale_is_that_of_the_arguments_of_a_step() {
+fn grad_scale_of_a_tensor_step_matches_step_args() {
     let cpu = Cpu::new().unwrap();
     let hyper = Overrides::new().resolved().unwrap();
     let mut state = cpu
@@ -99,7 +99,7 @@ fn a_gradient_scale_is_that_of_the_arguments_of_a_step() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn mismatched_tensors_are_rejected() {
     let cpu = Cpu::new().unwrap();
     let hyper = Overrides::new().resolved().unwrap();
     let mut state = cpu
@@ -215,7 +215,7 @@ impl Backend for Miscounting {
 }
 
 #[test]
-fn results_that_are_not_one_per_tensor_are_refused() {
+fn backend_must_return_one_result_per_tensor() {
     for on_non_finite in [lion::OnNonFinite::SkipBlock, lion::OnNonFinite::RejectStep] {
         let builder = Lion::builder().backend(Miscounting(Cpu::new().unwrap()));
         let mut lion = builder.on_non_finite(on_non_finite).build().unwrap();

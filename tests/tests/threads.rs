@@ -112,8 +112,8 @@ fn occupy(pool: &ThreadPool) -> Receiver<()> {
 }
 
 #[test]
-fn data_loaders_on_all_global_threads_do_not_hold_up_a_step() {
-    if !is_child("data_loaders_on_all_global_threads_do_not_hold_up_a_step") {
+fn step_completes_while_all_global_threads_are_busy() {
+    if !is_child("step_completes_while_all_global_threads_are_busy") {
         return;
     }
     let mut model = Model::on(Cpu::new().unwrap());
@@ -146,16 +146,16 @@ fn step_from_tasks(model: Model, spawn: impl Fn(Box<dyn FnOnce() + Send>)) {
 }
 
 #[test]
-fn tasks_of_the_global_pool_step_behind_a_mutex() {
-    if !is_child("tasks_of_the_global_pool_step_behind_a_mutex") {
+fn tasks_of_the_global_pool_step_one_optimizer_through_a_mutex() {
+    if !is_child("tasks_of_the_global_pool_step_one_optimizer_through_a_mutex") {
         return;
     }
     step_from_tasks(Model::on(Cpu::new().unwrap()), rayon::spawn);
 }
 
 #[test]
-fn tasks_of_the_steps_own_pool_step_behind_a_mutex() {
-    if !is_child("tasks_of_the_steps_own_pool_step_behind_a_mutex") {
+fn tasks_of_the_step_pool_step_one_optimizer_through_a_mutex() {
+    if !is_child("tasks_of_the_step_pool_step_one_optimizer_through_a_mutex") {
         return;
     }
     for threads in [1, 2, 4] {
@@ -166,8 +166,8 @@ fn tasks_of_the_steps_own_pool_step_behind_a_mutex() {
 }
 
 #[test]
-fn a_step_is_done_while_all_threads_of_its_pool_are_busy() {
-    if !is_child("a_step_is_done_while_all_threads_of_its_pool_are_busy") {
+fn step_completes_while_all_threads_of_its_pool_are_busy() {
+    if !is_child("step_completes_while_all_threads_of_its_pool_are_busy") {
         return;
     }
     for threads in [1, 2, 5] {
@@ -183,8 +183,8 @@ fn a_step_is_done_while_all_threads_of_its_pool_are_busy() {
 }
 
 #[test]
-fn norms_and_counts_are_done_while_all_threads_of_the_pool_are_busy() {
-    if !is_child("norms_and_counts_are_done_while_all_threads_of_the_pool_are_busy") {
+fn norms_and_counts_complete_while_all_threads_of_the_pool_are_busy() {
+    if !is_child("norms_and_counts_complete_while_all_threads_of_the_pool_are_busy") {
         return;
     }
     for threads in [1, 2, 5] {
@@ -264,8 +264,8 @@ fn threads_of_the_shared_pool() -> usize {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn optimizers_share_a_pool_of_their_own_when_they_need_it() {
-    let test = "optimizers_share_a_pool_of_their_own_when_they_need_it";
+fn optimizers_share_one_pool_that_is_created_on_first_use() {
+    let test = "optimizers_share_one_pool_that_is_created_on_first_use";
     if !is_child_with(test, |command| {
         command.env("RAYON_NUM_THREADS", "3");
     }) {
@@ -295,9 +295,9 @@ fn optimizers_share_a_pool_of_their_own_when_they_need_it() {
 /// Optimizers that share a paged backend take turns, from tasks of the pool in which their steps run.
 #[cfg(target_os = "linux")]
 #[test]
-fn paged_optimizers_step_from_tasks_of_one_pool() {
+fn paged_optimizers_step_in_tasks_of_one_pool() {
     use lion::{PagedLion32bit, Paging};
-    if !is_child("paged_optimizers_step_from_tasks_of_one_pool") {
+    if !is_child("paged_optimizers_step_in_tasks_of_one_pool") {
         return;
     }
     for threads in [1, 3] {

@@ -78,7 +78,7 @@ fn outcome<'r>(report: &'r str, part: &str) -> &'r str {
 }
 
 #[test]
-fn all_parts_run_though_one_fails_and_the_report_says_which() {
+fn all_parts_run_after_a_failure_and_the_report_names_it() {
     let folder = folder();
     script(
         &folder.path().join("programs"),
@@ -138,7 +138,7 @@ fn all_parts_run_though_one_fails_and_the_report_says_which() {
 }
 
 #[test]
-fn without_a_gpu_it_says_so_and_fails() {
+fn verify_gpu_fails_without_a_gpu() {
     let folder = folder();
     let (code, out, report) = verify(Path::new("/nowhere/libcuda.so.1"), folder.path());
     assert_eq!((code, report.as_str()), (1, ""));

@@ -27,7 +27,7 @@ fn json(output: &Output) -> Value {
 }
 
 #[test]
-fn a_whole_file_is_described() {
+fn inspect_describes_a_valid_file() {
     let output = inspect(&[], Path::new(FILE));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
@@ -57,7 +57,7 @@ fn a_whole_file_is_described() {
 }
 
 #[test]
-fn a_damaged_file_fails_with_the_reason() {
+fn inspect_of_a_damaged_file_fails_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.lion");
     let mut bytes = fs::read(FILE).unwrap();
@@ -105,7 +105,7 @@ fn a_damaged_file_fails_with_the_reason() {
 
 /// Names that would command a terminal, and names so long that a table of them would not end.
 #[test]
-fn names_of_any_kind_are_shown_as_what_they_are() {
+fn inspect_escapes_control_characters_in_names() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hostile.lion");
     // An escape sequence, a C1 control, a line's end, a mark that turns the text around.

@@ -48,7 +48,7 @@ fn insert_metadata(bytes: &mut Vec<u8>, text: &str) {
 }
 
 #[test]
-fn the_vectors_are_identical() {
+fn replay_of_the_vectors_is_identical() {
     let (code, out, err) = verify(&vectors(), &[]);
     assert_eq!((code, err.as_str()), (0, ""));
     let rows = out.lines().filter(|line| line.contains(" scalar ")).count();
@@ -58,7 +58,7 @@ fn the_vectors_are_identical() {
 }
 
 #[test]
-fn json_is_one_object_a_row() {
+fn json_has_one_object_per_row() {
     let directory = directory_with(|bytes| *bytes.last_mut().unwrap() ^= 1);
     let (code, out, _) = verify(directory.path(), &["--json", "--backend", "scalar"]);
     assert_eq!(code, 1);
@@ -86,7 +86,7 @@ fn json_is_one_object_a_row() {
 }
 
 #[test]
-fn a_difference_names_step_plane_index_and_values() {
+fn difference_names_step_plane_index_and_values() {
     let directory = directory_with(|bytes| *bytes.last_mut().unwrap() ^= 0x80);
     let (code, out, _) = verify(directory.path(), &[]);
     assert_eq!(code, 1);
@@ -102,7 +102,7 @@ fn a_difference_names_step_plane_index_and_values() {
 
 /// A command that verifies nothing does not succeed.
 #[test]
-fn the_matrix_has_a_row_for_each_state_and_for_the_norm_and_counts_its_cases() {
+fn matrix_has_a_row_per_state_and_for_the_norm_and_counts_its_cases() {
     let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
         .args(["verify", "--backend", "scalar"])
         .output()
@@ -127,7 +127,7 @@ fn the_matrix_has_a_row_for_each_state_and_for_the_norm_and_counts_its_cases() {
 }
 
 #[test]
-fn a_required_backend_that_nobody_knows_is_refused() {
+fn unknown_required_backend_is_rejected() {
     let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
         .args(["verify", "--require", "scalar,cuda-imagined"])
         .output()
@@ -141,7 +141,7 @@ fn a_required_backend_that_nobody_knows_is_refused() {
 }
 
 #[test]
-fn a_device_that_bench_does_not_find_is_named_with_the_reason() {
+fn bench_names_a_missing_device_with_the_reason() {
     let run = |isa: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command.env("LION_CUDA_DRIVER", "/nowhere/libcuda.so.1");
@@ -161,7 +161,7 @@ fn a_device_that_bench_does_not_find_is_named_with_the_reason() {
 
 /// Everything that cannot be replayed fails with a reason, and nothing is passed over.
 #[test]
-fn bad_input_fails_with_a_reason() {
+fn invalid_input_fails_with_a_reason() {
     let empty = TempDir::new().unwrap();
     let cases = [
         (

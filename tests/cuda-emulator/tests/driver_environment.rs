@@ -6,7 +6,7 @@ use api::*;
 use std::ptr::null_mut;
 
 #[test]
-fn environment_shapes_the_devices() {
+fn environment_configures_the_devices() {
     for (name, value) in [
         ("LION_EMULATED_DEVICES", "2"),
         ("LION_EMULATED_MEMORY", "65536"),

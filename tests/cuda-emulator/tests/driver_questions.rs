@@ -44,7 +44,7 @@ fn pointer(address: u64) -> (Handle, u32, u32, i32) {
 }
 
 #[test]
-fn an_address_is_known_by_its_allocation() {
+fn pointer_attributes_describe_the_allocation() {
     let _one = ONE.lock();
     let context = Context::new();
     let (device, pinned, mut managed) = (context.alloc(100), context.pinned(1), 0);
@@ -63,7 +63,7 @@ fn an_address_is_known_by_its_allocation() {
 }
 
 #[test]
-fn another_context_is_named() {
+fn pointer_attributes_name_the_context() {
     let _one = ONE.lock();
     let first = Context::new();
     let address = first.alloc(4);
@@ -99,7 +99,7 @@ fn work_on_a_captured_stream_makes_the_capture_invalid() {
 }
 
 #[test]
-fn each_thread_has_a_default_stream_that_waits_for_the_legacy_one_only() {
+fn per_thread_default_stream_waits_only_for_the_legacy_one() {
     let _one = ONE.lock();
     let context = Context::new();
     let (device, host) = (context.alloc(4), context.pinned(2));
@@ -123,7 +123,7 @@ fn each_thread_has_a_default_stream_that_waits_for_the_legacy_one_only() {
 }
 
 #[test]
-fn a_failure_that_is_asked_for_is_given_once_and_in_its_turn() {
+fn injected_failure_occurs_once_and_in_its_turn() {
     let _one = ONE.lock();
     let context = Context::new();
     let (stream, device) = (context.stream(0), context.alloc(4));

@@ -81,12 +81,12 @@ fn free_host(address: u64) {
 }
 
 #[test]
-fn a_free_that_does_not_wait_reveals_a_use_after_free() {
+fn immediate_free_reveals_a_use_after_free() {
     if !is_child() {
         // A free that waits hides the mistake of the first kind; the others' addresses may be given again.
         assert_eq!(free_too_early(device, free), 0);
         again(
-            "a_free_that_does_not_wait_reveals_a_use_after_free",
+            "immediate_free_reveals_a_use_after_free",
             &[("LION_EMULATED_FREE", "now")],
         );
         return;
@@ -111,7 +111,7 @@ fn a_free_that_does_not_wait_reveals_a_use_after_free() {
 }
 
 #[test]
-fn a_copy_that_only_is_staged_reveals_a_stream_that_does_not_wait_for_it() {
+fn staged_copy_reveals_a_stream_that_does_not_wait_for_it() {
     // A synchronous copy is in the default stream, which a non-blocking stream is not ordered with.
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
@@ -125,7 +125,7 @@ fn a_copy_that_only_is_staged_reveals_a_stream_that_does_not_wait_for_it() {
         ok!(cuStreamSynchronize(stream));
         assert_eq!(context.word(output), 42);
         again(
-            "a_copy_that_only_is_staged_reveals_a_stream_that_does_not_wait_for_it",
+            "staged_copy_reveals_a_stream_that_does_not_wait_for_it",
             &[("LION_EMULATED_PAGEABLE_COPIES", "late")],
         );
         return;
@@ -151,7 +151,7 @@ fn a_copy_that_only_is_staged_reveals_a_stream_that_does_not_wait_for_it() {
 }
 
 #[test]
-fn pageable_memory_that_is_used_late_reveals_a_missing_wait() {
+fn late_use_of_pageable_memory_reveals_a_missing_wait() {
     let context = Context::new();
     let stream = context.stream(NON_BLOCKING);
     let memory = context.alloc(4);
@@ -171,7 +171,7 @@ fn pageable_memory_that_is_used_late_reveals_a_missing_wait() {
     } else {
         assert_eq!((early, end), (1, 1));
         again(
-            "pageable_memory_that_is_used_late_reveals_a_missing_wait",
+            "late_use_of_pageable_memory_reveals_a_missing_wait",
             &[("LION_EMULATED_PAGEABLE_COPIES", "late")],
         );
     }
@@ -212,7 +212,7 @@ fn seen_behind_an_event() -> u32 {
 }
 
 #[test]
-fn a_random_order_reveals_what_nothing_orders() {
+fn random_order_reveals_unordered_work() {
     const ROUNDS: usize = 60;
     if is_child() {
         let seen: String = (0..ROUNDS)
@@ -226,7 +226,7 @@ fn a_random_order_reveals_what_nothing_orders() {
     }
     let order = |order| {
         let variables = [("LION_EMULATED_STREAM_ORDER", order)];
-        let (out, err) = again("a_random_order_reveals_what_nothing_orders", &variables);
+        let (out, err) = again("random_order_reveals_unordered_work", &variables);
         let seen = out.lines().find_map(|line| line.split_once("seen: "));
         (seen.expect(&out).1.to_owned(), err)
     };
@@ -320,7 +320,7 @@ fn registers_limit_occupancy_and_blocks() {
 }
 
 #[test]
-fn an_anonymous_driver_does_not_say_that_it_is_emulated() {
+fn anonymous_driver_does_not_report_emulation() {
     // SAFETY: no obligations.
     let is_emulator = unsafe { lionEmulatorIsEmulator() };
     assert_eq!(is_emulator, i32::from(!is_child()));
@@ -331,7 +331,7 @@ fn an_anonymous_driver_does_not_say_that_it_is_emulated() {
     assert_eq!(name.contains("Emulated"), !is_child(), "{name}");
     if !is_child() {
         again(
-            "an_anonymous_driver_does_not_say_that_it_is_emulated",
+            "anonymous_driver_does_not_report_emulation",
             &[("LION_EMULATED_ANONYMOUS", "1")],
         );
     }

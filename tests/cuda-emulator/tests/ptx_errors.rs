@@ -56,7 +56,7 @@ fn the_head() {
 }
 
 #[test]
-fn pieces_that_are_no_ptx() {
+fn tokens_that_are_not_ptx() {
     assert_errors(
         HEAD,
         "",
@@ -340,7 +340,7 @@ fn a_message_is_one_short_line() {
 }
 
 #[test]
-fn deep_nesting_is_no_deep_recursion() {
+fn deep_nesting_does_not_overflow_the_stack() {
     let text = format!(
         "{HEAD}{KERNEL}{}{}",
         "{".repeat(100_000),

@@ -39,7 +39,7 @@ fn checkpoints() {
 
 /// The report names the group of each parameter: the name is held once, however many are in it.
 #[test]
-fn a_long_name_of_a_group_is_not_copied_for_each_parameter() {
+fn long_group_name_is_not_copied_per_parameter() {
     let mut file = right(&mut Rng::new(1));
     file.groups.truncate(1);
     file.groups[0].name = "g".repeat(65_535).into();

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_come_back_from_any_offset() {
+    fn bytes_are_read_back_from_any_offset() {
         let block = Block::new(Some(512), 100, Kind::Device).expect("memory");
         for offset in 0..40 {
             for len in 0..40 {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_are_remembered_a_byte() {
+    fn written_bytes_are_tracked_one_by_one() {
         let block = Block::new(Some(512), 100, Kind::Device).expect("memory");
         assert_eq!(block.written(0), 0);
         block.write(3, &[0; 2]);

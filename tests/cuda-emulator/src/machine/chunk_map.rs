@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_kept_through_growth_and_gone_after_clearing() {
+    fn entries_survive_growth_and_not_clearing() {
         let mut map = ChunkMap::<u64>::new();
         for round in 1..3 {
             for chunk in 0..5000_u64 {

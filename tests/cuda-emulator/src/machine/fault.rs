@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn masks_are_told_as_ranges() {
+    fn masks_are_printed_as_ranges() {
         assert_eq!(lanes_text(0b1), "0");
         assert_eq!(lanes_text(0x8000_00f5), "0, 2, 4 to 7, 31");
         assert_eq!(lanes_text(u32::MAX), "0 to 31");

@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_tell_where_the_nearest_allocation_is() {
+    fn errors_name_the_nearest_allocation() {
         let memory = Memory::new(1 << 20);
         let a = memory.allocate(100, Kind::Device).expect("room");
         assert_eq!(a % 512, 0);
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_not_given_again() {
+    fn addresses_are_not_reused() {
         let memory = Memory::new(1 << 20);
         let a = memory.allocate(100, Kind::Device).expect("room");
         memory.free(a).expect("alive");
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn each_device_has_addresses_of_its_own() {
+    fn each_device_has_a_separate_address_range() {
         let [first, second] = [0, 1].map(|index| Memory::of_device(index, 1 << 20, false));
         let a = first.allocate(100, Kind::Device).expect("room");
         let b = second.allocate(100, Kind::Device).expect("room");
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn freed_memory_of_the_host_can_be_kept_from_being_given_again() {
+    fn freed_host_memory_can_be_quarantined() {
         let memory = Memory::of_device(0, 1 << 20, true);
         let mut given = Vec::new();
         for kind in [Kind::Managed, Kind::Pinned].repeat(20) {
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_the_device_has() {
+    fn allocation_beyond_device_memory_fails() {
         let memory = Memory::new(100);
         let a = memory.allocate(60, Kind::Device).expect("room");
         let error = MemoryError::OutOfMemory {
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_carry_along_what_was_never_written() {
+    fn copies_preserve_unwritten_bytes() {
         let memory = Memory::new(1 << 20);
         let a = memory.allocate(300, Kind::Device).expect("room");
         let b = memory.allocate(300, Kind::Device).expect("room");

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_one_chunk_are_told_apart() {
+    fn bytes_of_one_chunk_are_tracked_separately() {
         let mut races = Races::new();
         for warp in 0..8 {
             for act in [Read, Write, Read] {

@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_moves_a_page_and_a_device_that_is_full_none() {
+    fn page_fault_migrates_a_page_unless_the_device_is_full() {
         let moves = Arc::new(Moves::default());
         moves.set_room(2 * PAGE);
         let pages = Pages::new(3 * PAGE + 10, &moves);

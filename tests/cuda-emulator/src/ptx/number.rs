@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minus_turns_the_sign() {
+    fn minus_flips_the_sign() {
         let of = |text| literal(text).and_then(negative);
         assert_eq!(of("1"), Ok(Operand::Integer(-1)));
         assert_eq!(
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number() {
+    fn malformed_numbers_are_rejected() {
         for text in [
             "0x",
             "0xg",

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_holds_canonical_numbers_below_its_count() {
+    fn register_range_contains_canonical_numbers_below_its_count() {
         let mut scopes = Scopes::new();
         scopes
             .declare_range(token("%r"), 11, Type::B32)
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_share_a_name_are_refused() {
+    fn overlapping_register_ranges_are_rejected() {
         for (first, n, second, m, shared) in [
             ("%r", 5, "%r", 1, true),
             ("%r", 20, "%r1", 3, true),
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_a_range_is_taken_and_the_other_way_round() {
+    fn names_and_register_ranges_must_not_overlap() {
         let mut scopes = Scopes::new();
         let unused = Meaning::Unused(Type::B32);
         scopes.declare(token("%r3"), unused).expect("new");
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inner_register_is_another_and_registers_are_numbered_as_met() {
+    fn inner_registers_shadow_outer_ones_and_are_numbered_by_first_use() {
         let mut scopes = Scopes::new();
         scopes
             .declare_range(token("%r"), 9, Type::B32)

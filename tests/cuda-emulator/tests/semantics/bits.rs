@@ -329,7 +329,7 @@ fn every_function_of_three_bits() {
 }
 
 #[test]
-fn bits_counted_and_turned_round() {
+fn bits_counted_and_reversed() {
     unary(
         "popc.b32",
         "u32 = b32",

@@ -23,7 +23,7 @@ fn guards() {
 
 /// Where lanes part, each way is taken by its own, and all go on together.
 #[test]
-fn lanes_part_and_meet() {
+fn lanes_diverge_and_reconverge() {
     let body = "
         and.b32 %a1, %tid, 3;
         mov.u32 %a2, 0;

@@ -309,7 +309,7 @@ fn races_on_global_memory() {
 }
 
 #[test]
-fn barriers_that_not_all_reach() {
+fn barriers_that_some_lanes_miss() {
     // The second warp has gone.
     Faulty::new(
         64,
@@ -348,7 +348,7 @@ fn barriers_that_not_all_reach() {
 }
 
 #[test]
-fn masks_that_are_not_those_of_the_lanes() {
+fn masks_that_do_not_match_the_lanes() {
     // Lane 31 is missing for good.
     Faulty::new(
         32,
@@ -414,7 +414,7 @@ fn traps_and_endless_loops() {
 
 /// When the module is loaded, before anything runs.
 #[test]
-fn instructions_that_there_are_not() {
+fn unknown_instructions() {
     let mut wrong = Vec::new();
     for (instruction, about) in [
         ("frobnicate.u32 %a0, %a1, %a2;", "frobnicate.u32"),

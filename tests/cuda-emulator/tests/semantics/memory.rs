@@ -171,7 +171,7 @@ fn shared_memory() {
 
 /// Each CTA has its own shared memory, each thread its own local memory.
 #[test]
-fn whose_memory_it_is() {
+fn memory_is_private_or_shared_as_declared() {
     let body = "
         .shared .align 4 .b8 ours[256];
         .local .align 8 .b8 mine[16];

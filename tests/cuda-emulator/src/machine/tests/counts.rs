@@ -29,7 +29,7 @@ fn instructions_by_kind_and_by_warp() {
 }
 
 #[test]
-fn waiting_does_not_count() {
+fn waiting_is_not_counted() {
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;

@@ -25,7 +25,7 @@ fn fault_names_kernel_line_cta_warp_and_lane() {
 }
 
 #[test]
-fn freed_memory_is_told_apart() {
+fn freed_memory_is_reported_as_freed() {
     let device = store();
     let to = device.raw(400);
     device.memory.free(to).expect("alive");
@@ -62,7 +62,7 @@ fn vectors_are_aligned_as_a_whole() {
 }
 
 #[test]
-fn memory_never_written_is_not_read() {
+fn reading_unwritten_memory_is_a_fault() {
     let device = Device::new(1, &format!("{PLACE}\nld.global.u32 %r5, [%rd8];\nret;"));
     let from = device.raw(4 * 64);
     device.memory.write(from, &[0; 4 * 37 + 1]).expect("there");
@@ -123,7 +123,7 @@ fn a_warp_can_access_many_allocations_at_once() {
 }
 
 #[test]
-fn constants_are_not_written() {
+fn writing_constant_memory_is_a_fault() {
     let device = Device::with(
         ".const .u32 limit = 5;",
         1,
@@ -171,7 +171,7 @@ fn generic_addresses_reach_every_space() {
 }
 
 #[test]
-fn local_memory_is_each_lanes_own_and_checked() {
+fn local_memory_is_private_to_a_lane_and_checked() {
     let body = |access: &str| {
         format!(
             "{PLACE}
