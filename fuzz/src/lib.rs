@@ -1,4 +1,5 @@
-//! What the fuzz targets share: an optimizer that inputs are loaded into, and all that a load can change.
+//! Code shared by the fuzz targets: an optimizer for loading inputs, and a description of everything that a load can
+//! change.
 
 use lion::cpu::Cpu;
 use lion::{Dtype, Lion, Overrides, ParamSpec};

@@ -1,4 +1,4 @@
-//! A backend of one's own joins through the same door as those of the project.
+//! Backends that a user implements.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -12,7 +12,7 @@ use lion_test_support::backends;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts calls and passes them on to the CPU.
+/// Counts calls and forwards them to the CPU.
 #[derive(Debug)]
 struct Counting {
     cpu: Cpu,
@@ -80,7 +80,7 @@ fn all_tensors_of_a_step_reach_the_backend_in_one_call() {
     assert_eq!(params[4][4999], -2e-4);
 }
 
-/// Memory of no device: nobody can follow it.
+/// Device memory that no backend can access.
 #[derive(Debug)]
 struct Elsewhere;
 
@@ -117,7 +117,7 @@ fn cpu_rejects_device_memory_and_changes_nothing() {
     assert_eq!(lion.synchronize().unwrap(), []);
 }
 
-/// Holds no numbers; what is allocated here cannot be stepped by the CPU.
+/// A state without data, which the CPU cannot step.
 #[derive(Debug)]
 struct Nothing;
 
@@ -201,7 +201,7 @@ fn errors_of_a_backend_name_the_parameter_and_keep_their_source() {
     assert_eq!(source.to_string(), "there is nothing to read");
 }
 
-/// More memory than an address space has is an error and not an abort.
+/// Requesting more memory than an address space has is an error, not an abort.
 #[test]
 fn failed_allocation_is_an_error() {
     let mut lion = Lion::builder().build().unwrap();
@@ -215,7 +215,7 @@ fn failed_allocation_is_an_error() {
     assert_eq!(lion.parameters().len(), 0);
 }
 
-/// Hands the state of each of two parameters to the other one.
+/// Swaps the states of two parameters.
 #[derive(Debug)]
 struct Swapping<B>(B);
 
@@ -245,7 +245,7 @@ impl<B: Backend> Backend for Swapping<B> {
     }
 }
 
-/// A state of another length than its parameter was stepped as far as the shorter one went.
+/// Without this check, a state of another length than its parameter would be stepped up to the shorter length.
 #[test]
 fn states_of_another_length_are_rejected_and_nothing_changes() {
     let sizes = [

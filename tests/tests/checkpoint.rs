@@ -1,4 +1,4 @@
-//! What a checkpoint holds and how it is loaded: settings, names, policies, and that a failed load
+//! The contents of a checkpoint and how it is loaded: settings, names and policies. A failed load
 //! changes nothing.
 #![allow(clippy::unwrap_used)]
 
@@ -21,7 +21,7 @@ fn spec(name: &str, n: usize) -> ParamSpec {
     ParamSpec::new(name, n, Dtype::F32)
 }
 
-/// Two steps of a parameter of 0.
+/// Runs two steps of a parameter whose elements are 0.
 fn steps(lion: &mut Lion, name: &str) {
     let handle = lion.handle(name).unwrap();
     let n = lion.info(handle).unwrap().len;
@@ -32,7 +32,7 @@ fn steps(lion: &mut Lion, name: &str) {
     }
 }
 
-/// `a` with 8 bits, `b` with 32, both stepped.
+/// Returns an optimizer with `a` (8 bits) and `b` (32 bits), both stepped.
 fn stepped() -> Lion {
     let mut lion: Lion = Lion8bit::builder().lr(0.25).build().unwrap();
     for (name, n) in [("a", 5000), ("b", 10)] {
@@ -42,7 +42,7 @@ fn stepped() -> Lion {
     lion
 }
 
-/// All that a load can change.
+/// Returns everything that a load can change.
 fn everything(lion: &Lion) -> String {
     let records = lion
         .parameters()
@@ -109,12 +109,12 @@ fn load_restores_settings_orders_steps_and_seeds() {
         other.handle = info.handle;
         assert_eq!(other, info);
     }
-    // The order in memory came with it: a row-major array is not what was stepped.
+    // The memory order was loaded as well: a row-major array does not match the stepped one.
     let mut wrong = ndarray::Array2::<f32>::zeros((3, 2));
     assert!(resumed.step([(w, &mut wrong, &g)]).is_err());
     resumed.step([(w, &mut p, &g)]).unwrap();
 
-    // The file of what was loaded is the file that was loaded, but for the group that it did not have.
+    // Saving the loaded optimizer writes the same file, except for the group that the file did not have.
     let mut again = Lion::builder().build().unwrap();
     again.register(spec("w", 6).overrides(other)).unwrap();
     again
@@ -212,7 +212,7 @@ fn keep_settings_keeps_settings_and_loads_seeds() {
     assert_eq!(run(&mut other, v), run(&mut lion, w));
 }
 
-/// The first byte of a plane of a parameter.
+/// Returns the offset of a plane of a parameter.
 fn offset_of(path: &Path, name: &str, plane: usize) -> u64 {
     let mut checkpoint = Checkpoint::open(path).unwrap();
     let tensors = checkpoint.tensors().unwrap().map(Result::unwrap);
@@ -237,7 +237,7 @@ fn damaged_plane_changes_neither_a_fresh_nor_a_used_optimizer() {
     steps(&mut used, "a");
     for lion in [&mut fresh, &mut used] {
         let before = everything(lion);
-        // Twice: what was put back is fresh again.
+        // Twice: a state that was rolled back is fresh again.
         for _ in 0..2 {
             let error = lion.load(&path).unwrap_err();
             let CheckpointError::Damaged {
@@ -316,7 +316,7 @@ fn files_that_are_not_checkpoints_are_rejected_with_the_reason() {
     assert_eq!(everything(&lion), before);
 }
 
-/// Names of parameters and groups, and the optimizer, that the format has no room for.
+/// Names of parameters and groups that are too long for the format, and an optimizer that is too large for it.
 #[test]
 fn save_rejects_what_the_format_cannot_hold_and_keeps_the_old_file() {
     let (_folder, path) = folder();
@@ -369,7 +369,7 @@ fn save_rejects_what_the_format_cannot_hold_and_keeps_the_old_file() {
 fn eight_bit_checkpoints_are_small() {
     let (_folder, path) = folder();
     let mut lion = Lion8bit::builder().build().unwrap();
-    // The matrices of a small transformer, and one of the least size that the bound holds for.
+    // The matrices of a small transformer, and one of the smallest size for which the bound holds.
     let (width, mut elements, mut names) = (128, 0, 0);
     let mut add = |name: String, n: usize| {
         elements += n;
@@ -416,7 +416,7 @@ fn rotation_removes_only_its_own_files() {
         rotation.save(&lion, step).unwrap();
     }
     assert_eq!(steps(), [11, 10]);
-    // A run that went back leaves behind what it had saved of later steps, and goes on from there.
+    // A run that resumes from an earlier step removes the checkpoints of later steps when it saves.
     for (step, kept) in [
         (10, &[10][..]),
         (5, &[5]),
@@ -523,7 +523,7 @@ fn concurrent_savers_of_one_rotation_tolerate_each_others_removals() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// Where states lie is a machine's and not a run's: it is not in the file.
+/// Whether states are paged is a property of the machine, not of the run, so it is not in the file.
 #[test]
 #[cfg(target_os = "linux")]
 fn run_continues_with_paging_on_and_off() {
@@ -560,7 +560,7 @@ fn run_continues_with_paging_on_and_off() {
         steps(&mut whole, "a");
         steps(&mut resumed, "a");
         assert_eq!(state(&resumed), state(&whole), "{from} to {to}");
-        // A damaged file leaves a paged state as fresh as any.
+        // After a failed load of a damaged file, paged states are fresh, too.
         let mut bytes = fs::read(&path).unwrap();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;

@@ -1,10 +1,10 @@
-//! A copy of an optimizer has the same bits, and goes its own way afterwards.
+//! A clone of an optimizer has the same bits and is independent of its original.
 #![allow(clippy::unwrap_used)]
 
 use lion::{Dtype, Lion, Overrides, ParamSpec, backend::StateRecord};
 use lion_test_support::{FailingWrites, backends};
 
-/// Large enough for states that are paged in pieces.
+/// Large enough that a paged state has several pieces.
 const LEN: usize = 300_000;
 
 #[test]

@@ -1,4 +1,4 @@
-//! Saves that are cut off: by a kill at any instant, or by a disk that is full.
+//! Interrupted saves: the process is killed at any instant, or the disk is full.
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
@@ -21,7 +21,7 @@ fn optimizer() -> Lion {
     lion
 }
 
-/// A step that leaves another state behind each time.
+/// Runs a step that changes the state each time.
 fn step(lion: &mut Lion) {
     let handles: Vec<_> = lion.parameters().map(|info| info.handle).collect();
     let steps = lion.info(handles[0]).unwrap().steps;
@@ -34,8 +34,8 @@ fn step(lion: &mut Lion) {
         .unwrap();
 }
 
-/// The file holds the state after some step whole: with its own count of steps it is the file that a
-/// run of as many steps saves.
+/// Checks that the file holds the complete state after some step, and returns the number of steps. The file equals the
+/// file that an uninterrupted run of as many steps saves.
 fn steps_of_whole(path: &Path, reference: &mut Lion, folder: &Path) -> u64 {
     let mut lion = optimizer();
     lion.load(path).unwrap();
@@ -72,7 +72,7 @@ fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // The first save is measured, and the kill comes during one of the next.
+        // The duration of the first save is measured. The process is killed during one of the next saves.
         let mut lines = BufReader::new(saver.stdout.take().unwrap()).lines();
         let mut wait_for = |word: &str| {
             let mut lines = lines.by_ref().map(Result::unwrap);
@@ -89,7 +89,7 @@ fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
         std::thread::sleep(instant.saturating_sub(start.elapsed()));
         saver.kill().unwrap();
         saver.wait().unwrap();
-        // Saves of this child before the one it was killed in have removed what others left.
+        // Earlier saves of this child have removed the temporary files of the previous ones.
         match names() {
             1 => whole += 1,
             _ => cut += 1,
@@ -99,7 +99,7 @@ fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
         steps = found;
     }
     println!("{KILLS} kills: {cut} left an unfinished file, {whole} none; {steps} steps saved");
-    // The instants are spread over a save, or this has tested nothing.
+    // The kills must be spread over the whole save, otherwise the test covers nothing.
     assert!(
         cut.min(whole) >= KILLS / 20,
         "{cut} kills while the file was written, {whole} not"
@@ -108,7 +108,7 @@ fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
     assert_eq!(names(), 1, "an unfinished file is left");
 }
 
-/// Goes on where the file left off, and saves after each step, until it is killed.
+/// Resumes from the file and saves after each step until it is killed.
 #[test]
 fn saver() {
     let Ok(path) = std::env::var("LION_CRASH") else {
@@ -124,7 +124,7 @@ fn saver() {
     }
 }
 
-/// A file that is being written is no leftover, whoever else saves beside it.
+/// A save must not remove the temporary file of a concurrent save.
 #[test]
 fn concurrent_saves_of_one_file_leave_one_complete_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,7 +161,7 @@ fn replaced_file_keeps_its_permissions() {
         lion.save(&path).unwrap();
         assert_eq!(mode(&path), private);
     }
-    // A link is replaced, and has no permissions of its own to keep.
+    // A symbolic link is replaced. It has no permissions to keep.
     let link = folder.path().join("latest.lion");
     symlink(&path, &link).unwrap();
     lion.save(&link).unwrap();
@@ -169,7 +169,7 @@ fn replaced_file_keeps_its_permissions() {
     assert_eq!((mode(&link), mode(&path)), (new, 0o440));
 }
 
-/// Root may give files away and others may not; both save over the files of others.
+/// Only root can change the owner of a file. Both root and other users replace files of other owners.
 #[test]
 fn replaced_file_keeps_its_owner_or_is_readable_only_by_the_saver() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -194,7 +194,7 @@ fn replaced_file_keeps_its_owner_or_is_readable_only_by_the_saver() {
         lion.save(&path).unwrap();
         assert_eq!(found(), (1234, 2345, mode));
     }
-    // Nobody may not read the test program where it is.
+    // The user `nobody` cannot read the test program in its folder.
     access(0o644);
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = folder.path().join("program");
@@ -213,7 +213,7 @@ fn replaced_file_keeps_its_owner_or_is_readable_only_by_the_saver() {
     assert_eq!(found(), (NOBODY, NOBODY, 0o600));
 }
 
-/// Saves into a file, if there is one to save into.
+/// Saves to the file that the environment names, if any.
 #[test]
 fn save_once() {
     if let Ok(path) = std::env::var("LION_SAVE") {
@@ -231,11 +231,11 @@ fn save_does_not_replace_a_folder() {
         panic!("{result:?}");
     };
     assert_eq!(given, "folder");
-    // Nothing is left beside it.
+    // No temporary file is left.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// Starts the test `full` from a shell that does something before.
+/// Runs the test `full` from a shell that runs `prepare` first.
 fn full_after(shell: &[&str], prepare: &str, folder: &Path) -> std::io::Result<Output> {
     let test = child("full");
     let mut command = Command::new(shell[0]);
@@ -256,7 +256,7 @@ fn assert_full(output: &Output) {
 
 #[test]
 fn save_beyond_the_file_size_limit_keeps_the_old_file() {
-    // A limit on the size of files: writes beyond it fail, once its signal is ignored.
+    // Writes beyond the file size limit fail once its signal is ignored.
     let folder = tempfile::tempdir().unwrap();
     let output = full_after(&["sh"], "trap '' XFSZ && ulimit -f 400", folder.path());
     assert_full(&output.unwrap());
@@ -264,7 +264,7 @@ fn save_beyond_the_file_size_limit_keeps_the_old_file() {
 
 #[test]
 fn save_to_a_full_disk_keeps_the_old_file() {
-    // A file system of 600 KiB, which only the child sees.
+    // A file system of 600 KiB that is visible to the child only.
     let folder = tempfile::tempdir().unwrap();
     let mount = format!(
         "mount -t tmpfs -o size=600k none '{}'",
@@ -284,7 +284,7 @@ fn save_to_a_full_disk_keeps_the_old_file() {
     assert_full(&output.unwrap());
 }
 
-/// Saves a small checkpoint and then a larger one that there is no room for.
+/// Saves a small checkpoint, and then a larger one that does not fit on the disk.
 #[test]
 fn full() {
     let Ok(folder) = std::env::var("LION_FULL") else {
@@ -312,6 +312,6 @@ fn full() {
         .unwrap();
     again.load(&path).unwrap();
     assert_eq!(again.info(w).unwrap().steps, 1);
-    // Nothing is left of the save that failed.
+    // The failed save leaves no temporary file.
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
 }

@@ -1,4 +1,5 @@
-//! What a device says where it cannot be used, in processes of their own: a driver is opened once.
+//! The errors of devices that cannot be used. Each case runs in a separate process, because a driver is opened once
+//! per process.
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::{Cuda, CudaError};
@@ -8,7 +9,7 @@ use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Not a test by itself: what the other tests run with variables set.
+/// Run by other tests in a child process, with environment variables set.
 #[test]
 fn prints_device_and_backend() {
     match Device::cuda(0) {
@@ -20,7 +21,7 @@ fn prints_device_and_backend() {
     println!("backend: {}", lion.backend().name());
 }
 
-/// What `Device::cuda` says, and the backend of an optimizer on the default device.
+/// Returns the error of `Device::cuda`, and the backend of an optimizer on the default device.
 fn with(driver: &Path, variables: &[(&str, &str)]) -> (String, String) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -77,14 +78,14 @@ fn available_device_is_used() {
     assert_eq!(backend, "cuda-emulated");
 }
 
-/// Asks the emulated driver for a failure of its next call of a kind.
+/// Makes the next call of a kind fail in the emulated driver.
 fn fail(point: &CStr, code: u32) {
     type Fail = unsafe extern "C" fn(*const c_char, u32, u32) -> u32;
     // SAFETY: the emulated driver may be opened more than once.
     let library = unsafe { libloading::Library::new(emulator()) }.unwrap();
     // SAFETY: the function takes these arguments; the text ends with NUL.
     unsafe { library.get::<Fail>(b"lionEmulatorFail\0").unwrap()(point.as_ptr(), 0, code) };
-    // It stays open, and with it what was asked for.
+    // The library stays open, so the requested failure remains set.
     std::mem::forget(library);
 }
 
@@ -105,7 +106,7 @@ fn has_two_devices() -> bool {
     std::env::var_os("LION_EMULATED_DEVICES").is_some()
 }
 
-/// Not a test by itself: what the test below runs.
+/// Run by the next test in a child process.
 #[test]
 fn auto_skips_a_busy_device() {
     if !has_two_devices() {
@@ -132,7 +133,7 @@ fn auto_chooses_the_first_usable_device_and_gives_reasons_for_the_others() {
     assert!(text.contains(reason), "{text}");
 }
 
-/// Not a test by itself: what the test below runs.
+/// Run by the next test in a child process.
 #[test]
 fn auto_skips_devices_whose_kernels_do_not_compile() {
     if !has_two_devices() {
@@ -167,7 +168,7 @@ fn auto_gives_one_reason_without_a_driver() {
     assert!(text.contains(reason), "{text}");
 }
 
-/// Not a test by itself: what the test above runs.
+/// Run by the previous test in a child process.
 #[test]
 fn prints_reasons_of_auto() {
     let (_, refused) = Device::auto_with_reasons();
@@ -176,8 +177,8 @@ fn prints_reasons_of_auto() {
         .for_each(|device| println!("reason: {device}"));
 }
 
-/// A program with CUDA in it starts where there is no driver: the driver is not among the libraries that it
-/// needs to start.
+/// A program with the feature `cuda` starts on a machine without a driver: the driver is not among the libraries that
+/// it needs to start.
 #[test]
 #[cfg(target_os = "linux")]
 fn program_with_cuda_starts_without_a_driver() {

@@ -1,5 +1,5 @@
-//! What must not change a bit: the order of parameters, splitting a step, the number of threads, where
-//! a slice starts. For every backend by name.
+//! The order of parameters, splitting a step, the number of threads and the alignment of a slice do not change bits.
+//! Tested on every backend by name.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::{Cpu, Isa};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 const STEPS: usize = 3;
 
-/// Runs a model made from `seed` for some steps. `split` steps the parameters in so many calls.
+/// Runs a model generated from `seed` for some steps. Each step is divided into `split` calls.
 fn run(seed: u64, backend: impl Backend + 'static, permute: bool, split: usize) -> Snapshot {
     let mut rng = Rng::new(seed);
     let mut model = Model::random(&mut rng, 12, 3000);
@@ -36,7 +36,7 @@ fn run(seed: u64, backend: impl Backend + 'static, permute: bool, split: usize) 
     model.snapshot(&lion).unwrap()
 }
 
-/// The backends of this machine.
+/// Returns the backends of this machine.
 fn available() -> Vec<Box<dyn Backend>> {
     let open = backends().into_iter().filter_map(|candidate| {
         let opened = candidate.open();
@@ -63,7 +63,7 @@ fn order_and_splitting_of_a_step_do_not_change_bits() {
     });
 }
 
-/// Large enough that every tensor is split between threads, in the norm of `max_unorm` too.
+/// Large enough that every tensor is split between threads, for the norm of `max_unorm` as well.
 #[test]
 fn number_of_threads_does_not_change_bits() {
     let run = |backend: Cpu| {
@@ -108,7 +108,7 @@ fn number_of_threads_does_not_change_bits() {
     }
 }
 
-/// Lengths around a block, at offsets that differ from one to the next, in all nine pairs of types.
+/// Lengths around the block size, at varying offsets, for all nine pairs of types.
 #[test]
 fn all_lengths_match_the_scalar_kernel() {
     let lengths = [
@@ -126,7 +126,7 @@ fn all_lengths_match_the_scalar_kernel() {
     }
 }
 
-/// Whole blocks at every offset from a vector register, for types of either size.
+/// Whole blocks at every misalignment with respect to a vector register, for types of both sizes.
 #[test]
 fn misaligned_slices_match_the_scalar_kernel() {
     let pairs = [
@@ -144,7 +144,8 @@ fn misaligned_slices_match_the_scalar_kernel() {
     }
 }
 
-/// Two steps with either state, plain and with all options, against the scalar kernel on an aligned copy.
+/// Compares two steps with both kinds of state, with default and with all options, with the scalar kernel on aligned
+/// copies.
 fn same_as_scalar(backend: &Arc<dyn Backend>, dtypes: (Dtype, Dtype), n: usize, offset: usize) {
     let plain = Overrides::new().min_8bit_size(0);
     let drawn = plain
@@ -162,7 +163,7 @@ fn same_as_scalar(backend: &Arc<dyn Backend>, dtypes: (Dtype, Dtype), n: usize, 
     }
 }
 
-/// Two steps of one parameter whose slices start `offset` elements into an allocation.
+/// Runs two steps of one parameter whose slices start `offset` elements into an allocation.
 fn step_at(
     backend: Arc<dyn Backend>,
     (pdt, gdt): (Dtype, Dtype),

@@ -1,5 +1,5 @@
-//! Every misuse is a typed error that names the parameter, says what was given and what was wanted,
-//! and leaves everything as it was.
+//! Every misuse returns a typed error that names the parameter, the given and the wanted value,
+//! and has no effect.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -39,14 +39,14 @@ impl Fixture {
         fixture
     }
 
-    /// Everything that a failed call must leave as it was.
+    /// Returns everything that a failed call must not change.
     fn all(&self) -> String {
         let records = [self.a, self.b].map(|h| self.lion.export_state(h).unwrap());
         let infos: Vec<_> = self.lion.parameters().collect();
         format!("{records:?} {infos:?} {:?} {:?}", self.pa, self.pb)
     }
 
-    /// Steps `a` rightly and then `second`, which must fail with `message` and change nothing.
+    /// Steps a valid update of `a` together with `second`. The step must fail with `message` and change nothing.
     fn fails(&mut self, second: Update<'_>, message: &str) {
         let before = self.all();
         let g = [1.0f32; 4];
@@ -93,7 +93,7 @@ fn invalid_step_changes_nothing() {
         assert!(fixture.lion.info(handle).is_err());
     }
 
-    // All of it is right at last: the fixture still steps.
+    // A valid step still succeeds.
     let Fixture { lion, pa, pb, .. } = &mut fixture;
     lion.step([update(a, pa, &g), update(b, pb, &g)]).unwrap();
     assert_eq!((fixture.pa[0], fixture.pb[0]), (0.0, 1.0));
@@ -248,7 +248,7 @@ fn width_of_an_existing_state_cannot_change() {
         );
     }
     assert_eq!(lion.info(w).unwrap().hyper, before);
-    // What was refused left no trace that a later change would bring out.
+    // The rejected settings have no effect on a later change.
     lion.configure(Overrides::new().weight_decay(0.1)).unwrap();
     let hyper = lion.info(w).unwrap().hyper;
     assert_eq!((hyper.lr, hyper.weight_decay), (0.5, 0.1));
@@ -333,7 +333,7 @@ fn import_rejects_records_that_do_not_match() {
     assert_eq!(lion.export_state(w).unwrap(), before);
 }
 
-/// A schedule may end with a learning rate that is 0 in `f32`, or is 0.
+/// A schedule may end with a learning rate of 0, or one that is 0 in `f32`.
 #[test]
 fn values_that_f32_rounds_to_0_are_accepted_where_0_is_valid() {
     let mut fixture = Fixture::new();
@@ -358,7 +358,7 @@ fn products_beyond_f32_are_rejected_when_they_are_set() {
     let decay = Overrides::new().lr(1e38).weight_decay(1e38);
     let rate = Overrides::new().lr(1e30).lr_multiplier(1e30);
     let Fixture { lion, a, .. } = &mut fixture;
-    lion.add_group("huge", decay).unwrap(); // nobody is in it
+    lion.add_group("huge", decay).unwrap(); // without members
     let grouped = ParamSpec::new("c", 4, Dtype::F32).group("huge");
     for (overrides, name) in [
         (decay, "1 - lr * weight_decay"),
@@ -378,7 +378,7 @@ fn products_beyond_f32_are_rejected_when_they_are_set() {
     }
     lion.register(grouped).unwrap_err();
     assert_eq!(fixture.all(), before);
-    // Nothing is left of them: a step goes on.
+    // None of them is set: a step succeeds.
     let Fixture { lion, a, pa, .. } = &mut fixture;
     lion.step([(*a, pa, &[1.0f32; 4])]).unwrap();
 }
@@ -440,7 +440,7 @@ fn memory_order_with_gaps_is_rejected() {
         );
         assert_eq!(fixture.all(), before);
 
-        // Nor does a first step leave one behind.
+        // A failed first step does not store the memory order.
         let c = fixture.lion.handle("c").unwrap_or_else(|_| {
             let spec = ParamSpec::new("c", 4, Dtype::F32);
             fixture.lion.register(spec).unwrap()
@@ -461,7 +461,7 @@ fn memory_order_with_gaps_is_rejected() {
     fixture.lion.import_state(fixture.a, &record).unwrap();
 }
 
-/// Options that would drop one another without a word.
+/// Without the error, the later option would silently replace the earlier one.
 #[test]
 fn builder_rejects_a_backend_beside_a_device_or_paging() {
     let cpu = || Cpu::new().unwrap();

@@ -1,4 +1,4 @@
-//! Backends that fail: what they return is checked, and what they leave half done is known.
+//! Backends that fail: their results are checked, and partly written states are reported.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -15,11 +15,11 @@ use lion_test_support::FailingWrites;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Allocates states of another length or width than it is asked for.
+/// Allocates states of another length or width than requested.
 #[derive(Debug)]
 struct Wrong {
     cpu: Cpu,
-    /// 0: as asked for; 1: fewer elements; 2: the other width.
+    /// 0: as requested; 1: fewer elements; 2: the other width.
     how: Arc<AtomicUsize>,
 }
 
@@ -78,7 +78,7 @@ fn registration_rejects_a_state_of_another_length_or_width() {
     lion.register(spec()).unwrap();
 }
 
-/// Steps, and then says that it failed; or fails at once and says that nothing has changed.
+/// Steps and then returns an error, or returns an error at once that says that nothing has changed.
 #[derive(Debug)]
 struct Late {
     cpu: Cpu,
@@ -136,7 +136,7 @@ fn failed_first_step_keeps_the_memory_order_of_its_momentum() {
     let error = lion.step([ordered(w, &mut p, &g, false)]).unwrap_err();
     assert!(matches!(&error, Error::Backend { source, .. } if source.has_begun()));
     assert!(!zero_momentum(&lion, w));
-    // The momentum is row-major: elements in another order would be stepped by those of others.
+    // The momentum is row-major: elements in another order would be stepped with the momenta of other elements.
     let error = lion.step([ordered(w, &mut p, &g, true)]).unwrap_err();
     assert!(matches!(error, Error::OrderMismatch { .. }), "{error}");
     assert_eq!(lion.info(w).unwrap().steps, 0);
@@ -162,7 +162,7 @@ fn failed_step_that_has_not_begun_changes_nothing() {
     assert!(restore_is_fresh(&mut lion, w));
 }
 
-/// Memory of no device.
+/// Device memory that no backend can access.
 #[derive(Debug)]
 struct Elsewhere;
 
@@ -201,7 +201,7 @@ fn step_rejected_for_device_memory_leaves_states_fresh() {
     let far = DeviceSlice::new(Arc::new(Elsewhere));
     lion.step([update(w, &mut p, far)]).unwrap_err();
     assert!(restore_is_fresh(&mut lion, w));
-    // A load that fails is undone.
+    // A failed load is rolled back.
     let mut restore = lion.restore(None, vec![record(w)]).unwrap();
     restore.state(0).write(0, 0, &1f32.to_le_bytes()).unwrap();
     restore.abandon().unwrap();
@@ -209,7 +209,7 @@ fn step_rejected_for_device_memory_leaves_states_fresh() {
     lion.step([ordered(w, &mut p, &g, true)]).unwrap();
 }
 
-/// An optimizer with one 8-bit parameter and another one, and what lets one write fail.
+/// Returns an optimizer with an 8-bit parameter and another one, and the switch that makes a write fail.
 fn broken() -> (Lion, Handle, Handle, FailingWrites) {
     let writes = FailingWrites::once(Cpu::new().unwrap());
     let builder = Lion::builder().optim_bits(8).min_8bit_size(0);
@@ -271,13 +271,13 @@ fn failed_import_into_a_used_state_marks_it_damaged() {
     damaged(&error, &["w"]);
     assert_eq!(lion.info(w).unwrap().steps, 3);
 
-    // What writes the state whole mends it.
+    // Writing the complete state repairs it.
     lion.import_state(w, &filled(8)).unwrap();
     lion.step([(w, &mut p, &g)]).unwrap();
     assert_eq!(lion.export_state(w).unwrap().planes, filled(8).planes);
 }
 
-/// Writes a part of the states of two parameters and drops the change, by the call or by nothing.
+/// Writes a part of the states of two parameters, and then calls `abandon` or only drops the `Restore`.
 fn drop_a_change(lion: &mut Lion, handles: [Handle; 2], abandon: bool) -> Result<(), Error> {
     let records = handles.map(record).to_vec();
     let mut restore = lion.restore(None, records).unwrap();
@@ -295,7 +295,7 @@ fn dropped_restore_is_abandoned() {
         assert_eq!([w, v].map(|h| lion.export_state(h).unwrap()), before);
         assert!(restore_is_fresh(&mut lion, w));
 
-        // `w` is used now: it cannot be had back, and `v` can.
+        // The old state of `w` was used and is lost; `v` was fresh and is zeroed again.
         lion.import_state(w, &filled(9)).unwrap();
         let result = drop_a_change(&mut lion, [w, v], abandon);
         if abandon {
@@ -306,7 +306,7 @@ fn dropped_restore_is_abandoned() {
         let (mut p, g) = ([0.0f32; 300], [1.0f32; 300]);
         damaged(&lion.step([(w, &mut p, &g)]).unwrap_err(), &["w"]);
 
-        // A change that goes through mends it.
+        // A successful restore repairs it.
         let mut restore = lion.restore(None, vec![record(w)]).unwrap();
         restore.state(0).import(&filled(5).planes).unwrap();
         restore.commit();
@@ -315,7 +315,7 @@ fn dropped_restore_is_abandoned() {
     }
 }
 
-/// A change that neither goes through nor is dropped, as by `mem::forget`.
+/// A restore that is neither finished nor dropped, as by `mem::forget`.
 #[test]
 fn forgotten_restore_marks_the_states_damaged() {
     let (mut lion, w, _, _) = broken();

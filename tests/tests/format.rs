@@ -1,4 +1,4 @@
-//! The bytes of a checkpoint: what docs/format.md says of them, and files of the first version.
+//! The bytes of a checkpoint match docs/format.md, and files of version 1 load.
 #![allow(clippy::unwrap_used)]
 
 use lion::checkpoint::{Checkpoint, Damage};
@@ -20,7 +20,7 @@ fn from_root(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-/// The optimizer whose file docs/format.md shows.
+/// Returns the optimizer whose file docs/format.md shows.
 fn shown() -> Lion {
     let mut lion = Lion::builder().lr(0.5).seed(3).build().unwrap();
     let group = Overrides::new().optim_bits(8).min_8bit_size(1);
@@ -46,7 +46,7 @@ fn hex_dump_of_the_documentation_matches_a_saved_file() {
     let text = fs::read_to_string(from_root("docs/format.md")).unwrap();
     let mut bytes = Vec::new();
     for line in text.lines() {
-        // Offset, bytes, and after two spaces what they are.
+        // Offset, bytes, and after two spaces their meaning.
         let Some((offset, rest)) = line.split_once("  ") else {
             continue;
         };
@@ -66,8 +66,8 @@ fn hex_dump_of_the_documentation_matches_a_saved_file() {
     assert_eq!(bytes.len(), file.len());
 }
 
-/// A file of the first version, written by a script from docs/format.md, goes on to the bits that the
-/// specification's trajectories end in.
+/// A version 1 file, written by a script from docs/format.md, resumes to the bits in which the
+/// trajectories of the specification end.
 #[test]
 fn version_1_file_resumes_with_the_bits_of_the_specification() {
     let path = from_root("tests/vectors/checkpoint/v1.lion");
@@ -113,7 +113,7 @@ fn version_1_file_resumes_with_the_bits_of_the_specification() {
             "{name}"
         );
     }
-    // What this library writes of it has the same planes and records.
+    // Saving it again writes the same planes and records.
     lion.load(&path).unwrap();
     let bytes = saved(&lion);
     let mut again = Checkpoint::read(std::io::Cursor::new(bytes), "again").unwrap();
@@ -121,10 +121,10 @@ fn version_1_file_resumes_with_the_bits_of_the_specification() {
     for (ours, theirs) in again.tensors().unwrap().zip(checkpoint.tensors().unwrap()) {
         let (ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
         if theirs.dtype == Dtype::F16 && theirs.overrides.stochastic_param == Some(true) {
-            // It has no effect on this type, and is unset by a load.
+            // This option has no effect on this type, and a load unsets it.
             theirs.overrides.stochastic_param = Some(false);
         }
-        // The name of the library moves what comes after it, so offsets may differ.
+        // The length of the library's name moves everything after it, so offsets may differ.
         let [ours, theirs] = [ours, theirs].map(|mut tensor| {
             let planes = std::mem::take(&mut tensor.planes).into_iter();
             let planes = planes.map(|plane| (plane.name, plane.bytes, plane.checksum));
@@ -134,7 +134,7 @@ fn version_1_file_resumes_with_the_bits_of_the_specification() {
     }
 }
 
-/// A file with a bit of everything: two groups, a state of either width, an order with axes.
+/// Returns a file with two groups, a state of each width, and a memory order with axes.
 fn file() -> CheckpointFile {
     let mut turned = TensorPart::momentum32("turned", &[0.5; 24]);
     turned.order = Some(vec![(2, 12), (3, 1), (4, -3)]);
@@ -167,7 +167,7 @@ fn file() -> CheckpointFile {
     }
 }
 
-/// The optimizer that the file is of.
+/// Returns the optimizer to which the file belongs.
 fn optimizer() -> Lion {
     let mut lion = Lion::builder().build().unwrap();
     let eight = Overrides::new().optim_bits(8).min_8bit_size(0);
@@ -180,7 +180,7 @@ fn optimizer() -> Lion {
     lion
 }
 
-/// Loads bytes, whose planes are all read.
+/// Loads a file with all its planes.
 fn load(bytes: &[u8]) -> Result<(), CheckpointError> {
     let mut checkpoint = Checkpoint::read(Cursor::new(bytes), "file")?;
     lion::checkpoint::load(&mut optimizer(), &mut checkpoint, Load::new()).map(drop)
@@ -200,7 +200,7 @@ fn refused(bytes: &[u8], wanted: &str) {
     }
 }
 
-/// What docs/format.md says of the header, one change each, with right checksums.
+/// One violation of each rule of docs/format.md for the header, with correct checksums.
 #[test]
 fn invalid_header_fields_are_rejected_by_name() {
     load(&file().bytes()).unwrap();
@@ -389,7 +389,7 @@ fn invalid_header_fields_are_rejected_by_name() {
     }
 }
 
-/// What the format says of places and of the bytes outside the records.
+/// The rules of the format for offsets and for the bytes outside the records.
 #[test]
 fn invalid_bytes_outside_the_records_are_rejected_by_name() {
     let whole = file().bytes();
@@ -400,13 +400,13 @@ fn invalid_bytes_outside_the_records_are_rejected_by_name() {
         seal(&mut bytes);
         bytes
     };
-    // The first optional value is the learning rate among the defaults.
+    // The first optional value is the learning rate of the defaults.
     let mut bytes = whole.clone();
     bytes[36 + 8 + 7] = 2;
     seal(&mut bytes);
     refused(&bytes, "the tag of an optional value in it is 2");
 
-    // The last plane's record ends the header: offset, bytes, checksum.
+    // The header ends with the record of the last plane: offset, bytes, checksum.
     let offset = u64::from_le_bytes(whole[end - 20..end - 12].try_into().unwrap());
     assert_eq!((offset + 96) as usize, whole.len());
     for wrong in [0, offset - 64, offset - 1, offset + 64, u64::MAX] {
@@ -448,7 +448,7 @@ fn invalid_bytes_outside_the_records_are_rejected_by_name() {
     );
     refused(&put(16, 0), "the header ends before the record does");
 
-    // Each check of the preamble comes before the next one.
+    // The checks of the preamble run in this order.
     let mut bytes = whole.clone();
     bytes[36] ^= 1;
     refused(&bytes, "the checksum of `header`");
@@ -474,7 +474,7 @@ fn invalid_bytes_outside_the_records_are_rejected_by_name() {
     );
 }
 
-/// Saving refuses what loading would.
+/// A save rejects what a load would reject.
 #[test]
 fn save_rejects_what_the_format_forbids() {
     let folder = tempfile::tempdir().unwrap();
@@ -512,7 +512,7 @@ fn save_rejects_what_the_format_forbids() {
     assert_eq!(other.groups(), lion.groups());
 }
 
-/// Neither a count of steps nor an order that loading refuses comes into a file.
+/// A save never writes a step count or a memory order that a load rejects.
 #[test]
 fn resaved_checkpoint_loads_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -528,7 +528,7 @@ fn resaved_checkpoint_loads_again() {
     let w = lion.handle("turned").unwrap();
     let mut counts = Vec::new();
     for _ in 0..2 {
-        // A step beyond the last may be refused.
+        // A step beyond the maximum may be rejected.
         let _ = lion.step([(w, &mut vec![0.0f32; 24], &vec![1.0f32; 24])]);
         let steps = lion.info(w).unwrap().steps;
         counts.push(steps);
@@ -552,7 +552,7 @@ fn resaved_checkpoint_loads_again() {
     }
     assert_eq!(counts[0], 1 << 62);
 
-    // An order with gaps, where it can be imported at all.
+    // A memory order with gaps, if it can be imported at all.
     let mut lion = optimizer();
     let w = lion.handle("turned").unwrap();
     let record = {

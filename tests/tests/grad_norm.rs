@@ -1,4 +1,4 @@
-//! The norm of gradients and clipping by it, and steps without a gradient.
+//! The global norm of gradients, clipping by it, and steps with missing gradients.
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::Cuda;
@@ -12,7 +12,7 @@ use lion::{
 use lion_test_support::{Rng, backends, reference_norm};
 use std::sync::Arc;
 
-/// Elements of any type, with the values that they have in `f32`.
+/// Elements of any type, with their values in `f32`.
 enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
@@ -57,7 +57,7 @@ impl Values {
     }
 }
 
-/// Every backend that is there, with its device.
+/// Runs a test on every available backend, with its device.
 fn each_backend(mut test: impl FnMut(&str, &Arc<Box<dyn Backend>>, Option<&Arc<Cuda>>)) {
     for candidate in backends() {
         match candidate.open() {
@@ -115,7 +115,7 @@ fn norm_matches_its_definition_on_every_backend() {
             let counted: u64 = found.non_finite.iter().map(|it| it.skipped).sum();
             assert_eq!(counted, bad, "{name}, seed {seed}");
             let Some(cuda) = device else { continue };
-            // In the device's memory, but for the first two.
+            // In device memory, except for the first two.
             let arrays: Vec<_> = gradients
                 .iter()
                 .map(|(_, values)| cuda.array(values.slice()).unwrap())
@@ -134,7 +134,7 @@ fn norm_matches_its_definition_on_every_backend() {
     });
 }
 
-/// So many elements that they are shared between threads.
+/// Enough elements to be shared between threads.
 #[test]
 fn number_of_threads_does_not_change_the_norm() {
     let mut rng = Rng::new(3);
@@ -162,7 +162,7 @@ fn number_of_threads_does_not_change_the_norm() {
     }
 }
 
-/// 1/4 and whole numbers, whose sums of squares are exact.
+/// 1/4 and integers, whose sums of squares are exact.
 #[test]
 fn small_norms_are_exact() {
     let mut lion = Lion::builder().build().unwrap();
@@ -220,10 +220,10 @@ fn invalid_calls_of_grad_norm_return_typed_errors() {
     }
 }
 
-/// The arguments of a step, from its gradients and their scale.
+/// Returns the arguments of a step, given its gradients and their scale.
 type ArgsOf<'a> = dyn Fn(&Lion, &[(Handle, &[f32])], f64) -> StepArgs + 'a;
 
-/// A clipped step is the step by the quotient, bit for bit: 2 ways to say the same, on every backend, with
+/// A step with `max_grad_norm` has the bits of a step with the quotient as `grad_scale`, on every backend, with
 /// 32 and 8 bits.
 #[test]
 fn clipped_step_equals_a_step_with_the_quotient_as_grad_scale() {
@@ -254,7 +254,7 @@ fn clipped_step_equals_a_step_with_the_quotient_as_grad_scale() {
                     let pairs = handles.iter().copied().zip(grads.iter().map(Vec::as_slice));
                     let args = args(&lion, &pairs.collect::<Vec<_>>(), scale);
                     let report = if let Some(cuda) = device {
-                        // All in the device's memory: what is queued.
+                        // All arrays are in device memory, so the steps are queued.
                         let arrays: Vec<_> = grads
                             .iter()
                             .map(|g| cuda.array(g.as_slice()).unwrap())
@@ -314,8 +314,8 @@ fn clipped_step_equals_a_step_with_the_quotient_as_grad_scale() {
     });
 }
 
-/// A resumed run may register its parameters in another order. Sums are added in the order of names, which
-/// shows where one is 1 and four are 2^-53: 1 + 2^-53 is 1, and 2^-51 + 1 is not.
+/// A resumed run may register its parameters in another order. The sums are added in the order of the names. The order
+/// matters for one sum of 1 and four of 2^-53: 1 + 2^-53 is 1, but 2^-51 + 1 is not.
 #[test]
 fn norm_does_not_depend_on_the_order_of_registration() {
     let small = [2f32.powi(-27); 2];
@@ -360,7 +360,7 @@ fn non_finite_gradients_are_excluded_or_rejected() {
         let report = skips
             .step_with(args, [(a, &mut pa, &good), (b, &mut pb, &bad)])
             .unwrap();
-        // The finite blocks have 3 and 4; the others poison nothing.
+        // The finite blocks contain 3 and 4; the others do not affect the norm.
         assert_eq!(report.grad_norm, Some(5.0), "{name}");
         let of = |list: &[lion::backend::SkippedBlocks]| -> Vec<String> {
             list.iter().map(ToString::to_string).collect()
@@ -393,7 +393,7 @@ fn non_finite_gradients_are_excluded_or_rejected() {
     });
 }
 
-/// Gradients of which each square overflows `f32` are clipped, not lost.
+/// Gradients are clipped even if each square overflows `f32`.
 #[test]
 fn gradients_whose_squares_overflow_f32_are_clipped() {
     let mut lion = Lion::builder().build().unwrap();
@@ -410,7 +410,7 @@ fn gradients_whose_squares_overflow_f32_are_clipped() {
     assert!((momentum[0] - 0.005).abs() < 1e-6, "{momentum:?}");
 }
 
-/// A backend of one's own needs no code for arrays of the host, and says what it lacks for others.
+/// The default `sum_squares` of a backend supports host arrays, and returns an error for device arrays.
 #[test]
 fn default_sum_squares_supports_host_arrays_only() {
     #[derive(Debug)]
@@ -466,7 +466,7 @@ fn default_sum_squares_supports_host_arrays_only() {
         error.to_string(),
         "parameter `w`: the backend `own` does not support the norm of a gradient in the memory of a device"
     );
-    // The CPU cannot reach it at all.
+    // The CPU cannot access device memory.
     let cpu = lion::cpu::Cpu::new().unwrap();
     let mut lion = Lion::builder().backend(cpu).build().unwrap();
     let w = lion.register(ParamSpec::new("w", 2, Dtype::F32)).unwrap();
@@ -484,7 +484,7 @@ fn gradient_of_another_cuda_context_is_rejected() {
         if device.is_none() {
             return;
         }
-        // A context of the same device, but of work that is not ordered with this backend's.
+        // Another context of the same device, whose work is not ordered with that of this backend.
         let other = Cuda::new(0).unwrap();
         let mut lion = Lion::builder()
             .backend(Arc::clone(backend))
@@ -526,7 +526,7 @@ fn missing_gradient_is_an_error_or_skipped() {
     assert_eq!(steps, [0, 1]);
     assert_eq!(lion.export_state(a).unwrap(), before);
 
-    // What else is wrong with such an update is still found.
+    // Other errors of such an update are still reported.
     let updates = [(a, &mut pa, Some(&grad)), (a, &mut pb, None)];
     let error = lion.step_with(args, updates).unwrap_err();
     assert!(matches!(error, Error::RepeatedParameter { .. }));

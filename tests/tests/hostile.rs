@@ -1,5 +1,5 @@
-//! Checkpoints and safetensors files that no save has written: no panic, no loop, no memory beyond a bound, and nothing
-//! changed in the optimizer.
+//! Invalid checkpoints and safetensors files cause no panic, no endless loop and no memory use beyond a bound, and
+//! change nothing in the optimizer.
 #![allow(clippy::unwrap_used)]
 
 use lion::checkpoint::{Checkpoint, load};
@@ -15,16 +15,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
-/// What loading may take beyond the file's size.
+/// Memory that a load may use in addition to the file's size, in bytes.
 const CONSTANT: usize = 512 << 10;
 
-/// Only one test counts memory at a time, and none allocates beside it.
+/// Held by each test, because the counters of allocations cover the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Most bytes that were allocated at a time.
+/// Returns the result of `work` and the peak of the allocated bytes.
 fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let _profiler = dhat::Profiler::builder().testing().build();
     let result = work();
@@ -93,7 +93,7 @@ fn state(lion: &Lion) -> String {
     )
 }
 
-/// Loads into fresh and used optimizers under both policies.
+/// Loads into fresh and used optimizers with both policies, and returns how many loads succeed.
 fn try_all(bytes: &[u8]) -> usize {
     let mut loaded = 0;
     for policy in [LoadPolicy::Strict, LoadPolicy::NonStrict] {
@@ -170,7 +170,7 @@ fn no_number_in_a_header_makes_a_load_exceed_its_memory_bound() {
     }
 }
 
-/// The dearest that a file of correct checksums can be: nothing but names.
+/// Names cost the most memory per byte of a file with correct checksums.
 #[test]
 fn file_of_names_takes_no_more_memory_than_its_size() {
     let _alone = alone();
@@ -199,7 +199,7 @@ fn file_of_names_takes_no_more_memory_than_its_size() {
     );
 }
 
-/// Numbers that no step leaves behind, under a correct checksum.
+/// Values that no step produces, with a correct checksum.
 #[test]
 fn invalid_state_values_are_rejected_with_their_position() {
     let _alone = alone();
@@ -225,7 +225,7 @@ fn invalid_state_values_are_rejected_with_their_position() {
             let range = plane.offset as usize..(plane.offset + plane.bytes) as usize;
             let at = range.end - 4;
             bytes[at..range.end].copy_from_slice(&number.to_le_bytes());
-            // The record ends in offset, bytes and checksum of the plane.
+            // The record ends with the offset, the size and the checksum of the plane.
             let record = [plane.offset.to_le_bytes(), plane.bytes.to_le_bytes()].concat();
             let place = bytes
                 .windows(16)
@@ -252,7 +252,7 @@ fn invalid_state_values_are_rejected_with_their_position() {
     assert_eq!(tried, 24);
 }
 
-/// A state of any size goes through one buffer.
+/// A state of any size passes through one buffer.
 #[test]
 fn memory_of_saving_and_loading_does_not_grow_with_the_state() {
     let _alone = alone();
@@ -279,7 +279,7 @@ fn memory_of_saving_and_loading_does_not_grow_with_the_state() {
     assert!(used < 8 << 20, "{used} bytes");
 }
 
-/// The groups are what reading holds in memory: as many as there may be, with as little in the file as there can be.
+/// A reader holds all groups in memory. The file has the maximum number of groups and nearly nothing else.
 #[test]
 fn file_of_groups_takes_memory_for_the_groups_only() {
     let _alone = alone();
@@ -295,7 +295,7 @@ fn file_of_groups_takes_memory_for_the_groups_only() {
     let size = size_of::<lion::backend::Group>() + 64;
     assert!(used <= 4096 * 3 * size + CONSTANT, "{used} bytes");
 
-    // With a group that only the optimizer has, it could not be saved any more.
+    // One more group in the optimizer would exceed the maximum of the format.
     let mut other = Lion::builder().build().unwrap();
     other.add_group("own", Overrides::new()).unwrap();
     let before = state(&other);
@@ -311,7 +311,7 @@ fn file_of_groups_takes_memory_for_the_groups_only() {
     saved(&other);
 }
 
-/// A safetensors file of a header and as many zeros after it.
+/// Returns a safetensors file with a header and `data` zeros.
 fn safetensors(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
@@ -323,7 +323,7 @@ fn import_bytes(lion: &mut Lion, bytes: &[u8]) -> Result<LoadReport, InteropErro
     import_from(lion, Cursor::new(bytes), "bytes", LoadPolicy::NonStrict)
 }
 
-/// What each part of a header can make an import take: four times the header's bytes at most.
+/// No part of a header makes an import use more than four times the header's size.
 #[test]
 fn import_takes_at_most_four_times_the_header_size() {
     let _alone = alone();
@@ -515,14 +515,14 @@ fn inconsistent_safetensors_headers_are_rejected() {
             "{error}\nwanted: {wanted}\n{header}"
         );
     }
-    // Bytes that are no UTF-8, in a name.
+    // A name that is not valid UTF-8.
     let mut bytes = safetensors(&one(&state), 24);
     bytes[8 + 2] = 0xFF;
     let error = import_bytes(&mut optimizer(), &bytes)
         .unwrap_err()
         .to_string();
     assert!(error.contains("invalid unicode code point"), "{error}");
-    // A header longer than the file, and one longer than any.
+    // A header longer than the file, and one longer than the maximum.
     bytes[..8].copy_from_slice(&1000u64.to_le_bytes());
     let error = import_bytes(&mut optimizer(), &bytes)
         .unwrap_err()
@@ -541,7 +541,7 @@ fn inconsistent_safetensors_headers_are_rejected() {
     assert!(error.to_string().ends_with(wanted), "{error}");
 }
 
-/// A file of 1 GiB that has eight bytes and then zeros.
+/// A file of 1 GiB that contains eight bytes and then zeros.
 struct Endless([u8; 8], u64);
 
 impl Read for Endless {
@@ -565,7 +565,7 @@ impl Seek for Endless {
     }
 }
 
-/// What an import would refuse is refused by the export, which leaves the file there as it was.
+/// An export rejects what an import would reject, and keeps the existing file.
 #[test]
 fn export_rejects_what_an_import_would_reject() {
     let _alone = alone();
@@ -599,7 +599,7 @@ fn export_rejects_what_an_import_would_reject() {
     let names = &mut (0..800).map(|i| format!("{i:03}{}", long(0)[3..].to_owned()));
     refused(&registered(names), "bytes in the header");
 
-    // The longest name is exported and imported, and so is one of nothing but escapes.
+    // The longest name can be exported and imported, even if every character is escaped.
     for name in [long(0), "\u{1}\"\\".repeat(20_000)] {
         export(&registered(&mut [name.clone()].into_iter()), &path).unwrap();
         let mut other = registered(&mut [name.clone()].into_iter());
@@ -607,7 +607,7 @@ fn export_rejects_what_an_import_would_reject() {
         assert_eq!(report.loaded, [name]);
     }
 
-    // The most steps that an import takes: no step makes more.
+    // The maximum step count of an import, beyond which no step goes.
     let mut lion = Lion::builder().build().unwrap();
     let w = lion.register(ParamSpec::new("w", 1, Dtype::F32)).unwrap();
     let record = {

@@ -1,11 +1,11 @@
-//! `LION_CPU_ISA`: forcing an instruction set, in a process of its own.
+//! `LION_CPU_ISA` selects an instruction set. Tested in child processes.
 #![allow(clippy::unwrap_used)]
 
 use lion::Lion;
 use lion::cpu::{Cpu, Isa};
 use std::process::Command;
 
-/// Not a test by itself: what the other tests run with the variable set.
+/// Run by other tests in a child process, with the variable set.
 #[test]
 fn prints_its_backend() {
     match Lion::builder().build() {
@@ -14,11 +14,11 @@ fn prints_its_backend() {
     }
 }
 
-/// What an optimizer on the default device says of its backend under a value of the variable.
+/// Returns the backend of an optimizer on the CPU for a value of the variable.
 fn with_variable(value: Option<&str>) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "prints_its_backend", "--nocapture"]);
-    // On a machine with a GPU the default device would be that.
+    // On a machine with a GPU, the default device would be the GPU.
     command.env("LION_CUDA_DRIVER", "/nowhere");
     match value {
         Some(value) => command.env("LION_CPU_ISA", value),

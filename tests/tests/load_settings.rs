@@ -1,4 +1,4 @@
-//! What a load does to hyper-parameters, groups and widths of states, and what its report says of it.
+//! The effect of a load on hyper-parameters, groups and widths of states, and its report.
 #![allow(clippy::unwrap_used)]
 
 use lion::{
@@ -19,7 +19,7 @@ fn spec(name: &str, n: usize) -> ParamSpec {
     ParamSpec::new(name, n, Dtype::F32)
 }
 
-/// Saves a 32-bit run of one parameter that has been stepped.
+/// Saves a 32-bit run with one parameter that has been stepped.
 fn save_32_bits(path: &Path, name: &str, n: usize) {
     let mut lion = Lion32bit::builder().lr(0.5).build().unwrap();
     let w = lion.register(spec(name, n)).unwrap();
@@ -42,13 +42,13 @@ fn non_strict_load_of_a_32_bit_file_into_an_8_bit_run_keeps_the_width() {
     let report = lion.load_with(&path, subset()).unwrap();
     assert_eq!((report.loaded.len(), report.different.len()), (0, 1));
     assert_eq!(report.different[0].what, "state");
-    // The state keeps its width, and the file's other settings hold.
+    // The state keeps its width. The other settings of the file apply.
     let info = lion.info(w).unwrap();
     assert_eq!(
         (info.bits, info.steps, info.hyper.lr),
         (Bits::Eight, 0, 0.5)
     );
-    // OptimizerConfig can be changed afterwards: they agree with the states that there are.
+    // Settings can be changed afterwards, because they agree with the existing states.
     lion.set_lr(0.25).unwrap();
     lion.step([(w, &mut vec![0.0f32; n], &vec![1.0f32; n])])
         .unwrap();
@@ -60,7 +60,7 @@ fn non_strict_load_of_a_32_bit_file_into_an_8_bit_run_keeps_the_width() {
 fn file_of_another_width_loads_beside_a_new_parameter() {
     let (_folder, path) = folder();
     save_32_bits(&path, "w", 100);
-    // `w` is too small for 8 bits, so both runs have the same state of it; `new` is not.
+    // `w` is too small for 8 bits, so its state has the same width in both runs. `new` is large enough.
     let mut lion = Lion8bit::builder().build().unwrap();
     let w = lion.register(spec("w", 100)).unwrap();
     let new = lion.register(spec("new", 5000)).unwrap();
@@ -73,7 +73,7 @@ fn file_of_another_width_loads_beside_a_new_parameter() {
     assert_eq!(lion.info(new).unwrap().bits, Bits::Eight);
     lion.configure(Overrides::new().weight_decay(0.1)).unwrap();
 
-    // The other way round: an 8-bit file beside a new parameter of 32 bits.
+    // The reverse: an 8-bit file and a new parameter of 32 bits.
     let path = path.with_extension("8");
     let mut eight = Lion8bit::builder().build().unwrap();
     eight.register(spec("w", 100)).unwrap();
@@ -86,7 +86,7 @@ fn file_of_another_width_loads_beside_a_new_parameter() {
     lion.set_lr(0.5).unwrap();
 }
 
-/// A state that is not loaded keeps its width where the file changes the width of its group.
+/// A state that is not loaded keeps its width if the file changes the width of its group.
 #[test]
 fn group_of_another_width_keeps_existing_states() {
     let (_folder, path) = folder();
@@ -106,7 +106,7 @@ fn group_of_another_width_keeps_existing_states() {
     assert_eq!(lion.info(new).unwrap().bits, Bits::Eight);
     lion.configure_group("g", Overrides::new().lr(0.5)).unwrap();
     assert_eq!(lion.info(new).unwrap().hyper.lr, 0.5);
-    // A parameter that is registered from now on follows the file.
+    // A parameter that is registered afterwards uses the width of the file.
     let later = lion.register(spec("later", 10).group("g")).unwrap();
     assert_eq!(lion.info(later).unwrap().bits, Bits::ThirtyTwo);
 }
@@ -133,9 +133,9 @@ fn parameter_stays_in_a_group_that_is_not_in_the_file() {
         let info = lion.info(lion.handle(name).unwrap()).unwrap();
         (info.group, info.hyper.weight_decay)
     };
-    // The group came after the file: the parameter stays in it.
+    // The group was added after the save: the parameter stays in it.
     assert_eq!(of("a"), (Some("no_decay"), 0.0));
-    // The file knows the group, and that the parameter is not in it.
+    // The file has the group, and the parameter is not in it.
     assert_eq!(of("b"), (None, 0.1));
     assert_eq!(of("c"), (None, 0.1));
 }
@@ -216,7 +216,7 @@ fn report_lists_an_override_of_the_width() {
     );
 }
 
-/// Which learning rate wins after a load, as the documentation says.
+/// The precedence of learning rates after a load, as documented.
 #[test]
 fn learning_rates_of_the_file_precede_defaults_but_not_step_arguments() {
     let (_folder, path) = folder();
@@ -287,7 +287,7 @@ fn allow_dtype_change_continues_a_run_in_another_type() {
         other.step([(w2, &mut vec![bf16::ONE; n], &grad)]).unwrap();
         assert_eq!(other.info(w2).unwrap().steps, 2);
     }
-    // Nothing else is allowed by it: all parameters or none.
+    // No other difference is allowed by it: all parameters are loaded, or none.
     assert_eq!(other.info(w2).unwrap().steps, 0);
     other.register(spec("new", 4)).unwrap();
     let error = other.load_with(&path, allow).unwrap_err();

@@ -1,4 +1,4 @@
-//! `ndarray` arrays as parameters and gradients: any contiguous order, and no wrong pairs of elements.
+//! `ndarray` arrays as parameters and gradients: any contiguous order is accepted, mismatched orders are rejected.
 #![allow(clippy::unwrap_used)]
 
 use lion::{Dtype, Error, Handle, Lion, ParamSpec, StepArgs, backend::Operand, bf16, update};
@@ -10,7 +10,7 @@ fn registered(n: usize, dtype: Dtype) -> (Lion, Handle) {
     (lion, handle)
 }
 
-/// Each element's gradient has a sign of its own, so that a wrong pair shows.
+/// Returns gradients with different signs, so that mismatched elements change the result.
 fn signs() -> Array2<f32> {
     arr2(&[[1.0, -1.0, 1.0], [-1.0, -1.0, 1.0]])
 }
@@ -31,7 +31,7 @@ fn arrays_and_views_of_any_contiguous_order_are_stepped() {
     g.assign(&grad);
     lion.step([(w, p.view_mut(), g.view())]).unwrap();
     assert_eq!(p, expected);
-    // A view with other axes may be of other elements: it is refused, not guessed at.
+    // A view with other axes may have other elements, so it is rejected.
     lion.step([(w, p.view_mut().reversed_axes(), g.t())])
         .unwrap_err();
 
@@ -87,7 +87,7 @@ fn strided_view_is_rejected() {
     assert_eq!((p.sum(), q.sum()), (0.0, 0.0));
 }
 
-/// A gradient in another order than its parameter has the right length and the wrong pairs.
+/// A gradient in another order than its parameter has the right length but mismatched elements.
 #[test]
 fn mismatched_memory_orders_are_rejected() {
     let (mut lion, w) = registered(6, Dtype::F32);
@@ -106,7 +106,7 @@ fn mismatched_memory_orders_are_rejected() {
         "{error}"
     );
     lion.step([(w, &mut p, &signs())]).unwrap();
-    // The state is row-major now; a parameter that has become column-major would be stepped by the
+    // The state is row-major now. A column-major parameter would be stepped with the
     // momenta of other elements.
     let mut turned = Array2::<f32>::zeros((2, 3).f());
     let error = lion.step([(w, &mut turned, &g)]).unwrap_err();
@@ -131,7 +131,7 @@ fn mismatched_memory_orders_are_rejected() {
         .unwrap();
 }
 
-/// A gradient of the right length and another shape has the right order and the wrong pairs.
+/// A gradient of another shape with the right length and order has mismatched elements.
 #[test]
 fn mismatched_shapes_are_rejected() {
     let (mut lion, w) = registered(6, Dtype::F32);
@@ -149,13 +149,13 @@ fn mismatched_shapes_are_rejected() {
     assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
     assert_eq!((p.sum(), lion.info(w).unwrap().steps), (0.0, 0));
 
-    // Axes of length 1 move no element, and a slice has no shape.
+    // Axes of length 1 do not change the order, and a slice has no shape.
     let g = Array3::<f32>::ones((1, 2, 3));
     lion.step([(w, &mut p, &g)]).unwrap();
     lion.step([(w, &mut p, &[1.0f32; 6])]).unwrap();
     let slice = p.as_slice_mut().unwrap();
     lion.step([(w, slice, &flat)]).unwrap();
-    // Where a slice is told its shape, it is compared.
+    // The shape of a slice is compared if it is given.
     let param = lion::tensor::ParamMut::from(p.as_slice_mut().unwrap()).with_shape(&[2, 3]);
     let error = lion.step([(w, param, &flat)]).unwrap_err();
     assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");

@@ -1,4 +1,4 @@
-//! The optimizer as a trainer uses it: groups, overrides, schedules, introspection, records.
+//! Groups, overrides, schedules, introspection and records of the optimizer.
 #![allow(clippy::unwrap_used)]
 
 use lion::{
@@ -84,7 +84,8 @@ fn width_of_the_state_follows_type_size_group_and_override() {
     assert!(info.hyper.skip_zeros);
 }
 
-/// Steps one parameter of value 0 by a gradient of 1 and returns how far it moved: the learning rate.
+/// Steps a parameter of value 0 with a gradient of 1, and returns the distance that it moved, which is the learning
+/// rate.
 fn moved(lion: &mut Lion, name: &str, args: StepArgs) -> f32 {
     let handle = lion.handle(name).unwrap();
     let mut p = [0.0f32];
@@ -113,7 +114,7 @@ fn learning_rate_comes_from_the_narrowest_scope() {
     };
     let none = StepArgs::new();
     assert_eq!(rates(&mut lion, none), [0.5, 0.25, 0.25, 0.0625, 2.0]);
-    // A schedule's learning rate replaces all others; multipliers keep the proportions.
+    // The learning rate of a step replaces all others. Multipliers still apply.
     assert_eq!(rates(&mut lion, none.lr(1.0)), [1.0, 1.0, 0.5, 0.125, 1.0]);
     lion.set_lr(4.0).unwrap();
     lion.configure_group("fast", Overrides::new().lr(8.0))
@@ -130,7 +131,7 @@ fn weight_decay_is_decoupled() {
     let w = lion.register(f32_spec("w", 2)).unwrap();
     let mut p = [4.0f32, -4.0];
     lion.step([(w, &mut p, &[0.0f32, 3.0])]).unwrap();
-    // Without a gradient only the decay moves: 4 * (1 - 0.25 * 2). With one, -4 * 0.5 - 0.25.
+    // With a gradient of 0 only the decay applies: 4 * (1 - 0.25 * 2). With a gradient of 1: -4 * 0.5 - 0.25.
     assert_eq!(p, [2.0, -2.25]);
 }
 
@@ -259,7 +260,7 @@ fn reject_step_changes_nothing() {
             };
             assert!(zero);
         }
-        // A finite gradient can still overflow by the scale; that is found as well.
+        // A finite gradient can overflow when it is scaled, which is detected as well.
         gb.fill(1e38);
         let args = StepArgs::new().grad_scale(1e10);
         let error = lion.step_with(args, [(b, &mut pb, &gb)]).unwrap_err();
@@ -270,8 +271,8 @@ fn reject_step_changes_nothing() {
     }
 }
 
-/// Steps below the resolution of bf16 are lost when rounded to nearest, and kept on average when
-/// rounded stochastically.
+/// Steps below the resolution of bf16 are lost with rounding to nearest, and kept on average with
+/// stochastic rounding.
 #[test]
 fn stochastic_rounding_of_parameters_keeps_small_steps() {
     let run = |stochastic| {
@@ -286,7 +287,7 @@ fn stochastic_rounding_of_parameters_keeps_small_steps() {
         p.iter().map(|x| f64::from(x.to_f32())).sum::<f64>() / n as f64
     };
     assert_eq!(run(false), 1.0);
-    // 20 steps of 1e-4; one in 78 elements moves a step, by 2^-7 or 2^-8, so 3e-4 is over five
+    // 20 steps of 1e-4. One in 78 elements moves per step, by 2^-7 or 2^-8, so 3e-4 is over five
     // standard deviations of the mean.
     let mean = run(true);
     assert!((mean - (1.0 - 20e-4)).abs() < 3e-4, "{mean}");
@@ -310,7 +311,7 @@ fn seeds_derive_from_the_name_unless_the_parameter_sets_one() {
     assert_eq!(seed(&lion, c), 9);
 }
 
-/// N steps, a record into a new optimizer, M steps: the bits of N + M steps.
+/// N steps, an export, an import into a new optimizer and M steps give the bits of N + M steps.
 #[test]
 fn imported_record_continues_the_run() {
     let new = || {
@@ -340,7 +341,7 @@ fn imported_record_continues_the_run() {
     let mut second = Lion8bit::builder()
         .stochastic_state(true)
         .stochastic_param(true)
-        .seed(77) // the record brings its own
+        .seed(77) // the record has another seed
         .build()
         .unwrap();
     let w2 = second
@@ -364,7 +365,7 @@ fn overrides_can_be_unset() {
     lion.configure_group("g", Overrides::new().lr(2.0)).unwrap();
     lion.configure_parameter(w, Overrides::new().lr(5.0).weight_decay(0.25))
         .unwrap();
-    // A change changes what it sets; a replacement unsets what it does not set.
+    // `configure` changes only what is set; `set_` methods also unset the rest.
     lion.configure_parameter(w, Overrides::new()).unwrap();
     assert_eq!(lr(&lion), 5.0);
     let mut overrides = lion.info(w).unwrap().overrides;
@@ -397,7 +398,7 @@ fn import_sets_a_seed_only_if_it_differs() {
     let seed = lion.info(w).unwrap().hyper.seed;
     assert_ne!(seed, record.seed);
 
-    // Another seed is that of the record, until it is unset.
+    // A different seed of the record is used until it is unset.
     lion.import_state(w, &record).unwrap();
     assert_eq!(lion.info(w).unwrap().hyper.seed, record.seed);
     lion.configure(Overrides::new().seed(3)).unwrap();
@@ -407,8 +408,8 @@ fn import_sets_a_seed_only_if_it_differs() {
     assert_eq!(lion.info(w).unwrap().hyper.seed, seed);
 }
 
-/// The codebook has 1.0 and not -1.0: a block's negative maximum loses 0.7 % a step, by either way of
-/// choosing codes.
+/// The codebook has 1.0 but not -1.0, so a block's negative maximum shrinks by 0.7 % per step with either
+/// rounding.
 #[test]
 fn negative_maximum_of_a_block_shrinks() {
     for stochastic in [false, true] {

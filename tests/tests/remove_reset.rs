@@ -1,4 +1,4 @@
-//! Parameters that are removed, and momenta that are set to zero in part, on every kind of state.
+//! Removing parameters, and resetting parts of a momentum to zero, for every kind of state.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -71,14 +71,14 @@ fn registering_a_name_again_does_not_revive_the_old_handle() {
     let b = lion.register(spec("b", 4)).unwrap();
     step(&mut lion, b);
     lion.remove(b).unwrap();
-    // The same name in the same place, and in another length.
+    // The same name in the same slot, and with another length.
     let again = lion.register(spec("b", 8)).unwrap();
     assert_ne!(again, b);
     assert!(is_removed(&lion.info(b).unwrap_err()));
     let info = lion.info(again).unwrap();
     assert_eq!((info.len, info.steps), (8, 0));
     lion.remove(a).unwrap();
-    // Many rounds of an adapter that comes and goes: the first handles stay valid.
+    // An adapter is registered and removed many times. The first handles stay valid.
     let mut last = None;
     for round in 0..100 {
         let adapter = lion.register(spec("adapter", 3)).unwrap();
@@ -119,7 +119,7 @@ fn checkpoint_does_not_contain_removed_parameters() {
     }
 }
 
-/// What `planes` are where the momentum of a range is zero, by the definition of both states.
+/// Returns `planes` with a momentum of zero in a range, by the definition of both states.
 fn zeroed(mut planes: Planes, range: std::ops::Range<usize>) -> Planes {
     const ZERO_CODE: u8 = 127;
     assert_eq!(lion::quant::CODEBOOK[ZERO_CODE as usize], 0.0);
@@ -153,7 +153,7 @@ fn reset_zeroes_whole_blocks_on_every_backend() {
             let mut lion = builder.build().unwrap();
             let w = lion.register(spec("w", n)).unwrap();
             step(&mut lion, w);
-            // One block; many; the short end; nothing; the whole.
+            // One block, many blocks, the short last block, an empty range, everything.
             for range in [256..512, 1024..66_048, 69_888..n, 512..512, 0..n] {
                 step(&mut lion, w);
                 let before = lion.export_state(w).unwrap();
@@ -171,7 +171,7 @@ fn reset_zeroes_whole_blocks_on_every_backend() {
     }
 }
 
-/// A reset row steps on as one that has not been stepped, and a checkpoint keeps it so.
+/// A reset row continues like one that was never stepped, also after a checkpoint.
 #[test]
 fn reset_survives_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
@@ -237,13 +237,13 @@ fn reset_rejects_ranges_that_are_not_whole_blocks() {
          and ends at a multiple of 256 or at the end"
     );
     assert_eq!(lion.export_state(w).unwrap(), before);
-    // Nothing is a whole number of blocks.
+    // An empty range is a whole number of blocks.
     lion.reset(w, 0..0).unwrap();
     lion.reset(w, 512..512).unwrap();
     assert_eq!(lion.export_state(w).unwrap(), before);
 }
 
-/// After a failure each block has the momentum that it had, or none.
+/// After a failure each block has its old momentum, or zero.
 #[test]
 fn failed_reset_leaves_each_block_unchanged_or_zero() {
     let n = 100_000;
@@ -260,7 +260,7 @@ fn failed_reset_leaves_each_block_unchanged_or_zero() {
         writes.set(allowed);
         let reset = lion.reset(w, 0..n);
         if allowed == 3 {
-            // One write of absmax and two of codes.
+            // One write of absmax, and two of codes.
             reset.unwrap();
             continue;
         }

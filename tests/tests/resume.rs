@@ -1,5 +1,5 @@
-//! A run that is saved and goes on in another process has the bits of one that was never interrupted:
-//! on every backend, from every other, with another number of threads and another order of parameters.
+//! A run that is saved and resumed in another process has the bits of an uninterrupted run:
+//! for every pair of backends, with another number of threads and another order of registration.
 #![allow(clippy::unwrap_used)]
 
 use lion::{Dtype, Handle, Lion, Overrides};
@@ -10,7 +10,7 @@ use std::path::Path;
 const BEFORE: u64 = 3;
 const AFTER: u64 = 3;
 
-/// Every type, either state, with and without either kind of stochastic rounding.
+/// Returns a model with all types and both kinds of state, with and without each kind of stochastic rounding.
 fn model() -> Model {
     let mut rng = Rng::new(6);
     let mut params = Vec::new();
@@ -40,7 +40,7 @@ fn candidate(name: &str) -> Candidate {
     all.find(|candidate| candidate.name == name).unwrap()
 }
 
-/// Registers in the order of names or against it.
+/// Registers the parameters in the order of their names or in reverse.
 fn register(model: &Model, backend: &Candidate, reversed: bool) -> Option<(Lion, Vec<Handle>)> {
     let opened = backend.open();
     let opened = opened.inspect_err(|e| println!("SKIPPED backend {}: {e}", backend.name));
@@ -59,7 +59,7 @@ fn step(model: &mut Model, lion: &mut Lion, handles: &[Handle], steps: std::ops:
     }
 }
 
-/// The parameters, which are the trainer's to save, and the checkpoint.
+/// Saves the parameters, which a checkpoint does not contain, and the checkpoint.
 fn save(model: &Model, lion: &Lion, folder: &Path, name: &str) {
     for (i, param) in model.params.iter().enumerate() {
         fs::write(folder.join(format!("{name}.{i}")), param.value.bytes()).unwrap();
@@ -120,7 +120,7 @@ fn resumed_run_matches_an_uninterrupted_run() {
     }
 }
 
-/// The second half of a run, in a process of its own.
+/// The second half of a run. Executed in a child process.
 #[test]
 fn resumed() {
     let Ok(folder) = std::env::var("LION_RESUME") else {

@@ -1,4 +1,4 @@
-//! Folders, FIFOs, sockets and devices in the place of a checkpoint or beside it.
+//! Folders, FIFOs, sockets and devices at the path of a checkpoint or in its folder.
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
@@ -24,7 +24,8 @@ fn make(command: &str, arguments: &[&str], path: &Path) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Runs one test of this program in a folder of its own. One that waits for a FIFO never ends.
+/// Runs a test of this program in a temporary folder, with a time limit because a test that blocks on a FIFO never
+/// ends.
 fn within_a_minute(test: &str) {
     let folder = tempfile::tempdir().unwrap();
     let mut running = child(test)
@@ -61,7 +62,7 @@ fn rotation_in_the_current_folder_finds_its_files() {
     within_a_minute("current_folder");
 }
 
-/// Nothing is saved into or loaded from a path, and what is there stays.
+/// Checks that saving to a path and loading from it fail, and that the file there is unchanged.
 fn assert_refused(path: &Path, wanted: &'static str) {
     fn refused<T: Debug>(result: Result<T, CheckpointError>, path: &Path, wanted: &'static str) {
         match result {
@@ -104,7 +105,7 @@ fn fifos() {
     };
     assert_refused(&fifo("fifo"), "FIFO");
 
-    // A link to one is a link for a save and a FIFO for a load.
+    // For a save, a link to a FIFO is a link. For a load, it is a FIFO.
     symlink("fifo", "link").unwrap();
     let result = optimizer().load("link");
     assert!(
@@ -114,7 +115,7 @@ fn fifos() {
     optimizer().save("link").unwrap();
     optimizer().load("link").unwrap();
 
-    // One among the files that killed saves have left, and one in the place of another checkpoint.
+    // A FIFO among the temporary files of killed saves, and one at the path of another checkpoint.
     let fifos = [
         fifo(".run-6.lion.abc123.unfinished"),
         fifo("run-5.lion"),
@@ -165,7 +166,7 @@ fn sockets_devices_and_folders_are_rejected_and_not_replaced() {
     assert_refused(&path("socket"), "socket");
     fs::create_dir(path("folder")).unwrap();
     assert_refused(&path("folder"), "folder");
-    // As /dev/null, which root may replace.
+    // A device such as /dev/null, which root could replace.
     if make("mknod", &["c", "1", "3"], &path("null")) {
         assert_refused(&path("null"), "device");
     } else {

@@ -186,7 +186,7 @@ fn mismatched_tensors_are_rejected() {
     assert_eq!(p, [1.0; 6]);
 }
 
-/// Returns one result too many from each method.
+/// A backend whose methods return one result too many.
 #[derive(Debug)]
 struct Miscounting(Cpu);
 

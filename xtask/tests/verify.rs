@@ -1,4 +1,4 @@
-//! `cargo xtask verify --replay` as it is run: its rows, its exit code, and bad input.
+//! Runs `cargo xtask verify`: its rows, its exit code, and invalid input.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
@@ -13,7 +13,7 @@ fn vectors() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/spec")
 }
 
-/// Exit code, standard output and standard error of a replay.
+/// Returns the exit code, standard output and standard error of a replay.
 fn verify(directory: &Path, more: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command
@@ -29,7 +29,7 @@ fn verify(directory: &Path, more: &[&str]) -> (i32, String, String) {
     )
 }
 
-/// A directory with one trajectory, its bytes changed.
+/// Returns a directory with one trajectory whose bytes are changed.
 fn directory_with(change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
     let directory = TempDir::new().unwrap();
     let mut bytes = fs::read(vectors().join(FILE)).unwrap();
@@ -38,7 +38,7 @@ fn directory_with(change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
     directory
 }
 
-/// Puts text into the metadata, at its start.
+/// Inserts text at the start of the metadata.
 fn insert_metadata(bytes: &mut Vec<u8>, text: &str) {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
     let at = 8 + r#"{"__metadata__": {"#.len();
@@ -100,7 +100,7 @@ fn difference_names_step_plane_index_and_values() {
     }
 }
 
-/// A command that verifies nothing does not succeed.
+/// A command that verifies nothing fails.
 #[test]
 fn matrix_has_a_row_per_state_and_for_the_norm_and_counts_its_cases() {
     let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
@@ -159,7 +159,7 @@ fn bench_names_a_missing_device_with_the_reason() {
     assert!(error.contains(reason), "{error}");
 }
 
-/// Everything that cannot be replayed fails with a reason, and nothing is passed over.
+/// Every file that cannot be replayed fails with a reason; none is ignored.
 #[test]
 fn invalid_input_fails_with_a_reason() {
     let empty = TempDir::new().unwrap();
@@ -205,7 +205,7 @@ fn invalid_input_fails_with_a_reason() {
     let (code, _, err) = verify(&vectors(), &["--backend", "abacus"]);
     assert_eq!(code, 1);
     assert!(err.contains("`abacus`, wanted one of scalar"), "{err}");
-    // A codebook alone is no trajectory.
+    // A codebook alone is not a trajectory.
     let name = "qmap_signed.safetensors";
     fs::copy(vectors().join(name), empty.path().join(name)).unwrap();
     let (code, _, err) = verify(empty.path(), &[]);

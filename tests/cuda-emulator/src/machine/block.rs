@@ -1,9 +1,9 @@
 //! The bytes of one allocation, and which of them were ever written.
 //!
 //! Threads of the host execute CTAs at the same time, so the bytes are atomics, read and written relaxed: a race in the
-//! emulated program is a race between atomics here, which has a defined result (and is reported by `race`). Only where such
-//! a race is between accesses of different widths does the language promise nothing; the machines that this runs on
-//! then mix the bytes, as a GPU does.
+//! emulated program is a race between atomics here, which has a defined result (and is reported by `race`). Only
+//! where such a race is between accesses of different widths does the language promise nothing; the machines that
+//! this runs on then mix the bytes, as a GPU does.
 
 use super::memory::Kind;
 use super::residency::Pages;
@@ -38,8 +38,8 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// Memory of the host for an allocation; `start` is its address, none where that is the host's. `None` where the host
-    /// has no memory.
+    /// Memory of the host for an allocation; `start` is its address, none where that is the host's. `None` where the
+    /// host has no memory.
     pub(super) fn new(start: Option<u64>, bytes: u64, kind: Kind) -> Option<Self> {
         let padded = usize::try_from(bytes.checked_next_multiple_of(CHUNK)?.max(CHUNK)).ok()?;
         let align = if start.is_none() { 4096 } else { 64 };

@@ -1,5 +1,5 @@
-//! A map from chunks of memory to what is known of them: a hash table of pages of 16 chunks, as neighbours are looked up
-//! together, that is emptied often.
+//! A map from chunks of memory to what is known of them: a hash table of pages of 16 chunks, as neighbours are looked
+//! up together, that is emptied often.
 
 /// Chunks of a page.
 const PAGE: usize = 16;

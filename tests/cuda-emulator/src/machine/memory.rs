@@ -1,8 +1,8 @@
 //! The memory of a device: allocations by address, those that are alive and those that were.
 //!
-//! Device memory has addresses of its own, which are no addresses of the host and are never given twice; each device has a
-//! range of them. Managed and pinned memory has the host's addresses. Between two allocations of device memory lies a gap
-//! that belongs to none.
+//! Device memory has addresses of its own, which are no addresses of the host and are never given twice; each device
+//! has a range of them. Managed and pinned memory has the host's addresses. Between two allocations of device memory
+//! lies a gap that belongs to none.
 
 use super::block::Block;
 use super::residency::{Moves, Pages};

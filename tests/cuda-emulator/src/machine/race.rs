@@ -1,12 +1,12 @@
 //! Races on global memory: two accesses of the same byte, one of them a write, that nothing orders.
 //!
-//! What orders accesses is the warp that makes both and, within a CTA, a barrier that completes between them; nothing orders
-//! CTAs of a launch. Atomics do not race with each other, and order nothing. Every completed barrier counts as one for all
-//! warps of the CTA: with barriers of a part of the warps a race can be missed, never invented.
+//! What orders accesses is the warp that makes both and, within a CTA, a barrier that completes between them; nothing
+//! orders CTAs of a launch. Atomics do not race with each other, and order nothing. Every completed barrier counts as
+//! one for all warps of the CTA: with barriers of a part of the warps a race can be missed, never invented.
 //!
-//! The state is kept a chunk of 64 bytes, as masks of bytes. A CTA has its own table, as it is executed by one thread of the
-//! host; the tables of finished CTAs are put together in the order of the CTAs, so that what is found does not depend on the
-//! threads.
+//! The state is kept a chunk of 64 bytes, as masks of bytes. A CTA has its own table, as it is executed by one thread
+//! of the host; the tables of finished CTAs are put together in the order of the CTAs, so that what is found does not
+//! depend on the threads.
 
 use super::chunk_map::ChunkMap;
 

@@ -1,8 +1,8 @@
 //! Where the pages of managed memory are: on the host or on the device.
 //!
-//! A page is made on the host. A prefetch moves it, and so does a kernel that meets it on the host: that is a fault. A page
-//! that the device has no room for stays on the host, and each access to it is a fault. Copies and fills by the driver go
-//! wherever a page is.
+//! A page is made on the host. A prefetch moves it, and so does a kernel that meets it on the host: that is a fault.
+//! A page that the device has no room for stays on the host, and each access to it is a fault. Copies and fills by
+//! the driver go wherever a page is.
 
 use serde_json::{Value, json};
 use std::sync::Arc;

@@ -29,7 +29,8 @@ impl Range<'_> {
         number.is_some_and(|number| number < self.count.into())
     }
 
-    /// Of two prefixes that differ, the longer must go on with digits to make an equal name: `%r<20>` has `%r1<3>`'s `%r10`.
+    /// Of two prefixes that differ, the longer must go on with digits to make an equal name: `%r<20>` has `%r1<3>`'s
+    /// `%r10`.
     fn meets(&self, other: &Self) -> bool {
         let (short, long) = if self.prefix.len() <= other.prefix.len() {
             (self, other)

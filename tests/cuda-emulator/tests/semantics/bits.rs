@@ -288,7 +288,8 @@ fn bytes_by_modes() {
     }
 }
 
-/// Bit i of the table is the result where a, b and c are the bits 2, 1 and 0 of i. With these three operands each i is met.
+/// Bit i of the table is the result where a, b and c are the bits 2, 1 and 0 of i. With these three operands each i
+/// is met.
 #[test]
 fn every_function_of_three_bits() {
     let (a, b, c) = (0xf0, 0xcc, 0xaa);

@@ -18,7 +18,8 @@ fn instructions_by_kind_and_by_warp() {
     for threads in 1..4 {
         let counts = device.launch_on(threads, 3, 40, &[to]).expect("no fault");
         assert_eq!(counts.threads, 120);
-        // 40 threads load the parameter, move, compare, branch and return; those from 8 on add twice, whatever the guard.
+        // 40 threads load the parameter, move, compare, branch and return; those from 8 on add twice, whatever the
+        // guard.
         assert_eq!(counts.instructions, 3 * (5 * 40 + 2 * 32));
         // Two warps in each CTA; the lanes of the first meet again before they return.
         assert_eq!(counts.warp_instructions, 3 * (7 + 7));
