@@ -8,18 +8,9 @@ use lion::{
     checkpoint::{CheckpointError, Load, LoadPolicy},
     update,
 };
+use lion_test_support::{f32_spec, settings_and_states, temporary_path};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("run.lion");
-    (folder, path)
-}
-
-fn spec(name: &str, n: usize) -> ParamSpec {
-    ParamSpec::new(name, n, Dtype::F32)
-}
 
 /// Runs two steps of a parameter whose elements are 0.
 fn steps(lion: &mut Lion, name: &str) {
@@ -36,29 +27,15 @@ fn steps(lion: &mut Lion, name: &str) {
 fn stepped() -> Lion {
     let mut lion: Lion = Lion8bit::builder().lr(0.25).build().unwrap();
     for (name, n) in [("a", 5000), ("b", 10)] {
-        lion.register(spec(name, n)).unwrap();
+        lion.register(f32_spec(name, n)).unwrap();
         steps(&mut lion, name);
     }
     lion
 }
 
-/// Returns everything that a load can change.
-fn everything(lion: &Lion) -> String {
-    let records = lion
-        .parameters()
-        .map(|info| lion.export_state(info.handle).unwrap());
-    let records: Vec<_> = records.collect();
-    let infos: Vec<_> = lion.parameters().collect();
-    format!(
-        "{:?} {:?} {infos:?} {records:?}",
-        lion.defaults(),
-        lion.groups()
-    )
-}
-
 #[test]
 fn load_restores_settings_orders_steps_and_seeds() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = Lion::builder()
         .lr(0.1)
         .betas((0.8, 0.7))
@@ -75,11 +52,11 @@ fn load_restores_settings_orders_steps_and_seeds() {
         .min_8bit_size(1)
         .seed(77);
     let own = own.stochastic_param(true).stochastic_state(false);
-    let w = spec("w", 6).group("decay").overrides(own);
+    let w = f32_spec("w", 6).group("decay").overrides(own);
     let w = lion.register(w).unwrap();
     lion.register(ParamSpec::new("never stepped", 3, Dtype::Bf16))
         .unwrap();
-    lion.register(spec("leer ∅", 0)).unwrap();
+    lion.register(f32_spec("leer ∅", 0)).unwrap();
     let mut p = ndarray::Array2::<f32>::zeros((2, 3)).reversed_axes();
     let g = ndarray::Array2::<f32>::ones((2, 3)).reversed_axes();
     lion.step([(w, &mut p, &g)]).unwrap();
@@ -91,10 +68,10 @@ fn load_restores_settings_orders_steps_and_seeds() {
         .build()
         .unwrap();
     resumed.add_group("mine", Overrides::new().lr(7.0)).unwrap();
-    resumed.register(spec("leer ∅", 0)).unwrap();
+    resumed.register(f32_spec("leer ∅", 0)).unwrap();
     let other = Overrides::new().optim_bits(8).min_8bit_size(0);
     let w = resumed
-        .register(spec("w", 6).group("mine").overrides(other))
+        .register(f32_spec("w", 6).group("mine").overrides(other))
         .unwrap();
     resumed
         .register(ParamSpec::new("never stepped", 3, Dtype::Bf16))
@@ -116,11 +93,11 @@ fn load_restores_settings_orders_steps_and_seeds() {
 
     // Saving the loaded optimizer writes the same file, except for the group that the file did not have.
     let mut again = Lion::builder().build().unwrap();
-    again.register(spec("w", 6).overrides(other)).unwrap();
+    again.register(f32_spec("w", 6).overrides(other)).unwrap();
     again
         .register(ParamSpec::new("never stepped", 3, Dtype::Bf16))
         .unwrap();
-    again.register(spec("leer ∅", 0)).unwrap();
+    again.register(f32_spec("leer ∅", 0)).unwrap();
     again.load(&path).unwrap();
     let copy = path.with_extension("copy");
     again.save(&copy).unwrap();
@@ -129,23 +106,23 @@ fn load_restores_settings_orders_steps_and_seeds() {
 
 #[test]
 fn mismatch_lists_every_difference_and_loads_nothing() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = Lion::builder().build().unwrap();
     for name in ["a", "b", "c", "d", "e"] {
-        lion.register(spec(name, 4)).unwrap();
+        lion.register(f32_spec(name, 4)).unwrap();
         steps(&mut lion, name);
     }
     lion.save(&path).unwrap();
 
     let mut other = Lion::builder().build().unwrap();
     let eight = Overrides::new().optim_bits(8).min_8bit_size(0);
-    other.register(spec("y", 4)).unwrap();
-    other.register(spec("a", 4)).unwrap();
-    other.register(spec("b", 5)).unwrap();
+    other.register(f32_spec("y", 4)).unwrap();
+    other.register(f32_spec("a", 4)).unwrap();
+    other.register(f32_spec("b", 5)).unwrap();
     other.register(ParamSpec::new("c", 4, Dtype::Bf16)).unwrap();
-    other.register(spec("d", 4).overrides(eight)).unwrap();
-    other.register(spec("x", 4)).unwrap();
-    let before = everything(&other);
+    other.register(f32_spec("d", 4).overrides(eight)).unwrap();
+    other.register(f32_spec("x", 4)).unwrap();
+    let before = settings_and_states(&other);
     let error = other.load(&path).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -156,7 +133,7 @@ fn mismatch_lists_every_difference_and_loads_nothing() {
             path.display()
         )
     );
-    assert_eq!(everything(&other), before);
+    assert_eq!(settings_and_states(&other), before);
 
     let subset = Load::new().policy(LoadPolicy::NonStrict);
     let report = other.load_with(&path, subset).unwrap();
@@ -181,7 +158,7 @@ fn mismatch_lists_every_difference_and_loads_nothing() {
 
 #[test]
 fn keep_settings_keeps_settings_and_loads_seeds() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("run.lion");
     let register = |lion: &mut Lion| {
         let spec = ParamSpec::new("w", 4, Dtype::Bf16);
         let stochastic = Overrides::new().stochastic_param(true);
@@ -222,7 +199,7 @@ fn offset_of(path: &Path, name: &str, plane: usize) -> u64 {
 
 #[test]
 fn damaged_plane_changes_neither_a_fresh_nor_a_used_optimizer() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("run.lion");
     let lion = stepped();
     lion.save(&path).unwrap();
     let offset = offset_of(&path, "b", 0);
@@ -231,12 +208,12 @@ fn damaged_plane_changes_neither_a_fresh_nor_a_used_optimizer() {
     fs::write(&path, bytes).unwrap();
 
     let mut fresh: Lion = Lion8bit::builder().build().unwrap();
-    fresh.register(spec("a", 5000)).unwrap();
-    fresh.register(spec("b", 10)).unwrap();
+    fresh.register(f32_spec("a", 5000)).unwrap();
+    fresh.register(f32_spec("b", 10)).unwrap();
     let mut used = stepped();
     steps(&mut used, "a");
     for lion in [&mut fresh, &mut used] {
-        let before = everything(lion);
+        let before = settings_and_states(lion);
         // Twice: a state that was rolled back is fresh again.
         for _ in 0..2 {
             let error = lion.load(&path).unwrap_err();
@@ -253,21 +230,21 @@ fn damaged_plane_changes_neither_a_fresh_nor_a_used_optimizer() {
                 (*at, parameter.as_deref(), *part),
                 (offset, Some("b"), "momentum")
             );
-            assert_eq!(everything(lion), before);
+            assert_eq!(settings_and_states(lion), before);
         }
     }
     lion.save(&path).unwrap();
     for other in [&mut fresh, &mut used] {
         other.load(&path).unwrap();
-        assert_eq!(everything(other), everything(&lion));
+        assert_eq!(settings_and_states(other), settings_and_states(&lion));
     }
 }
 
 #[test]
 fn files_that_are_not_checkpoints_are_rejected_with_the_reason() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = stepped();
-    let before = everything(&lion);
+    let before = settings_and_states(&lion);
     let error = lion.load(&path).unwrap_err();
     assert!(
         matches!(error, CheckpointError::Io { action: "open", .. }),
@@ -288,7 +265,7 @@ fn files_that_are_not_checkpoints_are_rejected_with_the_reason() {
         let error = lion.load(&path).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
-    assert_eq!(everything(&lion), before);
+    assert_eq!(settings_and_states(&lion), before);
 
     lion.save(&path).unwrap();
     let whole = fs::read(&path).unwrap();
@@ -313,16 +290,16 @@ fn files_that_are_not_checkpoints_are_rejected_with_the_reason() {
         error.ends_with(&format!("the file has {} bytes, wanted {n}", n + 1)),
         "{error}"
     );
-    assert_eq!(everything(&lion), before);
+    assert_eq!(settings_and_states(&lion), before);
 }
 
 /// Names of parameters and groups that are too long for the format, and an optimizer that is too large for it.
 #[test]
 fn save_rejects_what_the_format_cannot_hold_and_keeps_the_old_file() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("run.lion");
     fs::write(&path, "old").unwrap();
     let mut lion = Lion::builder().build().unwrap();
-    lion.register(spec(&"x".repeat(65_536), 1)).unwrap();
+    lion.register(f32_spec(&"x".repeat(65_536), 1)).unwrap();
     let error = lion.save(&path).unwrap_err();
     assert!(
         matches!(
@@ -356,7 +333,7 @@ fn save_rejects_what_the_format_cannot_hold_and_keeps_the_old_file() {
     assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
 
     let mut lion = Lion::builder().build().unwrap();
-    lion.register(spec(&"x".repeat(65_535), 1)).unwrap();
+    lion.register(f32_spec(&"x".repeat(65_535), 1)).unwrap();
     for i in 0..4096 {
         lion.add_group(&i.to_string(), Overrides::new()).unwrap();
     }
@@ -367,7 +344,7 @@ fn save_rejects_what_the_format_cannot_hold_and_keeps_the_old_file() {
 
 #[test]
 fn eight_bit_checkpoints_are_small() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = Lion8bit::builder().build().unwrap();
     // The matrices of a small transformer, and one of the smallest size for which the bound holds.
     let (width, mut elements, mut names) = (128, 0, 0);
@@ -527,7 +504,7 @@ fn concurrent_savers_of_one_rotation_tolerate_each_others_removals() {
 #[test]
 #[cfg(target_os = "linux")]
 fn run_continues_with_paging_on_and_off() {
-    let (folder, path) = folder();
+    let (folder, path) = temporary_path("run.lion");
     let run = |paged: bool| {
         let builder = Lion::builder().optim_bits(8).lr(0.25).is_paged(paged);
         let paging = lion::Paging::in_folder(folder.path()).budget(1 << 16);
@@ -541,7 +518,7 @@ fn run_continues_with_paging_on_and_off() {
         let mut lion = builder.build().unwrap();
         lion.add_group("g", Overrides::new().weight_decay(0.5))
             .unwrap();
-        lion.register(spec("a", 200_000).group("g")).unwrap();
+        lion.register(f32_spec("a", 200_000).group("g")).unwrap();
         lion
     };
     let state = |lion: &Lion| {
@@ -566,8 +543,8 @@ fn run_continues_with_paging_on_and_off() {
         bytes[last] ^= 1;
         fs::write(&path, bytes).unwrap();
         let mut fresh = run(to);
-        let before = everything(&fresh);
+        let before = settings_and_states(&fresh);
         fresh.load(&path).unwrap_err();
-        assert_eq!(everything(&fresh), before);
+        assert_eq!(settings_and_states(&fresh), before);
     }
 }

@@ -11,12 +11,8 @@ const LEN: usize = 300_000;
 fn clone_steps_like_its_original_on_every_backend() {
     for candidate in backends() {
         let name = candidate.name;
-        let backend = match candidate.open() {
-            Ok(backend) => backend,
-            Err(error) => {
-                println!("SKIPPED {name}: {error}");
-                continue;
-            }
+        let Some(backend) = candidate.open_or_skip() else {
+            continue;
         };
         let mut lion = Lion::builder().seed(7).backend(backend).build().unwrap();
         lion.add_group(

@@ -9,7 +9,7 @@ use lion::{
     tensor::SliceMut,
     update,
 };
-use lion_test_support::{Model, Rng, Snapshot, Tensor, backends, compare_params, property};
+use lion_test_support::{cpus, Model, Rng, Snapshot, Tensor, backends, compare_params, property};
 use std::sync::Arc;
 
 const STEPS: usize = 3;
@@ -38,13 +38,7 @@ fn run(seed: u64, backend: impl Backend + 'static, permute: bool, split: usize) 
 
 /// Returns the backends of this machine.
 fn available() -> Vec<Box<dyn Backend>> {
-    let open = backends().into_iter().filter_map(|candidate| {
-        let opened = candidate.open();
-        if let Err(reason) = &opened {
-            println!("SKIPPED backend {}: {reason}", candidate.name);
-        }
-        opened.ok()
-    });
+    let open = backends().into_iter().filter_map(|b| b.open_or_skip());
     open.collect()
 }
 
@@ -92,11 +86,7 @@ fn number_of_threads_does_not_change_bits() {
         }
         model.snapshot(&lion).unwrap()
     };
-    for isa in Isa::ALL {
-        let Ok(cpu) = Cpu::with_isa(*isa) else {
-            println!("SKIPPED backend {isa}");
-            continue;
-        };
+    for (isa, cpu) in cpus() {
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             run(cpu.clone().pool(Arc::new(pool.unwrap())))

@@ -10,7 +10,7 @@ use lion::{
     backend::{Backend, Planes, StateRecord},
     update,
 };
-use lion_test_support::{Rng, Tensor, cuda};
+use lion_test_support::{Rng, Tensor, cpus, cuda};
 use std::sync::Arc;
 
 #[cfg(target_arch = "x86_64")]
@@ -90,18 +90,6 @@ fn modes_change_the_results_of_a_thread() {
     let divided = |mode| in_mode(mode, || (-2.0 / std::hint::black_box(third)).to_bits());
     assert!(halved(0) > 0.0 && halved(register::FLUSH) == 0.0);
     assert_eq!(divided(0) - 1, divided(register::TOWARD_ZERO));
-}
-
-/// Returns the kernels of this CPU, with their names.
-fn kernels() -> Vec<(Isa, Cpu)> {
-    let kernels = Isa::ALL.iter().filter_map(|&isa| {
-        let kernel = Cpu::with_isa(isa);
-        if let Err(reason) = &kernel {
-            println!("SKIPPED {isa}: {reason}");
-        }
-        Some((isa, kernel.ok()?))
-    });
-    kernels.collect()
 }
 
 /// Returns `n` numbers, many of them subnormal.
@@ -199,7 +187,7 @@ fn step_returns_the_same_bits_in_any_mode() {
         ),
         ((Dtype::F16, Dtype::Bf16), plain.max_unorm(0.3), true),
     ];
-    for (isa, cpu) in kernels() {
+    for (isa, cpu) in cpus() {
         for (dtypes, overrides, reject) in cases {
             for bits in [8, 32] {
                 let case = Case::new(3001, dtypes, overrides.optim_bits(bits));
@@ -222,7 +210,7 @@ fn step_returns_the_same_bits_in_any_mode() {
 fn helper_threads_return_the_same_bits_in_any_mode() {
     let overrides = Overrides::new().max_unorm(0.01).optim_bits(8);
     let case = Case::new(1_000_001, (Dtype::F32, Dtype::F32), overrides);
-    for (isa, cpu) in kernels() {
+    for (isa, cpu) in cpus() {
         let expected = case.run(cpu.clone(), false);
         assert_eq!(expected.2, Ok(1));
         for mode in MODES {
@@ -319,7 +307,7 @@ fn norm_of_gradients_has_the_same_bits_in_any_mode() {
     };
     let mut backends: Vec<(Arc<dyn Backend>, bool)> =
         vec![(cuda.clone(), false), (cuda.clone(), true)];
-    for (_, cpu) in kernels() {
+    for (_, cpu) in cpus() {
         backends.push((Arc::new(cpu), false));
     }
     for (backend, device) in backends {
@@ -372,7 +360,7 @@ fn quantization_returns_the_same_bits_in_any_mode() {
             assert!(in_mode(mode, run) == expected, "mode {mode:#x}");
         }
     }
-    for (isa, cpu) in kernels() {
+    for (isa, cpu) in cpus() {
         for words in [None, Some(words)] {
             let run = || {
                 let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(256)]);

@@ -10,15 +10,11 @@ use lion::{
     update,
 };
 use lion_test_support::{
-    CheckpointFile, GroupPart, OverridesPart, TensorPart, Trajectory, compare_params, saved, seal,
+    CheckpointFile, GroupPart, OverridesPart, TensorPart, Trajectory, compare_params, from_root, saved, seal,
 };
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;
-
-fn from_root(path: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
 
 /// Returns the optimizer whose file docs/format.md shows.
 fn shown() -> Lion {

@@ -60,12 +60,9 @@ impl Values {
 /// Runs a test on every available backend, with its device.
 fn each_backend(mut test: impl FnMut(&str, &Arc<Box<dyn Backend>>, Option<&Arc<Cuda>>)) {
     for candidate in backends() {
-        match candidate.open() {
-            Ok(backend) => {
-                let device = candidate.cuda().map(Result::unwrap);
-                test(candidate.name, &Arc::new(backend), device.as_ref());
-            }
-            Err(error) => println!("SKIPPED {}: {error}", candidate.name),
+        if let Some(backend) = candidate.open_or_skip() {
+            let device = candidate.cuda().map(Result::unwrap);
+            test(candidate.name, &Arc::new(backend), device.as_ref());
         }
     }
 }

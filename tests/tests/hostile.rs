@@ -8,7 +8,7 @@ use lion::{
     Dtype, Lion, Overrides, ParamSpec,
     checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport},
 };
-use lion_test_support::{saved, seal};
+use lion_test_support::{saved, seal, settings_and_states};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -80,25 +80,12 @@ fn load_bytes(
     load(lion, &mut checkpoint, Load::new().policy(policy))
 }
 
-fn state(lion: &Lion) -> String {
-    let infos: Vec<_> = lion.parameters().collect();
-    let records = infos
-        .iter()
-        .map(|info| lion.export_state(info.handle).unwrap());
-    format!(
-        "{:?} {:?} {infos:?} {:?}",
-        lion.defaults(),
-        lion.groups(),
-        records.collect::<Vec<_>>()
-    )
-}
-
 /// Loads into fresh and used optimizers with both policies, and returns how many loads succeed.
 fn try_all(bytes: &[u8]) -> usize {
     let mut loaded = 0;
     for policy in [LoadPolicy::Strict, LoadPolicy::NonStrict] {
         for mut lion in [optimizer(), stepped()] {
-            let before = state(&lion);
+            let before = settings_and_states(&lion);
             let (result, bytes_allocated) = peak(|| load_bytes(&mut lion, bytes, policy));
             let most = bytes.len() + CONSTANT;
             assert!(
@@ -110,7 +97,7 @@ fn try_all(bytes: &[u8]) -> usize {
                 Ok(_) => loaded += 1,
                 Err(error) => {
                     assert!(!error.to_string().is_empty());
-                    assert_eq!(state(&lion), before, "{error}");
+                    assert_eq!(settings_and_states(&lion), before, "{error}");
                 }
             }
         }
@@ -123,7 +110,7 @@ fn every_changed_byte_and_every_truncation_is_rejected() {
     let _alone = alone();
     let whole = saved(&stepped());
     let mut fresh = optimizer();
-    let before = state(&fresh);
+    let before = settings_and_states(&fresh);
     let mut bytes = whole.clone();
     for at in 0..whole.len() {
         for bit in [0, 7] {
@@ -137,7 +124,7 @@ fn every_changed_byte_and_every_truncation_is_rejected() {
         let cut = load_bytes(&mut fresh, &whole[..at], LoadPolicy::Strict);
         assert!(cut.is_err(), "cut to {at} bytes");
     }
-    assert_eq!(state(&fresh), before);
+    assert_eq!(settings_and_states(&fresh), before);
     assert_eq!(
         load_bytes(&mut fresh, &whole, LoadPolicy::Strict)
             .unwrap()
@@ -298,13 +285,13 @@ fn file_of_groups_takes_memory_for_the_groups_only() {
     // One more group in the optimizer would exceed the maximum of the format.
     let mut other = Lion::builder().build().unwrap();
     other.add_group("own", Overrides::new()).unwrap();
-    let before = state(&other);
+    let before = settings_and_states(&other);
     let error = load_bytes(&mut other, &bytes, LoadPolicy::Strict).unwrap_err();
     assert!(
         matches!(error, CheckpointError::TooLarge { given: 4097, .. }),
         "{error}"
     );
-    assert_eq!(state(&other), before);
+    assert_eq!(settings_and_states(&other), before);
     let keep = Load::new().keep_settings(true);
     let mut checkpoint = Checkpoint::read(Cursor::new(&bytes), "bytes").unwrap();
     load(&mut other, &mut checkpoint, keep).unwrap();
@@ -386,7 +373,7 @@ fn import_takes_at_most_four_times_the_header_size() {
     for (header, wanted) in cases {
         let bytes = safetensors(&header, 0);
         let mut lion = optimizer();
-        let before = state(&lion);
+        let before = settings_and_states(&lion);
         let (result, used) = peak(|| import_bytes(&mut lion, &bytes));
         let most = 4 * header.len() + CONSTANT;
         let start: String = header.chars().take(60).collect();
@@ -404,7 +391,7 @@ fn import_takes_at_most_four_times_the_header_size() {
             }
             (result, _) => panic!("{result:?}: {start}"),
         }
-        assert_eq!(state(&lion), before);
+        assert_eq!(settings_and_states(&lion), before);
     }
 }
 

@@ -5,16 +5,12 @@ use lion::quant::CODEBOOK;
 use lion::{
     Dtype, Lion, Overrides, ParamSpec, backend::Planes, bf16, checkpoint::LoadPolicy, interop,
 };
-use lion_test_support::RecordFile;
+use lion_test_support::{RecordFile, from_root, temporary_path};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileType, SafeTensors, serialize_to_file};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-fn from_root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
 
 /// A tensor to write: name, type, shape, bytes.
 type Part = (&'static str, FileType, Vec<usize>, Vec<u8>);
@@ -63,16 +59,10 @@ fn optimizer(n: usize, bits: u32) -> Lion {
     lion
 }
 
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("states.safetensors");
-    (folder, path)
-}
-
 /// States of bitsandbytes, recorded by tests/vectors/golden/generate.py.
 #[test]
 fn recorded_states_of_bitsandbytes_survive_import_and_export() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("states.safetensors");
     let read =
         |name: &str| RecordFile::read(&from_root("tests/vectors/golden").join(name)).unwrap();
     let eight = read("lion8_f32.safetensors");
@@ -127,7 +117,7 @@ fn recorded_states_of_bitsandbytes_survive_import_and_export() {
 
 #[test]
 fn import_rejects_tensors_that_are_not_a_state_of_lion() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("states.safetensors");
     let with = |change: fn(&mut Vec<Part>)| {
         let mut parts = good();
         change(&mut parts);
@@ -248,7 +238,7 @@ fn import_rejects_tensors_that_are_not_a_state_of_lion() {
 
 #[test]
 fn parameters_without_a_state_are_reported_as_missing() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("states.safetensors");
     write(&path, &good());
     let mut lion = optimizer(300, 8);
     let new = lion.register(ParamSpec::new("new", 3, Dtype::F32)).unwrap();

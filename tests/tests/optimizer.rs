@@ -7,10 +7,6 @@ use lion::{
     bf16, update,
 };
 
-fn f32_spec(name: &str, n: usize) -> ParamSpec {
-    ParamSpec::new(name, n, Dtype::F32)
-}
-
 #[test]
 fn defaults_are_those_of_bitsandbytes() {
     let mut lion = Lion::builder().build().unwrap();

@@ -9,7 +9,7 @@ use lion::{
     StepArgs, backend::Backend, update,
 };
 use lion_paging::{HostMover, Limits};
-use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, property};
+use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, cpus, property};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -21,18 +21,6 @@ fn paging(budget: usize, window: Option<usize>) -> Paging {
         Some(window) => paging.window(window),
         None => paging,
     }
-}
-
-/// Returns the kernels of this CPU.
-fn kernels() -> Vec<Cpu> {
-    let kernels = Isa::ALL.iter().filter_map(|&isa| {
-        let kernel = Cpu::with_isa(isa);
-        if let Err(reason) = &kernel {
-            println!("SKIPPED {isa}: {reason}");
-        }
-        kernel.ok()
-    });
-    kernels.collect()
 }
 
 /// Steps a random model, with a different order and subset in each step.
@@ -59,7 +47,7 @@ fn paged_step_returns_the_bits_of_a_step_in_memory() {
         let window = HostMover::PAGE * (1 + rng.below(budget / HostMover::PAGE));
         let window = Some(window).filter(|_| rng.below(3) > 0);
         let paging = paging(budget, window);
-        let cpu = kernels().swap_remove(rng.below(kernels().len()));
+        let cpu = cpus[rng.below(cpus.len())].1.clone();
         let paged = AllPaged(cpu.clone().paging(&paging).unwrap());
         run(seed, paged) == run(seed, cpu)
     });
@@ -101,13 +89,13 @@ fn large_paged_tensors_on_many_threads_match_a_step_in_memory() {
             "{threads} threads, {budget} bytes"
         );
     };
-    let kernels = kernels();
-    for cpu in &kernels {
+    let cpus = cpus();
+    for (_, cpu) in &cpus {
         check(cpu, 2, 1 << 20);
     }
     for threads in [1, 5] {
         for budget in [16 << 10, 200 << 10, 1 << 30] {
-            check(&kernels[kernels.len() - 1], threads, budget);
+            check(&cpus[cpus.len() - 1].1, threads, budget);
         }
     }
 }

@@ -3,12 +3,8 @@
 
 use lion::cpu::Cpu;
 use lion::{Dtype, Error, Handle, Lion, Overrides, ParamSpec, backend::Planes};
-use lion_test_support::{FailingWrites, backends};
+use lion_test_support::{FailingWrites, backends, f32_spec};
 use std::sync::Arc;
-
-fn spec(name: &str, n: usize) -> ParamSpec {
-    ParamSpec::new(name, n, Dtype::F32)
-}
 
 fn names(lion: &Lion) -> Vec<&str> {
     lion.parameters().map(|info| info.name).collect()
@@ -30,7 +26,7 @@ fn removing_a_parameter_keeps_handles_and_order_of_the_others() {
     lion.add_group("g", Overrides::new().lr(0.5)).unwrap();
     let handles: Vec<Handle> = (0..6)
         .map(|i| {
-            lion.register(spec(&format!("p{i}"), i + 1).group("g"))
+            lion.register(f32_spec(&format!("p{i}"), i + 1).group("g"))
                 .unwrap()
         })
         .collect();
@@ -67,12 +63,12 @@ fn removing_a_parameter_keeps_handles_and_order_of_the_others() {
 #[test]
 fn registering_a_name_again_does_not_revive_the_old_handle() {
     let mut lion = Lion::builder().build().unwrap();
-    let a = lion.register(spec("a", 4)).unwrap();
-    let b = lion.register(spec("b", 4)).unwrap();
+    let a = lion.register(f32_spec("a", 4)).unwrap();
+    let b = lion.register(f32_spec("b", 4)).unwrap();
     step(&mut lion, b);
     lion.remove(b).unwrap();
     // The same name in the same slot, and with another length.
-    let again = lion.register(spec("b", 8)).unwrap();
+    let again = lion.register(f32_spec("b", 8)).unwrap();
     assert_ne!(again, b);
     assert!(is_removed(&lion.info(b).unwrap_err()));
     let info = lion.info(again).unwrap();
@@ -81,7 +77,7 @@ fn registering_a_name_again_does_not_revive_the_old_handle() {
     // An adapter is registered and removed many times. The first handles stay valid.
     let mut last = None;
     for round in 0..100 {
-        let adapter = lion.register(spec("adapter", 3)).unwrap();
+        let adapter = lion.register(f32_spec("adapter", 3)).unwrap();
         if let Some(last) = last {
             assert!(is_removed(&lion.info(last).unwrap_err()));
         }
@@ -98,7 +94,7 @@ fn checkpoint_does_not_contain_removed_parameters() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     let mut lion = Lion::builder().optim_bits(8).build().unwrap();
-    let handles = ["a", "b", "c"].map(|name| lion.register(spec(name, 5000)).unwrap());
+    let handles = ["a", "b", "c"].map(|name| lion.register(f32_spec(name, 5000)).unwrap());
     for handle in handles {
         step(&mut lion, handle);
     }
@@ -107,7 +103,7 @@ fn checkpoint_does_not_contain_removed_parameters() {
     let mut resumed = Lion::builder().build().unwrap();
     let [a, c] = ["a", "c"].map(|name| {
         let eight = Overrides::new().optim_bits(8);
-        resumed.register(spec(name, 5000).overrides(eight)).unwrap()
+        resumed.register(f32_spec(name, 5000).overrides(eight)).unwrap()
     });
     let report = resumed.load(&path).unwrap();
     assert_eq!(report.loaded, ["a", "c"]);
@@ -138,12 +134,8 @@ fn zeroed(mut planes: Planes, range: std::ops::Range<usize>) -> Planes {
 fn reset_zeroes_whole_blocks_on_every_backend() {
     let n = 70_100;
     for candidate in backends() {
-        let backend = match candidate.open() {
-            Ok(backend) => backend,
-            Err(error) => {
-                println!("SKIPPED {}: {error}", candidate.name);
-                continue;
-            }
+        let Some(backend) = candidate.open_or_skip() else {
+            continue;
         };
         let backend = Arc::new(backend);
         for bits in [32, 8] {
@@ -151,7 +143,7 @@ fn reset_zeroes_whole_blocks_on_every_backend() {
                 .optim_bits(bits)
                 .backend(Arc::clone(&backend));
             let mut lion = builder.build().unwrap();
-            let w = lion.register(spec("w", n)).unwrap();
+            let w = lion.register(f32_spec("w", n)).unwrap();
             step(&mut lion, w);
             // One block, many blocks, the short last block, an empty range, everything.
             for range in [256..512, 1024..66_048, 69_888..n, 512..512, 0..n] {
@@ -178,7 +170,7 @@ fn reset_survives_a_checkpoint() {
     let path = folder.path().join("run.lion");
     let run = || {
         let mut lion = Lion::builder().optim_bits(8).build().unwrap();
-        let w = lion.register(spec("w", 5000)).unwrap();
+        let w = lion.register(f32_spec("w", 5000)).unwrap();
         (lion, w)
     };
     let (mut lion, w) = run();
@@ -209,7 +201,7 @@ fn reset_survives_a_checkpoint() {
 #[test]
 fn reset_rejects_ranges_that_are_not_whole_blocks() {
     let mut lion = Lion::builder().build().unwrap();
-    let w = lion.register(spec("w", 600)).unwrap();
+    let w = lion.register(f32_spec("w", 600)).unwrap();
     step(&mut lion, w);
     let before = lion.export_state(w).unwrap();
     #[expect(clippy::reversed_empty_ranges)]
@@ -251,7 +243,7 @@ fn failed_reset_leaves_each_block_unchanged_or_zero() {
         let writes = FailingWrites::from_then_on(Cpu::new().unwrap());
         let builder = Lion::builder().optim_bits(8).backend(writes.clone());
         let mut lion = builder.build().unwrap();
-        let w = lion.register(spec("w", n)).unwrap();
+        let w = lion.register(f32_spec("w", n)).unwrap();
         let codes: Vec<u8> = (0..n).map(|i| (i % 256) as u8).collect();
         let absmax: Vec<f32> = (0..n.div_ceil(256)).map(|i| 1.0 + i as f32).collect();
         let mut record = lion.export_state(w).unwrap();

@@ -15,8 +15,7 @@ fn vectors() -> Vec<PathBuf> {
 #[test]
 fn every_backend_returns_the_bits_of_the_specification() {
     for candidate in backends() {
-        if let Err(reason) = candidate.open() {
-            println!("SKIPPED backend {}: {reason}", candidate.name);
+        if candidate.open_or_skip().is_none() {
             continue;
         }
         let mut replayed = 0;

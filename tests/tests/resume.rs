@@ -42,13 +42,12 @@ fn candidate(name: &str) -> Candidate {
 
 /// Registers the parameters in the order of their names or in reverse.
 fn register(model: &Model, backend: &Candidate, reversed: bool) -> Option<(Lion, Vec<Handle>)> {
-    let opened = backend.open();
-    let opened = opened.inspect_err(|e| println!("SKIPPED backend {}: {e}", backend.name));
+    let opened = backend.open_or_skip()?;
     let mut order: Vec<usize> = (0..model.params.len()).collect();
     if reversed {
         order.reverse();
     }
-    Some(model.register(opened.ok()?, &order).unwrap())
+    Some(model.register(opened, &order).unwrap())
 }
 
 fn step(model: &mut Model, lion: &mut Lion, handles: &[Handle], steps: std::ops::Range<u64>) {
