@@ -9,7 +9,7 @@ use lion::{
     tensor::SliceMut,
     update,
 };
-use lion_test_support::{cpus, Model, Rng, Snapshot, Tensor, backends, compare_params, property};
+use lion_test_support::{Model, Rng, Snapshot, Tensor, backends, compare_params, cpus, property};
 use std::sync::Arc;
 
 const STEPS: usize = 3;

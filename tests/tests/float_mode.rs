@@ -4,7 +4,6 @@
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
 use lion::arithmetic::philox::PhiloxKey;
-use lion::cpu::{Cpu, Isa};
 use lion::{
     Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec, StepArgs,
     backend::{Backend, Planes, StateRecord},

@@ -6,6 +6,7 @@ use lion::{
     backend::{Bits, Planes},
     bf16, update,
 };
+use lion_test_support::f32_spec;
 
 #[test]
 fn defaults_are_those_of_bitsandbytes() {

@@ -42,6 +42,7 @@ fn run(seed: u64, backend: impl Backend + 'static) -> Snapshot {
 #[test]
 fn paged_step_returns_the_bits_of_a_step_in_memory() {
     property("paged bits", |seed: u64| {
+        let cpus = cpus();
         let mut rng = Rng::new(!seed);
         let budget = HostMover::PAGE * (1 + rng.below(20));
         let window = HostMover::PAGE * (1 + rng.below(budget / HostMover::PAGE));

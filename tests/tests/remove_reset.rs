@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
-use lion::{Dtype, Error, Handle, Lion, Overrides, ParamSpec, backend::Planes};
+use lion::{Error, Handle, Lion, Overrides, backend::Planes};
 use lion_test_support::{FailingWrites, backends, f32_spec};
 use std::sync::Arc;
 
@@ -103,7 +103,9 @@ fn checkpoint_does_not_contain_removed_parameters() {
     let mut resumed = Lion::builder().build().unwrap();
     let [a, c] = ["a", "c"].map(|name| {
         let eight = Overrides::new().optim_bits(8);
-        resumed.register(f32_spec(name, 5000).overrides(eight)).unwrap()
+        resumed
+            .register(f32_spec(name, 5000).overrides(eight))
+            .unwrap()
     });
     let report = resumed.load(&path).unwrap();
     assert_eq!(report.loaded, ["a", "c"]);
