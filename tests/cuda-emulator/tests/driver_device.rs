@@ -1,4 +1,4 @@
-//! What the default device says about itself.
+//! Properties of the default device.
 
 mod api;
 

@@ -1,4 +1,4 @@
-//! What a launch may ask for, and what a kernel says about itself.
+//! Limits of a launch, and attributes of a kernel.
 
 mod api;
 

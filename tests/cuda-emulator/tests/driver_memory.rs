@@ -14,7 +14,7 @@ fn more_than_the_device_has_is_out_of_memory() {
     let mut address = 0;
     fails!(2, cuMemAlloc_v2(&mut address, total + 1));
     assert_eq!(address, 0);
-    // Failing is no fault: the context goes on.
+    // A failed call is not a fault: the context can still be used.
     ok!(cuMemAlloc_v2(&mut address, 4));
 }
 

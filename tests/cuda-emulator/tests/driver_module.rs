@@ -45,7 +45,7 @@ fn kernels_and_variables_are_found_by_name() {
 #[test]
 fn newer_ptx_version_is_rejected() {
     let _context = Context::new();
-    // The driver is 12.0, whose PTX is 8.0. What follows the version may be anything.
+    // The driver is 12.0, which supports PTX 8.0. The text after the version is not parsed.
     let newer = ".version 8.1\n.target sm_70\n.address_size 64\nnonsense of the future\n";
     assert_eq!(load(newer).0, 222);
     assert_eq!(load(&PTX.replace(".version 8.0", ".version 6.0")).0, 0);
@@ -69,7 +69,7 @@ fn parse_errors_are_written_to_the_log() {
     let _context = Context::new();
     let broken = CString::new(PTX.replace("%r<5>", "%r<five>")).expect("no NUL");
     let mut log = [0x55_u8; 400];
-    // Error log buffer, its size; the size comes back as what was written.
+    // The error log buffer and its size, which is replaced by the number of bytes written.
     let options = [5_u32, 6];
     let mut values: [*mut c_void; 2] = [
         log.as_mut_ptr().cast(),

@@ -72,7 +72,7 @@ fn event_orders_one_stream_after_another() {
     ok!(cuEventRecord(event, producer));
     ok!(cuStreamWaitEvent(consumer, event, 0));
     assert_eq!(launch(increment, 1, consumer, b, a), 0);
-    // What the producer does behind the event is not waited for.
+    // Work of the producer after the event is not waited for.
     assert_eq!(launch(store, 1, producer, a, 20), 0);
     ok!(cuStreamSynchronize(consumer));
     // b is 11 already, the second store into a has not run: a copy in the consumer sees the first.

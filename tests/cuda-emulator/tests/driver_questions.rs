@@ -1,4 +1,4 @@
-//! What the driver says about addresses and captured streams, the per-thread default stream, and failures on request.
+//! Pointer attributes, captured streams, the per-thread default stream, and injected failures.
 
 mod api;
 

@@ -1,4 +1,4 @@
-//! What the environment switches on, each with a program whose fault the default hides and the switch reveals.
+//! Options of the environment, each with a program whose error the default hides and the option reveals.
 //!
 //! The environment is read once a process, so a test runs itself again in a process with the variables set.
 
@@ -37,7 +37,7 @@ fn again(test: &str, variables: &[(&str, &str)]) -> (String, String) {
     (out, err)
 }
 
-/// Frees memory that a queued kernel reads; the code of the wait comes back.
+/// Frees memory that a queued kernel reads, and returns the code of the wait.
 fn free_too_early(allocate: fn(&Context) -> u64, free: fn(u64)) -> u32 {
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
@@ -133,7 +133,7 @@ fn staged_copy_reveals_a_stream_that_does_not_wait_for_it() {
     // The kernel reads what was never written.
     fails!(719, cuStreamSynchronize(stream));
 
-    // One that waits is right, and pinned memory is there when the call returns.
+    // A program that waits is correct, and pinned memory is copied when the call returns.
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
     let (input, output, pinned) = (context.alloc(4), context.alloc(4), context.pinned(1));
@@ -155,7 +155,7 @@ fn late_use_of_pageable_memory_reveals_a_missing_wait() {
     let context = Context::new();
     let stream = context.stream(NON_BLOCKING);
     let memory = context.alloc(4);
-    // Host memory that lives until the end of the test, seen through pointers alone.
+    // Host memory that lives until the end of the test, accessed only through pointers.
     let (source, target) = (Box::into_raw(Box::new(1_u32)), Box::into_raw(Box::new(0)));
     ok!(cuMemcpyHtoDAsync_v2(memory, source.cast(), 4, stream));
     // SAFETY: alive; the driver reads it within its own calls.
@@ -181,7 +181,7 @@ fn late_use_of_pageable_memory_reveals_a_missing_wait() {
     unsafe { drop((Box::from_raw(source), Box::from_raw(target))) };
 }
 
-/// What a stream sees of two writes of another one that nothing orders it with.
+/// Returns the values that a stream reads while another one, not ordered with it, writes twice.
 fn seen_between_two_writes() -> u32 {
     let context = Context::new();
     let (writer, reader) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
@@ -238,7 +238,7 @@ fn random_order_reveals_unordered_work() {
     assert!(seen.contains('1') && seen.contains('0'), "{seen}");
     assert_eq!(order("random:1").0, seen);
     assert_ne!(order("random:2").0, seen);
-    // A seed of its own is printed, and gives the same order again.
+    // The random seed is printed, and setting it gives the same order again.
     let (seen, err) = order("random");
     let seed = err.split_once("LION_EMULATED_STREAM_ORDER=");
     let seed = seed.and_then(|(_, seed)| seed.lines().next());
@@ -263,7 +263,7 @@ fn memory_of_another_device_is_an_illegal_address() {
     ok!(cuMemAlloc_v2(&mut there, 4));
     assert_ne!(here, there);
     ok!(cuCtxSetCurrent(first.0));
-    // Neither a copy nor a kernel of the first device may have it.
+    // Neither a copy nor a kernel of the first device may access it.
     fails!(1, cuMemcpyDtoD_v2(here, there, 4));
     assert_eq!(launch(store, 1, DEFAULT_STREAM, there, 1), 0);
     fails!(700, cuCtxSynchronize());

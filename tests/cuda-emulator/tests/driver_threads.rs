@@ -1,4 +1,4 @@
-//! Several threads at once, with contexts of their own and with one that they share.
+//! Concurrent threads with separate contexts and with a shared one.
 
 mod api;
 

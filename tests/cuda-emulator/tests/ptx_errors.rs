@@ -1,4 +1,4 @@
-//! What the parser refuses, and what it says: the line, what stands there, what was wanted.
+//! Errors of the parser: the line, the token found, and what was expected.
 
 use cuda_emulator::ptx::Module;
 

@@ -1,4 +1,4 @@
-//! What the parser makes of texts as compilers write them.
+//! Parsing of texts in the style of compilers.
 
 use cuda_emulator::ptx::{
     Axis, Base, Guard, Kernel, LabelId, Module, Operand, RegisterId, Special, Symbol, Type,

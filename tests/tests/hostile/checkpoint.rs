@@ -7,7 +7,7 @@ use lion::{
     checkpoint::{CheckpointError, Load, LoadPolicy, LoadReport},
 };
 use lion_test_support::{saved, seal, settings_and_states};
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 
 fn load_bytes(
     lion: &mut Lion,

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 /// Bytes whose states are kept together, one bit a byte.
 pub(super) const CHUNK: u64 = 64;
 
-/// What memory holds that was never written.
+/// The value of unwritten memory.
 pub(super) const NEVER_WRITTEN: u8 = 0xA5;
 
 pub(crate) struct Block {
@@ -28,7 +28,7 @@ pub(crate) struct Block {
     layout: Layout,
     /// Of managed memory.
     pub(super) pages: Option<Pages>,
-    /// A word a chunk. Memory that the host sees has none: its writes are not noticed here.
+    /// One word per chunk. Memory that the host can access has none, because its writes cannot be observed.
     written: Option<Box<[AtomicU64]>>,
 }
 

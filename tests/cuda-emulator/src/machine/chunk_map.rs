@@ -31,7 +31,7 @@ impl<T: Copy + Default> ChunkMap<T> {
         }
     }
 
-    /// What is known of the chunk, at first the default.
+    /// Returns the entry of the chunk, initially the default.
     pub(super) fn entry(&mut self, chunk: u64) -> &mut T {
         let (number, within) = (chunk / PAGE as u64, chunk as usize % PAGE);
         if self.last.1 == NONE || self.last.0 != number {

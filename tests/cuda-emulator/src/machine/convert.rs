@@ -19,7 +19,7 @@ pub(super) struct Convert {
     pub(super) saturate: bool,
 }
 
-/// Where a value goes that lies between two others.
+/// The rounding of a value between two representable ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rounding {
     /// To the nearest, to the even one of two.

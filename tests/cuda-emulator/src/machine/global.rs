@@ -1,7 +1,7 @@
 //! Global memory: every access is checked before it is carried out.
 //!
-//! An access of a warp is taken allocation by allocation, as a rule one. What it touches is then a few chunks of 64 bytes,
-//! each with a mask of bytes; from these follow what was never written, races, and the sectors.
+//! An access of a warp is taken allocation by allocation, as a rule one. What it touches is then a few chunks of 64
+//! bytes, each with a mask of bytes; from these follow what was never written, races, and the sectors.
 
 use super::block::{Block, CHUNK, chunks};
 use super::exec::Executor;
@@ -12,7 +12,7 @@ use super::race::Act;
 use super::warp::Warp;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// What a warp is about to do: so many bytes per lane.
+/// An access of a warp, with the bytes per lane.
 pub(super) struct Access<'b> {
     pub(super) at: &'b V64,
     pub(super) mask: u32,
@@ -21,7 +21,7 @@ pub(super) struct Access<'b> {
     pub(super) cache: u32,
 }
 
-/// What of an access lies in one allocation.
+/// The part of an access in one allocation.
 pub(super) struct Part<'b> {
     pub(super) block: &'b Block,
     pub(super) lanes: u32,
@@ -127,7 +127,7 @@ impl<'a> Executor<'a> {
         Ok(block)
     }
 
-    /// Whether the bytes were ever written, and whether somebody else uses them.
+    /// Whether the bytes were ever written, and whether another CTA or warp uses them.
     fn check_chunk(
         &mut self,
         warp: &Warp,

@@ -112,7 +112,7 @@ impl Memory {
         }
     }
 
-    /// The allocations; none comes or goes as long as this is held.
+    /// The allocations. None is added or removed while this is held.
     pub(super) fn map(&self) -> RwLockReadGuard<'_, Map> {
         self.map.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,7 +184,7 @@ impl Memory {
         }
         map.freed.insert(address, block.bytes());
         if self.keeps_freed && block.kind() != Kind::Device {
-            // What was on the device of it is so no more.
+            // Its pages no longer occupy device memory.
             block.pages = None;
             map.kept.push(block);
         }
@@ -286,12 +286,12 @@ impl Memory {
         Ok(())
     }
 
-    /// Bytes of the device that are in use: device memory, and what of managed memory is there.
+    /// Bytes of the device that are in use: device memory, and the managed memory that is resident on the device.
     pub(crate) fn used(&self) -> u64 {
         self.map().used + self.moves.resident()
     }
 
-    /// What is counted of managed memory.
+    /// The counters of managed memory.
     pub(crate) fn moves(&self) -> &Moves {
         &self.moves
     }

@@ -10,7 +10,7 @@
 
 use super::chunk_map::ChunkMap;
 
-/// What an access does.
+/// The kind of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Act {
     Read = 0,
@@ -42,7 +42,7 @@ impl Act {
 struct Masks([u64; 3]);
 
 impl Masks {
-    /// Bytes that an access of this kind may not share with these, and who of them has them.
+    /// Returns the bytes that conflict with an access of this kind, and the kind of the earlier access.
     fn clash(&self, act: Act, mask: u64) -> Option<(u64, Act)> {
         let Self([read, written, updated]) = *self;
         let against = match act {
@@ -67,10 +67,10 @@ impl Masks {
     }
 }
 
-/// Where the last read, write and update of a chunk stand.
+/// The program counters of the last read, write and update of a chunk.
 type Sites = [u32; 3];
 
-/// What a CTA has done with a chunk.
+/// The accesses of a CTA to a chunk.
 #[derive(Clone, Copy, Default)]
 struct Entry {
     /// The interval between barriers that `now` is of.
@@ -126,7 +126,7 @@ impl Races {
         self.lists.clear();
     }
 
-    /// Notes an access; the race that it makes, if it does.
+    /// Records an access, and returns the race that it causes, if any.
     pub(super) fn note(
         &mut self,
         chunk: u64,
@@ -206,7 +206,7 @@ impl Races {
     }
 }
 
-/// What a finished CTA has done with a chunk.
+/// The accesses of a finished CTA to a chunk.
 pub(super) struct Used {
     chunk: u64,
     masks: Masks,
@@ -236,7 +236,7 @@ impl Across {
         Self(ChunkMap::new())
     }
 
-    /// Adds a CTA; the address and the sides of the race that it makes with an earlier one, if it does.
+    /// Adds a CTA, and returns the address and both sides of the race that it causes with an earlier one, if any.
     pub(super) fn add(&mut self, cta: u64, all: &[Used]) -> Option<(u64, Side, Side)> {
         for used in all {
             let seen = self.0.entry(used.chunk);

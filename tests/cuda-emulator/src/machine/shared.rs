@@ -13,8 +13,8 @@ pub(super) const SHARED_WINDOW: u64 = 1 << 56;
 /// Where local memory does.
 pub(super) const LOCAL_WINDOW: u64 = 1 << 57;
 
-/// Who makes an access: the warp, how often its lanes have met at `bar.warp.sync`, the program counter, and the lines
-/// of the text by program counter.
+/// The origin of an access: the warp, how often its lanes have met at `bar.warp.sync`, the program counter, and the
+/// lines of the text by program counter.
 #[derive(Clone, Copy)]
 pub(super) struct Site<'a> {
     pub(super) warp: u32,

@@ -1,4 +1,4 @@
-//! Tokens one after the other, one of them ahead.
+//! A cursor over tokens with a look-ahead of one.
 
 use super::error::ParseError;
 use super::lexer::{Kind, Lexer, Token};
@@ -15,7 +15,7 @@ impl<'a> Cursor<'a> {
         Ok(Self { lexer, ahead })
     }
 
-    /// The token that comes next.
+    /// The next token.
     pub(super) fn peek(&self) -> Token<'a> {
         self.ahead
     }

@@ -4,7 +4,7 @@ use super::ast::Operand;
 
 const WANTED_INTEGER: &str = "an integer of at most 64 bits";
 
-/// A literal without its sign, as an operand; an error says what was wanted.
+/// Parses a literal without its sign as an operand.
 pub(super) fn literal(text: &str) -> Result<Operand, &'static str> {
     let digits = |prefix: [&str; 2]| prefix.iter().find_map(|p| text.strip_prefix(p));
     if let Some(hex) = digits(["0f", "0F"]) {

@@ -1,11 +1,11 @@
-//! What names mean within a kernel: scopes in scopes, with registers of whole ranges.
+//! Resolves names within a kernel: nested scopes, and ranges of registers.
 
 use super::ast::{LabelId, Register, RegisterId, Symbol, Type};
 use super::error::ParseError;
 use super::lexer::Token;
 use std::collections::HashMap;
 
-/// What a name stands for.
+/// The meaning of a name.
 #[derive(Clone, Copy)]
 pub(super) enum Meaning {
     /// Declared, and not met since.
@@ -155,7 +155,7 @@ impl<'a> Scopes<'a> {
         outermost.names.insert(name.text, (meaning, name.line));
     }
 
-    /// What the name means in the current scope. A register that was not met before gets its number.
+    /// Resolves a name in the current scope. A register gets its number when it is used first.
     pub(super) fn find(&mut self, name: &'a str) -> Option<Meaning> {
         let mut at = Some(self.current);
         while let Some(scope) = at {

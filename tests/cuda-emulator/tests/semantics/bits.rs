@@ -237,7 +237,7 @@ fn bytes_by_selectors() {
             // Signs of bytes 0 (00), 3 (83), 5 (a5) and 7 (47).
             (0xfdb8, 0x00ff_ff00),
             (0x4444, 0xf4f4_f4f4),
-            // What is above the four selectors does not count.
+            // Bits above the four selectors are ignored.
             (0xffff_c3d4, 0xff83_fff4),
         ]),
     );

@@ -235,7 +235,7 @@ fn parameters_and_variables() {
     );
 }
 
-/// Atomics on the first word of the output by one thread: the old value comes back.
+/// Atomics of one thread on the first word of the output return the old value.
 #[test]
 fn atomics() {
     let operations: [(&str, u64, u64, u64); 22] = [

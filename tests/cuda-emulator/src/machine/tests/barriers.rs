@@ -4,7 +4,7 @@ use super::{Device, PLACE, faults};
 
 #[test]
 fn warps_pass_values_through_shared_memory() {
-    // Each thread takes the value of the thread 32 before it, as often as there are warps: it comes back.
+    // Each thread reads the value of the thread 32 before it, once per warp, so the values return to their threads.
     let device = Device::new(
         1,
         &format!(
@@ -62,7 +62,7 @@ fn barrier_faults_if_lanes_are_missing() {
     let waits = format!("lanes 3 to 31 wait at {}", device.line("bar.sync"));
     let parts = [&*waits, "lanes 0 to 2 have exited"];
     faults(device.launch(1, 32, &[]), 719, &parts);
-    // Two arms, each with a barrier of its own.
+    // Two branches, each with a barrier.
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;
@@ -137,7 +137,7 @@ fn barrier_can_cover_some_of_the_warps() {
 
 #[test]
 fn arriving_warps_do_not_wait() {
-    // The second warp produces and goes on; the first one waits for it.
+    // The second warp arrives and continues; the first one waits for it.
     let device = Device::new(
         1,
         ".shared .u32 one;

@@ -1,4 +1,4 @@
-//! What a launch counts.
+//! Counters of a launch.
 
 use super::{Device, PLACE};
 
@@ -73,7 +73,7 @@ fn sectors_and_bytes_of_global_memory() {
             counts.sectors_needed,
         )
     }
-    // In a row: four sectors of 128 bytes; one more where they do not begin with a sector.
+    // Consecutive: four sectors for 128 bytes, and one more if they are not aligned to a sector.
     assert_eq!(stored(4, 0, "f32", "%f1"), (128, 4, 4));
     assert_eq!(stored(4, 4, "f32", "%f1"), (128, 5, 4));
     assert_eq!(stored(4, 64, "u32", "%r5"), (128, 4, 4));

@@ -1,10 +1,10 @@
-//! Lanes that part, meet again, and do something together.
+//! Divergence, reconvergence and collective operations of lanes.
 
 use super::{Device, PLACE, faults};
 
 #[test]
 fn lanes_leave_a_loop_one_by_one_and_reconverge_after_it() {
-    // Lane i goes round i times; behind the loop all are there again.
+    // Lane i runs i iterations; after the loop all lanes are active again.
     let device = Device::new(
         1,
         &format!(
@@ -73,7 +73,7 @@ fn uniform_branches_are_taken_by_all_or_none() {
 
 #[test]
 fn a_shuffle_waits_for_its_members() {
-    // The lower lanes come by a longer way, whose code stands behind.
+    // The lower lanes take a longer path, whose code is further down.
     let device = Device::new(
         1,
         &format!(

@@ -1,4 +1,4 @@
-//! Accesses that a launch may not make.
+//! Invalid memory accesses of a launch.
 
 use super::{Device, Kind, PLACE, faults};
 
@@ -20,7 +20,7 @@ fn fault_names_kernel_line_cta_warp_and_lane() {
         "0 bytes behind the allocation of 400 bytes",
     ];
     faults(device.launch(2, 64, &[to]), 700, &parts);
-    // What came before it is stored.
+    // Earlier stores take effect.
     assert_eq!(device.read(to, 3), [0, 1, 2]);
 }
 
@@ -56,7 +56,7 @@ fn vectors_are_aligned_as_a_whole() {
         716,
         &["lane 0", "no multiple of 16"],
     );
-    // The last four bytes are not there.
+    // The last four bytes are out of bounds.
     let short = device.raw(12);
     faults(device.launch(1, 1, &[short]), 700, &["run over the end"]);
 }
@@ -73,7 +73,7 @@ fn reading_unwritten_memory_is_a_fault() {
         "offset 149 of an allocation of 256 bytes",
     ];
     faults(device.launch(1, 64, &[from]), 719, &parts);
-    // The host writes managed memory without telling anyone.
+    // Writes of the host to managed memory are not observed.
     let managed = device.memory.allocate(4 * 64, Kind::Managed).expect("room");
     device.launch(1, 64, &[managed]).expect("counts as written");
 }

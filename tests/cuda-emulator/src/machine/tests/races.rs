@@ -40,7 +40,7 @@ fn warps_without_a_barrier_race() {
     assert_eq!(device.read(to + 256, 3), [32, 33, 34]);
     let device = Device::new(1, &body(""));
     let to = device.words(&[0; 128]);
-    // The first warp runs ahead: the second one stores what it has read.
+    // The first warp executes first, and the second one overwrites values that it has read.
     let read = format!("warp 0 read at {}", device.line("ld.global.u32"));
     let parts = [
         "race: writes the byte at",
@@ -158,7 +158,7 @@ fn overwriting_shared_memory_that_others_read_races() {
 
 #[test]
 fn reported_races_do_not_depend_on_the_number_of_threads() {
-    // CTAs from 5 on fail, each at its own place.
+    // CTAs from 5 on fail, each at a different address.
     let device = Device::new(1, &format!("{PLACE}\nst.global.u32 [%rd8], %r0;\nret;"));
     let to = device.raw(4 * 5 * 32);
     let alone = device.launch_on(1, 40, 32, &[to]).expect_err("a fault");
