@@ -1,4 +1,4 @@
-//! Loads bytes as a checkpoint, as they are and with their checksums made right, into a fresh and into a
+//! Loads bytes as a checkpoint, unchanged and with corrected checksums, into a fresh and into a
 //! used optimizer. Nothing may panic, and a load that fails may change nothing.
 #![no_main]
 

@@ -10,7 +10,7 @@ pub fn optimizer(used: bool) -> Lion {
     let mut lion = Lion::builder()
         .backend(cpu)
         .build()
-        .expect("defaults are right");
+        .expect("the defaults are valid");
     let eight = Overrides::new().optim_bits(8).min_8bit_size(1);
     let eight_bits = ParamSpec::new("w", 5, Dtype::Bf16).overrides(eight);
     for spec in [eight_bits, ParamSpec::new("m", 6, Dtype::F32)] {
@@ -18,7 +18,7 @@ pub fn optimizer(used: bool) -> Lion {
         if used {
             let mut record = lion.export_state(handle).expect("states are in memory");
             record.steps = 7;
-            lion.import_state(handle, &record).expect("it is its own");
+            lion.import_state(handle, &record).expect("the state is its own export");
         }
     }
     lion

@@ -131,11 +131,11 @@ impl State for Nothing {
     }
 
     fn read(&self, _: usize, _: usize, _: &mut [u8]) -> Result<(), BackendError> {
-        Err(BackendError::Other("there is nothing to read".into()))
+        Err(BackendError::Other("the state has no data".into()))
     }
 
     fn write(&mut self, _: usize, _: usize, _: &[u8]) -> Result<(), BackendError> {
-        Err(BackendError::Other("there is nowhere to write".into()))
+        Err(BackendError::Other("the state cannot be written".into()))
     }
 }
 
@@ -198,7 +198,7 @@ fn errors_of_a_backend_name_the_parameter_and_keep_their_source() {
     let error = lion.export_state(odd).unwrap_err();
     assert_eq!(error.to_string(), "parameter `odd`: the backend failed");
     let source = std::error::Error::source(&error).unwrap();
-    assert_eq!(source.to_string(), "there is nothing to read");
+    assert_eq!(source.to_string(), "the state has no data");
 }
 
 /// Requesting more memory than an address space has is an error, not an abort.

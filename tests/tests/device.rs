@@ -101,7 +101,7 @@ fn with_two_devices(test: &str) -> String {
     text
 }
 
-/// Whether this is the process that has two devices.
+/// Returns whether this process has two devices.
 fn has_two_devices() -> bool {
     std::env::var_os("LION_EMULATED_DEVICES").is_some()
 }

@@ -260,7 +260,7 @@ fn failed_import_into_a_used_state_marks_it_damaged() {
         "the states of these parameters are partly overwritten: `w`: the backend failed"
     );
     let source = std::error::Error::source(&error).unwrap();
-    assert_eq!(source.to_string(), "it cannot be written");
+    assert_eq!(source.to_string(), "the write fails");
 
     assert!(lion.info(w).unwrap().damaged && !lion.info(v).unwrap().damaged);
     damaged(&lion.export_state(w).unwrap_err(), &["w"]);

@@ -77,7 +77,7 @@ fn in_mode<R>(mode: u64, call: impl FnOnce() -> R) -> R {
     let result = without_inlining(call);
     let after = register::read();
     register::write(before);
-    assert_eq!(after, before | mode, "the mode is not put back");
+    assert_eq!(after, before | mode, "the mode is not restored");
     result
 }
 

@@ -224,7 +224,7 @@ impl Drop for SmallDisk<'_> {
 fn full_disk_is_reported_before_anything_changes() {
     let folder = tempfile::tempdir().unwrap();
     let Some(disk) = SmallDisk::mount(folder.path()) else {
-        println!("SKIPPED a full disk: this process may not mount a small file system");
+        println!("SKIPPED a full disk: this process cannot mount a file system");
         return;
     };
     let mut lion = build(Paging::in_folder(disk.0).budget(64 << 10)).unwrap();

@@ -265,7 +265,7 @@ fn failed_reset_leaves_each_block_unchanged_or_zero() {
             "{error}"
         );
         let source = std::error::Error::source(&error).unwrap();
-        assert_eq!(source.to_string(), "it cannot be written");
+        assert_eq!(source.to_string(), "the write fails");
         let Planes::Blockwise8 { codes, absmax } = lion.export_state(w).unwrap().planes else {
             panic!("another layout");
         };

@@ -37,7 +37,10 @@ fn tensor_step_matches_a_registered_parameter() {
             let spec = ParamSpec::new(name, N, Dtype::Bf16).overrides(overrides);
             let handle = lion.register(spec).unwrap();
             let hyper = lion.info(handle).unwrap().hyper;
-            assert_ne!(hyper.seed, 7, "the seed of a parameter is its own");
+            assert_ne!(
+                hyper.seed, 7,
+                "the seed of a parameter differs from that of the optimizer"
+            );
             let request = StateRequest::new(name, hyper.bits_for(N), N);
             let mut state = alone.allocate(&request).unwrap();
             let mut p: Vec<bf16> = numbers(N, 1).into_iter().map(bf16::from_f32).collect();

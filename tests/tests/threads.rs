@@ -129,7 +129,7 @@ fn step_completes_while_all_global_threads_are_busy() {
     }
 }
 
-/// Steps one optimizer behind a mutex from many tasks, which `spawn` puts into a pool.
+/// Steps one optimizer in a mutex from many tasks, which `spawn` puts into a pool.
 fn step_from_tasks(model: Model, spawn: impl Fn(Box<dyn FnOnce() + Send>)) {
     const TASKS: usize = 300;
     let model = Arc::new(Mutex::new(model));

@@ -116,7 +116,7 @@ fn head(device: &DeviceInfo, devices: usize) -> Result<String> {
     Ok(head)
 }
 
-/// Runs the parts one after the other.
+/// Runs the parts in order.
 struct Runner<'a> {
     out: &'a Path,
     parts: Vec<Part>,

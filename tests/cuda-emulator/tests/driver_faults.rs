@@ -67,7 +67,7 @@ fn freeing_memory_of_queued_work_is_an_illegal_address() {
     let (mut device, host) = (0, context.pinned(1));
     ok!(cuMemAllocAsync(&mut device, 4, early));
     ok!(cuMemcpyDtoHAsync_v2(host.cast(), device, 4, early));
-    // No event orders this free behind the copy.
+    // No event orders this free after the copy.
     ok!(cuMemFreeAsync(device, late));
     ok!(cuStreamSynchronize(late));
     fails!(700, cuStreamSynchronize(early));

@@ -137,7 +137,7 @@ fn primary_context_lives_as_long_as_it_is_retained() {
     ok!(cuDevicePrimaryCtxRelease_v2(0));
     fails!(709, cuCtxSynchronize());
     fails!(201, cuDevicePrimaryCtxRelease_v2(0));
-    // Made anew it has the same handle, and is still current.
+    // A context that is created again has the same handle, and is still current.
     ok!(cuDevicePrimaryCtxRetain(&mut second, 0));
     assert_eq!(first, second);
     ok!(cuCtxSynchronize());

@@ -208,7 +208,7 @@ fn host_function_runs_in_order_and_cannot_call_the_driver() {
     // SAFETY: pinned memory of this test.
     assert_eq!(unsafe { noted.read() }, 0);
     ok!(cuStreamSynchronize(stream));
-    // CUDA_ERROR_NOT_PERMITTED is what the function got, and the copy behind it carries that.
+    // The function received CUDA_ERROR_NOT_PERMITTED, and the copy after it transfers that code.
     assert_eq!(context.word(device), 800);
 }
 

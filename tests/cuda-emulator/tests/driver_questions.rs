@@ -107,7 +107,7 @@ fn per_thread_default_stream_waits_only_for_the_legacy_one() {
     let read = |at: usize| unsafe { host.add(at).read() };
     ok!(cuMemsetD32Async(device, 7, 1, DEFAULT_STREAM));
     ok!(cuMemcpyDtoHAsync_v2(host.cast(), device, 4, PER_THREAD));
-    // Another thread's stream, behind nothing of this one's.
+    // The stream of another thread, which does not wait for this one.
     let (raw, other) = (context.0.addr(), host.wrapping_add(1).expose_provenance());
     std::thread::spawn(move || {
         ok!(cuCtxSetCurrent(std::ptr::without_provenance_mut(raw)));

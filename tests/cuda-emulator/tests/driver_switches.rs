@@ -196,7 +196,7 @@ fn seen_between_two_writes() -> u32 {
     unsafe { host.read() }
 }
 
-/// The same with an event behind the second write.
+/// The same with an event after the second write.
 fn seen_behind_an_event() -> u32 {
     let context = Context::new();
     let (writer, reader) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
@@ -284,7 +284,7 @@ fn registers_limit_occupancy_and_blocks() {
         let variables = [("LION_EMULATED_REGISTERS", table.to_str().expect("UTF-8"))];
         let path = "registers_limit_occupancy_and_blocks";
         let ended = std::panic::catch_unwind(|| again(path, &variables));
-        std::fs::remove_file(&table).expect("it is there");
+        std::fs::remove_file(&table).expect("the table exists");
         if let Err(panic) = ended {
             std::panic::resume_unwind(panic);
         }

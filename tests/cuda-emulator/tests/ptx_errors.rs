@@ -9,7 +9,7 @@ const KERNEL: &str = ".entry k(.param .u64 p) { .reg .pred %p<3>; .reg .b32 %r<3
 
 fn error_of(text: &str) -> String {
     match Module::parse(text) {
-        Ok(_) => panic!("taken: {text}"),
+        Ok(_) => panic!("accepted: {text}"),
         Err(error) => error.to_string(),
     }
 }

@@ -305,7 +305,7 @@ fn export_rejects_what_an_import_would_reject() {
         assert_eq!(report.loaded, [name]);
     }
 
-    // The maximum step count of an import, beyond which no step goes.
+    // The maximum step count of an import, and of any run.
     let mut lion = Lion::builder().build().unwrap();
     let w = lion.register(ParamSpec::new("w", 1, Dtype::F32)).unwrap();
     let record = {

@@ -144,7 +144,7 @@ fn attribute_of(config: &Config, attribute: u32, device: i32) -> Outcome<i32> {
         11 => i32::MAX as u32, // pitch
         12 | 82 => REGISTERS,  // of a block, of a multiprocessor
         14 => 512,             // alignment of textures
-        15 | 31 | 40 => 1,     // copies beside kernels, kernels beside kernels, copy engines
+        15 | 31 | 40 => 1,     // concurrent copies and kernels, concurrent kernels, copy engines
         16 => config.multiprocessors,
         19 => 1,             // maps host memory
         33 => device as u32, // PCI bus

@@ -137,13 +137,13 @@ unsafe fn arguments(
 ///
 /// # Safety
 ///
-/// `extra` is a list as CUDA defines it; the size is behind a pointer.
+/// `extra` is a list as CUDA defines it; it contains a pointer to the size.
 unsafe fn packed(extra: *mut *mut c_void) -> Outcome<(*const u8, usize)> {
     let mut buffer = std::ptr::null();
     let mut bytes = 0;
     let mut at = extra;
     loop {
-        // SAFETY: as for this function: the list goes on until its end.
+        // SAFETY: as for this function: the list extends to its end marker.
         let (option, value) = unsafe {
             match (*at).addr() {
                 END => return Ok((buffer, bytes)),

@@ -172,8 +172,8 @@ impl Failure {
 }
 
 impl State {
-    /// Queues work in a stream, behind the stream's earlier work, behind `event` and, as the legacy default stream
-    /// wants it, behind the default stream or (in the default stream) behind all blocking streams.
+    /// Queues work in a stream after the stream's earlier work, after `event` and, as the legacy default stream
+    /// requires, after the default stream or (in the default stream) after all blocking streams.
     pub(super) fn enqueue(
         &mut self,
         context: u64,

@@ -28,7 +28,7 @@ pub(super) struct State {
 
 pub(super) struct Device {
     pub(super) memory: Arc<Memory>,
-    /// Key of the primary context. It stays the same when the context is made anew, as on a real driver.
+    /// Key of the primary context. It stays the same when the context is created again, as on a real driver.
     pub(super) primary: u64,
     /// The retain count of the primary context.
     pub(super) retained: u64,

@@ -320,7 +320,7 @@ impl Executor<'_> {
     }
 }
 
-/// The elements of an access and how far behind its address they are.
+/// The elements of an access, with their offsets from its address.
 fn elements<T>(all: &[T], bytes: u32) -> impl Iterator<Item = (u64, &T)> {
     (0..).step_by(bytes as usize).zip(all)
 }

@@ -32,7 +32,7 @@ pub(crate) struct Block {
     written: Option<Box<[AtomicU64]>>,
 }
 
-// SAFETY: a block owns its memory, and all access to it goes through atomics.
+// SAFETY: a block owns its memory, and all accesses to it are atomic.
 unsafe impl Send for Block {}
 // SAFETY: as above.
 unsafe impl Sync for Block {}
@@ -79,7 +79,7 @@ impl Block {
         self.kind
     }
 
-    /// Whether these bytes are all of the block.
+    /// Returns whether these bytes are the whole block.
     pub(super) fn holds(&self, address: u64, bytes: u64) -> bool {
         address >= self.start
             && address - self.start <= self.bytes

@@ -189,7 +189,7 @@ pub(super) fn extended(bits: u64, width: u32, signed: bool) -> u64 {
 }
 
 impl Convert {
-    /// Whether there is such a conversion, with this rounding.
+    /// Returns whether this conversion exists with this rounding.
     pub(super) fn exists(&self, rounded: bool) -> bool {
         match (Format::of(self.to_type), Format::of(self.from_type)) {
             // Integers are not rounded, and anything fits a float that is as wide.

@@ -116,7 +116,7 @@ impl Executor<'_> {
         Ok(complete)
     }
 
-    /// A fault of a warp that has gone past its barrier instruction.
+    /// A fault of a warp that has passed its barrier instruction.
     fn barrier_fault(&self, warp: &mut Warp, text: String) -> Fault {
         warp.pc = warp.pc.saturating_sub(1);
         self.fault(warp, &Trouble::of_warp(Cause::LaunchFailed, text))

@@ -29,7 +29,8 @@ pub(super) struct Part<'b> {
     pub(super) overlap: bool,
 }
 
-/// Chunks of memory, by number, and the bytes of them that an access touches. Each lane is in one, as it is aligned.
+/// Chunks of memory, by number, and the bytes in them that an access touches. The bytes of a lane are aligned, so they
+/// are in one chunk.
 struct Touched {
     chunks: [(u64, u64); 32],
     len: usize,

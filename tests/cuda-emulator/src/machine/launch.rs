@@ -21,7 +21,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
-    /// Bytes of shared memory beside what the kernel declares.
+    /// Bytes of shared memory in addition to those that the kernel declares.
     pub(crate) dynamic_shared: u32,
     /// As they lie in the kernel's parameter space.
     pub(crate) params: Vec<u8>,

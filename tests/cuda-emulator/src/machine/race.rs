@@ -180,7 +180,7 @@ impl Races {
         None
     }
 
-    /// All that the CTA did; the next one starts anew.
+    /// Returns all accesses of the CTA, and resets the table for the next one.
     pub(super) fn finish(&mut self) -> Vec<Used> {
         let used = self
             .table

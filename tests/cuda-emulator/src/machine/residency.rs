@@ -72,7 +72,7 @@ impl Moves {
         })
     }
 
-    /// Counts anew; what is on the device stays there.
+    /// Resets the counters. Pages on the device stay there.
     pub(crate) fn restart(&self) {
         for count in [
             &self.faults,

@@ -45,7 +45,7 @@ impl Tag {
         Self(self.0 & !LANE | SEVERAL_LANES)
     }
 
-    /// Whether it is of an interval before this one.
+    /// Returns whether it belongs to an interval before this one.
     pub(super) fn before(self, epoch: u32) -> bool {
         self.0 >> EPOCH < u64::from(epoch)
     }

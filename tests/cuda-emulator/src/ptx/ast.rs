@@ -128,7 +128,7 @@ pub struct Register {
 pub struct Label {
     /// As in the text.
     pub name: Box<str>,
-    /// The instruction that it stands before: an index into the body, or its length.
+    /// The instruction after the label: an index into the body, or the length of the body.
     pub target: usize,
 }
 

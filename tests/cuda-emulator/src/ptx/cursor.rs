@@ -71,7 +71,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Whatever stands between this brace, which is taken already, and the one that closes it; that one too.
+    /// Skips the tokens up to and including the closing brace. The opening brace is already consumed.
     pub(super) fn skip_braces(&mut self) -> Result<(), ParseError> {
         let mut depth = 1_u32;
         while depth > 0 {

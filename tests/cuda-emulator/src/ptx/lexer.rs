@@ -37,7 +37,7 @@ impl Token<'_> {
         self.kind == Kind::Directive && self.text == directive
     }
 
-    /// Whether it can be declared: no dots, and no `_` alone.
+    /// Returns whether the name can be declared: it has no dots and is not `_`.
     pub(super) fn is_name(&self) -> bool {
         let plain = !self.text.contains(['.', ':']);
         self.kind == Kind::Word && plain && !matches!(self.text, "_" | "$" | "%")

@@ -176,7 +176,7 @@ impl Format {
             }
             (Finite(s, ..), Infinite(t)) => self.signed(s != t, 0),
             (Finite(s, m, e), Finite(t, n, f)) => {
-                // So that the quotient has more digits than any mantissa.
+                // The quotient has more digits than any mantissa.
                 let up = 120 - (64 - m.leading_zeros());
                 let (dividend, n) = (u128::from(m) << up, u128::from(n));
                 let rest = dividend % n != 0;

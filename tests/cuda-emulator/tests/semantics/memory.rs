@@ -60,7 +60,7 @@ fn loads_of_global_memory() {
     assert_eq!(run(body, 1, 1, &[value], expected.len()), expected);
 }
 
-/// A store of few bytes leaves those beside it.
+/// A store of few bytes does not change adjacent bytes.
 #[test]
 fn stores_change_their_bytes_only() {
     let body = "
