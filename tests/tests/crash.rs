@@ -66,7 +66,7 @@ fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
     reference.save(&path).unwrap();
     let names = || fs::read_dir(folder.path()).unwrap().count();
     for kill in 0..KILLS {
-        let mut saver = child("saver")
+        let mut saver = child("child_saves_until_it_is_killed")
             .env("LION_CRASH", &path)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -110,7 +110,7 @@ fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
 
 /// Resumes from the file and saves after each step until it is killed.
 #[test]
-fn saver() {
+fn child_saves_until_it_is_killed() {
     let Ok(path) = std::env::var("LION_CRASH") else {
         return;
     };
@@ -198,7 +198,7 @@ fn replaced_file_keeps_its_owner_or_is_readable_only_by_the_saver() {
     access(0o644);
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = folder.path().join("program");
-    let test = child("save_once");
+    let test = child("child_saves_once");
     fs::copy(test.get_program(), &program).unwrap();
     let save_as = |group: u32| {
         let mut command = Command::new(&program);
@@ -215,7 +215,7 @@ fn replaced_file_keeps_its_owner_or_is_readable_only_by_the_saver() {
 
 /// Saves to the file that the environment names, if any.
 #[test]
-fn save_once() {
+fn child_saves_once() {
     if let Ok(path) = std::env::var("LION_SAVE") {
         optimizer().save(path).unwrap();
     }
@@ -235,9 +235,9 @@ fn save_does_not_replace_a_folder() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// Runs the test `full` from a shell that runs `prepare` first.
+/// Runs the test `child_saves_to_a_full_disk` from a shell that runs `prepare` first.
 fn full_after(shell: &[&str], prepare: &str, folder: &Path) -> std::io::Result<Output> {
-    let test = child("full");
+    let test = child("child_saves_to_a_full_disk");
     let mut command = Command::new(shell[0]);
     command
         .args(&shell[1..])
@@ -286,7 +286,7 @@ fn save_to_a_full_disk_keeps_the_old_file() {
 
 /// Saves a small checkpoint, and then a larger one that does not fit on the disk.
 #[test]
-fn full() {
+fn child_saves_to_a_full_disk() {
     let Ok(folder) = std::env::var("LION_FULL") else {
         return;
     };

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 
 /// Run by other tests in a child process, with environment variables set.
 #[test]
-fn prints_device_and_backend() {
+fn child_prints_device_and_backend() {
     match Device::cuda(0) {
         Ok(Device::Cuda(cuda)) => println!("found: {}", cuda.device_name()),
         Ok(other) => println!("found: {other:?}"),
@@ -25,7 +25,7 @@ fn prints_device_and_backend() {
 fn with(driver: &Path, variables: &[(&str, &str)]) -> (String, String) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "prints_device_and_backend", "--nocapture"])
+        .args(["--exact", "child_prints_device_and_backend", "--nocapture"])
         .env("LION_CUDA_DRIVER", driver)
         .env("LION_CPU_ISA", "scalar")
         .envs(variables.iter().copied());
@@ -108,7 +108,7 @@ fn has_two_devices() -> bool {
 
 /// Run by the next test in a child process.
 #[test]
-fn auto_skips_a_busy_device() {
+fn child_with_a_busy_device() {
     if !has_two_devices() {
         return;
     }
@@ -126,7 +126,7 @@ fn auto_skips_a_busy_device() {
 
 #[test]
 fn auto_chooses_the_first_usable_device_and_gives_reasons_for_the_others() {
-    let text = with_two_devices("auto_skips_a_busy_device");
+    let text = with_two_devices("child_with_a_busy_device");
     assert!(text.contains("device: 1\n"), "{text}");
     let reason = "refused: CUDA device 0: cuDevicePrimaryCtxRetain failed: \
                   CUDA-capable device(s) is/are busy or unavailable (46)";
@@ -135,7 +135,7 @@ fn auto_chooses_the_first_usable_device_and_gives_reasons_for_the_others() {
 
 /// Run by the next test in a child process.
 #[test]
-fn auto_skips_devices_whose_kernels_do_not_compile() {
+fn child_whose_kernels_do_not_compile() {
     if !has_two_devices() {
         return;
     }
@@ -149,7 +149,7 @@ fn auto_skips_devices_whose_kernels_do_not_compile() {
 
 #[test]
 fn kernel_compile_error_contains_the_compiler_log() {
-    let text = with_two_devices("auto_skips_devices_whose_kernels_do_not_compile");
+    let text = with_two_devices("child_whose_kernels_do_not_compile");
     assert!(
         text.contains("code: 218, log: a failure was asked for"),
         "{text}"
@@ -159,7 +159,7 @@ fn kernel_compile_error_contains_the_compiler_log() {
 #[test]
 fn auto_gives_one_reason_without_a_driver() {
     // No driver is opened: this process may have one already.
-    let output = child("prints_reasons_of_auto")
+    let output = child("child_prints_reasons_of_auto")
         .env("LION_CUDA_DRIVER", "/nowhere/libcuda.so.1")
         .output();
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
@@ -170,7 +170,7 @@ fn auto_gives_one_reason_without_a_driver() {
 
 /// Run by the previous test in a child process.
 #[test]
-fn prints_reasons_of_auto() {
+fn child_prints_reasons_of_auto() {
     let (_, refused) = Device::auto_with_reasons();
     refused
         .iter()

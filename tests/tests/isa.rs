@@ -7,7 +7,7 @@ use std::process::Command;
 
 /// Run by other tests in a child process, with the variable set.
 #[test]
-fn prints_its_backend() {
+fn child_prints_its_backend() {
     match Lion::builder().build() {
         Ok(lion) => println!("backend: {}", lion.backend().name()),
         Err(error) => println!("error: {error}"),
@@ -17,7 +17,7 @@ fn prints_its_backend() {
 /// Returns the backend of an optimizer on the CPU for a value of the variable.
 fn with_variable(value: Option<&str>) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "prints_its_backend", "--nocapture"]);
+    command.args(["--exact", "child_prints_its_backend", "--nocapture"]);
     // On a machine with a GPU, the default device would be the GPU.
     command.env("LION_CUDA_DRIVER", "/nowhere");
     match value {

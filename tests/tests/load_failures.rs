@@ -157,7 +157,7 @@ fn load_succeeds_without_spawning_threads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     stepped(&LARGE, 1).save(&path).unwrap();
-    let output = child("load_without_threads")
+    let output = child("child_loads_without_threads")
         .env("LION_LOAD", &path)
         // No thread can be created with a stack of this size.
         .env("RUST_MIN_STACK", (usize::MAX / 4).to_string())
@@ -167,7 +167,7 @@ fn load_succeeds_without_spawning_threads() {
 }
 
 #[test]
-fn load_without_threads() {
+fn child_loads_without_threads() {
     let Ok(path) = std::env::var("LION_LOAD") else {
         return;
     };

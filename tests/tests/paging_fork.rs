@@ -75,13 +75,13 @@ fn is_refused(result: Result<(), Error>, parent: u32) -> bool {
 
 #[test]
 fn forked_child_does_not_change_the_states_of_its_parent() {
-    let output = child("parent").env("LION_FORK", "1").output().unwrap();
+    let output = child("child_forks").env("LION_FORK", "1").output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
 /// Forks children in a separate process.
 #[test]
-fn parent() {
+fn child_forks() {
     if std::env::var_os("LION_FORK").is_none() {
         return;
     }

@@ -104,7 +104,7 @@ fn resumed_run_matches_an_uninterrupted_run() {
     for from in &names {
         for on in &names {
             threads = threads % 3 + 1;
-            let output = child("resumed")
+            let output = child("child_resumes")
                 .env("LION_RESUME", folder)
                 .env("LION_RESUME_FROM", from)
                 .env("LION_RESUME_ON", on)
@@ -121,7 +121,7 @@ fn resumed_run_matches_an_uninterrupted_run() {
 
 /// The second half of a run. Executed in a child process.
 #[test]
-fn resumed() {
+fn child_resumes() {
     let Ok(folder) = std::env::var("LION_RESUME") else {
         return;
     };

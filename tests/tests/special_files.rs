@@ -54,12 +54,12 @@ fn is_child() -> bool {
 
 #[test]
 fn saves_and_loads_do_not_block_on_a_fifo() {
-    within_a_minute("fifos");
+    within_a_minute("child_uses_fifos");
 }
 
 #[test]
 fn rotation_in_the_current_folder_finds_its_files() {
-    within_a_minute("current_folder");
+    within_a_minute("child_uses_the_current_folder");
 }
 
 /// Checks that saving to a path and loading from it fail, and that the file there is unchanged.
@@ -95,7 +95,7 @@ fn assert_refused(path: &Path, wanted: &'static str) {
 }
 
 #[test]
-fn fifos() {
+fn child_uses_fifos() {
     if !is_child() {
         return;
     }
@@ -144,7 +144,7 @@ fn fifos() {
 }
 
 #[test]
-fn current_folder() {
+fn child_uses_the_current_folder() {
     if !is_child() {
         return;
     }
