@@ -4,7 +4,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use lion::checkpoint::{Checkpoint, load};
-use lion::{Lion, checkpoint::{CheckpointError, Load, LoadPolicy}};
+use lion::{
+    Lion,
+    checkpoint::{CheckpointError, Load, LoadPolicy},
+};
 use lion_fuzz::{optimizer, state};
 use std::io::Cursor;
 

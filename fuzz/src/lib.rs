@@ -18,7 +18,8 @@ pub fn optimizer(used: bool) -> Lion {
         if used {
             let mut record = lion.export_state(handle).expect("states are in memory");
             record.steps = 7;
-            lion.import_state(handle, &record).expect("the state is its own export");
+            lion.import_state(handle, &record)
+                .expect("the state is its own export");
         }
     }
     lion
