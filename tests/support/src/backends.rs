@@ -81,6 +81,15 @@ pub fn managed_room() -> Result<(), String> {
 }
 
 impl Candidate {
+    /// Opens the backend, or prints SKIPPED with its name and the reason.
+    pub fn open_or_skip(&self) -> Option<Box<dyn Backend>> {
+        let opened = self.open();
+        if let Err(reason) = &opened {
+            println!("SKIPPED backend {}: {reason}", self.name);
+        }
+        opened.ok()
+    }
+
     /// Returns whether each state uses at least one page of a device's managed memory.
     pub fn is_paged_on_device(&self) -> bool {
         matches!(self.kind, Kind::Cuda { paged: true, .. })
@@ -172,6 +181,18 @@ pub fn backends() -> Vec<Candidate> {
         kind: Kind::Cuda { emulated, paged },
     });
     cpu.chain(paged).chain(cuda).collect()
+}
+
+/// Returns the kernels of this CPU with their names, and prints SKIPPED for each of the others.
+pub fn cpus() -> Vec<(Isa, Cpu)> {
+    let cpus = Isa::ALL.iter().filter_map(|&isa| {
+        let cpu = Cpu::with_isa(isa);
+        if let Err(reason) = &cpu {
+            println!("SKIPPED {isa}: {reason}");
+        }
+        Some((isa, cpu.ok()?))
+    });
+    cpus.collect()
 }
 
 /// Returns the device for tests, which is opened once per process: the device of the driver that

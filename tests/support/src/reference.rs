@@ -104,7 +104,7 @@ pub fn reference_step(
                 let words = rule.stochastic_state.then_some(&words[range.clone()]);
                 absmax[block] = quantize(&new, words, &mut codes[range]);
             }
-            _ => unreachable!("there are two kinds of state"),
+            _ => unreachable!("there are only two kinds of state"),
         }
     }
     skipped
@@ -165,7 +165,7 @@ fn momentum(state: &Planes) -> Vec<f32> {
                 .map(|(i, &code)| CODEBOOK[usize::from(code)] * absmax[i / BLOCK])
                 .collect()
         }
-        _ => unreachable!("there are two kinds of state"),
+        _ => unreachable!("there are only two kinds of state"),
     }
 }
 
