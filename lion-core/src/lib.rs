@@ -33,20 +33,20 @@ pub use backend::{
     Backend, BackendError, Momentum32, Outcome, PlaneSpec, PlaneType, Planes, State, StateLayout,
     StateRecord, StateRequest, TensorStep,
 };
-pub use error::{Error, Operand, Scope, SkippedBlocks};
+pub use error::Error;
 pub use half::{bf16, f16};
-pub use hyper::{Bits, Hyper, LionArgs, MissingGradient, OnNonFinite, Overrides, StepArgs};
+pub use hyper::{Bits, Hyper, LionArgs, MissingGradient, OnNonFinite, Overrides, Scope, StepArgs};
 pub use optimizer::{
     GradNorm, Gradient, Group, Handle, Optimizer, OptimizerConfig, ParamInfo, ParamRecord,
-    ParamSpec, Restore, StepReport, SumSquares,
+    ParamSpec, Restore, SkippedBlocks, StepReport, SumSquares,
 };
 pub use paging::{
     MemoryLimit, MemoryLimitKind, Moved, PagedState, PagingError, PagingReport, PagingTotals,
     ParamPaging,
 };
 pub use tensor::{
-    DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, MemoryOrder, ParamMut,
-    Slice, SliceMut, Storage, StorageMut, Strides, Update,
+    DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, MemoryOrder, Operand,
+    ParamMut, Slice, SliceMut, Storage, StorageMut, Strides, Update,
 };
 
 /// Elements per block. A block shares one absmax in the 8-bit state. In both states, a block with a

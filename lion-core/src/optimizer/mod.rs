@@ -11,7 +11,7 @@ mod spec;
 mod step;
 
 pub use grad_norm::{GradNorm, Gradient, SumSquares};
-pub use report::{ParamInfo, StepReport};
+pub use report::{ParamInfo, SkippedBlocks, StepReport};
 pub use restore::{OptimizerConfig, ParamRecord, Restore};
 pub use spec::{Group, Handle, ParamSpec};
 

@@ -1,6 +1,8 @@
 //! Reports of steps and parameters.
 
-use crate::{Bits, Dtype, Handle, Hyper, MemoryOrder, Overrides, SkippedBlocks};
+use crate::{Bits, Dtype, Handle, Hyper, MemoryOrder, Overrides};
+use std::fmt;
+use std::sync::Arc;
 
 /// The result of a step.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,6 +36,25 @@ impl StepReport {
     pub fn skipped_blocks(&self) -> u64 {
         let counts = self.skipped.iter().map(|s| s.skipped);
         counts.fold(0, u64::saturating_add)
+    }
+}
+
+/// The number of blocks of one parameter whose new momentum is not finite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SkippedBlocks {
+    /// Name of the parameter.
+    pub parameter: Arc<str>,
+    /// Blocks that were not updated.
+    pub skipped: u64,
+    /// Blocks of 256 elements in the parameter.
+    pub blocks: u64,
+}
+
+impl fmt::Display for SkippedBlocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, skipped, blocks) = (&self.parameter, self.skipped, self.blocks);
+        write!(f, "`{name}` ({skipped} of {blocks} blocks)")
     }
 }
 

@@ -2,16 +2,16 @@
 
 mod dtype;
 mod expected;
-mod layout;
+mod memory_order;
 mod slice;
 mod storage;
 mod update;
 
 pub use dtype::{Dtype, Element};
-pub use layout::{MemoryOrder, Strides};
+pub use memory_order::{MemoryOrder, Strides};
 pub use slice::{Slice, SliceMut};
 pub use storage::{DeviceMemory, DeviceSlice, DeviceSliceMut, Storage, StorageMut};
-pub use update::{GradRef, ParamMut, Update};
+pub use update::{GradRef, Operand, ParamMut, Update};
 
 pub(crate) use expected::Expected;
 pub(crate) use update::shapes_differ;
