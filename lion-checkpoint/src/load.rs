@@ -2,8 +2,9 @@
 //! file is read directly into the states.
 
 use super::error::{CheckpointError, Difference};
-use super::read::{Checkpoint, Plane, Tensor};
+use super::read::Checkpoint;
 use super::settings::{SettingChanges, Snapshot};
+use super::tensors::{Plane, Tensor};
 use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
 use std::error::Error as StdError;
 use std::io::{Read, Seek};
