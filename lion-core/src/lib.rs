@@ -17,6 +17,8 @@
 //!
 //! Most users want the crate `lion`, which adds the backends and selects one at run time. Use this
 //! crate to write a backend: implement [`Backend`] and [`State`].
+//!
+//! The feature `ndarray` implements [`IntoParam`] and [`IntoGrad`] for `ndarray` arrays and views.
 #![forbid(unsafe_code)]
 
 mod backend;
@@ -45,8 +47,9 @@ pub use paging::{
     ParamPaging,
 };
 pub use tensor::{
-    DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, MemoryOrder, Operand,
-    ParamMut, Slice, SliceMut, Storage, StorageMut, Strides, Update,
+    DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, IntoGrad, IntoParam,
+    IntoUpdate, MemoryOrder, Operand, ParamMut, Slice, SliceMut, Storage, StorageMut, Strides,
+    Update,
 };
 
 /// Elements per block. A block shares one absmax in the 8-bit state. In both states, a block with a

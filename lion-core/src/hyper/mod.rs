@@ -163,6 +163,15 @@ impl Hyper {
 /// down every step: the vector kernels of the CPU do not even test each momentum, but only bounds
 /// on gradients and momenta. If either can happen, check the parameters yourself, for example
 /// before saving them.
+///
+/// ```
+/// use lion::{Dtype, Error, Lion, OnNonFinite, ParamSpec};
+/// let mut lion = Lion::builder().on_non_finite(OnNonFinite::SkipBlock).build()?;
+/// let w = lion.register(ParamSpec::new("w", 2, Dtype::F32))?;
+/// let report = lion.step([(w, &mut [1.0f32; 2], &[f32::NAN, 1.0])])?;
+/// assert_eq!(report.skipped_blocks(), 1);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnNonFinite {

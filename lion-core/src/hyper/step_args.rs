@@ -77,9 +77,21 @@ impl StepArgs {
     /// waits for the norm.
     ///
     /// ```
-    /// use lion_core::StepArgs;
-    /// let args = StepArgs::new().grad_scale(1.0 / 1024.0).max_grad_norm(1.0);
-    /// assert_eq!(args.get_max_grad_norm(), Some(1.0));
+    /// use lion::{Dtype, Lion, ParamSpec, StepArgs};
+    /// let mut lion = Lion::builder().build()?;
+    /// let a = lion.register(ParamSpec::new("a", 2, Dtype::F32))?;
+    /// let b = lion.register(ParamSpec::new("b", 1, Dtype::F32))?;
+    /// let (mut pa, mut pb) = ([1.0f32; 2], [1.0f32; 1]);
+    /// let (ga, gb) = (vec![3.0f32, 0.0], vec![4.0f32]);
+    ///
+    /// let norm = lion.grad_norm([(a, &ga), (b, &gb)])?;
+    /// assert_eq!((norm.norm, norm.clip_factor(1.0)), (5.0, 0.2));
+    ///
+    /// // Computes the norm, clips the gradients and steps, in one call.
+    /// let args = StepArgs::new().max_grad_norm(1.0);
+    /// let updates = [(a, &mut pa[..], &ga), (b, &mut pb[..], &gb)];
+    /// assert_eq!(lion.step_with(args, updates)?.grad_norm, Some(5.0));
+    /// # Ok::<(), lion::Error>(())
     /// ```
     #[must_use]
     pub fn max_grad_norm(mut self, max_grad_norm: f64) -> Self {

@@ -1,12 +1,16 @@
 //! Parameters and gradients: their element types, memory order and storage.
 
+mod arguments;
 mod dtype;
 mod expected;
 mod memory_order;
+#[cfg(feature = "ndarray")]
+mod ndarray;
 mod slice;
 mod storage;
 mod update;
 
+pub use arguments::{IntoGrad, IntoParam, IntoUpdate};
 pub use dtype::{Dtype, Element};
 pub use memory_order::{MemoryOrder, Strides};
 pub use slice::{Slice, SliceMut};
