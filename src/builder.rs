@@ -120,20 +120,17 @@ impl LionBuilder {
     /// # Errors
     /// - [`Error::InvalidHyper`] if a hyper-parameter is outside its range
     /// - [`Error::ConflictingOptions`] if both a backend and a device are set, or a backend and paging
-    /// - [`Error::Backend`] if the device cannot be used, or if states are to be paged and cannot be; in
+    /// - [`Error::Backend`] if the device cannot be used, or if it cannot page states as configured; in
     ///   the second case its source is a [`PagingError`](crate::paging::PagingError)
     pub fn build(self) -> Result<Lion, Error> {
+        let paged = "paging must be configured on the backend itself";
         let conflicts = [
             (
                 "device",
                 self.device.is_some(),
                 "a backend replaces the device",
             ),
-            (
-                "paging",
-                self.paging.is_some(),
-                "paging must be configured on the backend itself",
-            ),
+            ("paging", self.paging.is_some(), paged),
         ];
         if self.backend.is_some()
             && let Some((second, _, reason)) = conflicts.into_iter().find(|option| option.1)

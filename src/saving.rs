@@ -68,7 +68,7 @@ impl Lion {
     /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
     /// [`CheckpointError::UnknownVersion`], [`CheckpointError::Damaged`],
     /// [`CheckpointError::Mismatch`], [`CheckpointError::TooLarge`], [`CheckpointError::Optimizer`]. The
-    /// optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`], which says what has changed.
+    /// optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`], which lists the changes.
     pub fn load_with(
         &mut self,
         path: impl AsRef<Path>,

@@ -29,7 +29,7 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
 }
 
-/// Where a run is saved, and the run that it resumes.
+/// The folders of a run: the one it is saved into, and the one it resumes from.
 #[derive(Debug, Default)]
 pub(crate) struct Saving {
     /// The folder into which the run is saved after every epoch.

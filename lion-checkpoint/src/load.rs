@@ -10,7 +10,7 @@ use std::error::Error as StdError;
 use std::io::{Read, Seek};
 use std::path::Path;
 
-/// What a load does if the parameters of the file and of the optimizer differ: if a parameter is in one
+/// How a load handles differences between the parameters of the file and of the optimizer: if a parameter is in one
 /// of them only, or is in both with another length, type or width of the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -18,7 +18,7 @@ fn path(name: &str) -> OsString {
     Path::new(FOLDER).join(name).into()
 }
 
-/// Returns an optimizer after a number of steps.
+/// Returns an optimizer after this number of steps.
 fn stepped(steps: u64) -> Lion {
     // The default device may load the CUDA driver, which Miri cannot call.
     let mut lion = Lion::builder().device(Device::Cpu).build().unwrap();
@@ -41,7 +41,7 @@ fn save(disk: &Simulated, lion: &Lion, path: &OsStr) -> Result<u64, CheckpointEr
     )
 }
 
-/// Returns an optimizer of a run after a number of steps. The learning rate tells the runs apart.
+/// Returns an optimizer of a run after this number of steps. The learning rate identifies the run.
 fn stepped_in(run: u64, steps: u64) -> Lion {
     let mut lion = stepped(steps);
     lion.set_lr(run as f64).unwrap();
@@ -122,7 +122,7 @@ fn an_operation_that_fails_leaves_the_old_file_or_says_that_the_new_one_is_there
                 assert_eq!(source.kind(), ErrorKind::StorageFull);
                 assert!(contents[&target] == old, "{operation}");
             }
-            // What killed saves have left is removed where that can be.
+            // The temporary files of killed saves are removed if possible.
             Ok(_) => {
                 assert_eq!(operation, "files");
                 assert!(contents[&target] == new);
@@ -258,7 +258,7 @@ fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
         (3, 2),
         (4, 2),
     ];
-    // Under Miri only two of them, of which one takes the place of another run's.
+    // Under Miri only two of them; one replaces the checkpoint of another run.
     let saves = &saves[if cfg!(miri) { 4..6 } else { 0..8 }];
     let whole = whole(saves);
     let assert_pairs = |folder: &Folder, when: &str| {

@@ -42,7 +42,7 @@ pub struct TensorStep<'a> {
     pub stochastic_state: bool,
 }
 
-/// What a step did to one tensor, as [`Backend::step`] returns it.
+/// The result of a step for one tensor, as [`Backend::step`] returns it.
 ///
 /// ```
 /// use lion_core::Outcome;

@@ -129,7 +129,7 @@ impl Hyper {
         self.is_paged && len >= self.min_paged_size
     }
 
-    /// Checks each value alone, as [`Overrides`] are checked: the fields are public, and may have been set.
+    /// Checks the range of each value, because the caller can set the public fields.
     pub(crate) fn check_values(&self, scope: impl Fn() -> Scope) -> Result<(), Error> {
         let values = Overrides {
             lr: Some(self.lr),
@@ -156,7 +156,7 @@ impl Hyper {
     }
 }
 
-/// What a step does if a new momentum is infinite or NaN.
+/// How a step handles a new momentum that is infinite or NaN.
 ///
 /// Only new momenta are tested, not parameters. A parameter that is NaN stays NaN, and an `f16`
 /// parameter that overflows becomes infinite; neither is reported. Testing parameters would slow

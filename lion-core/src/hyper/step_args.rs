@@ -3,7 +3,7 @@
 use super::{Hyper, Overrides, invalid};
 use crate::{Error, Scope};
 
-/// What a step does with an update whose gradient is `None`.
+/// How a step handles an update whose gradient is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MissingGradient {

@@ -110,6 +110,16 @@ impl Gradient<'_> {
     /// Returns the sum of squares of a gradient in host memory, computed on the calling thread.
     /// `backend` is the name of the backend in an error.
     ///
+    /// ```
+    /// use lion_core::{BackendError, Gradient, SumSquares};
+    /// // `Backend::sum_squares` of a backend without a kernel for the norm.
+    /// fn sum_squares(gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
+    ///     gradients.iter().map(|gradient| gradient.sum_on_host("mine")).collect()
+    /// }
+    /// assert_eq!(sum_squares(&[])?, []);
+    /// # Ok::<(), BackendError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`BackendError::NormUnsupported`] if the gradient is in device memory.
     pub fn sum_on_host(&self, backend: &str) -> Result<SumSquares, BackendError> {

@@ -5,6 +5,18 @@ use std::fmt;
 use std::sync::Arc;
 
 /// The result of a step.
+///
+/// ```
+/// use lion::{Dtype, Lion, ParamSpec};
+/// let mut lion = Lion::builder().build()?;
+/// let w = lion.register(ParamSpec::new("w", 512, Dtype::F32))?;
+/// let (mut weight, mut grad) = (vec![1.0f32; 512], vec![0.5f32; 512]);
+/// grad[300] = f32::NAN;
+/// let report = lion.step([(w, &mut weight, &grad)])?;
+/// assert_eq!((report.elements, report.skipped_blocks()), (512, 1));
+/// assert_eq!(report.skipped[0].to_string(), "`w` (1 of 2 blocks)");
+/// # Ok::<(), lion::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct StepReport {
