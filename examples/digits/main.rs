@@ -127,17 +127,7 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    let options = match options::read("digits", ABOUT, OPTIONS, Options::new) {
-        Ok(options) => options,
-        Err(code) => return code,
-    };
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    options::main("digits", ABOUT, OPTIONS, Options::new, run)
 }
 
 fn run(options: &Options) -> Result<()> {

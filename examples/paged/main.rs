@@ -76,17 +76,7 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    let options = match options::read("paged", ABOUT, OPTIONS, Options::new) {
-        Ok(options) => options,
-        Err(code) => return code,
-    };
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    options::main("paged", ABOUT, OPTIONS, Options::new, run)
 }
 
 fn run(options: &Options) -> Result<()> {

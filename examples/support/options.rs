@@ -16,10 +16,27 @@ pub(crate) struct Values {
     given: Vec<Option<OsString>>,
 }
 
-/// Reads the options of this process, and converts them by `convert`.
-///
-/// After `--help`, and after an option that is wrong, prints a message and returns the exit code.
-pub(crate) fn read<T>(
+/// Reads the options of this process, converts them by `convert`, and calls `run`. Prints the error of any of
+/// these to stderr. Returns the exit code.
+pub(crate) fn main<T>(
+    program: &str,
+    about: &str,
+    specs: &'static [Spec],
+    convert: impl FnOnce(&Values) -> Result<T, String>,
+    run: impl FnOnce(&T) -> anyhow::Result<()>,
+) -> ExitCode {
+    match read(program, about, specs, convert).map(|options| run(&options)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+        Err(code) => code,
+    }
+}
+
+/// Reads the options. After `--help` or a wrong option, prints a message and returns the exit code.
+fn read<T>(
     program: &str,
     about: &str,
     specs: &'static [Spec],

@@ -447,4 +447,19 @@ mod tests {
         );
         assert!(size_of::<Error>() <= 88, "{}", size_of::<Error>());
     }
+
+    #[test]
+    fn memory_orders_are_printed_in_words() {
+        let error = Error::OrderMismatch {
+            parameter: "w".to_owned(),
+            operand: Operand::Gradient,
+            given: MemoryOrder::RowMajor,
+            wanted: MemoryOrder::of(&[2, 3], &[1, 2], true),
+        };
+        assert_eq!(
+            error.to_string(),
+            "parameter `w`: the memory order of the gradient is row-major, wanted permuted (lengths \
+             [2, 3], strides [1, 2]), the order of the parameter"
+        );
+    }
 }

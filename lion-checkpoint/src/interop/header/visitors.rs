@@ -22,6 +22,29 @@ macro_rules! no_text {
     };
 }
 
+/// Implements `Deserialize` for a type by a visitor with this expectation and these methods.
+macro_rules! deserialize {
+    ($name:ident, $expecting:literal; $($methods:item)*) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                struct ValueVisitor;
+
+                impl<'de> Visitor<'de> for ValueVisitor {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expecting)
+                    }
+
+                    $($methods)*
+                }
+
+                from.deserialize_any(ValueVisitor)
+            }
+        }
+    };
+}
+
 /// Displays what a visitor expects.
 struct Wanted<'a, V>(&'a V);
 
@@ -89,49 +112,25 @@ impl<F: Fn(&str) -> bool> Visitor<'_> for KeySeed<'_, F> {
 /// A map from strings to strings. Its content is ignored.
 struct Metadata;
 
-impl<'de> Deserialize<'de> for Metadata {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct MetadataVisitor;
+deserialize! {
+    Metadata, "a map from strings to strings";
 
-        impl<'de> Visitor<'de> for MetadataVisitor {
-            type Value = Metadata;
+    no_text!();
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map from strings to strings")
-            }
-
-            no_text!();
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
-                while map.next_entry::<Text, Text>()?.is_some() {}
-                Ok(Metadata)
-            }
-        }
-
-        from.deserialize_any(MetadataVisitor)
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
+        while map.next_entry::<Text, Text>()?.is_some() {}
+        Ok(Metadata)
     }
 }
 
 /// A string. Its content is ignored.
 struct Text;
 
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
+deserialize! {
+    Text, "a string";
 
-        impl Visitor<'_> for TextVisitor {
-            type Value = Text;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_str<E: Error>(self, _: &str) -> Result<Text, E> {
-                Ok(Text)
-            }
-        }
-
-        from.deserialize_any(TextVisitor)
+    fn visit_str<E: Error>(self, _: &str) -> Result<Text, E> {
+        Ok(Text)
     }
 }
 
@@ -215,59 +214,35 @@ enum Field {
     Offsets,
 }
 
-impl<'de> Deserialize<'de> for Field {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct FieldVisitor;
+deserialize! {
+    Field, "the name of a field";
 
-        impl Visitor<'_> for FieldVisitor {
-            type Value = Field;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a field")
-            }
-
-            fn visit_str<E: Error>(self, field: &str) -> Result<Field, E> {
-                match field {
-                    "dtype" => Ok(Field::Dtype),
-                    "shape" => Ok(Field::Shape),
-                    "data_offsets" => Ok(Field::Offsets),
-                    _ => Err(E::custom(
-                        "found an unknown field, wanted dtype, shape or data_offsets",
-                    )),
-                }
-            }
+    fn visit_str<E: Error>(self, field: &str) -> Result<Field, E> {
+        match field {
+            "dtype" => Ok(Field::Dtype),
+            "shape" => Ok(Field::Shape),
+            "data_offsets" => Ok(Field::Offsets),
+            _ => Err(E::custom(
+                "found an unknown field, wanted dtype, shape or data_offsets",
+            )),
         }
-
-        from.deserialize_any(FieldVisitor)
     }
 }
 
 /// The type of a tensor.
 struct Type(Dtype);
 
-impl<'de> Deserialize<'de> for Type {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct TypeVisitor;
+deserialize! {
+    Type, "the name of a type";
 
-        impl Visitor<'_> for TypeVisitor {
-            type Value = Type;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a type")
-            }
-
-            fn visit_str<E: Error>(self, name: &str) -> Result<Type, E> {
-                if name.len() > 16 {
-                    let len = name.len();
-                    return Err(E::custom(format_args!(
-                        "the name of a type has {len} bytes, wanted at most 16"
-                    )));
-                }
-                Dtype::deserialize(name.into_deserializer()).map(Type)
-            }
+    fn visit_str<E: Error>(self, name: &str) -> Result<Type, E> {
+        if name.len() > 16 {
+            let len = name.len();
+            return Err(E::custom(format_args!(
+                "the name of a type has {len} bytes, wanted at most 16"
+            )));
         }
-
-        from.deserialize_any(TypeVisitor)
+        Dtype::deserialize(name.into_deserializer()).map(Type)
     }
 }
 
@@ -308,24 +283,12 @@ impl<'de, const N: usize> Deserialize<'de> for List<N> {
 /// An unsigned integer.
 struct Number(u64);
 
-impl<'de> Deserialize<'de> for Number {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct NumberVisitor;
+deserialize! {
+    Number, "an unsigned 64-bit integer";
 
-        impl Visitor<'_> for NumberVisitor {
-            type Value = Number;
+    no_text!();
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an unsigned 64-bit integer")
-            }
-
-            no_text!();
-
-            fn visit_u64<E: Error>(self, number: u64) -> Result<Number, E> {
-                Ok(Number(number))
-            }
-        }
-
-        from.deserialize_any(NumberVisitor)
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Number, E> {
+        Ok(Number(number))
     }
 }
