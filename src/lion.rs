@@ -150,14 +150,15 @@ forward! {
     fn register(self: &mut Self, spec: ParamSpec) -> Result<Handle, Error>;
 
     /// Removes a parameter and frees its state. The other parameters keep their handles and their order.
-    /// [`Optimizer::remove`] has an example.
+    /// The handle stays invalid, even if the name is registered again. [`Optimizer::remove`] has an example.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`].
     fn remove(self: &mut Self, handle: Handle) -> Result<(), Error>;
 
     /// Sets the momentum of the elements in `range` to zero, for example after the trainer has
-    /// re-initialized rows of a parameter. [`Optimizer::reset`] has an example.
+    /// re-initialized rows of a parameter. The step count, the seed and the hyper-parameters are kept. On a
+    /// GPU the call waits for queued steps. [`Optimizer::reset`] has an example.
     ///
     /// The range is in memory order and must consist of whole blocks of 256 elements: it must start at a
     /// multiple of 256, and end at a multiple of 256 or at the end of the parameter.
