@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn rounds_half_to_even_and_clamps() {
-        // The largest element divided by itself may come out just above 1.
+        // The quotient of the largest element and itself may be just above 1.
         assert_eq!(nearest_code(1.0), 255);
         assert_eq!(nearest_code(1.0 + f32::EPSILON), 255);
         assert_eq!(nearest_code(-1.0 - f32::EPSILON), 0);

@@ -307,11 +307,11 @@ fn import_rejects_records_that_do_not_match() {
         ),
         (
             blockwise(300, &[1.0, f32::NAN]),
-            "state absmax: the record has others, wanted finite numbers, and none below 0 in absmax",
+            "state absmax: the record has other values, wanted finite values, and no negative absmax",
         ),
         (
             blockwise(300, &[1.0, -1.0]),
-            "state absmax: the record has others, wanted finite numbers, and none below 0 in absmax",
+            "state absmax: the record has other values, wanted finite values, and no negative absmax",
         ),
     ] {
         let record = StateRecord::new(3, planes).seed(4).order(None);
@@ -435,7 +435,7 @@ fn memory_order_with_gaps_is_rejected() {
         let error = fixture.lion.import_state(fixture.a, &record).unwrap_err();
         let message = error.to_string();
         assert!(
-            message.contains("wanted an order of 4 elements without gaps"),
+            message.contains("wanted a contiguous order of 4 elements"),
             "{message}"
         );
         assert_eq!(fixture.all(), before);
