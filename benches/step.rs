@@ -1,5 +1,5 @@
 //! `cargo bench`: runs `cargo xtask bench` with the same arguments. The suite is in the package `xtask`, so that
-//! what it needs is not built for the examples.
+//! its dependencies are not built for the examples.
 
 use std::env;
 use std::process::{Command, ExitCode};

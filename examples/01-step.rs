@@ -14,8 +14,8 @@
 use lion::{Dtype, Lion8bit, ParamSpec, StepArgs};
 
 fn main() -> Result<(), lion::Error> {
-    // The parameter is the trainer's. The optimizer keeps only the state: one byte per element, and
-    // four more per block of 256.
+    // The trainer owns the parameter. The optimizer owns only the state: one byte per element, and four
+    // more per block of 256.
     let mut weight = vec![0.5f32; 8192];
     let mut lion = Lion8bit::builder().build()?;
     let w = lion.register(ParamSpec::new("weight", weight.len(), Dtype::F32))?;

@@ -19,21 +19,21 @@ fn main() -> Result<(), lion::Error> {
     let w = lion.register(ParamSpec::new("weight", 6, Dtype::F32))?;
     let e = lion.register(ParamSpec::new("embedding", 4, Dtype::F32))?;
 
-    // Any array without gaps is stepped where it is, in the order in which it lies in memory.
+    // An array in any contiguous memory order is stepped in place.
     let mut weight = Array2::<f32>::ones((2, 3).f());
     let mut grad = Array2::<f32>::zeros((2, 3).f());
     grad[[0, 2]] = 1.0;
     lion.step([(w, &mut weight, &grad)])?;
     println!("{weight}");
 
-    // So is a view, here the first two rows of an array.
+    // A view is too, here the first two rows of an array.
     let mut table = Array2::<f32>::zeros((3, 2));
     let ones = Array2::<f32>::ones((2, 2));
     lion.step([(e, table.slice_mut(s![..2, ..]), ones.view())])?;
     println!("{table}");
 
-    // Parameter and gradient must have one shape and one order in memory. If they do not, the step
-    // returns an error and changes nothing.
+    // Parameter and gradient must have the same shape and memory order. Otherwise the step returns an
+    // error and changes nothing.
     let row_major = Array2::<f32>::ones((2, 3));
     let refused = lion.step([(w, &mut weight, &row_major)]).is_err();
     let outcome = if refused { "refused" } else { "stepped" };

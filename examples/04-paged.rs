@@ -1,7 +1,7 @@
-//! A state larger than the memory it may take: PagedLion32bit with a budget.
+//! A state larger than the memory for it: PagedLion32bit with a budget.
 //!
-//! `cargo run --example 04-paged` pages to a file in the folder of temporary files, or in the folder that is
-//! its argument, which is best on a fast disk. On Linux it prints
+//! `cargo run --example 04-paged` pages to a file in the folder of temporary files. An argument names another
+//! folder, which should be on a fast disk. On Linux it prints
 //!
 //! ```text
 //! weight[0] = 0.5
@@ -19,8 +19,8 @@ fn main() -> Result<(), lion::Error> {
     let folder = std::env::args_os().nth(1);
     let folder = folder.map_or_else(std::env::temp_dir, Into::into);
 
-    // At most 4 MiB of the state are in memory at a time. 1 MiB of them is the window, through which
-    // the rest is streamed in each step.
+    // At most 4 MiB of the state are in memory at a time. Each step streams the rest through the window,
+    // 1 MiB of the budget.
     let paging = Paging::in_folder(folder).budget(4 * MIB).window(MIB);
     let builder = PagedLion32bit::builder().device(Device::Cpu).lr(0.25);
     let mut lion = match builder.paging(paging).build() {

@@ -10,7 +10,7 @@
 
 use lion::{Dtype, Handle, Lion, Lion8bit, ParamSpec};
 
-/// The model's parameters are the trainer's to save. A checkpoint has everything else: hyper-parameters,
+/// The trainer saves the parameters of the model. A checkpoint has everything else: hyper-parameters,
 /// groups, step counts, seeds and states.
 fn begin() -> Result<(Lion, Handle), lion::Error> {
     let mut lion = Lion8bit::builder()
@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
     for _ in 0..10 {
         step(&mut lion, w, &mut weight)?;
     }
-    // A crash at any instant leaves either the file that was there before or the new one.
+    // After a crash at any time, the path has either the previous file or the new one.
     let bytes = lion.save(&path)?;
     println!("saved {bytes} bytes");
 

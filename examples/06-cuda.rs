@@ -1,4 +1,4 @@
-//! Steps on an NVIDIA GPU, with arrays in its memory. Without a GPU it says why there is none.
+//! Steps on an NVIDIA GPU, with arrays in its memory. Without a GPU it prints the reason.
 //!
 //! `cargo run --example 06-cuda --features cuda` prints `no CUDA device: no CUDA driver: ...` on a machine
 //! without a driver.
@@ -18,12 +18,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut lion = Lion8bit::builder().device(device.clone()).lr(0.5).build()?;
     let w = lion.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
 
-    // Arrays of the host are copied to the device and back, and the step waits for them.
+    // Arrays on the host are copied to the device and back, and the step waits for the copies.
     let (mut weight, grad) = (vec![1.0f32; 8192], vec![1.0f32; 8192]);
     lion.step([(w, &mut weight, &grad)])?;
     println!("weight[0] = {}", weight[0]);
 
-    // Arrays of the device are stepped in place. The step is queued on a stream and nothing waits.
+    // Arrays on the device are stepped in place. The step is queued on a stream, without waiting.
     let Device::Cuda(cuda) = device else {
         return Ok(());
     };
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let all = 0..8192;
     let report = lion.step([update(w, weight.slice_mut(all.clone()), grad.slice(all))])?;
     println!("pending: {}", report.pending);
-    let skipped = lion.synchronize()?; // waits, and names blocks whose momentum is not finite
+    let skipped = lion.synchronize()?; // waits, and returns the skipped blocks
     println!("done, {} parameters with skipped blocks", skipped.len());
     let mut back = vec![0.0f32; 8192];
     weight.read(back.as_mut_slice().into())?;

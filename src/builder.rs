@@ -42,38 +42,7 @@ impl LionBuilder {
         }
     }
 
-    /// Sets the learning rate: finite, 0 or more. Good values for Lion are 3 to 10 times smaller than those
-    /// for AdamW.
-    #[must_use]
-    pub fn lr(self, lr: f64) -> Self {
-        self.set(|d| d.lr(lr))
-    }
-
-    /// Sets `(beta1, beta2)`, each in `[0, 1)` after rounding to `f32`.
-    ///
-    /// The direction of a step is the sign of `beta1 * m + (1 - beta1) * g`. The new momentum is
-    /// `beta2 * m + (1 - beta2) * g`.
-    #[must_use]
-    pub fn betas(self, betas: (f64, f64)) -> Self {
-        self.set(|d| d.betas(betas))
-    }
-
-    /// Sets the number of bits of state per element, 8 or 32.
-    #[must_use]
-    pub fn optim_bits(self, bits: u32) -> Self {
-        self.set(|d| d.optim_bits(bits))
-    }
-
-    /// Sets the hyper-parameters that bitsandbytes passes in its argument `args`.
-    ///
-    /// ```
-    /// use lion::{Lion, LionArgs};
-    /// let mut args = LionArgs::default();
-    /// args.optim_bits = 8;
-    /// let lion = Lion::builder().args(args).build()?;
-    /// assert_eq!(lion.defaults().optim_bits, Some(8));
-    /// # Ok::<(), lion::Error>(())
-    /// ```
+    /// Sets the hyper-parameters that bitsandbytes passes in its argument `args`; see [`LionArgs`].
     #[must_use]
     pub fn args(self, args: LionArgs) -> Self {
         self.set(|d| d.args(args))
@@ -91,34 +60,6 @@ impl LionBuilder {
     #[must_use]
     pub fn overrides(self, overrides: Overrides) -> Self {
         self.set(|d| overrides.or(d))
-    }
-
-    /// If set, pages the states of parameters with at least `min_paged_size` elements.
-    /// [`paging`](LionBuilder::paging) sets the budget and where the states are stored.
-    #[must_use]
-    pub fn is_paged(self, is_paged: bool) -> Self {
-        self.set(|d| d.is_paged(is_paged))
-    }
-
-    /// Sets the decoupled weight decay: finite, 0 or more. A step multiplies the parameter by
-    /// `1 - lr * weight_decay`.
-    #[must_use]
-    pub fn weight_decay(self, weight_decay: f64) -> Self {
-        self.set(|d| d.weight_decay(weight_decay))
-    }
-
-    /// Sets the minimum number of elements of a parameter with an 8-bit state. Smaller parameters get a
-    /// 32-bit state. The default is 4,096.
-    #[must_use]
-    pub fn min_8bit_size(self, elements: usize) -> Self {
-        self.set(|d| d.min_8bit_size(elements))
-    }
-
-    /// Sets the minimum number of elements of a parameter with a paged state. The states of smaller
-    /// parameters are not paged. The default is 100,000.
-    #[must_use]
-    pub fn min_paged_size(self, elements: usize) -> Self {
-        self.set(|d| d.min_paged_size(elements))
     }
 
     /// Sets how states are paged: the budget, and where the states are stored. Which states are paged is
@@ -141,59 +82,7 @@ impl LionBuilder {
         self
     }
 
-    /// If greater than 0, clips the norm of the update to `max_unorm` times the norm of the parameter. The
-    /// value must be finite and at least 0. The default is 0.
-    #[must_use]
-    pub fn max_unorm(self, max_unorm: f64) -> Self {
-        self.set(|d| d.max_unorm(max_unorm))
-    }
-
-    /// If set, leaves the parameter and the momentum of an element unchanged if its gradient is exactly 0.
-    #[must_use]
-    pub fn skip_zeros(self, skip_zeros: bool) -> Self {
-        self.set(|d| d.skip_zeros(skip_zeros))
-    }
-
-    /// If set, rounds `bf16` parameters stochastically, so that updates smaller than their resolution are
-    /// not lost.
-    ///
-    /// It has no effect on `f32` parameters, which are not rounded. Registering an `f16` parameter returns
-    /// [`Error::StochasticParam`], unless the overrides of its group or of the parameter unset this.
-    #[must_use]
-    pub fn stochastic_param(self, stochastic_param: bool) -> Self {
-        self.set(|d| d.stochastic_param(stochastic_param))
-    }
-
-    /// If set, rounds 8-bit states stochastically, so that small changes of the momentum are not lost. It
-    /// has no effect on 32-bit states, including those of small parameters.
-    ///
-    /// The expected value of the rounded number is the number itself, except near the negative end of a
-    /// block. The codebook has 1.0 but not -1.0. Therefore, if the element with the largest magnitude of a
-    /// block is negative, each step rounds it to 0.993 times its value; this also happens without this
-    /// option. With `beta2` 0.99, the momentum tends to 1 under a constant gradient of +1, but to -0.585
-    /// under a constant gradient of -1.
-    #[must_use]
-    pub fn stochastic_state(self, stochastic_state: bool) -> Self {
-        self.set(|d| d.stochastic_state(stochastic_state))
-    }
-
-    /// Sets the seed of stochastic rounding. The seed of each parameter is derived from this seed and the
-    /// name of the parameter.
-    #[must_use]
-    pub fn seed(self, seed: u64) -> Self {
-        self.set(|d| d.seed(seed))
-    }
-
-    /// Sets what a step does about a new momentum that is not finite.
-    ///
-    /// ```
-    /// use lion::{Dtype, Error, Lion, OnNonFinite, ParamSpec};
-    /// let mut lion = Lion::builder().on_non_finite(OnNonFinite::SkipBlock).build()?;
-    /// let w = lion.register(ParamSpec::new("w", 2, Dtype::F32))?;
-    /// let report = lion.step([(w, &mut [1.0f32; 2], &[f32::NAN, 1.0])])?;
-    /// assert_eq!(report.skipped_blocks(), 1);
-    /// # Ok::<(), Error>(())
-    /// ```
+    /// Sets what a step does about a new momentum that is not finite; see [`OnNonFinite`].
     #[must_use]
     pub fn on_non_finite(mut self, on_non_finite: OnNonFinite) -> Self {
         self.on_non_finite = on_non_finite;
@@ -231,21 +120,27 @@ impl LionBuilder {
     /// # Errors
     /// - [`Error::InvalidHyper`] if a hyper-parameter is outside its range
     /// - [`Error::ConflictingOptions`] if both a backend and a device are set, or a backend and paging
-    /// - [`Error::Backend`] if the device cannot be used, or if states are to be paged and cannot be; in
+    /// - [`Error::Backend`] if the device cannot be used, or if it cannot page states as configured; in
     ///   the second case its source is a [`PagingError`](crate::paging::PagingError)
     pub fn build(self) -> Result<Lion, Error> {
-        let conflict = |second, reason| Error::ConflictingOptions {
-            first: "backend",
-            second,
-            reason,
-        };
-        if self.backend.is_some() && self.device.is_some() {
-            let reason = "a backend replaces the device";
-            return Err(conflict("device", reason));
-        }
-        if self.backend.is_some() && self.paging.is_some() {
-            let reason = "paging must be configured on the backend itself";
-            return Err(conflict("paging", reason));
+        let paged = "paging must be configured on the backend itself";
+        let conflicts = [
+            (
+                "device",
+                self.device.is_some(),
+                "a backend replaces the device",
+            ),
+            ("paging", self.paging.is_some(), paged),
+        ];
+        if self.backend.is_some()
+            && let Some((second, _, reason)) = conflicts.into_iter().find(|option| option.1)
+        {
+            let first = "backend";
+            return Err(Error::ConflictingOptions {
+                first,
+                second,
+                reason,
+            });
         }
         let backend = match self.backend {
             Some(backend) => backend,
@@ -266,4 +161,69 @@ impl LionBuilder {
         self.defaults = change(self.defaults);
         self
     }
+}
+
+/// Implements the setters of hyper-parameters, which forward to those of [`Overrides`].
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
+        impl LionBuilder {
+            $($(#[$doc])* #[must_use] pub fn $name(self, $name: $kind) -> Self {
+                self.set(|d| d.$name($name))
+            })*
+        }
+    };
+}
+
+setters! {
+    /// Sets the learning rate: finite, 0 or more. Good values for Lion are 3 to 10 times smaller than those
+    /// for AdamW.
+    lr: f64,
+
+    /// Sets `(beta1, beta2)`, each in `[0, 1)` after rounding to `f32`.
+    ///
+    /// The direction of a step is the sign of `beta1 * m + (1 - beta1) * g`. The new momentum is
+    /// `beta2 * m + (1 - beta2) * g`.
+    betas: (f64, f64),
+
+    /// Sets the number of bits of state per element, 8 or 32.
+    optim_bits: u32,
+
+    /// If set, pages the states of parameters with at least `min_paged_size` elements.
+    /// [`paging`](LionBuilder::paging) sets the budget and where the states are stored.
+    is_paged: bool,
+
+    /// Sets the decoupled weight decay: finite, 0 or more. A step multiplies the parameter by
+    /// `1 - lr * weight_decay`.
+    weight_decay: f64,
+
+    /// Sets the minimum number of elements of a parameter with an 8-bit state. Smaller parameters get a
+    /// 32-bit state. The default is 4,096.
+    min_8bit_size: usize,
+
+    /// Sets the minimum number of elements of a parameter with a paged state. The states of smaller
+    /// parameters are not paged. The default is 100,000.
+    min_paged_size: usize,
+
+    /// If greater than 0, clips the norm of the update to `max_unorm` times the norm of the parameter. The
+    /// value must be finite and at least 0. The default is 0.
+    max_unorm: f64,
+
+    /// If set, leaves the parameter and the momentum of an element unchanged if its gradient is exactly 0.
+    skip_zeros: bool,
+
+    /// If set, rounds `bf16` parameters stochastically, so that updates smaller than their resolution are
+    /// not lost.
+    ///
+    /// It has no effect on `f32` parameters, which are not rounded. Registering an `f16` parameter returns
+    /// [`Error::StochasticParam`], unless the overrides of its group or of the parameter unset this.
+    stochastic_param: bool,
+
+    /// If set, rounds 8-bit states stochastically, so that small changes of the momentum are not lost. It
+    /// has no effect on 32-bit states. [`Overrides::stochastic_state`] describes its bias near the negative
+    /// end of a block.
+    stochastic_state: bool,
+
+    /// Sets the seed of stochastic rounding. The seed of each parameter is derived from this seed and the
+    /// name of the parameter.
+    seed: u64,
 }

@@ -46,20 +46,16 @@
 //!   programs start on machines without a CUDA driver.
 //! - `interop`: exchanges states with PyTorch's bitsandbytes, as safetensors files.
 //! - `ndarray` (default): accepts `ndarray` arrays and views in any contiguous memory order in a step.
+//! - `rayon` (default): [`Cpu::pool`](cpu::Cpu::pool), which takes a thread pool of the trainer.
 #![forbid(unsafe_code)]
 
-mod arguments;
 mod builder;
 mod device;
 mod lion;
 
-#[cfg(feature = "ndarray")]
-mod arguments_ndarray;
-
 #[cfg(feature = "checkpoint")]
 mod saving;
 
-pub use arguments::update;
 pub use builder::LionBuilder;
 pub use device::Device;
 pub use lion::{Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit};
@@ -68,6 +64,28 @@ pub use lion_core::{
     StepArgs, StepReport, bf16, f16,
 };
 pub use lion_paging::Paging;
+
+/// Returns the update of one parameter of a step. The type of the result does not depend on the types of
+/// the parameter and the gradient. Use it if the parameters of a step have different types.
+///
+/// ```
+/// use lion::{Dtype, Lion, ParamSpec, bf16, update};
+/// let mut lion = Lion::builder().lr(0.5).build()?;
+/// let a = lion.register(ParamSpec::new("a", 2, Dtype::Bf16))?;
+/// let b = lion.register(ParamSpec::new("b", 1, Dtype::F32))?;
+/// let (mut pa, ga) = (vec![bf16::ONE; 2], [1.0f32, -1.0]);
+/// let (mut pb, gb) = ([1.0f32], vec![bf16::ONE]);
+/// lion.step([update(a, &mut pa, &ga), update(b, &mut pb, &gb)])?;
+/// assert_eq!((pa[0].to_f32(), pa[1].to_f32(), pb[0]), (0.5, 1.5, 0.5));
+/// # Ok::<(), lion::Error>(())
+/// ```
+pub fn update<'a>(
+    handle: Handle,
+    param: impl tensor::IntoParam<'a>,
+    grad: impl tensor::IntoGrad<'a>,
+) -> tensor::Update<'a> {
+    tensor::Update::new(handle, param.into_param(), grad.into_grad())
+}
 
 /// Saves and resumes runs: see [`Lion::save`] and [`Lion::load`].
 #[cfg(feature = "checkpoint")]
@@ -81,10 +99,9 @@ pub use lion_checkpoint::interop;
 
 /// The argument types of a step. Use them to implement conversions for other array types.
 pub mod tensor {
-    pub use crate::arguments::{IntoGrad, IntoParam, IntoUpdate};
     pub use lion_core::{
-        BLOCK, DeviceMemory, DeviceSlice, DeviceSliceMut, Element, GradRef, MemoryOrder, ParamMut,
-        Slice, SliceMut, Storage, StorageMut, Strides, Update,
+        BLOCK, DeviceMemory, DeviceSlice, DeviceSliceMut, Element, GradRef, IntoGrad, IntoParam,
+        IntoUpdate, MemoryOrder, ParamMut, Slice, SliceMut, Storage, StorageMut, Strides, Update,
     };
 }
 
@@ -122,25 +139,7 @@ pub mod cpu {
 
 /// The CUDA backend. Use it to provide a context, a stream or device memory.
 ///
-/// ```
-/// use lion::{Device, Dtype, Lion8bit, ParamSpec, update};
-/// match Device::cuda(0) {
-///     Ok(Device::Cuda(cuda)) => {
-///         let mut lion = Lion8bit::builder().device(Device::Cuda(cuda.clone())).build()?;
-///         let w = lion.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
-///         // Pass device memory that the trainer allocated with `lend_mut` or `device_slice_mut`.
-///         let mut weight = cuda.array(&[0.5f32; 8192][..])?;
-///         let grad = cuda.array(&[1.0f32; 8192][..])?;
-///         let all = 0..8192;
-///         let report = lion.step([update(w, weight.slice_mut(all.clone()), grad.slice(all))])?;
-///         assert!(report.pending); // the step is queued on the stream
-///         assert!(lion.synchronize()?.is_empty()); // waits, and returns the skipped blocks
-///     }
-///     Ok(_) => unreachable!("a CUDA device was asked for"),
-///     Err(error) => println!("no CUDA device: {error}"),
-/// }
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// docs/gpu.md and the example `06-cuda` step arrays in the memory of a GPU.
 #[cfg(feature = "cuda")]
 pub mod cuda {
     pub use lion_cuda::{
@@ -190,6 +189,7 @@ mod documents {
     #[doc = include_str!("../docs/checkpoints.md")]
     struct Checkpoints;
 
+    #[cfg(feature = "cuda")]
     #[doc = include_str!("../docs/gpu.md")]
     struct Gpu;
 

@@ -1,11 +1,10 @@
 //! The optimizer, and the entry points of its builder under the names of bitsandbytes.
 
 use crate::LionBuilder;
-use crate::arguments::{IntoGrad, IntoUpdate};
 use lion_core::{
-    Backend, Error, GradNorm, Group, Handle, Optimizer, OptimizerConfig, Overrides, PagingReport,
-    ParamInfo, ParamRecord, ParamSpec, Restore, SkippedBlocks, State, StateRecord, StepArgs,
-    StepReport,
+    Backend, Error, GradNorm, Group, Handle, IntoGrad, IntoUpdate, Optimizer, OptimizerConfig,
+    Overrides, PagingReport, ParamInfo, ParamRecord, ParamSpec, Restore, SkippedBlocks, State,
+    StateRecord, StepArgs, StepReport,
 };
 use std::fmt;
 use std::ops::Range;
@@ -91,26 +90,8 @@ impl Lion {
         self.inner.step(args, updates)
     }
 
-    /// Returns the global L2 norm of the gradients, as [`Optimizer::grad_norm`]. Gradients of `None` are
-    /// ignored.
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, ParamSpec, StepArgs};
-    /// let mut lion = Lion::builder().build()?;
-    /// let a = lion.register(ParamSpec::new("a", 2, Dtype::F32))?;
-    /// let b = lion.register(ParamSpec::new("b", 1, Dtype::F32))?;
-    /// let (mut pa, mut pb) = ([1.0f32; 2], [1.0f32; 1]);
-    /// let (ga, gb) = (vec![3.0f32, 0.0], vec![4.0f32]);
-    ///
-    /// let norm = lion.grad_norm([(a, &ga), (b, &gb)])?;
-    /// assert_eq!((norm.norm, norm.clip_factor(1.0)), (5.0, 0.2));
-    ///
-    /// // Computes the norm, clips the gradients and steps, in one call.
-    /// let args = StepArgs::new().max_grad_norm(1.0);
-    /// let updates = [(a, &mut pa[..], &ga), (b, &mut pb[..], &gb)];
-    /// assert_eq!(lion.step_with(args, updates)?.grad_norm, Some(5.0));
-    /// # Ok::<(), lion::Error>(())
-    /// ```
+    /// Returns the global L2 norm of the gradients; see [`Optimizer::grad_norm`]. Gradients of `None` are
+    /// ignored. [`StepArgs::max_grad_norm`] has an example.
     ///
     /// # Errors
     /// The errors of [`Optimizer::grad_norm`].
@@ -124,6 +105,30 @@ impl Lion {
         self.inner.grad_norm(gradients)
     }
 
+    /// Returns an independent copy with the same parameters, settings and states, on the same backend.
+    /// Handles are valid for both. `Lion` does not implement [`Clone`] because the copy fails if the states
+    /// cannot be allocated. [`Optimizer::try_clone`] has an example.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if a state cannot be read or allocated; [`Error::Damaged`].
+    pub fn try_clone(&self) -> Result<Lion, Error> {
+        let inner = self.inner.try_clone()?;
+        Ok(Lion { inner })
+    }
+}
+
+/// Implements methods of [`Lion`] that call the method of [`Optimizer`] with the same name.
+macro_rules! forward {
+    ($($(#[$doc:meta])* fn $name:ident($self:ident: $receiver:ty $(, $arg:ident: $kind:ty)*) $(-> $returns:ty)?;)*) => {
+        impl Lion {
+            $($(#[$doc])* pub fn $name($self: $receiver $(, $arg: $kind)*) $(-> $returns)? {
+                $self.inner.$name($($arg),*)
+            })*
+        }
+    };
+}
+
+forward! {
     /// Registers a parameter and allocates its state.
     ///
     /// The state has 8 bits per element if the hyper-parameters ask for it and the parameter has at least
@@ -142,74 +147,46 @@ impl Lion {
     /// [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`];
     /// [`Error::InvalidHyper`], also where `lr * lr_multiplier` or `1 - lr * weight_decay` exceeds the
     /// range of `f32`; [`Error::StochasticParam`]; [`Error::Backend`] if the state cannot be allocated.
-    pub fn register(&mut self, spec: ParamSpec) -> Result<Handle, Error> {
-        self.inner.register(spec)
-    }
+    fn register(self: &mut Self, spec: ParamSpec) -> Result<Handle, Error>;
 
-    /// Removes a parameter and frees its state. The other parameters keep their handles and their order,
-    /// and its group is kept.
-    ///
-    /// The handle is invalid from then on, even if a new parameter is registered under the same name.
-    ///
-    /// ```
-    /// use lion::{Dtype, Error, Lion, ParamSpec};
-    /// let mut lion = Lion::builder().build()?;
-    /// let adapter = lion.register(ParamSpec::new("adapter", 4096, Dtype::F32))?;
-    /// lion.remove(adapter)?;
-    /// assert!(matches!(lion.info(adapter), Err(Error::UnknownHandle { .. })));
-    /// # Ok::<(), lion::Error>(())
-    /// ```
+    /// Removes a parameter and frees its state. The other parameters keep their handles and their order.
+    /// The handle stays invalid, even if the name is registered again. [`Optimizer::remove`] has an example.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`].
-    pub fn remove(&mut self, handle: Handle) -> Result<(), Error> {
-        self.inner.remove(handle)
-    }
+    fn remove(self: &mut Self, handle: Handle) -> Result<(), Error>;
 
     /// Sets the momentum of the elements in `range` to zero, for example after the trainer has
-    /// re-initialized rows of a parameter. The step count, the seed and the hyper-parameters are kept.
+    /// re-initialized rows of a parameter. The step count, the seed and the hyper-parameters are kept. On a
+    /// GPU the call waits for queued steps. [`Optimizer::reset`] has an example.
     ///
     /// The range is in memory order and must consist of whole blocks of 256 elements: it must start at a
-    /// multiple of 256, and end at a multiple of 256 or at the end of the parameter. On a GPU the call waits
-    /// for queued steps.
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, ParamSpec};
-    /// let mut lion = Lion::builder().build()?;
-    /// let width = 512; // elements per row: two blocks
-    /// let embedding = lion.register(ParamSpec::new("embedding", 100 * width, Dtype::F32))?;
-    /// lion.reset(embedding, 17 * width..18 * width)?;
-    /// # Ok::<(), lion::Error>(())
-    /// ```
+    /// multiple of 256, and end at a multiple of 256 or at the end of the parameter.
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`]; [`Error::NotWholeBlocks`]; [`Error::Backend`] if the backend fails before
-    /// it changes anything; [`Error::PartlyReset`] if it fails later.
-    pub fn reset(&mut self, handle: Handle, range: Range<usize>) -> Result<(), Error> {
-        self.inner.reset(handle, range)
-    }
+    /// [`Error::UnknownHandle`], [`Error::NotWholeBlocks`], [`Error::Backend`], [`Error::PartlyReset`].
+    fn reset(self: &mut Self, handle: Handle, range: Range<usize>) -> Result<(), Error>;
 
     /// Waits until all queued steps are done. Returns the blocks that [`pending`](StepReport::pending) steps
-    /// have skipped since the last call, per parameter.
-    ///
-    /// On the CPU no step is pending: a step is done when it returns, and its report is complete.
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, ParamSpec};
-    /// let mut lion = Lion::builder().build()?;
-    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
-    /// lion.step([(w, &mut [0.0f32; 4], &[1.0f32; 4])])?;
-    /// assert!(lion.synchronize()?.is_empty());
-    /// # Ok::<(), lion::Error>(())
-    /// ```
+    /// have skipped since the last call, per parameter. On the CPU no step is pending.
     ///
     /// # Errors
     /// [`Error::Backend`] if a queued step has failed.
-    pub fn synchronize(&mut self) -> Result<Vec<SkippedBlocks>, Error> {
-        self.inner.synchronize()
-    }
+    fn synchronize(self: &mut Self) -> Result<Vec<SkippedBlocks>, Error>;
 
     /// Returns the learning rate of the defaults, as [`set_lr`](Lion::set_lr) sets it.
+    fn lr(self: &Self) -> f64;
+
+    /// Returns the learning rate that a step uses for one parameter: the `lr` of the narrowest scope that
+    /// sets one (parameter, group or defaults), times the multipliers.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandle`].
+    fn lr_of(self: &Self, handle: Handle) -> Result<f64, Error>;
+
+    /// Sets the learning rate of the defaults. It applies to all parameters for which neither the group nor
+    /// the overrides set `lr`. To set the learning rate of all parameters for one step, use
+    /// [`StepArgs::lr`].
     ///
     /// ```
     /// let mut lion = lion::Lion::builder().build()?;
@@ -218,43 +195,14 @@ impl Lion {
     /// assert_eq!(lion.lr(), 3e-5);
     /// # Ok::<(), lion::Error>(())
     /// ```
-    pub fn lr(&self) -> f64 {
-        self.inner.lr()
-    }
-
-    /// Returns the learning rate that a step uses for one parameter: the `lr` of the narrowest scope that
-    /// sets one (parameter, group or defaults), times the multipliers.
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, Overrides, ParamSpec};
-    /// let mut lion = Lion::builder().lr(1e-3).build()?;
-    /// lion.add_group("head", Overrides::new().lr_multiplier(0.5))?;
-    /// let w = lion.register(ParamSpec::new("w", 16, Dtype::F32).group("head"))?;
-    /// assert_eq!(lion.lr_of(w)?, 5e-4);
-    /// # Ok::<(), lion::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::UnknownHandle`].
-    pub fn lr_of(&self, handle: Handle) -> Result<f64, Error> {
-        self.inner.lr_of(handle)
-    }
-
-    /// Sets the learning rate of the defaults. It applies to all parameters for which neither the group nor
-    /// the overrides set `lr`. To set the learning rate of all parameters for one step, use
-    /// [`StepArgs::lr`].
     ///
     /// # Errors
     /// [`Error::InvalidHyper`].
-    pub fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
-        self.inner.set_lr(lr)
-    }
+    fn set_lr(self: &mut Self, lr: f64) -> Result<(), Error>;
 
     /// Returns the defaults. Hyper-parameters that are not set have the values of
     /// [`Hyper::default`](crate::backend::Hyper).
-    pub fn defaults(&self) -> &Overrides {
-        self.inner.defaults()
-    }
+    fn defaults(self: &Self) -> &Overrides;
 
     /// Sets the defaults that are set in `changes`, and keeps the others.
     ///
@@ -271,242 +219,106 @@ impl Lion {
     /// would exceed the range of `f32`; [`Error::StochasticParam`]; [`Error::BitsFixed`] if an existing
     /// state would need another width; [`Error::PagingFixed`] if an existing state would have to become
     /// paged, or stop being paged.
-    pub fn configure(&mut self, changes: Overrides) -> Result<(), Error> {
-        self.inner.configure(changes)
-    }
+    fn configure(self: &mut Self, changes: Overrides) -> Result<(), Error>;
 
     /// Sets the overrides of a group that are set in `changes`, and keeps the others.
     ///
     /// # Errors
     /// [`Error::UnknownGroup`], and the errors of [`configure`](Lion::configure).
-    pub fn configure_group(&mut self, group: &str, changes: Overrides) -> Result<(), Error> {
-        self.inner.configure_group(group, changes)
-    }
+    fn configure_group(self: &mut Self, group: &str, changes: Overrides) -> Result<(), Error>;
 
     /// Sets the overrides of one parameter that are set in `changes`, and keeps the others.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], and the errors of [`configure`](Lion::configure).
-    pub fn configure_parameter(&mut self, handle: Handle, changes: Overrides) -> Result<(), Error> {
-        self.inner.configure_parameter(handle, changes)
-    }
+    fn configure_parameter(self: &mut Self, handle: Handle, changes: Overrides) -> Result<(), Error>;
 
-    /// Replaces the defaults. Hyper-parameters that `defaults` does not set return to the values of
-    /// [`Hyper::default`](crate::backend::Hyper). [`set_overrides`](Lion::set_overrides) has an example.
+    /// Replaces the defaults. Hyper-parameters that `defaults` does not set get the values of
+    /// [`Hyper::default`](crate::backend::Hyper).
     ///
     /// # Errors
     /// The errors of [`configure`](Lion::configure).
-    pub fn set_defaults(&mut self, defaults: Overrides) -> Result<(), Error> {
-        self.inner.set_defaults(defaults)
-    }
+    fn set_defaults(self: &mut Self, defaults: Overrides) -> Result<(), Error>;
 
-    /// Replaces the overrides of a group. Hyper-parameters that `overrides` does not set are those of the
-    /// defaults afterwards.
+    /// Replaces the overrides of a group. Hyper-parameters that `overrides` does not set are taken from the
+    /// defaults.
     ///
     /// # Errors
     /// The errors of [`configure_group`](Lion::configure_group).
-    pub fn set_group_overrides(&mut self, group: &str, overrides: Overrides) -> Result<(), Error> {
-        self.inner.set_group_overrides(group, overrides)
-    }
+    fn set_group_overrides(self: &mut Self, group: &str, overrides: Overrides) -> Result<(), Error>;
 
-    /// Replaces the overrides of one parameter. Hyper-parameters that `overrides` does not set are those of
-    /// its group and of the defaults afterwards.
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, Overrides, ParamSpec};
-    /// let mut lion = Lion::builder().lr(0.1).build()?;
-    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32).overrides(Overrides::new().lr(5.0)))?;
-    /// let mut overrides = lion.info(w)?.overrides;
-    /// overrides.lr = None;
-    /// lion.set_overrides(w, overrides)?;
-    /// assert_eq!(lion.lr_of(w)?, 0.1);
-    /// # Ok::<(), lion::Error>(())
-    /// ```
+    /// Replaces the overrides of one parameter. Hyper-parameters that `overrides` does not set are taken from
+    /// its group and the defaults. [`Optimizer::set_overrides`] has an example.
     ///
     /// # Errors
     /// The errors of [`configure_parameter`](Lion::configure_parameter).
-    pub fn set_overrides(&mut self, handle: Handle, overrides: Overrides) -> Result<(), Error> {
-        self.inner.set_overrides(handle, overrides)
-    }
+    fn set_overrides(self: &mut Self, handle: Handle, overrides: Overrides) -> Result<(), Error>;
 
     /// Adds a group, whose parameters share hyper-parameters. A parameter joins it when it is registered.
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, Overrides, ParamSpec};
-    /// let mut lion = Lion::builder().weight_decay(0.1).build()?;
-    /// lion.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
-    /// let b = lion.register(ParamSpec::new("bias", 16, Dtype::F32).group("no_decay"))?;
-    /// assert_eq!(lion.info(b)?.hyper.weight_decay, 0.0);
-    /// # Ok::<(), lion::Error>(())
-    /// ```
+    /// [`Optimizer::add_group`] has an example.
     ///
     /// # Errors
     /// [`Error::EmptyName`], [`Error::DuplicateGroup`], [`Error::InvalidHyper`].
-    pub fn add_group(&mut self, name: &str, overrides: Overrides) -> Result<(), Error> {
-        self.inner.add_group(name, overrides)
-    }
+    fn add_group(self: &mut Self, name: &str, overrides: Overrides) -> Result<(), Error>;
 
     /// Returns the groups, in the order in which they were added.
-    pub fn groups(&self) -> &[Group] {
-        self.inner.groups()
-    }
+    fn groups(self: &Self) -> &[Group];
 
     /// Returns the handle of the parameter with this name.
     ///
-    /// ```
-    /// use lion::{Dtype, Lion, ParamSpec};
-    /// let mut lion = Lion::builder().build()?;
-    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
-    /// assert_eq!(lion.handle("w")?, w);
-    /// # Ok::<(), lion::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// [`Error::UnknownParameter`].
-    pub fn handle(&self, name: &str) -> Result<Handle, Error> {
-        self.inner.handle(name)
-    }
+    fn handle(self: &Self, name: &str) -> Result<Handle, Error>;
 
     /// Returns information about one parameter, such as its resolved hyper-parameters, its step count and
     /// the size of its state.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`].
-    pub fn info(&self, handle: Handle) -> Result<ParamInfo<'_>, Error> {
-        self.inner.info(handle)
-    }
+    fn info(self: &Self, handle: Handle) -> Result<ParamInfo<'_>, Error>;
 
     /// Returns an iterator over the information about all parameters, in the order of registration.
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, ParamSpec};
-    /// let mut lion = Lion::builder().build()?;
-    /// lion.register(ParamSpec::new("a", 4, Dtype::F32))?;
-    /// lion.register(ParamSpec::new("b", 2, Dtype::F16))?;
-    /// let names: Vec<&str> = lion.parameters().map(|info| info.name).collect();
-    /// assert_eq!((names, lion.state_bytes()), (vec!["a", "b"], 6 * 4));
-    /// # Ok::<(), lion::Error>(())
-    /// ```
-    pub fn parameters(&self) -> impl ExactSizeIterator<Item = ParamInfo<'_>> {
-        self.inner.parameters()
-    }
+    fn parameters(self: &Self) -> impl ExactSizeIterator<Item = ParamInfo<'_>>;
 
     /// Returns the total size of all states in bytes.
-    pub fn state_bytes(&self) -> usize {
-        self.inner.state_bytes()
-    }
+    fn state_bytes(self: &Self) -> usize;
 
-    /// Returns the state of a parameter, which can be read in parts.
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, ParamSpec};
-    /// let mut lion = Lion::builder().build()?;
-    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
-    /// let mut momentum = [1; 16];
-    /// lion.state(w)?.read(0, 0, &mut momentum)?; // plane 0, from byte 0 on
-    /// assert_eq!(momentum, [0; 16]);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the state of a parameter, which can be read in parts. [`Optimizer::state`] has an example.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::Damaged`].
-    pub fn state(&self, handle: Handle) -> Result<&dyn State, Error> {
-        self.inner.state(handle)
-    }
+    fn state(self: &Self, handle: Handle) -> Result<&dyn State, Error>;
 
     /// Returns how many bytes of the paged states are resident and what the last step moved. Returns `None`
     /// if the backend does not page. [`LionBuilder::paging`] has an example.
-    pub fn paging(&self) -> Option<PagingReport> {
-        self.inner.paging()
-    }
+    fn paging(self: &Self) -> Option<PagingReport>;
 
     /// Returns the backend that holds the states and runs the steps.
-    pub fn backend(&self) -> &dyn Backend {
-        self.inner.backend()
-    }
+    fn backend(self: &Self) -> &dyn Backend;
 
     /// Returns a copy of the state, the step count and the seed of a parameter. Another optimizer can
-    /// continue from it with [`import_state`](Lion::import_state).
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, ParamSpec};
-    /// let mut lion = Lion::builder().build()?;
-    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
-    /// lion.step([(w, &mut [0.0f32; 4], &[1.0f32; 4])])?;
-    /// let record = lion.export_state(w)?;
-    ///
-    /// let mut other = Lion::builder().build()?;
-    /// let v = other.register(ParamSpec::new("v", 4, Dtype::F32))?;
-    /// other.import_state(v, &record)?;
-    /// assert_eq!(other.info(v)?.steps, 1);
-    /// # Ok::<(), lion::Error>(())
-    /// ```
+    /// continue from it with [`import_state`](Lion::import_state). [`Optimizer::export_state`] has an example.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::Damaged`], [`Error::Backend`].
-    pub fn export_state(&self, handle: Handle) -> Result<StateRecord, Error> {
-        self.inner.export_state(handle)
-    }
+    fn export_state(self: &Self, handle: Handle) -> Result<StateRecord, Error>;
 
     /// Sets the state, the step count and the seed of a parameter to those of a record.
-    ///
-    /// If the seed of the record differs, it becomes an override of the parameter. To keep the current
-    /// seed, set the seed of the record to it first. [`export_state`](Lion::export_state) has an example.
+    /// [`Optimizer::import_state`] describes what happens to the seed.
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`]; [`Error::StateMismatch`] if the width or length of the record differs, or
-    /// if it holds numbers that no step produces; [`Error::Backend`] if the state cannot be written and is
-    /// unchanged; [`Error::Damaged`] if it is partly written.
-    pub fn import_state(&mut self, handle: Handle, record: &StateRecord) -> Result<(), Error> {
-        self.inner.import_state(handle, record)
-    }
+    /// [`Error::UnknownHandle`], [`Error::StateMismatch`], [`Error::Backend`], [`Error::Damaged`].
+    fn import_state(self: &mut Self, handle: Handle, record: &StateRecord) -> Result<(), Error>;
 
-    /// Starts to restore settings and parameters, for file formats other than that of this crate. The
-    /// caller writes the states through the returned [`Restore`] and then commits it.
+    /// Begins to restore settings and parameters, for file formats other than that of this crate. The
+    /// caller writes the states through the returned [`Restore`], which has an example, and then commits it.
     ///
     /// # Errors
     /// The errors of [`Optimizer::restore`].
-    pub fn restore(
-        &mut self,
-        settings: Option<OptimizerConfig>,
-        records: Vec<ParamRecord>,
-    ) -> Result<Restore<'_>, Error> {
-        self.inner.restore(settings, records)
-    }
-
-    /// Returns an independent copy with the same parameters, settings and states, on the same backend.
-    /// Handles are valid for both. `Lion` does not implement [`Clone`] because the copy fails if the states
-    /// cannot be allocated.
-    ///
-    /// ```
-    /// use lion::{Dtype, Lion, ParamSpec};
-    /// let mut lion = Lion::builder().build()?;
-    /// let w = lion.register(ParamSpec::new("w", 1, Dtype::F32))?;
-    /// let copy = lion.try_clone()?;
-    /// lion.step([(w, &mut [0.0f32], &[1.0f32])])?;
-    /// assert_eq!((lion.info(w)?.steps, copy.info(w)?.steps), (1, 0));
-    /// # Ok::<(), lion::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Backend`] if a state cannot be read or allocated; [`Error::Damaged`].
-    pub fn try_clone(&self) -> Result<Lion, Error> {
-        let inner = self.inner.try_clone()?;
-        Ok(Lion { inner })
-    }
+    fn restore(self: &mut Self, settings: Option<OptimizerConfig>, records: Vec<ParamRecord>) -> Result<Restore<'_>, Error>;
 }
 
-/// Lists the settings and the parameters, without the numbers of their states.
-///
-/// ```
-/// use lion::{Device, Dtype, Lion8bit, ParamSpec};
-/// let mut lion = Lion8bit::builder().lr(0.1).device(Device::Cpu).build()?;
-/// lion.register(ParamSpec::new("w", 8192, Dtype::Bf16))?;
-/// let text = format!("{lion:?}");
-/// assert!(text.contains("defaults: Overrides { lr: 0.1, optim_bits: 8 }"), "{text}");
-/// assert!(text.contains("[`w`: 8192 bf16, state of 8 bits, 0 steps]"), "{text}");
-/// # Ok::<(), lion::Error>(())
-/// ```
+/// Lists the settings and the parameters, without the values of their states.
 impl fmt::Debug for Lion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)

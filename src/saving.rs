@@ -40,28 +40,10 @@ impl Lion {
         self.load_with(path, Load::new())
     }
 
-    /// Loads hyper-parameters and states from a file, with options.
+    /// Loads hyper-parameters and states from a file, with options. [`checkpoint::load`] specifies what it
+    /// changes.
     ///
-    /// # Settings
-    /// Unless [`Load::keep_settings`] is set, the load replaces the defaults, the groups, and the group and
-    /// overrides of each loaded parameter by those of the file:
-    ///
-    /// - A group that only the optimizer has is kept, with its parameters.
-    /// - A parameter whose group exists in the file is moved to the group that the file stores for it, or
-    ///   to none.
-    /// - Each state keeps its width. If the settings of the file ask for another width, the parameter gets
-    ///   an override.
-    ///
-    /// [`LoadReport::settings`] lists the settings that changed.
-    ///
-    /// A learning rate that the file sets for a group or a parameter takes precedence over that of the
-    /// defaults (defaults < group < parameter < step). Therefore [`set_lr`](Lion::set_lr) after the load
-    /// does not change it, but [`StepArgs::lr`](crate::StepArgs::lr) does.
-    ///
-    /// # Cost
-    /// The load writes directly into the states, without a second copy. If none of the loaded states has been
-    /// stepped, the file is read once. Otherwise it is read twice, because all of it is checked before
-    /// anything changes.
+    /// [`checkpoint::load`]: crate::checkpoint::load
     ///
     /// ```
     /// use lion::{Dtype, Lion, ParamSpec, checkpoint::{Load, LoadPolicy}};
@@ -86,7 +68,7 @@ impl Lion {
     /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
     /// [`CheckpointError::UnknownVersion`], [`CheckpointError::Damaged`],
     /// [`CheckpointError::Mismatch`], [`CheckpointError::TooLarge`], [`CheckpointError::Optimizer`]. The
-    /// optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`], which says what has changed.
+    /// optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`], which lists the changes.
     pub fn load_with(
         &mut self,
         path: impl AsRef<Path>,

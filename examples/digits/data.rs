@@ -1,4 +1,4 @@
-//! The images: read from CSV, split into training and test, and shifted a little for training.
+//! The images: reads them from CSV, splits them into training and test images, and shifts them for training.
 
 use crate::random::Random;
 use anyhow::{Context, Error, Result, bail, ensure};
@@ -7,27 +7,27 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-/// Pixels of an image.
+/// Number of pixels of an image.
 pub(crate) const PIXELS: usize = SIDE * SIDE;
 /// The digits 0 to 9.
 pub(crate) const CLASSES: usize = 10;
 
 const SIDE: usize = 8;
 const GREATEST_PIXEL: f32 = 16.0;
-/// Fewer rows leave too little to train on and to test with.
+/// The minimum number of rows, so that there are enough to train and to test.
 const FEWEST_ROWS: usize = 100;
 
-/// Images and what they show.
+/// Images and their labels.
 #[derive(Clone, Debug)]
 pub(crate) struct Digits {
-    /// One row an image, pixels of 0 to 1.
+    /// One row per image; pixels are in `[0, 1]`.
     pub(crate) images: Array2<f32>,
     /// The digit of each image.
     pub(crate) labels: Vec<usize>,
 }
 
 impl Digits {
-    /// Reads a file with the header `label,p0,...,p63` and one line an image.
+    /// Reads a file with the header `label,p0,...,p63` and one line per image.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         File::open(path)
             .map_err(Error::from)
@@ -60,7 +60,7 @@ impl Digits {
         })
     }
 
-    /// Four fifths of the images for training and one fifth for the test, in random order.
+    /// Splits the images at random: four fifths for training, and one fifth for the test.
     pub(crate) fn split(&self, random: &mut Random) -> (Digits, Digits) {
         let mut order: Vec<usize> = (0..self.labels.len()).collect();
         random.shuffle(&mut order);
@@ -68,7 +68,7 @@ impl Digits {
         (self.select(training), self.select(test))
     }
 
-    /// The images at these places, in this order.
+    /// Returns the images at these indices, in this order.
     pub(crate) fn select(&self, places: &[usize]) -> Digits {
         Digits {
             images: self.images.select(Axis(0), places),
@@ -76,8 +76,8 @@ impl Digits {
         }
     }
 
-    /// The same images, each shifted by up to half a pixel in both directions: a network that sees no
-    /// image twice cannot learn them by heart.
+    /// Returns the images, each shifted at random by up to half a pixel in both directions. As the network
+    /// never sees the same image twice, it overfits less.
     pub(crate) fn jittered(mut self, random: &mut Random) -> Digits {
         let original = self.images.clone();
         Zip::from(self.images.rows_mut())
@@ -124,7 +124,7 @@ fn parse_row(line: &str, pixels: &mut Vec<f32>) -> Result<usize> {
     }
 }
 
-/// Moves an image by parts of a pixel; what comes in over the edge is empty.
+/// Shifts an image by a fraction of a pixel. Pixels beyond the edge are 0.
 fn shift(image: ArrayView1<f32>, mut shifted: ArrayViewMut1<f32>, down: f32, right: f32) {
     let pixel = |row: i32, column: i32| {
         let inside = 0..SIDE as i32;

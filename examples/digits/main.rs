@@ -1,11 +1,15 @@
 //! Trains a small network on handwritten digits with 32-bit and 8-bit Lion, and compares them.
 //!
 //! `cargo run --release --example digits` takes some seconds, prints a table, and draws the loss
-//! curves. Network and backward pass are the example's own: `train.rs` shows what a trainer does with
-//! the optimizer.
+//! curves. `train.rs` shows how a trainer uses the optimizer. `network.rs` has the network with its backward
+//! pass.
 
+#[path = "../support/bars.rs"]
+mod bars;
 mod data;
 mod network;
+#[path = "../support/options.rs"]
+mod options;
 mod plot;
 mod random;
 mod saved;
@@ -13,80 +17,117 @@ mod table;
 mod train;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use data::Digits;
-use indicatif::HumanCount;
 use lion::{Device, Lion, Lion8bit, Lion32bit, PagedLion8bit, PagedLion32bit, Paging};
+use options::{Spec, Values, number};
 use random::Random;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use table::grouped;
 use train::{Plan, Saving};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits.csv");
 
-/// Lion takes a larger decay than AdamW, because it is multiplied by a smaller learning rate.
+/// Larger than for AdamW, because Lion multiplies it by a smaller learning rate.
 const WEIGHT_DECAY: f64 = 1.0;
 
-/// Trains a small network on handwritten digits with 32-bit and 8-bit Lion, and compares them.
-#[derive(Debug, Parser)]
-#[command(name = "digits")]
+const ABOUT: &str =
+    "Trains a small network on handwritten digits with 32-bit and 8-bit Lion, and compares them";
+
+const OPTIONS: &[Spec] = &[
+    (
+        "epochs",
+        "EPOCHS",
+        "Number of passes over the training images [default: 60]",
+    ),
+    (
+        "seed",
+        "SEED",
+        "Seed of the split, the start, the order and the rounding [default: 0]",
+    ),
+    (
+        "lr",
+        "LR",
+        "Learning rate of the first step; it falls to 0 along a cosine [default: 0.0005]",
+    ),
+    (
+        "data",
+        "DATA",
+        concat!(
+            "The images, as CSV [default: ",
+            env!("CARGO_MANIFEST_DIR"),
+            "/examples/data/digits.csv]"
+        ),
+    ),
+    (
+        "out",
+        "OUT",
+        "The file of the loss curves, as SVG [default: digits.svg]",
+    ),
+    (
+        "save",
+        "FOLDER",
+        "Saves the runs into this folder after every epoch",
+    ),
+    (
+        "resume",
+        "FOLDER",
+        "Resumes the runs that were saved into this folder",
+    ),
+    (
+        "stop-after",
+        "EPOCHS",
+        "Stops after this number of epochs, as if the program had been killed",
+    ),
+    (
+        "paged",
+        "DIR",
+        "Trains also with paged states, in this folder, which should be on a fast disk",
+    ),
+    (
+        "budget",
+        "BYTES",
+        "Memory for the paged states, in bytes, with --paged [default: 65536]",
+    ),
+];
+
+#[derive(Debug)]
 struct Options {
-    /// Times that every training image is seen.
-    #[arg(
-        long,
-        default_value_t = 60,
-        allow_negative_numbers = true,
-        value_parser = clap::value_parser!(u32).range(1..)
-    )]
     epochs: u32,
-    /// Seed of split, start, order and rounding.
-    #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Learning rate of the first step; it falls to 0 along a cosine.
-    #[arg(
-        long,
-        default_value_t = 5e-4,
-        allow_negative_numbers = true,
-        value_parser = positive
-    )]
     lr: f64,
-    /// The images, as CSV.
-    #[arg(long, default_value = DATA)]
     data: PathBuf,
-    /// Where the loss curves are written, as SVG.
-    #[arg(long, default_value = "digits.svg")]
     out: PathBuf,
-    /// Saves the runs into this folder after every epoch.
-    #[arg(long, value_name = "FOLDER")]
     save: Option<PathBuf>,
-    /// Goes on where the runs saved into this folder left off.
-    #[arg(long, value_name = "FOLDER")]
     resume: Option<PathBuf>,
-    /// Stops after as many epochs, as if the program had been killed.
-    #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..))]
     stop_after: Option<u32>,
-    /// Trains with paged states as well, in this folder, on a fast disk.
-    #[arg(long, value_name = "DIR")]
     paged: Option<PathBuf>,
-    /// Memory for a paged state, in bytes.
-    #[arg(
-        long,
-        value_name = "BYTES",
-        default_value_t = 65_536,
-        requires = "paged"
-    )]
     budget: usize,
 }
 
-fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+impl Options {
+    fn new(values: &Values) -> Result<Self, String> {
+        if values.path("budget").is_some() && values.path("paged").is_none() {
+            return Err("'--budget <BYTES>' requires '--paged <DIR>'".to_owned());
         }
+        Ok(Options {
+            epochs: values.value("epochs", at_least_1)?.unwrap_or(60),
+            seed: values.value("seed", number)?.unwrap_or(0),
+            lr: values.value("lr", positive)?.unwrap_or(5e-4),
+            data: values.path("data").unwrap_or_else(|| DATA.into()),
+            out: values.path("out").unwrap_or_else(|| "digits.svg".into()),
+            save: values.path("save"),
+            resume: values.path("resume"),
+            stop_after: values.value("stop-after", at_least_1)?,
+            paged: values.path("paged"),
+            budget: values.value("budget", number)?.unwrap_or(65_536),
+        })
     }
+}
+
+fn main() -> ExitCode {
+    options::main("digits", ABOUT, OPTIONS, Options::new, run)
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -102,9 +143,9 @@ fn run(options: &Options) -> Result<()> {
     };
     say(&format!(
         "{} training images, {} test images, {} parameters\n\n",
-        HumanCount(plan.training.labels.len() as u64),
-        HumanCount(plan.test.labels.len() as u64),
-        HumanCount(plan.network().len() as u64)
+        grouped(plan.training.labels.len()),
+        grouped(plan.test.labels.len()),
+        grouped(plan.network().len())
     ))?;
 
     let saving = Saving {
@@ -130,7 +171,7 @@ fn run(options: &Options) -> Result<()> {
     say(&format!("\nloss curves: {}\n", options.out.display()))
 }
 
-/// A CUDA device where there is one, else the CPU: the numbers are the same.
+/// Returns a CUDA device if there is one, otherwise the CPU. The results are the same.
 #[cfg(feature = "cuda")]
 fn device() -> Device {
     match Device::cuda(0) {
@@ -152,7 +193,7 @@ fn device() -> Device {
     Device::Cpu
 }
 
-/// The optimizers to compare. Each step sets the learning rate.
+/// Returns the optimizers to compare. Each step sets the learning rate.
 fn optimizers(seed: u64, device: &Device) -> Result<Vec<(&'static str, Lion)>, lion::Error> {
     let full = Lion32bit::builder()
         .device(device.clone())
@@ -175,10 +216,10 @@ fn optimizers(seed: u64, device: &Device) -> Result<Vec<(&'static str, Lion)>, l
     ])
 }
 
-/// Parameters of fewer elements are not paged. The default would leave all of this network in memory.
+/// Parameters with fewer elements are not paged. With the default, no parameter of this network is.
 const MIN_PAGED_SIZE: usize = 4096;
 
-/// Paged optimizers: those of the same width in memory return the same losses.
+/// Returns paged optimizers. They compute the same losses as those of the same width in memory.
 fn paged(paging: &Paging, device: &Device) -> Result<[(&'static str, Lion); 2], lion::Error> {
     let full = PagedLion32bit::builder()
         .device(device.clone())
@@ -198,12 +239,19 @@ fn paged(paging: &Paging, device: &Device) -> Result<[(&'static str, Lion); 2], 
     ])
 }
 
-/// Prints without the panic of `print!` where nobody reads.
+/// Prints text. Returns an error if standard output is closed, where `print!` panics.
 fn say(text: &str) -> Result<()> {
     let mut out = stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .context("cannot write to standard output")
+}
+
+fn at_least_1(text: &str) -> Result<u32, String> {
+    match number(text)? {
+        0 => Err("wanted at least 1".to_owned()),
+        count => Ok(count),
+    }
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -247,6 +295,24 @@ mod tests {
             assert!(report.totals.paged > report.totals.budget);
             assert!(report.totals.resident <= report.totals.budget);
         }
+    }
+
+    #[test]
+    fn the_budget_is_only_for_paged_states() {
+        let read = |arguments: &[&str]| {
+            let values = Values::parse(OPTIONS, arguments.iter().map(|&text| text.into()));
+            values.and_then(|values| Options::new(&values))
+        };
+        assert_eq!(read(&["--paged", "/", "--budget", "5"]).unwrap().budget, 5);
+        let error = read(&["--budget", "5"]).unwrap_err();
+        assert_eq!(error, "'--budget <BYTES>' requires '--paged <DIR>'");
+        let error = read(&["--epochs", "0"]).unwrap_err();
+        assert_eq!(
+            error,
+            "invalid value '0' for '--epochs <EPOCHS>': wanted at least 1"
+        );
+        let options = read(&[]).unwrap();
+        assert_eq!((options.epochs, options.seed, options.lr), (60, 0, 5e-4));
     }
 
     #[test]

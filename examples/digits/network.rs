@@ -1,4 +1,4 @@
-//! A network of dense layers with ReLU between them: forward pass, loss, and backward pass by hand.
+//! A network of dense layers with ReLU between them: forward pass, loss, and backward pass.
 
 use crate::random::Random;
 use ndarray::linalg::general_mat_mul;
@@ -13,14 +13,14 @@ pub(crate) struct Layer {
     pub(crate) bias: Array1<f32>,
 }
 
-/// The layers in their order, or the gradients of them.
+/// The layers in order, or their gradients.
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
     pub(crate) layers: Vec<Layer>,
 }
 
 impl Network {
-    /// Weights by He et al. (arXiv:1502.01852), which keep the size of activations; biases 0.
+    /// Returns a network with the initial weights of He et al. (arXiv:1502.01852) and biases of 0.
     pub(crate) fn new(sizes: &[usize], random: &mut Random) -> Self {
         let layers = sizes.windows(2).map(|size| {
             let deviation = (2.0 / size[0] as f32).sqrt();
@@ -36,7 +36,7 @@ impl Network {
         }
     }
 
-    /// Room for the gradients of this network.
+    /// Returns gradients of 0 with the shapes of this network.
     pub(crate) fn gradients(&self) -> Network {
         let layers = self.layers.iter().map(|layer| Layer {
             weight: Array2::zeros(layer.weight.raw_dim()),
@@ -47,26 +47,26 @@ impl Network {
         }
     }
 
-    /// Elements of all weights and biases.
+    /// Returns the number of parameters.
     pub(crate) fn len(&self) -> usize {
         let of_layer = |layer: &Layer| layer.weight.len() + layer.bias.len();
         self.layers.iter().map(of_layer).sum()
     }
 
-    /// All parameters, one after the other.
+    /// Returns an iterator over all parameters.
     pub(crate) fn parameters(&self) -> impl Iterator<Item = &f32> {
         self.layers
             .iter()
             .flat_map(|layer| layer.weight.iter().chain(&layer.bias))
     }
 
-    /// All parameters, to change, in the same order.
+    /// Returns a mutable iterator over all parameters, in the same order.
     pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = &mut f32> {
         let layers = self.layers.iter_mut();
         layers.flat_map(|layer| layer.weight.iter_mut().chain(&mut layer.bias))
     }
 
-    /// A checksum of the bits of all parameters: FNV-1a, 64 bits.
+    /// Returns a checksum of the bits of all parameters: 64-bit FNV-1a.
     pub(crate) fn checksum(&self) -> u64 {
         let bytes = self.parameters().flat_map(|x| x.to_le_bytes());
         bytes.fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
@@ -74,7 +74,7 @@ impl Network {
         })
     }
 
-    /// The output of each layer, one row an image; that of the last layer is one logit a class.
+    /// Returns the output of each layer, with one row per image. The last layer has one logit per class.
     pub(crate) fn forward(&self, images: ArrayView2<f32>) -> Vec<Array2<f32>> {
         let mut outputs: Vec<Array2<f32>> = Vec::with_capacity(self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
@@ -88,7 +88,7 @@ impl Network {
         outputs
     }
 
-    /// The mean loss over the images; its gradients replace what `gradients` holds.
+    /// Returns the mean loss over the images, and writes its gradients to `gradients`.
     pub(crate) fn backward(
         &self,
         images: ArrayView2<f32>,
@@ -96,7 +96,7 @@ impl Network {
         gradients: &mut Network,
     ) -> f32 {
         let mut outputs = self.forward(images);
-        // Of the loss by the output of a layer, from the last one to the first.
+        // The gradient of the loss with respect to the output of a layer, from the last to the first.
         let mut delta = outputs.pop().unwrap_or_default();
         let loss = softmax_cross_entropy(&mut delta, labels);
         for (layer, gradient) in self.layers.iter().zip(&mut gradients.layers).rev() {
@@ -106,7 +106,7 @@ impl Network {
             gradient.bias.assign(&delta.sum_axis(Axis(0)));
             if let Some(input) = input {
                 delta = delta.dot(&layer.weight.t());
-                // ReLU lets through what was above 0.
+                // The derivative of ReLU is 1 above 0, and 0 elsewhere.
                 Zip::from(&mut delta)
                     .and(&input)
                     .for_each(|d, &x| *d = if x > 0.0 { *d } else { 0.0 });
@@ -115,7 +115,8 @@ impl Network {
         loss
     }
 
-    /// Mean loss over the images, and the share of them whose greatest logit is that of their label.
+    /// Returns the mean loss over the images and the accuracy: the fraction of the images whose greatest
+    /// logit is that of their label.
     pub(crate) fn evaluate(&self, images: ArrayView2<f32>, labels: &[usize]) -> (f32, f64) {
         let mut logits = self.forward(images).pop().unwrap_or_default();
         let guesses = logits.rows().into_iter().map(greatest);
@@ -126,18 +127,18 @@ impl Network {
     }
 }
 
-/// The first place of the greatest value.
+/// Returns the index of the first greatest value.
 fn greatest(row: ArrayView1<f32>) -> usize {
     let first = |best, place| if row[place] > row[best] { place } else { best };
     (0..row.len()).fold(0, first)
 }
 
-/// The mean over rows of `-ln softmax(logits)[label]`; its gradient replaces the logits.
+/// Returns the mean over rows of `-ln softmax(logits)[label]`, and replaces the logits by its gradient.
 fn softmax_cross_entropy(logits: &mut Array2<f32>, labels: &[usize]) -> f32 {
     let rows = labels.len() as f32;
     let mut loss = 0.0;
     for (mut row, &label) in logits.rows_mut().into_iter().zip(labels) {
-        // Without the greatest logit the exponentials of great logits would be infinite.
+        // Subtracting the greatest logit keeps the exponentials finite.
         let shift = row[greatest(row.view())];
         row.mapv_inplace(|x| x - shift);
         let of_label = row[label];

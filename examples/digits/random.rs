@@ -1,30 +1,30 @@
-//! A small generator of random numbers, so that a seed gives the same run everywhere.
+//! A small random number generator. A seed gives the same run on every platform.
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014).
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// Generators of one seed and different streams are independent of each other.
+    /// Returns a generator. Different streams of one seed are independent of each other.
     pub(crate) fn new(seed: u64, stream: u64) -> Self {
         let of_seed = Random(seed).next();
         Random(Random(of_seed ^ stream).next())
     }
 
-    /// Uniform in `[0, 1)`.
+    /// Returns a number from the uniform distribution over `[0, 1)`.
     pub(crate) fn uniform(&mut self) -> f32 {
-        // An f32 below 1 has room for 24 bits.
+        // An f32 has 24 significant bits.
         (self.next() >> 40) as f32 / (1 << 24) as f32
     }
 
-    /// Normal with mean 0 and deviation 1, by Box and Muller.
+    /// Returns a number from the standard normal distribution, by the method of Box and Muller.
     pub(crate) fn normal(&mut self) -> f32 {
-        // 1 - u is never 0, which has no logarithm.
+        // 1 - u is never 0, so its logarithm is finite.
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (std::f32::consts::TAU * self.uniform()).cos()
     }
 
-    /// Puts the items into an order in which each one is as likely at any place.
+    /// Shuffles the items. Every order has the same probability.
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             let chosen = self.next() % (last as u64 + 1);

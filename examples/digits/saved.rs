@@ -1,8 +1,7 @@
-//! A run that is saved after every epoch, and goes on from there.
+//! Saves a run after every epoch, and resumes it.
 //!
-//! The optimizer saves itself: `NAME-EPOCHS.lion`. Parameters and losses are the trainer's, and lie beside
-//! it in `NAME-EPOCHS.trainer`. `Rotation::save_with` saves both so that the two of an epoch always belong
-//! together, even after a power cut.
+//! `NAME-EPOCHS.lion` has the optimizer, `NAME-EPOCHS.trainer` the parameters and the losses.
+//! `Rotation::save_with` saves both files or neither, even if the power is cut.
 
 use crate::network::Network;
 use crate::train::Plan;
@@ -12,10 +11,10 @@ use lion::checkpoint::Rotation;
 use std::fs;
 use std::path::Path;
 
-/// Checkpoints of a run that are kept.
+/// Number of checkpoints of a run that are kept.
 const KEEP: usize = 2;
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Progress {
     pub(crate) epochs: u32,
@@ -23,13 +22,13 @@ pub(crate) struct Progress {
     pub(crate) losses: Vec<f32>,
 }
 
-/// The checkpoints of an optimizer, whose name becomes one of a file.
+/// Returns the checkpoints of an optimizer. Its name becomes the name of the files.
 fn rotation(folder: &Path, name: &str) -> Rotation {
     let letters = name.to_lowercase().replace(", ", "-");
     Rotation::new(folder, letters, KEEP)
 }
 
-/// How the name of the file ends that the trainer keeps beside a checkpoint.
+/// The extension of the trainer's file beside a checkpoint.
 const TRAINER: &str = "trainer";
 
 /// Saves a run, and removes all but its last checkpoints.
@@ -50,7 +49,7 @@ pub(crate) fn save(
     Ok(())
 }
 
-/// Puts network and optimizer where the last save left off.
+/// Restores network and optimizer from the last save.
 pub(crate) fn load(
     folder: &Path,
     name: &str,
@@ -90,7 +89,7 @@ pub(crate) fn load(
     })
 }
 
-/// What must be the same for a run to go on.
+/// Returns the settings that must be the same when a run is resumed.
 fn header(plan: &Plan, network: &Network) -> Vec<u8> {
     let numbers = [
         plan.seed,
@@ -134,7 +133,7 @@ mod tests {
             stop_after: Some(3),
             resume: None,
         };
-        // What an earlier run has left beside a checkpoint that is gone.
+        // A file of the trainer whose checkpoint is gone.
         fs::create_dir(&path).unwrap();
         fs::write(path.join("lion8bit-7.trainer"), "left").unwrap();
         assert_ne!(run(&plan, killed).unwrap().checksum, whole.checksum);

@@ -1,9 +1,8 @@
-//! The table of what came of each run.
+//! The table of the results.
 
 use crate::train::Outcome;
-use indicatif::HumanCount;
 
-/// One line an optimizer, and under them what the columns do not say.
+/// Returns a table with one line per optimizer, and notes below it.
 pub(crate) fn table(outcomes: &[Outcome]) -> String {
     let header = [
         "optimizer",
@@ -19,14 +18,14 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
             outcome.name.to_owned(),
             format!("{:.2}", 100.0 * outcome.accuracy),
             format!("{:.5}", outcome.final_loss),
-            HumanCount(outcome.state_bytes as u64).to_string(),
+            grouped(outcome.state_bytes),
             format!("{:.0}", 1e6 * outcome.step_time.as_secs_f64()),
             format!("{:016x}", outcome.checksum),
         ]
     }));
     let mut text = aligned(&rows);
     text += "\nfinal loss: mean over the training images; step: median time of the optimizer alone\n\
-         parameters: a checksum of their bits, which a resumed run ends in too\n";
+         parameters: a checksum of their bits; a resumed run ends with the same one\n";
     let eight_bit = outcomes.iter().map(|o| &o.eight_bit[..]);
     let mut eight_bit: Vec<&[String]> = eight_bit.filter(|names| !names.is_empty()).collect();
     eight_bit.dedup();
@@ -42,7 +41,8 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
     text
 }
 
-/// The first column begins at the left, the others end at the right; a rule under the first row.
+/// Formats the rows of a table: the first column is aligned to the left, the others to the right. A rule
+/// follows the first row.
 fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
@@ -63,9 +63,28 @@ fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
+/// Formats a number with commas between groups of three digits.
+pub(crate) fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digits_are_grouped_by_threes() {
+        let texts = [0, 999, 1000, 1_234_567].map(grouped);
+        assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
+    }
 
     #[test]
     fn columns_are_aligned() {

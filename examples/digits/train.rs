@@ -1,11 +1,11 @@
-//! Training: one loop for every optimizer, from the same start and over the same minibatches.
+//! The training loop. Every optimizer starts with the same parameters and sees the same minibatches.
 
+use crate::bars::{Bars, bar};
 use crate::data::{CLASSES, Digits, PIXELS};
 use crate::network::Network;
 use crate::random::Random;
 use crate::saved::{self, Progress};
 use anyhow::{Result, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use lion::{
     Dtype, Handle, Lion, Overrides, ParamSpec, StepArgs, backend::Bits, paging::PagingReport,
     update,
@@ -19,7 +19,7 @@ const SIZES: [usize; 4] = [PIXELS, 256, 128, CLASSES];
 /// Images of a minibatch.
 const BATCH: usize = 16;
 
-/// What is the same for every optimizer.
+/// The settings that all optimizers share.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) training: Digits,
@@ -29,22 +29,22 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
 }
 
-/// Where a run is saved, and which one it goes on from.
+/// The folders of a run: the one it is saved into, and the one it resumes from.
 #[derive(Debug, Default)]
 pub(crate) struct Saving {
-    /// The folder that is saved into after every epoch.
+    /// The folder into which the run is saved after every epoch.
     pub(crate) save: Option<PathBuf>,
     /// The folder of an earlier run.
     pub(crate) resume: Option<PathBuf>,
-    /// Epochs after which a run stops, as if it had been killed.
+    /// Number of epochs after which a run stops, as if it had been killed.
     pub(crate) stop_after: Option<u32>,
 }
 
-/// What came of a training run.
+/// The result of a training run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) name: &'static str,
-    /// Share of the test images that are told right.
+    /// Fraction of the test images that are classified correctly.
     pub(crate) accuracy: f64,
     /// Mean loss over the training images, after the last step.
     pub(crate) final_loss: f32,
@@ -56,19 +56,19 @@ pub(crate) struct Outcome {
     pub(crate) step_time: Duration,
     /// Loss of each minibatch.
     pub(crate) losses: Vec<f32>,
-    /// Checksum of all parameters: two runs with the same one have ended in the same bits.
+    /// Checksum of all parameters. Two runs with the same checksum have ended with the same bits.
     pub(crate) checksum: u64,
-    /// Where its state is, if it is paged.
+    /// Residency of the state, if it is paged.
     pub(crate) paging: Option<PagingReport>,
 }
 
 impl Plan {
-    /// The network at the start of every run.
+    /// Returns the network at the start of every run.
     pub(crate) fn network(&self) -> Network {
         Network::new(&SIZES, &mut Random::new(self.seed, 1))
     }
 
-    /// Trains the network by this optimizer.
+    /// Trains the network with this optimizer.
     pub(crate) fn train(
         &self,
         name: &'static str,
@@ -89,13 +89,13 @@ impl Plan {
         let last = saving.stop_after.unwrap_or(self.epochs).min(self.epochs);
         let mut losses = std::mem::take(&mut done.losses);
         let mut times = Vec::new();
-        let progress = progress(name, self.epochs)?;
+        let mut bars = Bars::new();
         for epoch in 0..last {
             random.shuffle(&mut order);
             for places in order.chunks_exact(BATCH) {
                 let batch = self.training.select(places).jittered(&mut random);
                 if epoch < done.epochs {
-                    // Seen before the run was resumed: only the random numbers are drawn again.
+                    // The saved run has trained on this batch. Only the random numbers are drawn again.
                     continue;
                 }
                 let loss = network.backward(batch.images.view(), &batch.labels, &mut gradients);
@@ -112,7 +112,7 @@ impl Plan {
                 step_network(&mut lion, args, &mut network, &gradients, &handles)?;
                 times.push(start.elapsed());
             }
-            progress.inc(1);
+            bars.draw(&[progress(&bars, name, epoch + 1, self.epochs)]);
             if let Some(folder) = &saving.save
                 && epoch >= done.epochs
             {
@@ -128,7 +128,7 @@ impl Plan {
                 )?;
             }
         }
-        progress.finish_and_clear();
+        bars.clear();
 
         let (final_loss, _) = network.evaluate(self.training.images.view(), &self.training.labels);
         let (_, accuracy) = network.evaluate(self.test.images.view(), &self.test.labels);
@@ -154,7 +154,7 @@ struct Registered {
     bias: Handle,
 }
 
-/// Registers every weight and bias under a name that stays the same from run to run.
+/// Registers every weight and bias. The names are the same in every run.
 fn register(lion: &mut Lion, network: &Network) -> Result<Vec<Registered>, lion::Error> {
     lion.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
     let mut handles = Vec::new();
@@ -168,7 +168,7 @@ fn register(lion: &mut Lion, network: &Network) -> Result<Vec<Registered>, lion:
     Ok(handles)
 }
 
-/// Lends the optimizer the arrays of the network and of its gradients, as they are, for a step.
+/// Runs one step on the arrays of the network and of its gradients.
 fn step_network(
     lion: &mut Lion,
     args: StepArgs,
@@ -189,17 +189,17 @@ fn step_network(
     Ok(())
 }
 
-/// The learning rate of a step, from `lr` down to 0 along half a wave.
+/// Returns the learning rate of a step, which falls from `lr` to 0 along half a cosine wave.
 fn cosine(lr: f64, step: usize, steps: usize) -> f64 {
     lr * 0.5 * (1.0 + (PI * step as f64 / steps as f64).cos())
 }
 
-/// A bar on stderr; nothing is drawn where that is not a terminal.
-fn progress(name: &'static str, epochs: u32) -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg:22} [{bar:40}] epoch {pos}/{len}, {eta} left")?;
-    Ok(ProgressBar::new(epochs.into())
-        .with_style(style.progress_chars("=> "))
-        .with_message(name))
+fn progress(bars: &Bars, name: &str, done: u32, epochs: u32) -> String {
+    let (bar, left) = (
+        bar(done.into(), epochs.into()),
+        bars.time_left(done, epochs),
+    );
+    format!("{name:22} {bar} epoch {done}/{epochs}, {left} left")
 }
 
 #[cfg(test)]

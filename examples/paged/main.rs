@@ -1,53 +1,82 @@
-//! Steps a model whose optimizer state does not fit the memory it is given, and shows where the state is.
+//! Steps a model whose optimizer state is larger than the memory for it, and shows which parts are in memory.
 //!
 //! `cargo run --release --example paged -- --budget 32 --folder /fast/disk` steps 64 million parameters,
-//! whose 32-bit momenta take 256 MiB, with 32 MiB of them in memory at a time.
+//! whose 32-bit momenta have 256 MiB, with at most 32 MiB of them in memory at a time.
 
+#[path = "../support/bars.rs"]
+mod bars;
 mod model;
+#[path = "../support/options.rs"]
+mod options;
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use bars::{Bars, bar};
 use lion::cpu::Cpu;
-use lion::{PagedLion, Paging};
+use lion::{PagedLion, Paging, paging::PagingReport};
 use model::Model;
+use options::{Spec, Values, number};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Steps a model whose optimizer state does not fit the memory it is given.
-#[derive(Debug, Parser)]
-#[command(name = "paged")]
+const ABOUT: &str = "Steps a model whose optimizer state is larger than the memory for it";
+
+const OPTIONS: &[Spec] = &[
+    (
+        "budget",
+        "MIB",
+        "Memory for the state, in MiB [default: 32]",
+    ),
+    (
+        "window",
+        "MIB",
+        "Part of the budget for streaming, in MiB [default: a quarter]",
+    ),
+    (
+        "folder",
+        "FOLDER",
+        "The folder of the other states, on a fast disk [default: .]",
+    ),
+    (
+        "parameters",
+        "MILLIONS",
+        "Parameters of the model, in millions [default: 64]",
+    ),
+    (
+        "bits",
+        "BITS",
+        "Bits of state per element, 8 or 32 [default: 32]",
+    ),
+    ("steps", "STEPS", "Number of steps [default: 20]"),
+];
+
+#[derive(Debug)]
 struct Options {
-    /// Memory for the state, in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 32)]
     budget: usize,
-    /// Part of the budget that is streamed through, in MiB [default: a quarter].
-    #[arg(long, value_name = "MIB")]
     window: Option<usize>,
-    /// The folder that the rest of the state goes to, on a fast disk.
-    #[arg(long, default_value = ".")]
     folder: PathBuf,
-    /// Parameters of the model, in millions.
-    #[arg(long, value_name = "MILLIONS", default_value_t = 64)]
     parameters: usize,
-    /// Bits of state an element, 8 or 32.
-    #[arg(long, default_value_t = 32)]
     bits: u32,
-    /// Steps.
-    #[arg(long, default_value_t = 20)]
     steps: u32,
 }
 
-fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+impl Options {
+    fn new(values: &Values) -> Result<Self, String> {
+        Ok(Options {
+            budget: values.value("budget", number)?.unwrap_or(32),
+            window: values.value("window", number)?,
+            folder: values.path("folder").unwrap_or_else(|| ".".into()),
+            parameters: values.value("parameters", number)?.unwrap_or(64),
+            bits: values.value("bits", number)?.unwrap_or(32),
+            steps: values.value("steps", number)?.unwrap_or(20),
+        })
     }
+}
+
+fn main() -> ExitCode {
+    options::main("paged", ABOUT, OPTIONS, Options::new, run)
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -64,7 +93,7 @@ fn run(options: &Options) -> Result<()> {
     if let Some(window) = options.window {
         paging = paging.window(bytes("window", window)?);
     }
-    // A clone of the backend can be asked what is resident while a step goes on.
+    // A clone of the backend returns what is resident while a step runs.
     let cpu = Cpu::new()?.paging(&paging).context("cannot page")?;
     let mut lion = PagedLion::builder()
         .optim_bits(options.bits)
@@ -80,18 +109,19 @@ fn run(options: &Options) -> Result<()> {
     let handles = model.register(&mut lion)?;
     println!(
         "state {}, of which {} MiB may be in memory\n",
-        HumanBytes(lion.state_bytes() as u64),
+        mib(lion.state_bytes()),
         options.budget
     );
 
-    let display = Display::new(options.steps, budget, &model)?;
+    let display = Mutex::new(Display::new(options.steps, budget, &model));
+    let display = || display.lock().unwrap_or_else(PoisonError::into_inner);
     let end = AtomicBool::new(false);
     let (mut time, mut distance) = (Duration::ZERO, 0.0);
     std::thread::scope(|scope| -> Result<()> {
         scope.spawn(|| {
             while !end.load(Ordering::Relaxed) {
                 if let Some(Ok(bytes)) = cpu.resident_pages() {
-                    display.resident.set_position(bytes as u64);
+                    display().resident(bytes);
                 }
                 std::thread::sleep(Duration::from_millis(40));
             }
@@ -102,7 +132,7 @@ fn run(options: &Options) -> Result<()> {
                 let start = Instant::now();
                 lion.step(model.updates(&handles))?;
                 time += start.elapsed();
-                display.step(&lion.paging().context("nothing is paged")?, distance);
+                display().step(&lion.paging().context("nothing is paged")?, distance);
             }
             Ok(())
         };
@@ -110,7 +140,7 @@ fn run(options: &Options) -> Result<()> {
         end.store(true, Ordering::Relaxed);
         done
     })?;
-    display.clear();
+    display().bars.clear();
     println!("{}\n", lion.paging().context("nothing is paged")?);
     println!(
         "{} steps, {:.3} s each; mean distance to the goal {distance:.4}",
@@ -120,59 +150,65 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Bars on stderr: steps, what the system holds in memory, and each tensor.
+/// The progress on stderr: the steps, the bytes of state in memory, and those of each tensor.
 struct Display {
-    all: MultiProgress,
-    steps: ProgressBar,
-    resident: ProgressBar,
-    tensors: Vec<ProgressBar>,
+    bars: Bars,
+    /// The steps that are done, and all.
+    steps: (u32, u32),
+    distance: f32,
+    /// The name, the bytes in memory and the bytes of the whole budget, and of each tensor.
+    lines: Vec<(String, usize, usize)>,
 }
 
 impl Display {
-    fn new(steps: u32, budget: usize, model: &Model) -> Result<Self> {
-        let all = MultiProgress::new();
-        let add = |len: u64, template: &str, name: &str| -> Result<ProgressBar> {
-            let style = ProgressStyle::with_template(template)?.progress_chars("=> ");
-            let bar = ProgressBar::new(len)
-                .with_style(style)
-                .with_message(name.to_owned());
-            Ok(all.add(bar))
-        };
-        let bytes = "{msg:16} [{bar:40}] {bytes} of {total_bytes} in memory";
-        let steps = add(
-            steps.into(),
-            "{msg:16} [{bar:40}] {pos}/{len}, {eta} left",
-            "steps",
-        )?;
-        let resident = add(budget as u64, bytes, "budget")?;
+    fn new(steps: u32, budget: usize, model: &Model) -> Self {
         let tensors = model
             .tensors
             .iter()
-            .map(|tensor| add(1, bytes, &tensor.name));
-        let tensors = tensors.collect::<Result<_>>()?;
-        Ok(Display {
-            all,
-            steps,
-            resident,
-            tensors,
-        })
-    }
-
-    fn step(&self, report: &lion::paging::PagingReport, distance: f32) {
-        self.steps.inc(1);
-        self.steps.set_message(format!("steps ({distance:.4})"));
-        for (bar, parameter) in self.tensors.iter().zip(&report.parameters) {
-            let (bytes, resident) = match &parameter.paged {
-                Some(paged) => (paged.bytes, paged.resident),
-                None => (parameter.state_bytes, parameter.state_bytes),
-            };
-            bar.set_length(bytes as u64);
-            bar.set_position(resident as u64);
+            .map(|tensor| (tensor.name.clone(), 0, 0));
+        let budget = ("budget".to_owned(), 0, budget);
+        Display {
+            bars: Bars::new(),
+            steps: (0, steps),
+            distance: 0.0,
+            lines: std::iter::once(budget).chain(tensors).collect(),
         }
     }
 
-    fn clear(&self) {
-        // A terminal that is gone shows nothing anyway.
-        let _ = self.all.clear();
+    /// Shows the bytes of state that are in memory.
+    fn resident(&mut self, bytes: usize) {
+        self.lines[0].1 = bytes;
+        self.draw();
     }
+
+    /// Shows one more step.
+    fn step(&mut self, report: &PagingReport, distance: f32) {
+        self.steps.0 += 1;
+        self.distance = distance;
+        for ((_, resident, bytes), parameter) in self.lines[1..].iter_mut().zip(&report.parameters)
+        {
+            (*resident, *bytes) = match &parameter.paged {
+                Some(paged) => (paged.resident, paged.bytes),
+                None => (parameter.state_bytes, parameter.state_bytes),
+            };
+        }
+        self.draw();
+    }
+
+    fn draw(&mut self) {
+        let (done, all) = self.steps;
+        let name = format!("steps ({:.4})", self.distance);
+        let (bar_, left) = (bar(done.into(), all.into()), self.bars.time_left(done, all));
+        let mut lines = vec![format!("{name:16} {bar_} {done}/{all}, {left} left")];
+        lines.extend(self.lines.iter().map(|(name, resident, bytes)| {
+            let bar = bar(*resident as u64, *bytes as u64);
+            let (resident, bytes) = (mib(*resident), mib(*bytes));
+            format!("{name:16} {bar} {resident} of {bytes} in memory")
+        }));
+        self.bars.draw(&lines);
+    }
+}
+
+fn mib(bytes: usize) -> String {
+    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }

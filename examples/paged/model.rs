@@ -1,9 +1,9 @@
-//! A model that is all parameters: each is drawn towards a goal of its own.
+//! A model without layers: the loss is half the squared distance of each parameter to a goal.
 
 use lion::{Dtype, Handle, Lion, ParamSpec, tensor::Update, update};
 use std::collections::TryReserveError;
 
-/// Tensors of a block of a transformer, in shares of its parameters: attention and feed-forward.
+/// The tensors of one transformer block, and their shares of its parameters.
 const SHARES: [(&str, usize); 4] = [("qkv", 3), ("out", 1), ("up", 4), ("down", 4)];
 
 const BLOCKS: usize = 2;
@@ -21,7 +21,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// About so many parameters, and a small one that is not paged.
+    /// Returns a model of about this number of parameters, with a small tensor that is not paged.
     pub(crate) fn new(parameters: usize) -> Result<Self, TryReserveError> {
         let share = parameters / (BLOCKS * SHARES.iter().map(|(_, share)| share).sum::<usize>());
         let tensor = |name: String, n: usize| -> Result<Tensor, TryReserveError> {
@@ -41,7 +41,7 @@ impl Model {
         Ok(Model { tensors })
     }
 
-    /// Registers the tensors, in their order.
+    /// Registers the tensors in order.
     pub(crate) fn register(&self, lion: &mut Lion) -> Result<Vec<Handle>, lion::Error> {
         let specs = self
             .tensors
@@ -50,7 +50,7 @@ impl Model {
         specs.map(|spec| lion.register(spec)).collect()
     }
 
-    /// The gradients of half the squared distance to the goal, and the mean distance.
+    /// Computes the gradients, and returns the mean distance to the goals.
     pub(crate) fn backward(&mut self) -> f32 {
         let (mut sum, mut count) = (0.0, 0);
         for tensor in &mut self.tensors {
@@ -63,7 +63,7 @@ impl Model {
         (sum / count.max(1) as f64) as f32
     }
 
-    /// What a step takes.
+    /// Returns the updates of one step.
     pub(crate) fn updates<'a>(
         &'a mut self,
         handles: &'a [Handle],
@@ -73,7 +73,7 @@ impl Model {
     }
 }
 
-/// `n` zeros, or an error where the memory cannot be had.
+/// Returns `n` zeros, or an error if the memory cannot be allocated.
 fn zeros(n: usize) -> Result<Vec<f32>, TryReserveError> {
     let mut numbers = Vec::new();
     numbers.try_reserve_exact(n)?;
@@ -81,7 +81,7 @@ fn zeros(n: usize) -> Result<Vec<f32>, TryReserveError> {
     Ok(numbers)
 }
 
-/// A number of `[-0.5, 0.5)` for each place.
+/// Returns the goal of element `i`, in `[-0.5, 0.5)`.
 fn goal(i: usize) -> f32 {
     (i * 37 % 101) as f32 / 101.0 - 0.5
 }

@@ -1,4 +1,4 @@
-//! Imports bytes as a safetensors file, as they are and as a header with zeros after it, into a fresh and into a used
+//! Imports bytes as a safetensors file, unchanged and as a header followed by zeros, into a fresh and into a used
 //! optimizer. Nothing may panic, and an import that fails may change nothing.
 #![no_main]
 

@@ -1,10 +1,13 @@
-//! Loads bytes as a checkpoint, as they are and with their checksums made right, into a fresh and into a
+//! Loads bytes as a checkpoint, unchanged and with corrected checksums, into a fresh and into a
 //! used optimizer. Nothing may panic, and a load that fails may change nothing.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use lion::checkpoint::{Checkpoint, load};
-use lion::{Lion, checkpoint::{CheckpointError, Load, LoadPolicy}};
+use lion::{
+    Lion,
+    checkpoint::{CheckpointError, Load, LoadPolicy},
+};
 use lion_fuzz::{optimizer, state};
 use std::io::Cursor;
 

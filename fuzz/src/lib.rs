@@ -1,4 +1,5 @@
-//! What the fuzz targets share: an optimizer that inputs are loaded into, and all that a load can change.
+//! Code shared by the fuzz targets: an optimizer for loading inputs, and a description of everything that a load can
+//! change.
 
 use lion::cpu::Cpu;
 use lion::{Dtype, Lion, Overrides, ParamSpec};
@@ -9,7 +10,7 @@ pub fn optimizer(used: bool) -> Lion {
     let mut lion = Lion::builder()
         .backend(cpu)
         .build()
-        .expect("defaults are right");
+        .expect("the defaults are valid");
     let eight = Overrides::new().optim_bits(8).min_8bit_size(1);
     let eight_bits = ParamSpec::new("w", 5, Dtype::Bf16).overrides(eight);
     for spec in [eight_bits, ParamSpec::new("m", 6, Dtype::F32)] {
@@ -17,7 +18,8 @@ pub fn optimizer(used: bool) -> Lion {
         if used {
             let mut record = lion.export_state(handle).expect("states are in memory");
             record.steps = 7;
-            lion.import_state(handle, &record).expect("it is its own");
+            lion.import_state(handle, &record)
+                .expect("the state is its own export");
         }
     }
     lion

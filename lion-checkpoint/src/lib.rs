@@ -50,15 +50,17 @@ mod round_trip;
 mod save;
 mod settings;
 mod source;
+mod tensors;
 mod write;
 
 pub use error::{CheckpointError, Damage, Difference};
 pub use load::{Load, LoadPolicy, LoadReport, load};
-pub use read::{Checkpoint, Plane, Tensor, Tensors};
+pub use read::Checkpoint;
 pub use record::VERSION;
 pub use rotation::Rotation;
 pub use save::save;
 pub use settings::{SettingChange, SettingChanges};
+pub use tensors::{Plane, Tensor, Tensors};
 
 #[cfg(feature = "interop")]
 pub(crate) use {

@@ -2,14 +2,15 @@
 //! file is read directly into the states.
 
 use super::error::{CheckpointError, Difference};
-use super::read::{Checkpoint, Plane, Tensor};
+use super::read::Checkpoint;
 use super::settings::{SettingChanges, Snapshot};
+use super::tensors::{Plane, Tensor};
 use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
 use std::error::Error as StdError;
 use std::io::{Read, Seek};
 use std::path::Path;
 
-/// What a load does if the parameters of the file and of the optimizer differ: if a parameter is in one
+/// How a load handles differences between the parameters of the file and of the optimizer: if a parameter is in one
 /// of them only, or is in both with another length, type or width of the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -114,8 +115,28 @@ impl LoadReport {
     }
 }
 
-/// Loads an open checkpoint into an optimizer. `Lion::load_with` opens a file and calls this function; its
-/// documentation specifies what a load changes.
+/// Loads an open checkpoint into an optimizer. `Lion::load_with` opens a file and calls this function.
+///
+/// # Settings
+/// Unless [`Load::keep_settings`] is set, the load replaces the defaults, the groups, and the group and
+/// overrides of each loaded parameter by those of the file:
+///
+/// - A group that only the optimizer has is kept, with its parameters.
+/// - A parameter whose group exists in the file is moved to the group that the file stores for it, or
+///   to none.
+/// - Each state keeps its width. If the settings of the file ask for another width, the parameter gets
+///   an override.
+///
+/// [`LoadReport::settings`] lists the settings that changed.
+///
+/// A learning rate that the file sets for a group or a parameter takes precedence over that of the
+/// defaults (defaults < group < parameter < step). Therefore `Lion::set_lr` after the load
+/// does not change it, but [`StepArgs::lr`](lion_core::StepArgs::lr) does.
+///
+/// # Cost
+/// The load writes directly into the states, without a second copy. If none of the loaded states has been
+/// stepped, the file is read once. Otherwise it is read twice, because all of it is checked before
+/// anything changes.
 ///
 /// ```
 /// use lion::{Dtype, Lion, ParamSpec, checkpoint};

@@ -20,7 +20,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SettingChange {
-    /// Where it is set: in the defaults, a group or a parameter.
+    /// The scope of the setting: the defaults, a group or a parameter.
     pub scope: Scope,
     /// The name of the hyper-parameter, as in [`Overrides`], or `group`. The value of `group` is the name
     /// of a parameter's group. In the scope of a group, it is the name of a group that the load added.

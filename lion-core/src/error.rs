@@ -1,72 +1,9 @@
 //! Errors of the optimizer, and their messages.
 
-use crate::{BackendError, Bits, Dtype, MemoryOrder};
+use crate::{BackendError, Bits, Dtype, MemoryOrder, Operand, Scope, SkippedBlocks};
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
-
-/// The scope in which a hyper-parameter was given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Scope {
-    /// The defaults of the optimizer.
-    Defaults,
-    /// A group, by name.
-    Group(String),
-    /// One parameter, by name.
-    Parameter(String),
-    /// The arguments of one step.
-    Step,
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Scope::Defaults => f.write_str("the optimizer's defaults"),
-            Scope::Group(name) => write!(f, "group `{name}`"),
-            Scope::Parameter(name) => write!(f, "parameter `{name}`"),
-            Scope::Step => f.write_str("this step"),
-        }
-    }
-}
-
-/// One of the two arrays of an update.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand {
-    /// The parameter.
-    Parameter,
-    /// The gradient.
-    Gradient,
-}
-
-impl fmt::Display for Operand {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Operand::Parameter => "parameter",
-            Operand::Gradient => "gradient",
-        })
-    }
-}
-
-/// The number of blocks of one parameter whose new momentum is not finite.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SkippedBlocks {
-    /// Name of the parameter.
-    pub parameter: Arc<str>,
-    /// Blocks that were not updated.
-    pub skipped: u64,
-    /// Blocks of 256 elements in the parameter.
-    pub blocks: u64,
-}
-
-impl fmt::Display for SkippedBlocks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, skipped, blocks) = (&self.parameter, self.skipped, self.blocks);
-        write!(f, "`{name}` ({skipped} of {blocks} blocks)")
-    }
-}
 
 /// An error of an optimizer.
 ///
@@ -396,8 +333,8 @@ impl fmt::Display for Error {
                 wanted,
             } => write!(
                 f,
-                "parameter `{parameter}`: the {operand} has the memory order {given:?}, \
-                 wanted {wanted:?}, the order of the parameter"
+                "parameter `{parameter}`: the memory order of the {operand} is {given}, wanted {wanted}, \
+                 the order of the parameter"
             ),
             Error::BitsFixed {
                 parameter,
@@ -509,5 +446,20 @@ mod tests {
             size_of::<BackendError>()
         );
         assert!(size_of::<Error>() <= 88, "{}", size_of::<Error>());
+    }
+
+    #[test]
+    fn memory_orders_are_printed_in_words() {
+        let error = Error::OrderMismatch {
+            parameter: "w".to_owned(),
+            operand: Operand::Gradient,
+            given: MemoryOrder::RowMajor,
+            wanted: MemoryOrder::of(&[2, 3], &[1, 2], true),
+        };
+        assert_eq!(
+            error.to_string(),
+            "parameter `w`: the memory order of the gradient is row-major, wanted permuted (lengths \
+             [2, 3], strides [1, 2]), the order of the parameter"
+        );
     }
 }

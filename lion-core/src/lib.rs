@@ -17,6 +17,8 @@
 //!
 //! Most users want the crate `lion`, which adds the backends and selects one at run time. Use this
 //! crate to write a backend: implement [`Backend`] and [`State`].
+//!
+//! The feature `ndarray` implements [`IntoParam`] and [`IntoGrad`] for `ndarray` arrays and views.
 #![forbid(unsafe_code)]
 
 mod backend;
@@ -33,20 +35,21 @@ pub use backend::{
     Backend, BackendError, Momentum32, Outcome, PlaneSpec, PlaneType, Planes, State, StateLayout,
     StateRecord, StateRequest, TensorStep,
 };
-pub use error::{Error, Operand, Scope, SkippedBlocks};
+pub use error::Error;
 pub use half::{bf16, f16};
-pub use hyper::{Bits, Hyper, LionArgs, MissingGradient, OnNonFinite, Overrides, StepArgs};
+pub use hyper::{Bits, Hyper, LionArgs, MissingGradient, OnNonFinite, Overrides, Scope, StepArgs};
 pub use optimizer::{
     GradNorm, Gradient, Group, Handle, Optimizer, OptimizerConfig, ParamInfo, ParamRecord,
-    ParamSpec, Restore, StepReport, SumSquares,
+    ParamSpec, Restore, SkippedBlocks, StepReport, SumSquares,
 };
 pub use paging::{
     MemoryLimit, MemoryLimitKind, Moved, PagedState, PagingError, PagingReport, PagingTotals,
     ParamPaging,
 };
 pub use tensor::{
-    DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, MemoryOrder, ParamMut,
-    Slice, SliceMut, Storage, StorageMut, Strides, Update,
+    DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, IntoGrad, IntoParam,
+    IntoUpdate, MemoryOrder, Operand, ParamMut, Slice, SliceMut, Storage, StorageMut, Strides,
+    Update,
 };
 
 /// Elements per block. A block shares one absmax in the 8-bit state. In both states, a block with a

@@ -1,49 +1,49 @@
-// Floats as bits, in one instruction each.
+// Operations on the bits of floats, each one instruction.
 //
-// PTX lets instructions of .b32 read and write registers of floats; C++ would move each float to an integer register
-// and back. A GPU has one kind of register and does not see the difference, whoever executes PTX does.
+// PTX instructions of type .b32 accept float registers. In C++, each float would be moved to an integer register and
+// back. A GPU has a single kind of register, where such a move costs nothing, but an interpreter of PTX executes it.
 #pragma once
 #include "tensor.cuh"
 
 constexpr u32 SIGN = 0x80000000;
 constexpr u32 INFINITE = 0x7F800000;
 
-// The bits of x without its sign.
+// Returns the bits of the magnitude of x.
 __device__ u32 magnitude(float x) {
     u32 bits;
     asm("and.b32 %0, %1, 0x7FFFFFFF;" : "=r"(bits) : "f"(x));
     return bits;
 }
 
-// x times a float given by its bits.
+// Returns x times a float that is given by its bits.
 __device__ float multiply_bits(u32 bits, float x) {
     float product;
     asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "r"(bits), "f"(x));
     return product;
 }
 
-// The bits of x + y.
+// Returns the bits of x + y.
 __device__ u32 sum_bits(float x, float y) {
     u32 bits;
     asm("add.rn.f32 %0, %1, %2;" : "=r"(bits) : "f"(x), "f"(y));
     return bits;
 }
 
-// x, negated where `by` has the sign.
+// Returns x, negated if the sign bit of `by` is set.
 __device__ float negate_by(float x, float by) {
     float result;
     asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=f"(result) : "f"(by), "r"(SIGN), "f"(x));  // (by & SIGN) ^ x
     return result;
 }
 
-// x >= 0, negated where `by` has no sign.
+// Returns x, which is not negative, negated unless the sign bit of `by` is set.
 __device__ float negate_unless(float x, float by) {
     float result;
     asm("lop3.b32 %0, %1, %2, %3, 0xAE;" : "=f"(result) : "f"(by), "r"(SIGN), "f"(x));  // (~by & SIGN) | x
     return result;
 }
 
-// Bit FROM and the COUNT - 1 above it.
+// Returns COUNT bits of a word from bit FROM on.
 template <u32 FROM, u32 COUNT>
 __device__ u32 field(u32 word) {
     u32 bits;
@@ -58,7 +58,7 @@ __device__ u32 bits_from(float x) {
     return bits;
 }
 
-// The float of which a word has the upper half, in its lower or in its upper half.
+// Returns the float whose upper half is the lower, or the upper, half of a word.
 __device__ float low_half_up(u32 word) {
     float x;
     asm("shl.b32 %0, %1, 16;" : "=f"(x) : "r"(word));
@@ -71,7 +71,7 @@ __device__ float high_half(u32 word) {
     return x;
 }
 
-// An element of a table in shared memory: 32-bit addresses, where C++ has 64-bit ones.
+// Accesses to tables in shared memory by 32-bit addresses. C++ would use 64-bit addresses.
 __device__ u32 shared_address(const void *table) { return u32(__cvta_generic_to_shared(table)); }
 
 template <u32 BYTES>

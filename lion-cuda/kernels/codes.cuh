@@ -1,23 +1,23 @@
-// The blockwise 8-bit state: from codes to momenta and back.
+// The blockwise 8-bit state: dequantization and quantization.
 #pragma once
 #include "bits.cuh"
-#include "tables.cuh"  // numbers of lion-quant; `cargo xtask ptx` writes it
+#include "tables.cuh"  // tables of lion-quant, which `cargo xtask ptx` generates
 
 constexpr u32 ZERO_CODE = 127;
-constexpr u32 TINY_BITS = 0x00800000;  // of the smallest normal f32
+constexpr u32 TINY_BITS = 0x00800000;  // the bits of the smallest normal f32
 
-// Adding it leaves no bit below 1: the sum is rounded to an integer, half to even, that stands in the low bits.
+// Adding this constant rounds to an integer, half to even, which is in the low bits of the sum.
 constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23
 
-// In shared memory, written once a CTA for all its blocks.
+// Tables in shared memory, which each CTA writes once.
 struct Tables {
     float codebook[256];
-    float2 line[KEYS];  // slope and offset of position() for the magnitudes of a key
+    float2 line[KEYS];  // slope and offset of position() per key
 };
 
-// What stochastic rounding needs besides.
+// Additional tables for stochastic rounding.
 struct Pieces {
-    float threshold[PIECES + 1];  // piece s is from above threshold[s] to threshold[s + 1]
+    float threshold[PIECES + 1];  // piece s is the interval (threshold[s], threshold[s + 1]]
     float slope[PIECES], offset[PIECES];
     u8 of_key[KEYS];
 };
@@ -46,24 +46,24 @@ __device__ void load_pieces(Pieces &pieces) {
     if (i == PIECES) pieces.threshold[i] = __uint_as_float(INFINITE);
 }
 
-// The key of a magnitude up to 1: an eighth of a binade of its product with KEY_SCALE. The factor is chosen so that
-// close to each threshold of position() there is a border of keys, and so that what lies far below the first
-// threshold becomes subnormal: there binades end, and keys begin at 0.
+// Returns the key of a magnitude of at most 1. A key is an eighth of a binade of the product with KEY_SCALE. The
+// factor is chosen such that a boundary between keys is close to each threshold of position(), and such that
+// magnitudes far below the first threshold become subnormal, where keys begin at 0.
 __device__ u32 key(float a) {
     return bits_from<20>(a * __uint_as_float(KEY_SCALE));
 }
 
-// m of element i of a lane's eight; `codebook` is its address in shared memory.
+// Returns the momentum of element i of the eight elements of a lane. `codebook` is an address in shared memory.
 __device__ float dequantize(u32 codebook, const u32 (&codes)[2], u32 i, float absmax) {
     return shared_float(codebook, __byte_perm(codes[i / 4], 0, 0x4440 | i % 4)) * absmax;
 }
 
-// The codes of the codewords nearest to eight x = m * inverse. Of m there are the signs and the bits of the
-// magnitudes; `lines` is the address of Tables::line in shared memory.
+// Computes the codes of the codewords nearest to x = m * inverse for eight elements. `m` is only read for the
+// signs, and `magnitude` has the bits of the magnitudes. `lines` is the address of Tables::line in shared memory.
 //
-// Around each threshold of position() the lines of both sides round to the same index, over a whole range, and the
-// nearest border of keys lies within it: which of the two lines a key gives does not matter. (All floats of [0, 1]
-// were compared.)
+// In an interval around each threshold of position(), the lines of both sides round to the same index. The nearest
+// boundary between keys is in this interval, so it does not matter which of the two lines a key selects. This was
+// verified for all floats in [0, 1].
 __device__ void nearest(u32 lines, const float (&m)[8], const u32 (&magnitude)[8], float inverse, u32 (&codes)[2]) {
     u32 low[8];
 #pragma unroll
@@ -71,10 +71,9 @@ __device__ void nearest(u32 lines, const float (&m)[8], const u32 (&magnitude)[8
         const float a = multiply_bits(magnitude[i], inverse);
         const float2 line = shared_pair(lines, key(a));
         const float at = (a * line.x) + line.y;
-        // -k before rounding; at is not negative. There is no -1.0: where m is negative k is at most 127.
+        // -k before rounding. `at` is not negative. There is no codeword -1.0, so k is at most 127 if m is negative.
         const float minus_at = fminf(negate_unless(at, m[i]), 127);
-        // The low byte is that of -k - 128, the complement of k + 127; 128 is even, so that halves still go to the
-        // even k.
+        // The low byte is that of -k - 128, the complement of k + 127. 128 is even, so halves still round to even k.
         low[i] = sum_bits(minus_at, ROUND - 128);
     }
 #pragma unroll
@@ -85,7 +84,8 @@ __device__ void nearest(u32 lines, const float (&m)[8], const u32 (&magnitude)[8
     }
 }
 
-// position() by the exact piece: the number of thresholds strictly below a. A key has no more than one threshold.
+// Computes position() with the exact piece, whose index is the number of thresholds strictly below a. A key has at
+// most one threshold.
 __device__ float position(const Pieces &pieces, float a) {
     u32 s = pieces.of_key[key(a)];
     if (!(pieces.threshold[s] < a)) s--;
@@ -93,8 +93,8 @@ __device__ float position(const Pieces &pieces, float a) {
     return (a * pieces.slope[s]) + pieces.offset[s];
 }
 
-// The code of one of the two codewords around x, the upper one with odds by the position of x between them. A draw
-// has 16 bits.
+// Returns the code of one of the two codewords around x, chosen by a draw of 16 bits. The probability of the
+// codeword with the larger magnitude is the position of x between the two.
 __device__ u32 stochastic(const Pieces &pieces, float x, u32 draw) {
     const float fraction = float(draw) * (1.0f / 65536);
     const int k = int(position(pieces, fabsf(x)) + fraction);

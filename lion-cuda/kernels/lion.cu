@@ -1,8 +1,8 @@
-// The kernels by name: `step`, `norm` and `survey` for each state, each format of the parameter and each format of
-// the gradient, `squares` for each format of the gradient, `limit` and `total`.
+// The kernels: `lion`, `norm` and `survey` for each width of the state, format of the parameter and format of the
+// gradient; `squares` for each format of the gradient; `limit` and `total`.
 //
-// Every operation is one IEEE-754 operation, rounded once: compiled with --fmad=false, without fast math and without
-// flushing to zero. `cargo xtask ptx` makes lion.ptx of this file.
+// Each operation is an IEEE-754 operation that rounds once. The compiler gets --fmad=false, and neither fast math nor
+// flush to zero. `cargo xtask ptx` compiles this file to lion.ptx.
 #include "norm.cuh"
 #include "squares.cuh"
 #include "step.cuh"

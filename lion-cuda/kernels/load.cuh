@@ -1,11 +1,12 @@
-// Global memory by address: the eight elements of a lane, by vectors where all is aligned, else one by one.
+// Accesses to global memory: the eight elements of a lane, as vectors if the arrays are aligned, otherwise one by
+// one.
 //
-// The accesses are written as PTX because an address out of a table says nothing about its space, and the compiler
-// would take the slower generic ones.
+// The accesses are written in PTX, because the compiler does not know the state space of an address from a table and
+// would use slower generic accesses.
 #pragma once
 #include "numbers.cuh"
 
-// Loads and stores of words in a row; OFFSET bytes behind an address.
+// Loads and stores of consecutive words, OFFSET bytes after an address.
 template <u32 OFFSET>
 __device__ void load(u64 at, u32 &a) {
     asm volatile("ld.global.u32 %0, [%1+%2];" : "=r"(a) : "l"(at), "n"(OFFSET));
@@ -38,7 +39,7 @@ __device__ void store(u64 at, u32 a, u32 b, u32 c, u32 d) {
                  :: "l"(at), "n"(OFFSET), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// One element of BYTES bytes, its bits in a word.
+// Loads and stores of one element of BYTES bytes, with its bits in a word.
 template <u32 BYTES>
 __device__ u32 load_one(u64 at) {
     u32 bits;
@@ -67,8 +68,8 @@ __device__ void count_up(u64 counter, u64 by) {
     asm volatile("red.global.add.u64 [%0], %1;" :: "l"(counter), "l"(by) : "memory");
 }
 
-// The groups of four of `first_of_group`, BYTES bytes an element: a lane's first byte in a block, the size of one
-// access, and where a wide lane has its second group.
+// The accesses to the groups of `first_of_group`, with BYTES bytes per element: the size of an access in bytes, and
+// the offset of the second group of a wide lane.
 template <u32 BYTES, bool WIDE>
 struct Place {
     static constexpr u32 SIZE = (WIDE ? 4 : 8) * BYTES;
@@ -76,7 +77,7 @@ struct Place {
     static __device__ bool aligned(u64 address) { return address % (SIZE < 16 ? SIZE : 16) == 0; }
 };
 
-// What a lane has of a whole block; `at` is the address of its first element.
+// Loads and stores of the elements of a lane in a whole block. `at` is the address of the first one.
 template <bool WIDE, u32 WORDS>
 __device__ void load_whole(u64 at, u32 (&w)[WORDS]) {
     constexpr u32 SECOND = Place<WORDS / 2, WIDE>::SECOND;
@@ -116,8 +117,8 @@ __device__ void store_whole(u64 at, const u32 (&w)[WORDS]) {
     }
 }
 
-// The same for a block of `len` elements that may be short or start anywhere. Instead of those that are not there a
-// lane has elements of the bits `missing`.
+// The same for a block of `len` elements, which may be short or not aligned. Elements beyond the end have the bits
+// `missing`.
 template <bool WIDE, u32 WORDS>
 __device__ void load_part(u64 at, u32 lane, u32 len, u32 (&w)[WORDS], u32 missing = 0) {
     constexpr u32 BYTES = WORDS / 2, PER_WORD = 4 / BYTES, BITS = 8 * BYTES;

@@ -1,8 +1,9 @@
-// The norms that max_unorm needs, in the order of additions that the specification fixes.
+// The norms for max_unorm, in the order of additions of the specification.
 #pragma once
 #include "step.cuh"
 
-// Adds numbers as a tree of adjacent pairs, an odd one carried up: x[0] becomes the sum of the first n of 8.
+// Adds the first n of 8 numbers as a tree of adjacent pairs. An odd number is carried to the next level. x[0] becomes
+// the sum.
 template <class T>
 __device__ void add_pairs(T (&x)[8], u32 n) {
 #pragma unroll
@@ -20,7 +21,7 @@ __device__ double shuffle(double x, u32 from) {
     return __hiloint2double(high, low);
 }
 
-// The sum of the eight lanes of a block, in all of them: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+// Returns the sum over the eight lanes of a block, in all of them: ((0+4)+(2+6)) + ((1+5)+(3+7)).
 __device__ double add_lanes(double x, u32 lane) {
     x += shuffle(x, lane ^ 4);
     x += shuffle(x, lane ^ 2);
@@ -28,7 +29,7 @@ __device__ double add_lanes(double x, u32 lane) {
     return x;
 }
 
-// One number of a format, from its bits.
+// Converts one number from the bits of a format.
 template <class T>
 __device__ float widen_one(u32 bits) {
     Eight<T> x;
@@ -36,8 +37,8 @@ __device__ float widen_one(u32 bits) {
     return widen(x, 0);
 }
 
-// A run's sum of the squares of the parameters and its number of moving elements. Of each block element i adds to
-// sum i % 8; so a lane has that sum of two blocks, those of the first and of the second half of the run.
+// Computes the sum of squares of the parameters of each run, and its number of nonzero updates. Element i of a
+// block is added to sum i % 8 of the block. A lane has this sum of two blocks, one in each half of the run.
 template <class P, class G, bool CODES>
 __device__ void norm(const Tensor *tensors, u32 count, u64 runs) {
     __shared__ float codebook[CODES ? 256 : 1];
@@ -88,8 +89,8 @@ __device__ void norm(const Tensor *tensors, u32 count, u64 runs) {
     });
 }
 
-// Adds a number of each run as a tree of adjacent pairs, by one CTA: x[0] becomes the sum of all. Runs are aligned
-// groups of blocks, so the tree goes on over them, eight nodes at a time and in place.
+// Adds one number per run as a tree of adjacent pairs, in one CTA. x[0] becomes the sum. Runs are aligned groups of
+// blocks, so this continues the tree of their blocks. It adds eight nodes at a time, in place.
 template <class T>
 __device__ void add_runs(T *x, u64 runs) {
     for (u64 apart = 1; apart < runs; apart *= 8) {
@@ -106,7 +107,7 @@ __device__ void add_runs(T *x, u64 runs) {
     }
 }
 
-// The limited learning rate of a tensor, by one CTA. The weight decay keeps the full lr.
+// Clips the learning rate of a tensor. Runs in one CTA. The weight decay keeps the full learning rate.
 __device__ void limit_lr(Tensor &t) {
     double *sums = reinterpret_cast<double *>(t.sums);
     u64 *moves = reinterpret_cast<u64 *>(t.moves);
@@ -116,7 +117,7 @@ __device__ void limit_lr(Tensor &t) {
     if (threadIdx.x == 0) {
         const double bound = t.max_unorm * __dsqrt_rn(sums[0]);
         const double norm = __dsqrt_rn(__ull2double_rn(moves[0]));
-        // A tensor of norm 0, or whose norm is not a number, is not limited.
+        // If the norm of the parameter is 0 or NaN, the learning rate is not clipped.
         if (0 < bound && bound < norm) t.lr = __double2float_rn(__ddiv_rn(t.full_lr * bound, norm));
     }
 }

@@ -1,13 +1,13 @@
-// The formats in which parameters, gradients and momenta are stored, eight elements at a time.
+// The formats of parameters, gradients and momenta, and conversions of eight elements.
 #pragma once
 #include "bits.cuh"
 
-// Formats: bytes an element.
+// Formats, with bytes per element.
 struct F32 { static constexpr u32 BYTES = 4; };
 struct F16 { static constexpr u32 BYTES = 2; };
 struct Bf16 { static constexpr u32 BYTES = 2; };
 
-// The eight elements of a lane as they are stored; formats of 16 bits have two in a word.
+// The eight elements of a lane in the stored format. A word has two elements of a 16-bit format.
 template <class T>
 struct Eight { u32 word[2 * T::BYTES]; };
 
@@ -38,13 +38,14 @@ __device__ u32 to_half(float x) {
     return half;
 }
 
-// The bits of x, of which the upper half will be kept, ready to have something added to the lower half. The NaN that
-// arithmetic yields here is 0x7FFFFFFF: a carry would take it to -0. One that it leaves as it was has a lower half of 0.
+// Returns the bits of x, such that adding to the lower half and keeping the upper half rounds x. The NaN that
+// arithmetic produces is 0x7FFFFFFF, which a carry would turn into -0, so its lower half is cleared. A NaN that was
+// loaded from bf16 has a lower half of 0.
 __device__ u32 before_cut(float x) {
     return u32(min(__float_as_int(x), 0x7FFF0000));
 }
 
-// Rounds two f32 to bf16 once, to nearest even; infinity has no lower half and stays.
+// Rounds two f32 to bf16, to nearest even. The lower half of infinity is 0, so infinity is not changed.
 __device__ u32 narrow_bf16(float low, float high) {
     u32 a = before_cut(low), b = before_cut(high);
     a += 0x7FFF + field<16, 1>(a);
@@ -52,13 +53,13 @@ __device__ u32 narrow_bf16(float low, float high) {
     return __byte_perm(a, b, 0x7632);
 }
 
-// Rounds two f32 to bf16 stochastically: adds a draw of 16 bits to each, then cuts.
+// Rounds two f32 to bf16 stochastically: adds a draw of 16 bits to each, then truncates.
 __device__ u32 narrow_bf16(float low, float high, u32 draws) {
     const u32 a = before_cut(low) + (draws & 0xFFFF), b = before_cut(high) + (draws >> 16);
     return __byte_perm(a, b, 0x7632);
 }
 
-// Rounds eight f32 to the stored format once, to nearest even.
+// Rounds eight f32 to the stored format, to nearest even.
 template <class T>
 __device__ Eight<T> narrow(const float (&x)[8]);
 

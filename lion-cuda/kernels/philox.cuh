@@ -1,11 +1,11 @@
-// Random bits: Philox4x32-7 (Salmon et al., SC'11).
+// The random number generator Philox4x32-7 (Salmon et al., SC'11).
 #pragma once
 #include "tensor.cuh"
 
 // The streams of a tensor: rounding of the parameter, and choice of the code.
 constexpr u32 PARAM = 0, STATE = 1;
 
-// The draws of elements 8 * group to 8 * group + 7 in a stream: 16 bits each, two per word, the lower half first.
+// Returns the draws of elements 8 * group to 8 * group + 7 in a stream: 16 bits each, two per word, the lower half first.
 __device__ uint4 random_words(u64 group, u32 stream, u64 seed, u64 step) {
     u32 c0 = u32(group), c1 = u32(group >> 32) | stream << 31, c2 = u32(step), c3 = u32(step >> 32);
     u32 k0 = u32(seed), k1 = u32(seed >> 32);

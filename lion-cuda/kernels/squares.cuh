@@ -1,8 +1,9 @@
-// The sums of the squares of gradients, for the norm of all of them. A block that is not finite counts as 0.
+// The sums of squares of gradients, for their norm. The sum of a block that is not finite is 0.
 #pragma once
 #include "norm.cuh"
 
-// A run's sum; its blocks that are not finite are counted at `skipped`. The order of additions is that of `norm`.
+// Computes the sum of each run, and counts the blocks that are not finite at `skipped`. The order of additions is
+// that of `norm`.
 template <class G>
 __device__ void squares(const Tensor *tensors, u32 count, u64 runs) {
     const u32 lane = threadIdx.x % WARP;
@@ -24,7 +25,7 @@ __device__ void squares(const Tensor *tensors, u32 count, u64 runs) {
 #pragma unroll
         for (u32 block = 0; block < RUN_BLOCKS; block++) {
             of_block[block] = shuffle(sums[block / 4], block % 4 * 8);
-            // No sum of squares of finite floats is infinite.
+            // The sum of squares of finite floats is finite.
             constexpr u32 EXPONENT = 0x7FF00000;
             if ((u32(__double2hiint(of_block[block])) & EXPONENT) == EXPONENT) {
                 of_block[block] = 0;
@@ -39,7 +40,7 @@ __device__ void squares(const Tensor *tensors, u32 count, u64 runs) {
     });
 }
 
-// The sum of a tensor, by one CTA, behind the number at `skipped`.
+// Writes the sum of a tensor after the counter at `skipped`. Runs in one CTA.
 __device__ void total_squares(const Tensor &t) {
     double *sums = reinterpret_cast<double *>(t.sums);
     add_runs(sums, (t.len + RUN - 1) / RUN);

@@ -1,14 +1,14 @@
-// The step of both states: one pass over parameter, gradient and state, a warp a block.
+// The step for both widths of the state: one pass over parameter, gradient and state, with one warp per block.
 //
-// A block's new momenta are checked before anything of it is written: one that is not finite leaves the block as it
-// was. Elements that a short block lacks are zeros everywhere and change nothing.
+// The new momenta of a block are checked before it is written. If one is not finite, the block is skipped. Elements
+// beyond the end of a short block are zeros, which change nothing.
 #pragma once
 #include "codes.cuh"
 #include "load.cuh"
 #include "philox.cuh"
 #include "update.cuh"
 
-// Whether a lane holds two groups of four: where one of the arrays is f32.
+// Whether the elements of a lane are two groups of four that are apart: see first_of_group.
 template <class P, class G>
 constexpr bool WIDE8 = P::BYTES == 4 || G::BYTES == 4;
 
@@ -17,7 +17,8 @@ struct is_bf16 { static constexpr bool value = false; };
 template <>
 struct is_bf16<Bf16> { static constexpr bool value = true; };
 
-// The draws of a lane's eight elements of the block that begins at `first`, two per word. All lanes call it.
+// Computes the draws of the eight elements of a lane in the block that begins at element `first`, two per word. All
+// lanes of the warp call it.
 template <bool WIDE>
 __device__ void draws_of_lane(u64 first, u32 lane, u32 stream, u64 seed, u64 step, u32 (&draws)[4]) {
     if constexpr (WIDE) {
@@ -40,12 +41,12 @@ __device__ void draws_of_lane(u64 first, u32 lane, u32 stream, u64 seed, u64 ste
     }
 }
 
-// The draw of a lane's element i.
+// Returns the draw of element i of a lane.
 __device__ u32 draw_of(const u32 (&draws)[4], u32 i) {
     return i % 2 ? draws[i / 2] >> 16 : draws[i / 2] & 0xFFFF;
 }
 
-// A lane's eight elements of a block: p becomes p', m becomes m'.
+// Updates the eight elements of a lane: p becomes p', and m becomes m'.
 template <class G>
 __device__ void update(const Coefficients &k, bool skip_zeros, float (&p)[8], const Eight<G> &grad, float (&m)[8]) {
 #pragma unroll
@@ -58,7 +59,7 @@ __device__ void update(const Coefficients &k, bool skip_zeros, float (&p)[8], co
     }
 }
 
-// Rounds the new parameters, with draws stochastically if they are bf16.
+// Rounds the new parameters, stochastically if requested and if they are bf16.
 template <class P>
 __device__ Eight<P> narrow(const float (&p)[8], bool stochastic, const u32 (&draws)[4]) {
     if constexpr (is_bf16<P>::value) {
@@ -72,13 +73,13 @@ __device__ Eight<P> narrow(const float (&p)[8], bool stochastic, const u32 (&dra
     return narrow<P>(p);
 }
 
-// What a warp keeps of a tensor from run to run; addresses are those of the lane's first element.
+// The constants of a tensor that a warp keeps in registers. The addresses are those of the first element of the lane.
 template <class P, class G, u32 STATE_BYTES, bool WIDE>
 struct Constants {
     Coefficients k;
     u64 param, grad, state;
     u32 flags;
-    u32 whole;  // length from which on a block is taken as a whole, none where an array is not aligned
+    u32 whole;  // minimum length of a block for vector accesses; none if an array is not aligned
 
     __device__ void read(const Tensor &t, u32 lane) {
         const u32 first = first_of_group<WIDE>(lane, 0);
@@ -92,7 +93,8 @@ struct Constants {
     }
 };
 
-// An address that the compiler counts up instead of computing it anew from the run's number for each block.
+// Returns an address such that the compiler increments it per block, and does not compute it again from the index
+// of the run.
 __device__ u64 begin(u64 address) {
     asm volatile("" : "+l"(address));
     return address;
@@ -174,7 +176,7 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
         u64 param = begin(c.param + run.first * P::BYTES), grad = begin(c.grad + run.first * G::BYTES);
         u64 state = begin(c.state + run.first);
         u32 left_as_they_were = 0;
-        // Lane b has the absmax of block b.
+        // Lane b holds the absmax of block b.
         const u64 absmax_at = t.absmax + (run.index * RUN_BLOCKS + lane) * 4;
         u32 absmax_of_lane = lane < run.blocks ? load_one<4>(absmax_at) : 0;
 #pragma unroll 1
@@ -210,7 +212,8 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                 const u64 first = run.first + block * BLOCK;
                 if (draw_param) draws_of_lane<WIDE>(first, lane, PARAM, t.seed, t.step, draws);
                 p = narrow<P>(new_p, draw_param, draws);
-                // A block below the smallest normal f32 becomes zero: with the factor 0 its codes do by themselves.
+                // If the absmax is below the smallest normal f32, the block becomes zero. With the factor 0, all
+                // codes are those of 0.
                 const bool tiny = top < TINY_BITS;
                 const float inverse = tiny ? 0.0f : __frcp_rn(__uint_as_float(top));
                 if (lane == block) absmax_of_lane = tiny ? 0 : top;

@@ -1,8 +1,9 @@
-// Counts the blocks that a step would leave as they are, and writes nothing else.
+// Counts the blocks that a step would skip.
 #pragma once
 #include "step.cuh"
 
-// One block's new momenta, of a lane; `dequantized` gives the momentum of an element.
+// Returns the largest magnitude, as bits, of the new momenta of a lane in a block. `momentum(i)` returns the
+// momentum of element i.
 template <class G, class Momentum>
 __device__ u32 top_of_new(const Coefficients &k, bool skip_zeros, const Eight<G> &grad, Momentum momentum) {
     float m[8], p[8] = {};
@@ -27,7 +28,7 @@ __device__ void survey(const Tensor *tensors, u32 count, u64 runs) {
     Constants<G, G, STATE_BYTES, WIDE> c;
     const auto begin_tensor = [&](const Tensor &t) {
         c.read(t, lane);
-        // The parameter is not looked at.
+        // The parameter is not accessed.
         c.whole = Place<G::BYTES, WIDE>::aligned(t.grad) ? BLOCK : ~0u;
     };
     for_each_run(tensors, count, runs, begin_tensor, [&](const Tensor &t, const Run &run) {

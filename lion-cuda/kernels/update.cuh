@@ -1,4 +1,4 @@
-// The element-wise update, in f32, one rounding an operation.
+// The element-wise update in f32, with one rounding per operation.
 #pragma once
 #include "bits.cuh"
 
@@ -10,29 +10,30 @@ struct Coefficients {
         : lr(t.lr), decay(t.decay), grad_scale(t.grad_scale), beta1(t.beta1), one_minus_beta1(t.one_minus_beta1),
           beta2(t.beta2), one_minus_beta2(t.one_minus_beta2) {}
 
-    // c: its sign is the direction of the step.
+    // Returns c, whose sign is the direction of the step.
     __device__ float direction(float g, float m) const {
         return (beta1 * m) + (one_minus_beta1 * (g * grad_scale));
     }
 
-    // m'
+    // Returns m'.
     __device__ float momentum(float g, float m) const {
         return (beta2 * m) + (one_minus_beta2 * (g * grad_scale));
     }
 
-    // p', with c = direction(g, m)
+    // Returns p', given c = direction(g, m).
     __device__ float parameter(float p, float c) const {
         const float decayed = p * decay;
-        // sign(0) is 0, and so is that of NaN.
+        // sign(0) and sign(NaN) are 0.
         return moves(c) ? decayed - negate_by(lr, c) : decayed;
     }
 
-    // Whether sign(c) is not 0.
+    // Returns whether sign(c) is not 0.
     static __device__ bool moves(float c) { return c > 0 || c < 0; }
 };
 
-// The bits of the magnitudes of a lane's eight numbers, and of the largest: INFINITE or more if one of them is not
-// finite, for magnitudes are ordered as their bits are, and every NaN lies above infinity.
+// Computes the bits of the magnitudes of the eight numbers of a lane, and returns the largest. It is at least
+// INFINITE if a number is not finite: the bits are ordered as the magnitudes, and those of NaN are above those of
+// infinity.
 __device__ u32 magnitudes(const float (&x)[8], u32 (&bits)[8]) {
     u32 top = 0;
 #pragma unroll
@@ -43,7 +44,7 @@ __device__ u32 magnitudes(const float (&x)[8], u32 (&bits)[8]) {
     return top;
 }
 
-// The largest of the lanes' numbers, in all lanes.
+// Returns the maximum over all lanes, in all lanes.
 __device__ u32 largest_of_warp(u32 x) {
 #pragma unroll
     for (u32 lanes = WARP / 2; lanes > 0; lanes /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, lanes));

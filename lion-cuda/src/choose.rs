@@ -1,14 +1,14 @@
-//! Choosing a device where the user names none.
+//! The choice of a device.
 
 use crate::driver::count;
 use crate::{Cuda, CudaError};
 use std::fmt;
 
-/// A device that cannot be used, and why.
+/// A device that cannot be used, with the reason. [`Cuda::first_usable`] returns them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RefusedDevice {
-    /// Its number; `None` where the driver is missing, too old, or finds no device at all.
+    /// The ordinal of the device. `None` if the driver cannot be used or finds no device.
     pub ordinal: Option<u32>,
     /// Why it cannot be used.
     pub error: CudaError,
@@ -24,9 +24,10 @@ impl fmt::Display for RefusedDevice {
 }
 
 impl Cuda {
-    /// Opens the first device that can be used, in the order of their numbers.
+    /// Opens the first device that can be used, in the order of ordinals.
     ///
-    /// Returns it, or `None` if there is none, with the devices before it and why each cannot be used.
+    /// Returns the device, or `None` if there is none, and the devices before it, each with the reason why it
+    /// cannot be used.
     ///
     /// ```
     /// let (cuda, refused) = lion_cuda::Cuda::first_usable();

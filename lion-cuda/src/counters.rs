@@ -1,27 +1,28 @@
-//! Numbers that kernels add to: blocks skipped, one for each state.
+//! Counters in device memory that kernels increment: the skipped blocks of each state.
 
 use crate::CudaError;
 use crate::driver::{Session, is_of_other_process};
 use crate::memory::Buffer;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Numbers in one allocation.
+/// Counters per allocation.
 const CHUNK: usize = 1024;
 
-/// Numbers on a device, of which states hold one each.
+/// The counters of a device. Each state owns one of them.
 #[derive(Debug)]
 pub(crate) struct Counters {
     session: Arc<Session>,
-    places: Mutex<Places>,
+    pool: Mutex<Pool>,
 }
 
 #[derive(Debug, Default)]
-struct Places {
+struct Pool {
     chunks: Vec<Buffer>,
+    /// Indices of the counters that no state owns.
     free: Vec<usize>,
 }
 
-/// The place of one number; it is free again when this is dropped.
+/// One counter. It returns to the pool when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Counter {
     counters: Arc<Counters>,
@@ -33,26 +34,26 @@ impl Counters {
     pub(crate) fn new(session: &Arc<Session>) -> Self {
         Counters {
             session: Arc::clone(session),
-            places: Mutex::default(),
+            pool: Mutex::default(),
         }
     }
 
-    /// A number that starts at 0.
+    /// Takes a counter, whose value is 0.
     pub(crate) fn take(self: &Arc<Self>) -> Result<Counter, CudaError> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if places.free.is_empty() {
-            let first = places.chunks.len() * CHUNK;
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.free.is_empty() {
+            let first = pool.chunks.len() * CHUNK;
             let chunk = Buffer::new(&self.session, CHUNK * 8)?;
             chunk.fill(0, CHUNK * 8, 0)?;
-            places.chunks.push(chunk);
-            places.free.extend((first..first + CHUNK).rev());
+            pool.chunks.push(chunk);
+            pool.free.extend((first..first + CHUNK).rev());
         }
-        // There is one: either it was free, or a chunk has been added.
-        let index = places.free.pop().unwrap_or_default();
-        let (chunk, start) = (&places.chunks[index / CHUNK], index % CHUNK * 8);
+        // The pool is not empty: a chunk was added if it was.
+        let index = pool.free.pop().unwrap_or_default();
+        let (chunk, start) = (&pool.chunks[index / CHUNK], index % CHUNK * 8);
         let address = chunk.address() + start as u64;
         if let Err(error) = chunk.fill(start, 8, 0) {
-            places.free.push(index);
+            pool.free.push(index);
             return Err(error);
         }
         Ok(Counter {
@@ -62,26 +63,26 @@ impl Counters {
         })
     }
 
-    /// All numbers, after all work that is queued.
-    pub(crate) fn read(&self) -> Result<Numbers, CudaError> {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut numbers = Vec::with_capacity(places.chunks.len() * CHUNK);
+    /// Waits for all queued work, and returns the values of all counters.
+    pub(crate) fn read(&self) -> Result<CounterValues, CudaError> {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut values = Vec::with_capacity(pool.chunks.len() * CHUNK);
         let mut bytes = [0; CHUNK * 8];
-        for chunk in &places.chunks {
+        for chunk in &pool.chunks {
             chunk.read(0, &mut bytes)?;
             let (words, _) = bytes.as_chunks::<8>();
-            numbers.extend(words.iter().map(|&word| u64::from_le_bytes(word)));
+            values.extend(words.iter().map(|&word| u64::from_le_bytes(word)));
         }
-        Ok(Numbers(numbers))
+        Ok(CounterValues(values))
     }
 }
 
-/// What all numbers were when they were read.
+/// The values of all counters at one time.
 #[derive(Debug)]
-pub(crate) struct Numbers(Vec<u64>);
+pub(crate) struct CounterValues(Vec<u64>);
 
-impl Numbers {
-    pub(crate) fn of(&self, counter: &Counter) -> u64 {
+impl CounterValues {
+    pub(crate) fn get(&self, counter: &Counter) -> u64 {
         self.0.get(counter.index).copied().unwrap_or_default()
     }
 }
@@ -89,11 +90,11 @@ impl Numbers {
 impl Drop for Counter {
     fn drop(&mut self) {
         if is_of_other_process() {
-            // Another thread of the parent may have held the lock.
+            // In a forked child, the lock may be held by a thread that only exists in the parent.
             return;
         }
-        let places = self.counters.places.lock();
-        let mut places = places.unwrap_or_else(PoisonError::into_inner);
-        places.free.push(self.index);
+        let pool = self.counters.pool.lock();
+        let mut pool = pool.unwrap_or_else(PoisonError::into_inner);
+        pool.free.push(self.index);
     }
 }

@@ -1,168 +1,161 @@
-//! Everything that can be wrong with a device, its driver, or a call to it.
+//! Errors of the CUDA backend.
 
-use lion_core::{BackendError, Dtype, Operand};
+use lion_core::{BackendError, Dtype, Operand, PagingError};
 use std::error::Error as StdError;
-use std::ffi::c_uint;
 use std::fmt;
+use std::sync::Arc;
 
-/// What is wrong with a CUDA device, its driver, or a call to it.
+/// An error of the CUDA driver, of a device, or of a call to this crate.
+///
+/// ```
+/// use lion_cuda::{Cuda, CudaError};
+/// match Cuda::new(0) {
+///     Ok(cuda) => println!("{}", cuda.device_name()),
+///     Err(CudaError::NoDriver { library, .. }) => println!("{library} is not installed"),
+///     Err(error) => println!("{error}"),
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CudaError {
-    /// The driver's library cannot be opened.
+    /// The library of the driver could not be opened.
     NoDriver {
-        /// The library that was tried.
+        /// The library.
         library: String,
-        /// Why the system did not open it.
+        /// The reason that the operating system gives.
         reason: String,
     },
-    /// A driver has been opened already, and a process has only one.
-    DriverInUse {
-        /// The library that was asked for.
-        library: String,
-    },
-    /// The process is a child made by `fork` of the one that has opened the driver, which cannot be used in
-    /// the child. What belongs to a device may be dropped there, which frees nothing; the parent is not
-    /// affected.
+    /// This process is a forked child of the process that has opened the driver, and cannot use the driver. Values
+    /// that are dropped in the child are not freed, and the parent is not affected.
     OtherProcess {
-        /// ID of the process that has opened the driver.
+        /// The ID of the process that has opened the driver.
         owner: u32,
-        /// ID of this process.
+        /// The ID of this process.
         current: u32,
     },
-    /// The driver is older than the kernels and calls need.
+    /// The driver is too old.
     DriverTooOld {
-        /// CUDA version of the driver, major and minor.
+        /// The CUDA version of the driver, major and minor.
         given: (u32, u32),
-        /// The oldest that does.
+        /// The oldest version that is supported.
         wanted: (u32, u32),
     },
-    /// The driver finds no device.
+    /// The driver has no device.
     NoDevice,
-    /// There are fewer devices.
+    /// There is no device with this ordinal.
     BadOrdinal {
-        /// The device that was asked for.
+        /// The ordinal.
         ordinal: u32,
-        /// Devices there are.
+        /// The number of devices.
         devices: u32,
     },
-    /// The device is older than the kernels need.
+    /// The compute capability of the device is too low.
     UnsupportedDevice {
-        /// Its name.
+        /// The name of the device.
         name: String,
         /// Its compute capability, major and minor.
         given: (u32, u32),
-        /// The lowest that does.
+        /// The lowest compute capability that is supported.
         wanted: (u32, u32),
     },
-    /// The device has no memory left for this.
+    /// Memory could not be allocated.
     OutOfMemory {
-        /// Bytes asked for; 0 for a context and the kernels, which are as large as the driver makes
-        /// them.
+        /// The number of bytes. 0 for a context, a stream or the kernels, whose size only the driver knows.
         bytes: usize,
     },
-    /// The driver cannot compile the kernels for the device.
+    /// The driver could not compile the kernels for the device.
     Kernels {
-        /// What the driver says.
+        /// The result code.
         status: Status,
-        /// The logs of its compiler, errors first. They may be empty.
+        /// The error log and the information log of the compiler. They may be empty.
         log: String,
     },
-    /// The stream is not one of the context that it was given with.
+    /// A stream was passed with a context that it does not belong to.
     ForeignStream,
-    /// The per-thread default stream was given as the stream of a backend. It is another stream on each
-    /// thread, so steps and their waits would not be on one.
+    /// The per-thread default stream was passed as the stream of a backend. Its handle denotes a different stream on
+    /// each thread.
     PerThreadStream,
-    /// The stream is being captured into a graph. A step cannot be part of a graph: its constants and
+    /// The stream is being captured into a graph. A step cannot be part of a graph, because its constants and
     /// addresses change from step to step.
     Capturing,
-    /// An array of a step lies in the memory of another device.
+    /// An array of a step is in the memory of another device.
     WrongDevice {
-        /// The parameter.
+        /// The name of the parameter.
         parameter: String,
-        /// Whether it is the parameter itself or its gradient.
+        /// Whether the array is the parameter or its gradient.
         operand: Operand,
-        /// The device whose memory it is.
+        /// The ordinal of the device that owns the memory.
         given: i32,
-        /// The device that steps it.
+        /// The ordinal of the device of the backend.
         wanted: i32,
     },
-    /// An array of a step lies in the memory of the same device, allocated in another context.
+    /// An array of a step is in the memory of the same device, but was allocated in another context.
     WrongContext {
-        /// The parameter.
+        /// The name of the parameter.
         parameter: String,
-        /// Whether it is the parameter itself or its gradient.
+        /// Whether the array is the parameter or its gradient.
         operand: Operand,
-        /// The device.
+        /// The ordinal of the device.
         device: i32,
     },
-    /// An array of a step lies at an address that the driver does not know.
+    /// An array of a step is at an address that the driver does not know.
     UnknownAddress {
-        /// The parameter.
+        /// The name of the parameter.
         parameter: String,
-        /// Whether it is the parameter itself or its gradient.
+        /// Whether the array is the parameter or its gradient.
         operand: Operand,
         /// The address.
         address: u64,
-        /// The device that steps it.
+        /// The ordinal of the device of the backend.
         wanted: i32,
     },
-    /// Elements of 16 bits were lent as a type of another width.
+    /// A buffer of 16-bit elements was passed with a type of another width.
     NotSixteenBits {
-        /// The type that was named.
+        /// The type.
         given: Dtype,
     },
-    /// An array on the device and one of the host differ in length or type.
+    /// The length or the type of an array differs from that of a [`DeviceArray`](crate::DeviceArray).
     WrongArray {
-        /// Of the host's.
+        /// The length and type of the array that was passed.
         given: (usize, Dtype),
-        /// Of the device's.
+        /// The length and type of the device array.
         wanted: (usize, Dtype),
     },
     /// A kernel could not be launched.
     Launch {
-        /// Its name.
+        /// The name of the kernel.
         kernel: String,
-        /// Blocks of threads.
+        /// The number of thread blocks.
         grid: u32,
-        /// Threads per block.
+        /// Threads per thread block.
         block: u32,
-        /// What the driver says.
+        /// The result code.
         status: Status,
     },
-    /// A kernel or copy that was queued earlier has failed; this call only found it out. Everything in
-    /// this context fails from now on.
+    /// A kernel or a copy that was queued earlier has failed. The error is sticky: every later call in the context
+    /// fails with it.
     EarlierWork {
-        /// The call that found it out.
+        /// The call that returned the error.
         call: &'static str,
-        /// What the driver says.
+        /// The result code.
         status: Status,
     },
-    /// A call of the driver failed.
+    /// A call of the driver has failed.
     Call {
-        /// The call.
+        /// The name of the function.
         call: &'static str,
-        /// What the driver says.
+        /// The result code.
         status: Status,
     },
 }
 
-/// A result code of the driver, with its text.
+/// A result code of the driver. [`CudaError`] contains it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// The number, as in the driver's header.
+    /// The code, as in `cuda.h`.
     pub code: u32,
     /// The driver's text.
     pub text: String,
-}
-
-impl Status {
-    pub(crate) fn new(code: c_uint) -> Self {
-        Status {
-            code,
-            text: crate::driver::text(code),
-        }
-    }
 }
 
 impl fmt::Display for Status {
@@ -171,8 +164,8 @@ impl fmt::Display for Status {
     }
 }
 
-/// An operand of a step, in words.
-fn named(parameter: &str, operand: Operand) -> String {
+/// Returns the name of an array in a message.
+fn array_name(parameter: &str, operand: Operand) -> String {
     match operand {
         Operand::Parameter => format!("parameter `{parameter}`"),
         Operand::Gradient => format!("the gradient of parameter `{parameter}`"),
@@ -189,25 +182,20 @@ impl fmt::Display for CudaError {
             CudaError::NoDriver { library, reason } => {
                 write!(f, "no CUDA driver: `{library}` cannot be opened: {reason}")
             }
-            CudaError::DriverInUse { library } => write!(
-                f,
-                "`{library}` cannot be opened: this process has opened a CUDA driver already"
-            ),
             CudaError::OtherProcess { owner, current } => write!(
                 f,
-                "the CUDA driver was opened by process {owner}, and this is process {current}, its child: \
-                 it cannot use CUDA"
+                "the CUDA driver was opened by process {owner}, and cannot be used in its forked child {current}"
             ),
             CudaError::DriverTooOld { given, wanted } => write!(
                 f,
-                "the CUDA driver is of version {}, wanted {} or newer",
+                "the CUDA driver supports CUDA {}, wanted {} or newer",
                 version(*given),
                 version(*wanted)
             ),
-            CudaError::NoDevice => f.write_str("the CUDA driver finds no device"),
+            CudaError::NoDevice => f.write_str("the CUDA driver has no device"),
             CudaError::BadOrdinal { ordinal, devices } => write!(
                 f,
-                "CUDA device {ordinal} was asked for, and there are {devices}, counted from 0"
+                "CUDA device {ordinal} does not exist, wanted an ordinal below {devices}"
             ),
             CudaError::UnsupportedDevice {
                 name,
@@ -220,26 +208,26 @@ impl fmt::Display for CudaError {
                 version(*wanted)
             ),
             CudaError::OutOfMemory { bytes: 0 } => {
-                f.write_str("the device has no memory left for a context and the kernels")
+                f.write_str("the device does not have enough memory for a context, a stream or the kernels")
             }
             CudaError::OutOfMemory { bytes } => {
-                write!(f, "{bytes} bytes of device memory cannot be had")
+                write!(f, "could not allocate {bytes} bytes of device memory")
             }
             CudaError::Kernels { status, log } => {
-                write!(f, "the CUDA driver cannot compile the kernels: {status}")?;
+                write!(f, "the CUDA driver could not compile the kernels: {status}")?;
                 if !log.is_empty() {
                     write!(f, "; its log: {log}")?;
                 }
                 Ok(())
             }
             CudaError::ForeignStream => {
-                f.write_str("the stream is not one of the context, wanted a stream of the context")
+                f.write_str("the stream belongs to another context, wanted a stream of the given context")
             }
             CudaError::PerThreadStream => f.write_str(
-                "the per-thread default stream was given, wanted a stream that is the same on every thread",
+                "the stream is the per-thread default stream, wanted a stream that is the same on every thread",
             ),
             CudaError::Capturing => f.write_str(
-                "the stream is being captured into a graph, wanted a stream that runs what is queued",
+                "the stream is being captured into a graph, wanted a stream that is not being captured",
             ),
             CudaError::WrongDevice {
                 parameter,
@@ -248,8 +236,8 @@ impl fmt::Display for CudaError {
                 wanted,
             } => write!(
                 f,
-                "{} lies in the memory of CUDA device {given}, wanted memory of device {wanted}",
-                named(parameter, *operand)
+                "{} is in the memory of CUDA device {given}, wanted memory of device {wanted}",
+                array_name(parameter, *operand)
             ),
             CudaError::WrongContext {
                 parameter,
@@ -257,8 +245,8 @@ impl fmt::Display for CudaError {
                 device,
             } => write!(
                 f,
-                "{} was allocated in another context of CUDA device {device}, wanted the context of the step",
-                named(parameter, *operand)
+                "{} was allocated in another context of CUDA device {device}, wanted the context of the backend",
+                array_name(parameter, *operand)
             ),
             CudaError::UnknownAddress {
                 parameter,
@@ -267,19 +255,19 @@ impl fmt::Display for CudaError {
                 wanted,
             } => write!(
                 f,
-                "{} lies at {address:#x}, which the CUDA driver does not know, \
+                "{} is at address {address:#x}, which the CUDA driver does not know, \
                  wanted memory of device {wanted}",
-                named(parameter, *operand)
+                array_name(parameter, *operand)
             ),
             CudaError::NotSixteenBits { given } => {
                 write!(
                     f,
-                    "elements of 16 bits were lent as {given}, wanted f16 or bf16"
+                    "the elements of the buffer have 16 bits and cannot be {given}, wanted f16 or bf16"
                 )
             }
             CudaError::WrongArray { given, wanted } => write!(
                 f,
-                "the host's array has {} elements of {}, wanted {} of {}",
+                "the array has {} elements of {}, wanted {} of {}",
                 given.0, given.1, wanted.0, wanted.1
             ),
             CudaError::Launch {
@@ -289,11 +277,11 @@ impl fmt::Display for CudaError {
                 status,
             } => write!(
                 f,
-                "kernel `{kernel}` cannot be launched with {grid} blocks of {block} threads: {status}"
+                "kernel `{kernel}` could not be launched with {grid} blocks of {block} threads: {status}"
             ),
             CudaError::EarlierWork { call, status } => write!(
                 f,
-                "work that was queued before has failed, as {call} finds out: {status}"
+                "work that was queued earlier has failed, as {call} reports: {status}"
             ),
             CudaError::Call { call, status } => write!(f, "{call} failed: {status}"),
         }
@@ -308,5 +296,11 @@ impl From<CudaError> for BackendError {
             CudaError::OutOfMemory { bytes } => BackendError::OutOfMemory { bytes },
             error => BackendError::Other(Box::new(error)),
         }
+    }
+}
+
+impl From<CudaError> for PagingError {
+    fn from(error: CudaError) -> Self {
+        PagingError::Device(Arc::new(error))
     }
 }

@@ -1,57 +1,60 @@
-//! Launches: one function a form of kernel, which fixes order and types of the arguments.
+//! Launches of kernels: one function per signature, which fixes the order and the types of the arguments.
 
 use crate::CudaError;
-use crate::driver::{Kernel, Session, check};
-use crate::plan::{THREADS, grid};
+use crate::driver::{Kernel, Session, THREADS, check};
 use cust::sys;
 use std::ffi::c_void;
 
-/// Queues a kernel that goes over the runs of a table.
+/// Queues a kernel that processes the tiles of a table, one warp per tile.
 ///
 /// # Safety
-/// The table has `count` records, whose addresses are valid for what the kernel does with them until it
-/// is done, and `runs` runs.
-pub(crate) unsafe fn over_runs(
+/// The table has `count` rows with `tiles` tiles. When the stream runs the kernel, the addresses in the rows
+/// are valid for its reads and writes.
+pub(crate) unsafe fn per_tile(
     session: &Session,
     kernel: &str,
     table: u64,
     count: u32,
-    runs: u64,
+    tiles: u64,
 ) -> Result<(), CudaError> {
     let arguments = [
         (&raw const table).cast(),
         (&raw const count).cast(),
-        (&raw const runs).cast(),
+        (&raw const tiles).cast(),
     ];
-    // SAFETY: the kernel takes these three arguments; the rest as the caller promises.
-    unsafe { launch(session, kernel, |resident| grid(runs, resident), &arguments) }
+    // SAFETY: the kernel has these three parameters. The caller guarantees the rest.
+    unsafe {
+        launch(
+            session,
+            kernel,
+            |resident| grid(tiles, resident),
+            &arguments,
+        )
+    }
 }
 
-/// Queues the kernel that limits the learning rates of a table, a block of threads a record.
+/// Queues a kernel that processes the rows of a table, one thread block per row.
 ///
 /// # Safety
-/// As [`over_runs`]; the sums and numbers of the records have been queued to be written before.
-pub(crate) unsafe fn limit(session: &Session, table: u64, count: u32) -> Result<(), CudaError> {
+/// The table has `count` rows. When the stream runs the kernel, the addresses in the rows are valid for its
+/// reads and writes.
+pub(crate) unsafe fn per_tensor(
+    session: &Session,
+    kernel: &str,
+    table: u64,
+    count: u32,
+) -> Result<(), CudaError> {
     let arguments = [(&raw const table).cast(), (&raw const count).cast()];
-    // SAFETY: the kernel takes these two arguments; the rest as the caller promises.
-    unsafe { launch(session, "limit", |_| count, &arguments) }
+    // SAFETY: the kernel has these two parameters. The caller guarantees the rest.
+    unsafe { launch(session, kernel, |_| count, &arguments) }
 }
 
-/// Queues the kernel that adds up the sums of the runs of a table, a block of threads a record.
+/// Queues a kernel. `grid` returns the number of thread blocks, given how many are resident on the device at
+/// a time.
 ///
 /// # Safety
-/// As [`limit`]; each record has room for a result of 16 bytes at `skipped`.
-pub(crate) unsafe fn total(session: &Session, table: u64, count: u32) -> Result<(), CudaError> {
-    let arguments = [(&raw const table).cast(), (&raw const count).cast()];
-    // SAFETY: the kernel takes these two arguments; the rest as the caller promises.
-    unsafe { launch(session, "total", |_| count, &arguments) }
-}
-
-/// Queues a kernel with as many blocks of threads as `grid` returns for the number of those that the device
-/// holds at a time.
-///
-/// # Safety
-/// The kernel takes arguments of these types, and does with them what the caller of it has promised for.
+/// The kernel has parameters of the types of `arguments`. When the stream runs it, the addresses in the
+/// arguments are valid for its reads and writes.
 unsafe fn launch(
     session: &Session,
     kernel: &str,
@@ -61,7 +64,7 @@ unsafe fn launch(
     let _current = session.queueing()?;
     let Kernel { function, blocks } = session.kernels().kernel(kernel)?;
     let grid = grid(blocks.saturating_mul(session.processors));
-    // What was queued earlier and failed is not blamed on this kernel.
+    // An error of earlier work is reported as such, not as an error of this launch.
     let of_launch = |error| match error {
         CudaError::Call { status, .. } => CudaError::Launch {
             kernel: kernel.to_owned(),
@@ -71,7 +74,7 @@ unsafe fn launch(
         },
         error => error,
     };
-    // SAFETY: the arguments are read before the call returns; the rest as the caller promises.
+    // SAFETY: the driver copies the arguments before it returns. The caller guarantees the rest.
     let result = unsafe {
         let arguments = arguments.as_ptr().cast_mut().cast::<*mut c_void>();
         let (stream, extra) = (session.stream(), std::ptr::null_mut());
@@ -80,4 +83,23 @@ unsafe fn launch(
         )
     };
     check("cuLaunchKernel", result).map_err(of_launch)
+}
+
+/// Returns the number of thread blocks for `tiles` tiles, one warp per tile, on a device where `resident`
+/// thread blocks are resident at a time.
+fn grid(tiles: u64, resident: u32) -> u32 {
+    let wanted = tiles.div_ceil(u64::from(THREADS / 32));
+    wanted.clamp(1, u64::from(resident)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_has_one_warp_per_tile_and_fits_the_device() {
+        assert_eq!(grid(1, 32), 1);
+        assert_eq!(grid(9, 32), 2);
+        assert_eq!(grid(u64::MAX, 32), 32);
+    }
 }

@@ -1,13 +1,13 @@
-//! The CUDA backend of `lion`: states in the memory of an NVIDIA GPU, steps as kernels on its streams.
+//! The CUDA backend of `lion`: states in the memory of an NVIDIA GPU, and steps as kernels on a stream.
 //!
-//! It builds where there is no CUDA toolkit, and a program with it starts where there is no driver: the
-//! driver is a library that is opened when it is first asked for something, and then
-//! [`CudaError::NoDriver`] says what is missing. The kernels are compiled from CUDA C++ to PTX, which is
-//! part of this crate; the driver compiles it for the device at hand, from compute capability 7.0 up.
+//! The crate builds without a CUDA toolkit, and programs that use it start without a driver. The driver is a
+//! dynamic library that is opened by the first call that needs it. If it cannot be opened, the call returns
+//! [`CudaError::NoDriver`]. The kernels are compiled from CUDA C++ to PTX, which is part of this crate. The
+//! driver compiles the PTX for the device, which needs compute capability 7.0 or higher.
 //!
-//! A step goes over all tensors with one launch for each kind of kernel (width of the state, types of
-//! parameter and gradient, options or none). Nothing waits for the device unless it is asked to; the file
-//! `src/lifetimes.md` lists what may still run when a call returns.
+//! A step launches one kernel for all tensors of the same kind. The kind is the width of the state, the types
+//! of the parameter and the gradient, and whether options are set. Steps of arrays in device memory do not
+//! wait for the device. The file `src/lifetimes.md` lists the work that may still run when a call returns.
 //!
 //! ```
 //! use lion_cuda::{Cuda, CudaError};
@@ -22,20 +22,25 @@
 mod backend;
 mod choose;
 mod counters;
+mod device;
 mod driver;
 mod error;
+mod kind;
 mod launch;
 mod memory;
-mod paged;
-mod plan;
-mod record;
+mod paged_planes;
+mod pass;
+mod queue;
 mod squares;
 mod staging;
 mod state;
+mod tensor;
+mod tensor_table;
+mod workspace;
 
-pub use backend::Cuda;
 pub use choose::RefusedDevice;
 pub use cust;
+pub use device::Cuda;
 #[cfg(feature = "test-internals")]
 #[doc(hidden)]
 pub use driver::probes::{emulator_counts, emulator_residency, is_emulated, use_library};

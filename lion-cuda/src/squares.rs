@@ -1,100 +1,90 @@
 //! The sums of squares of gradients, for their norm.
 
 use crate::CudaError;
-use crate::backend::{Work, grow};
-use crate::driver::Session;
-use crate::launch;
-use crate::plan::{Kind, Plan, Task};
-use crate::record::{BYTES, Record};
-use lion_core::{Bits, Dtype, SumSquares};
-use std::sync::Arc;
+use crate::kind::{Kind, Task};
+use crate::queue::{Batch, Queue};
+use crate::tensor_table::TensorDesc;
+use crate::workspace::{Workspace, grow};
+use lion_core::{BackendError, Dtype, SumSquares};
+use lion_paging::AlwaysResident;
 
 /// Bytes of the result of a gradient: the number of blocks that are not finite, and the sum.
 const RESULT: usize = 16;
 
-/// A gradient in the device's memory: its position, address, length and type.
-pub(crate) struct OnDevice {
+/// A gradient in device memory.
+#[derive(Debug)]
+pub(crate) struct DeviceGradient {
+    /// Index of the gradient in the call.
     pub(crate) index: usize,
     pub(crate) address: u64,
     pub(crate) len: usize,
     pub(crate) dtype: Dtype,
 }
 
-/// Waits for the sums of gradients in the device's memory, and returns them in order.
+/// Waits for queued work, and returns the sums of gradients in device memory, in order.
 pub(crate) fn sum(
-    session: &Arc<Session>,
-    work: &mut Work,
-    on_device: &[OnDevice],
-) -> Result<Vec<SumSquares>, CudaError> {
-    queue(session, work, on_device)
-        .and_then(|bytes| read(work, bytes))
-        .inspect_err(|_| {
-            // The gradients are lent for this call. Where waiting fails too, the context has failed.
-            let _ = session.synchronize();
-        })
+    queue: &mut Queue<'_>,
+    gradients: &[DeviceGradient],
+) -> Result<Vec<SumSquares>, BackendError> {
+    let bytes = RESULT * gradients.len();
+    let result =
+        queue_kernels(queue, gradients, bytes).and_then(|()| Ok(read(queue.workspace, bytes)?));
+    result.inspect_err(|_| {
+        // The gradients are borrowed for this call only. If this wait fails too, the context has failed.
+        let _ = queue.session.synchronize();
+    })
 }
 
-/// Queues the kernels. Returns the bytes of the results, which are at the start of the scratch.
-fn queue(
-    session: &Arc<Session>,
-    work: &mut Work,
-    on_device: &[OnDevice],
-) -> Result<usize, CudaError> {
-    let results = RESULT * on_device.len();
-    let mut plan = Plan::new(on_device.iter().enumerate().map(|(i, gradient)| {
-        // One kind a type of gradient; it is limited in that it has a sum a run.
-        let kind = Kind {
-            bits: Bits::ThirtyTwo,
-            param: gradient.dtype,
-            grad: gradient.dtype,
-            options: false,
-            limited: true,
-        };
-        let record = Record {
+/// Queues the kernels, which write the results to the first bytes of the scratch memory.
+fn queue_kernels(
+    queue: &mut Queue<'_>,
+    gradients: &[DeviceGradient],
+    bytes: usize,
+) -> Result<(), BackendError> {
+    let mut sums = bytes;
+    let mut rows = Vec::with_capacity(gradients.len());
+    for (i, gradient) in gradients.iter().enumerate() {
+        // The addresses of the results are offsets in the scratch memory, until it is allocated.
+        let row = TensorDesc {
             grad: gradient.address,
             len: gradient.len as u64,
-            // In the scratch, whose address comes below.
             skipped: (RESULT * i) as u64,
-            ..Record::default()
+            sums: sums as u64,
+            ..TensorDesc::default()
         };
-        (kind, record)
-    }));
-    let runs = plan.limited_runs() as usize;
-    grow(&mut work.scratch, session, results + 8 * runs)?;
-    let scratch = work.scratch.address();
-    for record in &mut plan.records {
-        record.skipped += scratch;
+        sums += 8 * row.tiles() as usize;
+        rows.push((Kind::of_gradient(gradient.dtype), row));
     }
-    let sums = scratch + results as u64;
-    plan.place_sums(sums, sums);
-    work.scratch.fill(0, results, 0)?;
-    if plan.groups.is_empty() {
-        return Ok(results);
+    let scratch = &mut queue.workspace.scratch;
+    grow(scratch, sums)?;
+    scratch.fill(0, bytes, 0)?;
+    let start = scratch.address();
+    for (_, row) in &mut rows {
+        row.skipped += start;
+        row.sums += start;
     }
-    let table = work.staging.send(&plan.table())?;
-    for group in &plan.groups {
-        let table = table + (group.first * BYTES) as u64;
-        let kernel = group.kind.kernel(Task::Squares);
-        // SAFETY: the table holds the group's records. Gradients are where those who lent them have
-        // promised; sums and results are in the scratch, which is freed by a call that waits.
-        unsafe {
-            launch::over_runs(session, &kernel, table, group.count, group.runs)?;
-            launch::total(session, table, group.count)?;
-        }
-    }
-    Ok(results)
+    let batch = Batch {
+        tasks: &[Task::Squares, Task::Total],
+        residency: &AlwaysResident,
+        position: None,
+        lr: None,
+    };
+    // SAFETY: gradients are where their owners guarantee them to be. Sums and results are in the scratch
+    // memory, which is freed after the work on the stream.
+    unsafe { queue.batch(&batch, || rows) }?;
+    Ok(())
 }
 
 /// Waits for the results.
-fn read(work: &Work, bytes: usize) -> Result<Vec<SumSquares>, CudaError> {
+fn read(workspace: &Workspace, bytes: usize) -> Result<Vec<SumSquares>, CudaError> {
     let mut results = vec![0; bytes];
-    work.scratch.read(0, &mut results)?;
+    workspace.scratch.read(0, &mut results)?;
     let (results, _) = results.as_chunks::<8>();
     let words = results.iter().map(|&word| u64::from_le_bytes(word));
     let words: Vec<u64> = words.collect();
-    let of_pair = |pair: &[u64; 2]| SumSquares {
+    let result = |pair: &[u64; 2]| SumSquares {
         sum: f64::from_bits(pair[1]),
         non_finite_blocks: pair[0],
     };
-    Ok(words.as_chunks::<2>().0.iter().map(of_pair).collect())
+    Ok(words.as_chunks::<2>().0.iter().map(result).collect())
 }

@@ -1,7 +1,7 @@
-//! Small tables on their way to the device, without waiting for it.
+//! Asynchronous copies of tables to the device.
 //!
-//! A copy out of ordinary memory makes the driver wait for the stream first. So a table is written into
-//! pinned memory and copied from there when the stream comes to it; until then the place is in use.
+//! A copy from pageable memory makes the driver wait for the stream. So a table is first written to pinned
+//! memory. The pinned memory is in use until the stream has executed the copy.
 
 use crate::CudaError;
 use crate::driver::{Session, check};
@@ -9,102 +9,103 @@ use crate::memory::Buffer;
 use cust::sys::{self, CUevent};
 use std::sync::Arc;
 
-/// Tables that can be on their way at a time. A step beyond waits for the oldest.
-const PLACES: usize = 16;
+/// Number of tables that can be in flight. Sending another one waits for the oldest.
+const SLOTS: usize = 16;
 
-/// Ring of pinned places, and the device memory that a table arrives in.
+/// A ring of pinned memory, and the device memory that tables are copied to.
 #[derive(Debug)]
 pub(crate) struct Staging {
     session: Arc<Session>,
-    places: Vec<Place>,
+    slots: Vec<PinnedSlot>,
+    /// The slot of the oldest table.
     next: usize,
     table: Buffer,
 }
 
-/// Pinned memory and the event that says when the copy out of it is done.
+/// Pinned memory, and an event that completes when the last copy from it is complete.
 ///
 /// # Safety
-/// `memory` is `bytes` bytes that the driver has allocated; `event` is one of the same context. Both are
-/// freed by `free` alone, after the event has come.
+/// The driver has allocated `bytes` bytes at `memory`, and `event` in the same context. Only `free` frees them,
+/// after the event has completed.
 #[derive(Debug)]
-struct Place {
+struct PinnedSlot {
     memory: *mut u8,
     bytes: usize,
     event: CUevent,
 }
 
-// SAFETY: the memory belongs to the place alone, and the driver's handles may be used from any thread.
-unsafe impl Send for Place {}
+// SAFETY: only the slot accesses its memory, and handles of the driver may be used on any thread.
+unsafe impl Send for PinnedSlot {}
 
 impl Staging {
     pub(crate) fn new(session: &Arc<Session>) -> Result<Self, CudaError> {
         Ok(Staging {
             session: Arc::clone(session),
-            places: Vec::new(),
+            slots: Vec::new(),
             next: 0,
             table: Buffer::new(session, 0)?,
         })
     }
 
-    /// Queues a copy of `bytes` to the device and returns where they arrive. What is queued later on the
-    /// stream finds them there, up to the next call.
+    /// Queues a copy of `bytes` to the device, and returns the device address. Work that is queued before the
+    /// next call finds the bytes there.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<u64, CudaError> {
         if self.table.bytes() < bytes.len() {
-            // The old one is freed after the launches that read it.
+            // The old buffer is freed after the launches that read it.
             self.table = Buffer::new(&self.session, bytes.len().next_power_of_two())?;
         }
         let session = Arc::clone(&self.session);
         let _current = session.queueing()?;
-        let index = self.place(bytes.len())?;
-        let Place { memory, event, .. } = self.places[index];
+        let index = self.free_slot(bytes.len())?;
+        let PinnedSlot { memory, event, .. } = self.slots[index];
         let to = self.table.address();
-        // SAFETY: the place has as many bytes, and no copy out of it is under way.
+        // SAFETY: the slot has at least as many bytes, and no copy reads it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, bytes.len()) };
-        // SAFETY: the table has as many bytes; the place is left alone until the event has come.
+        // SAFETY: the table has at least as many bytes. The slot is not changed before the event completes.
         let copied =
             unsafe { sys::cuMemcpyHtoDAsync_v2(to, memory.cast(), bytes.len(), session.stream()) };
         check("cuMemcpyHtoDAsync", copied)?;
-        // SAFETY: event and stream are alive.
+        // SAFETY: the event and the stream are valid.
         let recorded = unsafe { sys::cuEventRecord(event, session.stream()) };
         if let Err(error) = check("cuEventRecord", recorded) {
-            // Without the event nothing tells when the copy is done. A place whose copy cannot be waited for
-            // is not used again, and never freed.
+            // Without the event, the end of the copy is unknown. If the stream cannot be synchronized either,
+            // the slot is never used again and never freed.
             if session.synchronize().is_err() {
-                self.places.remove(index);
+                self.slots.remove(index);
             }
             return Err(error);
         }
         Ok(to)
     }
 
-    /// Returns the index of a place of this many bytes that no copy is under way from.
-    fn place(&mut self, bytes: usize) -> Result<usize, CudaError> {
-        if self.places.len() < PLACES {
-            self.places.push(Place::new(bytes)?);
-            return Ok(self.places.len() - 1);
+    /// Returns the index of a slot of at least `bytes` bytes that no copy reads.
+    fn free_slot(&mut self, bytes: usize) -> Result<usize, CudaError> {
+        if self.slots.len() < SLOTS {
+            self.slots.push(PinnedSlot::new(bytes)?);
+            return Ok(self.slots.len() - 1);
         }
         let index = self.next;
-        self.next = (index + 1) % PLACES;
-        let place = &mut self.places[index];
-        // SAFETY: the event is alive (see the type).
+        self.next = (index + 1) % SLOTS;
+        let slot = &mut self.slots[index];
+        // SAFETY: the event is valid: see the type.
         check("cuEventSynchronize", unsafe {
-            sys::cuEventSynchronize(place.event)
+            sys::cuEventSynchronize(slot.event)
         })?;
-        if place.bytes < bytes {
-            let larger = Place::new(bytes)?;
-            std::mem::replace(place, larger).free();
+        if slot.bytes < bytes {
+            let larger = PinnedSlot::new(bytes)?;
+            std::mem::replace(slot, larger).free();
         }
         Ok(index)
     }
 }
 
-impl Place {
-    /// In the current context.
+impl PinnedSlot {
+    /// Allocates a slot in the current context.
     fn new(bytes: usize) -> Result<Self, CudaError> {
         let bytes = bytes.next_power_of_two().max(4096);
         let (mut memory, mut event) = (std::ptr::null_mut(), std::ptr::null_mut());
         const DISABLE_TIMING: u32 = 2;
-        // SAFETY: the places to write to are on the stack.
+        // SAFETY: the results are written to the stack.
         unsafe {
             check(
                 "cuEventCreate",
@@ -116,15 +117,15 @@ impl Place {
                 return Err(error);
             }
         }
-        Ok(Place {
+        Ok(PinnedSlot {
             memory: memory.cast(),
             bytes,
             event,
         })
     }
 
-    /// Frees memory and event in the current context. The copy out of the memory is done: its event, or
-    /// the stream, has been waited for.
+    /// Frees the memory and the event. Their context is current, and the last copy from the memory is complete:
+    /// the caller has synchronized the event or the stream.
     fn free(self) {
         // SAFETY: see the type.
         unsafe {
@@ -136,11 +137,11 @@ impl Place {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // The copies are waited for; what cannot be waited for is not freed.
+        // If the copies cannot be waited for, their memory is not freed.
         if self.session.synchronize().is_ok()
             && let Ok(_current) = self.session.current()
         {
-            self.places.drain(..).for_each(Place::free);
+            self.slots.drain(..).for_each(PinnedSlot::free);
         }
     }
 }

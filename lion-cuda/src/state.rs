@@ -1,16 +1,16 @@
-//! States on a device: the planes of each in one allocation.
+//! The state of a tensor in device memory.
 
 use crate::CudaError;
-use crate::counters::{Counter, Counters};
+use crate::counters::{Counter, CounterValues, Counters};
 use crate::driver::Session;
-use crate::memory::{Buffer, DeviceDriver, Home};
-use crate::paged;
+use crate::memory::{Buffer, DeviceMover};
+use crate::paged_planes::PagedPlanes;
 use lion_core::{BackendError, Bits, PagedState, PlaneSpec, State, StateLayout};
-use lion_paging::{Pager, StatePages};
+use lion_paging::{Pager, Residence};
 use lion_quant::{ZERO_CODE, state_layout};
 use std::sync::Arc;
 
-/// Planes start at multiples of this, which is more than any access of the kernels asks for.
+/// Alignment of planes in bytes. It exceeds the alignment of all accesses of the kernels.
 const ALIGN: usize = 256;
 
 #[derive(Debug)]
@@ -18,49 +18,40 @@ pub(crate) struct CudaState {
     bits: Bits,
     len: usize,
     planes: Planes,
-    /// Blocks skipped since the state was allocated.
-    pub(crate) skipped: Counter,
-    /// How many of them have been told.
-    pub(crate) told: u64,
-    /// Whether steps have been queued whose skipped blocks are not known yet.
-    pub(crate) queued: bool,
-    /// Blocks known to be skipped by queued steps, to be told at the next synchronization.
-    pub(crate) aside: u64,
+    /// Counts the blocks that were skipped since the state was allocated.
+    skipped: Counter,
+    /// The number of these blocks that were reported or deferred.
+    reported: u64,
+    /// Whether steps are queued whose skipped blocks are not known yet.
+    is_queued: bool,
+    /// Blocks that queued steps skipped. The next [`synchronize`](CudaState::synchronize) reports them.
+    deferred: u64,
 }
 
-/// Where the planes are.
+/// The storage of the planes.
 #[derive(Debug)]
 enum Planes {
-    /// On the device, one after the other.
-    Whole(Buffer),
-    /// In pages, of which some are on the device.
+    /// One allocation in device memory, with the planes in order.
+    Ordinary(Buffer),
     Paged(PagedPlanes),
 }
 
-/// Planes in pages.
-#[derive(Debug)]
-pub(crate) struct PagedPlanes {
-    pub(crate) pages: StatePages<DeviceDriver>,
-    pub(crate) home: Arc<Home>,
-}
-
 impl CudaState {
-    /// Momentum 0 everywhere, in pages. There is at least one element.
+    /// Allocates a paged state with momentum 0. `len` is at least 1.
     pub(crate) fn paged_zero(
         counters: &Arc<Counters>,
-        pager: &Arc<Pager<DeviceDriver>>,
+        pager: &Arc<Pager<DeviceMover>>,
         bits: Bits,
         len: usize,
     ) -> Result<Self, BackendError> {
-        let (pages, home) = pager.allocate(layout(bits), len)?;
-        let planes = PagedPlanes { pages, home };
+        let planes = PagedPlanes::new(pager, layout(bits), len)?;
         if bits == Bits::Eight {
-            paged::fill(&planes, ZERO_CODE)?;
+            planes.fill(ZERO_CODE)?;
         }
-        Self::of(counters, bits, len, Planes::Paged(planes)).map_err(BackendError::from)
+        Ok(Self::new(counters, bits, len, Planes::Paged(planes))?)
     }
 
-    /// Momentum 0 everywhere.
+    /// Allocates a state in ordinary device memory with momentum 0.
     pub(crate) fn zero(
         session: &Arc<Session>,
         counters: &Arc<Counters>,
@@ -77,10 +68,10 @@ impl CudaState {
         if bits == Bits::Eight {
             planes.fill(0, len, ZERO_CODE)?;
         }
-        Self::of(counters, bits, len, Planes::Whole(planes))
+        Self::new(counters, bits, len, Planes::Ordinary(planes))
     }
 
-    fn of(
+    fn new(
         counters: &Arc<Counters>,
         bits: Bits,
         len: usize,
@@ -91,46 +82,85 @@ impl CudaState {
             len,
             planes,
             skipped: counters.take()?,
-            told: 0,
-            queued: false,
-            aside: 0,
+            reported: 0,
+            is_queued: false,
+            deferred: 0,
         })
     }
 
-    /// Addresses of momentum, or of codes and absmax, where the state is not paged.
-    pub(crate) fn addresses(&self) -> Option<(u64, u64)> {
-        let Planes::Whole(planes) = &self.planes else {
-            return None;
-        };
-        let address = planes.address();
-        let absmax = absmax_start(self.bits, self.len);
-        Some((address, absmax.map_or(0, |start| address + start as u64)))
-    }
-
-    /// The pages, where it is paged.
-    pub(crate) fn pages(&self) -> Option<&PagedPlanes> {
+    /// Returns the device addresses of element 0 in the momentum or the codes, and in the absmax. For a piece of
+    /// a paged state, which is resident, they are those that element 0 would have: see
+    /// [`TensorDesc`](crate::tensor_table::TensorDesc).
+    pub(crate) fn addresses(&self, piece: usize) -> (u64, u64) {
         match &self.planes {
-            Planes::Whole(_) => None,
-            Planes::Paged(planes) => Some(planes),
+            Planes::Ordinary(planes) => {
+                let (address, absmax) = (planes.address(), absmax_start(self.bits, self.len));
+                (address, absmax.map_or(0, |start| address + start as u64))
+            }
+            Planes::Paged(planes) => (planes.address(0, piece), planes.address(1, piece)),
         }
     }
 
-    /// Whether the state lies in the memory of this session, or in pages of this pager.
-    pub(crate) fn is_of(
+    /// Returns where the state is, for the order of a step.
+    pub(crate) fn residence(&self) -> Residence<'_, DeviceMover> {
+        match &self.planes {
+            Planes::Ordinary(_) => Residence::Memory(self.len),
+            Planes::Paged(planes) => Residence::Pages(&planes.pages),
+        }
+    }
+
+    pub(crate) fn is_paged(&self) -> bool {
+        matches!(self.planes, Planes::Paged(_))
+    }
+
+    /// Returns whether the state was allocated in this session, or in pages of this pager.
+    pub(crate) fn belongs_to(
         &self,
         session: &Arc<Session>,
-        pager: Option<&Arc<Pager<DeviceDriver>>>,
+        pager: Option<&Arc<Pager<DeviceMover>>>,
     ) -> bool {
         match &self.planes {
-            Planes::Whole(planes) => planes.is_of(session),
+            Planes::Ordinary(planes) => Arc::ptr_eq(planes.session(), session),
             Planes::Paged(planes) => {
                 pager.is_some_and(|pager| Arc::ptr_eq(pager, planes.pages.pager()))
             }
         }
     }
 
-    /// Where in the allocation a part of a plane begins.
-    fn place(&self, plane: usize, offset: usize, bytes: usize) -> Result<usize, BackendError> {
+    /// Returns the device address of the counter of skipped blocks.
+    pub(crate) fn skipped(&self) -> u64 {
+        self.skipped.address
+    }
+
+    /// Notes that a step is about to be queued.
+    pub(crate) fn set_queued(&mut self) {
+        self.is_queued = true;
+    }
+
+    pub(crate) fn is_queued(&self) -> bool {
+        self.is_queued
+    }
+
+    /// Returns the number of blocks that were skipped and neither reported nor deferred, and marks them as
+    /// reported. All steps were complete when `values` was read.
+    pub(crate) fn report(&mut self, values: &CounterValues) -> u64 {
+        let skipped = values.get(&self.skipped);
+        self.is_queued = false;
+        skipped - std::mem::replace(&mut self.reported, skipped)
+    }
+
+    /// Defers the report of these blocks to the next [`synchronize`](CudaState::synchronize).
+    pub(crate) fn defer(&mut self, values: &CounterValues) {
+        self.deferred += self.report(values);
+    }
+
+    /// Returns the number of blocks that queued steps skipped since the last call.
+    pub(crate) fn synchronize(&mut self, values: &CounterValues) -> u64 {
+        std::mem::take(&mut self.deferred) + self.report(values)
+    }
+
+    /// Returns the offset of a range of a plane in the allocation of an ordinary state.
+    fn offset(&self, plane: usize, offset: usize, bytes: usize) -> Result<usize, BackendError> {
         layout(self.bits).part(self.len, plane, offset, bytes)?;
         let absmax = absmax_start(self.bits, self.len).unwrap_or_default();
         Ok(offset + if plane == 1 { absmax } else { 0 })
@@ -141,7 +171,7 @@ fn layout(bits: Bits) -> &'static dyn StateLayout {
     state_layout(bits).unwrap_or_else(|| unreachable!("no state of {bits} was allocated"))
 }
 
-/// Where in the allocation of an 8-bit state the absmax begin, after the codes.
+/// Returns the offset of the absmax in the allocation of an 8-bit state. They follow the codes.
 fn absmax_start(bits: Bits, len: usize) -> Option<usize> {
     (bits == Bits::Eight).then(|| len.next_multiple_of(ALIGN))
 }
@@ -156,22 +186,29 @@ impl State for CudaState {
     }
 
     fn read(&self, plane: usize, offset: usize, into: &mut [u8]) -> Result<(), BackendError> {
-        let start = self.place(plane, offset, into.len())?;
         match &self.planes {
-            Planes::Whole(planes) => Ok(planes.read(start, into)?),
-            Planes::Paged(planes) => paged::read(planes, plane, offset, into),
+            Planes::Ordinary(planes) => {
+                let start = self.offset(plane, offset, into.len())?;
+                Ok(planes.read(start, into)?)
+            }
+            Planes::Paged(planes) => planes.read(plane, offset, into),
         }
     }
 
     fn write(&mut self, plane: usize, offset: usize, from: &[u8]) -> Result<(), BackendError> {
-        let start = self.place(plane, offset, from.len())?;
         match &self.planes {
-            Planes::Whole(planes) => Ok(planes.write(start, from)?),
-            Planes::Paged(planes) => paged::write(planes, plane, offset, from),
+            Planes::Ordinary(planes) => {
+                let start = self.offset(plane, offset, from.len())?;
+                Ok(planes.write(start, from)?)
+            }
+            Planes::Paged(planes) => planes.write(plane, offset, from),
         }
     }
 
     fn paged(&self) -> Option<PagedState> {
-        self.pages().map(|planes| planes.pages.paged())
+        match &self.planes {
+            Planes::Ordinary(_) => None,
+            Planes::Paged(planes) => Some(planes.pages.paged()),
+        }
     }
 }

@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn rounds_half_to_even_and_clamps() {
-        // The largest element divided by itself may come out just above 1.
+        // The quotient of the largest element and itself may be just above 1.
         let x = [1.0, 1.0 + f32::EPSILON, -1.0 - f32::EPSILON, -1.0, -0.0];
         assert_eq!(codes_of(&x, None), [255, 255, 0, 0, ZERO_CODE]);
         let draws = [u16::MAX, u16::MAX, u16::MAX, u16::MAX, 0];

@@ -1,25 +1,25 @@
-//! A step allocates nothing that grows with the number of elements, or of parameters that are not in it.
+//! The memory that a step allocates does not grow with the number of elements or of other registered parameters.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
 use lion::{Dtype, Lion, Overrides, ParamSpec};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What is counted is of the whole process: one test at a time.
+/// The counters cover the whole process, so only one test runs at a time.
 static COUNTED: Mutex<()> = Mutex::new(());
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
-/// What a step allocates.
+/// The allocations of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Allocated {
     bytes: u64,
     blocks: u64,
 }
 
-/// What a step of one parameter of `n` elements allocates, at least: the queue by which rayon wakes its threads
-/// allocates a block every few dozen calls, whatever is in them.
+/// Returns the minimum allocations of a step of one parameter of `n` elements. The queue with which rayon wakes its
+/// threads allocates a block every few dozen calls, independent of the step.
 fn step(cpu: &Cpu, n: usize, overrides: Overrides) -> Allocated {
     let mut lion = Lion::builder().backend(cpu.clone()).build().unwrap();
     let spec = ParamSpec::new("p", n, Dtype::F32).overrides(overrides);
@@ -42,7 +42,7 @@ fn step(cpu: &Cpu, n: usize, overrides: Overrides) -> Allocated {
 fn a_step_allocates_nothing_that_grows_with_n() {
     let _alone = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     let _profiler = dhat::Profiler::builder().testing().build();
-    // Each thread of a pool that is called costs a few bytes.
+    // Each pool thread that takes part costs a few bytes.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build();
     let cpu = Cpu::new().unwrap().pool(Arc::new(pool.unwrap()));
     for bits in [8, 32] {
@@ -51,12 +51,12 @@ fn a_step_allocates_nothing_that_grows_with_n() {
         for overrides in [plain, limited] {
             let [small, medium, large] =
                 [1_000, 500_000, 4_000_000].map(|n| step(&cpu, n, overrides));
-            // A list of parts of 32,768 elements, 8 bytes each, would take another 800 bytes.
+            // A list of the parts of 32,768 elements, at 8 bytes each, would take another 800 bytes.
             assert!(
                 large.bytes <= medium.bytes + 300,
                 "{bits} bits: {medium:?} for 500,000 elements, {large:?} for 4,000,000"
             );
-            // Four calls to threads, twice where there is a norm, whose sums take one more block.
+            // Four calls to threads, or eight with a norm, whose sums take one more block.
             assert!(
                 large.blocks <= small.blocks + 9,
                 "{bits} bits: {small:?} for 1,000 elements, {large:?} for 4,000,000"
@@ -65,7 +65,7 @@ fn a_step_allocates_nothing_that_grows_with_n() {
     }
 }
 
-/// Bytes that a step of two parameters allocates, at least, beside others that are registered.
+/// Returns the minimum number of bytes that a step of two parameters allocates while `others` more are registered.
 fn bytes_of_a_step_beside(others: usize) -> u64 {
     let mut lion = Lion::builder().build().unwrap();
     let mut register = |i: usize| {
@@ -88,7 +88,7 @@ fn bytes_of_a_step_beside(others: usize) -> u64 {
 }
 
 #[test]
-fn a_step_allocates_nothing_for_parameters_that_are_not_in_it() {
+fn a_step_allocates_nothing_for_other_registered_parameters() {
     let _alone = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     let _profiler = dhat::Profiler::builder().testing().build();
     let (few, many) = (bytes_of_a_step_beside(10), bytes_of_a_step_beside(5_000));

@@ -1,4 +1,4 @@
-//! A backend of one's own joins through the same door as those of the project.
+//! Backends that a user implements.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -12,7 +12,7 @@ use lion_test_support::backends;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts calls and passes them on to the CPU.
+/// Counts calls and forwards them to the CPU.
 #[derive(Debug)]
 struct Counting {
     cpu: Cpu,
@@ -80,7 +80,7 @@ fn all_tensors_of_a_step_reach_the_backend_in_one_call() {
     assert_eq!(params[4][4999], -2e-4);
 }
 
-/// Memory of no device: nobody can follow it.
+/// Device memory that no backend can access.
 #[derive(Debug)]
 struct Elsewhere;
 
@@ -95,7 +95,7 @@ impl DeviceMemory for Elsewhere {
 }
 
 #[test]
-fn the_cpu_refuses_memory_of_a_device_and_changes_nothing() {
+fn cpu_rejects_device_memory_and_changes_nothing() {
     let mut lion = Lion::builder()
         .backend(Cpu::new().unwrap())
         .build()
@@ -117,7 +117,7 @@ fn the_cpu_refuses_memory_of_a_device_and_changes_nothing() {
     assert_eq!(lion.synchronize().unwrap(), []);
 }
 
-/// Holds no numbers; what is allocated here cannot be stepped by the CPU.
+/// A state without data, which the CPU cannot step.
 #[derive(Debug)]
 struct Nothing;
 
@@ -131,11 +131,11 @@ impl State for Nothing {
     }
 
     fn read(&self, _: usize, _: usize, _: &mut [u8]) -> Result<(), BackendError> {
-        Err(BackendError::Other("there is nothing to read".into()))
+        Err(BackendError::Other("the state has no data".into()))
     }
 
     fn write(&mut self, _: usize, _: usize, _: &[u8]) -> Result<(), BackendError> {
-        Err(BackendError::Other("there is nowhere to write".into()))
+        Err(BackendError::Other("the state cannot be written".into()))
     }
 }
 
@@ -198,12 +198,12 @@ fn errors_of_a_backend_name_the_parameter_and_keep_their_source() {
     let error = lion.export_state(odd).unwrap_err();
     assert_eq!(error.to_string(), "parameter `odd`: the backend failed");
     let source = std::error::Error::source(&error).unwrap();
-    assert_eq!(source.to_string(), "there is nothing to read");
+    assert_eq!(source.to_string(), "the state has no data");
 }
 
-/// More memory than an address space has is an error and not an abort.
+/// Requesting more memory than an address space has is an error, not an abort.
 #[test]
-fn memory_that_cannot_be_had_is_an_error() {
+fn failed_allocation_is_an_error() {
     let mut lion = Lion::builder().build().unwrap();
     let spec = ParamSpec::new("vast", usize::MAX / 4, Dtype::F32);
     let error = lion.register(spec).unwrap_err();
@@ -215,7 +215,7 @@ fn memory_that_cannot_be_had_is_an_error() {
     assert_eq!(lion.parameters().len(), 0);
 }
 
-/// Hands the state of each of two parameters to the other one.
+/// Swaps the states of two parameters.
 #[derive(Debug)]
 struct Swapping<B>(B);
 
@@ -245,9 +245,9 @@ impl<B: Backend> Backend for Swapping<B> {
     }
 }
 
-/// A state of another length than its parameter was stepped as far as the shorter one went.
+/// Without this check, a state of another length than its parameter would be stepped up to the shorter length.
 #[test]
-fn states_that_do_not_fit_are_refused_and_nothing_changes() {
+fn states_of_another_length_are_rejected_and_nothing_changes() {
     let sizes = [
         ((600, 8), (344, 8)),
         ((344, 32), (600, 32)),
@@ -259,8 +259,7 @@ fn states_that_do_not_fit_are_refused_and_nothing_changes() {
         }
         for on_non_finite in [OnNonFinite::SkipBlock, OnNonFinite::RejectStep] {
             for ((n, n_bits), (m, m_bits)) in sizes {
-                let Ok(backend) = candidate.open() else {
-                    println!("SKIPPED backend {}", candidate.name);
+                let Some(backend) = candidate.open_or_skip() else {
                     continue;
                 };
                 let builder = Lion::builder().backend(Swapping(backend));

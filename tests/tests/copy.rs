@@ -1,22 +1,18 @@
-//! A copy of an optimizer has the same bits, and goes its own way afterwards.
+//! A clone of an optimizer has the same bits and is independent of its original.
 #![allow(clippy::unwrap_used)]
 
 use lion::{Dtype, Lion, Overrides, ParamSpec, backend::StateRecord};
 use lion_test_support::{FailingWrites, backends};
 
-/// Large enough for states that are paged in pieces.
+/// Large enough that a paged state has several pieces.
 const LEN: usize = 300_000;
 
 #[test]
-fn a_copy_steps_as_its_original_on_every_backend() {
+fn clone_steps_like_its_original_on_every_backend() {
     for candidate in backends() {
         let name = candidate.name;
-        let backend = match candidate.open() {
-            Ok(backend) => backend,
-            Err(error) => {
-                println!("SKIPPED {name}: {error}");
-                continue;
-            }
+        let Some(backend) = candidate.open_or_skip() else {
+            continue;
         };
         let mut lion = Lion::builder().seed(7).backend(backend).build().unwrap();
         lion.add_group(
@@ -65,7 +61,7 @@ fn a_copy_steps_as_its_original_on_every_backend() {
 }
 
 #[test]
-fn a_copy_that_fails_changes_nothing() {
+fn failed_clone_changes_nothing() {
     let cpu = lion::cpu::Cpu::new().unwrap();
     let writes = FailingWrites::once(cpu);
     let mut lion = Lion::builder().backend(writes.clone()).build().unwrap();

@@ -1,4 +1,4 @@
-//! Saves that are cut off: by a kill at any instant, or by a disk that is full.
+//! Interrupted saves: the process is killed at any instant, or the disk is full.
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
@@ -21,7 +21,7 @@ fn optimizer() -> Lion {
     lion
 }
 
-/// A step that leaves another state behind each time.
+/// Runs a step that changes the state each time.
 fn step(lion: &mut Lion) {
     let handles: Vec<_> = lion.parameters().map(|info| info.handle).collect();
     let steps = lion.info(handles[0]).unwrap().steps;
@@ -34,8 +34,8 @@ fn step(lion: &mut Lion) {
         .unwrap();
 }
 
-/// The file holds the state after some step whole: with its own count of steps it is the file that a
-/// run of as many steps saves.
+/// Checks that the file holds the complete state after some step, and returns the number of steps. The file equals the
+/// file that an uninterrupted run of as many steps saves.
 fn steps_of_whole(path: &Path, reference: &mut Lion, folder: &Path) -> u64 {
     let mut lion = optimizer();
     lion.load(path).unwrap();
@@ -53,7 +53,7 @@ fn steps_of_whole(path: &Path, reference: &mut Lion, folder: &Path) -> u64 {
 }
 
 #[test]
-fn a_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint() {
+fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
     let seed = std::env::var("LION_TEST_SEED").map_or_else(
         |_| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
         |seed| seed.parse().unwrap(),
@@ -66,13 +66,13 @@ fn a_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint() {
     reference.save(&path).unwrap();
     let names = || fs::read_dir(folder.path()).unwrap().count();
     for kill in 0..KILLS {
-        let mut saver = child("saver")
+        let mut saver = child("child_saves_until_it_is_killed")
             .env("LION_CRASH", &path)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // The first save is measured, and the kill comes during one of the next.
+        // The duration of the first save is measured. The process is killed during one of the next saves.
         let mut lines = BufReader::new(saver.stdout.take().unwrap()).lines();
         let mut wait_for = |word: &str| {
             let mut lines = lines.by_ref().map(Result::unwrap);
@@ -89,7 +89,7 @@ fn a_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint() {
         std::thread::sleep(instant.saturating_sub(start.elapsed()));
         saver.kill().unwrap();
         saver.wait().unwrap();
-        // Saves of this child before the one it was killed in have removed what others left.
+        // Earlier saves of this child have removed the temporary files of the previous ones.
         match names() {
             1 => whole += 1,
             _ => cut += 1,
@@ -99,7 +99,7 @@ fn a_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint() {
         steps = found;
     }
     println!("{KILLS} kills: {cut} left an unfinished file, {whole} none; {steps} steps saved");
-    // The instants are spread over a save, or this has tested nothing.
+    // The kills must be spread over the whole save, otherwise the test covers nothing.
     assert!(
         cut.min(whole) >= KILLS / 20,
         "{cut} kills while the file was written, {whole} not"
@@ -108,9 +108,9 @@ fn a_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint() {
     assert_eq!(names(), 1, "an unfinished file is left");
 }
 
-/// Goes on where the file left off, and saves after each step, until it is killed.
+/// Resumes from the file and saves after each step until it is killed.
 #[test]
-fn saver() {
+fn child_saves_until_it_is_killed() {
     let Ok(path) = std::env::var("LION_CRASH") else {
         return;
     };
@@ -124,9 +124,9 @@ fn saver() {
     }
 }
 
-/// A file that is being written is no leftover, whoever else saves beside it.
+/// A save must not remove the temporary file of a concurrent save.
 #[test]
-fn saves_of_the_same_file_at_once_leave_one_whole() {
+fn concurrent_saves_of_one_file_leave_one_complete_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     std::thread::scope(|scope| {
@@ -148,7 +148,7 @@ fn saves_of_the_same_file_at_once_leave_one_whole() {
 
 #[cfg(unix)]
 #[test]
-fn a_replaced_file_keeps_its_permissions() {
+fn replaced_file_keeps_its_permissions() {
     use std::os::unix::fs::{PermissionsExt, symlink};
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
@@ -161,7 +161,7 @@ fn a_replaced_file_keeps_its_permissions() {
         lion.save(&path).unwrap();
         assert_eq!(mode(&path), private);
     }
-    // A link is replaced, and has no permissions of its own to keep.
+    // A symbolic link is replaced. It has no permissions to keep.
     let link = folder.path().join("latest.lion");
     symlink(&path, &link).unwrap();
     lion.save(&link).unwrap();
@@ -169,9 +169,9 @@ fn a_replaced_file_keeps_its_permissions() {
     assert_eq!((mode(&link), mode(&path)), (new, 0o440));
 }
 
-/// Root may give files away and others may not; both save over the files of others.
+/// Only root can change the owner of a file. Both root and other users replace files of other owners.
 #[test]
-fn a_replaced_file_keeps_its_owner_or_gives_access_to_no_one_else() {
+fn replaced_file_keeps_its_owner_or_is_readable_only_by_the_saver() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
     use std::os::unix::process::CommandExt;
     const NOBODY: u32 = 65_534;
@@ -194,11 +194,11 @@ fn a_replaced_file_keeps_its_owner_or_gives_access_to_no_one_else() {
         lion.save(&path).unwrap();
         assert_eq!(found(), (1234, 2345, mode));
     }
-    // Nobody may not read the test program where it is.
+    // The user `nobody` cannot read the test program in its folder.
     access(0o644);
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = folder.path().join("program");
-    let test = child("save_once");
+    let test = child("child_saves_once");
     fs::copy(test.get_program(), &program).unwrap();
     let save_as = |group: u32| {
         let mut command = Command::new(&program);
@@ -213,16 +213,16 @@ fn a_replaced_file_keeps_its_owner_or_gives_access_to_no_one_else() {
     assert_eq!(found(), (NOBODY, NOBODY, 0o600));
 }
 
-/// Saves into a file, if there is one to save into.
+/// Saves to the file that the environment names, if any.
 #[test]
-fn save_once() {
+fn child_saves_once() {
     if let Ok(path) = std::env::var("LION_SAVE") {
         optimizer().save(path).unwrap();
     }
 }
 
 #[test]
-fn a_folder_is_not_replaced_by_a_file() {
+fn save_does_not_replace_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     fs::create_dir(&path).unwrap();
@@ -231,13 +231,13 @@ fn a_folder_is_not_replaced_by_a_file() {
         panic!("{result:?}");
     };
     assert_eq!(given, "folder");
-    // Nothing is left beside it.
+    // No temporary file is left.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// Starts the test `full` from a shell that does something before.
+/// Runs the test `child_saves_to_a_full_disk` from a shell that runs `prepare` first.
 fn full_after(shell: &[&str], prepare: &str, folder: &Path) -> std::io::Result<Output> {
-    let test = child("full");
+    let test = child("child_saves_to_a_full_disk");
     let mut command = Command::new(shell[0]);
     command
         .args(&shell[1..])
@@ -255,16 +255,16 @@ fn assert_full(output: &Output) {
 }
 
 #[test]
-fn a_file_that_may_not_grow_leaves_the_old_one() {
-    // A limit on the size of files: writes beyond it fail, once its signal is ignored.
+fn save_beyond_the_file_size_limit_keeps_the_old_file() {
+    // Writes beyond the file size limit fail once its signal is ignored.
     let folder = tempfile::tempdir().unwrap();
     let output = full_after(&["sh"], "trap '' XFSZ && ulimit -f 400", folder.path());
     assert_full(&output.unwrap());
 }
 
 #[test]
-fn a_full_disk_leaves_the_old_file() {
-    // A file system of 600 KiB, which only the child sees.
+fn save_to_a_full_disk_keeps_the_old_file() {
+    // A file system of 600 KiB that is visible to the child only.
     let folder = tempfile::tempdir().unwrap();
     let mount = format!(
         "mount -t tmpfs -o size=600k none '{}'",
@@ -284,9 +284,9 @@ fn a_full_disk_leaves_the_old_file() {
     assert_full(&output.unwrap());
 }
 
-/// Saves a small checkpoint and then a larger one that there is no room for.
+/// Saves a small checkpoint, and then a larger one that does not fit on the disk.
 #[test]
-fn full() {
+fn child_saves_to_a_full_disk() {
     let Ok(folder) = std::env::var("LION_FULL") else {
         return;
     };
@@ -312,6 +312,6 @@ fn full() {
         .unwrap();
     again.load(&path).unwrap();
     assert_eq!(again.info(w).unwrap().steps, 1);
-    // Nothing is left of the save that failed.
+    // The failed save leaves no temporary file.
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
 }

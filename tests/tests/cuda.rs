@@ -74,7 +74,7 @@ fn arrays_of_the_host_are_stepped_when_the_call_returns() {
 }
 
 #[test]
-fn what_queued_steps_skip_is_not_told_by_a_later_step_of_the_host() {
+fn blocks_that_queued_steps_skip_are_not_reported_by_a_later_step_of_host_arrays() {
     let cuda = cuda();
     let mut lion = builder().build().unwrap();
     let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
@@ -184,9 +184,10 @@ fn many_tensors_share_a_launch_that_fits_the_device() {
         let grid = launch["grid"][0].as_u64().unwrap();
         (launch["kernel"] == "lion32_f32_f32" && grid > 2).then_some(grid)
     });
-    // 300 tensors of one run each and eight warps per block of threads would be 38 blocks. The device holds fewer at a time:
-    // it has 4 multiprocessors of 2,048 threads, for 8 blocks of 256 threads each. With the table of registers this kernel has
-    // 76 a thread, allocated by 256 a warp: 80 x 32 of the 16,384 of a quarter of a multiprocessor, so 6 x 4 warps or 3 blocks.
+    // 300 tensors with one tile each, and eight warps per thread block, make 38 thread blocks. Fewer are resident at a time: the
+    // device has 4 multiprocessors of 2,048 threads, which is 8 thread blocks each. With the table of registers, this kernel has
+    // 76 registers per thread, allocated in units of 256 per warp: 80 x 32 of the 16,384 registers of a quarter of a
+    // multiprocessor, which is 6 x 4 warps or 3 thread blocks.
     let limited = std::env::var_os("LION_EMULATED_REGISTERS").is_some();
     let wanted = 4 * if limited { 3 } else { 8 };
     assert_eq!(launches.collect::<Vec<_>>(), [wanted], "{counts}");
@@ -247,16 +248,16 @@ fn states_and_arrays_of_others_are_refused() {
     let error = array.read((&mut [0.0f32; 3][..]).into()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the host's array has 3 elements of f32, wanted 4 of f32"
+        "the array has 3 elements of f32, wanted 4 of f32"
     );
 }
 
 #[test]
-fn a_fault_on_the_device_is_told_by_the_call_that_waits() {
+fn a_fault_on_the_device_is_reported_by_the_call_that_waits() {
     let _driver = cuda();
     if !lion::cuda::is_emulated() {
         println!(
-            "SKIPPED a_fault_on_the_device_is_told_by_the_call_that_waits: \
+            "SKIPPED a_fault_on_the_device_is_reported_by_the_call_that_waits: \
              a fault makes a real device useless to the other tests"
         );
         return;
@@ -288,7 +289,7 @@ fn a_fault_on_the_device_is_told_by_the_call_that_waits() {
     };
     let text = source(&error);
     assert!(
-        text.contains("work that was queued before has failed"),
+        text.contains("work that was queued earlier has failed"),
         "{text}"
     );
     assert!(text.contains("(700)"), "{text}");
@@ -313,7 +314,7 @@ fn again_with_registers_that_limit_occupancy() {
 #[test]
 fn again_with_a_driver_that_does_not_say_that_it_is_emulated() {
     let wanted = [
-        "a_fault_on_the_device_is_told_by_the_call_that_waits",
+        "a_fault_on_the_device_is_reported_by_the_call_that_waits",
         "many_tensors_share_a_launch_that_fits_the_device",
     ];
     assert_eq!(skipped_on_an_anonymous_driver(), wanted);

@@ -1,4 +1,4 @@
-//! What is lent to a step: memory that the device cannot use, and states that do not fit, are refused by name.
+//! Memory that a step borrows: memory that the device cannot access, and states that do not fit, are refused by name.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -32,7 +32,7 @@ fn of_cuda(error: Error) -> CudaError {
     }
 }
 
-/// Steps a parameter of this device by a gradient that is lent, and then by one of its own.
+/// Steps a parameter of this device by a borrowed gradient, and then by a gradient of the device.
 fn step_by(cuda: &Arc<Cuda>, grad: DeviceSlice<'_>) -> Result<(), Error> {
     let builder = Lion::builder().backend(Arc::clone(cuda)).lr(0.25);
     let mut lion = builder.build().unwrap();
@@ -88,7 +88,7 @@ fn a_buffer_of_another_device_is_refused_by_name() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
-    let message = "the gradient of parameter `w` lies in the memory of CUDA device 1, wanted memory of device 0";
+    let message = "the gradient of parameter `w` is in the memory of CUDA device 1, wanted memory of device 0";
     assert!(text.contains(message), "{text}");
 }
 

@@ -23,7 +23,7 @@ const UNHELPFUL: [(&str, &str); 3] = [
     ("LION_EMULATED_STREAM_ORDER", "random"),
 ];
 
-/// Managed memory does not move ahead, so states are in pinned memory.
+/// Managed memory cannot be prefetched, so states are in pinned memory.
 const PINNED: (&str, &str) = ("LION_EMULATED_CONCURRENT_MANAGED", "0");
 
 fn cuda() -> Arc<Cuda> {
@@ -77,9 +77,9 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(cuda: &Arc<Cuda>, backend: Box<dyn Backend>, lengths: &[usize], limit: f64) -> Self {
+    fn new(cuda: &Arc<Cuda>, backend: Box<dyn Backend>, lengths: &[usize], max_unorm: f64) -> Self {
         let mut lion = Lion::builder().backend(backend).lr(0.5).build().unwrap();
-        let overrides = Overrides::new().max_unorm(limit);
+        let overrides = Overrides::new().max_unorm(max_unorm);
         let tensors = lengths.iter().enumerate().map(|(i, &n)| {
             let spec = ParamSpec::new(format!("p{i}"), n, Dtype::F32).overrides(overrides);
             (
@@ -132,7 +132,7 @@ fn both(cuda: &Arc<Cuda>) -> [Box<dyn Backend>; 2] {
     [Box::new(Arc::clone(cuda)), Box::new(AllPaged(paged))]
 }
 
-/// Lengths that make scratch, tables and copies of the host grow from tensor to tensor and step to step.
+/// With these lengths, scratch memory, tables and copies of host arrays grow from tensor to tensor and from step to step.
 const LENGTHS: [usize; 4] = [300, 20_000, 50_000, 90_000];
 
 #[test]
@@ -148,7 +148,7 @@ fn frees_while_work_is_queued() {
         (fixture.params(), fixture.momenta())
     };
     for backend in both(&cuda) {
-        // Scratch that grows within a step.
+        // Scratch memory that grows in a step.
         let mut fixture = Fixture::new(&cuda, backend, &LENGTHS, 1e-3);
         fixture.step().unwrap();
         assert!((fixture.params(), fixture.momenta()) == expected);
@@ -330,7 +330,7 @@ fn bytes_that_leave_unchanged_are_those_of_the_report() {
         digits.parse::<u64>().unwrap()
     };
     // What the emulator counts starts anew when it is asked, so each run asks for one number.
-    let (mut moved, mut told) = (0, 0);
+    let (mut moved, mut reported) = (0, 0);
     for _ in 0..6 {
         let _ = count("page");
         lion.step([update(w, param.slice_mut(0..n), grad.slice(0..n))])
@@ -339,8 +339,11 @@ fn bytes_that_leave_unchanged_are_those_of_the_report() {
         moved += count("evicted_bytes");
         let totals = lion.paging().unwrap().totals;
         assert_eq!(totals.moved.written, totals.moved.evicted);
-        told += totals.moved.written;
+        reported += totals.moved.written;
     }
-    // But for what is on its way at the end.
-    assert!(moved.abs_diff(told) <= PAGE as u64, "{moved} of {told}");
+    // They may differ by the transfers that are queued at the end.
+    assert!(
+        moved.abs_diff(reported) <= PAGE as u64,
+        "{moved} of {reported}"
+    );
 }

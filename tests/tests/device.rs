@@ -1,4 +1,5 @@
-//! What a device says where it cannot be used, in processes of their own: a driver is opened once.
+//! The errors of devices that cannot be used. Each case runs in a separate process, because a driver is opened once
+//! per process.
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::{Cuda, CudaError};
@@ -8,9 +9,9 @@ use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Not a test by itself: what the other tests run with variables set.
+/// Run by other tests in a child process, with environment variables set.
 #[test]
-fn prints_what_it_found() {
+fn child_prints_device_and_backend() {
     match Device::cuda(0) {
         Ok(Device::Cuda(cuda)) => println!("found: {}", cuda.device_name()),
         Ok(other) => println!("found: {other:?}"),
@@ -20,11 +21,11 @@ fn prints_what_it_found() {
     println!("backend: {}", lion.backend().name());
 }
 
-/// What `Device::cuda` says, and the backend of an optimizer on the default device.
+/// Returns the error of `Device::cuda`, and the backend of an optimizer on the default device.
 fn with(driver: &Path, variables: &[(&str, &str)]) -> (String, String) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "prints_what_it_found", "--nocapture"])
+        .args(["--exact", "child_prints_device_and_backend", "--nocapture"])
         .env("LION_CUDA_DRIVER", driver)
         .env("LION_CPU_ISA", "scalar")
         .envs(variables.iter().copied());
@@ -39,7 +40,7 @@ fn with(driver: &Path, variables: &[(&str, &str)]) -> (String, String) {
 }
 
 #[test]
-fn without_a_driver_the_cpu_is_used() {
+fn cpu_is_used_without_a_driver() {
     let (said, backend) = with(Path::new("/nowhere/libcuda.so.1"), &[]);
     let start = "no CUDA driver: `/nowhere/libcuda.so.1` cannot be opened: ";
     assert!(said.starts_with(start), "{said}");
@@ -47,21 +48,21 @@ fn without_a_driver_the_cpu_is_used() {
 }
 
 #[test]
-fn a_driver_without_devices_is_not_used() {
+fn driver_without_devices_is_not_used() {
     let (said, backend) = with(&emulator(), &[("LION_EMULATED_DEVICES", "0")]);
-    assert_eq!(said, "the CUDA driver finds no device");
+    assert_eq!(said, "the CUDA driver has no device");
     assert_eq!(backend, "scalar");
 }
 
 #[test]
-fn a_driver_that_is_too_old_is_not_used() {
+fn driver_that_is_too_old_is_not_used() {
     let (said, backend) = with(&emulator(), &[("LION_EMULATED_DRIVER_VERSION", "10020")]);
-    let wanted = "the CUDA driver is of version 10.2, wanted 11.0 or newer";
+    let wanted = "the CUDA driver supports CUDA 10.2, wanted 11.0 or newer";
     assert_eq!((said.as_str(), backend.as_str()), (wanted, "scalar"));
 }
 
 #[test]
-fn a_device_that_is_too_old_is_not_used() {
+fn device_that_is_too_old_is_not_used() {
     let (said, backend) = with(&emulator(), &[("LION_EMULATED_COMPUTE_CAPABILITY", "6.1")]);
     assert!(
         said.ends_with("has compute capability 6.1, wanted 7.0 or higher"),
@@ -71,20 +72,20 @@ fn a_device_that_is_too_old_is_not_used() {
 }
 
 #[test]
-fn a_device_is_used_where_there_is_one() {
+fn available_device_is_used() {
     let (said, backend) = with(&emulator(), &[]);
     assert!(said.contains("not a GPU"), "{said}");
     assert_eq!(backend, "cuda-emulated");
 }
 
-/// Asks the emulated driver for a failure of its next call of a kind.
+/// Makes the next call of a kind fail in the emulated driver.
 fn fail(point: &CStr, code: u32) {
     type Fail = unsafe extern "C" fn(*const c_char, u32, u32) -> u32;
     // SAFETY: the emulated driver may be opened more than once.
     let library = unsafe { libloading::Library::new(emulator()) }.unwrap();
     // SAFETY: the function takes these arguments; the text ends with NUL.
     unsafe { library.get::<Fail>(b"lionEmulatorFail\0").unwrap()(point.as_ptr(), 0, code) };
-    // It stays open, and with it what was asked for.
+    // The library stays open, so the requested failure remains set.
     std::mem::forget(library);
 }
 
@@ -100,14 +101,14 @@ fn with_two_devices(test: &str) -> String {
     text
 }
 
-/// Whether this is the process that has two devices.
+/// Returns whether this process has two devices.
 fn has_two_devices() -> bool {
     std::env::var_os("LION_EMULATED_DEVICES").is_some()
 }
 
-/// Not a test by itself: what the test below runs.
+/// Run by the next test in a child process.
 #[test]
-fn passes_over_a_device_that_is_busy() {
+fn child_with_a_busy_device() {
     if !has_two_devices() {
         return;
     }
@@ -124,17 +125,17 @@ fn passes_over_a_device_that_is_busy() {
 }
 
 #[test]
-fn the_first_device_that_can_be_used_is_chosen_and_the_others_have_reasons() {
-    let text = with_two_devices("passes_over_a_device_that_is_busy");
+fn auto_chooses_the_first_usable_device_and_gives_reasons_for_the_others() {
+    let text = with_two_devices("child_with_a_busy_device");
     assert!(text.contains("device: 1\n"), "{text}");
     let reason = "refused: CUDA device 0: cuDevicePrimaryCtxRetain failed: \
                   CUDA-capable device(s) is/are busy or unavailable (46)";
     assert!(text.contains(reason), "{text}");
 }
 
-/// Not a test by itself: what the test below runs.
+/// Run by the next test in a child process.
 #[test]
-fn compiles_no_kernels() {
+fn child_whose_kernels_do_not_compile() {
     if !has_two_devices() {
         return;
     }
@@ -147,8 +148,8 @@ fn compiles_no_kernels() {
 }
 
 #[test]
-fn kernels_that_do_not_compile_are_told_with_the_compilers_log() {
-    let text = with_two_devices("compiles_no_kernels");
+fn kernel_compile_error_contains_the_compiler_log() {
+    let text = with_two_devices("child_whose_kernels_do_not_compile");
     assert!(
         text.contains("code: 218, log: a failure was asked for"),
         "{text}"
@@ -156,9 +157,9 @@ fn kernels_that_do_not_compile_are_told_with_the_compilers_log() {
 }
 
 #[test]
-fn without_a_driver_there_is_one_reason() {
+fn auto_gives_one_reason_without_a_driver() {
     // No driver is opened: this process may have one already.
-    let output = child("prints_why_nothing_was_chosen")
+    let output = child("child_prints_reasons_of_auto")
         .env("LION_CUDA_DRIVER", "/nowhere/libcuda.so.1")
         .output();
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
@@ -167,20 +168,20 @@ fn without_a_driver_there_is_one_reason() {
     assert!(text.contains(reason), "{text}");
 }
 
-/// Not a test by itself: what the test above runs.
+/// Run by the previous test in a child process.
 #[test]
-fn prints_why_nothing_was_chosen() {
+fn child_prints_reasons_of_auto() {
     let (_, refused) = Device::auto_with_reasons();
     refused
         .iter()
         .for_each(|device| println!("reason: {device}"));
 }
 
-/// A program with CUDA in it starts where there is no driver: the driver is not among the libraries that it
-/// needs to start.
+/// A program with the feature `cuda` starts on a machine without a driver: the driver is not among the libraries that
+/// it needs to start.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_program_with_cuda_needs_no_driver_to_start() {
+fn program_with_cuda_starts_without_a_driver() {
     let program = std::env::current_exe().unwrap();
     let output = match Command::new("ldd").arg(&program).output() {
         Ok(output) => output,

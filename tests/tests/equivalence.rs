@@ -1,5 +1,5 @@
-//! What must not change a bit: the order of parameters, splitting a step, the number of threads, where
-//! a slice starts. For every backend by name.
+//! The order of parameters, splitting a step, the number of threads and the alignment of a slice do not change bits.
+//! Tested on every backend by name.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::{Cpu, Isa};
@@ -9,12 +9,12 @@ use lion::{
     tensor::SliceMut,
     update,
 };
-use lion_test_support::{Model, Rng, Snapshot, Tensor, backends, compare_params, property};
+use lion_test_support::{Model, Rng, Snapshot, Tensor, backends, compare_params, cpus, property};
 use std::sync::Arc;
 
 const STEPS: usize = 3;
 
-/// Runs a model made from `seed` for some steps. `split` steps the parameters in so many calls.
+/// Runs a model generated from `seed` for some steps. Each step is divided into `split` calls.
 fn run(seed: u64, backend: impl Backend + 'static, permute: bool, split: usize) -> Snapshot {
     let mut rng = Rng::new(seed);
     let mut model = Model::random(&mut rng, 12, 3000);
@@ -36,15 +36,9 @@ fn run(seed: u64, backend: impl Backend + 'static, permute: bool, split: usize) 
     model.snapshot(&lion).unwrap()
 }
 
-/// The backends of this machine.
+/// Returns the backends of this machine.
 fn available() -> Vec<Box<dyn Backend>> {
-    let open = backends().into_iter().filter_map(|candidate| {
-        let opened = candidate.open();
-        if let Err(reason) = &opened {
-            println!("SKIPPED backend {}: {reason}", candidate.name);
-        }
-        opened.ok()
-    });
+    let open = backends().into_iter().filter_map(|b| b.open_or_skip());
     open.collect()
 }
 
@@ -53,7 +47,7 @@ fn scalar() -> Cpu {
 }
 
 #[test]
-fn order_and_splitting_change_no_bit() {
+fn order_and_splitting_of_a_step_do_not_change_bits() {
     property("order and splitting change no bit", |seed: u64| {
         let expected = run(seed, scalar(), false, 1);
         available()
@@ -63,9 +57,9 @@ fn order_and_splitting_change_no_bit() {
     });
 }
 
-/// Large enough that every tensor is split between threads, in the norm of `max_unorm` too.
+/// Large enough that every tensor is split between threads, for the norm of `max_unorm` as well.
 #[test]
-fn the_number_of_threads_changes_no_bit() {
+fn number_of_threads_does_not_change_bits() {
     let run = |backend: Cpu| {
         let mut rng = Rng::new(11);
         let mut model = Model::random(&mut rng, 3, 10);
@@ -92,11 +86,7 @@ fn the_number_of_threads_changes_no_bit() {
         }
         model.snapshot(&lion).unwrap()
     };
-    for isa in Isa::ALL {
-        let Ok(cpu) = Cpu::with_isa(*isa) else {
-            println!("SKIPPED backend {isa}");
-            continue;
-        };
+    for (isa, cpu) in cpus() {
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             run(cpu.clone().pool(Arc::new(pool.unwrap())))
@@ -108,9 +98,9 @@ fn the_number_of_threads_changes_no_bit() {
     }
 }
 
-/// Lengths around a block, at offsets that differ from one to the next, in all nine pairs of types.
+/// Lengths around the block size, at varying offsets, for all nine pairs of types.
 #[test]
-fn lengths_change_no_bit() {
+fn all_lengths_match_the_scalar_kernel() {
     let lengths = [
         0, 1, 2, 7, 8, 15, 16, 31, 33, 63, 65, 255, 256, 257, 511, 513, 1030,
     ];
@@ -126,9 +116,9 @@ fn lengths_change_no_bit() {
     }
 }
 
-/// Whole blocks at every offset from a vector register, for types of either size.
+/// Whole blocks at every misalignment with respect to a vector register, for types of both sizes.
 #[test]
-fn misaligned_starts_change_no_bit() {
+fn misaligned_slices_match_the_scalar_kernel() {
     let pairs = [
         (Dtype::F32, Dtype::F32),
         (Dtype::Bf16, Dtype::F32),
@@ -144,7 +134,8 @@ fn misaligned_starts_change_no_bit() {
     }
 }
 
-/// Two steps with either state, plain and with all options, against the scalar kernel on an aligned copy.
+/// Compares two steps with both kinds of state, with default and with all options, with the scalar kernel on aligned
+/// copies.
 fn same_as_scalar(backend: &Arc<dyn Backend>, dtypes: (Dtype, Dtype), n: usize, offset: usize) {
     let plain = Overrides::new().min_8bit_size(0);
     let drawn = plain
@@ -162,7 +153,7 @@ fn same_as_scalar(backend: &Arc<dyn Backend>, dtypes: (Dtype, Dtype), n: usize, 
     }
 }
 
-/// Two steps of one parameter whose slices start `offset` elements into an allocation.
+/// Runs two steps of one parameter whose slices start `offset` elements into an allocation.
 fn step_at(
     backend: Arc<dyn Backend>,
     (pdt, gdt): (Dtype, Dtype),

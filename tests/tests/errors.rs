@@ -1,5 +1,5 @@
-//! Every misuse is a typed error that names the parameter, says what was given and what was wanted,
-//! and leaves everything as it was.
+//! Every misuse returns a typed error that names the parameter, the given and the wanted value,
+//! and has no effect.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -39,14 +39,14 @@ impl Fixture {
         fixture
     }
 
-    /// Everything that a failed call must leave as it was.
+    /// Returns everything that a failed call must not change.
     fn all(&self) -> String {
         let records = [self.a, self.b].map(|h| self.lion.export_state(h).unwrap());
         let infos: Vec<_> = self.lion.parameters().collect();
         format!("{records:?} {infos:?} {:?} {:?}", self.pa, self.pb)
     }
 
-    /// Steps `a` rightly and then `second`, which must fail with `message` and change nothing.
+    /// Steps a valid update of `a` together with `second`. The step must fail with `message` and change nothing.
     fn fails(&mut self, second: Update<'_>, message: &str) {
         let before = self.all();
         let g = [1.0f32; 4];
@@ -58,7 +58,7 @@ impl Fixture {
 }
 
 #[test]
-fn a_step_that_cannot_be_changes_nothing() {
+fn invalid_step_changes_nothing() {
     let mut fixture = Fixture::new();
     let (a, b) = (fixture.a, fixture.b);
     let g = [1.0f32; 4];
@@ -93,14 +93,14 @@ fn a_step_that_cannot_be_changes_nothing() {
         assert!(fixture.lion.info(handle).is_err());
     }
 
-    // All of it is right at last: the fixture still steps.
+    // A valid step still succeeds.
     let Fixture { lion, pa, pb, .. } = &mut fixture;
     lion.step([update(a, pa, &g), update(b, pb, &g)]).unwrap();
     assert_eq!((fixture.pa[0], fixture.pb[0]), (0.0, 1.0));
 }
 
 #[test]
-fn arguments_of_a_step_are_checked() {
+fn step_rejects_invalid_arguments() {
     let mut fixture = Fixture::new();
     let before = fixture.all();
     for (args, message) in [
@@ -133,7 +133,7 @@ fn arguments_of_a_step_are_checked() {
 }
 
 #[test]
-fn hyper_parameters_are_refused_where_they_are_set() {
+fn invalid_hyper_parameters_are_rejected_when_they_are_set() {
     let nan = f64::NAN;
     let inf = f64::INFINITY;
     let set = Overrides::new;
@@ -193,7 +193,7 @@ fn hyper_parameters_are_refused_where_they_are_set() {
 }
 
 #[test]
-fn names_are_checked() {
+fn invalid_names_are_rejected() {
     let mut fixture = Fixture::new();
     let before = fixture.all();
     let lion = &mut fixture.lion;
@@ -230,7 +230,7 @@ fn names_are_checked() {
 }
 
 #[test]
-fn the_width_of_an_existing_state_is_fixed() {
+fn width_of_an_existing_state_cannot_change() {
     let mut lion = Lion::builder().lr(0.5).build().unwrap();
     lion.add_group("group", Overrides::new()).unwrap();
     let spec = ParamSpec::new("w", 5000, Dtype::F32).group("group");
@@ -248,14 +248,14 @@ fn the_width_of_an_existing_state_is_fixed() {
         );
     }
     assert_eq!(lion.info(w).unwrap().hyper, before);
-    // What was refused left no trace that a later change would bring out.
+    // The rejected settings have no effect on a later change.
     lion.configure(Overrides::new().weight_decay(0.1)).unwrap();
     let hyper = lion.info(w).unwrap().hyper;
     assert_eq!((hyper.lr, hyper.weight_decay), (0.5, 0.1));
 }
 
 #[test]
-fn a_decay_beyond_f32_is_refused_before_anything_changes() {
+fn step_rejects_a_decay_beyond_f32_and_changes_nothing() {
     let mut fixture = Fixture::new();
     fixture
         .lion
@@ -281,7 +281,7 @@ fn a_decay_beyond_f32_is_refused_before_anything_changes() {
 }
 
 #[test]
-fn records_that_do_not_fit_are_refused() {
+fn import_rejects_records_that_do_not_match() {
     let mut lion = Lion::builder().build().unwrap();
     let eight = Overrides::new().optim_bits(8).min_8bit_size(0);
     let spec = ParamSpec::new("w", 300, Dtype::F32).overrides(eight);
@@ -307,11 +307,11 @@ fn records_that_do_not_fit_are_refused() {
         ),
         (
             blockwise(300, &[1.0, f32::NAN]),
-            "state absmax: the record has others, wanted finite numbers, and none below 0 in absmax",
+            "state absmax: the record has other values, wanted finite values, and no negative absmax",
         ),
         (
             blockwise(300, &[1.0, -1.0]),
-            "state absmax: the record has others, wanted finite numbers, and none below 0 in absmax",
+            "state absmax: the record has other values, wanted finite values, and no negative absmax",
         ),
     ] {
         let record = StateRecord::new(3, planes).seed(4).order(None);
@@ -333,9 +333,9 @@ fn records_that_do_not_fit_are_refused() {
     assert_eq!(lion.export_state(w).unwrap(), before);
 }
 
-/// A schedule may end with a learning rate that is 0 in `f32`, or is 0.
+/// A schedule may end with a learning rate of 0, or one that is 0 in `f32`.
 #[test]
-fn what_f32_rounds_to_0_is_accepted_where_its_meaning_stays() {
+fn values_that_f32_rounds_to_0_are_accepted_where_0_is_valid() {
     let mut fixture = Fixture::new();
     let (lion, a, p) = (&mut fixture.lion, fixture.a, &mut fixture.pa);
     let g = [1.0f32; 4];
@@ -352,13 +352,13 @@ fn what_f32_rounds_to_0_is_accepted_where_its_meaning_stays() {
 }
 
 #[test]
-fn products_beyond_f32_are_refused_where_they_are_set() {
+fn products_beyond_f32_are_rejected_when_they_are_set() {
     let mut fixture = Fixture::new();
     let before = fixture.all();
     let decay = Overrides::new().lr(1e38).weight_decay(1e38);
     let rate = Overrides::new().lr(1e30).lr_multiplier(1e30);
     let Fixture { lion, a, .. } = &mut fixture;
-    lion.add_group("huge", decay).unwrap(); // nobody is in it
+    lion.add_group("huge", decay).unwrap(); // without members
     let grouped = ParamSpec::new("c", 4, Dtype::F32).group("huge");
     for (overrides, name) in [
         (decay, "1 - lr * weight_decay"),
@@ -378,13 +378,13 @@ fn products_beyond_f32_are_refused_where_they_are_set() {
     }
     lion.register(grouped).unwrap_err();
     assert_eq!(fixture.all(), before);
-    // Nothing is left of them: a step goes on.
+    // None of them is set: a step succeeds.
     let Fixture { lion, a, pa, .. } = &mut fixture;
     lion.step([(*a, pa, &[1.0f32; 4])]).unwrap();
 }
 
 #[test]
-fn only_bf16_parameters_are_rounded_stochastically() {
+fn stochastic_param_is_rejected_for_f16() {
     let message = "parameter `h`: stochastic_param is set, but the element type is f16; \
                    only bf16 parameters are rounded stochastically";
     let on = Overrides::new().stochastic_param(true);
@@ -412,7 +412,7 @@ fn only_bf16_parameters_are_rounded_stochastically() {
 }
 
 #[test]
-fn an_order_with_gaps_is_refused() {
+fn memory_order_with_gaps_is_rejected() {
     let mut fixture = Fixture::new();
     let before = fixture.all();
     let good = fixture.lion.export_state(fixture.a).unwrap();
@@ -435,12 +435,12 @@ fn an_order_with_gaps_is_refused() {
         let error = fixture.lion.import_state(fixture.a, &record).unwrap_err();
         let message = error.to_string();
         assert!(
-            message.contains("wanted an order of 4 elements without gaps"),
+            message.contains("wanted a contiguous order of 4 elements"),
             "{message}"
         );
         assert_eq!(fixture.all(), before);
 
-        // Nor does a first step leave one behind.
+        // A failed first step does not store the memory order.
         let c = fixture.lion.handle("c").unwrap_or_else(|_| {
             let spec = ParamSpec::new("c", 4, Dtype::F32);
             fixture.lion.register(spec).unwrap()
@@ -461,9 +461,9 @@ fn an_order_with_gaps_is_refused() {
     fixture.lion.import_state(fixture.a, &record).unwrap();
 }
 
-/// Options that would drop one another without a word.
+/// Without the error, the later option would silently replace the earlier one.
 #[test]
-fn a_backend_excludes_a_device_and_paging() {
+fn builder_rejects_a_backend_beside_a_device_or_paging() {
     let cpu = || Cpu::new().unwrap();
     let paging = || Paging::in_folder("/no/such/folder").budget(1 << 20);
     let paged = "`backend` and `paging` are both set: \

@@ -1,4 +1,4 @@
-//! Backends that fail: what they return is checked, and what they leave half done is known.
+//! Backends that fail: their results are checked, and partly written states are reported.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -15,11 +15,11 @@ use lion_test_support::FailingWrites;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Allocates states of another length or width than it is asked for.
+/// Allocates states of another length or width than requested.
 #[derive(Debug)]
 struct Wrong {
     cpu: Cpu,
-    /// 0: as asked for; 1: fewer elements; 2: the other width.
+    /// 0: as requested; 1: fewer elements; 2: the other width.
     how: Arc<AtomicUsize>,
 }
 
@@ -48,7 +48,7 @@ impl Backend for Wrong {
 }
 
 #[test]
-fn a_state_of_another_length_or_width_is_refused_at_registration() {
+fn registration_rejects_a_state_of_another_length_or_width() {
     let how = Arc::new(AtomicUsize::new(0));
     let cpu = Cpu::new().unwrap();
     let backend = Wrong {
@@ -78,7 +78,7 @@ fn a_state_of_another_length_or_width_is_refused_at_registration() {
     lion.register(spec()).unwrap();
 }
 
-/// Steps, and then says that it failed; or fails at once and says that nothing has changed.
+/// Steps and then returns an error, or returns an error at once that says that nothing has changed.
 #[derive(Debug)]
 struct Late {
     cpu: Cpu,
@@ -127,7 +127,7 @@ fn zero_momentum(lion: &Lion, w: Handle) -> bool {
 }
 
 #[test]
-fn a_first_step_that_fails_late_leaves_the_order_of_its_momentum() {
+fn failed_first_step_keeps_the_memory_order_of_its_momentum() {
     let cpu = Cpu::new().unwrap();
     let backend = Late { cpu, begins: true };
     let mut lion = Lion::builder().backend(backend).build().unwrap();
@@ -136,7 +136,7 @@ fn a_first_step_that_fails_late_leaves_the_order_of_its_momentum() {
     let error = lion.step([ordered(w, &mut p, &g, false)]).unwrap_err();
     assert!(matches!(&error, Error::Backend { source, .. } if source.has_begun()));
     assert!(!zero_momentum(&lion, w));
-    // The momentum is row-major: elements in another order would be stepped by those of others.
+    // The momentum is row-major: elements in another order would be stepped with the momenta of other elements.
     let error = lion.step([ordered(w, &mut p, &g, true)]).unwrap_err();
     assert!(matches!(error, Error::OrderMismatch { .. }), "{error}");
     assert_eq!(lion.info(w).unwrap().steps, 0);
@@ -144,7 +144,7 @@ fn a_first_step_that_fails_late_leaves_the_order_of_its_momentum() {
 }
 
 #[test]
-fn a_step_that_has_not_begun_leaves_no_trace() {
+fn failed_step_that_has_not_begun_changes_nothing() {
     let cpu = Cpu::new().unwrap();
     let backend = Late { cpu, begins: false };
     let mut lion = Lion::builder().backend(backend).build().unwrap();
@@ -162,7 +162,7 @@ fn a_step_that_has_not_begun_leaves_no_trace() {
     assert!(restore_is_fresh(&mut lion, w));
 }
 
-/// Memory of no device.
+/// Device memory that no backend can access.
 #[derive(Debug)]
 struct Elsewhere;
 
@@ -193,7 +193,7 @@ fn restore_is_fresh(lion: &mut Lion, w: Handle) -> bool {
 }
 
 #[test]
-fn a_step_refused_for_the_place_of_an_array_leaves_states_fresh() {
+fn step_rejected_for_device_memory_leaves_states_fresh() {
     let builder = Lion::builder().backend(Cpu::new().unwrap());
     let mut lion = builder.build().unwrap();
     let w = lion.register(ParamSpec::new("w", 6, Dtype::F32)).unwrap();
@@ -201,7 +201,7 @@ fn a_step_refused_for_the_place_of_an_array_leaves_states_fresh() {
     let far = DeviceSlice::new(Arc::new(Elsewhere));
     lion.step([update(w, &mut p, far)]).unwrap_err();
     assert!(restore_is_fresh(&mut lion, w));
-    // A load that fails is undone.
+    // A failed load is rolled back.
     let mut restore = lion.restore(None, vec![record(w)]).unwrap();
     restore.state(0).write(0, 0, &1f32.to_le_bytes()).unwrap();
     restore.abandon().unwrap();
@@ -209,7 +209,7 @@ fn a_step_refused_for_the_place_of_an_array_leaves_states_fresh() {
     lion.step([ordered(w, &mut p, &g, true)]).unwrap();
 }
 
-/// An optimizer with one 8-bit parameter and another one, and what lets one write fail.
+/// Returns an optimizer with an 8-bit parameter and another one, and the switch that makes a write fail.
 fn broken() -> (Lion, Handle, Handle, FailingWrites) {
     let writes = FailingWrites::once(Cpu::new().unwrap());
     let builder = Lion::builder().optim_bits(8).min_8bit_size(0);
@@ -233,7 +233,7 @@ fn filled(code: u8) -> StateRecord {
 }
 
 #[test]
-fn an_import_that_fails_half_way_into_a_fresh_state_is_undone() {
+fn failed_import_into_a_fresh_state_is_undone() {
     let (mut lion, w, _, writes) = broken();
     let before = lion.export_state(w).unwrap();
     writes.set(1); // codes are written, absmax is not
@@ -249,7 +249,7 @@ fn damaged(error: &Error, names: &[&str]) {
 }
 
 #[test]
-fn an_import_that_fails_half_way_into_a_used_state_stops_the_optimizer() {
+fn failed_import_into_a_used_state_marks_it_damaged() {
     let (mut lion, w, v, writes) = broken();
     lion.import_state(w, &filled(9)).unwrap();
     writes.set(1);
@@ -260,7 +260,7 @@ fn an_import_that_fails_half_way_into_a_used_state_stops_the_optimizer() {
         "the states of these parameters are partly overwritten: `w`: the backend failed"
     );
     let source = std::error::Error::source(&error).unwrap();
-    assert_eq!(source.to_string(), "it cannot be written");
+    assert_eq!(source.to_string(), "the write fails");
 
     assert!(lion.info(w).unwrap().damaged && !lion.info(v).unwrap().damaged);
     damaged(&lion.export_state(w).unwrap_err(), &["w"]);
@@ -271,13 +271,13 @@ fn an_import_that_fails_half_way_into_a_used_state_stops_the_optimizer() {
     damaged(&error, &["w"]);
     assert_eq!(lion.info(w).unwrap().steps, 3);
 
-    // What writes the state whole mends it.
+    // Writing the complete state repairs it.
     lion.import_state(w, &filled(8)).unwrap();
     lion.step([(w, &mut p, &g)]).unwrap();
     assert_eq!(lion.export_state(w).unwrap().planes, filled(8).planes);
 }
 
-/// Writes a part of the states of two parameters and drops the change, by the call or by nothing.
+/// Writes a part of the states of two parameters, and then calls `abandon` or only drops the `Restore`.
 fn drop_a_change(lion: &mut Lion, handles: [Handle; 2], abandon: bool) -> Result<(), Error> {
     let records = handles.map(record).to_vec();
     let mut restore = lion.restore(None, records).unwrap();
@@ -287,7 +287,7 @@ fn drop_a_change(lion: &mut Lion, handles: [Handle; 2], abandon: bool) -> Result
 }
 
 #[test]
-fn a_change_that_is_dropped_is_abandoned() {
+fn dropped_restore_is_abandoned() {
     for abandon in [false, true] {
         let (mut lion, w, v, _) = broken();
         let before = [w, v].map(|h| lion.export_state(h).unwrap());
@@ -295,7 +295,7 @@ fn a_change_that_is_dropped_is_abandoned() {
         assert_eq!([w, v].map(|h| lion.export_state(h).unwrap()), before);
         assert!(restore_is_fresh(&mut lion, w));
 
-        // `w` is used now: it cannot be had back, and `v` can.
+        // The old state of `w` was used and is lost; `v` was fresh and is zeroed again.
         lion.import_state(w, &filled(9)).unwrap();
         let result = drop_a_change(&mut lion, [w, v], abandon);
         if abandon {
@@ -306,7 +306,7 @@ fn a_change_that_is_dropped_is_abandoned() {
         let (mut p, g) = ([0.0f32; 300], [1.0f32; 300]);
         damaged(&lion.step([(w, &mut p, &g)]).unwrap_err(), &["w"]);
 
-        // A change that goes through mends it.
+        // A successful restore repairs it.
         let mut restore = lion.restore(None, vec![record(w)]).unwrap();
         restore.state(0).import(&filled(5).planes).unwrap();
         restore.commit();
@@ -315,9 +315,9 @@ fn a_change_that_is_dropped_is_abandoned() {
     }
 }
 
-/// A change that neither goes through nor is dropped, as by `mem::forget`.
+/// A restore that is neither finished nor dropped, as by `mem::forget`.
 #[test]
-fn a_change_that_is_forgotten_stops_the_optimizer() {
+fn forgotten_restore_marks_the_states_damaged() {
     let (mut lion, w, _, _) = broken();
     let mut restore = lion.restore(None, vec![record(w)]).unwrap();
     restore.state(0).write(0, 7, &[1]).unwrap();

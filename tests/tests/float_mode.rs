@@ -1,16 +1,15 @@
-//! The floating-point mode of the calling thread changes no bit: hosts in other languages flush subnormal
-//! numbers to zero, or round otherwise. For every instruction set by name, and for CUDA.
+//! The floating-point mode of the calling thread does not change bits. Programs in other languages may flush subnormal
+//! numbers to zero or set another rounding mode. Tested for every instruction set by name, and for CUDA.
 #![allow(clippy::unwrap_used)]
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
 use lion::arithmetic::philox::PhiloxKey;
-use lion::cpu::{Cpu, Isa};
 use lion::{
     Dtype, Error, Lion, OnNonFinite, Overrides, ParamSpec, StepArgs,
     backend::{Backend, Planes, StateRecord},
     update,
 };
-use lion_test_support::{Rng, Tensor, cuda};
+use lion_test_support::{Rng, Tensor, cpus, cuda};
 use std::sync::Arc;
 
 #[cfg(target_arch = "x86_64")]
@@ -21,7 +20,7 @@ mod register {
     pub(crate) const FLUSH: u64 = 0x8040;
     pub(crate) const TOWARD_ZERO: u64 = 0x6000;
 
-    /// What says how a thread computes, without the flags of what has happened.
+    /// Returns the control bits of the mode, without the exception flags.
     pub(crate) fn read() -> u64 {
         let mut word = 0u32;
         // SAFETY: stores MXCSR into `word`.
@@ -31,8 +30,8 @@ mod register {
 
     pub(crate) fn write(word: u64) {
         let word = word as u32;
-        // SAFETY: sets bits that every processor has. What runs until they are put back is what a host in
-        // another language would call.
+        // SAFETY: sets bits that every processor has. A caller in another language could run the same code in
+        // this mode until the bits are restored.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack)) };
     }
 }
@@ -45,7 +44,7 @@ mod register {
     pub(crate) const FLUSH: u64 = 1 << 24;
     pub(crate) const TOWARD_ZERO: u64 = 3 << 22;
 
-    /// What says how a thread computes.
+    /// Returns the control bits of the mode.
     pub(crate) fn read() -> u64 {
         let word;
         // SAFETY: reads a register.
@@ -54,8 +53,8 @@ mod register {
     }
 
     pub(crate) fn write(word: u64) {
-        // SAFETY: sets bits that every processor has. What runs until they are put back is what a host in
-        // another language would call.
+        // SAFETY: sets bits that every processor has. A caller in another language could run the same code in
+        // this mode until the bits are restored.
         unsafe { asm!("msr fpcr, {}", in(reg) word, options(nostack)) };
     }
 }
@@ -66,7 +65,7 @@ const MODES: [u64; 3] = [
     register::FLUSH | register::TOWARD_ZERO,
 ];
 
-/// What `call` returns on a thread in this mode, which it must leave as it was.
+/// Returns the result of `call` on a thread in this mode. `call` must restore the mode.
 fn in_mode<R>(mode: u64, call: impl FnOnce() -> R) -> R {
     #[inline(never)]
     fn without_inlining<R>(call: impl FnOnce() -> R) -> R {
@@ -78,13 +77,13 @@ fn in_mode<R>(mode: u64, call: impl FnOnce() -> R) -> R {
     let result = without_inlining(call);
     let after = register::read();
     register::write(before);
-    assert_eq!(after, before | mode, "the mode is not put back");
+    assert_eq!(after, before | mode, "the mode is not restored");
     result
 }
 
-/// The mode does what it says, so that the tests here can fail.
+/// The modes have an effect, so that the other tests here can fail.
 #[test]
-fn the_modes_change_what_a_thread_computes() {
+fn modes_change_the_results_of_a_thread() {
     let [tiny, third] = [f32::MIN_POSITIVE, 3.0].map(std::hint::black_box);
     let halved = |mode| in_mode(mode, || std::hint::black_box(tiny) * 0.5);
     let divided = |mode| in_mode(mode, || (-2.0 / std::hint::black_box(third)).to_bits());
@@ -92,19 +91,7 @@ fn the_modes_change_what_a_thread_computes() {
     assert_eq!(divided(0) - 1, divided(register::TOWARD_ZERO));
 }
 
-/// The kernels of this CPU, with their names.
-fn kernels() -> Vec<(Isa, Cpu)> {
-    let kernels = Isa::ALL.iter().filter_map(|&isa| {
-        let kernel = Cpu::with_isa(isa);
-        if let Err(reason) = &kernel {
-            println!("SKIPPED {isa}: {reason}");
-        }
-        Some((isa, kernel.ok()?))
-    });
-    kernels.collect()
-}
-
-/// `n` numbers, many of them subnormal.
+/// Returns `n` numbers, many of them subnormal.
 fn tiny(rng: &mut Rng, n: usize) -> Vec<f32> {
     let mut numbers = rng.spread(n, 8.0);
     for block in numbers.chunks_mut(256).step_by(2) {
@@ -128,11 +115,11 @@ impl Case {
         let mut rng = Rng::new(n as u64);
         let mut values = tiny(&mut rng, n);
         if overrides.max_unorm.is_some() {
-            // A norm of which a thread that reads subnormal numbers as zero sees nothing.
+            // The norm is 0 for a thread that reads subnormal numbers as zero.
             values.fill(f32::MIN_POSITIVE / 8.0);
         }
         let mut gradient = tiny(&mut rng, n);
-        // Times the scale it is infinite, or the largest number where it is rounded toward zero.
+        // The product with the scale is infinite, or the largest number if rounded toward zero.
         gradient[n / 2] = f32::MAX;
         let m = tiny(&mut rng, n);
         let planes = if overrides.optim_bits == Some(8) {
@@ -150,7 +137,7 @@ impl Case {
         }
     }
 
-    /// All bits after two steps, and how many blocks the second one skipped or was refused for.
+    /// Returns all bits after two steps, and how many blocks the second one skipped or was rejected for.
     fn run(
         &self,
         backend: impl Backend + 'static,
@@ -162,7 +149,7 @@ impl Case {
             builder = builder.on_non_finite(OnNonFinite::RejectStep);
         }
         let mut lion = builder.build().unwrap();
-        // Products that have to be rounded.
+        // Products that are inexact.
         lion.add_group("group", Overrides::new().lr_multiplier(0.7))
             .unwrap();
         let spec = ParamSpec::new("w", n, self.param.dtype()).group("group");
@@ -186,7 +173,7 @@ impl Case {
 }
 
 #[test]
-fn a_step_returns_the_same_bits_in_any_mode() {
+fn step_returns_the_same_bits_in_any_mode() {
     let plain = Overrides::new();
     let drawn = plain.stochastic_state(true).skip_zeros(true);
     let cases = [
@@ -199,7 +186,7 @@ fn a_step_returns_the_same_bits_in_any_mode() {
         ),
         ((Dtype::F16, Dtype::Bf16), plain.max_unorm(0.3), true),
     ];
-    for (isa, cpu) in kernels() {
+    for (isa, cpu) in cpus() {
         for (dtypes, overrides, reject) in cases {
             for bits in [8, 32] {
                 let case = Case::new(3001, dtypes, overrides.optim_bits(bits));
@@ -217,12 +204,12 @@ fn a_step_returns_the_same_bits_in_any_mode() {
     }
 }
 
-/// A step that is shared with threads that have the mode.
+/// A step on several threads that all have the mode.
 #[test]
 fn helper_threads_return_the_same_bits_in_any_mode() {
     let overrides = Overrides::new().max_unorm(0.01).optim_bits(8);
     let case = Case::new(1_000_001, (Dtype::F32, Dtype::F32), overrides);
-    for (isa, cpu) in kernels() {
+    for (isa, cpu) in cpus() {
         let expected = case.run(cpu.clone(), false);
         assert_eq!(expected.2, Ok(1));
         for mode in MODES {
@@ -239,16 +226,17 @@ fn helper_threads_return_the_same_bits_in_any_mode() {
     }
 }
 
-/// The CUDA driver's device, or the emulated one: the constants of a step are computed on the caller's thread.
+/// Runs on the device of the CUDA driver or on the emulated one. The constants of a step are computed on the calling
+/// thread.
 #[test]
-fn a_step_on_a_device_returns_the_same_bits_in_any_mode() {
+fn step_on_a_device_returns_the_same_bits_in_any_mode() {
     let cuda = cuda().unwrap();
     let plain = Overrides::new();
     let cases = [
         // A learning rate that is subnormal in f32.
         (plain.lr(1e-38), false),
         (plain.max_unorm(0.01).lr(1e-38), false),
-        // Constants that have to be rounded.
+        // Constants that are inexact.
         (plain.skip_zeros(true), false),
         (plain, true),
     ];
@@ -269,9 +257,9 @@ fn a_step_on_a_device_returns_the_same_bits_in_any_mode() {
     }
 }
 
-/// A step that is queued, and runs when a thread with the mode waits for it.
+/// A queued step that runs when a thread with the mode waits for it.
 #[test]
-fn a_step_of_device_memory_returns_the_same_bits_in_any_mode() {
+fn step_of_device_memory_returns_the_same_bits_in_any_mode() {
     let (cuda, n) = (cuda().unwrap(), 3001);
     let mut rng = Rng::new(4);
     let (values, gradient) = (tiny(&mut rng, n), tiny(&mut rng, n));
@@ -301,7 +289,7 @@ fn a_step_of_device_memory_returns_the_same_bits_in_any_mode() {
 }
 
 #[test]
-fn the_norm_of_gradients_has_the_same_bits_in_any_mode() {
+fn norm_of_gradients_has_the_same_bits_in_any_mode() {
     let gradient = vec![f32::MIN_POSITIVE / 8.0; 1001];
     let cuda = cuda().unwrap();
     let on_device = cuda.array(&gradient[..]).unwrap();
@@ -318,7 +306,7 @@ fn the_norm_of_gradients_has_the_same_bits_in_any_mode() {
     };
     let mut backends: Vec<(Arc<dyn Backend>, bool)> =
         vec![(cuda.clone(), false), (cuda.clone(), true)];
-    for (_, cpu) in kernels() {
+    for (_, cpu) in cpus() {
         backends.push((Arc::new(cpu), false));
     }
     for (backend, device) in backends {
@@ -331,9 +319,9 @@ fn the_norm_of_gradients_has_the_same_bits_in_any_mode() {
     }
 }
 
-/// What a step would round to 1 or to infinity is refused, however the thread rounds that sets it.
+/// Values that a step would round to 1 or to infinity are rejected in any rounding mode of the calling thread.
 #[test]
-fn hyper_parameters_are_refused_in_any_mode() {
+fn invalid_hyper_parameters_are_rejected_in_any_mode() {
     let refused = [
         Overrides::new().betas((0.9, 0.999_999_99)),
         Overrides::new().lr(3.5e38),
@@ -371,7 +359,7 @@ fn quantization_returns_the_same_bits_in_any_mode() {
             assert!(in_mode(mode, run) == expected, "mode {mode:#x}");
         }
     }
-    for (isa, cpu) in kernels() {
+    for (isa, cpu) in cpus() {
         for words in [None, Some(words)] {
             let run = || {
                 let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(256)]);

@@ -1,4 +1,4 @@
-//! bitsandbytes' own trajectories: parameters bit for bit, states as near as its arithmetic allows.
+//! Trajectories recorded with bitsandbytes: parameters agree bit for bit, states within tolerances.
 //!
 //! The tolerances are those that tests/vectors/golden/generate.py states for these files. They come from
 //! bitsandbytes, which fuses or reorders operations and looks 8-bit codes up in a coarse table on

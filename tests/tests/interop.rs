@@ -1,20 +1,16 @@
-//! States to and from bitsandbytes, bit for bit.
+//! Import and export of the states of bitsandbytes, bit for bit.
 #![allow(clippy::unwrap_used)]
 
 use lion::quant::CODEBOOK;
 use lion::{
     Dtype, Lion, Overrides, ParamSpec, backend::Planes, bf16, checkpoint::LoadPolicy, interop,
 };
-use lion_test_support::RecordFile;
+use lion_test_support::{RecordFile, from_root, temporary_path};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileType, SafeTensors, serialize_to_file};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-fn from_root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
 
 /// A tensor to write: name, type, shape, bytes.
 type Part = (&'static str, FileType, Vec<usize>, Vec<u8>);
@@ -42,7 +38,7 @@ fn write(path: &Path, parts: &[Part]) {
     serialize_to_file(views, None, path).unwrap();
 }
 
-/// A state of 8 bits of 300 elements after 3 steps.
+/// Returns an 8-bit state of 300 elements after 3 steps.
 fn good() -> Vec<Part> {
     let numbers: Vec<u8> = (0..300).map(|i| (i * 7 % 256) as u8).collect();
     vec![
@@ -63,16 +59,10 @@ fn optimizer(n: usize, bits: u32) -> Lion {
     lion
 }
 
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("states.safetensors");
-    (folder, path)
-}
-
-/// States of bitsandbytes itself, as recorded by tests/vectors/golden/generate.py.
+/// States of bitsandbytes, recorded by tests/vectors/golden/generate.py.
 #[test]
-fn recorded_states_of_bitsandbytes_come_in_and_go_out() {
-    let (_folder, path) = folder();
+fn recorded_states_of_bitsandbytes_survive_import_and_export() {
+    let (_folder, path) = temporary_path("states.safetensors");
     let read =
         |name: &str| RecordFile::read(&from_root("tests/vectors/golden").join(name)).unwrap();
     let eight = read("lion8_f32.safetensors");
@@ -126,8 +116,8 @@ fn recorded_states_of_bitsandbytes_come_in_and_go_out() {
 }
 
 #[test]
-fn what_is_no_state_of_lion_is_refused_by_name() {
-    let (_folder, path) = folder();
+fn import_rejects_tensors_that_are_not_a_state_of_lion() {
+    let (_folder, path) = temporary_path("states.safetensors");
     let with = |change: fn(&mut Vec<Part>)| {
         let mut parts = good();
         change(&mut parts);
@@ -177,7 +167,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
             with(|p| p[3].1 = FileType::U64),
             "`w.step` is U64 of shape [], wanted I64 with one element",
         ),
-        // As many numbers as blocks of 2048 have, and as many as there should be, but of another type.
+        // The number of absmax values for blocks of 2048, and the right number with another type.
         (
             with(|p| p[1] = ("w.absmax1", FileType::F64, vec![1], vec![0; 8])),
             "`w.absmax1` is F64 of shape [1], wanted F32 with 2 elements",
@@ -225,7 +215,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
         );
         assert_eq!(lion.export_state(handle).unwrap(), before);
     }
-    // Files that are none.
+    // Files that are not safetensors files.
     write(&path, &good());
     let whole = fs::read(&path).unwrap();
     for cut in [0, 7, 8, 20, whole.len() - 1] {
@@ -236,7 +226,7 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
             "{error}"
         );
     }
-    // A 32-bit state has nothing but itself.
+    // A 32-bit state has no absmax and no codebook.
     let parts = [floats("w.state1", &[f32::NAN; 3]), step("w.step", 1)];
     write(&path, &parts);
     let error = interop::import(&mut optimizer(3, 32), &path, LoadPolicy::Strict).unwrap_err();
@@ -247,8 +237,8 @@ fn what_is_no_state_of_lion_is_refused_by_name() {
 }
 
 #[test]
-fn parameters_without_a_state_are_fresh_under_the_policy() {
-    let (_folder, path) = folder();
+fn parameters_without_a_state_are_reported_as_missing() {
+    let (_folder, path) = temporary_path("states.safetensors");
     write(&path, &good());
     let mut lion = optimizer(300, 8);
     let new = lion.register(ParamSpec::new("new", 3, Dtype::F32)).unwrap();
@@ -261,7 +251,7 @@ fn parameters_without_a_state_are_fresh_under_the_policy() {
     );
     assert_eq!(lion.info(new).unwrap().steps, 0);
 
-    // An order that PyTorch cannot know of.
+    // A memory order that a safetensors file cannot describe.
     let mut p = ndarray::Array2::<f32>::zeros((3, 1)).reversed_axes();
     lion.step([(new, &mut p, &ndarray::Array2::<f32>::ones((1, 3)))])
         .unwrap();
@@ -281,9 +271,9 @@ fn parameters_without_a_state_are_fresh_under_the_policy() {
     );
 }
 
-/// Both directions with bitsandbytes in the loop. `LION_TEST_PYTHON` is a Python that has it.
+/// Exchanges states with bitsandbytes in both directions. `LION_TEST_PYTHON` names a Python that has bitsandbytes.
 #[test]
-fn states_go_to_bitsandbytes_and_back_with_every_bit() {
+fn states_survive_the_exchange_with_bitsandbytes() {
     let Some(python) = std::env::var_os("LION_TEST_PYTHON") else {
         println!("SKIPPED bitsandbytes: LION_TEST_PYTHON names no Python that has it");
         return;
@@ -318,7 +308,7 @@ fn states_go_to_bitsandbytes_and_back_with_every_bit() {
         all.collect()
     };
 
-    // From there to here and back.
+    // From bitsandbytes to lion and back.
     run("make", ["made", "made"]);
     let mut lion = make();
     interop::import(&mut lion, path("made"), LoadPolicy::Strict).unwrap();
@@ -326,7 +316,7 @@ fn states_go_to_bitsandbytes_and_back_with_every_bit() {
     interop::export(&lion, path("returned")).unwrap();
     run("same", ["made", "returned"]);
 
-    // From here to there and back: codes that bitsandbytes itself never writes included.
+    // From lion to bitsandbytes and back, including codes that bitsandbytes never writes.
     for (handle, n) in lion
         .parameters()
         .map(|i| (i.handle, i.len))

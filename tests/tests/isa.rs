@@ -1,24 +1,24 @@
-//! `LION_CPU_ISA`: forcing an instruction set, in a process of its own.
+//! `LION_CPU_ISA` selects an instruction set. Tested in child processes.
 #![allow(clippy::unwrap_used)]
 
 use lion::Lion;
 use lion::cpu::{Cpu, Isa};
 use std::process::Command;
 
-/// Not a test by itself: what the other tests run with the variable set.
+/// Run by other tests in a child process, with the variable set.
 #[test]
-fn prints_its_backend() {
+fn child_prints_its_backend() {
     match Lion::builder().build() {
         Ok(lion) => println!("backend: {}", lion.backend().name()),
         Err(error) => println!("error: {error}"),
     }
 }
 
-/// What an optimizer on the default device says of its backend under a value of the variable.
+/// Returns the backend of an optimizer on the CPU for a value of the variable.
 fn with_variable(value: Option<&str>) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "prints_its_backend", "--nocapture"]);
-    // On a machine with a GPU the default device would be that.
+    command.args(["--exact", "child_prints_its_backend", "--nocapture"]);
+    // On a machine with a GPU, the default device would be the GPU.
     command.env("LION_CUDA_DRIVER", "/nowhere");
     match value {
         Some(value) => command.env("LION_CPU_ISA", value),
@@ -34,7 +34,7 @@ fn with_variable(value: Option<&str>) -> String {
 }
 
 #[test]
-fn every_instruction_set_can_be_forced_or_says_that_it_is_missing() {
+fn every_instruction_set_can_be_selected_or_is_reported_missing() {
     for isa in Isa::ALL {
         let expected = match Cpu::with_isa(*isa) {
             Ok(_) => format!("backend: {isa}"),
@@ -48,14 +48,14 @@ fn every_instruction_set_can_be_forced_or_says_that_it_is_missing() {
 }
 
 #[test]
-fn the_fastest_one_is_the_default() {
+fn fastest_instruction_set_is_the_default() {
     let there = |isa: &&Isa| Cpu::with_isa(**isa).is_ok();
     let fastest = Isa::ALL.iter().rfind(there).unwrap();
     assert_eq!(with_variable(None), format!("backend: {fastest}"));
 }
 
 #[test]
-fn an_unknown_name_fails_loudly() {
+fn unknown_instruction_set_is_an_error() {
     assert_eq!(
         with_variable(Some("avx1024")),
         "error: backend `avx1024` cannot be used here: no such instruction set, \

@@ -1,4 +1,4 @@
-//! Loads whose file or system fails after the file has been checked.
+//! Loads that fail to read the file after it has been checked.
 #![allow(clippy::unwrap_used)]
 
 use lion::checkpoint::{Checkpoint, load};
@@ -10,7 +10,7 @@ use lion::{
 use lion_test_support::{child, saved};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
-/// An optimizer with parameters of so many elements, after so many steps.
+/// Returns an optimizer with parameters (name, elements), after `steps` steps.
 fn stepped(parameters: &[(&str, usize)], steps: u64) -> Lion {
     let mut lion = Lion::builder().build().unwrap();
     for &(name, n) in parameters {
@@ -31,7 +31,7 @@ fn momentum(lion: &Lion, name: &str) -> Vec<f32> {
     }
 }
 
-/// A file that can be read up to `at` any number of times, and beyond it `times` times.
+/// A file that can be read any number of times before `at`, and `times` times after it.
 struct Failing {
     file: Cursor<Vec<u8>>,
     at: u64,
@@ -60,8 +60,8 @@ impl Seek for Failing {
 
 const PARAMETERS: [(&str, usize); 3] = [("a", 40_000), ("b", 40_000), ("c", 40_000)];
 
-/// Loads a file of two steps that fails near the end of the state of a parameter, when it is read for the
-/// `times + 1`st time.
+/// Loads a file of two steps. Reading fails near the end of the state of a parameter, when it is read for the
+/// (`times` + 1)-th time.
 fn load_failing(lion: &mut Lion, parameter: &str, times: u32) -> CheckpointError {
     let bytes = saved(&stepped(&PARAMETERS, 2));
     let mut whole = Checkpoint::read(Cursor::new(&bytes), "file").unwrap();
@@ -78,12 +78,12 @@ fn load_failing(lion: &mut Lion, parameter: &str, times: u32) -> CheckpointError
 }
 
 #[test]
-fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
+fn failed_second_pass_names_the_overwritten_states() {
     let folder = tempfile::tempdir().unwrap();
     let before = stepped(&PARAMETERS, 1);
     let mut lion = stepped(&PARAMETERS, 1);
     let infos = |lion: &Lion| format!("{:?}", lion.parameters().collect::<Vec<_>>());
-    // In the first pass nothing has been written yet, nor in the second before the first byte.
+    // Nothing is written in the first pass, nor in the second before the first byte.
     for (parameter, times) in [("c", 0), ("a", 1)] {
         let error = load_failing(&mut lion, parameter, times);
         assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
@@ -109,7 +109,7 @@ fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
         "`file` was loaded only in part: cannot read `file`: the disk is gone; these states are partly \
          overwritten: `a`, `b`"
     );
-    // The optimizer neither steps nor saves until these states are good again.
+    // The optimizer neither steps nor saves until these states are loaded again.
     let damaged = |error: &Error| {
         let Error::Damaged { parameters, source } = error else {
             panic!("{error}");
@@ -125,7 +125,7 @@ fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
     assert_eq!(param, [0.5; 40_000]);
     let error = lion.save(folder.path().join("file")).unwrap_err();
     assert!(error.to_string().contains("partly overwritten"), "{error}");
-    // Step counts and settings have not changed, and a further load makes all of it good.
+    // Step counts and settings have not changed, and another load repairs the states.
     let whole = infos(&lion).replace("damaged: true", "damaged: false");
     assert_eq!(whole, infos(&before));
     let new = stepped(&PARAMETERS, 2);
@@ -140,7 +140,7 @@ fn a_second_pass_that_fails_names_the_states_that_it_has_written_to() {
 }
 
 #[test]
-fn an_optimizer_that_has_not_stepped_is_as_it_was() {
+fn failed_load_leaves_an_optimizer_without_steps_unchanged() {
     let mut lion = stepped(&PARAMETERS, 0);
     let error = load_failing(&mut lion, "c", 0);
     assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
@@ -149,17 +149,17 @@ fn an_optimizer_that_has_not_stepped_is_as_it_was() {
     }
 }
 
-/// A plane that is large enough to be read by a thread of its own.
+/// Elements of a plane that is large enough to be read on a separate thread.
 const LARGE: [(&str, usize); 1] = [("large", 4 << 20)];
 
 #[test]
-fn a_load_needs_no_thread() {
+fn load_succeeds_without_spawning_threads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     stepped(&LARGE, 1).save(&path).unwrap();
-    let output = child("load_without_threads")
+    let output = child("child_loads_without_threads")
         .env("LION_LOAD", &path)
-        // No thread gets a stack of this size.
+        // No thread can be created with a stack of this size.
         .env("RUST_MIN_STACK", (usize::MAX / 4).to_string())
         .output()
         .unwrap();
@@ -167,7 +167,7 @@ fn a_load_needs_no_thread() {
 }
 
 #[test]
-fn load_without_threads() {
+fn child_loads_without_threads() {
     let Ok(path) = std::env::var("LION_LOAD") else {
         return;
     };

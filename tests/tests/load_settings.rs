@@ -1,4 +1,4 @@
-//! What a load does to hyper-parameters, groups and widths of states, and what its report says of it.
+//! The effect of a load on hyper-parameters, groups and widths of states, and its report.
 #![allow(clippy::unwrap_used)]
 
 use lion::{
@@ -7,48 +7,39 @@ use lion::{
     bf16,
     checkpoint::{CheckpointError, Load, LoadPolicy},
 };
-use std::path::{Path, PathBuf};
+use lion_test_support::{f32_spec, temporary_path};
+use std::path::Path;
 
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("run.lion");
-    (folder, path)
-}
-
-fn spec(name: &str, n: usize) -> ParamSpec {
-    ParamSpec::new(name, n, Dtype::F32)
-}
-
-/// Saves a 32-bit run of one parameter that has been stepped.
+/// Saves a 32-bit run with one parameter that has been stepped.
 fn save_32_bits(path: &Path, name: &str, n: usize) {
     let mut lion = Lion32bit::builder().lr(0.5).build().unwrap();
-    let w = lion.register(spec(name, n)).unwrap();
+    let w = lion.register(f32_spec(name, n)).unwrap();
     lion.step([(w, &mut vec![0.0f32; n], &vec![1.0f32; n])])
         .unwrap();
     lion.save(path).unwrap();
 }
 
-fn subset() -> Load {
+fn non_strict() -> Load {
     Load::new().policy(LoadPolicy::NonStrict)
 }
 
 #[test]
-fn a_subset_of_a_32_bit_file_goes_into_an_8_bit_run() {
-    let (_folder, path) = folder();
+fn non_strict_load_of_a_32_bit_file_into_an_8_bit_run_keeps_the_width() {
+    let (_folder, path) = temporary_path("run.lion");
     let n = 5000;
     save_32_bits(&path, "w", n);
     let mut lion = Lion8bit::builder().build().unwrap();
-    let w = lion.register(spec("w", n)).unwrap();
-    let report = lion.load_with(&path, subset()).unwrap();
+    let w = lion.register(f32_spec("w", n)).unwrap();
+    let report = lion.load_with(&path, non_strict()).unwrap();
     assert_eq!((report.loaded.len(), report.different.len()), (0, 1));
     assert_eq!(report.different[0].what, "state");
-    // The state keeps its width, and the file's other settings hold.
+    // The state keeps its width. The other settings of the file apply.
     let info = lion.info(w).unwrap();
     assert_eq!(
         (info.bits, info.steps, info.hyper.lr),
         (Bits::Eight, 0, 0.5)
     );
-    // OptimizerConfig can be changed afterwards: they agree with the states that there are.
+    // Settings can be changed afterwards, because they agree with the existing states.
     lion.set_lr(0.25).unwrap();
     lion.step([(w, &mut vec![0.0f32; n], &vec![1.0f32; n])])
         .unwrap();
@@ -57,14 +48,14 @@ fn a_subset_of_a_32_bit_file_goes_into_an_8_bit_run() {
 }
 
 #[test]
-fn a_file_of_another_width_loads_beside_a_new_parameter() {
-    let (_folder, path) = folder();
+fn file_of_another_width_loads_beside_a_new_parameter() {
+    let (_folder, path) = temporary_path("run.lion");
     save_32_bits(&path, "w", 100);
-    // `w` is too small for 8 bits, so both runs have the same state of it; `new` is not.
+    // `w` is too small for 8 bits, so its state has the same width in both runs. `new` is large enough.
     let mut lion = Lion8bit::builder().build().unwrap();
-    let w = lion.register(spec("w", 100)).unwrap();
-    let new = lion.register(spec("new", 5000)).unwrap();
-    let report = lion.load_with(&path, subset()).unwrap();
+    let w = lion.register(f32_spec("w", 100)).unwrap();
+    let new = lion.register(f32_spec("new", 5000)).unwrap();
+    let report = lion.load_with(&path, non_strict()).unwrap();
     assert_eq!(
         (&*report.loaded, &*report.missing),
         (&["w".to_owned()][..], &["new".to_owned()][..])
@@ -73,23 +64,23 @@ fn a_file_of_another_width_loads_beside_a_new_parameter() {
     assert_eq!(lion.info(new).unwrap().bits, Bits::Eight);
     lion.configure(Overrides::new().weight_decay(0.1)).unwrap();
 
-    // The other way round: an 8-bit file beside a new parameter of 32 bits.
+    // The reverse: an 8-bit file and a new parameter of 32 bits.
     let path = path.with_extension("8");
     let mut eight = Lion8bit::builder().build().unwrap();
-    eight.register(spec("w", 100)).unwrap();
+    eight.register(f32_spec("w", 100)).unwrap();
     eight.save(&path).unwrap();
     let mut lion = Lion32bit::builder().build().unwrap();
-    lion.register(spec("w", 100)).unwrap();
-    let new = lion.register(spec("new", 5000)).unwrap();
-    lion.load_with(&path, subset()).unwrap();
+    lion.register(f32_spec("w", 100)).unwrap();
+    let new = lion.register(f32_spec("new", 5000)).unwrap();
+    lion.load_with(&path, non_strict()).unwrap();
     assert_eq!(lion.info(new).unwrap().bits, Bits::ThirtyTwo);
     lion.set_lr(0.5).unwrap();
 }
 
-/// A state that is not loaded keeps its width where the file changes the width of its group.
+/// A state that is not loaded keeps its width if the file changes the width of its group.
 #[test]
-fn a_group_of_another_width_leaves_states_that_exist() {
-    let (_folder, path) = folder();
+fn group_of_another_width_keeps_existing_states() {
+    let (_folder, path) = temporary_path("run.lion");
     let run = |bits| {
         let mut lion = Lion::builder().build().unwrap();
         lion.add_group("g", Overrides::new().optim_bits(bits).min_8bit_size(1))
@@ -97,27 +88,27 @@ fn a_group_of_another_width_leaves_states_that_exist() {
         lion
     };
     let mut lion = run(32);
-    lion.register(spec("w", 100)).unwrap();
+    lion.register(f32_spec("w", 100)).unwrap();
     lion.save(&path).unwrap();
     let mut lion = run(8);
-    lion.register(spec("w", 100)).unwrap();
-    let new = lion.register(spec("new", 10).group("g")).unwrap();
-    lion.load_with(&path, subset()).unwrap();
+    lion.register(f32_spec("w", 100)).unwrap();
+    let new = lion.register(f32_spec("new", 10).group("g")).unwrap();
+    lion.load_with(&path, non_strict()).unwrap();
     assert_eq!(lion.info(new).unwrap().bits, Bits::Eight);
     lion.configure_group("g", Overrides::new().lr(0.5)).unwrap();
     assert_eq!(lion.info(new).unwrap().hyper.lr, 0.5);
-    // A parameter that is registered from now on follows the file.
-    let later = lion.register(spec("later", 10).group("g")).unwrap();
+    // A parameter that is registered afterwards uses the width of the file.
+    let later = lion.register(f32_spec("later", 10).group("g")).unwrap();
     assert_eq!(lion.info(later).unwrap().bits, Bits::ThirtyTwo);
 }
 
 #[test]
-fn a_parameter_stays_in_a_group_that_the_file_does_not_know() {
-    let (_folder, path) = folder();
+fn parameter_stays_in_a_group_that_is_not_in_the_file() {
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = Lion::builder().lr(0.5).weight_decay(0.1).build().unwrap();
     lion.add_group("known", Overrides::new().lr(0.25)).unwrap();
     for name in ["a", "b", "c"] {
-        lion.register(spec(name, 4)).unwrap();
+        lion.register(f32_spec(name, 4)).unwrap();
     }
     lion.save(&path).unwrap();
 
@@ -125,32 +116,32 @@ fn a_parameter_stays_in_a_group_that_the_file_does_not_know() {
     lion.add_group("known", Overrides::new()).unwrap();
     lion.add_group("no_decay", Overrides::new().weight_decay(0.0))
         .unwrap();
-    lion.register(spec("a", 4).group("no_decay")).unwrap();
-    lion.register(spec("b", 4).group("known")).unwrap();
-    lion.register(spec("c", 4)).unwrap();
+    lion.register(f32_spec("a", 4).group("no_decay")).unwrap();
+    lion.register(f32_spec("b", 4).group("known")).unwrap();
+    lion.register(f32_spec("c", 4)).unwrap();
     lion.load(&path).unwrap();
     let of = |name| {
         let info = lion.info(lion.handle(name).unwrap()).unwrap();
         (info.group, info.hyper.weight_decay)
     };
-    // The group came after the file: the parameter stays in it.
+    // The group was added after the save: the parameter stays in it.
     assert_eq!(of("a"), (Some("no_decay"), 0.0));
-    // The file knows the group, and that the parameter is not in it.
+    // The file has the group, and the parameter is not in it.
     assert_eq!(of("b"), (None, 0.1));
     assert_eq!(of("c"), (None, 0.1));
 }
 
 #[test]
-fn the_report_lists_every_setting_that_the_file_changed() {
-    let (_folder, path) = folder();
+fn report_lists_every_changed_setting() {
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = Lion::builder().lr(0.5).betas((0.8, 0.7)).build().unwrap();
     lion.add_group("known", Overrides::new().lr(0.25)).unwrap();
     lion.add_group("only in the file", Overrides::new().skip_zeros(true))
         .unwrap();
     let own = Overrides::new().lr_multiplier(2.0).seed(3);
-    lion.register(spec("a", 4).group("known").overrides(own))
+    lion.register(f32_spec("a", 4).group("known").overrides(own))
         .unwrap();
-    lion.register(spec("b", 4)).unwrap();
+    lion.register(f32_spec("b", 4)).unwrap();
     lion.save(&path).unwrap();
 
     let run = || {
@@ -159,8 +150,8 @@ fn the_report_lists_every_setting_that_the_file_changed() {
         lion.add_group("known", Overrides::new().max_unorm(0.5))
             .unwrap();
         let own = Overrides::new().stochastic_state(true);
-        lion.register(spec("a", 4).overrides(own)).unwrap();
-        lion.register(spec("b", 4).group("known")).unwrap();
+        lion.register(f32_spec("a", 4).overrides(own)).unwrap();
+        lion.register(f32_spec("b", 4).group("known")).unwrap();
         lion
     };
     let mut resumed = run();
@@ -199,12 +190,12 @@ fn the_report_lists_every_setting_that_the_file_changed() {
 }
 
 #[test]
-fn an_override_of_the_width_is_in_the_report() {
-    let (_folder, path) = folder();
+fn report_lists_an_override_of_the_width() {
+    let (_folder, path) = temporary_path("run.lion");
     save_32_bits(&path, "w", 5000);
     let mut lion = Lion8bit::builder().build().unwrap();
-    lion.register(spec("w", 5000)).unwrap();
-    let report = lion.load_with(&path, subset()).unwrap();
+    lion.register(f32_spec("w", 5000)).unwrap();
+    let report = lion.load_with(&path, non_strict()).unwrap();
     let of_w = report.settings.iter().map(|it| it.to_string());
     let of_w: Vec<String> = of_w.filter(|line| line.contains("`w`")).collect();
     assert_eq!(
@@ -216,23 +207,23 @@ fn an_override_of_the_width_is_in_the_report() {
     );
 }
 
-/// Which learning rate wins after a load, as the documentation says.
+/// The precedence of learning rates after a load, as documented.
 #[test]
-fn learning_rates_of_the_file_win_over_the_defaults_and_not_over_a_step() {
-    let (_folder, path) = folder();
+fn learning_rates_of_the_file_precede_defaults_but_not_step_arguments() {
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = Lion::builder().build().unwrap();
     lion.add_group("g", Overrides::new().lr(0.25)).unwrap();
-    lion.register(spec("grouped", 1).group("g")).unwrap();
+    lion.register(f32_spec("grouped", 1).group("g")).unwrap();
     let own = Overrides::new().lr(2.0);
-    lion.register(spec("own", 1).group("g").overrides(own))
+    lion.register(f32_spec("own", 1).group("g").overrides(own))
         .unwrap();
-    lion.register(spec("plain", 1)).unwrap();
+    lion.register(f32_spec("plain", 1)).unwrap();
     lion.save(&path).unwrap();
 
     let mut lion = Lion::builder().build().unwrap();
     lion.add_group("g", Overrides::new()).unwrap();
     let names = ["grouped", "own", "plain"];
-    let handles = names.map(|name| lion.register(spec(name, 1)).unwrap());
+    let handles = names.map(|name| lion.register(f32_spec(name, 1)).unwrap());
     lion.load(&path).unwrap();
     lion.set_lr(0.5).unwrap();
     let mut moved = |args: StepArgs| {
@@ -247,12 +238,12 @@ fn learning_rates_of_the_file_win_over_the_defaults_and_not_over_a_step() {
 }
 
 #[test]
-fn a_run_goes_on_in_another_type_where_the_load_allows_it() {
-    let (_folder, path) = folder();
+fn allow_dtype_change_continues_a_run_in_another_type() {
+    let (_folder, path) = temporary_path("run.lion");
     let n = 5000;
     let mut lion = Lion8bit::builder().build().unwrap();
-    let w = lion.register(spec("w", n)).unwrap();
-    let b = lion.register(spec("b", 4)).unwrap();
+    let w = lion.register(f32_spec("w", n)).unwrap();
+    let b = lion.register(f32_spec("b", 4)).unwrap();
     lion.step([(w, &mut vec![0.0f32; n], &vec![1.0f32; n])])
         .unwrap();
     lion.step([(b, &mut [0.0f32; 4], &[1.0f32; 4])]).unwrap();
@@ -261,14 +252,14 @@ fn a_run_goes_on_in_another_type_where_the_load_allows_it() {
     let register = || {
         let mut lion = Lion8bit::builder().build().unwrap();
         let w = lion.register(ParamSpec::new("w", n, Dtype::Bf16)).unwrap();
-        lion.register(spec("b", 4)).unwrap();
+        lion.register(f32_spec("b", 4)).unwrap();
         (lion, w)
     };
     let (mut other, w2) = register();
     let error = other.load(&path).unwrap_err();
     assert!(matches!(&error, CheckpointError::Mismatch { different, .. } if different.len() == 1));
     let allow = Load::new().allow_dtype_change(true);
-    for how in [allow, subset()] {
+    for how in [allow, non_strict()] {
         let (mut other, w2) = register();
         let report = other.load_with(&path, how).unwrap();
         assert_eq!(report.loaded, ["b", "w"]);
@@ -287,9 +278,9 @@ fn a_run_goes_on_in_another_type_where_the_load_allows_it() {
         other.step([(w2, &mut vec![bf16::ONE; n], &grad)]).unwrap();
         assert_eq!(other.info(w2).unwrap().steps, 2);
     }
-    // Nothing else is allowed by it: all parameters or none.
+    // No other difference is allowed by it: all parameters are loaded, or none.
     assert_eq!(other.info(w2).unwrap().steps, 0);
-    other.register(spec("new", 4)).unwrap();
+    other.register(f32_spec("new", 4)).unwrap();
     let error = other.load_with(&path, allow).unwrap_err();
     assert!(
         matches!(&error, CheckpointError::Mismatch { missing, different, .. }

@@ -1,4 +1,4 @@
-//! `ndarray` arrays as parameters and gradients: any contiguous order, and no wrong pairs of elements.
+//! `ndarray` arrays as parameters and gradients: any contiguous order is accepted, mismatched orders are rejected.
 #![allow(clippy::unwrap_used)]
 
 use lion::{Dtype, Error, Handle, Lion, ParamSpec, StepArgs, backend::Operand, bf16, update};
@@ -10,13 +10,13 @@ fn registered(n: usize, dtype: Dtype) -> (Lion, Handle) {
     (lion, handle)
 }
 
-/// Each element's gradient has a sign of its own, so that a wrong pair shows.
+/// Returns gradients with different signs, so that mismatched elements change the result.
 fn signs() -> Array2<f32> {
     arr2(&[[1.0, -1.0, 1.0], [-1.0, -1.0, 1.0]])
 }
 
 #[test]
-fn arrays_and_views_of_any_contiguous_order() {
+fn arrays_and_views_of_any_contiguous_order_are_stepped() {
     let grad = signs();
     let expected = grad.mapv(|g| -g);
 
@@ -31,7 +31,7 @@ fn arrays_and_views_of_any_contiguous_order() {
     g.assign(&grad);
     lion.step([(w, p.view_mut(), g.view())]).unwrap();
     assert_eq!(p, expected);
-    // A view with other axes may be of other elements: it is refused, not guessed at.
+    // A view with other axes may have other elements, so it is rejected.
     lion.step([(w, p.view_mut().reversed_axes(), g.t())])
         .unwrap_err();
 
@@ -46,7 +46,7 @@ fn arrays_and_views_of_any_contiguous_order() {
 }
 
 #[test]
-fn dimensions_of_any_number_and_slices_beside_arrays() {
+fn any_number_of_dimensions_and_slices_with_arrays_are_stepped() {
     let (mut lion, w) = registered(24, Dtype::Bf16);
     let mut p = Array3::from_elem((2, 3, 4), bf16::ZERO);
     let g = vec![1.0f32; 24];
@@ -67,7 +67,7 @@ fn dimensions_of_any_number_and_slices_beside_arrays() {
 }
 
 #[test]
-fn a_strided_view_is_an_error_that_says_so() {
+fn strided_view_is_rejected() {
     let (mut lion, w) = registered(6, Dtype::F32);
     let mut p = Array2::<f32>::zeros((2, 6));
     let gaps = p.slice_mut(s![.., ..;2]);
@@ -87,9 +87,9 @@ fn a_strided_view_is_an_error_that_says_so() {
     assert_eq!((p.sum(), q.sum()), (0.0, 0.0));
 }
 
-/// A gradient in another order than its parameter has the right length and the wrong pairs.
+/// A gradient in another order than its parameter has the right length but mismatched elements.
 #[test]
-fn orders_that_do_not_match_are_refused() {
+fn mismatched_memory_orders_are_rejected() {
     let (mut lion, w) = registered(6, Dtype::F32);
     let mut p = Array2::<f32>::zeros((2, 3));
     let mut g = Array2::<f32>::zeros((2, 3).f());
@@ -106,7 +106,7 @@ fn orders_that_do_not_match_are_refused() {
         "{error}"
     );
     lion.step([(w, &mut p, &signs())]).unwrap();
-    // The state is row-major now; a parameter that has become column-major would be stepped by the
+    // The state is row-major now. A column-major parameter would be stepped with the
     // momenta of other elements.
     let mut turned = Array2::<f32>::zeros((2, 3).f());
     let error = lion.step([(w, &mut turned, &g)]).unwrap_err();
@@ -131,9 +131,9 @@ fn orders_that_do_not_match_are_refused() {
         .unwrap();
 }
 
-/// A gradient of the right length and another shape has the right order and the wrong pairs.
+/// A gradient of another shape with the right length and order has mismatched elements.
 #[test]
-fn shapes_that_do_not_match_are_refused() {
+fn mismatched_shapes_are_rejected() {
     let (mut lion, w) = registered(6, Dtype::F32);
     let mut p = Array2::<f32>::zeros((2, 3));
     let g = Array2::<f32>::ones((3, 2));
@@ -149,13 +149,13 @@ fn shapes_that_do_not_match_are_refused() {
     assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
     assert_eq!((p.sum(), lion.info(w).unwrap().steps), (0.0, 0));
 
-    // Axes of length 1 move no element, and a slice has no shape.
+    // Axes of length 1 do not change the order, and a slice has no shape.
     let g = Array3::<f32>::ones((1, 2, 3));
     lion.step([(w, &mut p, &g)]).unwrap();
     lion.step([(w, &mut p, &[1.0f32; 6])]).unwrap();
     let slice = p.as_slice_mut().unwrap();
     lion.step([(w, slice, &flat)]).unwrap();
-    // Where a slice is told its shape, it is compared.
+    // The shape of a slice is compared if it is given.
     let param = lion::tensor::ParamMut::from(p.as_slice_mut().unwrap()).with_shape(&[2, 3]);
     let error = lion.step([(w, param, &flat)]).unwrap_err();
     assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");

@@ -1,4 +1,4 @@
-//! The optimizer as a trainer uses it: groups, overrides, schedules, introspection, records.
+//! Groups, overrides, schedules, introspection and records of the optimizer.
 #![allow(clippy::unwrap_used)]
 
 use lion::{
@@ -6,10 +6,7 @@ use lion::{
     backend::{Bits, Planes},
     bf16, update,
 };
-
-fn f32_spec(name: &str, n: usize) -> ParamSpec {
-    ParamSpec::new(name, n, Dtype::F32)
-}
+use lion_test_support::f32_spec;
 
 #[test]
 fn defaults_are_those_of_bitsandbytes() {
@@ -28,7 +25,7 @@ fn defaults_are_those_of_bitsandbytes() {
 }
 
 #[test]
-fn the_width_of_the_state_follows_type_size_group_and_override() {
+fn width_of_the_state_follows_type_size_group_and_override() {
     let mut lion = Lion8bit::builder().build().unwrap();
     lion.add_group("precise", Overrides::new().optim_bits(32))
         .unwrap();
@@ -84,7 +81,8 @@ fn the_width_of_the_state_follows_type_size_group_and_override() {
     assert!(info.hyper.skip_zeros);
 }
 
-/// Steps one parameter of value 0 by a gradient of 1 and returns how far it moved: the learning rate.
+/// Steps a parameter of value 0 with a gradient of 1, and returns the distance that it moved, which is the learning
+/// rate.
 fn moved(lion: &mut Lion, name: &str, args: StepArgs) -> f32 {
     let handle = lion.handle(name).unwrap();
     let mut p = [0.0f32];
@@ -93,7 +91,7 @@ fn moved(lion: &mut Lion, name: &str, args: StepArgs) -> f32 {
 }
 
 #[test]
-fn the_learning_rate_of_a_step_comes_from_the_narrowest_scope() {
+fn learning_rate_comes_from_the_narrowest_scope() {
     let mut lion = Lion::builder().lr(0.5).build().unwrap();
     lion.add_group("fast", Overrides::new().lr(0.25)).unwrap();
     lion.add_group("half", Overrides::new().lr_multiplier(0.5))
@@ -113,7 +111,7 @@ fn the_learning_rate_of_a_step_comes_from_the_narrowest_scope() {
     };
     let none = StepArgs::new();
     assert_eq!(rates(&mut lion, none), [0.5, 0.25, 0.25, 0.0625, 2.0]);
-    // A schedule's learning rate replaces all others; multipliers keep the proportions.
+    // The learning rate of a step replaces all others. Multipliers still apply.
     assert_eq!(rates(&mut lion, none.lr(1.0)), [1.0, 1.0, 0.5, 0.125, 1.0]);
     lion.set_lr(4.0).unwrap();
     lion.configure_group("fast", Overrides::new().lr(8.0))
@@ -130,12 +128,12 @@ fn weight_decay_is_decoupled() {
     let w = lion.register(f32_spec("w", 2)).unwrap();
     let mut p = [4.0f32, -4.0];
     lion.step([(w, &mut p, &[0.0f32, 3.0])]).unwrap();
-    // Without a gradient only the decay moves: 4 * (1 - 0.25 * 2). With one, -4 * 0.5 - 0.25.
+    // With a gradient of 0 only the decay applies: 4 * (1 - 0.25 * 2). With a gradient of 1: -4 * 0.5 - 0.25.
     assert_eq!(p, [2.0, -2.25]);
 }
 
 #[test]
-fn a_step_takes_any_iterator_and_any_subset_in_any_order() {
+fn step_accepts_any_iterator_and_any_subset_in_any_order() {
     struct Layer {
         handle: lion::Handle,
         weight: Vec<f32>,
@@ -172,7 +170,7 @@ fn a_step_takes_any_iterator_and_any_subset_in_any_order() {
 }
 
 #[test]
-fn a_loss_scale_is_divided_out() {
+fn grad_scale_removes_a_loss_scale() {
     let run = |scale: f32| {
         let mut lion = Lion::builder().build().unwrap();
         let w = lion.register(f32_spec("w", 3)).unwrap();
@@ -259,7 +257,7 @@ fn reject_step_changes_nothing() {
             };
             assert!(zero);
         }
-        // A finite gradient can still overflow by the scale; that is found as well.
+        // A finite gradient can overflow when it is scaled, which is detected as well.
         gb.fill(1e38);
         let args = StepArgs::new().grad_scale(1e10);
         let error = lion.step_with(args, [(b, &mut pb, &gb)]).unwrap_err();
@@ -270,10 +268,10 @@ fn reject_step_changes_nothing() {
     }
 }
 
-/// Steps below the resolution of bf16 are lost when rounded to nearest, and kept on average when
-/// rounded stochastically.
+/// Steps below the resolution of bf16 are lost with rounding to nearest, and kept on average with
+/// stochastic rounding.
 #[test]
-fn stochastic_parameters_keep_small_steps() {
+fn stochastic_rounding_of_parameters_keeps_small_steps() {
     let run = |stochastic| {
         let builder = Lion::builder().lr(1e-4).stochastic_param(stochastic);
         let mut lion = builder.seed(3).build().unwrap();
@@ -286,14 +284,14 @@ fn stochastic_parameters_keep_small_steps() {
         p.iter().map(|x| f64::from(x.to_f32())).sum::<f64>() / n as f64
     };
     assert_eq!(run(false), 1.0);
-    // 20 steps of 1e-4; one in 78 elements moves a step, by 2^-7 or 2^-8, so 3e-4 is over five
+    // 20 steps of 1e-4. One in 78 elements moves per step, by 2^-7 or 2^-8, so 3e-4 is over five
     // standard deviations of the mean.
     let mean = run(true);
     assert!((mean - (1.0 - 20e-4)).abs() < 3e-4, "{mean}");
 }
 
 #[test]
-fn seeds_come_from_the_name_unless_they_are_set_for_the_parameter() {
+fn seeds_derive_from_the_name_unless_the_parameter_sets_one() {
     let mut lion = Lion::builder().seed(9).build().unwrap();
     let a = lion.register(f32_spec("a", 4)).unwrap();
     let b = lion.register(f32_spec("b", 4)).unwrap();
@@ -310,9 +308,9 @@ fn seeds_come_from_the_name_unless_they_are_set_for_the_parameter() {
     assert_eq!(seed(&lion, c), 9);
 }
 
-/// N steps, a record into a new optimizer, M steps: the bits of N + M steps.
+/// N steps, an export, an import into a new optimizer and M steps give the bits of N + M steps.
 #[test]
-fn a_record_goes_on_where_it_left_off() {
+fn imported_record_continues_the_run() {
     let new = || {
         let builder = Lion8bit::builder()
             .stochastic_state(true)
@@ -340,7 +338,7 @@ fn a_record_goes_on_where_it_left_off() {
     let mut second = Lion8bit::builder()
         .stochastic_state(true)
         .stochastic_param(true)
-        .seed(77) // the record brings its own
+        .seed(77) // the record has another seed
         .build()
         .unwrap();
     let w2 = second
@@ -356,7 +354,7 @@ fn a_record_goes_on_where_it_left_off() {
 }
 
 #[test]
-fn what_is_set_can_be_unset() {
+fn overrides_can_be_unset() {
     let mut lion = Lion::builder().lr(0.5).build().unwrap();
     lion.add_group("g", Overrides::new()).unwrap();
     let w = lion.register(f32_spec("w", 1).group("g")).unwrap();
@@ -364,7 +362,7 @@ fn what_is_set_can_be_unset() {
     lion.configure_group("g", Overrides::new().lr(2.0)).unwrap();
     lion.configure_parameter(w, Overrides::new().lr(5.0).weight_decay(0.25))
         .unwrap();
-    // A change changes what it sets; a replacement unsets what it does not set.
+    // `configure` changes only what is set; `set_` methods also unset the rest.
     lion.configure_parameter(w, Overrides::new()).unwrap();
     assert_eq!(lr(&lion), 5.0);
     let mut overrides = lion.info(w).unwrap().overrides;
@@ -387,7 +385,7 @@ fn what_is_set_can_be_unset() {
 }
 
 #[test]
-fn a_record_pins_no_seed_that_the_parameter_has() {
+fn import_sets_a_seed_only_if_it_differs() {
     let mut lion = Lion::builder().seed(1).build().unwrap();
     let w = lion.register(f32_spec("w", 4)).unwrap();
     let record = lion.export_state(w).unwrap();
@@ -397,7 +395,7 @@ fn a_record_pins_no_seed_that_the_parameter_has() {
     let seed = lion.info(w).unwrap().hyper.seed;
     assert_ne!(seed, record.seed);
 
-    // Another seed is that of the record, until it is unset.
+    // A different seed of the record is used until it is unset.
     lion.import_state(w, &record).unwrap();
     assert_eq!(lion.info(w).unwrap().hyper.seed, record.seed);
     lion.configure(Overrides::new().seed(3)).unwrap();
@@ -407,10 +405,10 @@ fn a_record_pins_no_seed_that_the_parameter_has() {
     assert_eq!(lion.info(w).unwrap().hyper.seed, seed);
 }
 
-/// The codebook has 1.0 and not -1.0: a block's negative maximum loses 0.7 % a step, by either way of
-/// choosing codes.
+/// The codebook has 1.0 but not -1.0, so a block's negative maximum shrinks by 0.7 % per step with either
+/// rounding.
 #[test]
-fn the_negative_maximum_of_a_block_shrinks() {
+fn negative_maximum_of_a_block_shrinks() {
     for stochastic in [false, true] {
         for (gradient, limit) in [(1.0f32, 0.999_997f32), (-1.0, -0.585)] {
             let builder = Lion8bit::builder().stochastic_state(stochastic);
@@ -447,7 +445,7 @@ fn optimizers_share_nothing() {
 }
 
 #[test]
-fn empty_parameters_are_stepped_like_any() {
+fn empty_parameters_are_stepped() {
     let mut lion = Lion::builder().max_unorm(0.1).build().unwrap();
     let w = lion.register(f32_spec("w", 0)).unwrap();
     let report = lion.step([(w, &mut [0.0f32; 0], &[0.0f32; 0])]).unwrap();

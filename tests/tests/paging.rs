@@ -1,4 +1,5 @@
-//! Paged states on the CPU: the bits of those in memory, within the budget, at the promised cost.
+//! Paged states on the CPU have the bits of states in memory, stay within the budget, and move the documented number
+//! of bytes.
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
@@ -8,7 +9,7 @@ use lion::{
     StepArgs, backend::Backend, update,
 };
 use lion_paging::{HostMover, Limits};
-use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, property};
+use lion_test_support::{AllPaged, Model, Rng, Snapshot, Tensor, cpus, property};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -22,19 +23,7 @@ fn paging(budget: usize, window: Option<usize>) -> Paging {
     }
 }
 
-/// The kernels of this CPU.
-fn kernels() -> Vec<Cpu> {
-    let kernels = Isa::ALL.iter().filter_map(|&isa| {
-        let kernel = Cpu::with_isa(isa);
-        if let Err(reason) = &kernel {
-            println!("SKIPPED {isa}: {reason}");
-        }
-        kernel.ok()
-    });
-    kernels.collect()
-}
-
-/// Steps a random model, in another order and with other subsets each time.
+/// Steps a random model, with a different order and subset in each step.
 fn run(seed: u64, backend: impl Backend + 'static) -> Snapshot {
     let mut rng = Rng::new(seed);
     let mut model = Model::random(&mut rng, 8, 12_000);
@@ -51,22 +40,23 @@ fn run(seed: u64, backend: impl Backend + 'static) -> Snapshot {
 }
 
 #[test]
-fn a_paged_step_returns_the_bits_of_one_in_memory() {
+fn paged_step_returns_the_bits_of_a_step_in_memory() {
     property("paged bits", |seed: u64| {
+        let cpus = cpus();
         let mut rng = Rng::new(!seed);
         let budget = HostMover::PAGE * (1 + rng.below(20));
         let window = HostMover::PAGE * (1 + rng.below(budget / HostMover::PAGE));
         let window = Some(window).filter(|_| rng.below(3) > 0);
         let paging = paging(budget, window);
-        let cpu = kernels().swap_remove(rng.below(kernels().len()));
+        let cpu = cpus[rng.below(cpus.len())].1.clone();
         let paged = AllPaged(cpu.clone().paging(&paging).unwrap());
         run(seed, paged) == run(seed, cpu)
     });
 }
 
-/// Tensors of many pieces, each split between threads, with norms over all pieces.
+/// Tensors with many pieces, each split between threads, with norms over all pieces.
 #[test]
-fn large_tensors_on_many_threads_keep_their_bits() {
+fn large_paged_tensors_on_many_threads_match_a_step_in_memory() {
     let lengths = [
         (Dtype::F32, 700_001),
         (Dtype::Bf16, 1_000_000),
@@ -100,13 +90,13 @@ fn large_tensors_on_many_threads_keep_their_bits() {
             "{threads} threads, {budget} bytes"
         );
     };
-    let kernels = kernels();
-    for cpu in &kernels {
+    let cpus = cpus();
+    for (_, cpu) in &cpus {
         check(cpu, 2, 1 << 20);
     }
     for threads in [1, 5] {
         for budget in [16 << 10, 200 << 10, 1 << 30] {
-            check(&kernels[kernels.len() - 1], threads, budget);
+            check(&cpus[cpus.len() - 1].1, threads, budget);
         }
     }
 }
@@ -127,7 +117,7 @@ fn fixture(on_non_finite: OnNonFinite) -> Fixture {
     fixture_of(1, on_non_finite)
 }
 
-/// So many times as large.
+/// Returns a fixture whose tensors and budget are `times` as large.
 fn fixture_of(times: usize, on_non_finite: OnNonFinite) -> Fixture {
     let cpu = Cpu::new()
         .unwrap()
@@ -162,7 +152,7 @@ impl Fixture {
 }
 
 #[test]
-fn the_report_says_what_moved() {
+fn report_counts_the_bytes_moved() {
     let mut fixture = fixture(OnNonFinite::SkipBlock);
     for _ in 0..3 {
         fixture.step(1.0).unwrap();
@@ -184,9 +174,9 @@ fn the_report_says_what_moved() {
         totals.moved.total(),
         limits.steady_bytes(totals.paged) as u64
     );
-    // The first of them are fetched ahead for the next step, so the budget is full.
+    // The first pieces are prefetched for the next step, so the budget is full.
     assert_eq!(totals.resident, BUDGET);
-    // What stays is of the first tensor: 256 KiB. All others are streamed.
+    // The first tensor, 256 KiB, stays resident. All others are streamed.
     let moved = report
         .parameters
         .iter()
@@ -204,18 +194,18 @@ fn the_report_says_what_moved() {
     assert_eq!(fixture.params[3][LEN - 1], 1.0 - 3.0 * 0.5);
 }
 
-/// The kernel's own count, taken while steps go on: one piece after the other, so what moves meanwhile may be
-/// counted twice. That is what is queued meanwhile, and a window that was queued before.
+/// Queries the resident pages from the kernel while steps run. Pieces are queried one by one, so bytes that move
+/// meanwhile may be counted twice: those that are queued meanwhile, and a window that was queued before.
 #[test]
-fn the_system_never_holds_more_than_the_budget() {
-    // Pieces of four small pages, of many, and of a large one.
+fn resident_memory_never_exceeds_the_budget() {
+    // Pieces of four small pages, of many small pages, and of a large page.
     for (times, steps) in [(1, 50), (32, 5), (64, 5)] {
         let mut fixture = fixture_of(times, OnNonFinite::SkipBlock);
         let (budget, window) = (times * BUDGET, times * WINDOW);
         let (largest, end) = (AtomicUsize::new(0), AtomicBool::new(false));
         let step = AtomicUsize::new(0);
         let cpu = fixture.cpu.clone();
-        // What is queued is counted anew in each step.
+        // Queued bytes are counted per step.
         let queued = || {
             let fetched = cpu.paging_totals().unwrap().moved.fetched as usize;
             (fetched, step.load(Ordering::SeqCst))
@@ -239,7 +229,7 @@ fn the_system_never_holds_more_than_the_budget() {
             for _ in 0..steps {
                 step.fetch_add(1, Ordering::SeqCst);
                 fixture.step(1.0).unwrap();
-                // Between steps a window at most is on its way, and nothing else is queued.
+                // Between steps at most a window is being transferred, and nothing else is queued.
                 measure();
             }
             end.store(true, Ordering::Relaxed);
@@ -250,14 +240,14 @@ fn the_system_never_holds_more_than_the_budget() {
 }
 
 #[test]
-fn a_survey_is_counted_with_its_step() {
+fn reads_of_reject_step_are_counted_with_the_step() {
     let mut fixture = fixture(OnNonFinite::RejectStep);
     for _ in 0..3 {
         fixture.step(1.0).unwrap();
     }
     let moved = fixture.lion.paging().unwrap().totals.moved;
     let streamed = (4 * 4 * LEN - BUDGET + WINDOW) as u64;
-    // Read twice but for what the survey has left in the window, written once.
+    // Read twice, except for the pieces that the survey left in the window; written once.
     assert_eq!(moved.written, streamed);
     assert!(
         moved.fetched > streamed && moved.fetched <= 2 * streamed,
@@ -267,15 +257,15 @@ fn a_survey_is_counted_with_its_step() {
     let error = fixture.step(f32::NAN).unwrap_err();
     assert!(matches!(error, Error::NonFinite { .. }), "{error}");
     assert_eq!(fixture.params, before);
-    // A look at a state aside is not part of a step.
+    // An export is not counted as part of a step.
     let moved = fixture.lion.paging().unwrap().totals.moved;
     fixture.lion.export_state(fixture.handles[2]).unwrap();
     assert_eq!(fixture.lion.paging().unwrap().totals.moved, moved);
 }
 
-/// A model that grows: what stayed at first has to go, and comes again.
+/// When the model grows, pieces that were resident are evicted, and become resident again later.
 #[test]
-fn what_stays_goes_where_there_is_no_more_room() {
+fn resident_pieces_are_evicted_when_the_model_grows() {
     let (budget, len) = (10 << 20, 1_500_000);
     let cpu = Cpu::new().unwrap();
     let paged = cpu.clone().paging(&paging(budget, Some(4 << 20))).unwrap();
@@ -298,7 +288,7 @@ fn what_stays_goes_where_there_is_no_more_room() {
                 assert!(resident() <= budget);
             }
         }
-        // Some alone, until they have the place of the others.
+        // Steps only some of them until they have replaced the others.
         for _ in 0..12 {
             let grad = rng.spread(len, 4.0);
             let updates = handles.iter().zip(&mut params).skip(3);
@@ -321,12 +311,12 @@ fn what_stays_goes_where_there_is_no_more_room() {
     let resident = || measured.resident_pages().unwrap().unwrap();
     let (paged_states, paged_params, moved) = run(Box::new(AllPaged(paged)), &resident);
     assert!(paged_states == states && paged_params == params);
-    // The two that are stepped fit the budget.
+    // The two stepped tensors fit the budget.
     assert_eq!(moved, Some(0));
 }
 
 #[test]
-fn a_state_that_fits_the_budget_moves_nothing() {
+fn state_that_fits_the_budget_moves_nothing() {
     let mut lion = PagedLion8bit::builder()
         .paging(paging(8 << 20, None))
         .build()
@@ -348,7 +338,7 @@ fn a_state_that_fits_the_budget_moves_nothing() {
 }
 
 #[test]
-fn what_is_paged_is_chosen_by_size_group_and_parameter() {
+fn size_group_and_parameter_decide_which_states_are_paged() {
     let mut lion = PagedLion32bit::builder()
         .paging(paging(1 << 20, None))
         .build()
@@ -388,7 +378,7 @@ fn what_is_paged_is_chosen_by_size_group_and_parameter() {
         found.map(|p| p.parameter.as_str()).collect::<Vec<_>>(),
         ["large", "tiny"]
     );
-    // What a state was made as it stays.
+    // An existing state does not change between paged and resident.
     let own = lion.handle("own").unwrap();
     let error = lion
         .configure_parameter(own, Overrides::new().is_paged(true))

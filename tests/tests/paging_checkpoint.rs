@@ -1,4 +1,4 @@
-//! A checkpoint says nothing of paging: what is paged stays paged, and a run goes on with its bits either way.
+//! A checkpoint does not contain whether states are paged. A load keeps it, and the run continues with the same bits.
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
@@ -11,7 +11,7 @@ fn param(seed: u32) -> Vec<f32> {
     numbers.map(|x| x as f32 / 4e9 - 0.5).collect()
 }
 
-/// Two parameters; in the group `far`, which one of them may be in, states are paged if there is paging.
+/// Returns an optimizer with two parameters, one of which may be in the group `far`. With paging, its states are paged.
 fn lion(paging: bool, in_group: bool) -> (Lion, [Handle; 2]) {
     let mut builder = Lion::builder()
         .optim_bits(8)
@@ -44,7 +44,7 @@ fn step(lion: &mut Lion, handles: [Handle; 2], params: &mut [Vec<f32>; 2]) {
 }
 
 #[test]
-fn what_is_paged_stays_paged_and_nothing_else_becomes_so() {
+fn load_does_not_change_which_states_are_paged() {
     let folder = tempfile::tempdir().unwrap();
     for (paged_before, paged_after, in_group) in [
         (false, true, true),
@@ -67,7 +67,7 @@ fn what_is_paged_stays_paged_and_nothing_else_becomes_so() {
         assert_eq!(paged, [false, paged_after], "{what}");
         step(&mut resumed, handles, &mut resumed_params);
         assert!(params == resumed_params, "{what}");
-        // Other hyper-parameters can still be changed: nothing asks for another place of a state.
+        // Other hyper-parameters can still be changed, because no paged state is requested as resident or the reverse.
         resumed.set_lr(1e-3).unwrap();
         resumed
             .configure_group("far", Overrides::new().weight_decay(0.1))

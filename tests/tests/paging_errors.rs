@@ -1,4 +1,4 @@
-//! Misuse of paging: a typed error each, and nothing lost.
+//! Each misuse of paging returns a typed error, and no state is lost.
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-/// Builds an optimizer of the CPU that pages so.
+/// Builds a paged optimizer on the CPU.
 fn build(paging: Paging) -> Result<Lion, PagingError> {
     let builder = PagedLion8bit::builder().paging(paging).min_paged_size(1);
     builder.device(Device::Cpu).build().map_err(paging_error)
@@ -34,7 +34,7 @@ fn message(paging: Paging) -> String {
 }
 
 #[test]
-fn a_budget_is_a_page_or_more() {
+fn budget_below_one_page_is_rejected() {
     let folder = std::env::temp_dir();
     let paging = || Paging::in_folder(&folder);
     assert!(matches!(
@@ -58,7 +58,7 @@ fn a_budget_is_a_page_or_more() {
         message(paging().budget(8192).window(8193)),
         "the window of paged states is 8193 bytes, wanted at least one page of 4096 bytes and at most the budget of 8192 bytes"
     );
-    // One page is enough: pieces of it are stepped one after the other.
+    // One page is enough: its pieces are stepped one by one.
     let mut lion = build(paging().budget(4096)).unwrap();
     let w = lion
         .register(ParamSpec::new("w", 50_000, Dtype::F32))
@@ -70,7 +70,7 @@ fn a_budget_is_a_page_or_more() {
 }
 
 #[test]
-fn a_folder_has_to_be_there_and_writable() {
+fn folder_must_exist_and_be_writable() {
     assert_eq!(
         message(Paging::on_device().budget(1 << 20)),
         "no folder is set for paged states on the CPU, wanted one on a fast disk"
@@ -90,7 +90,7 @@ fn a_folder_has_to_be_there_and_writable() {
     File::create(&file).unwrap();
     assert!(message(Paging::in_folder(&file).budget(1 << 20)).contains("Not a directory"));
 
-    // The superuser writes anywhere that is not mounted read-only.
+    // The superuser can write to every folder that is not mounted read-only.
     let closed = folder.path().join("closed");
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, Permissions::from_mode(0o500)).unwrap();
@@ -103,7 +103,7 @@ fn a_folder_has_to_be_there_and_writable() {
 }
 
 #[test]
-fn nothing_is_paged_by_a_backend_that_was_not_told_how() {
+fn backend_without_paging_rejects_paged_states() {
     let error = PagedLion::builder()
         .device(Device::Cpu)
         .build()
@@ -116,7 +116,7 @@ fn nothing_is_paged_by_a_backend_that_was_not_told_how() {
             .contains("paging is not configured on the backend"),
         "{error}"
     );
-    // Of one parameter alone, and the optimizer is as it was.
+    // A single paged parameter is rejected as well, and the optimizer is unchanged.
     let mut lion = Lion::builder()
         .backend(Cpu::new().unwrap())
         .build()
@@ -134,7 +134,7 @@ fn nothing_is_paged_by_a_backend_that_was_not_told_how() {
 }
 
 #[test]
-fn a_state_of_another_pager_is_foreign() {
+fn state_of_another_pager_is_rejected() {
     let paging = Paging::in_folder(std::env::temp_dir()).budget(1 << 20);
     let (a, b) = [(); 2]
         .map(|()| Cpu::new().unwrap().paging(&paging).unwrap())
@@ -199,7 +199,7 @@ impl lion::backend::Backend for Swapped {
     }
 }
 
-/// A file system of 1 MiB, where this process may mount one.
+/// A mounted file system of 1 MiB, if this process may mount one.
 struct SmallDisk<'a>(&'a Path);
 
 impl<'a> SmallDisk<'a> {
@@ -221,10 +221,10 @@ impl Drop for SmallDisk<'_> {
 }
 
 #[test]
-fn a_full_disk_is_noticed_before_anything_changes() {
+fn full_disk_is_reported_before_anything_changes() {
     let folder = tempfile::tempdir().unwrap();
     let Some(disk) = SmallDisk::mount(folder.path()) else {
-        println!("SKIPPED a full disk: this process may not mount a small file system");
+        println!("SKIPPED a full disk: this process cannot mount a file system");
         return;
     };
     let mut lion = build(Paging::in_folder(disk.0).budget(64 << 10)).unwrap();
@@ -253,14 +253,14 @@ fn a_full_disk_is_noticed_before_anything_changes() {
     );
     assert!(error.source().is_none(), "said already");
 
-    // Nothing is lost: the state, and the room that was left.
+    // The existing state is unchanged, and the remaining space can still be used.
     assert_eq!(lion.export_state(w).unwrap(), before);
     lion.step([(w, &mut param, &grad)]).unwrap();
     assert!((param[n - 1] - (1.0 - 2e-4)).abs() < 1e-6);
     lion.register(ParamSpec::new("fits", 200_000, Dtype::F32))
         .unwrap();
     drop(lion);
-    // And nothing is left behind: there is room for the same again.
+    // The space is freed: an optimizer of the same size fits again.
     let mut lion = build(Paging::in_folder(disk.0).budget(64 << 10)).unwrap();
     lion.register(ParamSpec::new("w", n, Dtype::F32)).unwrap();
     drop(lion);
@@ -268,10 +268,10 @@ fn a_full_disk_is_noticed_before_anything_changes() {
 }
 
 #[test]
-fn lengths_that_no_memory_holds_are_refused() {
+fn lengths_beyond_the_address_space_are_rejected() {
     let paging = Paging::in_folder(std::env::temp_dir()).budget(1 << 20);
     let mut lion = build(paging).unwrap();
-    // Four times as many are 2^22 where a word has 64 bits.
+    // Four times as many elements are 2^22 on a 64-bit machine.
     for len in [usize::MAX, usize::MAX / 4 + 1 + (1 << 20)] {
         for bits in [8, 32] {
             let of = |paged| Overrides::new().optim_bits(bits).is_paged(paged);
@@ -302,7 +302,7 @@ fn lengths_that_no_memory_holds_are_refused() {
 }
 
 #[test]
-fn a_budget_above_the_memory_of_the_machine_is_told() {
+fn budget_above_the_memory_of_the_machine_is_a_warning() {
     let paging = Paging::in_folder(std::env::temp_dir());
     let report = |budget| {
         let lion = build(paging.clone().budget(budget)).unwrap();

@@ -1,5 +1,5 @@
-//! A child made by `fork` shares the file of paged states with its parent, and has none of its helper threads: it
-//! is refused what it cannot do, and leaves the parent's states as they are.
+//! A child made by `fork` shares the file of paged states with its parent and has none of its helper threads. Calls
+//! that need them return an error in the child, and the parent's states do not change.
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
@@ -14,7 +14,7 @@ use lion_test_support::{child, forked};
 /// 1.1 MiB of 32-bit state and 0.3 MiB of 8-bit state, of which 128 KiB are in memory.
 const N: usize = 300_000;
 
-/// An optimizer, its parameters, and what a child may ask of it.
+/// An optimizer with its parameters, and the calls that a child may make.
 struct Run {
     lion: Option<Lion>,
     cpu: Cpu,
@@ -56,7 +56,7 @@ impl Run {
     }
 }
 
-/// Whether a call was refused because the process is a child of this one.
+/// Returns whether a call was rejected because the process is a child of `parent`.
 fn is_refused(result: Result<(), Error>, parent: u32) -> bool {
     let source = match result {
         Err(Error::Backend { source, .. }) => {
@@ -74,14 +74,14 @@ fn is_refused(result: Result<(), Error>, parent: u32) -> bool {
 }
 
 #[test]
-fn a_forked_child_leaves_the_states_of_its_parent() {
-    let output = child("parent").env("LION_FORK", "1").output().unwrap();
+fn forked_child_does_not_change_the_states_of_its_parent() {
+    let output = child("child_forks").env("LION_FORK", "1").output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
 /// Forks children in a separate process.
 #[test]
-fn parent() {
+fn child_forks() {
     if std::env::var_os("LION_FORK").is_none() {
         return;
     }

@@ -1,5 +1,5 @@
-//! The plan of a paged step: never over budget, every piece there when it is used, and no more moved than
-//! promised, against the offline optimum.
+//! The plan of a paged step never exceeds the budget, has every piece resident when it is accessed, and moves no more
+//! bytes than documented. It is compared with the offline optimum.
 #![allow(clippy::unwrap_used)]
 
 use lion_paging::{Access, Action, Limits, Pass, Piece, Policy};
@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 const PAGE: usize = 4096;
 
-/// Carries plans out by the letter, one action after the other.
+/// Executes plans, one action at a time.
 #[derive(Default)]
 struct Machine {
     budget: usize,
@@ -24,7 +24,7 @@ impl Machine {
         self.here.iter().map(|piece| self.bytes[piece]).sum()
     }
 
-    /// Runs a plan, and fails where it cannot be carried out.
+    /// Runs a plan, and fails if an action is invalid.
     fn run(&mut self, uses: &[Access], actions: &[Action]) {
         (self.fetched, self.written) = (0, 0);
         let mut position = 0;
@@ -65,7 +65,7 @@ impl Machine {
     }
 }
 
-/// A policy with pieces of random sizes, and a machine that knows them.
+/// Returns a policy with pieces of random sizes, and a machine with the same pieces.
 fn setup(rng: &mut Rng, equal: bool) -> (Policy, Machine, Vec<Piece>) {
     let pages = 1 + rng.below(64);
     let budget = PAGE * pages;
@@ -100,7 +100,7 @@ fn writes(pieces: &[Piece]) -> Vec<Access> {
 }
 
 #[test]
-fn a_steady_step_moves_no_more_than_promised() {
+fn steady_step_moves_no_more_than_documented() {
     fn holds(seed: u64) {
         let mut rng = Rng::new(seed);
         let (mut policy, mut machine, mut pieces) = setup(&mut rng, false);
@@ -110,7 +110,7 @@ fn a_steady_step_moves_no_more_than_promised() {
             let actions = policy.plan(&uses, Pass::Step).unwrap();
             machine.run(&uses, &actions);
             assert_eq!(policy.resident(), machine.resident());
-            // The first step brings what stays.
+            // The first step also fetches the pieces that stay resident.
             if step > 0 {
                 let moved = machine.fetched + machine.written;
                 assert!(
@@ -123,9 +123,10 @@ fn a_steady_step_moves_no_more_than_promised() {
     property("steady", holds);
 }
 
-/// Another order in each step costs no more either, but for what was fetched ahead for the old one.
+/// A different order in each step moves no more bytes, except for the pieces that were prefetched for the previous
+/// order.
 #[test]
-fn orders_may_change() {
+fn changing_orders_move_at_most_one_window_more() {
     fn holds(seed: u64) {
         let mut rng = Rng::new(seed);
         let (mut policy, mut machine, mut pieces) = setup(&mut rng, false);
@@ -150,7 +151,7 @@ fn orders_may_change() {
     property("changing orders", holds);
 }
 
-/// Fetches of the offline optimum: evict what is used again last (Belady 1966).
+/// Returns the fetches of the offline optimum, which evicts the piece whose next access is farthest away (Belady 1966).
 fn belady(sequence: &[Piece], room: usize) -> Vec<bool> {
     let mut here: HashSet<Piece> = HashSet::new();
     let next = |piece: Piece, from: usize| {
@@ -170,10 +171,10 @@ fn belady(sequence: &[Piece], room: usize) -> Vec<bool> {
     fetched.collect()
 }
 
-/// With pieces of one size, a plan fetches at most a window more in each step than the optimum, which
-/// knows all orders to come and needs no window to overlap transfers and steps.
+/// With pieces of one size, a plan fetches at most a window more per step than the optimum, which
+/// knows all future accesses and needs no window to overlap transfers and steps.
 #[test]
-fn no_more_than_a_window_above_the_optimum() {
+fn fetches_exceed_the_optimum_by_at_most_a_window() {
     fn holds(seed: u64) {
         let mut rng = Rng::new(seed);
         let (mut policy, mut machine, mut pieces) = setup(&mut rng, true);
@@ -196,9 +197,9 @@ fn no_more_than_a_window_above_the_optimum() {
         for (step, &ours) in fetched.iter().enumerate().skip(1) {
             let optimum = &optimum[step * pieces.len()..(step + 1) * pieces.len()];
             let optimum = optimum.iter().filter(|&&fetch| fetch).count() * limits.piece();
-            // What an order that is not kept has fetched ahead in vain is a window, too.
+            // If the order changes, one more window has been prefetched in vain.
             let ahead = if repeated { 1 } else { 2 };
-            // A budget that is no multiple of a piece leaves the optimum, too, with part of one.
+            // If the budget is not a multiple of a piece, the optimum also has a part of a piece unused.
             let most = optimum + ahead * limits.window() + 2 * limits.piece();
             assert!(
                 ours <= most,
@@ -209,9 +210,9 @@ fn no_more_than_a_window_above_the_optimum() {
     property("Belady", holds);
 }
 
-/// Sets that change, looks aside, pieces that come and go, and pieces used twice in a step.
+/// Changing subsets, uncounted passes, added and removed pieces, and pieces accessed twice per step.
 #[test]
-fn any_history_stays_within_budget() {
+fn any_history_stays_within_the_budget() {
     fn holds(seed: u64) {
         let mut rng = Rng::new(seed);
         let (mut policy, mut machine, mut pieces) = setup(&mut rng, false);
@@ -232,14 +233,14 @@ fn any_history_stays_within_budget() {
             rng.shuffle(&mut pieces);
             let some = &pieces[..1 + rng.below(pieces.len())];
             let mut uses = Vec::new();
-            // Runs of pieces, read once or twice before they are written: norms, and surveys.
+            // Runs of pieces that are read up to twice before they are written, as for norms and surveys.
             for run in some.chunks(1 + rng.below(12)) {
                 for _ in 0..rng.below(3) {
                     uses.extend(run.iter().map(|&piece| Access::read(piece)));
                 }
                 uses.extend(writes(run));
             }
-            let visit = [Pass::Step, Pass::Step, Pass::Survey, Pass::Aside][rng.below(4)];
+            let visit = [Pass::Step, Pass::Step, Pass::Survey, Pass::Uncounted][rng.below(4)];
             let actions = policy.plan(&uses, visit).unwrap();
             machine.run(&uses, &actions);
             assert_eq!(policy.resident(), machine.resident());
@@ -248,9 +249,9 @@ fn any_history_stays_within_budget() {
     property("any history", holds);
 }
 
-/// A model of which a part is frozen: after some steps the rest has all of the budget.
+/// If a part of the model is frozen, the rest has the whole budget after some steps.
 #[test]
-fn what_is_stepped_no_more_gives_its_place_up() {
+fn pieces_that_are_no_longer_stepped_are_evicted() {
     let limits = Limits::new(20 * PAGE, Some(4 * PAGE), PAGE).unwrap();
     let mut policy = Policy::new(limits);
     let pieces: Vec<Piece> = (0..40).map(|_| policy.add(PAGE).unwrap()).collect();
@@ -264,7 +265,7 @@ fn what_is_stepped_no_more_gives_its_place_up() {
         let actions = policy.plan(&all, Pass::Step).unwrap();
         machine.run(&all, &actions);
     }
-    // 16 of the first half stay, 24 are streamed.
+    // 16 pieces of the first half stay, 24 are streamed.
     assert_eq!(machine.fetched, 24 * PAGE);
     let mut steps = 0;
     while steps == 0 || machine.fetched > 4 * PAGE {
@@ -273,6 +274,6 @@ fn what_is_stepped_no_more_gives_its_place_up() {
         steps += 1;
         assert!(steps < 12, "{} bytes are fetched", machine.fetched);
     }
-    // Not at once: two halves that are stepped in turn keep what they have.
+    // Not immediately: two halves that are stepped alternately keep their resident pieces.
     assert!(steps > 8, "{steps}");
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 
 #[test]
-fn the_codebook_has_the_bits_of_bitsandbytes() {
+fn codebook_has_the_bits_of_bitsandbytes() {
     let bytes: Vec<u8> = CODEBOOK.iter().flat_map(|x| x.to_le_bytes()).collect();
     let hash: String = Sha256::digest(&bytes)
         .iter()
@@ -28,15 +28,15 @@ fn the_codebook_has_the_bits_of_bitsandbytes() {
     }
 }
 
-/// The index of the nearest magnitude, computed in f64 by looking at all of them.
+/// Returns the index of the nearest magnitude, computed in f64 by comparing all of them.
 fn nearest(a: f32, last: usize) -> usize {
     let distance = |k: &usize| (f64::from(MAGNITUDES[*k]) - f64::from(a)).abs();
     let best = (0..=last).min_by(|a, b| distance(a).total_cmp(&distance(b)));
     best.unwrap()
 }
 
-/// Whether `code` is that of the codeword nearest to `x`, or of a neighbour of it where `x` is within
-/// the 7 ulp around a midpoint that the specification grants.
+/// Returns whether `code` is the code of the codeword nearest to `x`, or of a neighbour if `x` is within
+/// 7 ulp of a midpoint, as the specification allows.
 fn is_nearest(x: f32, code: u8) -> bool {
     let last = if x.is_sign_negative() { 127 } else { 128 };
     let k = usize::from(code.abs_diff(127));
@@ -47,11 +47,11 @@ fn is_nearest(x: f32, code: u8) -> bool {
     right_side && (k == best || (k.abs_diff(best) == 1 && ulps <= 7))
 }
 
-/// A quantizer of one instruction set.
+/// The quantizer of one instruction set.
 struct Quantizer(Cpu);
 
 impl Quantizer {
-    /// `None`, and a line that says so, where this CPU does not have it.
+    /// Returns `None` and prints SKIPPED if this CPU does not have the instruction set.
     fn new(isa: Isa) -> Option<Self> {
         let cpu = Cpu::with_isa(isa);
         if let Err(reason) = &cpu {
@@ -72,7 +72,7 @@ impl Quantizer {
         m
     }
 
-    /// Every number gets the nearest codeword, at midpoints in particular.
+    /// Checks that every number gets the nearest codeword, in particular near midpoints.
     fn picks_the_nearest(&self, seed: u64) -> TestResult {
         let mut rng = Rng::new(seed);
         let mut m = rng.spread(255, 8.0);
@@ -96,8 +96,8 @@ impl Quantizer {
         }
     }
 
-    /// Quantizing what was dequantized gives the same state again, wherever the largest magnitude of a
-    /// block has a codeword: 1.0 does and -1.0 does not.
+    /// Checks that quantizing a dequantized block gives the same state, if the largest magnitude of the
+    /// block has a codeword: 1.0 has one, and -1.0 has none.
     fn is_stable(&self, (seed, scale): (u64, i8)) -> bool {
         let mut rng = Rng::new(seed);
         let n = 1 + rng.below(1000);
@@ -129,13 +129,13 @@ impl Quantizer {
                 .partition_point(|&v| f64::from(v) < a)
                 .clamp(1, 128);
             let gap = f64::from(MAGNITUDES[above]) - f64::from(MAGNITUDES[above - 1]);
-            // -1.0 has no codeword: there the error is the whole gap.
+            // -1.0 has no codeword, so its error is a whole gap.
             let share = if x < 0.0 && above == 128 { 1.0 } else { 0.5 };
             (f64::from(x) - f64::from(y)).abs() <= top * (gap * share + 1e-6 * a)
         })
     }
 
-    /// The codes, numbers and random choices of the plain functions, at any length.
+    /// Checks that codes, dequantized numbers and random choices match those of the portable functions, at any length.
     fn agrees_with_the_plain_one(&self, seed: u64) -> bool {
         let mut rng = Rng::new(seed);
         let n = rng.below(1100);
@@ -172,7 +172,7 @@ impl Quantizer {
         }
     }
 
-    /// Stochastic codes are one of the two around a number, and right on average.
+    /// Checks that stochastic codes are one of the two neighbours of a number, and unbiased.
     fn is_right_on_average(&self) {
         const DRAWS: usize = 100_000;
         let mut m = vec![0.3f32; 256];
@@ -191,7 +191,7 @@ impl Quantizer {
             }
         }
         let (mean, at) = (sum as f64 / count as f64, f64::from(at));
-        // Five standard deviations of the mean of `count` draws of odds up to 1/2.
+        // Five standard deviations of the mean of `count` draws with a probability of up to 1/2.
         let allowed = 5.0 * 0.5 / (count as f64).sqrt();
         assert!((mean - at).abs() < allowed, "mean {mean}, wanted {at}");
     }
@@ -204,7 +204,7 @@ macro_rules! for_each_isa {
 
             const ISA: Isa = $isa;
 
-            /// Whether a property holds; where the instruction set is missing nothing is tried.
+            /// Returns whether a property holds, or true if the instruction set is missing.
             fn holds<A>(input: A, of: fn(&Quantizer, A) -> bool) -> bool {
                 Quantizer::new(ISA).is_none_or(|q| of(&q, input))
             }
@@ -220,28 +220,28 @@ macro_rules! for_each_isa {
             }
 
             #[test]
-            fn dequantized_blocks_are_stable() {
+            fn requantizing_a_dequantized_block_returns_the_same_codes() {
                 property("dequantize(quantize) is stable", |input: (u64, i8)| {
                     holds(input, Quantizer::is_stable)
                 });
             }
 
             #[test]
-            fn the_error_is_at_most_half_a_gap() {
+            fn quantization_error_is_at_most_half_a_gap() {
                 property("the error is at most half a gap", |seed: u64| {
                     holds(seed, Quantizer::errs_by_half_a_gap_at_most)
                 });
             }
 
             #[test]
-            fn it_agrees_with_the_plain_functions() {
+            fn matches_the_portable_functions() {
                 property("it agrees with the plain functions", |seed: u64| {
                     holds(seed, Quantizer::agrees_with_the_plain_one)
                 });
             }
 
             #[test]
-            fn single_numbers() {
+            fn small_numbers_keep_their_sign_and_codes_dequantize() {
                 if let Some(q) = Quantizer::new(ISA) {
                     q.keeps_the_sign_of_small_numbers();
                     q.dequantizes_every_code();

@@ -1,14 +1,10 @@
-//! Parameters that are removed, and momenta that are set to zero in part, on every kind of state.
+//! Removing parameters, and resetting parts of a momentum to zero, for every kind of state.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
-use lion::{Dtype, Error, Handle, Lion, Overrides, ParamSpec, backend::Planes};
-use lion_test_support::{FailingWrites, backends};
+use lion::{Error, Handle, Lion, Overrides, backend::Planes};
+use lion_test_support::{FailingWrites, backends, f32_spec};
 use std::sync::Arc;
-
-fn spec(name: &str, n: usize) -> ParamSpec {
-    ParamSpec::new(name, n, Dtype::F32)
-}
 
 fn names(lion: &Lion) -> Vec<&str> {
     lion.parameters().map(|info| info.name).collect()
@@ -25,12 +21,12 @@ fn is_removed(error: &Error) -> bool {
 }
 
 #[test]
-fn a_removed_parameter_is_gone_and_the_others_keep_handles_and_order() {
+fn removing_a_parameter_keeps_handles_and_order_of_the_others() {
     let mut lion = Lion::builder().build().unwrap();
     lion.add_group("g", Overrides::new().lr(0.5)).unwrap();
     let handles: Vec<Handle> = (0..6)
         .map(|i| {
-            lion.register(spec(&format!("p{i}"), i + 1).group("g"))
+            lion.register(f32_spec(&format!("p{i}"), i + 1).group("g"))
                 .unwrap()
         })
         .collect();
@@ -65,23 +61,23 @@ fn a_removed_parameter_is_gone_and_the_others_keep_handles_and_order() {
 }
 
 #[test]
-fn a_name_that_is_registered_anew_does_not_revive_the_old_handle() {
+fn registering_a_name_again_does_not_revive_the_old_handle() {
     let mut lion = Lion::builder().build().unwrap();
-    let a = lion.register(spec("a", 4)).unwrap();
-    let b = lion.register(spec("b", 4)).unwrap();
+    let a = lion.register(f32_spec("a", 4)).unwrap();
+    let b = lion.register(f32_spec("b", 4)).unwrap();
     step(&mut lion, b);
     lion.remove(b).unwrap();
-    // The same name in the same place, and in another length.
-    let again = lion.register(spec("b", 8)).unwrap();
+    // The same name in the same slot, and with another length.
+    let again = lion.register(f32_spec("b", 8)).unwrap();
     assert_ne!(again, b);
     assert!(is_removed(&lion.info(b).unwrap_err()));
     let info = lion.info(again).unwrap();
     assert_eq!((info.len, info.steps), (8, 0));
     lion.remove(a).unwrap();
-    // Many rounds of an adapter that comes and goes: the first handles stay valid.
+    // An adapter is registered and removed many times. The first handles stay valid.
     let mut last = None;
     for round in 0..100 {
-        let adapter = lion.register(spec("adapter", 3)).unwrap();
+        let adapter = lion.register(f32_spec("adapter", 3)).unwrap();
         if let Some(last) = last {
             assert!(is_removed(&lion.info(last).unwrap_err()));
         }
@@ -94,11 +90,11 @@ fn a_name_that_is_registered_anew_does_not_revive_the_old_handle() {
 }
 
 #[test]
-fn a_checkpoint_has_no_removed_parameter() {
+fn checkpoint_does_not_contain_removed_parameters() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     let mut lion = Lion::builder().optim_bits(8).build().unwrap();
-    let handles = ["a", "b", "c"].map(|name| lion.register(spec(name, 5000)).unwrap());
+    let handles = ["a", "b", "c"].map(|name| lion.register(f32_spec(name, 5000)).unwrap());
     for handle in handles {
         step(&mut lion, handle);
     }
@@ -107,7 +103,9 @@ fn a_checkpoint_has_no_removed_parameter() {
     let mut resumed = Lion::builder().build().unwrap();
     let [a, c] = ["a", "c"].map(|name| {
         let eight = Overrides::new().optim_bits(8);
-        resumed.register(spec(name, 5000).overrides(eight)).unwrap()
+        resumed
+            .register(f32_spec(name, 5000).overrides(eight))
+            .unwrap()
     });
     let report = resumed.load(&path).unwrap();
     assert_eq!(report.loaded, ["a", "c"]);
@@ -119,7 +117,7 @@ fn a_checkpoint_has_no_removed_parameter() {
     }
 }
 
-/// What `planes` are where the momentum of a range is zero, by the definition of both states.
+/// Returns `planes` with a momentum of zero in a range, by the definition of both states.
 fn zeroed(mut planes: Planes, range: std::ops::Range<usize>) -> Planes {
     const ZERO_CODE: u8 = 127;
     assert_eq!(lion::quant::CODEBOOK[ZERO_CODE as usize], 0.0);
@@ -135,15 +133,11 @@ fn zeroed(mut planes: Planes, range: std::ops::Range<usize>) -> Planes {
 }
 
 #[test]
-fn a_reset_zeroes_whole_blocks_on_every_backend() {
+fn reset_zeroes_whole_blocks_on_every_backend() {
     let n = 70_100;
     for candidate in backends() {
-        let backend = match candidate.open() {
-            Ok(backend) => backend,
-            Err(error) => {
-                println!("SKIPPED {}: {error}", candidate.name);
-                continue;
-            }
+        let Some(backend) = candidate.open_or_skip() else {
+            continue;
         };
         let backend = Arc::new(backend);
         for bits in [32, 8] {
@@ -151,9 +145,9 @@ fn a_reset_zeroes_whole_blocks_on_every_backend() {
                 .optim_bits(bits)
                 .backend(Arc::clone(&backend));
             let mut lion = builder.build().unwrap();
-            let w = lion.register(spec("w", n)).unwrap();
+            let w = lion.register(f32_spec("w", n)).unwrap();
             step(&mut lion, w);
-            // One block; many; the short end; nothing; the whole.
+            // One block, many blocks, the short last block, an empty range, everything.
             for range in [256..512, 1024..66_048, 69_888..n, 512..512, 0..n] {
                 step(&mut lion, w);
                 let before = lion.export_state(w).unwrap();
@@ -171,14 +165,14 @@ fn a_reset_zeroes_whole_blocks_on_every_backend() {
     }
 }
 
-/// A reset row steps on as one that has not been stepped, and a checkpoint keeps it so.
+/// A reset row continues like one that was never stepped, also after a checkpoint.
 #[test]
-fn a_reset_comes_through_a_checkpoint() {
+fn reset_survives_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
     let run = || {
         let mut lion = Lion::builder().optim_bits(8).build().unwrap();
-        let w = lion.register(spec("w", 5000)).unwrap();
+        let w = lion.register(f32_spec("w", 5000)).unwrap();
         (lion, w)
     };
     let (mut lion, w) = run();
@@ -207,9 +201,9 @@ fn a_reset_comes_through_a_checkpoint() {
 }
 
 #[test]
-fn ranges_that_are_not_whole_blocks_are_refused() {
+fn reset_rejects_ranges_that_are_not_whole_blocks() {
     let mut lion = Lion::builder().build().unwrap();
-    let w = lion.register(spec("w", 600)).unwrap();
+    let w = lion.register(f32_spec("w", 600)).unwrap();
     step(&mut lion, w);
     let before = lion.export_state(w).unwrap();
     #[expect(clippy::reversed_empty_ranges)]
@@ -237,21 +231,21 @@ fn ranges_that_are_not_whole_blocks_are_refused() {
          and ends at a multiple of 256 or at the end"
     );
     assert_eq!(lion.export_state(w).unwrap(), before);
-    // Nothing is a whole number of blocks.
+    // An empty range is a whole number of blocks.
     lion.reset(w, 0..0).unwrap();
     lion.reset(w, 512..512).unwrap();
     assert_eq!(lion.export_state(w).unwrap(), before);
 }
 
-/// After a failure each block has the momentum that it had, or none.
+/// After a failure each block has its old momentum, or zero.
 #[test]
-fn a_reset_that_fails_says_so_and_leaves_no_third_momentum() {
+fn failed_reset_leaves_each_block_unchanged_or_zero() {
     let n = 100_000;
     for allowed in 0..4 {
         let writes = FailingWrites::from_then_on(Cpu::new().unwrap());
         let builder = Lion::builder().optim_bits(8).backend(writes.clone());
         let mut lion = builder.build().unwrap();
-        let w = lion.register(spec("w", n)).unwrap();
+        let w = lion.register(f32_spec("w", n)).unwrap();
         let codes: Vec<u8> = (0..n).map(|i| (i % 256) as u8).collect();
         let absmax: Vec<f32> = (0..n.div_ceil(256)).map(|i| 1.0 + i as f32).collect();
         let mut record = lion.export_state(w).unwrap();
@@ -260,7 +254,7 @@ fn a_reset_that_fails_says_so_and_leaves_no_third_momentum() {
         writes.set(allowed);
         let reset = lion.reset(w, 0..n);
         if allowed == 3 {
-            // One write of absmax and two of codes.
+            // One write of absmax, and two of codes.
             reset.unwrap();
             continue;
         }
@@ -271,7 +265,7 @@ fn a_reset_that_fails_says_so_and_leaves_no_third_momentum() {
             "{error}"
         );
         let source = std::error::Error::source(&error).unwrap();
-        assert_eq!(source.to_string(), "it cannot be written");
+        assert_eq!(source.to_string(), "the write fails");
         let Planes::Blockwise8 { codes, absmax } = lion.export_state(w).unwrap().planes else {
             panic!("another layout");
         };

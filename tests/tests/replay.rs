@@ -15,8 +15,7 @@ fn vectors() -> Vec<PathBuf> {
 #[test]
 fn every_backend_returns_the_bits_of_the_specification() {
     for candidate in backends() {
-        if let Err(reason) = candidate.open() {
-            println!("SKIPPED backend {}: {reason}", candidate.name);
+        if candidate.open_or_skip().is_none() {
             continue;
         }
         let mut replayed = 0;
@@ -42,9 +41,9 @@ fn every_backend_returns_the_bits_of_the_specification() {
     }
 }
 
-/// A replay that cannot fail proves nothing: one flipped bit in any plane is found where it is.
+/// The replay reports a flipped bit in any plane with its position, so the other tests can fail.
 #[test]
-fn a_flipped_bit_is_found() {
+fn replay_reports_a_flipped_bit() {
     let path = vectors().pop().unwrap();
     let good = Trajectory::read(&path).unwrap();
     let scalar = || backends()[0].open().unwrap();

@@ -1,5 +1,5 @@
-//! A run that is saved and goes on in another process has the bits of one that was never interrupted:
-//! on every backend, from every other, with another number of threads and another order of parameters.
+//! A run that is saved and resumed in another process has the bits of an uninterrupted run:
+//! for every pair of backends, with another number of threads and another order of registration.
 #![allow(clippy::unwrap_used)]
 
 use lion::{Dtype, Handle, Lion, Overrides};
@@ -10,7 +10,7 @@ use std::path::Path;
 const BEFORE: u64 = 3;
 const AFTER: u64 = 3;
 
-/// Every type, either state, with and without either kind of stochastic rounding.
+/// Returns a model with all types and both kinds of state, with and without each kind of stochastic rounding.
 fn model() -> Model {
     let mut rng = Rng::new(6);
     let mut params = Vec::new();
@@ -40,15 +40,14 @@ fn candidate(name: &str) -> Candidate {
     all.find(|candidate| candidate.name == name).unwrap()
 }
 
-/// Registers in the order of names or against it.
+/// Registers the parameters in the order of their names or in reverse.
 fn register(model: &Model, backend: &Candidate, reversed: bool) -> Option<(Lion, Vec<Handle>)> {
-    let opened = backend.open();
-    let opened = opened.inspect_err(|e| println!("SKIPPED backend {}: {e}", backend.name));
+    let opened = backend.open_or_skip()?;
     let mut order: Vec<usize> = (0..model.params.len()).collect();
     if reversed {
         order.reverse();
     }
-    Some(model.register(opened.ok()?, &order).unwrap())
+    Some(model.register(opened, &order).unwrap())
 }
 
 fn step(model: &mut Model, lion: &mut Lion, handles: &[Handle], steps: std::ops::Range<u64>) {
@@ -59,7 +58,7 @@ fn step(model: &mut Model, lion: &mut Lion, handles: &[Handle], steps: std::ops:
     }
 }
 
-/// The parameters, which are the trainer's to save, and the checkpoint.
+/// Saves the parameters, which a checkpoint does not contain, and the checkpoint.
 fn save(model: &Model, lion: &Lion, folder: &Path, name: &str) {
     for (i, param) in model.params.iter().enumerate() {
         fs::write(folder.join(format!("{name}.{i}")), param.value.bytes()).unwrap();
@@ -83,7 +82,7 @@ fn assert_same_files(folder: &Path, given: &str, wanted: &str) {
 }
 
 #[test]
-fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
+fn resumed_run_matches_an_uninterrupted_run() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let mut names = Vec::new();
@@ -105,7 +104,7 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
     for from in &names {
         for on in &names {
             threads = threads % 3 + 1;
-            let output = child("resumed")
+            let output = child("child_resumes")
                 .env("LION_RESUME", folder)
                 .env("LION_RESUME_FROM", from)
                 .env("LION_RESUME_ON", on)
@@ -120,9 +119,9 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
     }
 }
 
-/// The second half of a run, in a process of its own.
+/// The second half of a run. Executed in a child process.
 #[test]
-fn resumed() {
+fn child_resumes() {
     let Ok(folder) = std::env::var("LION_RESUME") else {
         return;
     };

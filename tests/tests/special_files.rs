@@ -1,4 +1,4 @@
-//! Folders, FIFOs, sockets and devices in the place of a checkpoint or beside it.
+//! Folders, FIFOs, sockets and devices at the path of a checkpoint or in its folder.
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
@@ -24,7 +24,8 @@ fn make(command: &str, arguments: &[&str], path: &Path) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Runs one test of this program in a folder of its own. One that waits for a FIFO never ends.
+/// Runs a test of this program in a temporary folder, with a time limit because a test that blocks on a FIFO never
+/// ends.
 fn within_a_minute(test: &str) {
     let folder = tempfile::tempdir().unwrap();
     let mut running = child(test)
@@ -52,16 +53,16 @@ fn is_child() -> bool {
 }
 
 #[test]
-fn nothing_waits_for_a_fifo() {
-    within_a_minute("fifos");
+fn saves_and_loads_do_not_block_on_a_fifo() {
+    within_a_minute("child_uses_fifos");
 }
 
 #[test]
-fn a_rotation_of_the_current_folder_finds_its_files() {
-    within_a_minute("current_folder");
+fn rotation_in_the_current_folder_finds_its_files() {
+    within_a_minute("child_uses_the_current_folder");
 }
 
-/// Nothing is saved into or loaded from a path, and what is there stays.
+/// Checks that saving to a path and loading from it fail, and that the file there is unchanged.
 fn assert_refused(path: &Path, wanted: &'static str) {
     fn refused<T: Debug>(result: Result<T, CheckpointError>, path: &Path, wanted: &'static str) {
         match result {
@@ -94,7 +95,7 @@ fn assert_refused(path: &Path, wanted: &'static str) {
 }
 
 #[test]
-fn fifos() {
+fn child_uses_fifos() {
     if !is_child() {
         return;
     }
@@ -104,7 +105,7 @@ fn fifos() {
     };
     assert_refused(&fifo("fifo"), "FIFO");
 
-    // A link to one is a link for a save and a FIFO for a load.
+    // For a save, a link to a FIFO is a link. For a load, it is a FIFO.
     symlink("fifo", "link").unwrap();
     let result = optimizer().load("link");
     assert!(
@@ -114,7 +115,7 @@ fn fifos() {
     optimizer().save("link").unwrap();
     optimizer().load("link").unwrap();
 
-    // One among the files that killed saves have left, and one in the place of another checkpoint.
+    // A FIFO among the temporary files of killed saves, and one at the path of another checkpoint.
     let fifos = [
         fifo(".run-6.lion.abc123.unfinished"),
         fifo("run-5.lion"),
@@ -143,7 +144,7 @@ fn fifos() {
 }
 
 #[test]
-fn current_folder() {
+fn child_uses_the_current_folder() {
     if !is_child() {
         return;
     }
@@ -158,14 +159,14 @@ fn current_folder() {
 }
 
 #[test]
-fn sockets_devices_and_folders_are_refused_and_stay() {
+fn sockets_devices_and_folders_are_rejected_and_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let _socket = UnixListener::bind(path("socket")).unwrap();
     assert_refused(&path("socket"), "socket");
     fs::create_dir(path("folder")).unwrap();
     assert_refused(&path("folder"), "folder");
-    // As /dev/null, which root may replace.
+    // A device such as /dev/null, which root could replace.
     if make("mknod", &["c", "1", "3"], &path("null")) {
         assert_refused(&path("null"), "device");
     } else {

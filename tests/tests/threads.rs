@@ -1,6 +1,6 @@
-//! A step finishes with the caller's thread alone, whatever the threads of the pool are doing.
+//! A step completes on the calling thread alone if the threads of the pool are busy.
 //!
-//! Each program here runs in a process of its own, which is killed if it hangs.
+//! Each program runs in a child process, which is killed if it hangs.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 /// Set in the environment of the processes that run one program each.
 const VARIABLE: &str = "LION_THREADS_TEST";
 
-/// How long a program may take. Each is done in a second or two on an idle machine.
+/// Time limit of a program. Each takes a second or two on an idle machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Elements of a step that is shared between threads.
+/// Number of elements of a step that is shared between threads.
 const N: usize = 1 << 20;
 
-/// Runs a test of this file in a process of its own, and fails if it does not end in time. Returns true
-/// in that process, whose turn it is to do what the test is about.
+/// Runs a test of this file in a child process, and fails if it does not end in time. Returns true
+/// in the child process, which then executes the body of the test.
 fn is_child(test: &str) -> bool {
     is_child_with(test, |_| {})
 }
@@ -83,7 +83,7 @@ impl Model {
         Self::new(Lion::builder().lr(0.5).backend(cpu).build().unwrap())
     }
 
-    /// A step, and whether it has reached the last element.
+    /// Runs a step, and checks that it has reached the last element.
     fn step(&mut self) {
         let update = (self.handle, &mut self.param, &self.grad);
         let report = self.lion.step([update]).unwrap();
@@ -101,7 +101,7 @@ fn occupy(pool: &ThreadPool) -> Receiver<()> {
         let (sender, entered) = (sender.clone(), entered.clone());
         pool.spawn(move || {
             entered.send(()).unwrap();
-            // Blocks until the other end is gone.
+            // Blocks until the sender is dropped.
             sender.send(()).unwrap_err();
         });
     }
@@ -112,8 +112,8 @@ fn occupy(pool: &ThreadPool) -> Receiver<()> {
 }
 
 #[test]
-fn data_loaders_on_all_global_threads_do_not_hold_up_a_step() {
-    if !is_child("data_loaders_on_all_global_threads_do_not_hold_up_a_step") {
+fn step_completes_while_all_global_threads_are_busy() {
+    if !is_child("step_completes_while_all_global_threads_are_busy") {
         return;
     }
     let mut model = Model::on(Cpu::new().unwrap());
@@ -129,7 +129,7 @@ fn data_loaders_on_all_global_threads_do_not_hold_up_a_step() {
     }
 }
 
-/// Steps one optimizer behind a mutex from many tasks, which `spawn` puts into a pool.
+/// Steps one optimizer in a mutex from many tasks, which `spawn` puts into a pool.
 fn step_from_tasks(model: Model, spawn: impl Fn(Box<dyn FnOnce() + Send>)) {
     const TASKS: usize = 300;
     let model = Arc::new(Mutex::new(model));
@@ -146,16 +146,16 @@ fn step_from_tasks(model: Model, spawn: impl Fn(Box<dyn FnOnce() + Send>)) {
 }
 
 #[test]
-fn tasks_of_the_global_pool_step_behind_a_mutex() {
-    if !is_child("tasks_of_the_global_pool_step_behind_a_mutex") {
+fn tasks_of_the_global_pool_step_one_optimizer_through_a_mutex() {
+    if !is_child("tasks_of_the_global_pool_step_one_optimizer_through_a_mutex") {
         return;
     }
     step_from_tasks(Model::on(Cpu::new().unwrap()), rayon::spawn);
 }
 
 #[test]
-fn tasks_of_the_steps_own_pool_step_behind_a_mutex() {
-    if !is_child("tasks_of_the_steps_own_pool_step_behind_a_mutex") {
+fn tasks_of_the_step_pool_step_one_optimizer_through_a_mutex() {
+    if !is_child("tasks_of_the_step_pool_step_one_optimizer_through_a_mutex") {
         return;
     }
     for threads in [1, 2, 4] {
@@ -166,8 +166,8 @@ fn tasks_of_the_steps_own_pool_step_behind_a_mutex() {
 }
 
 #[test]
-fn a_step_is_done_while_all_threads_of_its_pool_are_busy() {
-    if !is_child("a_step_is_done_while_all_threads_of_its_pool_are_busy") {
+fn step_completes_while_all_threads_of_its_pool_are_busy() {
+    if !is_child("step_completes_while_all_threads_of_its_pool_are_busy") {
         return;
     }
     for threads in [1, 2, 5] {
@@ -183,8 +183,8 @@ fn a_step_is_done_while_all_threads_of_its_pool_are_busy() {
 }
 
 #[test]
-fn norms_and_counts_are_done_while_all_threads_of_the_pool_are_busy() {
-    if !is_child("norms_and_counts_are_done_while_all_threads_of_the_pool_are_busy") {
+fn norms_and_counts_complete_while_all_threads_of_the_pool_are_busy() {
+    if !is_child("norms_and_counts_complete_while_all_threads_of_the_pool_are_busy") {
         return;
     }
     for threads in [1, 2, 5] {
@@ -196,9 +196,9 @@ fn norms_and_counts_are_done_while_all_threads_of_the_pool_are_busy() {
             .backend(Cpu::new().unwrap().pool(Arc::clone(&pool)));
         let mut model = Model::new(lion.build().unwrap());
         let busy = occupy(&pool);
-        // A parameter of norm 0 is not limited.
+        // The update of a parameter of norm 0 is not clipped.
         model.step();
-        // The norm of the update is that of the parameter, and the limit as large: half of it is allowed.
+        // The norms of update and parameter are equal, so `max_unorm` 0.5 halves the update.
         model.param.fill(-0.25);
         let update = (model.handle, &mut model.param, &model.grad);
         model.lion.step([update]).unwrap();
@@ -210,7 +210,7 @@ fn norms_and_counts_are_done_while_all_threads_of_the_pool_are_busy() {
     }
 }
 
-/// Blocks are counted for the tensor that they lie in, whichever thread has skipped them.
+/// Skipped blocks are counted for the tensor that contains them, independent of the thread.
 #[test]
 fn skipped_blocks_are_counted_for_their_parameters() {
     const SMALL: usize = 5000;
@@ -222,7 +222,7 @@ fn skipped_blocks_are_counted_for_their_parameters() {
             .map(|i| model.lion.register(spec(i)).unwrap())
             .collect();
         let (mut params, nan) = (vec![0.0f32; 16 * SMALL], [f32::NAN; 16]);
-        // Every tenth block of the large parameter, and every other small parameter.
+        // Every tenth block of the large parameter, and every second small parameter.
         for block in model.grad.chunks_mut(256).step_by(10) {
             block[7] = f32::INFINITY;
         }
@@ -250,13 +250,13 @@ fn skipped_blocks_are_counted_for_their_parameters() {
     }
 }
 
-/// Names of the threads of this process, by the system's account.
+/// Returns the names of the threads of this process, from the system.
 #[cfg(target_os = "linux")]
 fn threads_of_the_shared_pool() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let names = tasks.map(|task| {
         let path = task.unwrap().path().join("comm");
-        // A thread may end in between.
+        // A thread may end between the two calls.
         std::fs::read_to_string(path).unwrap_or_default()
     });
     names.filter(|name| name.starts_with("lion-cpu-")).count()
@@ -264,8 +264,8 @@ fn threads_of_the_shared_pool() -> usize {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn optimizers_share_a_pool_of_their_own_when_they_need_it() {
-    let test = "optimizers_share_a_pool_of_their_own_when_they_need_it";
+fn optimizers_share_one_pool_that_is_created_on_first_use() {
+    let test = "optimizers_share_one_pool_that_is_created_on_first_use";
     if !is_child_with(test, |command| {
         command.env("RAYON_NUM_THREADS", "3");
     }) {
@@ -285,19 +285,19 @@ fn optimizers_share_a_pool_of_their_own_when_they_need_it() {
     for _ in 0..2 {
         Model::on(Cpu::new().unwrap()).step();
     }
-    // A thread names itself when it has started.
+    // A thread sets its name after it has started.
     while threads_of_the_shared_pool() < 3 {
         thread::yield_now();
     }
     assert_eq!(threads_of_the_shared_pool(), 3);
 }
 
-/// Optimizers that share a paged backend take turns, from tasks of the pool in which their steps run.
+/// Optimizers that share a paged backend step one at a time, called by tasks of the pool in which their steps run.
 #[cfg(target_os = "linux")]
 #[test]
-fn paged_optimizers_step_from_tasks_of_one_pool() {
+fn paged_optimizers_step_in_tasks_of_one_pool() {
     use lion::{PagedLion32bit, Paging};
-    if !is_child("paged_optimizers_step_from_tasks_of_one_pool") {
+    if !is_child("paged_optimizers_step_in_tasks_of_one_pool") {
         return;
     }
     for threads in [1, 3] {

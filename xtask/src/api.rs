@@ -120,7 +120,7 @@ fn visit(folder: &Path, module: &str, items: &mut BTreeMap<String, String>) -> R
     Ok(())
 }
 
-/// The re-exports of a module that have no page of their own.
+/// The re-exports of a module that have no separate page.
 fn exports(page: &str) -> String {
     sections(page, "id=\"reexport.", "<code>", "</code>")
         .map(|(_, code)| format!("    {}\n", one_line(code)))

@@ -54,7 +54,8 @@ fn command(source: &str) -> Option<&str> {
     source[at..].split('`').next()
 }
 
-/// What an example prints: the first block of `text` in its comment. `None` if that depends on the machine.
+/// Returns the expected output of an example: the first block of `text` in its comment. Returns `None` if the output
+/// depends on the machine.
 fn expected(source: &str) -> Option<String> {
     let mut lines = source.lines();
     lines.find(|line| *line == "//! ```text")?;

@@ -116,7 +116,7 @@ fn head(device: &DeviceInfo, devices: usize) -> Result<String> {
     Ok(head)
 }
 
-/// Runs the parts one after the other.
+/// Runs the parts in order.
 struct Runner<'a> {
     out: &'a Path,
     parts: Vec<Part>,
@@ -400,7 +400,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_has_what_failed_and_what_was_left_out() {
+    fn report_lists_failed_and_skipped_tests() {
         let part = |name: &str, outcome, text: &str| Part {
             name: name.to_owned(),
             outcome,

@@ -33,7 +33,7 @@ enum Command {
     Docs(docs::Args),
     /// Compares the backends of this machine with the specification, bit for bit.
     Verify(verify::Args),
-    /// Measures each kernel relative to the memory limit, which is measured alternately.
+    /// Measures each kernel relative to its roofline, which is measured alternately.
     Bench(xtask::bench::Args),
     /// Prints the contents of a checkpoint. Fails with the reason if the file is damaged.
     Inspect(inspect::Args),

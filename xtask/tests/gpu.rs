@@ -1,5 +1,5 @@
-//! `cargo xtask verify --gpu` as it is run, on an emulated driver that does not say that it is one. The test programs are
-//! scripts here; `verify`, `bench` and the replay are what they are.
+//! Runs `cargo xtask verify --gpu` on an emulated driver that does not identify itself as emulated. The test programs
+//! are scripts; `verify`, `bench` and the replay are the real ones.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ fn script(folder: &Path, name: &str, text: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Runs the command with a driver; its exit code, both its outputs and its report.
+/// Runs the command with a driver. Returns its exit code, both outputs and the report.
 fn verify(driver: &Path, folder: &Path) -> (i32, String, String) {
     let out = folder.join("report");
     let mut path = vec![folder.join("bin")];
@@ -32,7 +32,7 @@ fn verify(driver: &Path, folder: &Path) -> (i32, String, String) {
         .env("PATH", std::env::join_paths(path).unwrap())
         .env("LION_CUDA_DRIVER", driver)
         .env("LION_EMULATED_ANONYMOUS", "1")
-        // What is timed takes half of it.
+        // The benchmark uses half of it.
         .env("LION_EMULATED_MEMORY", "20000000");
     let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -51,11 +51,11 @@ fn folder() -> TempDir {
     for folder in [&programs, &vectors, &bin] {
         fs::create_dir(folder).unwrap();
     }
-    // In place of the tool: it finds something in one mode, and runs the program in the others.
+    // Replaces the tool: it reports an error in one mode, and runs the program in the others.
     let tool = "echo \"tool $2\"\n[ $2 = racecheck ] && exit $4\nshift 4\nexec \"$@\"";
     script(&bin, "compute-sanitizer", tool);
     script(&programs, "cuda", "echo \"SKIPPED one: $*\"");
-    // Neither is a test program.
+    // Neither file is a test program.
     fs::write(programs.join("cuda.d"), "").unwrap();
     fs::write(programs.join("notes"), "").unwrap();
     let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/spec");
@@ -68,7 +68,7 @@ fn folder() -> TempDir {
     folder
 }
 
-/// The word in the report behind the name of a part.
+/// Returns the word after the name of a part in the report.
 fn outcome<'r>(report: &'r str, part: &str) -> &'r str {
     let line = report
         .lines()
@@ -78,7 +78,7 @@ fn outcome<'r>(report: &'r str, part: &str) -> &'r str {
 }
 
 #[test]
-fn all_parts_run_though_one_fails_and_the_report_says_which() {
+fn all_parts_run_after_a_failure_and_the_report_names_it() {
     let folder = folder();
     script(
         &folder.path().join("programs"),
@@ -114,7 +114,7 @@ fn all_parts_run_though_one_fails_and_the_report_says_which() {
     ] {
         assert!(report.contains(wanted), "{wanted} in:\n{report}");
     }
-    // What each printed is beside it, by the backend of a real driver.
+    // The output of each part is in the same folder, with the backend name of a real driver.
     let raw = |part: &str| fs::read_to_string(folder.path().join("report").join(part)).unwrap();
     assert!(raw("matrix.txt").contains("cases identical with the specification"));
     assert_eq!(raw("replay-paged.txt").matches(" cuda-paged ").count(), 2);
@@ -123,7 +123,7 @@ fn all_parts_run_though_one_fails_and_the_report_says_which() {
     assert!(memcheck.starts_with("tool memcheck\n"), "{memcheck}");
     assert_eq!(memcheck.matches("identical\n").count(), 2);
 
-    // Without the failures it succeeds.
+    // Without the failing parts it succeeds.
     script(&folder.path().join("programs"), "cuda_paging", "true");
     script(&folder.path().join("bin"), "compute-sanitizer", "true");
     fs::remove_file(
@@ -138,7 +138,7 @@ fn all_parts_run_though_one_fails_and_the_report_says_which() {
 }
 
 #[test]
-fn without_a_gpu_it_says_so_and_fails() {
+fn verify_gpu_fails_without_a_gpu() {
     let folder = folder();
     let (code, out, report) = verify(Path::new("/nowhere/libcuda.so.1"), folder.path());
     assert_eq!((code, report.as_str()), (1, ""));

@@ -27,7 +27,7 @@ fn json(output: &Output) -> Value {
 }
 
 #[test]
-fn a_whole_file_is_described() {
+fn inspect_describes_a_valid_file() {
     let output = inspect(&[], Path::new(FILE));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
@@ -57,7 +57,7 @@ fn a_whole_file_is_described() {
 }
 
 #[test]
-fn a_damaged_file_fails_with_the_reason() {
+fn inspect_of_a_damaged_file_fails_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.lion");
     let mut bytes = fs::read(FILE).unwrap();
@@ -86,7 +86,7 @@ fn a_damaged_file_fails_with_the_reason() {
     assert!(json(&output)["error"].as_str().unwrap().contains(wanted));
     assert_eq!(json(&output)["damaged"], true);
 
-    // What is no damage is not told as such.
+    // A file that is not a checkpoint, and a folder, are not reported as damaged.
     fs::write(&path, "something else").unwrap();
     for (path, wanted) in [
         (path.as_path(), "is not a checkpoint"),
@@ -103,12 +103,12 @@ fn a_damaged_file_fails_with_the_reason() {
     }
 }
 
-/// Names that would command a terminal, and names so long that a table of them would not end.
+/// Names with terminal control sequences, and names that are too long for a table.
 #[test]
-fn names_of_any_kind_are_shown_as_what_they_are() {
+fn inspect_escapes_control_characters_in_names() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hostile.lion");
-    // An escape sequence, a C1 control, a line's end, a mark that turns the text around.
+    // An escape sequence, a C1 control character, a line break, and a right-to-left override.
     let evil = "\u{1b}[2J\u{9b}1m\n\u{202e}\\\"";
     let long = "g".repeat(65_535);
     let group = |name: &str| GroupPart {
@@ -163,7 +163,7 @@ fn names_of_any_kind_are_shown_as_what_they_are() {
             assert_eq!(value["tensors"][500]["name"], format!("b{evil}"));
         }
     }
-    // In the text of an error, too.
+    // Names in error messages are escaped as well.
     file.tensors[500].dtype = 9;
     fs::write(&path, file.bytes()).unwrap();
     let output = inspect(&[], &path);

@@ -1,4 +1,4 @@
-//! `cargo xtask verify --replay` as it is run: its rows, its exit code, and bad input.
+//! Runs `cargo xtask verify`: its rows, its exit code, and invalid input.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
@@ -13,7 +13,7 @@ fn vectors() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/spec")
 }
 
-/// Exit code, standard output and standard error of a replay.
+/// Returns the exit code, standard output and standard error of a replay.
 fn verify(directory: &Path, more: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command
@@ -29,7 +29,7 @@ fn verify(directory: &Path, more: &[&str]) -> (i32, String, String) {
     )
 }
 
-/// A directory with one trajectory, its bytes changed.
+/// Returns a directory with one trajectory whose bytes are changed.
 fn directory_with(change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
     let directory = TempDir::new().unwrap();
     let mut bytes = fs::read(vectors().join(FILE)).unwrap();
@@ -38,7 +38,7 @@ fn directory_with(change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
     directory
 }
 
-/// Puts text into the metadata, at its start.
+/// Inserts text at the start of the metadata.
 fn insert_metadata(bytes: &mut Vec<u8>, text: &str) {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
     let at = 8 + r#"{"__metadata__": {"#.len();
@@ -48,7 +48,7 @@ fn insert_metadata(bytes: &mut Vec<u8>, text: &str) {
 }
 
 #[test]
-fn the_vectors_are_identical() {
+fn replay_of_the_vectors_is_identical() {
     let (code, out, err) = verify(&vectors(), &[]);
     assert_eq!((code, err.as_str()), (0, ""));
     let rows = out.lines().filter(|line| line.contains(" scalar ")).count();
@@ -58,7 +58,7 @@ fn the_vectors_are_identical() {
 }
 
 #[test]
-fn json_is_one_object_a_row() {
+fn json_has_one_object_per_row() {
     let directory = directory_with(|bytes| *bytes.last_mut().unwrap() ^= 1);
     let (code, out, _) = verify(directory.path(), &["--json", "--backend", "scalar"]);
     assert_eq!(code, 1);
@@ -86,7 +86,7 @@ fn json_is_one_object_a_row() {
 }
 
 #[test]
-fn a_difference_names_step_plane_index_and_values() {
+fn difference_names_step_plane_index_and_values() {
     let directory = directory_with(|bytes| *bytes.last_mut().unwrap() ^= 0x80);
     let (code, out, _) = verify(directory.path(), &[]);
     assert_eq!(code, 1);
@@ -100,9 +100,9 @@ fn a_difference_names_step_plane_index_and_values() {
     }
 }
 
-/// A command that verifies nothing does not succeed.
+/// A command that verifies nothing fails.
 #[test]
-fn the_matrix_has_a_row_for_each_state_and_for_the_norm_and_counts_its_cases() {
+fn matrix_has_a_row_per_state_and_for_the_norm_and_counts_its_cases() {
     let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
         .args(["verify", "--backend", "scalar"])
         .output()
@@ -127,7 +127,7 @@ fn the_matrix_has_a_row_for_each_state_and_for_the_norm_and_counts_its_cases() {
 }
 
 #[test]
-fn a_required_backend_that_nobody_knows_is_refused() {
+fn unknown_required_backend_is_rejected() {
     let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
         .args(["verify", "--require", "scalar,cuda-imagined"])
         .output()
@@ -141,7 +141,7 @@ fn a_required_backend_that_nobody_knows_is_refused() {
 }
 
 #[test]
-fn a_device_that_bench_does_not_find_is_named_with_the_reason() {
+fn bench_names_a_missing_device_with_the_reason() {
     let run = |isa: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command.env("LION_CUDA_DRIVER", "/nowhere/libcuda.so.1");
@@ -159,9 +159,9 @@ fn a_device_that_bench_does_not_find_is_named_with_the_reason() {
     assert!(error.contains(reason), "{error}");
 }
 
-/// Everything that cannot be replayed fails with a reason, and nothing is passed over.
+/// Every file that cannot be replayed fails with a reason; none is ignored.
 #[test]
-fn bad_input_fails_with_a_reason() {
+fn invalid_input_fails_with_a_reason() {
     let empty = TempDir::new().unwrap();
     let cases = [
         (
@@ -205,7 +205,7 @@ fn bad_input_fails_with_a_reason() {
     let (code, _, err) = verify(&vectors(), &["--backend", "abacus"]);
     assert_eq!(code, 1);
     assert!(err.contains("`abacus`, wanted one of scalar"), "{err}");
-    // A codebook alone is no trajectory.
+    // A codebook alone is not a trajectory.
     let name = "qmap_signed.safetensors";
     fs::copy(vectors().join(name), empty.path().join(name)).unwrap();
     let (code, _, err) = verify(empty.path(), &[]);

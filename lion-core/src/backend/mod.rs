@@ -1,4 +1,4 @@
-//! What a backend does: hold states, and step parameters by them.
+//! The interface of a backend: it allocates states and runs steps.
 
 mod error;
 mod state;
@@ -6,29 +6,28 @@ mod tensor_step;
 
 pub use error::BackendError;
 pub use state::{Momentum32, PlaneSpec, PlaneType, Planes, State, StateLayout, StateRecord};
-pub(crate) use tensor_step::Checked;
 pub use tensor_step::{Outcome, TensorStep};
 
 use crate::{Bits, Gradient, PagingTotals, SumSquares};
 use std::fmt;
 use std::sync::Arc;
 
-/// Where the arithmetic runs: the door through which the CPU, CUDA, or a backend of one's own joins.
+/// A device that stores states and runs steps. Implement it to run the optimizer on other hardware.
 ///
 /// The optimizer checks names, lengths, types and hyper-parameters before it calls a backend, so an
-/// implementation may rely on what [`TensorStep`] promises. A backend reads the fields of its inputs, changes
-/// the memory of parameters and states alone, and returns its results. A backend returns the same bits as the
-/// specification; `cargo xtask verify` compares those of this project with it.
+/// implementation can rely on the documentation of [`TensorStep`]. A step changes only the elements of its
+/// parameters and its states. Its results must have the bits of the specification; `cargo xtask verify`
+/// compares the backends of this project with it.
 ///
-/// A method that returns a vector returns one element per input, in the order of the inputs. Where it does
-/// not, the optimizer returns [`BackendError::WrongCount`].
+/// A method that returns a vector returns one element per input, in the order of the inputs. Otherwise the
+/// optimizer returns [`BackendError::WrongCount`].
 ///
 /// The optimizer calls [`step`](Backend::step), [`count_non_finite`](Backend::count_non_finite) and
-/// [`sum_squares`](Backend::sum_squares) in the floating-point mode that the specification assumes (rounding
-/// to nearest, and subnormal numbers kept), whatever the mode of its caller is. A backend that computes on
-/// other threads sets the mode there.
+/// [`sum_squares`](Backend::sum_squares) in the floating-point mode of the specification (rounding to
+/// nearest, no flush to zero), independent of the mode of its caller. A backend that computes on other
+/// threads sets the mode there.
 ///
-/// A backend may hold another one and pass calls on, to count, time or trace them:
+/// A backend can wrap another one, for example to count, time or trace its calls:
 ///
 /// ```
 /// use lion_core::{
@@ -67,60 +66,62 @@ use std::sync::Arc;
 /// }
 /// ```
 pub trait Backend: fmt::Debug + Send + Sync {
-    /// Its name, as reports and errors print it.
+    /// Returns the name of the backend, for reports and errors.
     fn name(&self) -> &str;
 
-    /// A state for a parameter before its first step: momentum 0 everywhere. The optimizer refuses one
-    /// of another length or width than the request's.
+    /// Allocates the state of a parameter. All momenta are 0. If its length or width differs from the
+    /// request, the optimizer returns [`BackendError::WrongState`].
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`] if the memory cannot be allocated; [`BackendError::Paging`] if it is
-    /// to be paged and cannot; what else the backend meets.
+    /// [`BackendError::OutOfMemory`] if the memory cannot be allocated; [`BackendError::Paging`] if the
+    /// state cannot be paged as requested; any other error of the backend.
     fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError>;
 
-    /// Steps every tensor: changes its parameter and its state. Returns one [`Outcome`] per tensor, in the
+    /// Updates the parameter and the state of every tensor. Returns one [`Outcome`] per tensor, in the
     /// order of the tensors.
     ///
     /// # Errors
-    /// Before anything changes, [`BackendError::ForeignState`] where a state is not one of this
-    /// backend, [`BackendError::WrongState`] where a state does not fit its parameter, and
-    /// [`BackendError::WrongDevice`] where the backend cannot reach an array; what else it meets.
+    /// - [`BackendError::ForeignState`] if another backend has allocated a state,
+    ///   [`BackendError::WrongState`] if a state does not fit its parameter, and
+    ///   [`BackendError::WrongDevice`] if the backend cannot access an array. These errors are returned
+    ///   before anything changes.
+    /// - Any other error of the backend.
     ///
-    /// The error says whether the step has begun: see [`BackendError::has_begun`]. If it has not, no
-    /// parameter and no state has changed, and the optimizer acts as if the step had not been called.
-    /// If it has, the optimizer takes every state of the step to be changed. A backend that fails
-    /// before it changes anything says so with [`BackendError::not_begun`].
+    /// [`BackendError::has_begun`] returns whether parameters and states may have changed. If it returns
+    /// `false`, the optimizer continues as if the step had not been called. If it returns `true`, the
+    /// optimizer assumes that every state of the step has changed. A backend that fails before it changes
+    /// anything marks the error with [`BackendError::not_begun`].
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError>;
 
     /// Returns, for each tensor in order, how many blocks [`step`](Backend::step) would skip because a new
     /// momentum in them is not finite. Changes no parameter and no state.
     ///
     /// # Errors
-    /// As [`step`](Backend::step).
+    /// The errors of [`step`](Backend::step).
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError>;
 
-    /// Returns the [`SumSquares`] of each gradient, in the order of the gradients, after all work that is
-    /// queued. The bits are those of [`SumSquares::of`].
+    /// Returns the [`SumSquares`] of each gradient, in the order of the gradients, after all queued work is
+    /// done. The bits are those of [`SumSquares::of`].
     ///
-    /// The default adds up gradients in the host's memory on the calling thread.
+    /// The default implementation supports gradients in host memory, and computes on the calling thread.
     ///
     /// # Errors
-    /// [`BackendError::WrongDevice`] if the backend cannot reach a gradient;
-    /// [`BackendError::NormUnsupported`] if it can, and cannot compute the sum; any other error of the
-    /// backend.
+    /// [`BackendError::WrongDevice`] if the backend cannot access a gradient;
+    /// [`BackendError::NormUnsupported`] if it can access it but does not implement the sum; any other
+    /// error of the backend.
     fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
         let backend = self.name();
         let sums = gradients.iter();
         sums.map(|gradient| gradient.sum_on_host(backend)).collect()
     }
 
-    /// Waits until all queued steps are done. Returns, for each state in order, how many blocks steps whose
-    /// outcome was [`pending`](Outcome::pending) have skipped since the last call.
+    /// Waits until all queued steps are done. Returns, for each state in order, how many blocks steps with
+    /// a [`pending`](Outcome::pending) outcome have skipped since the last call.
     ///
-    /// The default is that of a backend whose steps are done when they return: zeros.
+    /// The default implementation returns zeros. It is for a backend whose steps are done when they return.
     ///
     /// # Errors
-    /// An error of a queued step.
+    /// The error of a queued step.
     fn synchronize(
         &self,
         states: &mut [&mut (dyn State + 'static)],
@@ -128,13 +129,14 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(vec![0; states.len()])
     }
 
-    /// The limits of its paged states and what the last step has moved; `None` where it does not page.
+    /// Returns the limits of the paged states and the bytes that the last step has moved, or `None` if the
+    /// backend does not page.
     fn paging_totals(&self) -> Option<PagingTotals> {
         None
     }
 }
 
-/// A state to allocate.
+/// The request for a state, an argument of [`Backend::allocate`].
 ///
 /// ```
 /// use lion_core::{Bits, StateRequest};
@@ -150,12 +152,12 @@ pub struct StateRequest<'a> {
     pub bits: Bits,
     /// Elements of the parameter.
     pub len: usize,
-    /// Whether it is to be paged: resident only in part, within the backend's budget.
+    /// Whether the state is paged: only a part of it is resident, within the budget of the backend.
     pub paged: bool,
 }
 
 impl<'a> StateRequest<'a> {
-    /// A state in ordinary memory of the backend.
+    /// Returns the request for a state that is not paged.
     pub fn new(name: &'a str, bits: Bits, len: usize) -> Self {
         StateRequest {
             name,
@@ -165,7 +167,7 @@ impl<'a> StateRequest<'a> {
         }
     }
 
-    /// Whether it is to be paged.
+    /// Sets whether the state is paged.
     #[must_use]
     pub fn paged(mut self, paged: bool) -> Self {
         self.paged = paged;

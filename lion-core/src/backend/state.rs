@@ -6,6 +6,11 @@ use std::fmt;
 use std::ops::Range;
 
 /// Type of the numbers of a state plane.
+///
+/// ```
+/// use lion_core::PlaneType;
+/// assert_eq!((PlaneType::U8.bytes(), PlaneType::F32.bytes()), (1, 4));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PlaneType {
@@ -16,7 +21,7 @@ pub enum PlaneType {
 }
 
 impl PlaneType {
-    /// Bytes per number.
+    /// Returns the bytes per number.
     pub const fn bytes(self) -> usize {
         match self {
             PlaneType::U8 => 1,

@@ -1,10 +1,10 @@
-//! One tensor of a step: what a backend is given for it, and what it returns.
+//! One tensor of a step: the input of a backend, and its result.
 
+#[cfg(doc)]
+use crate::Backend;
 use crate::philox::PhiloxKey;
 use crate::tensor::Expected;
 use crate::update::StepConstants;
-#[cfg(doc)]
-use crate::{Backend, StepReport};
 use crate::{
     Bits, Dtype, Error, GradRef, Hyper, ParamMut, Scope, State, StepArgs, Storage, StorageMut,
 };
@@ -12,9 +12,9 @@ use lion_float_mode::in_default_mode;
 
 /// One tensor of a step: a parameter, its gradient, its state, and the constants of the update.
 ///
-/// The parameter, the gradient and the state have the same number of elements, and the state comes from
-/// [`Backend::allocate`] of the backend that steps it. The optimizer makes one of these for each parameter
-/// of a step. [`TensorStep::new`] makes one without an optimizer.
+/// The parameter, the gradient and the state have the same number of elements, and the backend that runs
+/// the step has [allocated](Backend::allocate) the state. The optimizer creates one `TensorStep` per
+/// parameter of a step. [`TensorStep::new`] creates one without an optimizer.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct TensorStep<'a> {
@@ -38,11 +38,11 @@ pub struct TensorStep<'a> {
     pub key: PhiloxKey,
     /// Whether the parameter is rounded stochastically. Only for `bf16`.
     pub stochastic_param: bool,
-    /// Whether codes are chosen stochastically. Only for an 8-bit state.
+    /// Whether the codes are rounded stochastically. Only for an 8-bit state.
     pub stochastic_state: bool,
 }
 
-/// What a step did to one tensor, as [`Backend::step`] returns it.
+/// The result of a step for one tensor, as [`Backend::step`] returns it.
 ///
 /// ```
 /// use lion_core::Outcome;
@@ -52,15 +52,15 @@ pub struct TensorStep<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// Blocks of 256 elements that were left unchanged because a new momentum in them is not finite.
+    /// Blocks of 256 elements that were skipped because a new momentum in the block is not finite.
     pub skipped_blocks: u64,
-    /// Whether the step is only queued, so that its skipped blocks are not known yet.
-    /// [`Backend::synchronize`] returns their number later.
+    /// Whether the step is queued, so that the number of skipped blocks is not known yet.
+    /// [`Backend::synchronize`] returns it.
     pub pending: bool,
 }
 
 impl Outcome {
-    /// Returns the outcome of a step that is done and has skipped this many blocks.
+    /// Returns the outcome of a finished step with this number of skipped blocks.
     pub fn skipped(blocks: u64) -> Self {
         Outcome {
             skipped_blocks: blocks,
@@ -68,7 +68,7 @@ impl Outcome {
         }
     }
 
-    /// Returns the outcome of a step that is queued.
+    /// Returns the outcome of a queued step.
     pub fn queued() -> Self {
         Outcome {
             skipped_blocks: 0,
@@ -77,25 +77,30 @@ impl Outcome {
     }
 }
 
-/// The arrays of a tensor, checked, and its full learning rate in this step.
-pub(crate) struct Checked<'a> {
-    pub(crate) param: StorageMut<'a>,
-    pub(crate) grad: Storage<'a>,
-    pub(crate) lr: f64,
-}
-
 impl<'a> TensorStep<'a> {
     /// Returns the step of one tensor, for a caller that keeps parameters and states itself instead of
     /// registering them with an optimizer. [`Backend::step`] runs it.
     ///
-    /// The state is one that the backend has [allocated](Backend::allocate) for this parameter. Its width
-    /// is that of the allocation, whatever `hyper` says. `step` is the number of this step, 1 for the first:
-    /// the random words of stochastic rounding are drawn by it and by [`Hyper::seed`]. The caller steps a
-    /// parameter in the same memory order every time, because the state has the order of the first step.
+    /// The backend has [allocated](Backend::allocate) the state for this parameter. The width of the
+    /// allocation applies, and [`Hyper::optim_bits`] is ignored. `step` is the number of this step, starting
+    /// with 1; stochastic rounding derives its random words from it and from [`Hyper::seed`]. All steps of a
+    /// parameter must use the same memory order, because the state has the order of the first step.
     ///
-    /// The result has the bits of a registered parameter with the same hyper-parameters. The seed that an
-    /// optimizer derives from its own seed and the name of a parameter is in
-    /// [`ParamInfo::hyper`](crate::ParamInfo::hyper).
+    /// The result has the same bits as the step of a registered parameter with the same hyper-parameters.
+    /// [`ParamInfo::hyper`](crate::ParamInfo::hyper) contains the seed that an optimizer derives from its
+    /// seed and the name of a parameter.
+    ///
+    /// ```
+    /// use lion_core::{Backend, Bits, Error, Hyper, Outcome, StateRequest, TensorStep};
+    /// # fn example(backend: &dyn Backend) -> Result<(), Error> {
+    /// let mut state = backend.allocate(&StateRequest::new("w", Bits::ThirtyTwo, 3))?;
+    /// let (mut weight, gradient) = ([1.0f32, 2.0, 3.0], [0.1f32, 0.0, -0.1]);
+    /// let hyper = Hyper::default();
+    /// let step = TensorStep::new("w", &mut weight[..], &gradient[..], &mut *state, &hyper, 1)?;
+    /// let outcomes: Vec<Outcome> = backend.step(&mut [step.grad_scale(0.5)?])?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::WrongLength`] if the parameter or the gradient does not have the length of the state;
@@ -121,17 +126,17 @@ impl<'a> TensorStep<'a> {
         hyper.check(name, param.data.dtype())?;
         in_default_mode(|| {
             let lr = StepArgs::new().lr_for(hyper, name)?;
-            let (param, grad) = (param.data, grad.data);
-            let checked = Checked { param, grad, lr };
-            Ok(Self::of(name, checked, state, hyper, 1.0, step))
+            let arrays = (param.data, grad.data);
+            Ok(Self::of(name, arrays, state, hyper, lr, 1.0, step))
         })
     }
 
-    /// Multiplies the gradient of this step by a factor, such as the inverse of a loss scale. It replaces a
-    /// factor that was set before.
+    /// Sets the factor of the gradient in this step, for example the inverse of a loss scale. The default
+    /// is 1.
     ///
     /// # Errors
-    /// [`Error::InvalidHyper`] if the factor is not finite in `f32`, or is not 0 and `f32` rounds it to 0.
+    /// [`Error::InvalidHyper`] if the factor is not finite in `f32`, or if it is not 0 and `f32` rounds it
+    /// to 0.
     pub fn grad_scale(mut self, grad_scale: f64) -> Result<Self, Error> {
         in_default_mode(|| {
             StepArgs::new().grad_scale(grad_scale).check()?;
@@ -140,17 +145,17 @@ impl<'a> TensorStep<'a> {
         })
     }
 
-    /// Returns the step of arrays that are checked. The calling thread is in the default floating-point mode.
+    /// Returns the step of checked arrays. The calling thread is in the default floating-point mode.
     #[inline]
     pub(crate) fn of(
         name: &'a str,
-        checked: Checked<'a>,
+        (param, grad): (StorageMut<'a>, Storage<'a>),
         state: &'a mut (dyn State + 'static),
         hyper: &Hyper,
+        lr: f64,
         grad_scale: f64,
         step: u64,
     ) -> Self {
-        let Checked { param, grad, lr } = checked;
         let (bits, seed) = (state.layout().bits(), hyper.seed);
         TensorStep {
             name,
@@ -167,9 +172,9 @@ impl<'a> TensorStep<'a> {
         }
     }
 
-    /// Whether a step reads the norm of the parameter before it changes it: [`max_unorm`] is set.
-    ///
-    /// [`max_unorm`]: TensorStep::max_unorm
+    /// Returns whether the norm of the update is clipped, that is, whether
+    /// [`max_unorm`](TensorStep::max_unorm) is greater than 0. The step then needs the norm of the
+    /// parameter before it changes the parameter.
     #[inline]
     pub fn is_clipped(&self) -> bool {
         self.max_unorm > 0.0

@@ -101,15 +101,14 @@ impl Optimizer {
     /// taken from its group and the defaults.
     ///
     /// ```
-    /// # use lion_core::*;
-    /// # fn example(mut optimizer: Optimizer, w: Handle) -> Result<(), Error> {
-    /// optimizer.configure_parameter(w, Overrides::new().lr(5.0).weight_decay(0.1))?;
-    ///
-    /// let mut overrides = optimizer.info(w)?.overrides;
+    /// use lion::{Dtype, Lion, Overrides, ParamSpec};
+    /// let mut lion = Lion::builder().lr(0.1).build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32).overrides(Overrides::new().lr(5.0)))?;
+    /// let mut overrides = lion.info(w)?.overrides;
     /// overrides.lr = None; // use the learning rate of the group or the defaults
-    /// optimizer.set_overrides(w, overrides)?;
-    /// # Ok(())
-    /// # }
+    /// lion.set_overrides(w, overrides)?;
+    /// assert_eq!(lion.lr_of(w)?, 0.1);
+    /// # Ok::<(), lion::Error>(())
     /// ```
     ///
     /// # Errors

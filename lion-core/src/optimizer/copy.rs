@@ -11,6 +11,16 @@ impl Optimizer {
     /// The copy needs as much memory as the states of this optimizer. States that are paged here
     /// are paged in the copy.
     ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 1, Dtype::F32))?;
+    /// let copy = lion.try_clone()?;
+    /// lion.step([(w, &mut [0.0f32], &[1.0f32])])?;
+    /// assert_eq!((lion.info(w)?.steps, copy.info(w)?.steps), (1, 0));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Backend`] if a state cannot be read or a second one cannot be allocated;
     /// [`Error::Damaged`].

@@ -1,21 +1,20 @@
-//! The norm of all gradients together, and clipping by it.
+//! The global norm of gradients, and clipping by it.
 
-use super::step::one_each;
-use crate::backend::Checked;
+use super::step::{Batch, one_each};
 use crate::norm::{block_sum_squares, tree_split};
 use crate::{
     BLOCK, BackendError, Element, Error, GradRef, Handle, OnNonFinite, Operand, Optimizer,
-    SkippedBlocks, Slice, StepArgs, StepReport, Storage,
+    SkippedBlocks, Slice, StepArgs, Storage,
 };
 use lion_float_mode::in_default_mode;
 use std::cmp::Ordering;
 
 /// The sum of the squares of a gradient, over its finite blocks.
 ///
-/// Elements are widened to `f32` and squared in `f64`, which no finite `f32` overflows. A block of 256
-/// elements is added up as [`block_sum_squares`] says, the blocks as a tree of adjacent pairs, as
-/// [`sum_squares`](crate::norm::sum_squares) does for a parameter. A block with an element that is
-/// infinite or not a number counts as 0 in the sum.
+/// Elements are widened to `f32` and squared in `f64`; the square of a finite `f32` does not overflow.
+/// [`block_sum_squares`] adds up each block of 256 elements. The sums of the blocks are added as a tree
+/// of adjacent pairs, like those of a parameter in [`sum_squares`](crate::norm::sum_squares). A block
+/// that contains an infinity or NaN counts as 0.
 ///
 /// ```
 /// use lion_core::{BLOCK, SumSquares};
@@ -27,14 +26,14 @@ use std::cmp::Ordering;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SumSquares {
-    /// The sum over the blocks that are finite.
+    /// The sum over the finite blocks.
     pub sum: f64,
-    /// Blocks of 256 elements that are not.
+    /// Number of blocks of 256 elements that contain an infinity or NaN.
     pub non_finite_blocks: u64,
 }
 
 impl SumSquares {
-    /// Of a whole gradient; 0 when empty.
+    /// Returns the sum of squares of a whole gradient, 0 if it is empty.
     pub fn of<G: Element>(gradient: &[G]) -> Self {
         let blocks = gradient.len().div_ceil(BLOCK);
         if blocks < 2 {
@@ -44,7 +43,12 @@ impl SumSquares {
         Self::of(left).plus(Self::of(right))
     }
 
-    /// Of at most one block.
+    /// Returns the sum of squares of at most one block.
+    ///
+    /// ```
+    /// use lion_core::SumSquares;
+    /// assert_eq!(SumSquares::of_block(&[3.0f32, 4.0]).sum, 25.0);
+    /// ```
     #[inline]
     pub fn of_block<G: Element>(gradient: &[G]) -> Self {
         let sum = block_sum_squares(gradient);
@@ -61,9 +65,17 @@ impl SumSquares {
         }
     }
 
-    /// Of parts that follow each other, added as a tree of adjacent pairs. All parts but the last have the
-    /// same number of blocks, which is a power of two; then this is what [`of`](SumSquares::of) returns for
-    /// the whole.
+    /// Adds the sums of adjacent parts of a gradient, as a tree of adjacent pairs. Overwrites `parts`.
+    ///
+    /// If all parts except the last have the same number of blocks, and that number is a power of two,
+    /// the result has the bits of [`of`](SumSquares::of) for the whole gradient.
+    ///
+    /// ```
+    /// use lion_core::{BLOCK, SumSquares};
+    /// let gradient = [0.1f32; 3 * BLOCK];
+    /// let mut parts: Vec<SumSquares> = gradient.chunks(BLOCK).map(SumSquares::of).collect();
+    /// assert_eq!(SumSquares::of_parts(&mut parts), SumSquares::of(&gradient));
+    /// ```
     #[inline]
     pub fn of_parts(parts: &mut [SumSquares]) -> Self {
         let mut apart = 1;
@@ -84,7 +96,7 @@ impl SumSquares {
     }
 }
 
-/// A gradient, for [`Backend::sum_squares`](crate::Backend::sum_squares).
+/// The gradient of one parameter, as an input of [`Backend::sum_squares`](crate::Backend::sum_squares).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Gradient<'a> {
@@ -95,11 +107,21 @@ pub struct Gradient<'a> {
 }
 
 impl Gradient<'_> {
-    /// Returns the sum of squares of a gradient in the host's memory, computed on the calling thread.
-    /// `backend` is the name that an error gives.
+    /// Returns the sum of squares of a gradient in host memory, computed on the calling thread.
+    /// `backend` is the name of the backend in an error.
+    ///
+    /// ```
+    /// use lion_core::{BackendError, Gradient, SumSquares};
+    /// // `Backend::sum_squares` of a backend without a kernel for the norm.
+    /// fn sum_squares(gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {
+    ///     gradients.iter().map(|gradient| gradient.sum_on_host("mine")).collect()
+    /// }
+    /// assert_eq!(sum_squares(&[])?, []);
+    /// # Ok::<(), BackendError>(())
+    /// ```
     ///
     /// # Errors
-    /// [`BackendError::NormUnsupported`] if the gradient is in the memory of a device.
+    /// [`BackendError::NormUnsupported`] if the gradient is in device memory.
     pub fn sum_on_host(&self, backend: &str) -> Result<SumSquares, BackendError> {
         Ok(match self.data.host() {
             Some(Slice::F32(gradient)) => SumSquares::of(gradient),
@@ -115,18 +137,18 @@ impl Gradient<'_> {
     }
 }
 
-/// The norm of gradients, as [`Optimizer::grad_norm`] returns it.
+/// The global norm of gradients, as [`Optimizer::grad_norm`] returns it.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct GradNorm {
-    /// The square root of the sum of the squares of all elements, without the blocks that are not finite.
+    /// The square root of the sum of the squares of all elements of finite blocks.
     pub norm: f64,
-    /// The gradients with blocks that are not finite, and how many each has.
+    /// The gradients with blocks that contain an infinity or NaN, and the number of these blocks.
     pub non_finite: Vec<SkippedBlocks>,
 }
 
 impl GradNorm {
-    /// `min(1, max_norm / norm)`: the factor that brings the norm down to `max_norm`. It goes into
+    /// Returns `min(1, max_norm / norm)`, the factor that reduces the norm to `max_norm`. Pass it to
     /// [`StepArgs::grad_scale`].
     ///
     /// ```
@@ -139,7 +161,7 @@ impl GradNorm {
     /// ```
     pub fn clip_factor(&self, max_norm: f64) -> f64 {
         if self.norm > max_norm {
-            // As in a step: rounded to nearest, whatever the caller's mode.
+            // As in a step, the quotient is rounded to nearest in any floating-point mode of the caller.
             in_default_mode(|| max_norm / self.norm)
         } else {
             1.0
@@ -148,28 +170,28 @@ impl GradNorm {
 }
 
 impl Optimizer {
-    /// Returns the norm of gradients taken together: the square root of the sum of the squares of all
-    /// their elements, in `f64`. It changes nothing.
+    /// Returns the global norm of some gradients: the square root of the sum of the squares of all their
+    /// elements, in `f64`. Nothing changes.
     ///
     /// ```text
     /// norm = sqrt(sum over gradients of sum over elements of g * g)
     /// ```
     ///
-    /// The sum of each gradient is its [`SumSquares`]; these are added from left to right, sorted by
-    /// the bytes of the parameters' names. So the result has the same bits on every backend, for any
-    /// number of threads and any order of the gradients.
+    /// The [`SumSquares`] of the gradients are added from left to right, in the order of the bytes of the
+    /// names of their parameters. Therefore the result has the same bits on every backend, for any number
+    /// of threads and any order of the gradients.
     ///
-    /// The sums are computed where the gradients are. For gradients in a device's memory the call waits
-    /// for the work that is queued on the backend's stream.
+    /// The backend computes the sums. If gradients are in device memory, the call waits for the work that
+    /// is queued on the stream of the backend.
     ///
-    /// A block of 256 elements of which one is infinite or not a number is left out of the norm and
-    /// counted, because a step leaves such a block as it is. Under [`OnNonFinite::RejectStep`] it is an
-    /// error instead.
+    /// A block of 256 elements that contains an infinity or NaN is excluded from the norm and counted,
+    /// because a step skips such a block. Under [`OnNonFinite::RejectStep`] it is an error.
+    /// [`GradNorm::clip_factor`] has an example.
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::WrongLength`],
-    /// [`Error::NotContiguous`]; under [`OnNonFinite::RejectStep`] also [`Error::NonFinite`];
-    /// [`Error::Backend`], with [`BackendError::NormUnsupported`] where the backend cannot do it.
+    /// [`Error::NotContiguous`]; [`Error::NonFinite`], only under [`OnNonFinite::RejectStep`];
+    /// [`Error::Backend`], for example with [`BackendError::NormUnsupported`].
     pub fn grad_norm<'a>(
         &self,
         gradients: impl IntoIterator<Item = (Handle, GradRef<'a>)>,
@@ -188,19 +210,15 @@ impl Optimizer {
         in_default_mode(|| self.norm_of(gradients.collect()))
     }
 
-    /// The factor of the gradients in a step: [`grad_scale`](StepArgs::grad_scale), clipped if the step
-    /// is to be.
-    pub(crate) fn clip(
-        &self,
-        args: &StepArgs,
-        checked: &[(usize, Checked<'_>)],
-        report: &mut StepReport,
-    ) -> Result<f64, Error> {
+    /// Returns the factor of the gradients in a step: [`grad_scale`](StepArgs::grad_scale), times the
+    /// clipping factor if [`max_grad_norm`](StepArgs::max_grad_norm) is set.
+    pub(super) fn clip(&self, args: &StepArgs, batch: &mut Batch<'_>) -> Result<f64, Error> {
         let scale = args.get_grad_scale();
         let Some(max_norm) = args.get_max_grad_norm() else {
             return Ok(scale);
         };
-        let gradients = checked.iter().map(|(index, update)| (*index, &update.grad));
+        let gradients = batch.arrays.iter().map(|(_, grad, _)| grad);
+        let gradients = batch.indices.iter().copied().zip(gradients);
         let norm = self.norm_of(gradients.collect());
         // The step has not begun.
         let mut norm = norm.map_err(|error| match error {
@@ -212,10 +230,10 @@ impl Optimizer {
         })?;
         norm.norm *= scale.abs();
         let scale = scale * norm.clip_factor(max_norm);
-        // A quotient may be what no step takes.
+        // The product may be outside the range of `grad_scale`.
         StepArgs::new().grad_scale(scale).check()?;
-        report.grad_norm = Some(norm.norm);
-        report.non_finite_gradients = norm.non_finite;
+        batch.report.grad_norm = Some(norm.norm);
+        batch.report.non_finite_gradients = norm.non_finite;
         Ok(scale)
     }
 

@@ -11,7 +11,7 @@ mod spec;
 mod step;
 
 pub use grad_norm::{GradNorm, Gradient, SumSquares};
-pub use report::{ParamInfo, StepReport};
+pub use report::{ParamInfo, SkippedBlocks, StepReport};
 pub use restore::{OptimizerConfig, ParamRecord, Restore};
 pub use spec::{Group, Handle, ParamSpec};
 
@@ -102,7 +102,16 @@ impl Optimizer {
         &self.groups
     }
 
-    /// Adds a group of parameters with its own hyper-parameters.
+    /// Adds a group, whose parameters share hyper-parameters. A parameter joins it when it is registered.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, Overrides, ParamSpec};
+    /// let mut lion = Lion::builder().weight_decay(0.1).build()?;
+    /// lion.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
+    /// let b = lion.register(ParamSpec::new("bias", 16, Dtype::F32).group("no_decay"))?;
+    /// assert_eq!(lion.info(b)?.hyper.weight_decay, 0.0);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::EmptyName`], [`Error::DuplicateGroup`], [`Error::InvalidHyper`].
@@ -237,6 +246,16 @@ impl Optimizer {
     }
 
     /// Returns an iterator over the properties of all parameters, in order of registration.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// lion.register(ParamSpec::new("a", 4, Dtype::F32))?;
+    /// lion.register(ParamSpec::new("b", 2, Dtype::F16))?;
+    /// let names: Vec<&str> = lion.parameters().map(|info| info.name).collect();
+    /// assert_eq!((names, lion.state_bytes()), (vec!["a", "b"], 6 * 4));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
     pub fn parameters(&self) -> impl ExactSizeIterator<Item = ParamInfo<'_>> {
         (0..self.params.len()).map(|index| self.info_at(index))
     }
@@ -248,6 +267,16 @@ impl Optimizer {
     }
 
     /// Returns the state of a parameter, for reading it in parts.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// let mut momentum = [1; 16];
+    /// lion.state(w)?.read(0, 0, &mut momentum)?; // plane 0, from byte 0 on
+    /// assert_eq!(momentum, [0; 16]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::Damaged`].
@@ -274,7 +303,22 @@ impl Optimizer {
         })
     }
 
-    /// Returns a copy of the state of a parameter, from which another optimizer can continue.
+    /// Returns a copy of the state, the step count, the seed and the memory order of a parameter. Another
+    /// optimizer can continue from it with [`import_state`](Optimizer::import_state).
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// lion.step([(w, &mut [0.0f32; 4], &[1.0f32; 4])])?;
+    /// let record = lion.export_state(w)?;
+    ///
+    /// let mut other = Lion::builder().build()?;
+    /// let v = other.register(ParamSpec::new("v", 4, Dtype::F32))?;
+    /// other.import_state(v, &record)?;
+    /// assert_eq!(other.info(v)?.steps, 1);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::UnknownHandle`], [`Error::Damaged`], [`Error::Backend`].
@@ -420,7 +464,17 @@ impl Optimizer {
     }
 }
 
-/// Lists the settings and the parameters, without the numbers of their states.
+/// Lists the settings and the parameters, without the values of their states.
+///
+/// ```
+/// use lion::{Device, Dtype, Lion8bit, ParamSpec};
+/// let mut lion = Lion8bit::builder().lr(0.1).device(Device::Cpu).build()?;
+/// lion.register(ParamSpec::new("w", 8192, Dtype::Bf16))?;
+/// let text = format!("{lion:?}");
+/// assert!(text.contains("defaults: Overrides { lr: 0.1, optim_bits: 8 }"), "{text}");
+/// assert!(text.contains("[`w`: 8192 bf16, state of 8 bits, 0 steps]"), "{text}");
+/// # Ok::<(), lion::Error>(())
+/// ```
 impl fmt::Debug for Optimizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lion")

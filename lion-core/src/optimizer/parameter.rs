@@ -1,15 +1,14 @@
-//! One registered parameter, and the checks of what is given for it.
+//! One registered parameter, and the checks of its arguments.
 
-use crate::backend::Checked;
 use crate::tensor::Expected;
 use crate::{
     BackendError, Dtype, Error, GradRef, Handle, Hyper, MemoryOrder, Overrides, ParamMut,
-    PlaneSpec, State, StateRecord, StepArgs, TensorStep,
+    PlaneSpec, State, StateRecord, StepArgs, Storage, StorageMut, TensorStep,
 };
 use std::fmt;
 use std::sync::Arc;
 
-/// Steps that a record may have done: no run comes near, and counting on from here does not overflow.
+/// The maximum step count of a record. No run reaches it, and counting further does not overflow.
 const MAX_STEPS: u64 = 1 << 62;
 
 pub(crate) struct Parameter {
@@ -19,24 +18,24 @@ pub(crate) struct Parameter {
     pub(crate) dtype: Dtype,
     pub(crate) group: Option<usize>,
     pub(crate) overrides: Overrides,
-    /// Defaults, group and overrides merged; `seed` is the parameter's own.
+    /// The merged defaults, group and overrides. `seed` is the seed derived for this parameter.
     pub(crate) hyper: Hyper,
     pub(crate) steps: u64,
     pub(crate) state: Box<dyn State>,
-    /// Whether the state is as it was allocated. If it is not, it has a layout, unless it was loaded or
-    /// imported from a record of no steps.
+    /// Whether the state has not been stepped, loaded or imported since it was allocated. If it has, it
+    /// has a memory order, unless the record had a step count of 0.
     pub(crate) fresh: bool,
-    /// Whether a load or import has overwritten the state in part and not gone through.
+    /// Whether a failed load or import has partly overwritten the state.
     pub(crate) damaged: bool,
-    /// The number of the last step that named this parameter.
+    /// The stamp of the last step that contained this parameter.
     pub(crate) stamp: u64,
-    /// Whether the state was made to be paged.
+    /// Whether the state was allocated as paged.
     pub(crate) paged: bool,
-    /// The order in memory of its first step, which the state has ever after.
+    /// The memory order of the state, set by the first step.
     pub(crate) order: Option<MemoryOrder>,
 }
 
-/// One line, without the numbers of the state.
+/// Prints one line, without the values of the state.
 impl fmt::Debug for Parameter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, len, dtype, steps) = (&self.name, self.len, self.dtype, self.steps);
@@ -61,8 +60,8 @@ impl Parameter {
         }
     }
 
-    /// Checks an update, and gives back the learning rate of this step. What is checked stays where it is: a
-    /// step of a thousand small tensors would spend its time on moving it.
+    /// Checks an update, and returns the learning rate of this step. The arrays are borrowed, because a
+    /// step of a thousand small tensors would spend much of its time on moving them.
     pub(crate) fn check(
         &self,
         args: &StepArgs,
@@ -79,7 +78,7 @@ impl Parameter {
         args.lr_for(&self.hyper, &self.name)
     }
 
-    /// What the arrays that are given for this parameter have to be.
+    /// Returns the requirements on the arrays of this parameter.
     pub(crate) fn expected(&self) -> Expected<'_> {
         Expected {
             name: &self.name,
@@ -93,20 +92,15 @@ impl Parameter {
     pub(crate) fn tensor_step<'a>(
         &'a mut self,
         grad_scale: f64,
-        checked: Checked<'a>,
+        (param, grad, lr): (StorageMut<'a>, Storage<'a>, f64),
     ) -> TensorStep<'a> {
-        let (hyper, step) = (&self.hyper, self.steps + 1);
-        TensorStep::of(
-            &self.name,
-            checked,
-            &mut *self.state,
-            hyper,
-            grad_scale,
-            step,
-        )
+        let (state, step) = (&mut *self.state, self.steps + 1);
+        let arrays = (param, grad);
+        TensorStep::of(&self.name, arrays, state, &self.hyper, lr, grad_scale, step)
     }
 
-    /// The state, to be overwritten. Until all of it is, it is damaged.
+    /// Returns the state for writing, and marks it as damaged. The caller unmarks it after it has written
+    /// all of it.
     pub(crate) fn begin_write(&mut self) -> &mut dyn State {
         self.fresh = false;
         self.damaged = true;
@@ -122,7 +116,7 @@ impl Parameter {
         }
     }
 
-    /// Checks that hyper-parameters ask for the state that there is: its width, and whether it is paged.
+    /// Checks that hyper-parameters agree with the existing state: its width, and whether it is paged.
     pub(crate) fn check_state(&self, hyper: &Hyper) -> Result<(), Error> {
         let (given, wanted) = (hyper.bits_for(self.len), self.state.layout().bits());
         if given != wanted {
@@ -143,7 +137,7 @@ impl Parameter {
         Ok(())
     }
 
-    /// Checks a count of steps, and an order of as many elements as there are.
+    /// Checks a step count, and that a memory order is one of this number of elements.
     pub(crate) fn check_progress(
         &self,
         steps: u64,
@@ -153,14 +147,16 @@ impl Parameter {
             let wanted = format!("{MAX_STEPS} at most");
             return Err(self.state_mismatch("steps", steps.to_string(), wanted));
         }
-        if order.is_none_or(|order| order.is_order_of(self.len)) {
-            return Ok(());
+        match order {
+            Some(order) if !order.is_order_of(self.len) => {
+                let wanted = format!("a contiguous order of {} elements", self.len);
+                Err(self.state_mismatch("order", order.to_string(), wanted))
+            }
+            _ => Ok(()),
         }
-        let wanted = format!("an order of {} elements without gaps", self.len);
-        Err(self.state_mismatch("order", format!("{order:?}"), wanted))
     }
 
-    /// Checks that a record could have come from this state.
+    /// Checks that a record fits this state.
     pub(crate) fn check_record(&self, record: &StateRecord) -> Result<(), Error> {
         let mismatch = |plane, given, wanted| Err(self.state_mismatch(plane, given, wanted));
         self.check_progress(record.steps, record.order.as_ref())?;
@@ -176,8 +172,8 @@ impl Parameter {
                 return mismatch(name, given, wanted);
             }
             if !valid {
-                let wanted = "finite numbers, and none below 0 in absmax";
-                return mismatch(name, "others".to_owned(), wanted.to_owned());
+                let wanted = "finite values, and no negative absmax";
+                return mismatch(name, "other values".to_owned(), wanted.to_owned());
             }
         }
         Ok(())

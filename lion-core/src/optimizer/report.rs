@@ -1,8 +1,22 @@
 //! Reports of steps and parameters.
 
-use crate::{Bits, Dtype, Handle, Hyper, MemoryOrder, Overrides, SkippedBlocks};
+use crate::{Bits, Dtype, Handle, Hyper, MemoryOrder, Overrides};
+use std::fmt;
+use std::sync::Arc;
 
 /// The result of a step.
+///
+/// ```
+/// use lion::{Dtype, Lion, ParamSpec};
+/// let mut lion = Lion::builder().build()?;
+/// let w = lion.register(ParamSpec::new("w", 512, Dtype::F32))?;
+/// let (mut weight, mut grad) = (vec![1.0f32; 512], vec![0.5f32; 512]);
+/// grad[300] = f32::NAN;
+/// let report = lion.step([(w, &mut weight, &grad)])?;
+/// assert_eq!((report.elements, report.skipped_blocks()), (512, 1));
+/// assert_eq!(report.skipped[0].to_string(), "`w` (1 of 2 blocks)");
+/// # Ok::<(), lion::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct StepReport {
@@ -34,6 +48,25 @@ impl StepReport {
     pub fn skipped_blocks(&self) -> u64 {
         let counts = self.skipped.iter().map(|s| s.skipped);
         counts.fold(0, u64::saturating_add)
+    }
+}
+
+/// The number of blocks of one parameter whose new momentum is not finite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SkippedBlocks {
+    /// Name of the parameter.
+    pub parameter: Arc<str>,
+    /// Blocks that were not updated.
+    pub skipped: u64,
+    /// Blocks of 256 elements in the parameter.
+    pub blocks: u64,
+}
+
+impl fmt::Display for SkippedBlocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, skipped, blocks) = (&self.parameter, self.skipped, self.blocks);
+        write!(f, "`{name}` ({skipped} of {blocks} blocks)")
     }
 }
 

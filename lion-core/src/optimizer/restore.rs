@@ -33,7 +33,7 @@ impl OptimizerConfig {
     }
 }
 
-/// The settings and progress of one parameter, without the values of its state.
+/// The settings and progress of one parameter, without the values of its state. [`Restore`] has an example.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ParamRecord {
@@ -375,7 +375,7 @@ pub(crate) fn refill(
 ) -> Result<(), BackendError> {
     const PART: usize = 64 << 10;
     // The last plane is written first. In an 8-bit state it is the absmax, and the momentum of a
-    // block whose absmax is 0 is 0, whatever its codes are. So if a later write fails, every
+    // block whose absmax is 0 is 0 for any codes. So if a later write fails, every
     // momentum is the old one or 0.
     for (plane, spec) in state.layout().planes().iter().enumerate().rev() {
         let start = PlaneSpec::bytes(spec, range.start);

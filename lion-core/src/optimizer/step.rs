@@ -1,13 +1,23 @@
 //! The step of the optimizer: check everything, then change everything.
 
 use super::parameter::Parameter;
-use crate::backend::Checked;
 use crate::{
     BLOCK, Backend, BackendError, Error, MemoryOrder, MissingGradient, OnNonFinite, Optimizer,
-    SkippedBlocks, State, StepArgs, StepReport, Update,
+    SkippedBlocks, State, StepArgs, StepReport, Storage, StorageMut, Update,
 };
 use lion_float_mode::in_default_mode;
 use std::sync::Arc;
+
+/// The checked updates of one step, in the order in which they were given.
+pub(super) struct Batch<'a> {
+    /// Index of the parameter of each update. No index occurs twice.
+    pub(super) indices: Vec<usize>,
+    /// The arrays of each update, and the learning rate of its parameter in this step.
+    pub(super) arrays: Vec<(StorageMut<'a>, Storage<'a>, f64)>,
+    /// The memory orders of the parameters that are stepped for the first time, by index.
+    first_orders: Vec<(usize, MemoryOrder)>,
+    pub(super) report: StepReport,
+}
 
 impl Optimizer {
     /// Steps some or all parameters, in any order.
@@ -17,27 +27,45 @@ impl Optimizer {
     /// Hyper-parameters come from the narrowest scope that sets them: defaults < group < parameter <
     /// `args`. So [`StepArgs::lr`] replaces every other learning rate; multipliers still apply.
     ///
+    /// ```
+    /// # use lion_core::{Error, Handle, Optimizer, StepArgs, Update};
+    /// # fn example(mut optimizer: Optimizer, w: Handle) -> Result<(), Error> {
+    /// let (mut weight, gradient) = (vec![1.0f32; 4], vec![0.5f32; 4]);
+    /// let update = Update::new(w, &mut weight[..], Some(gradient[..].into()));
+    /// let report = optimizer.step(StepArgs::new().lr(1e-3), [update])?;
+    /// assert_eq!(report.updated, [w]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
-    /// [`Error::InvalidHyper`], [`Error::UnknownHandle`], [`Error::RepeatedParameter`],
-    /// [`Error::MissingGradient`], [`Error::WrongLength`], [`Error::WrongDtype`],
-    /// [`Error::NotContiguous`], [`Error::ShapeMismatch`], [`Error::OrderMismatch`],
-    /// [`Error::TooManySteps`]; under [`OnNonFinite::RejectStep`] also [`Error::NonFinite`]; [`Error::Backend`], after which parameters
-    /// and states may have changed where [`BackendError::has_begun`] returns `true`; [`Error::Damaged`]
-    /// while any parameter of this optimizer is.
+    /// - [`Error::InvalidHyper`] if an argument is outside its range.
+    /// - [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::MissingGradient`],
+    ///   [`Error::WrongLength`], [`Error::WrongDtype`], [`Error::NotContiguous`],
+    ///   [`Error::ShapeMismatch`], [`Error::OrderMismatch`], [`Error::TooManySteps`].
+    /// - [`Error::NonFinite`], only under [`OnNonFinite::RejectStep`].
+    /// - [`Error::Backend`]. If [`BackendError::has_begun`] returns `true`, parameters and states may
+    ///   have changed.
+    /// - [`Error::Damaged`] if any parameter of this optimizer is damaged.
     pub fn step<'a>(
         &mut self,
         args: StepArgs,
         updates: impl IntoIterator<Item = Update<'a>>,
     ) -> Result<StepReport, Error> {
-        // A thread that rounds otherwise would compute other constants.
-        in_default_mode(|| self.step_in_default_mode(args, updates))
+        // In another rounding mode, the constants of the step would differ.
+        in_default_mode(|| {
+            let mut batch = self.check(&args, updates)?;
+            let grad_scale = self.clip(&args, &mut batch)?;
+            self.run(grad_scale, batch)
+        })
     }
 
-    fn step_in_default_mode<'a>(
+    /// Checks the arguments and all updates of a step.
+    fn check<'a>(
         &mut self,
-        args: StepArgs,
+        args: &StepArgs,
         updates: impl IntoIterator<Item = Update<'a>>,
-    ) -> Result<StepReport, Error> {
+    ) -> Result<Batch<'a>, Error> {
         args.check()?;
         if self.suspect {
             self.suspect = self.params.iter().any(|entry| entry.damaged);
@@ -47,11 +75,13 @@ impl Optimizer {
         }
         let updates = updates.into_iter();
         let expected = updates.size_hint().0.min(self.params.len());
-        let mut report = StepReport::default();
-        report.updated.reserve(expected);
-        let mut checked = Vec::with_capacity(expected);
-        // Of parameters that are stepped for the first time.
-        let mut layouts = Vec::new();
+        let mut batch = Batch {
+            indices: Vec::with_capacity(expected),
+            arrays: Vec::with_capacity(expected),
+            first_orders: Vec::new(),
+            report: StepReport::default(),
+        };
+        batch.report.updated.reserve(expected);
         self.stamp += 1;
         for update in updates {
             let handle = update.handle;
@@ -65,65 +95,40 @@ impl Optimizer {
             let Update { param, grad, .. } = update;
             let Some(grad) = grad else {
                 if args.get_missing_gradients() == MissingGradient::Skip {
-                    report.without_gradient.push(handle);
+                    batch.report.without_gradient.push(handle);
                     continue;
                 }
                 return Err(Error::MissingGradient {
                     parameter: entry.name(),
                 });
             };
-            let lr = entry.check(&args, &param, &grad)?;
-            let (layout, param, grad) = (param.order, param.data, grad.data);
+            let lr = entry.check(args, &param, &grad)?;
             if entry.order.is_none() {
-                layouts.push((index, layout));
+                batch.first_orders.push((index, param.order));
             }
-            checked.push((index, Checked { param, grad, lr }));
+            batch.indices.push(index);
+            batch.arrays.push((param.data, grad.data, lr));
+            let report = &mut batch.report;
             report.updated.push(handle);
             report.elements = report.elements.saturating_add(entry.len as u64);
         }
-
-        let grad_scale = self.clip(&args, &checked, &mut report)?;
-        (report.skipped, report.pending) = self.step_checked(grad_scale, checked, layouts)?;
-        for &handle in &report.updated {
-            let index = self.index(handle)?;
-            self.params[index].steps += 1;
-        }
-        Ok(report)
+        Ok(batch)
     }
 
-    /// Waits until all steps are done on the device, and returns the parameters in which steps that
-    /// were [`pending`](StepReport::pending) have skipped blocks, since they were last asked for.
-    ///
-    /// On the CPU a step is done when it returns, and its report tells all.
-    ///
-    /// # Errors
-    /// [`Error::Backend`]: what a queued step has met.
-    pub fn synchronize(&mut self) -> Result<Vec<SkippedBlocks>, Error> {
-        let states = self.params.iter_mut().map(|entry| &mut *entry.state);
-        let mut states: Vec<&mut (dyn State + 'static)> = states.collect();
-        let counts = self.backend.synchronize(&mut states)?;
-        let counts = one_each(&*self.backend, counts, self.params.len())?;
-        let counts = counts.into_iter().enumerate();
-        let blocks: Vec<(usize, u64)> = counts.filter(|&(_, blocks)| blocks > 0).collect();
-        Ok(self.name_skipped(&blocks))
-    }
-
-    /// Hands parameters to the backend and returns those with skipped blocks, and whether some are not
-    /// known yet. Once the step has begun, states are no longer fresh, and have the layouts given for
-    /// them.
-    fn step_checked(
-        &mut self,
-        grad_scale: f64,
-        checked: Vec<(usize, Checked<'_>)>,
-        layouts: Vec<(usize, MemoryOrder)>,
-    ) -> Result<(Vec<SkippedBlocks>, bool), Error> {
-        let mut indices = Vec::with_capacity(checked.len());
-        let mut tensors = Vec::with_capacity(checked.len());
-        let entries = entries_of(&mut self.params, &checked);
-        for (entry, (index, update)) in entries.into_iter().zip(checked) {
+    /// Runs a checked step on the backend. Unless it fails before it begins, the states of the step
+    /// are no longer fresh, and states that had no memory order get one.
+    fn run(&mut self, grad_scale: f64, batch: Batch<'_>) -> Result<StepReport, Error> {
+        let Batch {
+            indices,
+            arrays,
+            first_orders,
+            mut report,
+        } = batch;
+        let mut tensors = Vec::with_capacity(indices.len());
+        let entries = entries_of(&mut self.params, &indices);
+        for (entry, arrays) in entries.into_iter().zip(arrays) {
             if let Some(entry) = entry {
-                tensors.push(entry.tensor_step(grad_scale, update));
-                indices.push(index);
+                tensors.push(entry.tensor_step(grad_scale, arrays));
             }
         }
         if self.on_non_finite == OnNonFinite::RejectStep {
@@ -145,14 +150,45 @@ impl Optimizer {
             for &index in &indices {
                 self.params[index].fresh = false;
             }
-            for (index, layout) in layouts {
-                self.params[index].order = Some(layout);
+            for (index, order) in first_orders {
+                self.params[index].order = Some(order);
             }
         }
         let outcomes = stepped?;
-        let pending = outcomes.iter().any(|outcome| outcome.pending);
+        for &index in &indices {
+            self.params[index].steps += 1;
+        }
+        report.pending = outcomes.iter().any(|outcome| outcome.pending);
         let counts = outcomes.iter().map(|outcome| outcome.skipped_blocks);
-        Ok((self.name_skipped(&nonzero(&indices, counts)), pending))
+        report.skipped = self.name_skipped(&nonzero(&indices, counts));
+        Ok(report)
+    }
+
+    /// Waits until all queued steps are done. Returns the parameters with blocks that
+    /// [`pending`](StepReport::pending) steps have skipped since the last call.
+    ///
+    /// On the CPU a step is done when it returns, and its report is complete.
+    ///
+    /// ```
+    /// # use lion_core::{Error, Optimizer};
+    /// # fn example(mut optimizer: Optimizer) -> Result<(), Error> {
+    /// for skipped in optimizer.synchronize()? {
+    ///     println!("{skipped}"); // such as: `layer.weight` (1 of 32 blocks)
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if a queued step has failed.
+    pub fn synchronize(&mut self) -> Result<Vec<SkippedBlocks>, Error> {
+        let states = self.params.iter_mut().map(|entry| &mut *entry.state);
+        let mut states: Vec<&mut (dyn State + 'static)> = states.collect();
+        let counts = self.backend.synchronize(&mut states)?;
+        let counts = one_each(&*self.backend, counts, self.params.len())?;
+        let counts = counts.into_iter().enumerate();
+        let blocks: Vec<(usize, u64)> = counts.filter(|&(_, blocks)| blocks > 0).collect();
+        Ok(self.name_skipped(&blocks))
     }
 
     pub(crate) fn name_skipped(&self, skipped: &[(usize, u64)]) -> Vec<SkippedBlocks> {
@@ -168,7 +204,7 @@ impl Optimizer {
     }
 }
 
-/// Refuses results of a backend that are not one per input.
+/// Checks that a backend has returned one result per input.
 pub(super) fn one_each<T>(
     backend: &dyn Backend,
     results: Vec<T>,
@@ -184,25 +220,25 @@ pub(super) fn one_each<T>(
     })
 }
 
-/// Pairs indices of parameters with counts of blocks, and leaves out the zeros.
+/// Pairs indices of parameters with counts of blocks, without the counts of zero.
 fn nonzero(indices: &[usize], counts: impl IntoIterator<Item = u64>) -> Vec<(usize, u64)> {
     let pairs = indices.iter().copied().zip(counts);
     pairs.filter(|&(_, count)| count > 0).collect()
 }
 
-/// The entries of updates, in the order of the updates, in time that depends on their number alone. No
-/// two are of the same parameter.
+/// Returns the parameters at these distinct indices, in the order of the indices. The time depends on
+/// the number of indices, not on the number of parameters.
 fn entries_of<'e>(
     params: &'e mut [Parameter],
-    updates: &[(usize, Checked<'_>)],
+    indices: &[usize],
 ) -> Vec<Option<&'e mut Parameter>> {
-    let mut order: Vec<usize> = (0..updates.len()).collect();
-    order.sort_unstable_by_key(|&position| updates[position].0);
+    let mut order: Vec<usize> = (0..indices.len()).collect();
+    order.sort_unstable_by_key(|&position| indices[position]);
     let mut entries = Vec::new();
-    entries.resize_with(updates.len(), || None);
+    entries.resize_with(indices.len(), || None);
     let (mut rest, mut passed) = (params.iter_mut(), 0);
     for position in order {
-        let index = updates[position].0;
+        let index = indices[position];
         entries[position] = rest.nth(index - passed);
         passed = index + 1;
     }

@@ -1,15 +1,15 @@
-//! The checks of the arrays that are given for a parameter.
+//! The checks of the arrays of an update.
 
 use super::shapes_differ;
 use crate::{Dtype, Error, GradRef, MemoryOrder, Operand, ParamMut};
 
-/// What the arrays that are given for a parameter have to be.
+/// The requirements on the arrays of a parameter.
 pub(crate) struct Expected<'e> {
     /// Name of the parameter.
     pub(crate) name: &'e str,
-    /// Its elements.
+    /// Number of elements.
     pub(crate) len: usize,
-    /// Their type. That of the gradient is free.
+    /// Element type of the parameter. The gradient can have any type.
     pub(crate) dtype: Dtype,
     /// The memory order of earlier steps; `None` before the first one.
     pub(crate) order: Option<&'e MemoryOrder>,

@@ -1,17 +1,21 @@
 //! Parameters and gradients: their element types, memory order and storage.
 
+mod arguments;
 mod dtype;
 mod expected;
-mod layout;
+mod memory_order;
+#[cfg(feature = "ndarray")]
+mod ndarray;
 mod slice;
 mod storage;
 mod update;
 
+pub use arguments::{IntoGrad, IntoParam, IntoUpdate};
 pub use dtype::{Dtype, Element};
-pub use layout::{MemoryOrder, Strides};
+pub use memory_order::{MemoryOrder, Strides};
 pub use slice::{Slice, SliceMut};
 pub use storage::{DeviceMemory, DeviceSlice, DeviceSliceMut, Storage, StorageMut};
-pub use update::{GradRef, ParamMut, Update};
+pub use update::{GradRef, Operand, ParamMut, Update};
 
 pub(crate) use expected::Expected;
 pub(crate) use update::shapes_differ;

@@ -1,6 +1,7 @@
 //! Slices in host memory, of any of the element types.
 
 use super::{Dtype, Element};
+use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -43,6 +44,49 @@ pub enum SliceMut<'a> {
     F16(&'a mut [f16]),
     /// `bf16`.
     Bf16(&'a mut [bf16]),
+}
+
+/// Conversions that do not need the crate `half`.
+impl<'a> Slice<'a> {
+    /// Returns a slice of `f16`, given by their bits (IEEE-754 binary16). No element is copied.
+    ///
+    /// ```
+    /// use lion_core::{Dtype, Slice};
+    /// let one = [0x3C00; 4];
+    /// assert_eq!(Slice::f16_from_bits(&one).dtype(), Dtype::F16);
+    /// ```
+    pub fn f16_from_bits(bits: &'a [u16]) -> Self {
+        Slice::F16(bits.reinterpret_cast())
+    }
+
+    /// Returns a slice of `bf16`, given by their bits (the upper half of a binary32). No element is copied.
+    pub fn bf16_from_bits(bits: &'a [u16]) -> Self {
+        Slice::Bf16(bits.reinterpret_cast())
+    }
+}
+
+/// Conversions that do not need the crate `half`.
+impl<'a> SliceMut<'a> {
+    /// Returns a mutable slice of `f16`, given by their bits (IEEE-754 binary16). No element is copied.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec, tensor::{Slice, SliceMut}};
+    /// let mut lion = Lion::builder().lr(0.5).build()?;
+    /// let w = lion.register(ParamSpec::new("w", 2, Dtype::F16))?;
+    /// let (mut weight, grad) = ([0x3C00u16; 2], [0x3C00u16, 0xBC00]); // 1 and 1, 1 and -1
+    /// lion.step([(w, SliceMut::f16_from_bits(&mut weight), Slice::f16_from_bits(&grad))])?;
+    /// assert_eq!(weight, [0x3800, 0x3E00]); // 0.5 and 1.5
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    pub fn f16_from_bits(bits: &'a mut [u16]) -> Self {
+        SliceMut::F16(bits.reinterpret_cast_mut())
+    }
+
+    /// Returns a mutable slice of `bf16`, given by their bits (the upper half of a binary32). No element is
+    /// copied.
+    pub fn bf16_from_bits(bits: &'a mut [u16]) -> Self {
+        SliceMut::Bf16(bits.reinterpret_cast_mut())
+    }
 }
 
 macro_rules! slices {

@@ -10,6 +10,24 @@ use std::sync::Arc;
 ///
 /// The backend that created it downcasts it to its own type through [`Any`]. Other code only sees
 /// the number and type of the elements.
+///
+/// ```
+/// use lion_core::{DeviceMemory, DeviceSlice, Dtype, Storage};
+/// use std::sync::Arc;
+///
+/// #[derive(Debug)]
+/// struct Buffer { address: u64, len: usize }
+///
+/// impl DeviceMemory for Buffer {
+///     fn len(&self) -> usize { self.len }
+///     fn dtype(&self) -> Dtype { Dtype::F32 }
+/// }
+///
+/// let gradient = DeviceSlice::new(Arc::new(Buffer { address: 0x1000, len: 256 }));
+/// let storage = Storage::from(gradient);
+/// let memory: &dyn std::any::Any = storage.device().expect("it is on the device");
+/// assert_eq!(memory.downcast_ref::<Buffer>().map(|buffer| buffer.address), Some(0x1000));
+/// ```
 pub trait DeviceMemory: Any + fmt::Debug + Send + Sync {
     /// Returns the number of elements.
     fn len(&self) -> usize;
@@ -23,14 +41,14 @@ pub trait DeviceMemory: Any + fmt::Debug + Send + Sync {
     }
 }
 
-/// Elements in device memory, borrowed for `'a`.
+/// Elements in device memory, borrowed for `'a`. [`DeviceMemory`] has an example.
 #[derive(Clone, Debug)]
 pub struct DeviceSlice<'a> {
     memory: Arc<dyn DeviceMemory>,
     lent: PhantomData<&'a [u8]>,
 }
 
-/// Elements in device memory, borrowed mutably for `'a`.
+/// Elements in device memory, borrowed mutably for `'a`. [`DeviceMemory`] has an example.
 #[derive(Debug)]
 pub struct DeviceSliceMut<'a> {
     memory: Box<dyn DeviceMemory>,

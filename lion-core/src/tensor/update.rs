@@ -2,6 +2,7 @@
 
 use super::{DeviceSlice, DeviceSliceMut, MemoryOrder, Slice, SliceMut, Storage, StorageMut};
 use crate::Handle;
+use std::fmt;
 
 /// The shape of an array: the length of each axis.
 type Shape = Box<[usize]>;
@@ -16,6 +17,13 @@ pub(crate) fn shapes_differ<'s>(a: &'s Option<Shape>, b: &'s Option<Shape>) -> b
 }
 
 /// A parameter that a step updates.
+///
+/// ```
+/// use lion_core::{MemoryOrder, ParamMut};
+/// let mut weight = [0.0f32; 6];
+/// let param = ParamMut::new(&mut weight[..], MemoryOrder::RowMajor).with_shape(&[2, 3]);
+/// assert_eq!(param.shape.as_deref(), Some(&[2, 3][..]));
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ParamMut<'a> {
@@ -27,31 +35,6 @@ pub struct ParamMut<'a> {
     /// the shape of its parameter. A slice has no shape, and can be paired with any array of the
     /// same length.
     pub shape: Option<Box<[usize]>>,
-}
-
-impl<'a> ParamMut<'a> {
-    /// Returns a parameter with these elements in this memory order, without a shape.
-    pub fn new(data: impl Into<StorageMut<'a>>, order: MemoryOrder) -> Self {
-        ParamMut {
-            data: data.into(),
-            order,
-            shape: None,
-        }
-    }
-
-    /// Sets the shape.
-    ///
-    /// ```
-    /// use lion_core::ParamMut;
-    /// let mut weight = [0.0f32; 6];
-    /// let param = ParamMut::from(&mut weight[..]).with_shape(&[2, 3]);
-    /// assert_eq!(param.shape.as_deref(), Some(&[2, 3][..]));
-    /// ```
-    #[must_use]
-    pub fn with_shape(mut self, shape: &[usize]) -> Self {
-        self.shape = Some(shape.into());
-        self
-    }
 }
 
 /// The gradient of a parameter.
@@ -73,63 +56,43 @@ pub struct GradRef<'a> {
     pub shape: Option<Box<[usize]>>,
 }
 
-impl<'a> GradRef<'a> {
-    /// Returns a gradient with these elements in this memory order, without a shape.
-    pub fn new(data: impl Into<Storage<'a>>, order: MemoryOrder) -> Self {
-        GradRef {
-            data: data.into(),
-            order,
-            shape: None,
-        }
-    }
+/// Constructors and conversions that a parameter and a gradient have in common.
+macro_rules! array {
+    ($name:ident, $storage:ident, $slice:ident, $device:ident, $what:literal) => {
+        impl<'a> $name<'a> {
+            #[doc = concat!("Returns a ", $what, " with these elements in this memory order, without a shape.")]
+            pub fn new(data: impl Into<$storage<'a>>, order: MemoryOrder) -> Self {
+                $name {
+                    data: data.into(),
+                    order,
+                    shape: None,
+                }
+            }
 
-    /// Sets the shape; see [`ParamMut::with_shape`].
-    #[must_use]
-    pub fn with_shape(mut self, shape: &[usize]) -> Self {
-        self.shape = Some(shape.into());
-        self
-    }
+            /// Sets the shape: the length of each axis.
+            #[must_use]
+            pub fn with_shape(mut self, shape: &[usize]) -> Self {
+                self.shape = Some(shape.into());
+                self
+            }
+        }
+
+        impl<'a, S: Into<$slice<'a>>> From<S> for $name<'a> {
+            fn from(slice: S) -> Self {
+                $name::new(slice, MemoryOrder::RowMajor)
+            }
+        }
+
+        impl<'a> From<$device<'a>> for $name<'a> {
+            fn from(slice: $device<'a>) -> Self {
+                $name::new(slice, MemoryOrder::RowMajor)
+            }
+        }
+    };
 }
 
-impl<'a, S: Into<SliceMut<'a>>> From<S> for ParamMut<'a> {
-    fn from(slice: S) -> Self {
-        ParamMut {
-            data: slice.into().into(),
-            order: MemoryOrder::RowMajor,
-            shape: None,
-        }
-    }
-}
-
-impl<'a, S: Into<Slice<'a>>> From<S> for GradRef<'a> {
-    fn from(slice: S) -> Self {
-        GradRef {
-            data: slice.into().into(),
-            order: MemoryOrder::RowMajor,
-            shape: None,
-        }
-    }
-}
-
-impl<'a> From<DeviceSliceMut<'a>> for ParamMut<'a> {
-    fn from(slice: DeviceSliceMut<'a>) -> Self {
-        ParamMut {
-            data: slice.into(),
-            order: MemoryOrder::RowMajor,
-            shape: None,
-        }
-    }
-}
-
-impl<'a> From<DeviceSlice<'a>> for GradRef<'a> {
-    fn from(slice: DeviceSlice<'a>) -> Self {
-        GradRef {
-            data: slice.into(),
-            order: MemoryOrder::RowMajor,
-            shape: None,
-        }
-    }
-}
+array!(ParamMut, StorageMut, SliceMut, DeviceSliceMut, "parameter");
+array!(GradRef, Storage, Slice, DeviceSlice, "gradient");
 
 /// One parameter of a step, with its gradient.
 ///
@@ -160,5 +123,23 @@ impl<'a> Update<'a> {
             param: param.into(),
             grad,
         }
+    }
+}
+
+/// One of the two arrays of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// The parameter.
+    Parameter,
+    /// The gradient.
+    Gradient,
+}
+
+impl fmt::Display for Operand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Operand::Parameter => "parameter",
+            Operand::Gradient => "gradient",
+        })
     }
 }

@@ -1,12 +1,12 @@
-//! The driver's functions that cust names, and a few that this crate asks for besides, each forwarded to
-//! the library that is opened at run time.
+//! The functions of the driver that cust and this crate call. Each forwards to the library that is opened at run
+//! time.
 //!
-//! Linked plainly, a program needs the driver's library to start at all. These functions stand in for
-//! it when the program is linked, so one program runs on machines with and without a driver. They are
-//! hidden, so that a library which contains them does not offer them to others.
+//! A program that is linked to the driver's library does not start without it. These functions replace the
+//! library when the program is linked, so that the same program runs with and without a driver. The symbols are
+//! hidden, so that a dynamic library that contains this crate does not export them.
 //!
-//! Arguments are passed on as they are: handles and pointers as pointers, enumerations as integers,
-//! which have the same place in a call. The lists of arguments are those of the driver's header.
+//! Arguments are forwarded unchanged. Handles and pointers are declared as pointers, and enumerations as integers,
+//! which the calling convention passes in the same way. The signatures are those of the driver's header.
 
 use super::{NOT_SUPPORTED, library, status};
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -20,10 +20,10 @@ macro_rules! forward {
             #[cfg(target_os = "linux")]
             std::arch::global_asm!(concat!(".hidden ", stringify!($name)));
 
-            /// Passes the call on; without a driver there is no device, and in a child made by `fork`
-            /// the driver is not initialized.
-            // SAFETY: no other function of this name is linked, the driver's library being opened at
-            // run time only.
+            /// Forwards the call. Without a driver, it returns that there is no device. In a forked child, it
+            /// returns that the driver is not initialized.
+            // SAFETY: no other function of this name is linked, because the driver's library is only opened at
+            // run time.
             #[unsafe(no_mangle)]
             #[allow(non_snake_case)]
             unsafe extern "C" fn $name($($arg: $kind),*) -> c_uint {
@@ -35,24 +35,24 @@ macro_rules! forward {
                 };
                 let function = FUNCTION.get_or_init(|| {
                     let name = concat!(stringify!($name), "\0");
-                    // SAFETY: the driver's function of this name takes these arguments.
+                    // SAFETY: the driver's function of this name has this signature.
                     unsafe { library.get::<Function>(name.as_bytes()) }.ok().map(|f| *f)
                 });
                 match function {
-                    // SAFETY: the caller promises what the driver's function asks for.
+                    // SAFETY: the caller meets the requirements of the driver's function.
                     Some(function) => status::pass_on(unsafe { function($($arg),*) }),
                     None => NOT_SUPPORTED,
                 }
             }
         )*
 
-        /// Names of the functions that are forwarded, except `cuGetErrorString`.
+        /// The names of the forwarded functions, except `cuGetErrorString`.
         #[cfg(test)]
         pub(super) const NAMES: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
-// In a few lines each a macro would break into one a name.
+// rustfmt would break each declaration into one line per argument.
 #[rustfmt::skip]
 forward! {
     cuArray3DCreate_v2(a: Pointer, b: Pointer);
@@ -166,23 +166,24 @@ forward! {
 #[cfg(target_os = "linux")]
 std::arch::global_asm!(".hidden cuGetErrorString");
 
-/// The driver's text for an error; without a driver one that says so, for whoever prints an error asks.
-// SAFETY: as for the others.
+/// Returns the driver's text for a result code. Without a driver, it returns a text of this crate, because this is
+/// called whenever an error is printed.
+// SAFETY: as for the other functions.
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub(super) unsafe extern "C" fn cuGetErrorString(code: c_uint, text: *mut *const c_char) -> c_uint {
     type Function = unsafe extern "C" fn(c_uint, *mut *const c_char) -> c_uint;
     if let Ok(library) = library() {
-        // SAFETY: the driver's function of this name takes these arguments.
+        // SAFETY: the driver's function of this name has this signature.
         let function = unsafe { library.get::<Function>(b"cuGetErrorString\0") };
-        // SAFETY: the caller's pointer is passed on.
+        // SAFETY: the caller guarantees the pointer.
         let found = function.is_ok_and(|function| unsafe { function(code, text) } == 0);
         if found {
             return 0;
         }
     }
     if !text.is_null() {
-        // SAFETY: the caller promises a pointer to write to.
+        // SAFETY: the caller guarantees that the pointer can be written to.
         unsafe { *text = status::text(code).as_ptr() };
     }
     0

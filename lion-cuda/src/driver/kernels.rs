@@ -1,30 +1,32 @@
-//! The kernels: PTX that the driver compiles for the device of a context.
+//! The kernels as PTX, which the driver compiles for the device of a context.
 
 use super::NOT_SUPPORTED;
-use super::session::{check, no_room};
+use super::check::{check, out_of_memory};
 use crate::CudaError;
-use crate::plan::THREADS;
 use cust::sys::{self, CUfunction, CUjit_option, CUmodule};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::sync::{Mutex, PoisonError};
 
-/// The kernels as PTX, with the final NUL that the driver wants.
+/// The PTX, with a terminating NUL.
 const PTX: &str = concat!(include_str!("../../kernels/lion.ptx"), "\0");
 
-/// Threads that a multiprocessor holds, as far as registers allow.
-const MOST_THREADS: u32 = 2048;
+/// Threads per thread block.
+pub(crate) const THREADS: u32 = 256;
 
-/// Bytes for each of the compiler's two logs. It cuts off what is longer.
+/// Maximum number of resident threads per multiprocessor, if registers do not limit it further.
+const MAX_THREADS: u32 = 2048;
+
+/// Bytes per log of the compiler. Longer logs are truncated.
 const LOG_BYTES: usize = 8 << 10;
 
-/// The kernels, loaded into a context. They stay loaded until [`unload`](Kernels::unload).
+/// The kernels, loaded into a context until [`unload`](Kernels::unload) is called.
 ///
 /// # Safety
-/// `module` is loaded, and nobody else unloads it.
+/// `module` is loaded. Only `unload` unloads it.
 pub(crate) struct Kernels {
     module: CUmodule,
-    /// Those that have been asked for.
+    /// The kernels that have been requested, by name.
     found: Mutex<HashMap<String, Kernel>>,
 }
 
@@ -32,12 +34,12 @@ pub(crate) struct Kernels {
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel {
     pub(crate) function: CUfunction,
-    /// Blocks of [`THREADS`] threads that a multiprocessor holds at a time.
+    /// Number of thread blocks that are resident on a multiprocessor at a time.
     pub(crate) blocks: u32,
 }
 
 impl Kernels {
-    /// Compiles the kernels for the device of the current context, and loads them there.
+    /// Compiles the kernels for the device of the current context, and loads them into the context.
     pub(super) fn load() -> Result<Self, CudaError> {
         let mut errors = vec![0u8; LOG_BYTES];
         let mut notes = vec![0u8; LOG_BYTES];
@@ -47,7 +49,7 @@ impl Kernels {
             CUjit_option::CU_JIT_INFO_LOG_BUFFER,
             CUjit_option::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
         ];
-        // A size is the value itself, in place of a pointer.
+        // The driver takes a size as the value of the pointer.
         let size: *mut c_void = std::ptr::without_provenance_mut(LOG_BYTES);
         let mut values: [*mut c_void; 4] = [
             errors.as_mut_ptr().cast(),
@@ -56,8 +58,8 @@ impl Kernels {
             size,
         ];
         let mut module = std::ptr::null_mut();
-        // SAFETY: the text ends with NUL. There are as many values as options, and both logs have the
-        // bytes that are said.
+        // SAFETY: the PTX ends with NUL. There are as many values as options, and both logs have `LOG_BYTES`
+        // bytes.
         let result = unsafe {
             sys::cuModuleLoadDataEx(
                 &mut module,
@@ -67,7 +69,7 @@ impl Kernels {
                 values.as_mut_ptr(),
             )
         };
-        check("cuModuleLoadDataEx", result).map_err(|error| match no_room(error) {
+        check("cuModuleLoadDataEx", result).map_err(|error| match out_of_memory(error) {
             CudaError::Call { status, .. } => CudaError::Kernels {
                 status,
                 log: log(&[&errors, &notes]),
@@ -84,7 +86,7 @@ impl Kernels {
         if let Some(&kernel) = found.get(name) {
             return Ok(kernel);
         }
-        // No kernel has a NUL in its name: one that had would not be found.
+        // Names of kernels contain no NUL. With one, the driver would not find the kernel.
         let c_name = CString::new(name).unwrap_or_default();
         let mut function = std::ptr::null_mut();
         // SAFETY: the module is loaded (see the type), and the name ends with NUL.
@@ -92,15 +94,15 @@ impl Kernels {
             sys::cuModuleGetFunction(&mut function, self.module, c_name.as_ptr())
         })?;
         let mut blocks = 0;
-        // SAFETY: the function is one of the module, and the place to write to is on the stack.
+        // SAFETY: the function belongs to the module, and the result is written to the stack.
         let result = unsafe {
             let threads = THREADS as i32;
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, function, threads, 0)
         };
         let blocks = match result as u32 {
-            // A driver that lacks the function.
-            NOT_SUPPORTED => MOST_THREADS / THREADS,
-            // Of a kernel that holds none the launch says why.
+            // The driver does not have the function.
+            NOT_SUPPORTED => MAX_THREADS / THREADS,
+            // If no thread block fits, the launch returns the reason.
             _ => check("cuOccupancyMaxActiveBlocksPerMultiprocessor", result)
                 .map(|()| blocks.max(1) as u32)?,
         };
@@ -112,14 +114,14 @@ impl Kernels {
     /// Unloads the kernels.
     ///
     /// # Safety
-    /// Their context is current, none of them is used again, and none is queued or running.
+    /// Their context is current. No kernel is queued or running, and none is used afterwards.
     pub(super) unsafe fn unload(&mut self) {
-        // SAFETY: as the caller promises.
+        // SAFETY: guaranteed by the caller.
         unsafe { sys::cuModuleUnload(self.module) };
     }
 }
 
-/// The texts of the logs that have one. Each ends with the first NUL.
+/// Returns the texts of the logs that are not empty. A log ends with the first NUL.
 fn log(logs: &[&[u8]]) -> String {
     let texts = logs.iter().filter_map(|log| {
         let text = CStr::from_bytes_until_nul(log).ok()?.to_string_lossy();
@@ -134,14 +136,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn logs_end_with_their_first_nul_and_empty_ones_are_left_out() {
+    fn logs_end_with_the_first_nul_and_empty_logs_are_left_out() {
         assert_eq!(log(&[b"error\n\0junk", b"note\0"]), "error\nnote");
         assert_eq!(log(&[b"\0junk", b"note\0"]), "note");
-        // A log that the driver has not ended is not read.
+        // A log without a NUL is not read.
         assert_eq!(log(&[b"error"]), "");
     }
 
-    // Miri takes half a minute for a text of this length.
+    // Miri takes half a minute to search a string of this length.
     #[test]
     #[cfg(not(miri))]
     fn the_ptx_ends_with_its_only_nul() {

@@ -1,13 +1,15 @@
-//! The CUDA driver: a library that is opened when it is first asked for something.
+//! The CUDA driver, a dynamic library that is opened by the first call.
 //!
-//! It is the path in the environment variable `LION_CUDA_DRIVER`, or the system's driver ([`SYSTEM`]) as
-//! the system finds it. The tests can name another one (`probes`, with the feature `test-internals`).
-//! Where there is none, every call says that there is no device.
+//! The environment variable `LION_CUDA_DRIVER` names the library. Without it, the library is the driver of the
+//! system ([`SYSTEM`]). Tests can choose another library (`probes`, with the feature `test-internals`). If the
+//! library cannot be opened, every call returns that there is no device.
 //!
-//! A driver does not survive `fork`, and NVIDIA does not define what its calls do in the child. So every
-//! call, those of cust included, goes to the library in the process that has opened it and returns an error
-//! in a child. What is dropped there is not freed.
+//! The driver cannot be used in a child process made by `fork`, where NVIDIA does not define its behavior. So
+//! every call, including the calls of cust, only reaches the library in the process that has opened it, and
+//! returns an error in a child. Values that are dropped in a child are not freed.
 
+mod check;
+mod devices;
 mod forward;
 mod kernels;
 mod pointer;
@@ -16,10 +18,12 @@ pub(crate) mod probes;
 mod session;
 mod status;
 
-pub(crate) use kernels::Kernel;
+pub(crate) use check::check;
+pub(crate) use devices::count;
+pub use devices::{DeviceInfo, devices};
+pub(crate) use kernels::{Kernel, THREADS};
 pub(crate) use pointer::Owner;
-pub use session::{DeviceInfo, devices};
-pub(crate) use session::{Session, check, count};
+pub(crate) use session::Session;
 
 use crate::CudaError;
 use libloading::Library;
@@ -31,27 +35,26 @@ const NOT_INITIALIZED: c_uint = 3;
 const NO_DEVICE: c_uint = 100;
 const NOT_SUPPORTED: c_uint = 801;
 
-/// The name under which the system has the driver.
+/// The file name of the system's driver.
 const SYSTEM: &str = if cfg!(windows) {
     "nvcuda.dll"
 } else {
     "libcuda.so.1"
 };
 
-/// Where the environment names the driver.
+/// The environment variable that names the driver.
 const VARIABLE: &str = "LION_CUDA_DRIVER";
 
-/// The library that all calls of this process go to, once one has been opened. It cannot be exchanged
-/// then: what it has handed out is used with it.
+/// The library, once it is opened. It cannot be replaced, because its handles are only valid with it.
 static LIBRARY: OnceLock<Opened> = OnceLock::new();
 
-/// A library, and the ID of the process that has opened it.
+/// A library and the ID of the process that has opened it.
 struct Opened {
     library: Library,
     process: u32,
 }
 
-/// Why no call can be made.
+/// Why the driver cannot be called.
 #[derive(Clone, Debug)]
 enum Unusable {
     Missing { library: String, reason: String },
@@ -59,16 +62,25 @@ enum Unusable {
 }
 
 impl Unusable {
-    /// What calls return.
+    /// Returns the result code of calls.
     fn code(&self) -> c_uint {
         match self {
             Unusable::Missing { .. } => NO_DEVICE,
-            // As drivers do that notice it.
+            // As drivers that detect the fork do.
             Unusable::OtherProcess { .. } => NOT_INITIALIZED,
+        }
+    }
+
+    /// Returns the error of functions of this crate. Not an implementation of `From`, which would be public.
+    fn into_error(self) -> CudaError {
+        match self {
+            Unusable::Missing { library, reason } => CudaError::NoDriver { library, reason },
+            Unusable::OtherProcess { owner, current } => CudaError::OtherProcess { owner, current },
         }
     }
 }
 
+/// Returns the library, which this opens if necessary.
 fn library() -> Result<&'static Library, Unusable> {
     let opened = match LIBRARY.get() {
         Some(opened) => opened,
@@ -85,18 +97,18 @@ fn library() -> Result<&'static Library, Unusable> {
     Ok(&opened.library)
 }
 
-/// The library that the environment names.
+/// Returns the library that the environment names.
 fn named() -> Option<OsString> {
     std::env::var_os(VARIABLE).filter(|path| !path.is_empty())
 }
 
 fn open(path: &OsStr) -> Result<Opened, Unusable> {
-    // SAFETY: opening a library runs its initializers. It is the system's driver, or what the user has
-    // named in its place.
+    // SAFETY: opening a library runs its initializers. It is the system's driver, or the library that the user
+    // has chosen.
     let opened = unsafe { Library::new(path) };
     let library = opened.map_err(|error| Unusable::Missing {
         library: path.to_string_lossy().into_owned(),
-        // The error says that it failed, its source why.
+        // The source of the error has the reason.
         reason: error
             .source()
             .map_or_else(|| error.to_string(), ToString::to_string),
@@ -105,47 +117,38 @@ fn open(path: &OsStr) -> Result<Opened, Unusable> {
     Ok(Opened { library, process })
 }
 
-/// Returns the library, or the error that says why it cannot be called.
+/// Returns the library, or the error why it cannot be called.
 fn driver() -> Result<&'static Library, CudaError> {
-    Ok(library()?)
+    library().map_err(Unusable::into_error)
 }
 
-/// Whether the driver was opened by another process, of which this is a child made by `fork`.
+/// Returns whether this process is a forked child of the process that has opened the driver.
 pub(crate) fn is_of_other_process() -> bool {
     matches!(library(), Err(Unusable::OtherProcess { .. }))
 }
 
-/// Whether the driver that is open is an emulator: then no result of it is one of a GPU.
+/// Returns whether the driver is an emulator.
 pub(crate) fn is_emulated() -> bool {
     type Function = unsafe extern "C" fn() -> c_uint;
     let Ok(library) = library() else { return false };
-    // SAFETY: where a library has a function of this name, it takes no arguments and returns a number.
+    // SAFETY: a function of this name has this signature.
     let function = unsafe { library.get::<Function>(b"lionEmulatorIsEmulator\0") };
-    // SAFETY: it asks for nothing.
+    // SAFETY: the function has no preconditions.
     function.is_ok_and(|function| unsafe { function() } == 1)
 }
 
-/// The driver's text for a result code.
-pub(crate) fn text(code: c_uint) -> String {
+/// Returns the driver's text for a result code.
+fn text(code: c_uint) -> String {
     let mut text = std::ptr::null();
-    // SAFETY: the place to write to is on the stack.
+    // SAFETY: the result is written to the stack.
     unsafe { forward::cuGetErrorString(code, &mut text) };
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: the function writes a text that ends in 0 and lasts.
+    // SAFETY: the driver returns a static string that ends with NUL.
     unsafe { CStr::from_ptr(text) }
         .to_string_lossy()
         .into_owned()
-}
-
-impl From<Unusable> for CudaError {
-    fn from(unusable: Unusable) -> Self {
-        match unusable {
-            Unusable::Missing { library, reason } => CudaError::NoDriver { library, reason },
-            Unusable::OtherProcess { owner, current } => CudaError::OtherProcess { owner, current },
-        }
-    }
 }
 
 #[cfg(test)]
@@ -153,17 +156,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_function_that_cust_names_is_forwarded_once() {
+    fn every_function_that_cust_calls_is_forwarded_once() {
         let mut names: Vec<_> = forward::NAMES.to_vec();
         names.push("cuGetErrorString");
         names.sort_unstable();
         names.dedup();
-        // And two that this crate asks for itself.
+        // cust calls 105 functions, and this crate two more.
         assert_eq!(names.len(), 105 + 2);
     }
 
     #[test]
-    fn the_driver_has_the_name_that_its_system_gives_it() {
+    fn the_driver_has_the_file_name_of_the_operating_system() {
         let name = if cfg!(target_os = "windows") {
             "nvcuda.dll"
         } else {

@@ -1,27 +1,27 @@
-//! What the driver knows about an address.
+//! The owner of the memory at an address.
 
-use super::session::check;
+use super::check::check;
 use crate::CudaError;
 use cust::sys::{self, CUcontext, CUpointer_attribute};
 use std::ffi::c_void;
 
-/// Whose the memory at an address is.
+/// The owner of the memory at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// Managed memory, or pinned memory of the host: every device can use it, at the same address.
+    /// All devices can access the memory at this address: it is managed memory or pinned host memory.
     All,
-    /// Memory of one device.
+    /// One device.
     Device {
         ordinal: i32,
-        /// Null where the memory belongs to no single context, as that of a memory pool.
+        /// Null if the memory does not belong to a context, such as memory of a memory pool.
         context: CUcontext,
     },
-    /// The driver did not allocate it and it is not registered with the driver.
+    /// The memory was neither allocated by the driver nor registered with it.
     Unknown,
 }
 
-/// Asks the driver about an address, in the current context. Returns `None` where the driver cannot be
-/// asked.
+/// Asks the driver who owns the memory at an address, in the current context. Returns `None` if the driver does
+/// not support that.
 pub(super) fn owner(address: u64) -> Result<Option<Owner>, CudaError> {
     const INVALID_VALUE: u32 = 1;
     const INVALID_CONTEXT: u32 = 201;
@@ -35,25 +35,24 @@ pub(super) fn owner(address: u64) -> Result<Option<Owner>, CudaError> {
     ];
     let (mut kind, mut managed, mut ordinal) = (0u32, 0u32, -1i32);
     let mut context: CUcontext = std::ptr::null_mut();
-    let mut places: [*mut c_void; 4] = [
+    let mut values: [*mut c_void; 4] = [
         (&raw mut kind).cast(),
         (&raw mut managed).cast(),
         (&raw mut ordinal).cast(),
         (&raw mut context).cast(),
     ];
-    // SAFETY: each attribute has a place of its type on the stack; "is managed" is a bool of one byte or a
-    // number of four. The address is not accessed.
+    // SAFETY: each value has the type of its attribute and is on the stack. "Is managed" is a boolean of one
+    // byte or an integer of four. The driver does not access the address.
     let result = unsafe {
         sys::cuPointerGetAttributes(
             attributes.len() as u32,
             attributes.as_mut_ptr(),
-            places.as_mut_ptr(),
+            values.as_mut_ptr(),
             address,
         )
     };
     match result as u32 {
-        // A driver either leaves the values 0 for an address that it does not know, or says that it is
-        // no valid one.
+        // For an unknown address, drivers return an error or leave all values 0.
         INVALID_VALUE | INVALID_CONTEXT => return Ok(Some(Owner::Unknown)),
         super::NOT_SUPPORTED => return Ok(None),
         _ => check("cuPointerGetAttributes", result)?,

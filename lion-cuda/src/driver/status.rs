@@ -1,15 +1,15 @@
-//! The driver's result codes.
+//! Result codes of the driver.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_uint};
 
-/// What the driver calls an error it has no name for.
+/// `CUDA_ERROR_UNKNOWN`.
 const UNKNOWN: c_uint = 999;
 
-/// A code that cust knows, [`UNKNOWN`] for any other.
+/// Returns the code if cust knows it, and [`UNKNOWN`] otherwise.
 ///
-/// cust reads results as a closed enumeration of CUDA 11.4. A newer driver has more codes, and a value
-/// that an enumeration lacks is undefined behaviour, so none may reach it.
+/// cust declares results as an enumeration with the codes of CUDA 11.4. Newer drivers have more codes. A value
+/// outside the enumeration would be undefined behavior.
 pub(super) fn known(code: c_uint) -> c_uint {
     match code {
         0..=8
@@ -31,18 +31,18 @@ pub(super) fn known(code: c_uint) -> c_uint {
 }
 
 thread_local! {
-    /// What the driver returned last on this thread.
+    /// The last result of the driver on this thread.
     static LAST: Cell<c_uint> = const { Cell::new(0) };
 }
 
-/// Notes what the driver returned, and returns the code for cust: see [`known`].
+/// Stores a result of the driver, and returns the code for cust: see [`known`].
 pub(super) fn pass_on(code: c_uint) -> c_uint {
     LAST.set(code);
     known(code)
 }
 
-/// Returns the driver's own code for one that [`pass_on`] returned on this thread. To be asked before
-/// the thread calls the driver again.
+/// Returns the driver's own code for a code that [`pass_on`] returned on this thread. The thread must not have called
+/// the driver since.
 pub(super) fn raw(code: c_uint) -> c_uint {
     let last = LAST.get();
     if code == UNKNOWN && known(last) == UNKNOWN {
@@ -52,8 +52,8 @@ pub(super) fn raw(code: c_uint) -> c_uint {
     }
 }
 
-/// Whether a code tells of work that was queued before the call that returns it. Such an error stays
-/// with its context, and whichever call comes next returns it.
+/// Returns whether a code is an error of work that was queued before the call that returns it. Such errors are
+/// sticky: every later call in the context returns the same error.
 pub(crate) fn is_of_earlier_work(code: c_uint) -> bool {
     matches!(
         code,
@@ -61,7 +61,7 @@ pub(crate) fn is_of_earlier_work(code: c_uint) -> bool {
     )
 }
 
-/// The name of an error where no driver is there to ask.
+/// Returns the text of a result code, for use without a driver.
 pub(crate) fn text(code: c_uint) -> &'static CStr {
     match code {
         0 => c"no error",
@@ -90,15 +90,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_code_of_a_newer_driver_is_kept_beside_the_one_that_cust_gets() {
+    fn the_code_of_a_newer_driver_is_kept_beside_the_code_for_cust() {
         assert_eq!(pass_on(46), UNKNOWN);
         assert_eq!(raw(UNKNOWN), 46);
-        // The codes that cust knows are passed on as they are.
+        // Codes that cust knows are not changed.
         assert_eq!(raw(pass_on(700)), 700);
-        // A later call has returned something else: its code is not that of the earlier one.
+        // A later call has overwritten the code.
         assert_eq!(raw(UNKNOWN), UNKNOWN);
         assert_eq!(raw(pass_on(UNKNOWN)), UNKNOWN);
-        // Each thread has its own.
+        // Each thread has its own code.
         pass_on(46);
         let other = std::thread::spawn(|| raw(UNKNOWN)).join();
         assert_eq!((other.ok(), raw(UNKNOWN)), (Some(UNKNOWN), 46));
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn codes_that_cust_does_not_know_become_unknown() {
-        // The enumeration of cust_raw 0.11.3.
+        // The codes in the enumeration of cust_raw 0.11.3.
         let cust = [
             0, 1, 2, 3, 4, 5, 6, 7, 8, 34, 100, 101, 102, 200, 201, 202, 205, 206, 207, 208, 209,
             210, 211, 212, 213, 214, 215, 216, 217, 218, 219, 220, 221, 222, 223, 224, 300, 301,

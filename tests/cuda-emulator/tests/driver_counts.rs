@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 static ONE: Mutex<()> = Mutex::new(());
 
 #[test]
-fn launches_and_paging_are_told_once_and_after_they_ran() {
+fn launches_and_paging_are_reported_once_after_they_ran() {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let context = Context::new();
     let store = context.function("store");

@@ -79,7 +79,7 @@ fn event_orders_streams_and_unified_memory_is_shared() {
 }
 
 #[test]
-fn errors_come_back_as_custs() {
+fn errors_convert_to_those_of_cust() {
     let _context = context();
     let device = Device::get_device(0).expect("a device");
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What the default device says about itself.
+//! Properties of the default device.
 
 mod api;
 
@@ -11,7 +11,7 @@ fn attribute(number: u32) -> i32 {
 }
 
 #[test]
-fn device_says_that_it_is_an_emulator() {
+fn device_name_reports_the_emulator() {
     ok!(cuInit(0));
     let mut name = [0x55_u8; 64];
     ok!(cuDeviceGetName(name.as_mut_ptr().cast(), 64, 0));

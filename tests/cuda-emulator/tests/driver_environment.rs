@@ -1,4 +1,5 @@
-//! A small driver without prefetch, told so by the environment. One test: the environment is read once a process.
+//! The environment configures a small device without prefetch. One test only, because the environment is read once
+//! per process.
 
 mod api;
 
@@ -6,7 +7,7 @@ use api::*;
 use std::ptr::null_mut;
 
 #[test]
-fn environment_shapes_the_devices() {
+fn environment_configures_the_devices() {
     for (name, value) in [
         ("LION_EMULATED_DEVICES", "2"),
         ("LION_EMULATED_MEMORY", "65536"),
@@ -19,7 +20,7 @@ fn environment_shapes_the_devices() {
         // SAFETY: this is the only test of the process, and its only thread that looks at the environment.
         unsafe { std::env::set_var(name, value) };
     }
-    // Nothing works before cuInit, but the version is told.
+    // Before cuInit, only the version can be queried.
     let mut count = 0;
     fails!(3, cuDeviceGetCount(&mut count));
     ok!(cuDriverGetVersion(&mut count));
@@ -64,7 +65,7 @@ fn environment_shapes_the_devices() {
     assert_eq!(context.word(a), 9);
     ok!(cuMemFree_v2(a));
 
-    // Managed memory is there, prefetch to a device is not.
+    // Managed memory is available, prefetch to a device is not.
     let mut managed = 0;
     ok!(cuMemAllocManaged(&mut managed, 4096, 1));
     fails!(101, cuMemPrefetchAsync(managed, 4096, 0, DEFAULT_STREAM));

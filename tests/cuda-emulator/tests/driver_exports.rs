@@ -12,7 +12,7 @@ fn library() -> Library {
     path.pop();
     let name = libloading::library_filename("cuda_emulator");
     let path: PathBuf = path.join(name);
-    // SAFETY: loading it runs no code of its own.
+    // SAFETY: the library has no initializers.
     unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

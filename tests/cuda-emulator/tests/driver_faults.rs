@@ -6,7 +6,7 @@ use api::*;
 use std::ptr::null_mut;
 
 #[test]
-fn fault_is_reported_by_the_wait_and_by_all_that_follows() {
+fn fault_is_reported_by_the_wait_and_by_all_later_calls() {
     let context = Context::new();
     let (store, stream) = (context.function("store"), context.stream(NON_BLOCKING));
     let device = context.alloc(4);
@@ -24,7 +24,7 @@ fn fault_is_reported_by_the_wait_and_by_all_that_follows() {
 }
 
 #[test]
-fn work_behind_a_fault_is_dropped() {
+fn work_queued_after_a_fault_is_dropped() {
     let context = Context::new();
     let (store, stream) = (context.function("store"), context.stream(NON_BLOCKING));
     let (device, host) = (context.alloc(4), context.pinned(1));
@@ -37,7 +37,7 @@ fn work_behind_a_fault_is_dropped() {
 }
 
 #[test]
-fn other_contexts_go_on() {
+fn other_contexts_are_not_affected_by_a_fault() {
     let healthy = Context::new();
     let kept = healthy.alloc(4);
     ok!(cuMemsetD8_v2(kept, 3, 4));
@@ -51,7 +51,7 @@ fn other_contexts_go_on() {
 }
 
 #[test]
-fn destroying_a_context_reports_what_was_never_waited_for() {
+fn destroying_a_context_reports_an_unreported_fault() {
     let context = Context::new();
     let store = context.function("store");
     let device = context.alloc(4);
@@ -61,13 +61,13 @@ fn destroying_a_context_reports_what_was_never_waited_for() {
 }
 
 #[test]
-fn freeing_behind_the_back_of_queued_work_is_an_illegal_address() {
+fn freeing_memory_of_queued_work_is_an_illegal_address() {
     let context = Context::new();
     let (early, late) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
     let (mut device, host) = (0, context.pinned(1));
     ok!(cuMemAllocAsync(&mut device, 4, early));
     ok!(cuMemcpyDtoHAsync_v2(host.cast(), device, 4, early));
-    // No event orders this free behind the copy.
+    // No event orders this free after the copy.
     ok!(cuMemFreeAsync(device, late));
     ok!(cuStreamSynchronize(late));
     fails!(700, cuStreamSynchronize(early));
@@ -89,7 +89,7 @@ fn each_fault_has_its_code() {
 }
 
 #[test]
-fn memset_in_the_default_stream_does_not_serve_a_non_blocking_one() {
+fn memset_in_the_default_stream_does_not_order_a_non_blocking_one() {
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
     let (input, output) = (context.alloc(4), context.alloc(4));

@@ -69,7 +69,7 @@ fn kernel_of_an_unloaded_module_is_invalid() {
 }
 
 #[test]
-fn without_a_current_context_nothing_works() {
+fn calls_fail_without_a_current_context() {
     ok!(cuInit(0));
     fails!(201, cuMemAlloc_v2(&mut 0, 4));
     fails!(201, cuCtxSynchronize());
@@ -80,7 +80,7 @@ fn without_a_current_context_nothing_works() {
 }
 
 #[test]
-fn destroyed_context_takes_its_things_with_it() {
+fn destroying_a_context_invalidates_its_handles() {
     let context = Context::new();
     let (stream, event) = (context.stream(0), context.event());
     ok!(cuCtxDestroy_v2(context.0));
@@ -91,7 +91,7 @@ fn destroyed_context_takes_its_things_with_it() {
 }
 
 #[test]
-fn context_that_is_destroyed_elsewhere_says_so() {
+fn context_destroyed_by_another_thread_is_reported() {
     let context = Context::new();
     let handle = context.0.addr();
     let code = std::thread::spawn(move || {
@@ -137,7 +137,7 @@ fn primary_context_lives_as_long_as_it_is_retained() {
     ok!(cuDevicePrimaryCtxRelease_v2(0));
     fails!(709, cuCtxSynchronize());
     fails!(201, cuDevicePrimaryCtxRelease_v2(0));
-    // Made anew it has the same handle, and is still current.
+    // A context that is created again has the same handle, and is still current.
     ok!(cuDevicePrimaryCtxRetain(&mut second, 0));
     assert_eq!(first, second);
     ok!(cuCtxSynchronize());
@@ -147,7 +147,7 @@ fn primary_context_lives_as_long_as_it_is_retained() {
 }
 
 #[test]
-fn what_is_not_there_says_so() {
+fn missing_functions_return_not_supported() {
     ok!(cuInit(0));
     fails!(801, cuGraphCreate(&mut null_mut(), 0));
 }

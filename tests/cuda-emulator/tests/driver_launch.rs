@@ -1,4 +1,4 @@
-//! What a launch may ask for, and what a kernel says about itself.
+//! Limits of a launch, and attributes of a kernel.
 
 mod api;
 
@@ -48,7 +48,7 @@ fn geometry_has_limits() {
 }
 
 #[test]
-fn shared_memory_beyond_48_kib_wants_opting_in() {
+fn shared_memory_beyond_48_kib_requires_opt_in() {
     let context = Context::new();
     let (store, device) = (context.function("store"), context.alloc(4));
     let launch = |shared| shaped(store, device, [1; 3], [1; 3], shared);
@@ -62,7 +62,7 @@ fn shared_memory_beyond_48_kib_wants_opting_in() {
 }
 
 #[test]
-fn function_and_parameters_must_be_there() {
+fn launch_requires_a_function_and_parameters() {
     let context = Context::new();
     let (store, device) = (context.function("store"), context.alloc(4));
     assert_eq!(shaped(null_mut(), device, [1; 3], [1; 3], 0), 400);
@@ -174,7 +174,7 @@ fn occupancy_is_bound_by_threads_blocks_and_shared_memory() {
 }
 
 #[test]
-fn a_kernel_can_require_a_size_of_its_blocks() {
+fn kernel_can_require_a_block_size() {
     let context = Context::new();
     let text = PTX.replacen("\n)\n{", "\n)\n.reqntid 32, 1, 1\n{", 1);
     assert_ne!(text, PTX);

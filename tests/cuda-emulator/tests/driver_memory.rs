@@ -14,12 +14,12 @@ fn more_than_the_device_has_is_out_of_memory() {
     let mut address = 0;
     fails!(2, cuMemAlloc_v2(&mut address, total + 1));
     assert_eq!(address, 0);
-    // Failing is no fault: the context goes on.
+    // A failed call is not a fault: the context can still be used.
     ok!(cuMemAlloc_v2(&mut address, 4));
 }
 
 #[test]
-fn zero_bytes_are_refused() {
+fn zero_bytes_are_rejected() {
     let _context = Context::new();
     fails!(1, cuMemAlloc_v2(&mut 0, 0));
     fails!(1, cuMemAllocManaged(&mut 0, 0, 1));
@@ -122,13 +122,13 @@ fn memset_repeats_its_pattern_at_aligned_addresses() {
 }
 
 #[test]
-fn memory_of_a_device_that_was_never_written_is_no_zero() {
+fn unwritten_device_memory_is_not_zero() {
     let context = Context::new();
     assert_eq!(context.word(context.alloc(4)), 0xa5a5_a5a5);
 }
 
 #[test]
-fn managed_memory_is_the_hosts_and_the_devices() {
+fn managed_memory_is_accessible_from_host_and_device() {
     let context = Context::new();
     let (increment, mut managed) = (context.function("increment"), 0);
     ok!(cuMemAllocManaged(&mut managed, 8, 1));
@@ -146,7 +146,7 @@ fn managed_memory_is_the_hosts_and_the_devices() {
 }
 
 #[test]
-fn prefetch_and_advice_want_managed_memory_and_a_device() {
+fn prefetch_and_advice_require_managed_memory_and_a_device() {
     let context = Context::new();
     let (device, mut managed) = (context.alloc(4096), 0);
     ok!(cuMemAllocManaged(&mut managed, 4096, 1));

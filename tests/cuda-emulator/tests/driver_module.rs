@@ -43,33 +43,33 @@ fn kernels_and_variables_are_found_by_name() {
 }
 
 #[test]
-fn newer_version_is_refused_as_such() {
+fn newer_ptx_version_is_rejected() {
     let _context = Context::new();
-    // The driver is 12.0, whose PTX is 8.0. What follows the version may be anything.
+    // The driver is 12.0, which supports PTX 8.0. The text after the version is not parsed.
     let newer = ".version 8.1\n.target sm_70\n.address_size 64\nnonsense of the future\n";
     assert_eq!(load(newer).0, 222);
     assert_eq!(load(&PTX.replace(".version 8.0", ".version 6.0")).0, 0);
 }
 
 #[test]
-fn target_above_the_device_is_refused() {
+fn target_above_the_device_is_rejected() {
     let _context = Context::new();
     assert_eq!(load(&PTX.replace("sm_70", "sm_90")).0, 0);
     assert_eq!(load(&PTX.replace("sm_70", "sm_100")).0, 218);
 }
 
 #[test]
-fn machine_code_is_not_for_the_emulator() {
+fn machine_code_is_rejected() {
     let _context = Context::new();
     assert_eq!(load("\u{7f}ELF").0, 209);
 }
 
 #[test]
-fn what_does_not_parse_is_explained_in_the_log() {
+fn parse_errors_are_written_to_the_log() {
     let _context = Context::new();
     let broken = CString::new(PTX.replace("%r<5>", "%r<five>")).expect("no NUL");
     let mut log = [0x55_u8; 400];
-    // Error log buffer, its size; the size comes back as what was written.
+    // The error log buffer and its size, which is replaced by the number of bytes written.
     let options = [5_u32, 6];
     let mut values: [*mut c_void; 2] = [
         log.as_mut_ptr().cast(),
@@ -99,7 +99,7 @@ fn what_does_not_parse_is_explained_in_the_log() {
 }
 
 #[test]
-fn log_is_cut_to_the_buffer() {
+fn log_is_truncated_to_the_buffer() {
     let _context = Context::new();
     let mut log = [0x55_u8; 8];
     let options = [6_u32, 5];
@@ -121,7 +121,7 @@ fn log_is_cut_to_the_buffer() {
 }
 
 #[test]
-fn file_is_loaded_or_missed() {
+fn module_files_are_loaded_or_reported_missing() {
     let _context = Context::new();
     let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/api/kernels.ptx");
     let here = CString::new(here).expect("no NUL");

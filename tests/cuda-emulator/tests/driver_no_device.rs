@@ -5,7 +5,7 @@ mod api;
 use api::*;
 
 #[test]
-fn without_a_device_initialization_says_so() {
+fn initialization_fails_without_a_device() {
     // SAFETY: this is the only test of the process, and its only thread that looks at the environment.
     unsafe { std::env::set_var("LION_EMULATED_DEVICES", "0") };
     let mut version = 0;

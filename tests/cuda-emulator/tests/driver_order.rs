@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use std::ptr::null_mut;
 
 #[test]
-fn copy_into_pinned_memory_is_not_there_before_the_stream_is_waited_for() {
+fn copy_into_pinned_memory_completes_when_the_stream_is_waited_for() {
     let context = Context::new();
     let (store, stream) = (context.function("store"), context.stream(NON_BLOCKING));
     let (device, host) = (context.alloc(4), context.pinned(1));
@@ -62,7 +62,7 @@ fn pinned_source_is_read_when_the_copy_runs_and_pageable_at_the_call() {
 }
 
 #[test]
-fn event_orders_one_stream_behind_another() {
+fn event_orders_one_stream_after_another() {
     let context = Context::new();
     let (store, increment) = (context.function("store"), context.function("increment"));
     let (producer, consumer) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
@@ -72,7 +72,7 @@ fn event_orders_one_stream_behind_another() {
     ok!(cuEventRecord(event, producer));
     ok!(cuStreamWaitEvent(consumer, event, 0));
     assert_eq!(launch(increment, 1, consumer, b, a), 0);
-    // What the producer does behind the event is not waited for.
+    // Work of the producer after the event is not waited for.
     assert_eq!(launch(store, 1, producer, a, 20), 0);
     ok!(cuStreamSynchronize(consumer));
     // b is 11 already, the second store into a has not run: a copy in the consumer sees the first.
@@ -161,7 +161,7 @@ fn query_is_not_ready_once_and_then_runs_the_work() {
 }
 
 #[test]
-fn elapsed_time_wants_two_events_that_have_happened() {
+fn elapsed_time_requires_two_completed_events() {
     let context = Context::new();
     let (start, end) = (context.event(), context.event());
     let mut untimed = null_mut();
@@ -199,7 +199,7 @@ unsafe extern "C" fn note(argument: *mut c_void) {
 }
 
 #[test]
-fn host_function_runs_in_order_and_may_not_call_the_driver() {
+fn host_function_runs_in_order_and_cannot_call_the_driver() {
     let context = Context::new();
     let stream = context.stream(NON_BLOCKING);
     let (noted, device) = (context.pinned(1), context.alloc(4));
@@ -208,7 +208,7 @@ fn host_function_runs_in_order_and_may_not_call_the_driver() {
     // SAFETY: pinned memory of this test.
     assert_eq!(unsafe { noted.read() }, 0);
     ok!(cuStreamSynchronize(stream));
-    // CUDA_ERROR_NOT_PERMITTED is what the function got, and the copy behind it carries that.
+    // The function received CUDA_ERROR_NOT_PERMITTED, and the copy after it transfers that code.
     assert_eq!(context.word(device), 800);
 }
 
@@ -229,7 +229,7 @@ fn other_context_waits_for_an_event() {
 }
 
 #[test]
-fn waiting_for_a_stream_waits_for_no_later_work_of_the_default_stream() {
+fn waiting_for_a_stream_ignores_later_work_of_the_default_stream() {
     let context = Context::new();
     let (store, blocking) = (context.function("store"), context.stream(0));
     let (a, host) = (context.alloc(4), context.pinned(1));

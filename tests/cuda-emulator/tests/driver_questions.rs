@@ -1,4 +1,4 @@
-//! What the driver says about addresses and captured streams, the per-thread default stream, and failures on request.
+//! Pointer attributes, captured streams, the per-thread default stream, and injected failures.
 
 mod api;
 
@@ -44,7 +44,7 @@ fn pointer(address: u64) -> (Handle, u32, u32, i32) {
 }
 
 #[test]
-fn an_address_is_known_by_its_allocation() {
+fn pointer_attributes_describe_the_allocation() {
     let _one = ONE.lock();
     let context = Context::new();
     let (device, pinned, mut managed) = (context.alloc(100), context.pinned(1), 0);
@@ -63,7 +63,7 @@ fn an_address_is_known_by_its_allocation() {
 }
 
 #[test]
-fn another_context_is_named() {
+fn pointer_attributes_name_the_context() {
     let _one = ONE.lock();
     let first = Context::new();
     let address = first.alloc(4);
@@ -99,7 +99,7 @@ fn work_on_a_captured_stream_makes_the_capture_invalid() {
 }
 
 #[test]
-fn each_thread_has_a_default_stream_that_waits_for_the_legacy_one_only() {
+fn per_thread_default_stream_waits_only_for_the_legacy_one() {
     let _one = ONE.lock();
     let context = Context::new();
     let (device, host) = (context.alloc(4), context.pinned(2));
@@ -107,7 +107,7 @@ fn each_thread_has_a_default_stream_that_waits_for_the_legacy_one_only() {
     let read = |at: usize| unsafe { host.add(at).read() };
     ok!(cuMemsetD32Async(device, 7, 1, DEFAULT_STREAM));
     ok!(cuMemcpyDtoHAsync_v2(host.cast(), device, 4, PER_THREAD));
-    // Another thread's stream, behind nothing of this one's.
+    // The stream of another thread, which does not wait for this one.
     let (raw, other) = (context.0.addr(), host.wrapping_add(1).expose_provenance());
     std::thread::spawn(move || {
         ok!(cuCtxSetCurrent(std::ptr::without_provenance_mut(raw)));
@@ -123,7 +123,7 @@ fn each_thread_has_a_default_stream_that_waits_for_the_legacy_one_only() {
 }
 
 #[test]
-fn a_failure_that_is_asked_for_is_given_once_and_in_its_turn() {
+fn injected_failure_occurs_once_and_in_its_turn() {
     let _one = ONE.lock();
     let context = Context::new();
     let (stream, device) = (context.stream(0), context.alloc(4));

@@ -1,4 +1,4 @@
-//! What the environment switches on, each with a program whose fault the default hides and the switch reveals.
+//! Options of the environment, each with a program whose error the default hides and the option reveals.
 //!
 //! The environment is read once a process, so a test runs itself again in a process with the variables set.
 
@@ -37,7 +37,7 @@ fn again(test: &str, variables: &[(&str, &str)]) -> (String, String) {
     (out, err)
 }
 
-/// Frees memory that a queued kernel reads; the code of the wait comes back.
+/// Frees memory that a queued kernel reads, and returns the code of the wait.
 fn free_too_early(allocate: fn(&Context) -> u64, free: fn(u64)) -> u32 {
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
@@ -81,12 +81,12 @@ fn free_host(address: u64) {
 }
 
 #[test]
-fn a_free_that_does_not_wait_reveals_a_use_after_free() {
+fn immediate_free_reveals_a_use_after_free() {
     if !is_child() {
         // A free that waits hides the mistake of the first kind; the others' addresses may be given again.
         assert_eq!(free_too_early(device, free), 0);
         again(
-            "a_free_that_does_not_wait_reveals_a_use_after_free",
+            "immediate_free_reveals_a_use_after_free",
             &[("LION_EMULATED_FREE", "now")],
         );
         return;
@@ -111,7 +111,7 @@ fn a_free_that_does_not_wait_reveals_a_use_after_free() {
 }
 
 #[test]
-fn a_copy_that_only_is_staged_reveals_a_stream_that_does_not_wait_for_it() {
+fn staged_copy_reveals_a_stream_that_does_not_wait_for_it() {
     // A synchronous copy is in the default stream, which a non-blocking stream is not ordered with.
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
@@ -125,7 +125,7 @@ fn a_copy_that_only_is_staged_reveals_a_stream_that_does_not_wait_for_it() {
         ok!(cuStreamSynchronize(stream));
         assert_eq!(context.word(output), 42);
         again(
-            "a_copy_that_only_is_staged_reveals_a_stream_that_does_not_wait_for_it",
+            "staged_copy_reveals_a_stream_that_does_not_wait_for_it",
             &[("LION_EMULATED_PAGEABLE_COPIES", "late")],
         );
         return;
@@ -133,7 +133,7 @@ fn a_copy_that_only_is_staged_reveals_a_stream_that_does_not_wait_for_it() {
     // The kernel reads what was never written.
     fails!(719, cuStreamSynchronize(stream));
 
-    // One that waits is right, and pinned memory is there when the call returns.
+    // A program that waits is correct, and pinned memory is copied when the call returns.
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
     let (input, output, pinned) = (context.alloc(4), context.alloc(4), context.pinned(1));
@@ -151,11 +151,11 @@ fn a_copy_that_only_is_staged_reveals_a_stream_that_does_not_wait_for_it() {
 }
 
 #[test]
-fn pageable_memory_that_is_used_late_reveals_a_missing_wait() {
+fn late_use_of_pageable_memory_reveals_a_missing_wait() {
     let context = Context::new();
     let stream = context.stream(NON_BLOCKING);
     let memory = context.alloc(4);
-    // Host memory that lives until the end of the test, seen through pointers alone.
+    // Host memory that lives until the end of the test, accessed only through pointers.
     let (source, target) = (Box::into_raw(Box::new(1_u32)), Box::into_raw(Box::new(0)));
     ok!(cuMemcpyHtoDAsync_v2(memory, source.cast(), 4, stream));
     // SAFETY: alive; the driver reads it within its own calls.
@@ -171,7 +171,7 @@ fn pageable_memory_that_is_used_late_reveals_a_missing_wait() {
     } else {
         assert_eq!((early, end), (1, 1));
         again(
-            "pageable_memory_that_is_used_late_reveals_a_missing_wait",
+            "late_use_of_pageable_memory_reveals_a_missing_wait",
             &[("LION_EMULATED_PAGEABLE_COPIES", "late")],
         );
     }
@@ -181,7 +181,7 @@ fn pageable_memory_that_is_used_late_reveals_a_missing_wait() {
     unsafe { drop((Box::from_raw(source), Box::from_raw(target))) };
 }
 
-/// What a stream sees of two writes of another one that nothing orders it with.
+/// Returns the values that a stream reads while another one, not ordered with it, writes twice.
 fn seen_between_two_writes() -> u32 {
     let context = Context::new();
     let (writer, reader) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
@@ -196,7 +196,7 @@ fn seen_between_two_writes() -> u32 {
     unsafe { host.read() }
 }
 
-/// The same with an event behind the second write.
+/// The same with an event after the second write.
 fn seen_behind_an_event() -> u32 {
     let context = Context::new();
     let (writer, reader) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
@@ -212,7 +212,7 @@ fn seen_behind_an_event() -> u32 {
 }
 
 #[test]
-fn a_random_order_reveals_what_nothing_orders() {
+fn random_order_reveals_unordered_work() {
     const ROUNDS: usize = 60;
     if is_child() {
         let seen: String = (0..ROUNDS)
@@ -226,7 +226,7 @@ fn a_random_order_reveals_what_nothing_orders() {
     }
     let order = |order| {
         let variables = [("LION_EMULATED_STREAM_ORDER", order)];
-        let (out, err) = again("a_random_order_reveals_what_nothing_orders", &variables);
+        let (out, err) = again("random_order_reveals_unordered_work", &variables);
         let seen = out.lines().find_map(|line| line.split_once("seen: "));
         (seen.expect(&out).1.to_owned(), err)
     };
@@ -238,7 +238,7 @@ fn a_random_order_reveals_what_nothing_orders() {
     assert!(seen.contains('1') && seen.contains('0'), "{seen}");
     assert_eq!(order("random:1").0, seen);
     assert_ne!(order("random:2").0, seen);
-    // A seed of its own is printed, and gives the same order again.
+    // The random seed is printed, and setting it gives the same order again.
     let (seen, err) = order("random");
     let seed = err.split_once("LION_EMULATED_STREAM_ORDER=");
     let seed = seed.and_then(|(_, seed)| seed.lines().next());
@@ -263,7 +263,7 @@ fn memory_of_another_device_is_an_illegal_address() {
     ok!(cuMemAlloc_v2(&mut there, 4));
     assert_ne!(here, there);
     ok!(cuCtxSetCurrent(first.0));
-    // Neither a copy nor a kernel of the first device may have it.
+    // Neither a copy nor a kernel of the first device may access it.
     fails!(1, cuMemcpyDtoD_v2(here, there, 4));
     assert_eq!(launch(store, 1, DEFAULT_STREAM, there, 1), 0);
     fails!(700, cuCtxSynchronize());
@@ -284,7 +284,7 @@ fn registers_limit_occupancy_and_blocks() {
         let variables = [("LION_EMULATED_REGISTERS", table.to_str().expect("UTF-8"))];
         let path = "registers_limit_occupancy_and_blocks";
         let ended = std::panic::catch_unwind(|| again(path, &variables));
-        std::fs::remove_file(&table).expect("it is there");
+        std::fs::remove_file(&table).expect("the table exists");
         if let Err(panic) = ended {
             std::panic::resume_unwind(panic);
         }
@@ -320,7 +320,7 @@ fn registers_limit_occupancy_and_blocks() {
 }
 
 #[test]
-fn an_anonymous_driver_does_not_say_that_it_is_emulated() {
+fn anonymous_driver_does_not_report_emulation() {
     // SAFETY: no obligations.
     let is_emulator = unsafe { lionEmulatorIsEmulator() };
     assert_eq!(is_emulator, i32::from(!is_child()));
@@ -331,7 +331,7 @@ fn an_anonymous_driver_does_not_say_that_it_is_emulated() {
     assert_eq!(name.contains("Emulated"), !is_child(), "{name}");
     if !is_child() {
         again(
-            "an_anonymous_driver_does_not_say_that_it_is_emulated",
+            "anonymous_driver_does_not_report_emulation",
             &[("LION_EMULATED_ANONYMOUS", "1")],
         );
     }

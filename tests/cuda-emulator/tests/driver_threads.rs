@@ -1,4 +1,4 @@
-//! Several threads at once, with contexts of their own and with one that they share.
+//! Concurrent threads with separate contexts and with a shared one.
 
 mod api;
 
@@ -6,7 +6,7 @@ use api::*;
 use std::thread;
 
 #[test]
-fn threads_with_contexts_of_their_own_do_not_meet() {
+fn threads_with_separate_contexts_do_not_interfere() {
     let threads: Vec<_> = (0..4_u32)
         .map(|number| {
             thread::spawn(move || {

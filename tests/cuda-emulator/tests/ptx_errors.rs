@@ -1,4 +1,4 @@
-//! What the parser refuses, and what it says: the line, what stands there, what was wanted.
+//! Errors of the parser: the line, the token found, and what was expected.
 
 use cuda_emulator::ptx::Module;
 
@@ -9,7 +9,7 @@ const KERNEL: &str = ".entry k(.param .u64 p) { .reg .pred %p<3>; .reg .b32 %r<3
 
 fn error_of(text: &str) -> String {
     match Module::parse(text) {
-        Ok(_) => panic!("taken: {text}"),
+        Ok(_) => panic!("accepted: {text}"),
         Err(error) => error.to_string(),
     }
 }
@@ -56,7 +56,7 @@ fn the_head() {
 }
 
 #[test]
-fn pieces_that_are_no_ptx() {
+fn tokens_that_are_not_ptx() {
     assert_errors(
         HEAD,
         "",
@@ -340,7 +340,7 @@ fn a_message_is_one_short_line() {
 }
 
 #[test]
-fn deep_nesting_is_no_deep_recursion() {
+fn deep_nesting_does_not_overflow_the_stack() {
     let text = format!(
         "{HEAD}{KERNEL}{}{}",
         "{".repeat(100_000),

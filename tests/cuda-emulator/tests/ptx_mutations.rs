@@ -90,19 +90,19 @@ fn is_sound(text: &str) -> bool {
 }
 
 #[test]
-fn the_text_itself_is_taken() {
+fn unchanged_text_is_accepted() {
     assert_eq!(Module::parse(TEXT).err(), None);
 }
 
 #[test]
-fn a_text_that_stops_anywhere_is_refused_or_taken() {
+fn truncated_text_is_accepted_or_rejected() {
     for end in 0..=TEXT.len() {
         assert!(is_sound(&TEXT[..end]), "{end}");
     }
 }
 
 #[test]
-fn each_token_left_out_or_doubled() {
+fn removed_and_doubled_tokens() {
     let tokens: Vec<&str> = TEXT
         .split_inclusive(|c: char| !c.is_alphanumeric())
         .collect();
@@ -127,7 +127,7 @@ fn bytes_changed() {
 }
 
 #[test]
-fn pieces_put_in_and_taken_out() {
+fn inserted_and_removed_pieces() {
     quickcheck(2000, |changes| {
         let mut text = TEXT.to_owned();
         for (at, piece) in changes {

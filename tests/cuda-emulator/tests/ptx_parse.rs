@@ -1,4 +1,4 @@
-//! What the parser makes of texts as compilers write them.
+//! Parsing of texts in the style of compilers.
 
 use cuda_emulator::ptx::{
     Axis, Base, Guard, Kernel, LabelId, Module, Operand, RegisterId, Special, Symbol, Type,
@@ -86,7 +86,7 @@ fn the_kernels_of_this_project() {
 }
 
 #[test]
-fn parameters_lie_at_multiples_of_their_alignment() {
+fn parameters_are_aligned() {
     let module = module(
         ".entry k(.param .u8 a, .param .u64 b, .param .align 16 .b8 c[24], .param .f32 d[3],
          .param .u64 .ptr .global .align 32 e) { ret; }",
@@ -296,7 +296,7 @@ fn labels_belong_to_their_scope() {
 }
 
 #[test]
-fn what_is_passed_over() {
+fn ignored_directives() {
     let module = module(
         ".file 1 \"lion.cu\"
          .extern .func (.param .b32 r) vprintf (.param .b64 a, .param .b64 b);

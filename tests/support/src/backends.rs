@@ -2,7 +2,7 @@
 
 use crate::driver;
 use lion::cpu::{Cpu, Isa};
-use lion::cuda::{Cuda, CudaError, cust, is_emulated, use_library};
+use lion::cuda::{Cuda, cust, is_emulated, use_library};
 use lion::{
     Paging,
     backend::{
@@ -81,6 +81,15 @@ pub fn managed_room() -> Result<(), String> {
 }
 
 impl Candidate {
+    /// Opens the backend, or prints SKIPPED with its name and the reason.
+    pub fn open_or_skip(&self) -> Option<Box<dyn Backend>> {
+        let opened = self.open();
+        if let Err(reason) = &opened {
+            println!("SKIPPED backend {}: {reason}", self.name);
+        }
+        opened.ok()
+    }
+
     /// Returns whether each state uses at least one page of a device's managed memory.
     pub fn is_paged_on_device(&self) -> bool {
         matches!(self.kind, Kind::Cuda { paged: true, .. })
@@ -174,6 +183,18 @@ pub fn backends() -> Vec<Candidate> {
     cpu.chain(paged).chain(cuda).collect()
 }
 
+/// Returns the kernels of this CPU with their names, and prints SKIPPED for each of the others.
+pub fn cpus() -> Vec<(Isa, Cpu)> {
+    let cpus = Isa::ALL.iter().filter_map(|&isa| {
+        let cpu = Cpu::with_isa(isa);
+        if let Err(reason) = &cpu {
+            println!("SKIPPED {isa}: {reason}");
+        }
+        Some((isa, cpu.ok()?))
+    });
+    cpus.collect()
+}
+
 /// Returns the device for tests, which is opened once per process: the device of the driver that
 /// `LION_CUDA_DRIVER` names, otherwise the device of the system's driver if lion can use it,
 /// otherwise the emulated device.
@@ -195,9 +216,9 @@ fn open_cuda(emulated: Option<bool>) -> Result<Arc<Cuda>, String> {
                 match (emulated, driver::system()) {
                     (Some(false), Err(reason)) => return Err(reason),
                     (Some(true), _) | (None, Err(_)) => match use_library(emulator()) {
-                        // The driver that is already open may be the right one. This is checked
-                        // below.
-                        Ok(()) | Err(CudaError::DriverInUse { .. }) => {}
+                        // If another driver is already open, it may be the right one. This is
+                        // checked below.
+                        Ok(_) => {}
                         Err(error) => return Err(error.to_string()),
                     },
                     (Some(false) | None, Ok(())) => {}

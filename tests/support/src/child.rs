@@ -9,20 +9,20 @@ use std::process::Command;
 /// # Panics
 /// If the path of the program is unknown.
 pub fn child(test: &str) -> Command {
-    let program = std::env::current_exe().expect("a program knows its file");
+    let program = std::env::current_exe().expect("the path of the program is known");
     let mut command = Command::new(program);
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
     command
 }
 
-/// Runs all tests of this program again on the emulated driver, one after the other, in a child
+/// Runs all tests of this program again on the emulated driver, one at a time, in a child
 /// process with these environment variables. Excludes the tests whose names contain `again_`, which
 /// call this function. Returns the output.
 ///
 /// # Panics
 /// If one of them fails.
 pub fn again(variables: &[(&str, &str)]) -> String {
-    let program = std::env::current_exe().expect("a program knows its file");
+    let program = std::env::current_exe().expect("the path of the program is known");
     let mut command = Command::new(program);
     let output = command
         .args(["--test-threads=1", "--nocapture", "--skip", "again_"])

@@ -51,7 +51,7 @@ fn look() -> Result<(), String> {
         let (mut devices, mut major) = (0, 0);
         match (init(0), count(&mut devices)) {
             (0, 0) if devices > 0 => {}
-            _ => return Err("the CUDA driver finds no device".to_owned()),
+            _ => return Err("the CUDA driver has no device".to_owned()),
         }
         if attribute(&mut major, CAPABILITY_MAJOR, 0) != 0 || major < CAPABILITY {
             return Err(format!(

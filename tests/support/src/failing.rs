@@ -86,7 +86,7 @@ impl State for FailingState {
                 if *once {
                     left.store(usize::MAX, Ordering::Relaxed);
                 }
-                Err(BackendError::Other("it cannot be written".into()))
+                Err(BackendError::Other("the write fails".into()))
             }
             more => {
                 left.store(more - 1, Ordering::Relaxed);

@@ -3,14 +3,14 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs something in a child made by `fork`, and says whether it returned true, in time. To be called in a process of
-/// its own, in which no other test runs.
+/// Runs a closure in a child made by `fork`, and returns whether it returned true in time. Must be called in a process
+/// in which no other test runs.
 ///
 /// # Panics
-/// If the system makes no child.
+/// If `fork` fails.
 pub fn forked(run: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the C library lets the child allocate. It touches no lock that a thread of the parent may have
-    // held, but for those that are tested, and ends without running what the process runs at its end.
+    // SAFETY: the C library lets the child allocate. The child takes no lock that a thread of the parent may have
+    // held, except for those under test, and exits without running exit handlers.
     match unsafe { libc::fork() } {
         -1 => panic!("{}", io::Error::last_os_error()),
         0 => {
@@ -22,7 +22,7 @@ pub fn forked(run: impl FnOnce() -> bool) -> bool {
         }
         child => {
             let mut status = -1;
-            // SAFETY: the place to write to is on the stack.
+            // SAFETY: the status is written to the stack.
             while unsafe { libc::waitpid(child, &raw mut status, 0) } == -1 {
                 assert_eq!(
                     io::Error::last_os_error().kind(),

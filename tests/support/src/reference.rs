@@ -108,7 +108,7 @@ pub fn reference_step(
                 let draws = rule.stochastic_state.then_some(&state_draws[range.clone()]);
                 absmax[block] = quantize(&new, draws, &mut codes[range]);
             }
-            _ => unreachable!("there are two kinds of state"),
+            _ => unreachable!("there are only two kinds of state"),
         }
     }
     skipped
@@ -169,7 +169,7 @@ fn momentum(state: &Planes) -> Vec<f32> {
                 .map(|(i, &code)| CODEBOOK[usize::from(code)] * absmax[i / BLOCK])
                 .collect()
         }
-        _ => unreachable!("there are two kinds of state"),
+        _ => unreachable!("there are only two kinds of state"),
     }
 }
 

@@ -10,10 +10,10 @@ use lion_test_support::{CheckpointFile, GroupPart, OverridesPart, Rng, TensorPar
 use std::io::Cursor;
 use std::path::Path;
 
-/// Bytes of memory for each byte of a file: names, and the records of the tensors that are loaded.
+/// Bound of the memory per byte of a file: names, and the records of the loaded tensors.
 const MULTIPLE: usize = 4;
 
-/// Bytes of memory for each group, of which a file has 4,096 at most: all are held in memory, and copied where an
+/// Bound of the memory per group, in bytes. A file has at most 4,096 groups. All are held in memory, and copied if an
 /// optimizer takes them over.
 const GROUP: usize = 800;
 
@@ -37,9 +37,9 @@ fn checkpoints() {
     });
 }
 
-/// The report names the group of each parameter: the name is held once, however many are in it.
+/// The report names the group of each parameter. Each name is stored once, not once per parameter.
 #[test]
-fn a_long_name_of_a_group_is_not_copied_for_each_parameter() {
+fn long_group_name_is_not_copied_per_parameter() {
     let mut file = right(&mut Rng::new(1));
     file.groups.truncate(1);
     file.groups[0].name = "g".repeat(65_535).into();
@@ -57,7 +57,7 @@ fn a_long_name_of_a_group_is_not_copied_for_each_parameter() {
     assert_eq!(loads, 2);
 }
 
-/// What has been loaded is saved, and loads into a fresh optimizer as it was.
+/// Saves a loaded optimizer, and checks that the file loads into a fresh optimizer with the same result.
 fn saves_and_loads(lion: &Lion, path: &Path) {
     lion.save(path).unwrap();
     let mut again = optimizer(false);
@@ -69,20 +69,20 @@ fn saves_and_loads(lion: &Lion, path: &Path) {
     }
 }
 
-/// A file that is right, with parts changed, then bytes. Also returns how many groups a reader may find in it.
+/// Returns a valid file with mutated parts and then mutated bytes, and how many groups a reader may find in it.
 fn input(rng: &mut Rng) -> (Vec<u8>, usize) {
     let mut file = right(rng);
     for _ in 0..rng.below(3) {
         change(rng, &mut file);
     }
-    // A copy of some bytes may add a few.
+    // A mutation that copies bytes may add a few groups.
     let groups = (file.groups.len() + 64).min(4096);
     let mut bytes = file.bytes();
     if rng.below(2) == 0 {
         let other = right(rng).bytes();
         let header = 36 + u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize;
         for _ in 0..1 + rng.below(3) {
-            // The header has more to get wrong than the planes.
+            // Mutations of the header reach more checks than those of the planes.
             if rng.below(4) > 0 {
                 let end = header.min(bytes.len());
                 let mut head = bytes[..end].to_vec();
@@ -92,7 +92,7 @@ fn input(rng: &mut Rng) -> (Vec<u8>, usize) {
                 mutate(rng, &mut bytes, &other);
             }
         }
-        // Right checksums lead further in.
+        // With correct checksums the reader gets further.
         if rng.below(4) > 0 {
             seal(&mut bytes);
         }
@@ -100,7 +100,7 @@ fn input(rng: &mut Rng) -> (Vec<u8>, usize) {
     (bytes, groups)
 }
 
-/// A file that loads.
+/// Returns a file that loads.
 fn right(rng: &mut Rng) -> CheckpointFile {
     let mut codes = vec![0u8; 300];
     codes.fill_with(|| rng.next_u64() as u8);
@@ -132,7 +132,7 @@ fn right(rng: &mut Rng) -> CheckpointFile {
         tensor.seed = rng.next_u64();
         tensor.group = [None, Some(0), Some(1)][rng.below(3)];
         tensor.overrides = overrides(rng);
-        // The width that each state has.
+        // The width of each state.
         tensor.overrides.optim_bits = Some(if i < 2 { 8 } else { 32 });
         tensor.overrides.min_8bit_size = (i < 2).then_some(0);
         if rng.below(4) == 0 {
@@ -149,7 +149,7 @@ fn group(name: &str, rng: &mut Rng) -> GroupPart {
     }
 }
 
-/// Hyper-parameters in their ranges.
+/// Returns hyper-parameters within their ranges.
 fn overrides(rng: &mut Rng) -> OverridesPart {
     let mut some = || (rng.below(3) == 0).then(|| f64::from(rng.signed_unit().abs()) * 0.9);
     OverridesPart {
@@ -165,7 +165,7 @@ fn overrides(rng: &mut Rng) -> OverridesPart {
     }
 }
 
-/// Changes one part of a file to something extreme.
+/// Replaces one part of a file by an extreme value.
 fn change(rng: &mut Rng, file: &mut CheckpointFile) {
     if file.tensors.is_empty() {
         file.tensors.push(TensorPart::default());
@@ -175,7 +175,7 @@ fn change(rng: &mut Rng, file: &mut CheckpointFile) {
         0 => return change_overrides(rng, &mut file.defaults),
         1 => file.library = vec![b'l'; rng.below(70_000)],
         2 => {
-            // Short records, as many as there may be and more.
+            // Short records, up to and beyond the maximum number.
             let count = [1, 100, 4094, 4095][rng.below(4)];
             let group = |i| GroupPart {
                 name: format!("{i}").into_bytes(),
@@ -203,7 +203,7 @@ fn change(rng: &mut Rng, file: &mut CheckpointFile) {
         7 => file.tensors[i] = file.tensors[j].clone(),
         8 => drop(file.tensors.remove(i)),
         9 => {
-            // Tensors that nobody knows.
+            // Tensors that are not registered.
             let tensor = |k| TensorPart::momentum32(&format!("u{k:04}"), &[]);
             file.tensors.extend((0..1 + rng.below(200)).map(tensor));
         }

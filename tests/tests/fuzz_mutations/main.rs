@@ -1,8 +1,8 @@
 //! Mutated checkpoints and safetensors files, loaded in process: no panic, no memory beyond a bound, an error that
 //! changes nothing, and what is loaded is saved so that it loads again.
 //!
-//! `LION_FUZZ_INPUTS` is the number of inputs of each test, and `LION_TEST_SEED` the seed of the first; the seed of each
-//! further input is one more. So the input that a failure names is run alone by `LION_FUZZ_INPUTS=1
+//! `LION_FUZZ_INPUTS` is the number of inputs of each test, and `LION_TEST_SEED` the seed of the first; the seed of
+//! each further input is one more. So the input that a failure names is run alone by `LION_FUZZ_INPUTS=1
 //! LION_TEST_SEED=<its seed>`.
 #![allow(clippy::unwrap_used)]
 
@@ -16,10 +16,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use tempfile::TempDir;
 
-/// Inputs of each test, unless the environment says otherwise.
+/// The default number of inputs of each test.
 const INPUTS: u64 = 20_000;
 
-/// What reading may take beyond a multiple of the input's bytes: buffers, and what the parameters of the optimizer need.
+/// Memory that reading may use in addition to a multiple of the input's bytes: buffers, and the parameters of the
+/// optimizer.
 const CONSTANT: usize = 320 << 10;
 
 /// Runs `try_input` over random inputs, and prints what it counted. `try_input` returns whether the input was loaded.
@@ -46,7 +47,7 @@ fn fuzz(name: &str, mut try_input: impl FnMut(&mut Rng) -> bool) {
         }
     }
     println!("{name}: {loaded} of {inputs} loaded, {:?}", begin.elapsed());
-    // Mutations that nothing survives, or all do, would test nothing.
+    // The test covers little if all mutations are accepted, or none.
     if inputs >= 1000 {
         assert!(
             (inputs / 100..inputs / 2).contains(&loaded),
@@ -55,7 +56,7 @@ fn fuzz(name: &str, mut try_input: impl FnMut(&mut Rng) -> bool) {
     }
 }
 
-/// A folder in memory where there is one: what is loaded is saved and synced.
+/// Returns a temporary folder, in memory if possible, because each loaded input is saved and synced.
 fn folder() -> TempDir {
     let memory = Path::new("/dev/shm");
     let there = memory.is_dir().then(|| tempfile::tempdir_in(memory));
@@ -74,7 +75,7 @@ const PARAMETERS: [(&str, usize, Dtype, Option<&str>); 5] = [
     ("turned", 24, Dtype::F32, Some("other")),
 ];
 
-/// An optimizer with all parameters, of which some have stepped if it is used.
+/// Returns an optimizer with all parameters. If `used`, some of them have been stepped.
 fn optimizer(used: bool) -> Lion {
     let mut lion = Lion::builder().lr(0.5).seed(9).build().unwrap();
     let eight = Overrides::new().optim_bits(8).min_8bit_size(0);
@@ -111,7 +112,7 @@ fn optimizer(used: bool) -> Lion {
     lion
 }
 
-/// All that a load can change.
+/// Everything that a load can change.
 #[derive(Debug, PartialEq)]
 struct Snapshot {
     settings: (Overrides, Vec<lion::backend::Group>),
@@ -130,7 +131,7 @@ fn snapshot(lion: &Lion) -> Snapshot {
     }
 }
 
-/// A fresh and a used optimizer with what is in them, made again only after a load has changed them.
+/// A fresh and a used optimizer with their snapshots. They are created again only after a load has changed them.
 struct Pair([(Lion, Snapshot); 2]);
 
 impl Pair {
@@ -144,8 +145,8 @@ impl Pair {
         (lion, before)
     }
 
-    /// Loads into both, under a bound of memory. An error must change nothing; what is loaded goes to `check`. Returns
-    /// whether either was loaded.
+    /// Loads into both, and checks the memory used. An error must change nothing. `check` is called after a
+    /// successful load. Returns whether either load succeeded.
     fn load<E: std::error::Error>(
         &mut self,
         most: usize,
@@ -213,7 +214,7 @@ fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>, other: &[u8]) {
     }
 }
 
-/// A number near another one, or near a limit.
+/// Returns a number near another one, or near the end of a range.
 fn extreme(rng: &mut Rng, number: u64) -> u64 {
     match rng.below(8) {
         0 => number.wrapping_add(1 << rng.below(8)),

@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use std::io::Cursor;
 use std::path::Path;
 
-/// Bytes of memory for each byte of a file: the names of other parameters, and a long string while it is read.
+/// Bound of the memory per byte of a file: the names of other parameters, and a long string while it is read.
 const MULTIPLE: usize = 4;
 
 #[test]
@@ -24,7 +24,7 @@ fn safetensors_files() {
             CONSTANT + MULTIPLE * bytes.len(),
             |lion| import_from(lion, Cursor::new(&bytes), "input", policy).map(drop),
             |lion| {
-                // What is taken, the reference implementation takes too.
+                // The reference implementation accepts every file that is accepted here.
                 SafeTensors::deserialize(&bytes).unwrap();
                 exports_and_imports(lion, &path);
             },
@@ -32,11 +32,11 @@ fn safetensors_files() {
     });
 }
 
-/// What has been imported is exported, and comes back as it was.
+/// Exports an imported state, and checks that importing it again gives the same state.
 fn exports_and_imports(lion: &Lion, path: &Path) {
     match export(lion, path) {
         Ok(()) => {}
-        // The used optimizer has one parameter in another order, which a subset may leave so.
+        // The used optimizer has one parameter in another memory order, which a non-strict import may keep.
         Err(InteropError::Order { parameter }) if parameter == "turned" => return,
         Err(error) => panic!("{error}"),
     }
@@ -49,11 +49,11 @@ fn exports_and_imports(lion: &Lion, path: &Path) {
     }
 }
 
-/// A tensor as JSON has it: the tokens, which may be anything.
+/// The JSON tokens of a tensor, which may be invalid.
 #[derive(Clone, Debug)]
 struct Entry {
     name: String,
-    /// Name and value of each field.
+    /// The name and value of each field.
     fields: Vec<(String, String)>,
     data: Vec<u8>,
 }
@@ -65,14 +65,14 @@ fn entry(name: String, dtype: &str, shape: &[usize], data: Vec<u8>) -> Entry {
         fields: vec![
             (quoted("dtype"), quoted(dtype)),
             (quoted("shape"), format!("{shape:?}")),
-            // Where it lies is filled in when all are there.
+            // The offset is filled in when all tensors are known.
             (quoted("data_offsets"), String::new()),
         ],
         data,
     }
 }
 
-/// The tensors of a file that is imported.
+/// Returns the tensors of a file that can be imported.
 fn right(rng: &mut Rng) -> Vec<Entry> {
     let floats = |x: &[f32]| -> Vec<u8> { x.iter().flat_map(|x| x.to_le_bytes()).collect() };
     let mut entries = Vec::new();
@@ -115,7 +115,7 @@ fn input(rng: &mut Rng) -> Vec<u8> {
     for _ in 0..rng.below(3) {
         change(rng, &mut entries);
     }
-    // Offsets follow each other; a change may come after.
+    // Offsets are consecutive, before a mutation.
     let mut end = 0;
     for entry in &mut entries {
         let start = end;
@@ -207,7 +207,7 @@ fn metadata(rng: &mut Rng) -> String {
     format!("\"__metadata__\":{}", values[value])
 }
 
-/// A token that is not what was there.
+/// Returns a token that differs from the original.
 fn token(rng: &mut Rng) -> String {
     let tokens = [
         "0",
@@ -303,7 +303,7 @@ fn change(rng: &mut Rng, entries: &mut Vec<Entry>) {
         }
         10 => drop(entries.remove(i)),
         11 => {
-            // Parameters that nobody knows.
+            // Parameters that are not registered.
             for k in 0..1 + rng.below(300) {
                 entries.push(entry(format!("u{k}.step"), "I64", &[], vec![0; 8]));
                 entries.push(entry(format!("u{k}.state1"), "U8", &[0], Vec::new()));

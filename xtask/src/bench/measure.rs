@@ -1,4 +1,5 @@
-//! Times steps of a model, alternating with the memory limit for the same traffic.
+//! Times steps of a model, alternating with the roofline: a loop with the same memory traffic and next to no
+//! arithmetic.
 
 use super::case::Case;
 use anyhow::{Result, bail};
@@ -22,7 +23,7 @@ const SAMPLE: Duration = Duration::from_millis(6);
 /// milliseconds of a sample.
 const BUSY: Duration = Duration::from_millis(3);
 
-/// The tunings of the limit loop: the prefetch distance in elements, and whether the loop advances
+/// The tunings of the roofline loop: the prefetch distance in elements, and whether the loop advances
 /// through the arrays in small steps.
 const TUNINGS: [(usize, bool); 8] = [
     (0, false),
@@ -152,17 +153,17 @@ impl Model {
     }
 }
 
-/// Times of a step and of its limit, each the median of the samples.
+/// Times of a step and of its roofline, each the median of the samples.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
     pub(super) step: Duration,
-    pub(super) limit: Duration,
+    pub(super) roofline: Duration,
 }
 
 /// Bytes per element of a parameter and of a gradient, bits of state, threads, elements.
 type Traffic = (usize, usize, u32, usize, usize);
 
-/// Data shared by measurements: thread pools, and the tunings of the limit loop.
+/// Data shared by measurements: thread pools, and the tunings of the roofline loop.
 pub(super) struct Bench {
     samples: usize,
     arrays: Arrays,
@@ -183,22 +184,22 @@ impl Bench {
     pub(super) fn measure(&mut self, case: &Case) -> Result<Times> {
         let pool = self.pool(case.threads)?;
         let (ahead, fine) = self.tuned(case, &pool)?;
-        let limit = Cpu::roofline(ahead, fine);
-        let mut limit = Model::new(case, limit, &pool, &mut self.arrays)?;
+        let roofline = Cpu::roofline(ahead, fine);
+        let mut roofline = Model::new(case, roofline, &pool, &mut self.arrays)?;
         let cpu = Cpu::with_isa(case.isa)?;
         let mut model = Model::new(case, cpu, &pool, &mut self.arrays)?;
         let steps = model.steps_of_a_sample()?;
-        let limit_steps = limit.steps_of_a_sample()?;
+        let roofline_steps = roofline.steps_of_a_sample()?;
         let mut times = (Vec::new(), Vec::new());
         for _ in 0..self.samples {
             times.0.push(model.time(steps)?);
-            times.1.push(limit.time(limit_steps)?);
+            times.1.push(roofline.time(roofline_steps)?);
         }
         model.give_back(case, &mut self.arrays);
-        limit.give_back(case, &mut self.arrays);
+        roofline.give_back(case, &mut self.arrays);
         Ok(Times {
             step: median(times.0)?,
-            limit: median(times.1)?,
+            roofline: median(times.1)?,
         })
     }
 
@@ -240,7 +241,7 @@ impl Bench {
         Ok(pool)
     }
 
-    /// Returns the tuning with which the limit loop is fastest for the traffic of a case.
+    /// Returns the tuning with which the roofline loop is fastest for the traffic of a case.
     fn tuned(&mut self, case: &Case, pool: &Arc<ThreadPool>) -> Result<(usize, bool)> {
         let (p, g) = (case.param.bytes(), case.grad.bytes());
         let n = case.n.min(super::LARGE);

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measures each kernel relative to the memory limit, which is measured
+//! `cargo xtask bench`: measures each kernel relative to its roofline, which is measured
 //! alternately.
 
 mod case;
@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Writes a bar chart of the kernels and their limits.
+    /// Writes a bar chart of the kernels and their rooflines.
     #[arg(long, value_name = "OUT.svg")]
     plot: Option<PathBuf>,
 

@@ -1,4 +1,4 @@
-//! The roofline chart: one bar per kernel, and a line at its memory limit.
+//! The roofline chart: one bar per kernel, and a line at its roofline.
 
 use super::case::Case;
 use super::report::Row;
@@ -30,7 +30,7 @@ pub(super) fn draw(path: &Path, rows: &[Row]) -> Result<()> {
     root.fill(&WHITE)?;
     let largest = rows
         .iter()
-        .map(|row| row.gelem_s.max(row.limit_gelem_s))
+        .map(|row| row.gelem_s.max(row.roofline_gelem_s))
         .fold(0.1, f64::max);
     let scale = f64::from(WIDTH - LEFT - RIGHT) / largest;
     let at = |speed: f64| LEFT + (speed * scale).round() as i32;
@@ -41,7 +41,7 @@ pub(super) fn draw(path: &Path, rows: &[Row]) -> Result<()> {
     root.draw(&Rectangle::new([(16, 42), (28, 52)], KERNEL.filled()))?;
     root.draw_text("kernel", &small, (34, 41))?;
     root.draw(&Rectangle::new([(90, 40), (93, 54)], LIMIT.filled()))?;
-    root.draw_text("memory limit, measured beside it", &small, (100, 41))?;
+    root.draw_text("roofline, measured alternately", &small, (100, 41))?;
 
     let mut y = TOP;
     for row in rows {
@@ -56,10 +56,10 @@ pub(super) fn draw(path: &Path, rows: &[Row]) -> Result<()> {
         root.draw_text(&label, &small, (16, y + 4))?;
         let bar = [(LEFT, y + 3), (at(row.gelem_s), y + ROW - 4)];
         root.draw(&Rectangle::new(bar, KERNEL.filled()))?;
-        let limit = at(row.limit_gelem_s);
-        let line = [(limit - 1, y), (limit + 2, y + ROW - 1)];
+        let roofline = at(row.roofline_gelem_s);
+        let line = [(roofline - 1, y), (roofline + 2, y + ROW - 1)];
         root.draw(&Rectangle::new(line, LIMIT.filled()))?;
-        let end = at(row.gelem_s.max(row.limit_gelem_s));
+        let end = at(row.gelem_s.max(row.roofline_gelem_s));
         let value = format!("{:.2} ({:.2})", row.gelem_s, row.ratio());
         root.draw_text(&value, &small, (end + 8, y + 4))?;
         y += ROW;

@@ -13,22 +13,22 @@ pub(super) struct Row {
     pub(super) case: Case,
     /// Elements per nanosecond.
     pub(super) gelem_s: f64,
-    pub(super) limit_gelem_s: f64,
+    pub(super) roofline_gelem_s: f64,
 }
 
 impl Row {
     pub(super) fn new(case: Case, times: Times) -> Self {
         let speed = |time: Duration| case.n as f64 / time.as_secs_f64() / 1e9;
-        let (gelem_s, limit_gelem_s) = (speed(times.step), speed(times.limit));
+        let (gelem_s, roofline_gelem_s) = (speed(times.step), speed(times.roofline));
         Row {
             case,
             gelem_s,
-            limit_gelem_s,
+            roofline_gelem_s,
         }
     }
 
     pub(super) fn ratio(&self) -> f64 {
-        self.gelem_s / self.limit_gelem_s
+        self.gelem_s / self.roofline_gelem_s
     }
 }
 
@@ -46,7 +46,7 @@ impl Table {
     pub(super) fn print(&mut self, row: &Row) -> io::Result<()> {
         let mut out = io::stdout().lock();
         let Row { case, gelem_s, .. } = row;
-        let (limit, ratio) = (row.limit_gelem_s, row.ratio());
+        let (roofline, ratio) = (row.roofline_gelem_s, row.ratio());
         let rounded = |x: f64, digits: i32| (x * 10f64.powi(digits)).round() / 10f64.powi(digits);
         if self.json {
             let mut line = json!({
@@ -58,7 +58,7 @@ impl Table {
                 "n": case.n,
                 "gelem_s": rounded(*gelem_s, 4),
                 "bytes_per_elem": rounded(case.bytes_per_elem(), 2),
-                "limit_gelem_s": rounded(limit, 4),
+                "roofline_gelem_s": rounded(roofline, 4),
                 "ratio": rounded(ratio, 3),
             });
             if let Some(name) = case.name {
@@ -72,7 +72,7 @@ impl Table {
             writeln!(
                 out,
                 "kernel  isa         param/grad  threads          n  tensors  bytes/elem  \
-                 Gelem/s    limit  ratio"
+                 Gelem/s roofline  ratio"
             )?;
         }
         writeln!(
@@ -86,7 +86,7 @@ impl Table {
             case.tensors,
             case.bytes_per_elem(),
             gelem_s,
-            limit,
+            roofline,
             ratio,
             case.name.unwrap_or(""),
         )
@@ -147,7 +147,7 @@ impl Figure {
         ] {
             if let Some(row) = find(isa, bits, Dtype::F32) {
                 figures.push(Figure {
-                    name: format!("{isa}, {bits}-bit f32/f32: ratio to its memory limit"),
+                    name: format!("{isa}, {bits}-bit f32/f32: ratio to its roofline"),
                     measured: row.ratio(),
                     wanted,
                 });

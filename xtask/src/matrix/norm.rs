@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_norm_is_told() {
+    fn wrong_norm_is_reported() {
         let scalar = Cpu::with_isa(Isa::Scalar).unwrap();
         let dtype = Dtype::F32;
         for case in norm_cases(dtype, dtype) {

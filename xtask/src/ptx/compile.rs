@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_unused_variables_go() {
+    fn only_unused_variables_are_removed() {
         let ptx = ".target sm_70\n\
             .global .align 4 .u32 UNUSED = 256;\n\
             .global .align 4 .b8 TABLE[8] = {1, 2, 3, 4, 5, 6, 7, 8};\n\

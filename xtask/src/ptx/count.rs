@@ -243,7 +243,7 @@ $L__BB0_5:
 ";
 
     #[test]
-    fn the_way_of_ptx_goes_through_its_landmarks() {
+    fn ptx_is_split_at_its_landmarks() {
         // ld, mul, bra, rcp, st, setp, bra, setp, bra: excludes the two-byte load, and does not
         // skip the reciprocal.
         assert_eq!(main_loop(&parse_ptx(PTX, "k").unwrap()), Some(9));
@@ -252,7 +252,7 @@ $L__BB0_5:
     }
 
     #[test]
-    fn the_way_of_machine_code_goes_through_its_landmarks() {
+    fn machine_code_is_split_at_its_landmarks() {
         let sass = "
         /*0000*/                   MOV R1, c[0x0][0x28] ;    /* 0x00000a0000017a02 */
                                                               /* 0x000fc60000000f00 */

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named_with_the_commands_that_install_it() {
+    fn missing_tools_are_named_with_the_commands_that_install_them() {
         let folder = tempfile::tempdir().unwrap();
         let error = Toolkit::find(folder.path()).err().unwrap().to_string();
         assert!(error.contains("libnvrtc.so.12"), "{error}");

@@ -1,5 +1,5 @@
 //! Capture of a stream into a graph, as far as to tell who uses a stream while it is captured: nothing is recorded.
-//! Whatever is queued on such a stream, or waits for it, is an error and makes the capture invalid.
+//! Queuing work on such a stream, or waiting for it, is an error and invalidates the capture.
 
 use super::status::{Outcome, Status};
 use super::{Handle, in_context, key, put};
@@ -21,7 +21,7 @@ fn captures() -> MutexGuard<'static, BTreeMap<u64, u32>> {
     CAPTURES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// To be asked before work is queued on a stream or waited for.
+/// Must be called before work is queued on a stream or waited for.
 pub(super) fn check(stream: u64) -> Outcome {
     match captures().get_mut(&stream) {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! What the environment says about the devices; the table is in the documentation of the driver.
+//! The configuration of the devices from the environment. The documentation of the driver has a table of the variables.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -82,7 +82,7 @@ impl Registers {
 impl FromStr for Registers {
     type Err = ();
 
-    /// The table in the file of this name.
+    /// The table in the file with this name.
     fn from_str(path: &str) -> Result<Self, ()> {
         let text = std::fs::read_to_string(path).map_err(|_| ())?;
         Self::parse(&text).ok_or(())
@@ -97,7 +97,7 @@ pub(super) struct Capability {
 }
 
 impl Capability {
-    /// As PTX writes it: 90 for 9.0.
+    /// In the notation of PTX: 90 for 9.0.
     pub(super) fn target(self) -> u32 {
         self.major * 10 + self.minor
     }
@@ -115,7 +115,7 @@ impl FromStr for Capability {
     }
 }
 
-/// A variable of the environment whose value has no meaning.
+/// An environment variable with an invalid value.
 pub(super) struct BadVariable {
     name: &'static str,
     given: String,
@@ -152,7 +152,7 @@ impl Config {
                 parsed($name, variable($name), $default)?
             };
         }
-        /// Whether the second of two words is given; the first is the default.
+        /// Returns whether the value is the second of two words. The first is the default.
         fn second(
             name: &'static str,
             given: Option<String>,

@@ -157,7 +157,7 @@ extern "C" fn cuCtxSetLimit(limit: u32, value: usize) -> u32 {
     })
 }
 
-/// By the numbers of `CUlimit`. They bind nothing here.
+/// By the numbers of `CUlimit`. They have no effect here.
 fn default_limit(limit: u32) -> Outcome<usize> {
     match limit {
         0 => Ok(1 << 10), // bytes of a thread's stack

@@ -1,9 +1,9 @@
 //! Copies and memsets, queued and waited for.
 //!
 //! As on a real driver, a copy between device memories and a memset of device memory are only queued even by the
-//! functions without "Async". For pageable memory NVIDIA's page "API synchronization behavior" leaves a choice, which the
-//! configuration makes: a copy to the device may still be on its way when the function without "Async" returns, its bytes
-//! being staged; those with "Async" may be synchronous, or use the memory later.
+//! functions without "Async". For pageable memory NVIDIA's page "API synchronization behavior" leaves a choice, which
+//! the configuration makes: a copy to the device may still be on its way when the function without "Async" returns,
+//! its bytes being staged; those with "Async" may be synchronous, or use the memory later.
 
 use super::queue::{DEFAULT_STREAM, HostBytes, Place, Work};
 use super::state::State;
@@ -14,7 +14,7 @@ use std::ffi::c_void;
 use std::slice;
 
 impl State {
-    /// A pinned or managed allocation around host memory, or `None` for pageable memory.
+    /// Returns the pinned or managed allocation that contains host memory, or `None` for pageable memory.
     fn mapped(&self, host: u64, bytes: usize) -> Outcome<Option<Place>> {
         for (device, known) in self.devices.iter().enumerate() {
             if let Some(around) = known.memory.find(host) {
@@ -113,7 +113,7 @@ impl State {
             return self.enqueue(context, stream, work, None).map(Some);
         }
         self.drain(context, stream)?;
-        // What was queued may have freed the range.
+        // Queued work may have freed the range.
         self.range(context, from, bytes)?;
         let (_, memory) = self.memory(context)?;
         // SAFETY: not null, so valid for writes; the bytes of a Vec<u8> or the like, which are initialized.
@@ -172,7 +172,7 @@ impl State {
         Ok(around.kind)
     }
 
-    /// A memset waits for its end where the host can see the memory.
+    /// A memset of memory that the host can access waits for its completion.
     fn fill_now(&mut self, context: u64, to: u64, pattern: &[u8], count: usize) -> Outcome {
         if count == 0 {
             return Ok(());

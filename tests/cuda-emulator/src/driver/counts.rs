@@ -1,4 +1,4 @@
-//! What a test can ask of the emulator beside CUDA: counts of launches, paging, the last fault.
+//! Functions for tests that CUDA does not have: counts of launches and paging, and the last fault.
 
 use super::config::Config;
 use super::{IN_HOST_FUNCTION, STATE};
@@ -123,7 +123,7 @@ unsafe fn take_lines(
     text.len() + 1
 }
 
-/// Writes the text and a NUL if there is room for both.
+/// Writes the text and a NUL if the buffer has room for both.
 ///
 /// # Safety
 ///

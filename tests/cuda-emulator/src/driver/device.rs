@@ -1,4 +1,4 @@
-//! `cuInit`, the driver's version, and what a device says about itself.
+//! `cuInit`, the driver's version, and the properties of a device.
 
 use super::config::Config;
 use super::state::State;
@@ -8,7 +8,7 @@ use std::ffi::c_char;
 use std::sync::PoisonError;
 
 const NAME: &[u8] = b"Emulated CUDA device (not a GPU)";
-/// Of a driver that is not to be taken for an emulator.
+/// The name of a device of a driver that does not identify itself as an emulator.
 const ANONYMOUS_NAME: &[u8] = b"Anonymous CUDA device";
 
 /// Threads of a block.
@@ -85,7 +85,7 @@ unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, bytes: i32, device: i32)
         if name.is_null() || room == 0 {
             return Err(Status::INVALID_VALUE);
         }
-        // As much as there is room for, and always a NUL.
+        // As much as fits, and always a NUL.
         let own = if state.config.anonymous {
             ANONYMOUS_NAME
         } else {
@@ -131,7 +131,8 @@ unsafe extern "C" fn cuDeviceGetAttribute(value: *mut i32, attribute: u32, devic
     })
 }
 
-/// By the numbers of `CUdevice_attribute`. What the emulator does not have (textures, ECC, a bus, a clock) is 0.
+/// By the numbers of `CUdevice_attribute`. Attributes that the emulator does not have (textures, ECC, a bus, a clock)
+/// are 0.
 fn attribute_of(config: &Config, attribute: u32, device: i32) -> Outcome<i32> {
     let value = match attribute {
         1 => MAX_THREADS,
@@ -143,7 +144,7 @@ fn attribute_of(config: &Config, attribute: u32, device: i32) -> Outcome<i32> {
         11 => i32::MAX as u32, // pitch
         12 | 82 => REGISTERS,  // of a block, of a multiprocessor
         14 => 512,             // alignment of textures
-        15 | 31 | 40 => 1,     // copies beside kernels, kernels beside kernels, copy engines
+        15 | 31 | 40 => 1,     // concurrent copies and kernels, concurrent kernels, copy engines
         16 => config.multiprocessors,
         19 => 1,             // maps host memory
         33 => device as u32, // PCI bus

@@ -1,4 +1,4 @@
-//! Events: recorded in a stream, waited for, asked, and the time between two.
+//! Events: recording, waiting, queries, and the time between two events.
 
 use super::queue::Work;
 use super::state::Event;
@@ -30,7 +30,7 @@ unsafe extern "C" fn cuEventCreate(event: *mut Handle, flags: u32) -> u32 {
     })
 }
 
-/// Streams that were told to wait for it still do.
+/// Streams that already wait for it continue to wait.
 #[unsafe(no_mangle)]
 extern "C" fn cuEventDestroy_v2(event: Handle) -> u32 {
     call(|state| {
@@ -99,7 +99,7 @@ extern "C" fn cuEventSynchronize(event: Handle) -> u32 {
     })
 }
 
-/// Milliseconds that the emulator took; they say nothing about a GPU.
+/// Milliseconds that the emulator took, which are unrelated to the times of a GPU.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle) -> u32 {
     call(|state| {

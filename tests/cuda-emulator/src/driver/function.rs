@@ -12,7 +12,7 @@ use crate::machine::Kernel;
 const MAX_DYNAMIC_SHARED: u32 = 8;
 const CARVEOUT: u32 = 9;
 
-/// The handle of a kernel: the same one each time.
+/// Returns the handle of a kernel, which is the same for each call.
 pub(super) fn of_module(state: &mut State, module: u64, name: &str) -> Outcome<u64> {
     let known = state.modules.get(&module).ok_or(Status::INVALID_HANDLE)?;
     if let Some(function) = known.functions.get(name) {

@@ -4,7 +4,7 @@ use super::status::{Outcome, Status};
 use std::ffi::{CStr, c_char};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Where a failure can be asked for.
+/// A point at which a failure can be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Point {
     /// Work that is queued: launches, copies, fills, prefetches, events recorded and waited for.
@@ -29,7 +29,7 @@ fn request() -> MutexGuard<'static, Option<Request>> {
     REQUEST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An error if one was asked for here, and now is its turn. It is given once.
+/// Returns the injected error if it is due at this point, once.
 pub(super) fn fail(point: Point) -> Outcome {
     let mut request = request();
     let Some(asked) = request.as_mut().filter(|asked| asked.point == point) else {
@@ -44,9 +44,9 @@ pub(super) fn fail(point: Point) -> Outcome {
     Err(Status(code))
 }
 
-/// Asks for a failure: of the calls of `point` ("queue", "allocate", "load" or "retain"), `skip` succeed, and the next returns
-/// `code`. A request takes the place of an earlier one; a null point only takes that back. Returns 1 if there was an
-/// earlier one that had not been met, and else 0.
+/// Asks for a failure: of the calls of `point` ("queue", "allocate", "load" or "retain"), `skip` succeed, and the
+/// next returns `code`. A request takes the place of an earlier one; a null point only takes that back. Returns 1 if
+/// there was an earlier one that had not been met, and else 0.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn lionEmulatorFail(point: *const c_char, skip: u32, code: u32) -> u32 {
     let mut request = request();

@@ -10,7 +10,7 @@ use crate::machine::Kernel;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// What the list `extra` is made of: a key and its value, until the end.
+/// Entries of the list `extra`: a key and its value, until the end.
 const END: usize = 0;
 const BUFFER: usize = 1;
 const BUFFER_BYTES: usize = 2;
@@ -85,7 +85,7 @@ fn check_geometry(config: &Config, kernel: &Kernel, grid: [u32; 3], block: [u32;
     Ok(())
 }
 
-/// The arguments as they lie in the kernel's parameter space.
+/// The arguments in the layout of the kernel's parameter space.
 ///
 /// # Safety
 ///
@@ -127,7 +127,7 @@ unsafe fn arguments(
             if buffer.is_null() || bytes != size {
                 return Err(Status::INVALID_VALUE);
             }
-            // SAFETY: not null; the list says that it has these bytes.
+            // SAFETY: not null, and the list states its size.
             Ok(unsafe { std::slice::from_raw_parts(buffer, bytes) }.to_vec())
         }
     }
@@ -137,13 +137,13 @@ unsafe fn arguments(
 ///
 /// # Safety
 ///
-/// `extra` is a list as CUDA defines it; the size is behind a pointer.
+/// `extra` is a list as CUDA defines it; it contains a pointer to the size.
 unsafe fn packed(extra: *mut *mut c_void) -> Outcome<(*const u8, usize)> {
     let mut buffer = std::ptr::null();
     let mut bytes = 0;
     let mut at = extra;
     loop {
-        // SAFETY: as for this function: the list goes on until its end.
+        // SAFETY: as for this function: the list extends to its end marker.
         let (option, value) = unsafe {
             match (*at).addr() {
                 END => return Ok((buffer, bytes)),

@@ -104,8 +104,8 @@ impl State {
         Ok((device, around))
     }
 
-    /// Checks that the range is managed memory and the device (or the host) one that prefetch and advice may name. Returns
-    /// where it is known.
+    /// Checks that the range is managed memory and the device (or the host) one that prefetch and advice may name.
+    /// Returns where it is known.
     fn managed(&mut self, context: u64, address: u64, bytes: usize, device: i32) -> Outcome<Place> {
         let (owner, around) = self.range(context, address, bytes)?;
         if around.kind != Kind::Managed || bytes == 0 {
@@ -124,7 +124,7 @@ impl State {
     }
 }
 
-/// Before allocating what could not be told.
+/// Checks the pointers for results before anything is allocated.
 fn required<T>(pointer: *mut T) -> Outcome {
     if pointer.is_null() {
         return Err(Status::INVALID_VALUE);

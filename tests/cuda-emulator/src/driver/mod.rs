@@ -1,18 +1,18 @@
 //! The exported CUDA driver API: the library can be opened in place of `libcuda.so.1`.
 //!
-//! # What a program sees
+//! # Behaviour
 //!
 //! Work in a stream is queued and runs *lazily*: when something synchronizes with it or depends on it, and no
 //! earlier. A program that forgets to wait finds old bytes every time, not once in a thousand runs. Streams are
-//! ordered against each other by events and by the legacy default stream, and by nothing else; where nothing orders
+//! ordered only by events and by the legacy default stream; where nothing orders
 //! them, the stream created last runs first (`LION_EMULATED_STREAM_ORDER` can turn that around). A copy to or from pinned or
 //! managed memory touches that memory when it runs. A copy from pageable memory takes its bytes at the call; a copy to
 //! pageable memory returns when it is done, as on a real driver. The first query of an event or a stream with
-//! queued work says that it is not ready; the next one runs that work, so that a loop of queries ends.
+//! queued work returns "not ready"; the next one runs that work, so that a loop of queries ends.
 //! `cuMemFree` waits for all work of the context.
 //!
-//! A driver may do otherwise, and some of that is chosen by the environment: frees that return at once, copies of pageable
-//! memory that are not done when the call returns, and queued work in a random order.
+//! A driver may behave differently, which the environment can select in part: frees that return at once, copies of
+//! pageable memory that are not done when the call returns, and queued work in a random order.
 //!
 //! A fault of the machine sticks to the context whose work it was. The call that runs the work reports it, and so do
 //! all later calls in that context; its other queued work is dropped. The whole text goes to the standard error once.
@@ -21,11 +21,11 @@
 //! from within a function given to `cuLaunchHostFunc` returns `CUDA_ERROR_NOT_PERMITTED` (an export of the emulator: 0);
 //! other threads' calls wait while such a function, or any other work, runs.
 //!
-//! The per-thread default stream is there by its handle. A stream can be captured, but nothing is recorded: what is queued
-//! on it, or waits for it, is an error and makes the capture invalid.
+//! The per-thread default stream is available by its handle. A stream can be captured, but nothing is recorded: queuing work on
+//! it, or waiting for it, is an error and invalidates the capture.
 //!
-//! Not there: graphs, peer access, and what `unsupported.rs` lists. Each device has a range of addresses of its own; its memory is
-//! known by its own contexts only.
+//! Not supported: graphs, peer access, and the functions in `unsupported.rs`. Each device has a separate range of
+//! addresses; its memory is known only to its own contexts.
 //!
 //! # Environment
 //!
@@ -48,7 +48,7 @@
 //!
 //! A value that cannot be read is printed to the standard error, and `cuInit` returns `CUDA_ERROR_INVALID_VALUE`.
 //!
-//! # Exports beside CUDA's
+//! # Additional exports
 //!
 //! - `int lionEmulatorIsEmulator(void)`: 1, unless the environment hides it.
 //! - `size_t lionEmulatorCounts(char *json, size_t bytes)`: one JSON object a line for each launch that ran since the last
@@ -73,7 +73,7 @@
 //!
 //! # Safety
 //!
-//! What the functions ask of a caller is the contract of the CUDA driver API: a pointer that is not null is valid for what
+//! The contract of a caller is that of the CUDA driver API: a pointer that is not null is valid for what
 //! the function reads or writes through it. Null is checked wherever CUDA calls it an error. Where a SAFETY
 //! comment says "the caller's contract", this is meant.
 
@@ -106,7 +106,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
-/// An opaque handle as C sees it; the number in it is a key of the registries in `state`.
+/// An opaque handle of the C interface. Its number is a key of the registries in `state`.
 type Handle = *mut c_void;
 
 /// `None` until `cuInit` has found a device.
@@ -154,7 +154,7 @@ unsafe fn put<T>(to: *mut T, value: T) -> Outcome {
 
 /// Tells a person what a code cannot.
 fn complain(what: impl Display) {
-    // Without a standard error there is no one to tell.
+    // If the standard error is closed, the text is lost.
     let _ = writeln!(io::stderr(), "cuda-emulator: {what}");
 }
 

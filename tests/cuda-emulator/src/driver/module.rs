@@ -47,7 +47,7 @@ impl State {
         let text = image
             .to_str()
             .map_err(|error| Refusal::new(Status::INVALID_PTX, error))?;
-        // Before parsing: a newer version may have what this parser does not know.
+        // Checked before parsing, because a newer version may have unknown syntax.
         let newest = self.config.newest_ptx();
         if let Some(version) = declared_version(text)
             && version > newest
@@ -250,6 +250,6 @@ unsafe fn string<'a>(text: *const c_char) -> Outcome<&'a str> {
     }
     // SAFETY: as for this function.
     let text = unsafe { CStr::from_ptr(text) };
-    // A name that is not UTF-8 is none of PTX's.
+    // PTX has no names that are not UTF-8.
     text.to_str().map_err(|_| Status::NOT_FOUND)
 }

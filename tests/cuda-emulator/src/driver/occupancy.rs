@@ -1,4 +1,4 @@
-//! How many blocks a multiprocessor holds: by threads, blocks, shared memory and, where they are known, registers.
+//! Occupancy: blocks per multiprocessor, limited by threads, blocks, shared memory and, if known, registers.
 
 use super::config::Config;
 use super::device::{BLOCKS, MAX_SHARED_OPT_IN, RESERVED_SHARED, SHARED, THREADS, WARP};
@@ -73,7 +73,7 @@ unsafe extern "C" fn cuOccupancyMaxPotentialBlockSize(
     })
 }
 
-/// What is left for each of so many blocks on a multiprocessor.
+/// Returns the shared memory that is available to each of a number of blocks on a multiprocessor.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
     bytes: *mut usize,

@@ -38,7 +38,7 @@ extern "C" fn cuDevicePrimaryCtxRelease_v2(device: i32) -> u32 {
     })
 }
 
-/// Destroys the context whoever retains it. The next retain makes it anew, with the same handle.
+/// Destroys the context, even if it is retained. The next retain creates it again, with the same handle.
 #[unsafe(no_mangle)]
 extern "C" fn cuDevicePrimaryCtxReset_v2(device: i32) -> u32 {
     call(|state| {

@@ -1,8 +1,8 @@
 //! Queued work: what waits for what, and running it.
 //!
 //! An operation waits for operations with smaller numbers only, so a set that is closed under "waits for" can run in
-//! the order of the numbers. In a random order, operations of which nothing that they wait for is queued are drawn until
-//! the one that is wanted has run.
+//! the order of the numbers. In a random order, operations of which nothing that they wait for is queued are drawn
+//! until the one that is wanted has run.
 
 use super::capture;
 use super::config::StreamOrder;
@@ -34,7 +34,7 @@ impl Queue {
         self.random = seed;
     }
 
-    /// A random number below `bound`, by the generator SplitMix64.
+    /// Returns a random number below `bound`, from the generator SplitMix64.
     fn below(&mut self, bound: usize) -> usize {
         self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.random;
@@ -172,8 +172,8 @@ impl Failure {
 }
 
 impl State {
-    /// Queues work in a stream, behind the stream's earlier work, behind `event` and, as the legacy default stream
-    /// wants it, behind the default stream or (in the default stream) behind all blocking streams.
+    /// Queues work in a stream after the stream's earlier work, after `event` and, as the legacy default stream
+    /// requires, after the default stream or (in the default stream) after all blocking streams.
     pub(super) fn enqueue(
         &mut self,
         context: u64,
@@ -261,7 +261,7 @@ impl State {
             }
         }
         for id in needed {
-            // A fault drops the context's operations, so that one may be missing by now.
+            // A fault drops the operations of the context, so an operation may no longer exist.
             if let Some(operation) = self.queue.operations.remove(&id) {
                 self.run(id, operation);
             }
@@ -293,7 +293,8 @@ impl State {
         self.check(context)
     }
 
-    /// Runs everything that is queued in a stream and what that waits for. Returns the context's fault, if there is one.
+    /// Runs everything that is queued in a stream and what that waits for. Returns the context's fault, if there is
+    /// one.
     pub(super) fn synchronize_stream(&mut self, context: u64, stream: u64) -> Outcome {
         capture::check(stream)?;
         let tail = self.context(context)?.tails.get(&stream).copied();
@@ -308,7 +309,7 @@ impl State {
             return;
         }
         if let Err(failure) = self.execute(id, operation.work) {
-            // The one report that a person sees even if the program ignores the code.
+            // Visible even if the program ignores the error code.
             complain(&failure.text);
             self.reports.fault = failure.text;
             if let Some(context) = self.contexts.get_mut(&operation.context) {

@@ -1,4 +1,4 @@
-//! What the driver remembers: one registry for each kind of handle, and the work that is queued.
+//! The state of the driver: one registry per kind of handle, and the queued work.
 
 use super::complain;
 use super::config::{Config, StreamOrder};
@@ -28,9 +28,9 @@ pub(super) struct State {
 
 pub(super) struct Device {
     pub(super) memory: Arc<Memory>,
-    /// Key of the primary context. It stays the same when the context is made anew, as on a real driver.
+    /// Key of the primary context. It stays the same when the context is created again, as on a real driver.
     pub(super) primary: u64,
-    /// How often the primary context is retained.
+    /// The retain count of the primary context.
     pub(super) retained: u64,
     pub(super) primary_flags: u32,
 }
@@ -141,7 +141,7 @@ impl State {
         state
     }
 
-    /// A key that no handle has had before.
+    /// Returns a key that no other handle has had.
     pub(super) fn new_key(&mut self) -> u64 {
         self.next_key += 16;
         self.next_key
@@ -153,7 +153,7 @@ impl State {
         Ok((index, device))
     }
 
-    /// The thread's current context, dead or alive.
+    /// The thread's current context, which may have been destroyed.
     pub(super) fn current(&self) -> Outcome<u64> {
         stack(|stack| stack.last().copied()).ok_or(Status::INVALID_CONTEXT)
     }
@@ -164,7 +164,7 @@ impl State {
             .ok_or(Status::CONTEXT_IS_DESTROYED)
     }
 
-    /// An error if the context is gone or its work has failed.
+    /// Returns an error if the context has been destroyed or its work has failed.
     pub(super) fn check(&mut self, context: u64) -> Outcome {
         self.context(context)?.failed.map_or(Ok(()), Err)
     }

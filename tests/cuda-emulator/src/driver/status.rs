@@ -33,7 +33,7 @@ impl Status {
     pub(super) const NOT_SUPPORTED: Self = Self(801);
 }
 
-/// The code as C gets it.
+/// The code of the C interface.
 pub(super) fn code(outcome: Outcome) -> u32 {
     match outcome {
         Ok(()) => SUCCESS,

@@ -1,4 +1,4 @@
-//! Streams: made, waited for, asked, and told to wait for events or to call the host.
+//! Streams: creation, waiting, queries, waiting for events, and calls of host functions.
 
 use super::context::{GREATEST_PRIORITY, LEAST_PRIORITY};
 use super::queue::{DEFAULT_STREAM, HostCall, Work};
@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering::Relaxed;
 /// `CU_STREAM_NON_BLOCKING`: not ordered with the default stream.
 pub(super) const NON_BLOCKING: u32 = 1;
 
-/// The calling thread's own default stream: one in each context, ordered with the legacy default stream. Like that one it
-/// is in no registry.
+/// The calling thread's own default stream: one in each context, ordered with the legacy default stream. Like that
+/// one it is in no registry.
 fn per_thread_stream() -> u64 {
     /// Above all keys that are given out.
     const FIRST: u64 = 1 << 62;
@@ -77,7 +77,7 @@ unsafe extern "C" fn cuStreamCreate(stream: *mut Handle, flags: u32) -> u32 {
     unsafe { cuStreamCreateWithPriority(stream, flags, LEAST_PRIORITY) }
 }
 
-/// What is queued in the stream stays queued, and runs when its results are waited for otherwise.
+/// Queued work of the stream stays queued, and runs when something else waits for its results.
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamDestroy_v2(stream: Handle) -> u32 {
     call(|state| {
@@ -128,7 +128,7 @@ extern "C" fn cuStreamWaitEvent(stream: Handle, event: Handle, flags: u32) -> u3
         if flags != 0 {
             return Err(Status::INVALID_VALUE);
         }
-        // An event that was never recorded holds nothing up.
+        // An event that was never recorded does not block.
         if recorded.is_some() {
             state.enqueue(context, stream, Work::Nothing, recorded)?;
         }

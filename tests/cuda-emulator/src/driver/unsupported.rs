@@ -1,4 +1,4 @@
-//! Functions that are there so that the library can be opened, and that say what they are: not supported.
+//! Functions that exist only so that the library can be loaded. They return `CUDA_ERROR_NOT_SUPPORTED`.
 
 use super::status::Status;
 

@@ -320,7 +320,7 @@ impl Executor<'_> {
     }
 }
 
-/// The elements of an access and how far behind its address they are.
+/// The elements of an access, with their offsets from its address.
 fn elements<T>(all: &[T], bytes: u32) -> impl Iterator<Item = (u64, &T)> {
     (0..).step_by(bytes as usize).zip(all)
 }
@@ -349,7 +349,7 @@ fn spaces(at: &V64, mask: u32) -> impl Iterator<Item = (Space, u32, V64)> {
 
 /// An error where lanes store different values to one place: which of them stays is not defined.
 fn one_value(warp: &Warp, store: &Store, at: &V64, mask: u32) -> Done {
-    // Each behind the one before, as a rule: then no two are at one place.
+    // The addresses usually increase from lane to lane, so that no two are equal.
     let mut last = None;
     let ascending =
         each(mask).all(|lane| last.replace(at[lane]).is_none_or(|last| last < at[lane]));
@@ -380,7 +380,7 @@ fn one_value(warp: &Warp, store: &Store, at: &V64, mask: u32) -> Done {
     Ok(())
 }
 
-/// What a register gets from an element that is narrower.
+/// Extends an element to the width of a register.
 fn filled(value: u64, load: &Load) -> u64 {
     match load.sign_to {
         None => value,

@@ -1,9 +1,9 @@
 //! The bytes of one allocation, and which of them were ever written.
 //!
 //! Threads of the host execute CTAs at the same time, so the bytes are atomics, read and written relaxed: a race in the
-//! emulated program is a race between atomics here, which has a defined result (and is reported by `race`). Only where such
-//! a race is between accesses of different widths does the language promise nothing; the machines that this runs on
-//! then mix the bytes, as a GPU does.
+//! emulated program is a race between atomics here, which has a defined result (and is reported by `race`). Only
+//! where such a race is between accesses of different widths does the language promise nothing; the machines that
+//! this runs on then mix the bytes, as a GPU does.
 
 use super::memory::Kind;
 use super::residency::Pages;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 /// Bytes whose states are kept together, one bit a byte.
 pub(super) const CHUNK: u64 = 64;
 
-/// What memory holds that was never written.
+/// The value of unwritten memory.
 pub(super) const NEVER_WRITTEN: u8 = 0xA5;
 
 pub(crate) struct Block {
@@ -28,18 +28,18 @@ pub(crate) struct Block {
     layout: Layout,
     /// Of managed memory.
     pub(super) pages: Option<Pages>,
-    /// A word a chunk. Memory that the host sees has none: its writes are not noticed here.
+    /// One word per chunk. Memory that the host can access has none, because its writes cannot be observed.
     written: Option<Box<[AtomicU64]>>,
 }
 
-// SAFETY: a block owns its memory, and all access to it goes through atomics.
+// SAFETY: a block owns its memory, and all accesses to it are atomic.
 unsafe impl Send for Block {}
 // SAFETY: as above.
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// Memory of the host for an allocation; `start` is its address, none where that is the host's. `None` where the host
-    /// has no memory.
+    /// Memory of the host for an allocation; `start` is its address, none where that is the host's. `None` where the
+    /// host has no memory.
     pub(super) fn new(start: Option<u64>, bytes: u64, kind: Kind) -> Option<Self> {
         let padded = usize::try_from(bytes.checked_next_multiple_of(CHUNK)?.max(CHUNK)).ok()?;
         let align = if start.is_none() { 4096 } else { 64 };
@@ -79,7 +79,7 @@ impl Block {
         self.kind
     }
 
-    /// Whether these bytes are all of the block.
+    /// Returns whether these bytes are the whole block.
     pub(super) fn holds(&self, address: u64, bytes: u64) -> bool {
         address >= self.start
             && address - self.start <= self.bytes
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_come_back_from_any_offset() {
+    fn bytes_are_read_back_from_any_offset() {
         let block = Block::new(Some(512), 100, Kind::Device).expect("memory");
         for offset in 0..40 {
             for len in 0..40 {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_are_remembered_a_byte() {
+    fn written_bytes_are_tracked_one_by_one() {
         let block = Block::new(Some(512), 100, Kind::Device).expect("memory");
         assert_eq!(block.written(0), 0);
         block.write(3, &[0; 2]);

@@ -1,5 +1,5 @@
-//! A map from chunks of memory to what is known of them: a hash table of pages of 16 chunks, as neighbours are looked up
-//! together, that is emptied often.
+//! A map from chunks of memory to what is known of them: a hash table of pages of 16 chunks, as neighbours are looked
+//! up together, that is emptied often.
 
 /// Chunks of a page.
 const PAGE: usize = 16;
@@ -31,7 +31,7 @@ impl<T: Copy + Default> ChunkMap<T> {
         }
     }
 
-    /// What is known of the chunk, at first the default.
+    /// Returns the entry of the chunk, initially the default.
     pub(super) fn entry(&mut self, chunk: u64) -> &mut T {
         let (number, within) = (chunk / PAGE as u64, chunk as usize % PAGE);
         if self.last.1 == NONE || self.last.0 != number {
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_kept_through_growth_and_gone_after_clearing() {
+    fn entries_survive_growth_and_not_clearing() {
         let mut map = ChunkMap::<u64>::new();
         for round in 1..3 {
             for chunk in 0..5000_u64 {

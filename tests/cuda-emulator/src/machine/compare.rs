@@ -40,7 +40,7 @@ macro_rules! floats {
     };
 }
 
-/// Whether one of two floats is no number: such compare as unequal, and as neither less nor greater.
+/// Returns whether one of two floats is NaN. NaN is not equal to, less or greater than any number.
 #[allow(clippy::eq_op)]
 fn unordered<F: PartialOrd + Copy>(x: F, y: F) -> bool {
     x != x || y != y

@@ -1,4 +1,4 @@
-//! What happens in registers alone.
+//! Operations on registers.
 
 use super::lanes::each;
 use super::logic::{lop3, permute};

@@ -19,7 +19,7 @@ pub(super) struct Convert {
     pub(super) saturate: bool,
 }
 
-/// Where a value goes that lies between two others.
+/// The rounding of a value between two representable ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rounding {
     /// To the nearest, to the even one of two.
@@ -189,7 +189,7 @@ pub(super) fn extended(bits: u64, width: u32, signed: bool) -> u64 {
 }
 
 impl Convert {
-    /// Whether there is such a conversion, with this rounding.
+    /// Returns whether this conversion exists with this rounding.
     pub(super) fn exists(&self, rounded: bool) -> bool {
         match (Format::of(self.to_type), Format::of(self.from_type)) {
             // Integers are not rounded, and anything fits a float that is as wide.

@@ -1,4 +1,4 @@
-//! What a launch did, counted.
+//! Counters of a launch.
 
 use super::op::Code;
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub(crate) struct Counts {
     pub(crate) threads: u64,
 }
 
-/// What a thread of the host counts for its CTAs.
+/// The counters of one host thread for its CTAs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     /// By program counter: times that a warp was there, and lanes.

@@ -1,4 +1,4 @@
-//! A CTA: its warps take turns, each until it has exited or waits at a barrier.
+//! A CTA: its warps execute one at a time, each until it exits or waits at a barrier.
 
 use super::exec::{Executor, Pause};
 use super::fault::{Cause, Fault, Trouble};
@@ -17,7 +17,7 @@ enum State {
     Exited,
 }
 
-/// What has arrived at a barrier.
+/// The warps that have arrived at a barrier.
 #[derive(Clone, Copy, Default)]
 struct Barrier {
     /// Warps, and how many are wanted.
@@ -77,7 +77,7 @@ impl Executor<'_> {
         Err(self.barrier_fault(&mut warps[at], text))
     }
 
-    /// Whether the barrier is complete with this arrival.
+    /// Returns whether this arrival completes the barrier.
     fn arrive(
         &self,
         barriers: &mut [Barrier; BARRIERS],
@@ -116,7 +116,7 @@ impl Executor<'_> {
         Ok(complete)
     }
 
-    /// A fault of a warp that has gone past its barrier instruction.
+    /// A fault of a warp that has passed its barrier instruction.
     fn barrier_fault(&self, warp: &mut Warp, text: String) -> Fault {
         warp.pc = warp.pc.saturating_sub(1);
         self.fault(warp, &Trouble::of_warp(Cause::LaunchFailed, text))

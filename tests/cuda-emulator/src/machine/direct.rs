@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn direct_conversions_are_the_general_ones() {
+    fn direct_conversions_match_the_general_ones() {
         let words: Vec<u32> = singles()
             .into_iter()
             .chain((0..=u16::MAX).map(u32::from))

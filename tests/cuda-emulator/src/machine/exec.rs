@@ -15,7 +15,7 @@ use super::warp::Warp;
 /// Instructions after which a warp is taken to be in a loop without an end.
 pub(super) const MOST_STEPS: u64 = 1 << 28;
 
-/// Executes CTAs, one after the other, on one thread of the host.
+/// Executes CTAs one at a time on one host thread.
 pub(super) struct Executor<'a> {
     pub(super) launch: &'a Launch<'a>,
     pub(super) code: &'a Code,
@@ -167,7 +167,7 @@ impl Executor<'_> {
         }
     }
 
-    /// The member masks of the lanes, if all members are there; else the lanes wait for them.
+    /// Returns the member masks of the lanes if all members have arrived. Otherwise the lanes wait for them.
     fn gathered(&mut self, warp: &mut Warp, members: R32, mask: u32) -> Done<Option<V32>> {
         let members = warp.r32[members as usize];
         if together(&members, mask)? {
@@ -177,7 +177,7 @@ impl Executor<'_> {
         Ok(None)
     }
 
-    /// Lanes wait for others; active ones that a guard turns off go on.
+    /// Lets lanes wait for others. Active lanes with a false guard continue.
     fn wait(&mut self, warp: &mut Warp, lanes: u32) -> Done {
         // It counts when it is carried out.
         let (times, counted) = &mut self.tally.at[warp.pc as usize];

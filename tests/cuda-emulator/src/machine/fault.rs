@@ -1,4 +1,4 @@
-//! What went wrong in a launch, and where.
+//! Faults of a launch, with their position.
 
 use std::fmt;
 
@@ -29,13 +29,13 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What kind of fault it is.
+/// The kind of the fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Cause {
     IllegalAddress,
     IllegalInstruction,
     Misaligned,
-    /// What a GPU would not notice or would hang on: races, memory never written, barriers that not all reach.
+    /// Errors that a GPU would not detect, or on which it would hang: races, unwritten memory, incomplete barriers.
     LaunchFailed,
 }
 
@@ -50,7 +50,7 @@ impl Cause {
     }
 }
 
-/// What went wrong in an instruction; the warp adds where.
+/// A fault of an instruction. The warp adds the position.
 #[derive(Debug)]
 pub(super) struct Trouble {
     pub(super) cause: Cause,
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn masks_are_told_as_ranges() {
+    fn masks_are_printed_as_ranges() {
         assert_eq!(lanes_text(0b1), "0");
         assert_eq!(lanes_text(0x8000_00f5), "0, 2, 4 to 7, 31");
         assert_eq!(lanes_text(u32::MAX), "0 to 31");

@@ -1,4 +1,4 @@
-//! Arithmetic of `.f32` and `.f64`: one IEEE operation, rounded to nearest even, subnormals as they are.
+//! Arithmetic of `.f32` and `.f64`: one IEEE operation, rounded to nearest even, with subnormal numbers.
 //!
 //! A result of `.f32` that is no number is 0x7fffffff, as the ISA has it. One of `.f64` is the first operand that is no number,
 //! made quiet, and 0xfff8000000000000 where no operand was one.

@@ -1,7 +1,7 @@
 //! Global memory: every access is checked before it is carried out.
 //!
-//! An access of a warp is taken allocation by allocation, as a rule one. What it touches is then a few chunks of 64 bytes,
-//! each with a mask of bytes; from these follow what was never written, races, and the sectors.
+//! An access of a warp is taken allocation by allocation, as a rule one. What it touches is then a few chunks of 64
+//! bytes, each with a mask of bytes; from these follow what was never written, races, and the sectors.
 
 use super::block::{Block, CHUNK, chunks};
 use super::exec::Executor;
@@ -12,7 +12,7 @@ use super::race::Act;
 use super::warp::Warp;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// What a warp is about to do: so many bytes per lane.
+/// An access of a warp, with the bytes per lane.
 pub(super) struct Access<'b> {
     pub(super) at: &'b V64,
     pub(super) mask: u32,
@@ -21,7 +21,7 @@ pub(super) struct Access<'b> {
     pub(super) cache: u32,
 }
 
-/// What of an access lies in one allocation.
+/// The part of an access in one allocation.
 pub(super) struct Part<'b> {
     pub(super) block: &'b Block,
     pub(super) lanes: u32,
@@ -29,7 +29,8 @@ pub(super) struct Part<'b> {
     pub(super) overlap: bool,
 }
 
-/// Chunks of memory, by number, and the bytes of them that an access touches. Each lane is in one, as it is aligned.
+/// Chunks of memory, by number, and the bytes in them that an access touches. The bytes of a lane are aligned, so they
+/// are in one chunk.
 struct Touched {
     chunks: [(u64, u64); 32],
     len: usize,
@@ -127,7 +128,7 @@ impl<'a> Executor<'a> {
         Ok(block)
     }
 
-    /// Whether the bytes were ever written, and whether somebody else uses them.
+    /// Whether the bytes were ever written, and whether another CTA or warp uses them.
     fn check_chunk(
         &mut self,
         warp: &Warp,

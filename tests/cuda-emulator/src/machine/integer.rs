@@ -95,7 +95,8 @@ macro_rules! high_half {
 }
 high_half!(u16 u32, i16 i32, u32 u64, i32 i64, u64 u128, i64 i128);
 
-/// What hardware gives for a division by zero, where the ISA leaves it open: all ones, and the dividend as remainder.
+/// The result of hardware for a division by zero, which the ISA leaves unspecified: all ones, and the dividend as
+/// remainder.
 trait Divide: Sized {
     fn quotient(self, by: Self) -> Self;
     fn remainder(self, by: Self) -> Self;

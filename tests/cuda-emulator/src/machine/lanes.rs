@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_give_a_bit_a_lane() {
+    fn comparisons_return_one_bit_per_lane() {
         let a: V32 = std::array::from_fn(|lane| lane as u32);
         for bit in 0..32 {
             assert_eq!(test32(&a, &[bit; 32], |a, b| a == b), 1 << bit);

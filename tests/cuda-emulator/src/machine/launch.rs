@@ -1,7 +1,7 @@
 //! A launch: its CTAs on some threads of the host, and what they find.
 //!
-//! CTAs are taken in order. If some fail, the launch's fault is that of the first of them in the grid, whatever the number of
-//! threads: all before it have been taken and come to their end.
+//! CTAs are taken in order. If some fail, the launch's fault is that of the first of them in the grid, whatever the
+//! number of threads: all before it have been taken and come to their end.
 
 use super::counts::{Counts, Tally};
 use super::exec::{Executor, MOST_STEPS};
@@ -16,12 +16,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, PoisonError};
 
-/// What to execute.
+/// The kernel and the grid to execute.
 pub(crate) struct Launch<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
-    /// Bytes of shared memory beside what the kernel declares.
+    /// Bytes of shared memory in addition to those that the kernel declares.
     pub(crate) dynamic_shared: u32,
     /// As they lie in the kernel's parameter space.
     pub(crate) params: Vec<u8>,
@@ -38,7 +38,8 @@ impl Launch<'_> {
     }
 }
 
-/// Executes a launch on so many threads of the host. Nothing that it returns or leaves in memory depends on their number.
+/// Executes a launch on so many threads of the host. Nothing that it returns or leaves in memory depends on their
+/// number.
 ///
 /// # Errors
 ///
@@ -47,14 +48,14 @@ pub(crate) fn run(launch: &Launch<'_>, memory: &Memory, threads: usize) -> Resul
     run_with(launch, memory, threads, MOST_STEPS)
 }
 
-/// What the threads share.
+/// The data that the host threads share.
 struct Progress {
     next: AtomicU64,
     failed: AtomicBool,
     results: Mutex<Results>,
 }
 
-/// What CTAs have found, put together in their order.
+/// The results of the CTAs, combined in their order.
 struct Results {
     counts: Counts,
     fault: Option<(u64, Fault)>,

@@ -1,8 +1,8 @@
 //! The memory of a device: allocations by address, those that are alive and those that were.
 //!
-//! Device memory has addresses of its own, which are no addresses of the host and are never given twice; each device has a
-//! range of them. Managed and pinned memory has the host's addresses. Between two allocations of device memory lies a gap
-//! that belongs to none.
+//! Device memory has addresses of its own, which are no addresses of the host and are never given twice; each device
+//! has a range of them. Managed and pinned memory has the host's addresses. Between two allocations of device memory
+//! lies a gap that belongs to none.
 
 use super::block::Block;
 use super::residency::{Moves, Pages};
@@ -112,7 +112,7 @@ impl Memory {
         }
     }
 
-    /// The allocations; none comes or goes as long as this is held.
+    /// The allocations. None is added or removed while this is held.
     pub(super) fn map(&self) -> RwLockReadGuard<'_, Map> {
         self.map.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,7 +184,7 @@ impl Memory {
         }
         map.freed.insert(address, block.bytes());
         if self.keeps_freed && block.kind() != Kind::Device {
-            // What was on the device of it is so no more.
+            // Its pages no longer occupy device memory.
             block.pages = None;
             map.kept.push(block);
         }
@@ -286,12 +286,12 @@ impl Memory {
         Ok(())
     }
 
-    /// Bytes of the device that are in use: device memory, and what of managed memory is there.
+    /// Bytes of the device that are in use: device memory, and the managed memory that is resident on the device.
     pub(crate) fn used(&self) -> u64 {
         self.map().used + self.moves.resident()
     }
 
-    /// What is counted of managed memory.
+    /// The counters of managed memory.
     pub(crate) fn moves(&self) -> &Moves {
         &self.moves
     }
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_tell_where_the_nearest_allocation_is() {
+    fn errors_name_the_nearest_allocation() {
         let memory = Memory::new(1 << 20);
         let a = memory.allocate(100, Kind::Device).expect("room");
         assert_eq!(a % 512, 0);
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_not_given_again() {
+    fn addresses_are_not_reused() {
         let memory = Memory::new(1 << 20);
         let a = memory.allocate(100, Kind::Device).expect("room");
         memory.free(a).expect("alive");
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn each_device_has_addresses_of_its_own() {
+    fn each_device_has_a_separate_address_range() {
         let [first, second] = [0, 1].map(|index| Memory::of_device(index, 1 << 20, false));
         let a = first.allocate(100, Kind::Device).expect("room");
         let b = second.allocate(100, Kind::Device).expect("room");
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn freed_memory_of_the_host_can_be_kept_from_being_given_again() {
+    fn freed_host_memory_can_be_quarantined() {
         let memory = Memory::of_device(0, 1 << 20, true);
         let mut given = Vec::new();
         for kind in [Kind::Managed, Kind::Pinned].repeat(20) {
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_the_device_has() {
+    fn allocation_beyond_device_memory_fails() {
         let memory = Memory::new(100);
         let a = memory.allocate(60, Kind::Device).expect("room");
         let error = MemoryError::OutOfMemory {
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_carry_along_what_was_never_written() {
+    fn copies_preserve_unwritten_bytes() {
         let memory = Memory::new(1 << 20);
         let a = memory.allocate(300, Kind::Device).expect("room");
         let b = memory.allocate(300, Kind::Device).expect("room");

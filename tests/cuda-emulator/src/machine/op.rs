@@ -14,7 +14,7 @@ pub(super) type R32 = u32;
 pub(super) type R64 = u32;
 pub(super) type P = u32;
 
-/// What an operation computes, lane by lane.
+/// The computation of an operation, per lane.
 pub(super) type Un32 = fn(&V32) -> V32;
 pub(super) type Bin32 = fn(&V32, &V32) -> V32;
 pub(super) type Tri32 = fn(&V32, &V32, &V32) -> V32;
@@ -99,7 +99,7 @@ pub(super) enum Op {
     Trap,
 }
 
-/// What becomes of a comparison.
+/// The use of the result of a comparison.
 pub(super) struct Verdict {
     /// `p` of `p|q`.
     pub(super) result: Option<P>,
@@ -115,7 +115,7 @@ pub(super) enum Logic {
     And,
     Or,
     Xor,
-    /// Of the first operand alone.
+    /// Of the first operand only.
     Not,
     /// The first operand.
     Same,
@@ -150,7 +150,7 @@ pub(super) enum Space {
     Generic,
 }
 
-/// An address: a register and what is added to it, or a number alone.
+/// An address: a register plus an offset, or a constant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Address {
     pub(super) base: Option<Reg>,
@@ -225,7 +225,7 @@ pub(super) struct Vote {
     pub(super) members: R32,
 }
 
-/// What a vote gives.
+/// The result of a vote.
 pub(super) enum Voted {
     Predicate(VoteMode, P),
     /// The votes of all.

@@ -9,14 +9,14 @@ use std::fmt;
 /// Why a module that parses cannot be loaded.
 #[derive(Debug)]
 pub(crate) enum LoadError {
-    /// What the machine does not know, or does not know with such operands.
+    /// An unknown instruction, or one with unsupported operands.
     Instruction {
         kernel: String,
         line: u32,
         opcode: String,
         why: String,
     },
-    /// The variables find no room.
+    /// There is not enough memory for the variables.
     Memory { name: String, source: MemoryError },
 }
 
@@ -69,7 +69,7 @@ impl Kernel {
         self.max_threads
     }
 
-    /// The only size of a CTA that it may have, where it says so.
+    /// The required size of a CTA, if the kernel declares one.
     pub(crate) fn required_threads(&self) -> Option<[u32; 3]> {
         self.required_threads
     }
@@ -155,7 +155,7 @@ impl Program {
     /// Takes the variables out of the memory.
     pub(crate) fn unload(self, memory: &Memory) {
         for variable in self.variables {
-            // It is this program's, so it is there.
+            // The program contains every variable that it names.
             let _ = memory.free(variable.address);
         }
     }

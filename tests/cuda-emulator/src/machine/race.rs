@@ -1,16 +1,16 @@
 //! Races on global memory: two accesses of the same byte, one of them a write, that nothing orders.
 //!
-//! What orders accesses is the warp that makes both and, within a CTA, a barrier that completes between them; nothing orders
-//! CTAs of a launch. Atomics do not race with each other, and order nothing. Every completed barrier counts as one for all
-//! warps of the CTA: with barriers of a part of the warps a race can be missed, never invented.
+//! What orders accesses is the warp that makes both and, within a CTA, a barrier that completes between them; nothing
+//! orders CTAs of a launch. Atomics do not race with each other, and order nothing. Every completed barrier counts as
+//! one for all warps of the CTA: with barriers of a part of the warps a race can be missed, never invented.
 //!
-//! The state is kept a chunk of 64 bytes, as masks of bytes. A CTA has its own table, as it is executed by one thread of the
-//! host; the tables of finished CTAs are put together in the order of the CTAs, so that what is found does not depend on the
-//! threads.
+//! The state is kept a chunk of 64 bytes, as masks of bytes. A CTA has its own table, as it is executed by one thread
+//! of the host; the tables of finished CTAs are put together in the order of the CTAs, so that what is found does not
+//! depend on the threads.
 
 use super::chunk_map::ChunkMap;
 
-/// What an access does.
+/// The kind of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Act {
     Read = 0,
@@ -42,7 +42,7 @@ impl Act {
 struct Masks([u64; 3]);
 
 impl Masks {
-    /// Bytes that an access of this kind may not share with these, and who of them has them.
+    /// Returns the bytes that conflict with an access of this kind, and the kind of the earlier access.
     fn clash(&self, act: Act, mask: u64) -> Option<(u64, Act)> {
         let Self([read, written, updated]) = *self;
         let against = match act {
@@ -67,10 +67,10 @@ impl Masks {
     }
 }
 
-/// Where the last read, write and update of a chunk stand.
+/// The program counters of the last read, write and update of a chunk.
 type Sites = [u32; 3];
 
-/// What a CTA has done with a chunk.
+/// The accesses of a CTA to a chunk.
 #[derive(Clone, Copy, Default)]
 struct Entry {
     /// The interval between barriers that `now` is of.
@@ -126,7 +126,7 @@ impl Races {
         self.lists.clear();
     }
 
-    /// Notes an access; the race that it makes, if it does.
+    /// Records an access, and returns the race that it causes, if any.
     pub(super) fn note(
         &mut self,
         chunk: u64,
@@ -180,7 +180,7 @@ impl Races {
         None
     }
 
-    /// All that the CTA did; the next one starts anew.
+    /// Returns all accesses of the CTA, and resets the table for the next one.
     pub(super) fn finish(&mut self) -> Vec<Used> {
         let used = self
             .table
@@ -206,7 +206,7 @@ impl Races {
     }
 }
 
-/// What a finished CTA has done with a chunk.
+/// The accesses of a finished CTA to a chunk.
 pub(super) struct Used {
     chunk: u64,
     masks: Masks,
@@ -236,7 +236,7 @@ impl Across {
         Self(ChunkMap::new())
     }
 
-    /// Adds a CTA; the address and the sides of the race that it makes with an earlier one, if it does.
+    /// Adds a CTA, and returns the address and both sides of the race that it causes with an earlier one, if any.
     pub(super) fn add(&mut self, cta: u64, all: &[Used]) -> Option<(u64, Side, Side)> {
         for used in all {
             let seen = self.0.entry(used.chunk);
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_one_chunk_are_told_apart() {
+    fn bytes_of_one_chunk_are_tracked_separately() {
         let mut races = Races::new();
         for warp in 0..8 {
             for act in [Read, Write, Read] {

@@ -1,8 +1,9 @@
-//! Where the pages of managed memory are: on the host or on the device.
+//! Residency of the pages of managed memory: on the host or on the device.
 //!
-//! A page is made on the host. A prefetch moves it, and so does a kernel that meets it on the host: that is a fault. A page
-//! that the device has no room for stays on the host, and each access to it is a fault. Copies and fills by the driver go
-//! wherever a page is.
+//! A page is created on the host. A prefetch moves it, and so does a kernel that accesses it on the host, which is a
+//! page fault.
+//! A page that the device has no room for stays on the host, and each access to it is a fault. Copies and fills by
+//! the driver go wherever a page is.
 
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 /// Bytes of a page.
 pub(super) const PAGE: u64 = 64 << 10;
 
-/// What is counted of all managed memory of a device.
+/// The counters of all managed memory of a device.
 #[derive(Debug, Default)]
 pub(crate) struct Moves {
     /// Bytes that pages may take on the device, and those that they take, now and at most.
@@ -71,7 +72,7 @@ impl Moves {
         })
     }
 
-    /// Counts anew; what is on the device stays there.
+    /// Resets the counters. Pages on the device stay there.
     pub(crate) fn restart(&self) {
         for count in [
             &self.faults,
@@ -84,7 +85,7 @@ impl Moves {
         self.peak.store(self.resident(), Relaxed);
     }
 
-    /// Takes room on the device, if there is as much.
+    /// Allocates bytes on the device if enough are free.
     fn take(&self, bytes: u64) -> bool {
         let room = self.room.load(Relaxed);
         let taken = self.resident.fetch_update(Relaxed, Relaxed, |resident| {
@@ -166,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_moves_a_page_and_a_device_that_is_full_none() {
+    fn page_fault_migrates_a_page_unless_the_device_is_full() {
         let moves = Arc::new(Moves::default());
         moves.set_room(2 * PAGE);
         let pages = Pages::new(3 * PAGE + 10, &moves);

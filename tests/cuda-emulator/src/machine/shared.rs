@@ -13,8 +13,8 @@ pub(super) const SHARED_WINDOW: u64 = 1 << 56;
 /// Where local memory does.
 pub(super) const LOCAL_WINDOW: u64 = 1 << 57;
 
-/// Who makes an access: the warp, how often its lanes have met at `bar.warp.sync`, the program counter, and the lines of
-/// the text by program counter.
+/// The origin of an access: the warp, how often its lanes have met at `bar.warp.sync`, the program counter, and the
+/// lines of the text by program counter.
 #[derive(Clone, Copy)]
 pub(super) struct Site<'a> {
     pub(super) warp: u32,
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_written_is_not_read() {
+    fn reading_unwritten_shared_memory_is_a_fault() {
         let mut shared = Shared::new(16);
         let write = (Act::Write, site(0, 0));
         shared.note_writes(&at(4), 1, 2, write).expect("no race");
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_and_alignment_are_the_lanes() {
+    fn bounds_and_alignment_are_checked_per_lane() {
         let shared = Shared::new(10);
         let mut places = at(0);
         places[3] = 8;
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_one_word_are_told_apart() {
+    fn bytes_of_one_word_are_tracked_separately() {
         let mut shared = Shared::new(4);
         for warp in 0..4 {
             let write = (Act::Write, site(warp, 0));
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_of_a_warp_are_ordered_where_they_meet() {
+    fn lanes_of_a_warp_are_ordered_by_warp_barriers() {
         let mut shared = Shared::new(8);
         let at_2 = |meetings| Site {
             meetings,
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_may_write_one_value_together() {
+    fn lanes_may_write_the_same_value() {
         let mut shared = Shared::new(4);
         shared
             .note_writes(&at(0), 0b1110, 4, (Act::Write, site(0, 0)))
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn intervals_can_be_numbered_anew() {
+    fn intervals_can_be_renumbered() {
         let mut shared = Shared::new(8);
         shared.start();
         shared

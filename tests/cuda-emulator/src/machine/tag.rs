@@ -1,9 +1,9 @@
-//! Who accessed a byte of shared memory, as far as it can race with what follows: a number of 64 bits.
+//! A 64-bit tag of the last accesses to a byte of shared memory that can race with later ones.
 //!
-//! From the top: the interval between barriers of the CTA; how often the warp's lanes had met at `bar.warp.sync`; warp and
-//! lane, each possibly several. Accesses of earlier intervals are ordered before those of later ones; so are accesses of
-//! lanes of one warp that have met since; and those of one lane. A `bar.warp.sync` of some lanes counts as one of all: a race
-//! can be missed so, never invented.
+//! From the top: the interval between barriers of the CTA; how often the warp's lanes had met at `bar.warp.sync`;
+//! warp and lane, each possibly several. Accesses of earlier intervals are ordered before those of later ones; so are
+//! accesses of lanes of one warp that have met since; and those of one lane. A `bar.warp.sync` of some lanes counts
+//! as one of all: a race can be missed so, never invented.
 
 const LANE: u64 = 31;
 const SEVERAL_LANES: u64 = 1 << 5;
@@ -45,12 +45,12 @@ impl Tag {
         Self(self.0 & !LANE | SEVERAL_LANES)
     }
 
-    /// Whether it is of an interval before this one.
+    /// Returns whether it belongs to an interval before this one.
     pub(super) fn before(self, epoch: u32) -> bool {
         self.0 >> EPOCH < u64::from(epoch)
     }
 
-    /// Whether what this stands for is ordered before an access of one lane.
+    /// Returns whether the tagged accesses are ordered before an access of one lane.
     pub(super) fn ordered(self, access: Self) -> bool {
         if self.0 >> EPOCH < access.0 >> EPOCH {
             return true;
@@ -62,7 +62,7 @@ impl Tag {
             || (self.0 & SEVERAL_LANES == 0 && self.0 & LANE == access.0 & LANE)
     }
 
-    /// What stands for this and for one more access, of one lane and the same kind.
+    /// Returns the tag of these accesses and one more, of one lane and the same kind.
     pub(super) fn and(self, access: Self) -> Self {
         if self.ordered(access) {
             access
@@ -73,7 +73,7 @@ impl Tag {
         }
     }
 
-    /// As if of the first interval, if it is of `first` or a later one; else of one before.
+    /// Renumbers the interval: the first one if it is `first` or later, otherwise one before.
     pub(super) fn renumbered(self, first: u32) -> Self {
         if self.before(first) {
             Self::default()
@@ -86,7 +86,7 @@ impl Tag {
         self.0 >> WARP & 31
     }
 
-    /// Who it was, for somebody of this warp, and what would have ordered them.
+    /// Describes the origin for an access of this warp, and the missing ordering.
     pub(super) fn who(self, warp: u32) -> (String, &'static str) {
         if self.0 & SEVERAL_WARPS != 0 {
             ("other warps".into(), "barrier")

@@ -1,11 +1,11 @@
-//! What lanes of a warp do with each other: shuffles and votes, of the members of a mask.
+//! Collective operations of a warp: shuffles and votes of the members of a mask.
 
 use super::fault::{Cause, Done, Trouble};
 use super::lanes::each;
 use super::op::{Shuffle, ShuffleMode, V32, Vote, VoteMode, Voted};
 use super::warp::Warp;
 
-/// Whether all members of the lanes' masks are there, each with the same mask.
+/// Returns whether all members of the lanes' masks have arrived, each with the same mask.
 pub(super) fn together(members: &V32, mask: u32) -> Done<bool> {
     let mut rest = mask;
     while rest != 0 {
@@ -38,7 +38,7 @@ pub(super) fn together(members: &V32, mask: u32) -> Done<bool> {
     Ok(true)
 }
 
-/// `shfl.sync` of lanes that are there together.
+/// `shfl.sync` of lanes that have all arrived.
 pub(super) fn shuffled(warp: &mut Warp, shuffle: &Shuffle, members: &V32, mask: u32) -> Done {
     let values = warp.r32[shuffle.value as usize];
     let by = warp.r32[shuffle.by as usize];
@@ -83,7 +83,7 @@ pub(super) fn shuffled(warp: &mut Warp, shuffle: &Shuffle, members: &V32, mask: 
     Ok(())
 }
 
-/// `vote.sync` of lanes that are there together.
+/// `vote.sync` of lanes that have all arrived.
 pub(super) fn voted(warp: &mut Warp, vote: &Vote, members: &V32, mask: u32) {
     let value = warp.predicates[vote.value as usize] ^ if vote.negated { u32::MAX } else { 0 };
     let ballot: V32 = std::array::from_fn(|lane| value & members[lane]);

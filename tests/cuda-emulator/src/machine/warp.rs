@@ -1,7 +1,7 @@
-//! A warp: the registers of 32 lanes, and where its lanes are.
+//! A warp: the registers of 32 lanes, and their program counters.
 //!
-//! Lanes that are at the same place are one group and execute together. Of several groups the one that is the least far goes
-//! on, until it meets another one, which it then joins.
+//! Lanes that are at the same place are one group and execute together. Of several groups the one that is the least
+//! far goes on, until it meets another one, which it then joins.
 
 use super::fault::lanes_text;
 use super::op::{Address, Code, P, R32, R64, Reg, V32, V64};
@@ -21,10 +21,10 @@ pub(super) struct Warp {
     pub(super) r32: Vec<V32>,
     pub(super) r64: Vec<V64>,
     pub(super) predicates: Vec<u32>,
-    /// Where the group that executes is, and its lanes.
+    /// The program counter and the lanes of the executing group.
     pub(super) pc: u32,
     pub(super) active: u32,
-    /// Where it has to look for others: the next place at which some are.
+    /// The next program counter at which other lanes are.
     pub(super) stop: u32,
     others: Vec<Group>,
     /// Lanes that the CTA has, and those that have not exited.
@@ -32,7 +32,7 @@ pub(super) struct Warp {
     pub(super) alive: u32,
     /// Instructions that it has executed.
     pub(super) steps: u64,
-    /// How often lanes have met at `bar.warp.sync`.
+    /// The number of times that lanes have met at `bar.warp.sync`.
     pub(super) meetings: u32,
     pub(super) local: Vec<u8>,
     pub(super) local_written: Vec<bool>,
@@ -100,12 +100,12 @@ impl Warp {
             self.pc += 1;
         }
         if !self.others.is_empty() {
-            // There is a group that can go on: this one.
+            // This group can continue.
             self.choose();
         }
     }
 
-    /// Ends some of the active lanes. Whether any lane of the warp can go on.
+    /// Ends some of the active lanes, and returns whether any lane of the warp can continue.
     pub(super) fn exit(&mut self, lanes: u32) -> bool {
         self.alive &= !lanes;
         self.active &= !lanes;
@@ -113,7 +113,7 @@ impl Warp {
         self.active != 0 || self.choose()
     }
 
-    /// Some of the active lanes wait where they are for others; the rest goes on. Whether any lane of the warp can.
+    /// Lets some of the active lanes wait for others, and returns whether any lane of the warp can continue.
     pub(super) fn wait(&mut self, lanes: u32) -> bool {
         self.others.push(Group {
             pc: self.pc,
@@ -139,7 +139,7 @@ impl Warp {
             let same = next.pc == group.pc;
             if same {
                 group.lanes |= next.lanes;
-                // Who has waited looks again, now that others have come.
+                // Waiting lanes check again, because others have arrived.
                 group.waits = false;
             }
             same
@@ -156,7 +156,7 @@ impl Warp {
         true
     }
 
-    /// Who waits where, for a person.
+    /// Describes which lanes wait where, for messages.
     pub(super) fn waiting(&self, line: impl Fn(u32) -> u32) -> String {
         let mut text = String::new();
         for group in &self.others {
@@ -227,7 +227,7 @@ impl Warp {
         }
     }
 
-    /// What the lanes address.
+    /// The addresses of the lanes.
     pub(super) fn addresses(&self, at: &Address) -> V64 {
         let mut out = [at.offset; 32];
         match at.base {

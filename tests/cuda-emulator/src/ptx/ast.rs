@@ -1,4 +1,4 @@
-//! What the parser makes of a PTX text: names are resolved, meanings are not.
+//! The syntax tree of a PTX text. Names are resolved; the semantics of instructions are not checked.
 //!
 //! Registers, labels and variables are numbers into the lists of their kernel or module. Whether an instruction exists,
 //! and whether its operands have the types that it takes, is decided where it is decoded.
@@ -81,7 +81,7 @@ pub struct Variable {
 pub struct Kernel {
     /// As in the text.
     pub name: Arc<str>,
-    /// Where the name stands, from 1.
+    /// Line of the name, from 1.
     pub line: u32,
     /// In order; [`Symbol::Param`] counts them.
     pub params: Vec<Param>,
@@ -91,7 +91,7 @@ pub struct Kernel {
     pub required_threads: Option<[u32; 3]>,
     /// Its own and, of the module's, those that it names; [`Symbol::Shared`] counts them.
     pub shared: Vec<Variable>,
-    /// In memory of a thread's own; [`Symbol::Local`] counts them.
+    /// In thread-local memory; [`Symbol::Local`] counts them.
     pub local: Vec<Variable>,
     /// Those that occur in the body; [`RegisterId`] counts them.
     pub registers: Vec<Register>,
@@ -106,7 +106,7 @@ pub struct Kernel {
 pub struct Param {
     /// As in the text.
     pub name: Arc<str>,
-    /// Where it begins in the parameters' memory: each is aligned as its type, or as it says.
+    /// Its offset in the parameter space. Each parameter is aligned to its type or as declared.
     pub offset: u32,
     /// Size of the whole, arrays too.
     pub bytes: u32,
@@ -128,7 +128,7 @@ pub struct Register {
 pub struct Label {
     /// As in the text.
     pub name: Box<str>,
-    /// The instruction that it stands before: an index into the body, or its length.
+    /// The instruction after the label: an index into the body, or the length of the body.
     pub target: usize,
 }
 
@@ -143,7 +143,7 @@ pub struct LabelId(pub u32);
 /// One instruction.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Instruction {
-    /// Where it stands, from 1.
+    /// Line number, from 1.
     pub line: u32,
     /// `@%p` or `@!%p`.
     pub guard: Option<Guard>,
@@ -207,7 +207,7 @@ pub enum Operand {
     Sink,
 }
 
-/// What an address counts from.
+/// The base of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Base {
     /// A register's value.

@@ -1,4 +1,4 @@
-//! The body of a kernel: declarations, labels, instructions, and scopes of their own.
+//! The body of a kernel: declarations, labels, instructions, and nested scopes.
 
 use super::ast::{
     Guard, Instruction, Kernel, Label, LabelId, Operand, RegisterId, Symbol, Type, Variable,
@@ -197,7 +197,7 @@ impl<'a> Body<'_, 'a> {
         }
     }
 
-    /// What the name means as an operand.
+    /// Returns the operand for a name.
     pub(super) fn named(&mut self, name: Token<'a>) -> Result<Operand, ParseError> {
         match self.scopes.find(name.text) {
             Some(Meaning::Register(register)) => return Ok(Operand::Register(register)),

@@ -1,4 +1,4 @@
-//! Tokens one after the other, one of them ahead.
+//! A cursor over tokens with a look-ahead of one.
 
 use super::error::ParseError;
 use super::lexer::{Kind, Lexer, Token};
@@ -15,7 +15,7 @@ impl<'a> Cursor<'a> {
         Ok(Self { lexer, ahead })
     }
 
-    /// The token that comes next.
+    /// The next token.
     pub(super) fn peek(&self) -> Token<'a> {
         self.ahead
     }
@@ -71,7 +71,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Whatever stands between this brace, which is taken already, and the one that closes it; that one too.
+    /// Skips the tokens up to and including the closing brace. The opening brace is already consumed.
     pub(super) fn skip_braces(&mut self) -> Result<(), ParseError> {
         let mut depth = 1_u32;
         while depth > 0 {

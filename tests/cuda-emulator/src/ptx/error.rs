@@ -1,8 +1,8 @@
-//! Why a text is no PTX, or none of the PTX that is read here.
+//! Errors of the parser: invalid PTX, and PTX that is not supported here.
 
 use std::fmt;
 
-/// What [`Module::parse`](super::Module::parse) stopped at.
+/// An error of [`Module::parse`](super::Module::parse).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ParseError {
     line: u32,
@@ -21,7 +21,7 @@ enum Reason {
 const LONGEST_EXCERPT: usize = 60;
 
 impl ParseError {
-    /// Where it stands, from 1.
+    /// Line number, from 1.
     pub fn line(&self) -> u32 {
         self.line
     }

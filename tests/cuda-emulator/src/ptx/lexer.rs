@@ -1,8 +1,8 @@
-//! The text as words, numbers and signs.
+//! The lexer: splits the text into words, numbers and symbols.
 
 use super::error::ParseError;
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     /// A name or an opcode, dots included: `ld.global.u32`, `%tid.x`, `$L__BB0_1`, `_`.
@@ -37,13 +37,13 @@ impl Token<'_> {
         self.kind == Kind::Directive && self.text == directive
     }
 
-    /// Whether it can be declared: no dots, and no `_` alone.
+    /// Returns whether the name can be declared: it has no dots and is not `_`.
     pub(super) fn is_name(&self) -> bool {
         let plain = !self.text.contains(['.', ':']);
         self.kind == Kind::Word && plain && !matches!(self.text, "_" | "$" | "%")
     }
 
-    /// The error that this token is not what was wanted.
+    /// Returns the error for an unexpected token.
     pub(super) fn instead_of(&self, wanted: impl Into<String>) -> ParseError {
         match self.kind {
             Kind::End => ParseError::at_end(self.line, wanted),

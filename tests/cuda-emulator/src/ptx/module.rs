@@ -9,7 +9,7 @@ use super::variable::{Declaration, unsigned};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What the module has declared so far.
+/// The declarations of the module so far.
 pub(super) struct Declared<'a> {
     pub(super) version: (u32, u32),
     names: HashMap<&'a str, (Item, u32)>,
@@ -19,7 +19,7 @@ pub(super) struct Declared<'a> {
     pub(super) opcodes: HashMap<&'a str, Arc<str>>,
 }
 
-/// What a name of the module stands for.
+/// The meaning of a name of the module.
 #[derive(Clone, Copy)]
 pub(super) enum Item {
     Global(usize),
@@ -60,9 +60,9 @@ impl Module {
     ///
     /// # Errors
     ///
-    /// For what is no PTX, and for what is but is not read here: functions that are called, textures, variables whose first
-    /// value is an address, and what 64-bit code for one GPU does not have. The error tells the line, what is there and
-    /// what was wanted.
+    /// For what is no PTX, and for what is but is not read here: functions that are called, textures, variables whose
+    /// first value is an address, and what 64-bit code for one GPU does not have. The error tells the line, what is
+    /// there and what was wanted.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let mut cursor = Cursor::new(text)?;
         let version = version(&mut cursor)?;

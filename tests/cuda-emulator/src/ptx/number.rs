@@ -4,7 +4,7 @@ use super::ast::Operand;
 
 const WANTED_INTEGER: &str = "an integer of at most 64 bits";
 
-/// A literal without its sign, as an operand; an error says what was wanted.
+/// Parses a literal without its sign as an operand.
 pub(super) fn literal(text: &str) -> Result<Operand, &'static str> {
     let digits = |prefix: [&str; 2]| prefix.iter().find_map(|p| text.strip_prefix(p));
     if let Some(hex) = digits(["0f", "0F"]) {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minus_turns_the_sign() {
+    fn minus_flips_the_sign() {
         let of = |text| literal(text).and_then(negative);
         assert_eq!(of("1"), Ok(Operand::Integer(-1)));
         assert_eq!(
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number() {
+    fn malformed_numbers_are_rejected() {
         for text in [
             "0x",
             "0xg",

@@ -76,7 +76,7 @@ fn pair<'a>(
     Ok(Operand::Pair(half(first, token)?, half(&second, next)?))
 }
 
-/// What may follow a variable: `name+8`.
+/// An offset after a variable: `name+8`.
 fn offset(body: &mut Body<'_, '_>, operand: Operand) -> Result<Operand, ParseError> {
     match operand {
         Operand::Symbol(symbol, _) => Ok(Operand::Symbol(symbol, added(body)?)),

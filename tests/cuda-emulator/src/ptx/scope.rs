@@ -1,11 +1,11 @@
-//! What names mean within a kernel: scopes in scopes, with registers of whole ranges.
+//! Resolves names within a kernel: nested scopes, and ranges of registers.
 
 use super::ast::{LabelId, Register, RegisterId, Symbol, Type};
 use super::error::ParseError;
 use super::lexer::Token;
 use std::collections::HashMap;
 
-/// What a name stands for.
+/// The meaning of a name.
 #[derive(Clone, Copy)]
 pub(super) enum Meaning {
     /// Declared, and not met since.
@@ -29,7 +29,8 @@ impl Range<'_> {
         number.is_some_and(|number| number < self.count.into())
     }
 
-    /// Of two prefixes that differ, the longer must go on with digits to make an equal name: `%r<20>` has `%r1<3>`'s `%r10`.
+    /// Of two prefixes that differ, the longer must go on with digits to make an equal name: `%r<20>` has `%r1<3>`'s
+    /// `%r10`.
     fn meets(&self, other: &Self) -> bool {
         let (short, long) = if self.prefix.len() <= other.prefix.len() {
             (self, other)
@@ -154,7 +155,7 @@ impl<'a> Scopes<'a> {
         outermost.names.insert(name.text, (meaning, name.line));
     }
 
-    /// What the name means in the current scope. A register that was not met before gets its number.
+    /// Resolves a name in the current scope. A register gets its number when it is used first.
     pub(super) fn find(&mut self, name: &'a str) -> Option<Meaning> {
         let mut at = Some(self.current);
         while let Some(scope) = at {
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_holds_canonical_numbers_below_its_count() {
+    fn register_range_contains_canonical_numbers_below_its_count() {
         let mut scopes = Scopes::new();
         scopes
             .declare_range(token("%r"), 11, Type::B32)
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_share_a_name_are_refused() {
+    fn overlapping_register_ranges_are_rejected() {
         for (first, n, second, m, shared) in [
             ("%r", 5, "%r", 1, true),
             ("%r", 20, "%r1", 3, true),
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_a_range_is_taken_and_the_other_way_round() {
+    fn names_and_register_ranges_must_not_overlap() {
         let mut scopes = Scopes::new();
         let unused = Meaning::Unused(Type::B32);
         scopes.declare(token("%r3"), unused).expect("new");
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inner_register_is_another_and_registers_are_numbered_as_met() {
+    fn inner_registers_shadow_outer_ones_and_are_numbered_by_first_use() {
         let mut scopes = Scopes::new();
         scopes
             .declare_range(token("%r"), 9, Type::B32)

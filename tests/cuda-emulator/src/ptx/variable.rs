@@ -6,7 +6,7 @@ use super::error::ParseError;
 use super::lexer::{Kind, Token};
 use super::number;
 
-/// What stands between the state space and the semicolon.
+/// The declaration between the state space and the semicolon.
 pub(super) struct Declaration<'a> {
     pub(super) name: Token<'a>,
     pub(super) align: u64,
@@ -18,7 +18,7 @@ pub(super) struct Declaration<'a> {
 /// Alignments are no larger than a page's.
 const LARGEST_ALIGN: u64 = 4096;
 
-/// `.align N`, where it is there.
+/// An optional `.align N`.
 pub(super) fn align(cursor: &mut Cursor<'_>) -> Result<Option<u64>, ParseError> {
     if !cursor.accept_directive(".align")? {
         return Ok(None);

@@ -171,7 +171,7 @@ macro_rules! fails {
 
 pub(crate) use {fails, ok};
 
-/// A context of its own, current on this thread, so that faults stay in their test.
+/// Creates a context for this thread, so that faults affect only one test.
 pub(crate) struct Context(pub(crate) Handle);
 
 impl Context {
@@ -234,7 +234,7 @@ impl Drop for Context {
     }
 }
 
-/// Launches one of the two kernels with a block of `threads`; the code comes back.
+/// Launches one of the two kernels with a block of `threads`, and returns the code.
 pub(crate) fn launch(
     function: Handle,
     threads: u32,

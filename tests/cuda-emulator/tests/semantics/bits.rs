@@ -237,7 +237,7 @@ fn bytes_by_selectors() {
             // Signs of bytes 0 (00), 3 (83), 5 (a5) and 7 (47).
             (0xfdb8, 0x00ff_ff00),
             (0x4444, 0xf4f4_f4f4),
-            // What is above the four selectors does not count.
+            // Bits above the four selectors are ignored.
             (0xffff_c3d4, 0xff83_fff4),
         ]),
     );
@@ -288,7 +288,8 @@ fn bytes_by_modes() {
     }
 }
 
-/// Bit i of the table is the result where a, b and c are the bits 2, 1 and 0 of i. With these three operands each i is met.
+/// Bit i of the table is the result where a, b and c are the bits 2, 1 and 0 of i. With these three operands each i
+/// is met.
 #[test]
 fn every_function_of_three_bits() {
     let (a, b, c) = (0xf0, 0xcc, 0xaa);
@@ -329,7 +330,7 @@ fn every_function_of_three_bits() {
 }
 
 #[test]
-fn bits_counted_and_turned_round() {
+fn bits_counted_and_reversed() {
     unary(
         "popc.b32",
         "u32 = b32",

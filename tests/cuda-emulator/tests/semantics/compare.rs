@@ -277,7 +277,7 @@ fn selection() {
         ("selp.f32", "f32"),
     ] {
         let signature = format!("{ty} = {ty} {ty} pred");
-        // Bits pass as they are, those of a signaling NaN too.
+        // Bits are not changed, including those of a signaling NaN.
         table(
             opcode,
             &signature,

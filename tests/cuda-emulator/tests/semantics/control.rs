@@ -21,9 +21,9 @@ fn guards() {
     assert_eq!(words(body, 1, 5, &[]), [2, 2, 2, 11 << 32, 11 << 32]);
 }
 
-/// Where lanes part, each way is taken by its own, and all go on together.
+/// After a divergent branch each lane executes its path, and all lanes reconverge.
 #[test]
-fn lanes_part_and_meet() {
+fn lanes_diverge_and_reconverge() {
     let body = "
         and.b32 %a1, %tid, 3;
         mov.u32 %a2, 0;
@@ -48,7 +48,7 @@ fn lanes_part_and_meet() {
     assert_eq!(words(body, 1, 40, &[]), expected);
 }
 
-/// Each lane goes round as often as its number says: 1 + 2 + ... + tid.
+/// Each lane runs as many iterations as its number: 1 + 2 + ... + tid.
 #[test]
 fn loops_of_different_lengths() {
     let body = "
@@ -83,7 +83,7 @@ fn lanes_that_end_early() {
     assert_eq!(words(body, 1, 40, &[]), expected);
 }
 
-/// What a warp wrote before the barrier another reads behind it.
+/// A warp reads after the barrier what another one wrote before it.
 #[test]
 fn barriers_of_the_block() {
     let body = "
@@ -122,7 +122,7 @@ fn fences() {
     assert_eq!(words(body, 1, 2, &[]), [2, 2]);
 }
 
-/// A barrier for the first two warps alone, and one that some only arrive at.
+/// A barrier for the first two warps only, and one at which some warps only arrive.
 #[test]
 fn barriers_of_some_warps() {
     let body = "
@@ -154,7 +154,7 @@ fn barriers_of_some_warps() {
     assert_eq!(words(&body, 1, 96, &[]), expected);
 }
 
-/// A kernel may end without `ret`, and scopes have registers of their own.
+/// A kernel may end without `ret`, and nested scopes may declare registers.
 #[test]
 fn scopes() {
     let body = "

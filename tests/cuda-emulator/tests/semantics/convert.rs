@@ -71,7 +71,7 @@ fn f32_from_every_f16_and_back() {
             (0xfc01, NAN),
         ],
     );
-    // Nothing is lost, so that all but NaN come back.
+    // The conversion is exact, so all values except NaN survive.
     let widened: Vec<_> = (0..0x1_0000).map(|f16| (f16, F32.from(F16, f16))).collect();
     unary("cvt.f32.f16", "f32 = f16", &widened);
     let back: Vec<_> = widened
@@ -210,7 +210,7 @@ fn floats_from_integers() {
     unary("cvt.rn.f32.u32", "f32 = u32", &cases);
 }
 
-/// What does not fit goes to the nearest integer that does. NaN is 0, but from 64 or to 64 bits it is the top bit.
+/// Out-of-range values become the nearest integer. NaN becomes 0, or the top bit if either type has 64 bits.
 #[test]
 fn integers_from_floats() {
     unary(

@@ -19,7 +19,7 @@ const TESTS: [&str; 10] = [
     include_str!("warp.rs"),
 ];
 
-/// Runs of letters, digits, dots and colons: an opcode stands as one of them, in a table or in a kernel.
+/// Returns runs of letters, digits, dots and colons, which include the opcodes in a table or in a kernel.
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | ':')))
 }

@@ -8,7 +8,7 @@ pub(crate) struct Format {
     /// Bits of the mantissa, without the hidden one.
     mantissa: u32,
     exponent: u32,
-    /// What an arithmetic operation gives as NaN.
+    /// The NaN that arithmetic operations return.
     nan: u64,
 }
 
@@ -29,7 +29,7 @@ pub(crate) const F64: Format = Format {
     nan: crate::harness::ANY_NAN,
 };
 
-/// What bits stand for: a finite one is (-1)^negative mantissa 2^exponent.
+/// The value of a bit pattern. A finite value is (-1)^negative mantissa 2^exponent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Value {
     Nan,
@@ -73,8 +73,8 @@ impl Format {
         Finite(negative, fraction | hidden, exponent)
     }
 
-    /// The number nearest to (-1)^negative (mantissa + rest) 2^exponent, where the rest is between 0 and 1, and more than 0
-    /// if there is one; of two that are as near, the even one. The mantissa is below 2^126.
+    /// The number nearest to (-1)^negative (mantissa + rest) 2^exponent, where the rest is between 0 and 1, and more
+    /// than 0 if there is one; of two that are as near, the even one. The mantissa is below 2^126.
     pub(crate) fn round(self, negative: bool, mantissa: u128, exponent: i32, rest: bool) -> u64 {
         // Two more digits hold the rest: what it is matters only against half a unit and none.
         let (mantissa, exponent) = (mantissa << 2 | u128::from(rest), exponent - 2);
@@ -176,7 +176,7 @@ impl Format {
             }
             (Finite(s, ..), Infinite(t)) => self.signed(s != t, 0),
             (Finite(s, m, e), Finite(t, n, f)) => {
-                // So that the quotient has more digits than any mantissa.
+                // The quotient has more digits than any mantissa.
                 let up = 120 - (64 - m.leading_zeros());
                 let (dividend, n) = (u128::from(m) << up, u128::from(n));
                 let rest = dividend % n != 0;

@@ -1,4 +1,4 @@
-//! What is an error: each names the kernel, the line and, where one lane is at fault, the lane.
+//! Faults. Each names the kernel, the line and, if one lane is at fault, the lane.
 
 use crate::harness::{HEAD, alone, launch_test, try_run};
 
@@ -260,7 +260,7 @@ fn races_on_shared_memory() {
          @!%p0 ld.shared.u32 %a0, [word]; // here",
     )
     .says(LAUNCH_FAILED, &["warp 1, lane 0:", "race"]);
-    // What another lane of the warp wrote, where nothing made them meet.
+    // Another lane of the warp wrote it without a warp barrier in between.
     let together = ".shared .align 4 .b8 bytes[128];
          mov.u32 %a0, bytes;
          shl.b32 %a1, %tid, 2;
@@ -309,8 +309,8 @@ fn races_on_global_memory() {
 }
 
 #[test]
-fn barriers_that_not_all_reach() {
-    // The second warp has gone.
+fn barriers_that_some_lanes_miss() {
+    // The second warp has exited.
     Faulty::new(
         64,
         "setp.ge.u32 %p0, %tid, 32;
@@ -318,7 +318,7 @@ fn barriers_that_not_all_reach() {
          bar.sync 0; // here",
     )
     .says(LAUNCH_FAILED, &["barrier"]);
-    // Half a warp waits, and the other half has gone.
+    // Half a warp waits, and the other half has exited.
     Faulty::new(
         32,
         "setp.ge.u32 %p0, %tid, 16;
@@ -348,7 +348,7 @@ fn barriers_that_not_all_reach() {
 }
 
 #[test]
-fn masks_that_are_not_those_of_the_lanes() {
+fn masks_that_do_not_match_the_lanes() {
     // Lane 31 is missing for good.
     Faulty::new(
         32,
@@ -414,7 +414,7 @@ fn traps_and_endless_loops() {
 
 /// When the module is loaded, before anything runs.
 #[test]
-fn instructions_that_there_are_not() {
+fn unknown_instructions() {
     let mut wrong = Vec::new();
     for (instruction, about) in [
         ("frobnicate.u32 %a0, %a1, %a2;", "frobnicate.u32"),

@@ -1,4 +1,4 @@
-//! Arithmetic of 32-bit floats. Subnormal numbers are kept; NaN comes out as 0x7fffffff whatever went in.
+//! Arithmetic of 32-bit floats. Subnormal numbers are kept; every NaN result is 0x7fffffff.
 
 use crate::exact::F32;
 use crate::harness::{ANY_NAN, table, unary};
@@ -240,7 +240,7 @@ fn min_and_max_with_nan() {
     );
 }
 
-/// The sign of the first, all else of the second.
+/// The sign of the first operand, and the magnitude of the second.
 #[test]
 fn copysign() {
     table(
@@ -254,7 +254,7 @@ fn copysign() {
     );
 }
 
-/// What becomes of NaN is open.
+/// The result for NaN is unspecified.
 #[test]
 fn abs_and_neg() {
     let cases = [

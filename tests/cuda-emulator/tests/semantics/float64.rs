@@ -1,4 +1,4 @@
-//! Arithmetic of 64-bit floats. Subnormal numbers are kept; which NaN comes out is open.
+//! Arithmetic of 64-bit floats. Subnormal numbers are kept; the bits of a NaN result are unspecified.
 
 use crate::exact::F64;
 use crate::harness::{ANY_NAN, table, unary};

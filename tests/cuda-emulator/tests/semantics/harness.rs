@@ -18,8 +18,8 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
 }
 
 /// Runs `body` in a kernel with `in` and `out`, arrays of 64-bit words, the second of `outputs` zeros. The body finds
-/// `%in` and `%out`, `%tid` and `%i`, the thread's number in its block and in the grid, and the registers `%a` to `%d` of
-/// 32 bits, `%x` to `%z` of 64, `%h` of 16 and `%p`, `%q`: 16 of each, numbered from 0.
+/// `%in` and `%out`, `%tid` and `%i`, the thread's number in its block and in the grid, and the registers `%a` to
+/// `%d` of 32 bits, `%x` to `%z` of 64, `%h` of 16 and `%p`, `%q`: 16 of each, numbered from 0.
 pub(crate) fn run(
     body: &str,
     grid: usize,
@@ -160,7 +160,7 @@ impl<'a> Signature<'a> {
         text
     }
 
-    /// The instruction; its last operand is `last` where that is given. What follows the opcode comes after the operands.
+    /// Returns the instruction. Its last operand is `last`, if given. Text after the opcode follows the operands.
     fn instruction(&self, opcode: &str, last: Option<&str>) -> String {
         let (opcode, tail) = opcode.split_once(' ').unwrap_or((opcode, ""));
         let results: Vec<_> = (0..self.results.len()).map(|r| format!("%r{r}")).collect();
@@ -218,8 +218,8 @@ fn literal(ty: &str, bits: u64) -> Option<String> {
     }
 }
 
-/// Checks every case in a thread of its own, with all operands in registers; then the first cases once more with the last
-/// of two or more operands written into the instruction.
+/// Checks every case in a thread of its own, with all operands in registers; then the first cases once more with the
+/// last of two or more operands written into the instruction.
 #[track_caller]
 pub(crate) fn check<const N: usize, const M: usize>(
     opcode: &str,

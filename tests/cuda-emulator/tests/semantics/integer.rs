@@ -199,7 +199,7 @@ fn mad() {
     );
 }
 
-/// Towards zero. What comes of a division by zero the manual leaves to the machine; of 32 bits it is all ones.
+/// Rounds towards zero. The manual leaves division by zero to the machine; with 32 bits the result is all ones.
 #[test]
 fn div_and_rem() {
     table(

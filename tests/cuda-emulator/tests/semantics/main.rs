@@ -1,4 +1,5 @@
-//! Each instruction against cases computed by hand from the manual of the PTX ISA, or by a rule that the test states.
+//! Compares each instruction with cases computed by hand from the manual of the PTX ISA, or by a rule that the test
+//! states.
 //!
 //! Nothing here takes an expectation from the emulator, nor from the kernels that it serves. The kernels around the
 //! instruction under test load, store and count in the plainest way.

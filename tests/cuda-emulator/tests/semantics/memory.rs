@@ -60,7 +60,7 @@ fn loads_of_global_memory() {
     assert_eq!(run(body, 1, 1, &[value], expected.len()), expected);
 }
 
-/// A store of few bytes leaves those beside it.
+/// A store of few bytes does not change adjacent bytes.
 #[test]
 fn stores_change_their_bytes_only() {
     let body = "
@@ -171,7 +171,7 @@ fn shared_memory() {
 
 /// Each CTA has its own shared memory, each thread its own local memory.
 #[test]
-fn whose_memory_it_is() {
+fn memory_is_private_or_shared_as_declared() {
     let body = "
         .shared .align 4 .b8 ours[256];
         .local .align 8 .b8 mine[16];
@@ -235,7 +235,7 @@ fn parameters_and_variables() {
     );
 }
 
-/// Atomics on the first word of the output by one thread: the old value comes back.
+/// Atomics of one thread on the first word of the output return the old value.
 #[test]
 fn atomics() {
     let operations: [(&str, u64, u64, u64); 22] = [

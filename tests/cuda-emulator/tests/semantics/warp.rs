@@ -1,10 +1,10 @@
-//! What lanes do with each other: shuffles, votes, barriers of a warp.
+//! Collective operations of a warp: shuffles, votes and barriers.
 
 use crate::harness::run;
 
 const FULL: u32 = 0xffff_ffff;
 
-/// What the manual's pseudo-code gives for a lane: the lane that it reads, and whether that one is in range.
+/// The result of the manual's pseudo-code for a lane: the lane that it reads, and whether that lane is in range.
 fn source(mode: &str, lane: i64, b: i64, c: i64) -> (i64, u64) {
     let (bval, cval, mask) = (b & 31, c & 31, c >> 8 & 31);
     let max = (lane & mask) | (cval & !mask);
@@ -90,7 +90,7 @@ fn shuffles_as_kernels_use_them() {
     assert_eq!(up[..6], [100, 0, 100, 100, 1, 100]);
 }
 
-/// Lanes of one mask wait for each other wherever they come from; others are not asked.
+/// Lanes of one mask wait for each other, independent of their paths, and not for other lanes.
 #[test]
 fn shuffles_of_some_lanes() {
     let body = "
@@ -113,7 +113,7 @@ fn shuffles_of_some_lanes() {
     assert_eq!(run(body, 1, 32, &[], 32), expected);
 }
 
-/// The lanes of an upper half come late, and the lower half waits.
+/// The lanes of the upper half arrive late, and the lower half waits.
 #[test]
 fn shuffles_wait_for_their_mask() {
     let body = format!(
@@ -139,7 +139,7 @@ fn shuffles_wait_for_their_mask() {
     assert_eq!(run(&body, 1, 32, &[], 32), expected);
 }
 
-/// Two warps, of which the second has 8 lanes: each votes alone, and lanes that are not there are not counted.
+/// Two warps, the second with 8 lanes. Each votes separately, and missing lanes are not counted.
 #[test]
 fn votes() {
     let body = "

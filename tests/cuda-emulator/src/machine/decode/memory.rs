@@ -4,7 +4,7 @@ use super::{Decoded, Decoder, operands, unknown};
 use crate::machine::op::{Atomic, Load, Op, Reg, Space, Store, Update};
 use crate::ptx::{Instruction, Operand, Type};
 
-/// What the parts of an `ld` or `st` say.
+/// The parsed parts of an `ld` or `st`.
 struct Access {
     space: Space,
     elements: usize,

@@ -1,5 +1,5 @@
-//! From the parser's instructions to the machine's operations: registers get numbers, constants their bits, and what is no
-//! instruction is refused.
+//! From the parser's instructions to the machine's operations: registers get numbers, constants their bits, and what
+//! is no instruction is refused.
 
 mod arithmetic;
 mod control;
@@ -13,7 +13,7 @@ use crate::ptx::{Instruction, Kernel, RegisterId, Type};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What a register holds that was never written.
+/// The value of an unwritten register.
 const NEVER_WRITTEN: u64 = 0xA5A5_A5A5_A5A5_A5A5;
 
 /// Why an instruction is refused.
@@ -203,8 +203,8 @@ fn operands(wanted: &str, instruction: &Instruction) -> String {
     )
 }
 
-/// Where variables lie if they follow each other; then their size and alignment. Dynamic ones begin behind all others. The
-/// parser has seen to it that there is room for all.
+/// Where variables lie if they follow each other; then their size and alignment. Dynamic ones begin behind all
+/// others. The parser has seen to it that there is room for all.
 fn placed(variables: &[crate::ptx::Variable]) -> (Vec<u64>, u64, u64) {
     let (mut end, mut align) = (0_u64, 1);
     let mut starts = vec![0; variables.len()];

@@ -118,7 +118,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// What an instruction of this type reads.
+    /// Returns the operand of an instruction of this type.
     pub(super) fn source(&mut self, operand: &Operand, ty: Type) -> Decoded<Reg> {
         let bytes = ty.bytes().ok_or_else(unknown)?;
         match operand {
@@ -136,7 +136,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// What a conversion or a store reads: a wider register counts by its low bits.
+    /// Returns the operand of a conversion or a store, which reads the low bits of a wider register.
     pub(super) fn wider_source(&mut self, operand: &Operand, ty: Type) -> Decoded<Reg> {
         match operand {
             Operand::Register(register) => Ok(self.wider_word(*register, ty)?.0),
@@ -240,7 +240,7 @@ impl Decoder<'_> {
     }
 }
 
-/// What the bits of a type stand for.
+/// The interpretation of the bits of a type.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Bits,

@@ -3,8 +3,8 @@
 use super::{Device, PLACE, faults};
 
 #[test]
-fn warps_pass_values_round_and_round() {
-    // Each thread takes the value of the thread 32 before it, as often as there are warps: it comes back.
+fn warps_pass_values_through_shared_memory() {
+    // Each thread reads the value of the thread 32 before it, once per warp, so the values return to their threads.
     let device = Device::new(
         1,
         &format!(
@@ -36,7 +36,7 @@ fn warps_pass_values_round_and_round() {
 }
 
 #[test]
-fn a_warp_that_exits_before_the_barrier() {
+fn exited_warp_does_not_block_a_barrier() {
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;
@@ -54,7 +54,7 @@ fn a_warp_that_exits_before_the_barrier() {
 }
 
 #[test]
-fn lanes_that_are_not_at_the_barrier() {
+fn barrier_faults_if_lanes_are_missing() {
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;\nsetp.lt.u32 %p1, %r1, 3;\n@%p1 ret;\nbar.sync 0;\nret;",
@@ -62,7 +62,7 @@ fn lanes_that_are_not_at_the_barrier() {
     let waits = format!("lanes 3 to 31 wait at {}", device.line("bar.sync"));
     let parts = [&*waits, "lanes 0 to 2 have exited"];
     faults(device.launch(1, 32, &[]), 719, &parts);
-    // Two arms, each with a barrier of its own.
+    // Two branches, each with a barrier.
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;
@@ -81,7 +81,7 @@ fn lanes_that_are_not_at_the_barrier() {
 }
 
 #[test]
-fn warps_at_different_barriers() {
+fn warps_at_different_barriers_are_a_fault() {
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;
@@ -103,7 +103,7 @@ fn warps_at_different_barriers() {
 }
 
 #[test]
-fn a_barrier_can_be_for_a_part_of_the_warps() {
+fn barrier_can_cover_some_of_the_warps() {
     // Warps 0 and 1 meet at barrier 1, warps 2 and 3 at barrier 2, then all.
     let body = |threads: u32| {
         format!(
@@ -136,8 +136,8 @@ fn a_barrier_can_be_for_a_part_of_the_warps() {
 }
 
 #[test]
-fn who_arrives_need_not_wait() {
-    // The second warp produces and goes on; the first one waits for it.
+fn arriving_warps_do_not_wait() {
+    // The second warp arrives and continues; the first one waits for it.
     let device = Device::new(
         1,
         ".shared .u32 one;

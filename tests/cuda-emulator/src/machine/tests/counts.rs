@@ -1,4 +1,4 @@
-//! What a launch counts.
+//! Counters of a launch.
 
 use super::{Device, PLACE};
 
@@ -18,7 +18,8 @@ fn instructions_by_kind_and_by_warp() {
     for threads in 1..4 {
         let counts = device.launch_on(threads, 3, 40, &[to]).expect("no fault");
         assert_eq!(counts.threads, 120);
-        // 40 threads load the parameter, move, compare, branch and return; those from 8 on add twice, whatever the guard.
+        // 40 threads load the parameter, move, compare, branch and return; those from 8 on add twice, whatever the
+        // guard.
         assert_eq!(counts.instructions, 3 * (5 * 40 + 2 * 32));
         // Two warps in each CTA; the lanes of the first meet again before they return.
         assert_eq!(counts.warp_instructions, 3 * (7 + 7));
@@ -29,7 +30,7 @@ fn instructions_by_kind_and_by_warp() {
 }
 
 #[test]
-fn waiting_does_not_count() {
+fn waiting_is_not_counted() {
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;
@@ -72,7 +73,7 @@ fn sectors_and_bytes_of_global_memory() {
             counts.sectors_needed,
         )
     }
-    // In a row: four sectors of 128 bytes; one more where they do not begin with a sector.
+    // Consecutive: four sectors for 128 bytes, and one more if they are not aligned to a sector.
     assert_eq!(stored(4, 0, "f32", "%f1"), (128, 4, 4));
     assert_eq!(stored(4, 4, "f32", "%f1"), (128, 5, 4));
     assert_eq!(stored(4, 64, "u32", "%r5"), (128, 4, 4));

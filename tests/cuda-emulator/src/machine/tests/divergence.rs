@@ -1,10 +1,10 @@
-//! Lanes that part, meet again, and do something together.
+//! Divergence, reconvergence and collective operations of lanes.
 
 use super::{Device, PLACE, faults};
 
 #[test]
-fn lanes_leave_a_loop_one_by_one_and_meet_behind_it() {
-    // Lane i goes round i times; behind the loop all are there again.
+fn lanes_leave_a_loop_one_by_one_and_reconverge_after_it() {
+    // Lane i runs i iterations; after the loop all lanes are active again.
     let device = Device::new(
         1,
         &format!(
@@ -73,7 +73,7 @@ fn uniform_branches_are_taken_by_all_or_none() {
 
 #[test]
 fn a_shuffle_waits_for_its_members() {
-    // The lower lanes come by a longer way, whose code stands behind.
+    // The lower lanes take a longer path, whose code is further down.
     let device = Device::new(
         1,
         &format!(
@@ -96,7 +96,7 @@ fn a_shuffle_waits_for_its_members() {
 }
 
 #[test]
-fn members_that_never_arrive() {
+fn shuffle_faults_if_members_never_arrive() {
     let body = |members: &str| {
         format!(
             "mov.u32 %r1, %tid.x;
@@ -123,7 +123,7 @@ fn members_that_never_arrive() {
 }
 
 #[test]
-fn a_lane_that_a_guard_turns_off_goes_on() {
+fn predicated_off_lane_continues() {
     // Lanes from 16 on first pass the shuffle, then come back to it.
     let device = Device::new(
         1,
@@ -159,7 +159,7 @@ fn members_include_the_lane_itself() {
 }
 
 #[test]
-fn halves_of_a_warp_can_shuffle_apart() {
+fn halves_of_a_warp_can_shuffle_separately() {
     let device = Device::new(
         1,
         &format!(
@@ -196,7 +196,7 @@ fn a_shuffle_reads_members_only() {
 }
 
 #[test]
-fn a_loop_without_an_end() {
+fn endless_loop_is_a_fault() {
     let device = Device::new(0, "AGAIN:\nbra AGAIN;");
     faults(
         device.launch_within(1000, 32),

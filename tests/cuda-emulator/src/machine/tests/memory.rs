@@ -1,4 +1,4 @@
-//! Accesses that a launch may not make.
+//! Invalid memory accesses of a launch.
 
 use super::{Device, Kind, PLACE, faults};
 
@@ -20,12 +20,12 @@ fn fault_names_kernel_line_cta_warp_and_lane() {
         "0 bytes behind the allocation of 400 bytes",
     ];
     faults(device.launch(2, 64, &[to]), 700, &parts);
-    // What came before it is stored.
+    // Earlier stores take effect.
     assert_eq!(device.read(to, 3), [0, 1, 2]);
 }
 
 #[test]
-fn freed_memory_is_told_apart() {
+fn freed_memory_is_reported_as_freed() {
     let device = store();
     let to = device.raw(400);
     device.memory.free(to).expect("alive");
@@ -56,13 +56,13 @@ fn vectors_are_aligned_as_a_whole() {
         716,
         &["lane 0", "no multiple of 16"],
     );
-    // The last four bytes are not there.
+    // The last four bytes are out of bounds.
     let short = device.raw(12);
     faults(device.launch(1, 1, &[short]), 700, &["run over the end"]);
 }
 
 #[test]
-fn memory_never_written_is_not_read() {
+fn reading_unwritten_memory_is_a_fault() {
     let device = Device::new(1, &format!("{PLACE}\nld.global.u32 %r5, [%rd8];\nret;"));
     let from = device.raw(4 * 64);
     device.memory.write(from, &[0; 4 * 37 + 1]).expect("there");
@@ -73,7 +73,7 @@ fn memory_never_written_is_not_read() {
         "offset 149 of an allocation of 256 bytes",
     ];
     faults(device.launch(1, 64, &[from]), 719, &parts);
-    // The host writes managed memory without telling anyone.
+    // Writes of the host to managed memory are not observed.
     let managed = device.memory.allocate(4 * 64, Kind::Managed).expect("room");
     device.launch(1, 64, &[managed]).expect("counts as written");
 }
@@ -123,7 +123,7 @@ fn a_warp_can_access_many_allocations_at_once() {
 }
 
 #[test]
-fn constants_are_not_written() {
+fn writing_constant_memory_is_a_fault() {
     let device = Device::with(
         ".const .u32 limit = 5;",
         1,
@@ -171,7 +171,7 @@ fn generic_addresses_reach_every_space() {
 }
 
 #[test]
-fn local_memory_is_each_lanes_own_and_checked() {
+fn local_memory_is_private_to_a_lane_and_checked() {
     let body = |access: &str| {
         format!(
             "{PLACE}

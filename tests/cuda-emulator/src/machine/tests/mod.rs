@@ -16,7 +16,7 @@ struct Device {
     text: String,
 }
 
-/// What came of a launch: its counts, or code and text of its fault.
+/// The result of a launch: its counts, or code and text of its fault.
 type Outcome = Result<Counts, (u32, String)>;
 
 impl Device {

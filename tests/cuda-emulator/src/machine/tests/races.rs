@@ -3,7 +3,7 @@
 use super::{Device, PLACE, faults};
 
 #[test]
-fn lanes_that_store_different_values_to_one_place() {
+fn lanes_that_store_different_values_to_one_address_race() {
     let device = Device::new(
         1,
         "mov.u32 %r1, %tid.x;\nshr.u32 %r1, %r1, 4;\nst.global.u32 [%rd0], %r1;\nret;",
@@ -18,7 +18,7 @@ fn lanes_that_store_different_values_to_one_place() {
 }
 
 #[test]
-fn warps_without_a_barrier_between() {
+fn warps_without_a_barrier_race() {
     let body = |barrier: &str| {
         format!(
             "{PLACE}
@@ -40,7 +40,7 @@ fn warps_without_a_barrier_between() {
     assert_eq!(device.read(to + 256, 3), [32, 33, 34]);
     let device = Device::new(1, &body(""));
     let to = device.words(&[0; 128]);
-    // The first warp runs ahead: the second one stores what it has read.
+    // The first warp executes first, and the second one overwrites values that it has read.
     let read = format!("warp 0 read at {}", device.line("ld.global.u32"));
     let parts = [
         "race: writes the byte at",
@@ -80,7 +80,7 @@ fn ctas_are_not_ordered() {
 }
 
 #[test]
-fn atomics_among_themselves() {
+fn atomics_do_not_race_with_each_other() {
     let device = Device::new(1, "mov.u32 %r1, 1;\nred.global.add.u32 [%rd0], %r1;\nret;");
     let to = device.words(&[0]);
     device.launch_on(3, 7, 96, &[to]).expect("atomics");
@@ -98,7 +98,7 @@ fn atomics_among_themselves() {
 }
 
 #[test]
-fn shared_memory_without_a_barrier_between() {
+fn shared_memory_without_a_barrier_races() {
     let body = |barrier: &str| {
         format!(
             "{PLACE}
@@ -134,7 +134,7 @@ fn shared_memory_without_a_barrier_between() {
 }
 
 #[test]
-fn shared_memory_that_others_still_read() {
+fn overwriting_shared_memory_that_others_read_races() {
     let device = Device::new(
         0,
         ".shared .u32 one;
@@ -157,8 +157,8 @@ fn shared_memory_that_others_still_read() {
 }
 
 #[test]
-fn what_is_found_does_not_depend_on_the_threads() {
-    // CTAs from 5 on fail, each at its own place.
+fn reported_races_do_not_depend_on_the_number_of_threads() {
+    // CTAs from 5 on fail, each at a different address.
     let device = Device::new(1, &format!("{PLACE}\nst.global.u32 [%rd8], %r0;\nret;"));
     let to = device.raw(4 * 5 * 32);
     let alone = device.launch_on(1, 40, 32, &[to]).expect_err("a fault");

@@ -1,27 +1,20 @@
-//! What a checkpoint holds and how it is loaded: settings, names, policies, and that a failed load
+//! The contents of a checkpoint and how it is loaded: settings, names and policies. A failed load
 //! changes nothing.
 #![allow(clippy::unwrap_used)]
 
-use lion::checkpoint::{Checkpoint, Damage, Rotation};
+mod rotation;
+
+use lion::checkpoint::{Checkpoint, Damage};
 use lion::{
     Dtype, Handle, Lion, Lion8bit, Overrides, ParamSpec, bf16,
     checkpoint::{CheckpointError, Load, LoadPolicy},
     update,
 };
+use lion_test_support::{f32_spec, settings_and_states, temporary_path};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("run.lion");
-    (folder, path)
-}
-
-fn spec(name: &str, n: usize) -> ParamSpec {
-    ParamSpec::new(name, n, Dtype::F32)
-}
-
-/// Two steps of a parameter of 0.
+/// Runs two steps of a parameter whose elements are 0.
 fn steps(lion: &mut Lion, name: &str) {
     let handle = lion.handle(name).unwrap();
     let n = lion.info(handle).unwrap().len;
@@ -32,33 +25,19 @@ fn steps(lion: &mut Lion, name: &str) {
     }
 }
 
-/// `a` with 8 bits, `b` with 32, both stepped.
+/// Returns an optimizer with `a` (8 bits) and `b` (32 bits), both stepped.
 fn stepped() -> Lion {
     let mut lion: Lion = Lion8bit::builder().lr(0.25).build().unwrap();
     for (name, n) in [("a", 5000), ("b", 10)] {
-        lion.register(spec(name, n)).unwrap();
+        lion.register(f32_spec(name, n)).unwrap();
         steps(&mut lion, name);
     }
     lion
 }
 
-/// All that a load can change.
-fn everything(lion: &Lion) -> String {
-    let records = lion
-        .parameters()
-        .map(|info| lion.export_state(info.handle).unwrap());
-    let records: Vec<_> = records.collect();
-    let infos: Vec<_> = lion.parameters().collect();
-    format!(
-        "{:?} {:?} {infos:?} {records:?}",
-        lion.defaults(),
-        lion.groups()
-    )
-}
-
 #[test]
-fn settings_orders_steps_and_seeds_come_back() {
-    let (_folder, path) = folder();
+fn load_restores_settings_orders_steps_and_seeds() {
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = Lion::builder()
         .lr(0.1)
         .betas((0.8, 0.7))
@@ -75,11 +54,11 @@ fn settings_orders_steps_and_seeds_come_back() {
         .min_8bit_size(1)
         .seed(77);
     let own = own.stochastic_param(true).stochastic_state(false);
-    let w = spec("w", 6).group("decay").overrides(own);
+    let w = f32_spec("w", 6).group("decay").overrides(own);
     let w = lion.register(w).unwrap();
     lion.register(ParamSpec::new("never stepped", 3, Dtype::Bf16))
         .unwrap();
-    lion.register(spec("leer ∅", 0)).unwrap();
+    lion.register(f32_spec("leer ∅", 0)).unwrap();
     let mut p = ndarray::Array2::<f32>::zeros((2, 3)).reversed_axes();
     let g = ndarray::Array2::<f32>::ones((2, 3)).reversed_axes();
     lion.step([(w, &mut p, &g)]).unwrap();
@@ -91,10 +70,10 @@ fn settings_orders_steps_and_seeds_come_back() {
         .build()
         .unwrap();
     resumed.add_group("mine", Overrides::new().lr(7.0)).unwrap();
-    resumed.register(spec("leer ∅", 0)).unwrap();
+    resumed.register(f32_spec("leer ∅", 0)).unwrap();
     let other = Overrides::new().optim_bits(8).min_8bit_size(0);
     let w = resumed
-        .register(spec("w", 6).group("mine").overrides(other))
+        .register(f32_spec("w", 6).group("mine").overrides(other))
         .unwrap();
     resumed
         .register(ParamSpec::new("never stepped", 3, Dtype::Bf16))
@@ -109,18 +88,18 @@ fn settings_orders_steps_and_seeds_come_back() {
         other.handle = info.handle;
         assert_eq!(other, info);
     }
-    // The order in memory came with it: a row-major array is not what was stepped.
+    // The memory order was loaded as well: a row-major array does not match the stepped one.
     let mut wrong = ndarray::Array2::<f32>::zeros((3, 2));
     assert!(resumed.step([(w, &mut wrong, &g)]).is_err());
     resumed.step([(w, &mut p, &g)]).unwrap();
 
-    // The file of what was loaded is the file that was loaded, but for the group that it did not have.
+    // Saving the loaded optimizer writes the same file, except for the group that the file did not have.
     let mut again = Lion::builder().build().unwrap();
-    again.register(spec("w", 6).overrides(other)).unwrap();
+    again.register(f32_spec("w", 6).overrides(other)).unwrap();
     again
         .register(ParamSpec::new("never stepped", 3, Dtype::Bf16))
         .unwrap();
-    again.register(spec("leer ∅", 0)).unwrap();
+    again.register(f32_spec("leer ∅", 0)).unwrap();
     again.load(&path).unwrap();
     let copy = path.with_extension("copy");
     again.save(&copy).unwrap();
@@ -128,24 +107,24 @@ fn settings_orders_steps_and_seeds_come_back() {
 }
 
 #[test]
-fn what_differs_is_listed_whole_and_nothing_is_loaded() {
-    let (_folder, path) = folder();
+fn mismatch_lists_every_difference_and_loads_nothing() {
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = Lion::builder().build().unwrap();
     for name in ["a", "b", "c", "d", "e"] {
-        lion.register(spec(name, 4)).unwrap();
+        lion.register(f32_spec(name, 4)).unwrap();
         steps(&mut lion, name);
     }
     lion.save(&path).unwrap();
 
     let mut other = Lion::builder().build().unwrap();
     let eight = Overrides::new().optim_bits(8).min_8bit_size(0);
-    other.register(spec("y", 4)).unwrap();
-    other.register(spec("a", 4)).unwrap();
-    other.register(spec("b", 5)).unwrap();
+    other.register(f32_spec("y", 4)).unwrap();
+    other.register(f32_spec("a", 4)).unwrap();
+    other.register(f32_spec("b", 5)).unwrap();
     other.register(ParamSpec::new("c", 4, Dtype::Bf16)).unwrap();
-    other.register(spec("d", 4).overrides(eight)).unwrap();
-    other.register(spec("x", 4)).unwrap();
-    let before = everything(&other);
+    other.register(f32_spec("d", 4).overrides(eight)).unwrap();
+    other.register(f32_spec("x", 4)).unwrap();
+    let before = settings_and_states(&other);
     let error = other.load(&path).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -156,7 +135,7 @@ fn what_differs_is_listed_whole_and_nothing_is_loaded() {
             path.display()
         )
     );
-    assert_eq!(everything(&other), before);
+    assert_eq!(settings_and_states(&other), before);
 
     let subset = Load::new().policy(LoadPolicy::NonStrict);
     let report = other.load_with(&path, subset).unwrap();
@@ -180,8 +159,8 @@ fn what_differs_is_listed_whole_and_nothing_is_loaded() {
 }
 
 #[test]
-fn settings_are_kept_where_asked_for_and_seeds_still_come() {
-    let (_folder, path) = folder();
+fn keep_settings_keeps_settings_and_loads_seeds() {
+    let (_folder, path) = temporary_path("run.lion");
     let register = |lion: &mut Lion| {
         let spec = ParamSpec::new("w", 4, Dtype::Bf16);
         let stochastic = Overrides::new().stochastic_param(true);
@@ -212,7 +191,7 @@ fn settings_are_kept_where_asked_for_and_seeds_still_come() {
     assert_eq!(run(&mut other, v), run(&mut lion, w));
 }
 
-/// The first byte of a plane of a parameter.
+/// Returns the offset of a plane of a parameter.
 fn offset_of(path: &Path, name: &str, plane: usize) -> u64 {
     let mut checkpoint = Checkpoint::open(path).unwrap();
     let tensors = checkpoint.tensors().unwrap().map(Result::unwrap);
@@ -221,8 +200,8 @@ fn offset_of(path: &Path, name: &str, plane: usize) -> u64 {
 }
 
 #[test]
-fn a_damaged_plane_changes_neither_a_fresh_optimizer_nor_a_used_one() {
-    let (_folder, path) = folder();
+fn damaged_plane_changes_neither_a_fresh_nor_a_used_optimizer() {
+    let (_folder, path) = temporary_path("run.lion");
     let lion = stepped();
     lion.save(&path).unwrap();
     let offset = offset_of(&path, "b", 0);
@@ -231,13 +210,13 @@ fn a_damaged_plane_changes_neither_a_fresh_optimizer_nor_a_used_one() {
     fs::write(&path, bytes).unwrap();
 
     let mut fresh: Lion = Lion8bit::builder().build().unwrap();
-    fresh.register(spec("a", 5000)).unwrap();
-    fresh.register(spec("b", 10)).unwrap();
+    fresh.register(f32_spec("a", 5000)).unwrap();
+    fresh.register(f32_spec("b", 10)).unwrap();
     let mut used = stepped();
     steps(&mut used, "a");
     for lion in [&mut fresh, &mut used] {
-        let before = everything(lion);
-        // Twice: what was put back is fresh again.
+        let before = settings_and_states(lion);
+        // Twice: a state that was rolled back is fresh again.
         for _ in 0..2 {
             let error = lion.load(&path).unwrap_err();
             let CheckpointError::Damaged {
@@ -253,21 +232,21 @@ fn a_damaged_plane_changes_neither_a_fresh_optimizer_nor_a_used_one() {
                 (*at, parameter.as_deref(), *part),
                 (offset, Some("b"), "momentum")
             );
-            assert_eq!(everything(lion), before);
+            assert_eq!(settings_and_states(lion), before);
         }
     }
     lion.save(&path).unwrap();
     for other in [&mut fresh, &mut used] {
         other.load(&path).unwrap();
-        assert_eq!(everything(other), everything(&lion));
+        assert_eq!(settings_and_states(other), settings_and_states(&lion));
     }
 }
 
 #[test]
-fn files_that_are_none_are_named() {
-    let (_folder, path) = folder();
+fn files_that_are_not_checkpoints_are_rejected_with_the_reason() {
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = stepped();
-    let before = everything(&lion);
+    let before = settings_and_states(&lion);
     let error = lion.load(&path).unwrap_err();
     assert!(
         matches!(error, CheckpointError::Io { action: "open", .. }),
@@ -288,7 +267,7 @@ fn files_that_are_none_are_named() {
         let error = lion.load(&path).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
-    assert_eq!(everything(&lion), before);
+    assert_eq!(settings_and_states(&lion), before);
 
     lion.save(&path).unwrap();
     let whole = fs::read(&path).unwrap();
@@ -313,16 +292,16 @@ fn files_that_are_none_are_named() {
         error.ends_with(&format!("the file has {} bytes, wanted {n}", n + 1)),
         "{error}"
     );
-    assert_eq!(everything(&lion), before);
+    assert_eq!(settings_and_states(&lion), before);
 }
 
-/// Names of parameters and groups, and the optimizer, that the format has no room for.
+/// Names of parameters and groups that are too long for the format, and an optimizer that is too large for it.
 #[test]
-fn what_the_format_has_no_room_for_is_refused_and_the_old_file_stays() {
-    let (_folder, path) = folder();
+fn save_rejects_what_the_format_cannot_hold_and_keeps_the_old_file() {
+    let (_folder, path) = temporary_path("run.lion");
     fs::write(&path, "old").unwrap();
     let mut lion = Lion::builder().build().unwrap();
-    lion.register(spec(&"x".repeat(65_536), 1)).unwrap();
+    lion.register(f32_spec(&"x".repeat(65_536), 1)).unwrap();
     let error = lion.save(&path).unwrap_err();
     assert!(
         matches!(
@@ -356,7 +335,7 @@ fn what_the_format_has_no_room_for_is_refused_and_the_old_file_stays() {
     assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
 
     let mut lion = Lion::builder().build().unwrap();
-    lion.register(spec(&"x".repeat(65_535), 1)).unwrap();
+    lion.register(f32_spec(&"x".repeat(65_535), 1)).unwrap();
     for i in 0..4096 {
         lion.add_group(&i.to_string(), Overrides::new()).unwrap();
     }
@@ -367,9 +346,9 @@ fn what_the_format_has_no_room_for_is_refused_and_the_old_file_stays() {
 
 #[test]
 fn eight_bit_checkpoints_are_small() {
-    let (_folder, path) = folder();
+    let (_folder, path) = temporary_path("run.lion");
     let mut lion = Lion8bit::builder().build().unwrap();
-    // The matrices of a small transformer, and one of the least size that the bound holds for.
+    // The matrices of a small transformer, and one of the smallest size for which the bound holds.
     let (width, mut elements, mut names) = (128, 0, 0);
     let mut add = |name: String, n: usize| {
         elements += n;
@@ -393,141 +372,11 @@ fn eight_bit_checkpoints_are_small() {
     assert!(ratio <= 1.03, "{ratio} bytes per element");
 }
 
-#[test]
-fn a_rotation_removes_its_own_files_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let others = [
-        "run-x.lion",
-        "run-007.lion",
-        "run-1.lion.bak",
-        "runner-1.lion",
-        "x-1.lion",
-    ];
-    for name in others {
-        fs::write(folder.path().join(name), "").unwrap();
-    }
-    let rotation = Rotation::new(folder.path(), "run", 2);
-    let lion = stepped();
-    let steps = || -> Vec<u64> {
-        let files = rotation.files().unwrap();
-        files.into_iter().map(|(step, _)| step).collect()
-    };
-    for step in [9, 10, 11] {
-        rotation.save(&lion, step).unwrap();
-    }
-    assert_eq!(steps(), [11, 10]);
-    // A run that went back leaves behind what it had saved of later steps, and goes on from there.
-    for (step, kept) in [
-        (10, &[10][..]),
-        (5, &[5]),
-        (6, &[6, 5]),
-        (7, &[7, 6]),
-        (7, &[7, 6]),
-    ] {
-        rotation.save(&lion, step).unwrap();
-        assert_eq!(steps(), kept);
-    }
-    let mut resumed = stepped();
-    resumed.load(&rotation.files().unwrap()[0].1).unwrap();
-    for name in others {
-        assert!(folder.path().join(name).exists(), "{name}");
-    }
-}
-
-#[test]
-fn a_rotation_removes_what_killed_saves_of_any_step_have_left() {
-    let folder = tempfile::tempdir().unwrap();
-    let own = [".run-3.lion.abc123.unfinished", ".run-40.lion.0.unfinished"];
-    let others = [
-        ".run-x.lion.abc123.unfinished",
-        ".run-03.lion.abc123.unfinished",
-        ".runner-3.lion.abc123.unfinished",
-        ".run-3.lion.unfinished",
-        ".run-3.lion.ab-c.unfinished",
-        ".run.lion.abc123.unfinished",
-    ];
-    for name in own.iter().chain(&others) {
-        fs::write(folder.path().join(name), "left").unwrap();
-    }
-    let rotation = Rotation::new(folder.path(), "run", 2);
-    rotation.save(&stepped(), 9).unwrap();
-    for name in own {
-        assert!(!folder.path().join(name).exists(), "{name}");
-    }
-    for name in others {
-        assert!(folder.path().join(name).exists(), "{name}");
-    }
-}
-
-#[test]
-fn a_rotation_passes_over_folders() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("run-5.lion")).unwrap();
-    let rotation = Rotation::new(folder.path(), "run", 1);
-    let lion = stepped();
-    for step in [4, 6, 7] {
-        rotation.save(&lion, step).unwrap();
-        assert_eq!(rotation.files().unwrap(), [(step, rotation.path(step))]);
-    }
-    let result = rotation.save(&lion, 5);
-    let Err(CheckpointError::NotAFile { path, given }) = result else {
-        panic!("{result:?}");
-    };
-    assert_eq!((path, given), (rotation.path(5), "folder"));
-}
-
-#[test]
-fn a_rotation_refuses_names_that_are_no_part_of_a_file_name() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("a")).unwrap();
-    let lion = stepped();
-    for name in ["", ".", "..", "a/b", "a/", "/", "./a", "a\0"] {
-        let rotation = Rotation::new(folder.path(), name, 1);
-        let results = [
-            rotation.save(&lion, 1).map(drop),
-            rotation.files().map(drop),
-        ];
-        for result in results {
-            let Err(CheckpointError::InvalidName { name: given }) = result else {
-                panic!("{name:?}: {result:?}");
-            };
-            assert_eq!(given, name);
-        }
-    }
-    let rotation = Rotation::new(folder.path(), "run", 1);
-    for extension in ["", "lion", "a/b", ".."] {
-        let result = rotation.save_with(&lion, 1, extension, b"");
-        assert!(
-            matches!(result, Err(CheckpointError::InvalidName { .. })),
-            "{extension:?}: {result:?}"
-        );
-    }
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-}
-
-#[test]
-fn savers_of_one_rotation_do_not_meet_each_others_removals() {
-    let folder = tempfile::tempdir().unwrap();
-    let rotation = Rotation::new(folder.path(), "run", 1);
-    let lion = stepped();
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                for step in 0..50 {
-                    rotation.save(&lion, step).unwrap();
-                }
-            });
-        }
-    });
-    assert_eq!(rotation.files().unwrap(), [(49, rotation.path(49))]);
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-}
-
-/// Where states lie is a machine's and not a run's: it is not in the file.
+/// Whether states are paged is a property of the machine, not of the run, so it is not in the file.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_run_goes_on_with_paging_on_and_off() {
-    let (folder, path) = folder();
+fn run_continues_with_paging_on_and_off() {
+    let (folder, path) = temporary_path("run.lion");
     let run = |paged: bool| {
         let builder = Lion::builder().optim_bits(8).lr(0.25).is_paged(paged);
         let paging = lion::Paging::in_folder(folder.path()).budget(1 << 16);
@@ -541,7 +390,7 @@ fn a_run_goes_on_with_paging_on_and_off() {
         let mut lion = builder.build().unwrap();
         lion.add_group("g", Overrides::new().weight_decay(0.5))
             .unwrap();
-        lion.register(spec("a", 200_000).group("g")).unwrap();
+        lion.register(f32_spec("a", 200_000).group("g")).unwrap();
         lion
     };
     let state = |lion: &Lion| {
@@ -560,14 +409,14 @@ fn a_run_goes_on_with_paging_on_and_off() {
         steps(&mut whole, "a");
         steps(&mut resumed, "a");
         assert_eq!(state(&resumed), state(&whole), "{from} to {to}");
-        // A damaged file leaves a paged state as fresh as any.
+        // After a failed load of a damaged file, paged states are fresh, too.
         let mut bytes = fs::read(&path).unwrap();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         fs::write(&path, bytes).unwrap();
         let mut fresh = run(to);
-        let before = everything(&fresh);
+        let before = settings_and_states(&fresh);
         fresh.load(&path).unwrap_err();
-        assert_eq!(everything(&fresh), before);
+        assert_eq!(settings_and_states(&fresh), before);
     }
 }

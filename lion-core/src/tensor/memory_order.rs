@@ -2,6 +2,7 @@
 
 #[cfg(doc)]
 use crate::ParamMut;
+use std::fmt;
 
 /// The order in which the elements of an array are stored in memory.
 ///
@@ -83,12 +84,36 @@ impl MemoryOrder {
     }
 }
 
+/// Prints the order for an error message.
+///
+/// ```
+/// use lion_core::MemoryOrder;
+/// assert_eq!(MemoryOrder::RowMajor.to_string(), "row-major");
+/// let columns = MemoryOrder::of(&[2, 3], &[1, 2], true);
+/// assert_eq!(columns.to_string(), "permuted (lengths [2, 3], strides [1, 2])");
+/// ```
+impl fmt::Display for MemoryOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MemoryOrder::RowMajor => f.write_str("row-major"),
+            MemoryOrder::Permuted(axes) => {
+                let (lengths, strides): (Vec<usize>, Vec<isize>) = axes.iter().copied().unzip();
+                write!(f, "permuted (lengths {lengths:?}, strides {strides:?})")
+            }
+            MemoryOrder::Strided(gaps) => {
+                let Strides { shape, strides } = &**gaps;
+                write!(f, "not contiguous (shape {shape:?}, strides {strides:?})")
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn shapes_that_no_memory_holds_have_an_order_too() {
+    fn shapes_beyond_the_address_space_have_an_order() {
         let huge = 1 << (usize::BITS / 2);
         let stride = huge as isize;
         let rows = MemoryOrder::of(&[huge, huge], &[stride, 1], true);

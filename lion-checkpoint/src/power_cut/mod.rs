@@ -1,327 +1,16 @@
-//! Simulates a power cut at every operation of a save, on a disk that guarantees only what was synced.
-//!
-//! After a cut, each file has its synced bytes and any part of the later writes. The folder has its synced
-//! names and any subset of the later changes; each change is applied entirely or not at all.
+//! Simulates a power cut at every operation of a save, on the disk of `simulated.rs`.
 
-use super::disk::{Disk, DiskFile, Kind};
+mod simulated;
+
+use self::simulated::{Folder, Simulated};
 use super::rotation::Rotation;
 use super::save::replace_on;
 use super::{Checkpoint, CheckpointError, Load, load};
 use lion::{Device, Dtype, Lion, ParamSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Cursor, ErrorKind, Seek, SeekFrom, Write};
+use std::io::{Cursor, ErrorKind, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
-
-/// What a folder holds: contents by path. A path is an `OsString`, as a `Path` is compared component by
-/// component, which takes Miri ten times as long.
-type Folder = BTreeMap<OsString, Vec<u8>>;
-
-/// A file: its synced bytes, and where which bytes have been written since.
-#[derive(Clone, Default, PartialEq)]
-struct Inode {
-    synced: Vec<u8>,
-    writes: Vec<(usize, Vec<u8>)>,
-}
-
-impl Inode {
-    fn with<'a, I>(&self, writes: I) -> Vec<u8>
-    where
-        I: IntoIterator<Item = &'a (usize, Vec<u8>), IntoIter: Clone>,
-    {
-        let writes = writes.into_iter();
-        let ends = writes.clone().map(|(at, written)| at + written.len());
-        let mut bytes = vec![0; ends.fold(self.synced.len(), usize::max)];
-        bytes[..self.synced.len()].copy_from_slice(&self.synced);
-        for (at, written) in writes {
-            bytes[*at..at + written.len()].copy_from_slice(written);
-        }
-        bytes
-    }
-
-    fn now(&self) -> Vec<u8> {
-        self.with(&self.writes)
-    }
-
-    /// What a cut may leave: the writes up to one that is torn, all but one, or their length alone.
-    fn after_a_cut(&self) -> BTreeSet<Vec<u8>> {
-        let mut all = BTreeSet::from([self.now()]);
-        for (i, (at, bytes)) in self.writes.iter().enumerate() {
-            let before = &self.writes[..i];
-            let torn = (*at, bytes[..bytes.len() / 2].to_vec());
-            all.insert(self.with(before));
-            all.insert(self.with(before.iter().chain([&torn])));
-            all.insert(self.with(before.iter().chain(&self.writes[i + 1..])));
-        }
-        let zeros = |(at, bytes): &(usize, Vec<u8>)| (*at, vec![0; bytes.len()]);
-        let zeros: Vec<_> = self.writes.iter().map(zeros).collect();
-        all.insert(self.with(&zeros));
-        all
-    }
-}
-
-/// Names that change together: each to a file, or to nothing.
-type Change = Vec<(OsString, Option<usize>)>;
-
-#[derive(Clone, Default, PartialEq)]
-struct State {
-    inodes: Vec<Inode>,
-    synced: BTreeMap<OsString, usize>,
-    changes: Vec<Change>,
-}
-
-impl State {
-    fn names<'a>(
-        &self,
-        changes: impl IntoIterator<Item = &'a Change>,
-    ) -> BTreeMap<OsString, usize> {
-        let mut names = self.synced.clone();
-        for (path, inode) in changes.into_iter().flatten() {
-            match inode {
-                Some(inode) => names.insert(path.clone(), *inode),
-                None => names.remove(path),
-            };
-        }
-        names
-    }
-
-    fn now(&self) -> BTreeMap<OsString, usize> {
-        self.names(&self.changes)
-    }
-
-    fn contents(&self) -> Folder {
-        let names = self.now().into_iter();
-        names
-            .map(|(path, inode)| (path, self.inodes[inode].now()))
-            .collect()
-    }
-
-    /// All folders that a cut may leave.
-    fn after_a_cut(&self) -> BTreeSet<Folder> {
-        let contents: Vec<_> = self.inodes.iter().map(Inode::after_a_cut).collect();
-        let mut all = BTreeSet::new();
-        for chosen in 0..1u32 << self.changes.len() {
-            let changes = self.changes.iter().enumerate();
-            let changes = changes.filter(|(i, _)| chosen >> i & 1 == 1);
-            let mut folders = vec![Folder::new()];
-            for (path, inode) in self.names(changes.map(|(_, change)| change)) {
-                folders = folders
-                    .iter()
-                    .flat_map(|folder| {
-                        contents[inode].iter().map(|bytes| {
-                            let mut folder = folder.clone();
-                            folder.insert(path.clone(), bytes.clone());
-                            folder
-                        })
-                    })
-                    .collect();
-            }
-            all.extend(folders);
-        }
-        all
-    }
-}
-
-#[derive(Default)]
-struct Record {
-    state: State,
-    /// The state before each operation.
-    before: Vec<(&'static str, State)>,
-    /// The operation that fails, and how.
-    fails: Option<(usize, ErrorKind)>,
-}
-
-/// A disk with one folder.
-#[derive(Clone, Default)]
-struct Simulated(Arc<Mutex<Record>>);
-
-impl Simulated {
-    fn of(folder: &Folder) -> Self {
-        let disk = Simulated::default();
-        let mut record = disk.record();
-        for (path, bytes) in folder {
-            let inode = record.state.inodes.len();
-            record.state.synced.insert(path.clone(), inode);
-            let (synced, writes) = (bytes.clone(), Vec::new());
-            record.state.inodes.push(Inode { synced, writes });
-        }
-        drop(record);
-        disk
-    }
-
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.0.lock().unwrap()
-    }
-
-    fn begin(&self, operation: &'static str) -> io::Result<MutexGuard<'_, Record>> {
-        let mut record = self.record();
-        let (at, state) = (record.before.len(), record.state.clone());
-        record.before.push((operation, state));
-        match record.fails {
-            Some((failing, kind)) if failing == at => Err(kind.into()),
-            _ => Ok(record),
-        }
-    }
-
-    /// All folders that a cut before an operation may leave, with its name. Of operations between which
-    /// the disk has not changed, the first alone is listed. Under Miri, which is slow, it is every other.
-    fn cuts(&self) -> Vec<(&'static str, BTreeSet<Folder>)> {
-        let record = self.record();
-        let mut before: Vec<_> = record.before.iter().collect();
-        before.dedup_by(|(_, after), (_, before)| after == before);
-        let cuts = before.into_iter().step_by(if cfg!(miri) { 2 } else { 1 });
-        cuts.map(|(operation, state)| (*operation, state.after_a_cut()))
-            .collect()
-    }
-
-    /// All folders that a cut after the last operation may leave.
-    fn cut_now(&self) -> BTreeSet<Folder> {
-        self.record().state.after_a_cut()
-    }
-
-    fn contents(&self) -> Folder {
-        self.record().state.contents()
-    }
-
-    fn change(record: &mut Record, change: Change) {
-        record.state.changes.push(change);
-    }
-}
-
-impl Disk for Simulated {
-    type File = SimulatedFile;
-    type Folder = ();
-
-    fn kind(&self, path: &Path) -> io::Result<Option<Kind>> {
-        let record = self.begin("kind")?;
-        Ok(record.state.now().get(path.as_os_str()).map(|_| Kind::File))
-    }
-
-    fn files(&self, folder: &Path) -> io::Result<Vec<OsString>> {
-        let record = self.begin("files")?;
-        let names = record.state.now().into_keys();
-        let names = names.filter_map(|path| {
-            let path = Path::new(&path);
-            (path.parent() == Some(folder)).then(|| path.file_name().map(OsString::from))?
-        });
-        Ok(names.collect())
-    }
-
-    fn holds(&self, path: &Path, contents: &[u8]) -> bool {
-        let found = self.contents();
-        found
-            .get(path.as_os_str())
-            .is_some_and(|bytes| bytes == contents)
-    }
-
-    fn open_folder(&self, _: &Path) -> io::Result<()> {
-        self.begin("open folder").map(drop)
-    }
-
-    fn sync_folder(&self, (): &()) -> io::Result<()> {
-        let mut record = self.begin("sync folder")?;
-        record.state.synced = record.state.now();
-        record.state.changes.clear();
-        Ok(())
-    }
-
-    fn create(&self, path: &Path, _: bool) -> io::Result<SimulatedFile> {
-        let mut record = self.begin("create")?;
-        if record.state.now().contains_key(path.as_os_str()) {
-            return Err(ErrorKind::AlreadyExists.into());
-        }
-        let inode = record.state.inodes.len();
-        record.state.inodes.push(Inode::default());
-        Simulated::change(&mut record, vec![(path.into(), Some(inode))]);
-        let (disk, position) = (self.clone(), 0);
-        Ok(SimulatedFile {
-            disk,
-            inode,
-            position,
-        })
-    }
-
-    fn keep_access(&self, _: &Path, _: &SimulatedFile) -> io::Result<()> {
-        self.begin("keep access").map(drop)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut record = self.begin("rename")?;
-        let Some(&inode) = record.state.now().get(from.as_os_str()) else {
-            return Err(ErrorKind::NotFound.into());
-        };
-        let change = vec![(from.into(), None), (to.into(), Some(inode))];
-        Simulated::change(&mut record, change);
-        Ok(())
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut record = self.begin("remove")?;
-        if !record.state.now().contains_key(path.as_os_str()) {
-            return Err(ErrorKind::NotFound.into());
-        }
-        Simulated::change(&mut record, vec![(path.into(), None)]);
-        Ok(())
-    }
-
-    fn remove_abandoned(&self, path: &Path) {
-        let _ = self.remove(path);
-    }
-}
-
-struct SimulatedFile {
-    disk: Simulated,
-    inode: usize,
-    position: usize,
-}
-
-impl Write for SimulatedFile {
-    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
-        let mut record = self.disk.begin("write")?;
-        let write = (self.position, from.to_vec());
-        record.state.inodes[self.inode].writes.push(write);
-        self.position += from.len();
-        Ok(from.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for SimulatedFile {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let SeekFrom::Start(position) = to else {
-            return Err(ErrorKind::Unsupported.into());
-        };
-        self.position = position as usize;
-        Ok(position)
-    }
-}
-
-impl DiskFile for SimulatedFile {
-    fn duplicate(&self) -> io::Result<Self> {
-        Err(ErrorKind::Unsupported.into())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.sync_all()
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        let mut record = self.disk.begin("sync file")?;
-        let inode = &mut record.state.inodes[self.inode];
-        inode.synced = inode.now();
-        inode.writes.clear();
-        Ok(())
-    }
-
-    fn length(&self) -> io::Result<u64> {
-        let record = self.disk.begin("length")?;
-        Ok(record.state.inodes[self.inode].now().len() as u64)
-    }
-}
 
 const FOLDER: &str = "folder";
 
@@ -329,7 +18,7 @@ fn path(name: &str) -> OsString {
     Path::new(FOLDER).join(name).into()
 }
 
-/// Returns an optimizer after a number of steps.
+/// Returns an optimizer after this number of steps.
 fn stepped(steps: u64) -> Lion {
     // The default device may load the CUDA driver, which Miri cannot call.
     let mut lion = Lion::builder().device(Device::Cpu).build().unwrap();
@@ -352,7 +41,7 @@ fn save(disk: &Simulated, lion: &Lion, path: &OsStr) -> Result<u64, CheckpointEr
     )
 }
 
-/// Returns an optimizer of a run after a number of steps. The learning rate tells the runs apart.
+/// Returns an optimizer of a run after this number of steps. The learning rate identifies the run.
 fn stepped_in(run: u64, steps: u64) -> Lion {
     let mut lion = stepped(steps);
     lion.set_lr(run as f64).unwrap();
@@ -433,7 +122,7 @@ fn an_operation_that_fails_leaves_the_old_file_or_says_that_the_new_one_is_there
                 assert_eq!(source.kind(), ErrorKind::StorageFull);
                 assert!(contents[&target] == old, "{operation}");
             }
-            // What killed saves have left is removed where that can be.
+            // The temporary files of killed saves are removed if possible.
             Ok(_) => {
                 assert_eq!(operation, "files");
                 assert!(contents[&target] == new);
@@ -569,7 +258,7 @@ fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
         (3, 2),
         (4, 2),
     ];
-    // Under Miri only two of them, of which one takes the place of another run's.
+    // Under Miri only two of them; one replaces the checkpoint of another run.
     let saves = &saves[if cfg!(miri) { 4..6 } else { 0..8 }];
     let whole = whole(saves);
     let assert_pairs = |folder: &Folder, when: &str| {

@@ -1,13 +1,11 @@
 //! Conversions from `ndarray` arrays and views to the arguments of a step.
 //!
-//! The elements are passed in the order in which they are in memory, so that an array in any contiguous
-//! memory order is stepped without a copy. The memory order and the shape are passed with them. A step
-//! compares the memory order of the parameter, of the gradient and of earlier steps, and the shapes of the
-//! parameter and the gradient. It returns an error if they differ, because elements would be paired
-//! wrongly.
+//! The elements are passed in memory order, together with that order and the shape, so that an array in any
+//! contiguous memory order is stepped without a copy. A step returns an error if the memory orders of the
+//! parameter, the gradient and earlier steps differ, or the shapes of the parameter and the gradient,
+//! because it would pair the wrong elements.
 
-use crate::arguments::{IntoGrad, IntoParam};
-use lion_core::{GradRef, MemoryOrder, ParamMut, Slice, SliceMut};
+use super::{GradRef, IntoGrad, IntoParam, MemoryOrder, ParamMut, Slice, SliceMut};
 use ndarray::{ArrayBase, ArrayView, ArrayViewMut, Data, DataMut, Dimension};
 
 impl<'a, T, D> IntoParam<'a> for ArrayViewMut<'a, T, D>
@@ -19,7 +17,7 @@ where
         let contiguous = self.as_slice_memory_order().is_some();
         let order = MemoryOrder::of(self.shape(), self.strides(), contiguous);
         let shape: Box<[usize]> = self.shape().into();
-        // For an array with gaps the slice is empty. The step refuses such an array by its order.
+        // For an array with gaps the slice is empty. The step refuses such an array because of its order.
         let slice = self.into_slice_memory_order().unwrap_or_default();
         ParamMut::new(slice.into(), order).with_shape(&shape)
     }

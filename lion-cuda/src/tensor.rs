@@ -1,0 +1,246 @@
+//! The tensors of a call: checked, their states downcast, and the device addresses of their arrays.
+
+use crate::CudaError;
+use crate::device::Cuda;
+use crate::driver::{Owner, Session};
+use crate::kind::{Kind, Task};
+use crate::memory::{BorrowedMemory, bytes_of, bytes_of_mut};
+use crate::state::CudaState;
+use crate::tensor_table::TensorDesc;
+use crate::workspace::{Workspace, grow};
+use lion_core::{BackendError, DeviceMemory, Operand, Slice, SliceMut, TensorStep};
+use lion_paging::StepPiece;
+use std::any::Any;
+
+/// Alignment of the copies of host arrays in device memory, in bytes.
+const ALIGN: usize = 256;
+
+/// A tensor of a call that this backend can step.
+#[derive(Debug)]
+pub(crate) struct CudaTensor<'t> {
+    /// The elements of the parameter and of the gradient, if they are in host memory.
+    host_param: Option<SliceMut<'t>>,
+    host_grad: Option<Slice<'t>>,
+    pub(crate) state: &'t mut CudaState,
+    pub(crate) kind: Kind,
+    /// The row of the whole tensor, without the addresses of the state.
+    pub(crate) desc: TensorDesc,
+}
+
+impl CudaTensor<'_> {
+    /// Returns whether the parameter is in host memory. A step of it is complete when the call returns.
+    pub(crate) fn is_on_host(&self) -> bool {
+        self.host_param.is_some()
+    }
+
+    /// Returns the row of a piece, which is resident.
+    pub(crate) fn row(&self, piece: &StepPiece) -> (Kind, TensorDesc) {
+        let (state, absmax) = self.state.addresses(piece.piece);
+        let desc = self.desc.piece(&piece.elements);
+        (
+            self.kind,
+            TensorDesc {
+                state,
+                absmax,
+                ..desc
+            },
+        )
+    }
+}
+
+impl Cuda {
+    /// Checks the tensors of a call, and downcasts their states and the memory of their arrays.
+    ///
+    /// The optimizer has checked the lengths. A backend that wraps this one may have changed them since.
+    ///
+    /// # Errors
+    /// [`BackendError::ForeignState`], [`BackendError::WrongState`], [`BackendError::WrongGradient`]; the
+    /// errors of [`address`](Cuda::address).
+    pub(crate) fn check<'t>(
+        &self,
+        tensors: &'t mut [TensorStep<'_>],
+        task: Task,
+    ) -> Result<Vec<CudaTensor<'t>>, BackendError> {
+        tensors
+            .iter_mut()
+            .map(|tensor| self.check_tensor(tensor, task))
+            .collect()
+    }
+
+    fn check_tensor<'t>(
+        &self,
+        tensor: &'t mut TensorStep<'_>,
+        task: Task,
+    ) -> Result<CudaTensor<'t>, BackendError> {
+        let mut desc = TensorDesc::new(tensor);
+        let kind = match task {
+            Task::Step => Kind::of_step(tensor, desc.flags),
+            _ => Kind::of_survey(tensor),
+        };
+        let TensorStep {
+            name,
+            param,
+            grad,
+            state,
+            ..
+        } = tensor;
+        let (len, state_len, backend) = (param.len(), state.len(), self.name.as_str());
+        let state: &mut dyn Any = &mut **state;
+        let state = state.downcast_mut::<CudaState>();
+        let own = |state: &&mut CudaState| state.belongs_to(&self.session, self.pager.as_ref());
+        let Some(state) = state.filter(own) else {
+            return Err(BackendError::ForeignState {
+                backend: backend.to_owned(),
+                parameter: (*name).to_owned(),
+            });
+        };
+        if state_len != len {
+            return Err(BackendError::WrongState {
+                backend: backend.into(),
+                parameter: (*name).into(),
+                given_len: state_len,
+                wanted_len: len,
+                given_bits: kind.bits,
+                wanted_bits: kind.bits,
+            });
+        }
+        if grad.len() != len {
+            return Err(BackendError::WrongGradient {
+                backend: backend.into(),
+                parameter: (*name).into(),
+                given: grad.len(),
+                wanted: len,
+            });
+        }
+        if let Some(memory) = param.device() {
+            desc.param = self.address(name, Operand::Parameter, memory)?;
+        }
+        if let Some(memory) = grad.device() {
+            desc.grad = self.address(name, Operand::Gradient, memory)?;
+        }
+        Ok(CudaTensor {
+            host_param: param.host_mut(),
+            host_grad: grad.host(),
+            state,
+            kind,
+            desc,
+        })
+    }
+
+    /// Returns the address of an array in device memory.
+    ///
+    /// # Errors
+    /// [`BackendError::WrongDevice`] if the memory belongs to another backend. [`CudaError::WrongDevice`],
+    /// [`CudaError::WrongContext`], [`CudaError::UnknownAddress`] if it is at an address that the caller
+    /// passed and kernels of this session cannot access it.
+    pub(crate) fn address(
+        &self,
+        parameter: &str,
+        operand: Operand,
+        memory: &dyn DeviceMemory,
+    ) -> Result<u64, BackendError> {
+        let any: &dyn Any = memory;
+        let borrowed = any.downcast_ref::<BorrowedMemory>();
+        match borrowed.map(|memory| (memory.address, memory.belongs_to(&self.session))) {
+            Some((address, Some(true))) => Ok(address),
+            Some((address, None)) => {
+                if !memory.is_empty() {
+                    check_owner(&self.session, parameter, operand, address)?;
+                }
+                Ok(address)
+            }
+            None | Some((_, Some(false))) => Err(BackendError::WrongDevice {
+                backend: self.name.clone(),
+                parameter: parameter.to_owned(),
+                operand,
+            }),
+        }
+    }
+}
+
+/// Asks the driver who owns the memory at an address, and refuses memory that kernels of this session cannot
+/// access.
+fn check_owner(
+    session: &Session,
+    parameter: &str,
+    operand: Operand,
+    address: u64,
+) -> Result<(), CudaError> {
+    let (parameter, wanted) = (parameter.to_owned(), session.device);
+    Err(match session.owner_of(address)? {
+        None | Some(Owner::All) => return Ok(()),
+        Some(Owner::Device { ordinal, .. }) if ordinal != wanted => CudaError::WrongDevice {
+            parameter,
+            operand,
+            given: ordinal,
+            wanted,
+        },
+        Some(Owner::Device { context, .. }) => {
+            if context.is_null() || session.is_in(context) {
+                return Ok(());
+            }
+            CudaError::WrongContext {
+                parameter,
+                operand,
+                device: wanted,
+            }
+        }
+        Some(Owner::Unknown) => CudaError::UnknownAddress {
+            parameter,
+            operand,
+            address,
+            wanted,
+        },
+    })
+}
+
+/// Copies the gradients that are in host memory to the device, and the parameters too if `task` is a step.
+/// Sets their addresses.
+pub(crate) fn upload(
+    workspace: &mut Workspace,
+    tensors: &mut [CudaTensor<'_>],
+    task: Task,
+) -> Result<(), CudaError> {
+    let with_params = task == Task::Step;
+    let padded = |bytes: &[u8]| bytes.len().next_multiple_of(ALIGN);
+    let mut total = 0;
+    for tensor in &*tensors {
+        if let Some(param) = tensor.host_param.as_ref().filter(|_| with_params) {
+            total += padded(bytes_of(&param.as_slice()));
+        }
+        total += tensor.host_grad.map_or(0, |grad| padded(bytes_of(&grad)));
+    }
+    let buffer = &mut workspace.host_arrays;
+    grow(buffer, total)?;
+    let mut next = 0;
+    let mut copy = |bytes: &[u8]| -> Result<u64, CudaError> {
+        let start = next;
+        next += padded(bytes);
+        buffer.write(start, bytes)?;
+        Ok(buffer.address() + start as u64)
+    };
+    for tensor in tensors {
+        if let Some(param) = tensor.host_param.as_ref().filter(|_| with_params) {
+            tensor.desc.param = copy(bytes_of(&param.as_slice()))?;
+        }
+        if let Some(grad) = &tensor.host_grad {
+            tensor.desc.grad = copy(bytes_of(grad))?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the step, and copies the parameters that are in host memory back.
+pub(crate) fn download(
+    workspace: &Workspace,
+    tensors: &mut [CudaTensor<'_>],
+) -> Result<(), CudaError> {
+    let buffer = &workspace.host_arrays;
+    for tensor in tensors {
+        if let Some(param) = &mut tensor.host_param {
+            let start = tensor.desc.param.wrapping_sub(buffer.address());
+            buffer.read(start as usize, bytes_of_mut(param))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! Device memory that all steps of a backend use in turn.
+
+use crate::CudaError;
+use crate::driver::Session;
+use crate::memory::Buffer;
+use crate::staging::Staging;
+use std::sync::Arc;
+
+/// Device memory that steps use one after the other, in the order of the stream.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    /// The tables of launches.
+    pub(crate) staging: Staging,
+    /// Norms, or numbers of skipped blocks.
+    pub(crate) scratch: Buffer,
+    /// Copies of host arrays.
+    pub(crate) host_arrays: Buffer,
+}
+
+impl Workspace {
+    pub(crate) fn new(session: &Arc<Session>) -> Result<Self, CudaError> {
+        Ok(Workspace {
+            staging: Staging::new(session)?,
+            scratch: Buffer::new(session, 0)?,
+            host_arrays: Buffer::new(session, 0)?,
+        })
+    }
+}
+
+/// Replaces a buffer that is smaller than `bytes` bytes. If it has memory, this waits for the stream first.
+pub(crate) fn grow(buffer: &mut Buffer, bytes: usize) -> Result<(), CudaError> {
+    if buffer.bytes() < bytes {
+        *buffer = Buffer::new(buffer.session(), bytes)?;
+    }
+    Ok(())
+}
