@@ -344,11 +344,11 @@ fn invalid_hyper_parameters_are_rejected_in_any_mode() {
 fn quantization_returns_the_same_bits_in_any_mode() {
     let mut rng = Rng::new(3);
     let m = tiny(&mut rng, 2000);
-    let words = PhiloxKey::new(1, 1);
-    for words in [None, Some(words)] {
+    let key = PhiloxKey::new(1, 1);
+    for key in [None, Some(key)] {
         let run = || {
             let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(256)]);
-            lion::quant::quantize(&m, &mut codes, &mut absmax, words).unwrap();
+            lion::quant::quantize(&m, &mut codes, &mut absmax, key).unwrap();
             let mut back = vec![0.0f32; m.len()];
             lion::quant::dequantize(&codes, &absmax, &mut back).unwrap();
             let back: Vec<u32> = back.iter().map(|x| x.to_bits()).collect();
@@ -360,10 +360,10 @@ fn quantization_returns_the_same_bits_in_any_mode() {
         }
     }
     for (isa, cpu) in cpus() {
-        for words in [None, Some(words)] {
+        for key in [None, Some(key)] {
             let run = || {
                 let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(256)]);
-                cpu.quantize(&m, &mut codes, &mut absmax, words).unwrap();
+                cpu.quantize(&m, &mut codes, &mut absmax, key).unwrap();
                 let mut back = vec![0.0f32; m.len()];
                 cpu.dequantize(&codes, &absmax, &mut back).unwrap();
                 let back: Vec<u32> = back.iter().map(|x| x.to_bits()).collect();

@@ -60,9 +60,9 @@ impl Quantizer {
         cpu.ok().map(Quantizer)
     }
 
-    fn quantize(&self, m: &[f32], words: Option<PhiloxKey>) -> (Vec<u8>, Vec<f32>) {
+    fn quantize(&self, m: &[f32], key: Option<PhiloxKey>) -> (Vec<u8>, Vec<f32>) {
         let (mut codes, mut absmax) = (vec![0; m.len()], vec![0.0; m.len().div_ceil(256)]);
-        self.0.quantize(m, &mut codes, &mut absmax, words).unwrap();
+        self.0.quantize(m, &mut codes, &mut absmax, key).unwrap();
         (codes, absmax)
     }
 
@@ -142,10 +142,10 @@ impl Quantizer {
         let scale = 10f32.powi(rng.below(76) as i32 - 38);
         let m: Vec<f32> = rng.spread(n, 9.0).iter().map(|x| x * scale).collect();
         let drawn = PhiloxKey::new(seed, rng.next_u64());
-        [None, Some(drawn)].into_iter().all(|words| {
-            let (codes, absmax) = self.quantize(&m, words);
+        [None, Some(drawn)].into_iter().all(|key| {
+            let (codes, absmax) = self.quantize(&m, key);
             let (mut codes2, mut absmax2) = (vec![0; n], vec![0.0; n.div_ceil(256)]);
-            quant::quantize(&m, &mut codes2, &mut absmax2, words).unwrap();
+            quant::quantize(&m, &mut codes2, &mut absmax2, key).unwrap();
             let mut back = vec![0.0; n];
             quant::dequantize(&codes, &absmax, &mut back).unwrap();
             codes == codes2

@@ -359,7 +359,7 @@ impl Planes {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StateRecord {
-    /// Number of steps. The next step derives its random words from `steps + 1`.
+    /// Number of steps. The next step derives its draws from `steps + 1`.
     pub steps: u64,
     /// Seed of the parameter's stochastic rounding.
     pub seed: u64,

@@ -83,7 +83,7 @@ impl<'a> TensorStep<'a> {
     ///
     /// The backend has [allocated](Backend::allocate) the state for this parameter. The width of the
     /// allocation applies, and [`Hyper::optim_bits`] is ignored. `step` is the number of this step, starting
-    /// with 1; stochastic rounding derives its random words from it and from [`Hyper::seed`]. All steps of a
+    /// with 1; stochastic rounding derives its draws from it and from [`Hyper::seed`]. All steps of a
     /// parameter must use the same memory order, because the state has the order of the first step.
     ///
     /// The result has the same bits as the step of a registered parameter with the same hyper-parameters.

@@ -155,7 +155,7 @@ pub(crate) fn resolve(
         if let Some(group) = group {
             hyper = group.resolve(hyper);
         }
-        // Parameters that share a seed would all be rounded with the same random words.
+        // Parameters that share a seed would all be rounded with the same draws.
         hyper.seed = mix(hyper.seed ^ hash(name));
         overrides.resolve(hyper)
     })
