@@ -95,7 +95,7 @@ impl Executor<'_> {
             }
             Some(threads) => {
                 return Err(format!(
-                    "a barrier for {threads} threads, where multiples of 32 up to {} are wanted",
+                    "a barrier for {threads} threads, expected a multiple of 32 up to {}",
                     32 * warps
                 ));
             }

@@ -54,7 +54,7 @@ impl fmt::Display for MemoryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutOfMemory { wanted, free } => {
-                write!(f, "{wanted} bytes are wanted and {free} are free")
+                write!(f, "{wanted} bytes were requested, {free} are free")
             }
             Self::NotThere { what } => f.write_str(what),
             Self::NoStart { address } => write!(f, "no allocation begins at {address:#x}"),

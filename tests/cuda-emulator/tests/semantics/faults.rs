@@ -47,7 +47,7 @@ impl<'a> Faulty<'a> {
     }
 
     #[track_caller]
-    fn says(&self, code: &str, parts: &[&str]) {
+    fn check(&self, code: &str, parts: &[&str]) {
         let text = self.text(code);
         for part in parts {
             assert!(text.contains(part), "{text}: {part}");
@@ -64,17 +64,17 @@ fn accesses_out_of_bounds() {
          add.u64 %x0, %out, %x0;
          st.global.u64 [%x0], %x0; // here",
     )
-    .says(ILLEGAL_ADDRESS, &["warp 0, lane 4:", "writes 8 bytes"]);
+    .check(ILLEGAL_ADDRESS, &["warp 0, lane 4:", "writes 8 bytes"]);
     Faulty::new(1, "ld.global.u64 %x0, [%in+24]; // here")
-        .says(ILLEGAL_ADDRESS, &["lane 0:", "reads 8 bytes"]);
-    Faulty::new(1, "ld.global.u32 %a0, [%in+-4]; // here").says(ILLEGAL_ADDRESS, &["lane 0:"]);
+        .check(ILLEGAL_ADDRESS, &["lane 0:", "reads 8 bytes"]);
+    Faulty::new(1, "ld.global.u32 %a0, [%in+-4]; // here").check(ILLEGAL_ADDRESS, &["lane 0:"]);
     // The end of the 16 bytes is out of bounds.
     Faulty::new(1, "ld.global.v2.u64 {%x0, %x1}, [%in+16]; // here")
-        .says(ILLEGAL_ADDRESS, &["lane 0:"]);
+        .check(ILLEGAL_ADDRESS, &["lane 0:"]);
     Faulty::new(1, "mov.u64 %x0, 0;\nld.global.u8 %a0, [%x0]; // here")
-        .says(ILLEGAL_ADDRESS, &["at 0x0"]);
+        .check(ILLEGAL_ADDRESS, &["at 0x0"]);
     Faulty::new(1, "red.global.add.u32 [%out+32], 1; // here")
-        .says(ILLEGAL_ADDRESS, &["updates 4 bytes"]);
+        .check(ILLEGAL_ADDRESS, &["updates 4 bytes"]);
     Faulty::new(
         64,
         ".shared .b32 words[40];
@@ -83,13 +83,13 @@ fn accesses_out_of_bounds() {
          add.u32 %a0, %a0, %a1;
          st.shared.u32 [%a0], 1; // here",
     )
-    .says(
+    .check(
         ILLEGAL_ADDRESS,
         &["warp 1, lane 8:", "shared memory, which has 160"],
     );
     Faulty::new(1, ".local .b32 word;\nst.local.u32 [word+4], 1; // here")
-        .says(ILLEGAL_ADDRESS, &["local"]);
-    Faulty::new(1, "ld.param.u64 %x0, [out+8]; // here").says(ILLEGAL_ADDRESS, &["parameters"]);
+        .check(ILLEGAL_ADDRESS, &["local"]);
+    Faulty::new(1, "ld.param.u64 %x0, [out+8]; // here").check(ILLEGAL_ADDRESS, &["parameters"]);
 }
 
 #[test]
@@ -101,23 +101,23 @@ fn misaligned_accesses() {
          add.u64 %x0, %out, %x0;
          st.global.u32 [%x0], 1; // here",
     )
-    .says(MISALIGNED, &["lane 1:", "no multiple of 4"]);
+    .check(MISALIGNED, &["lane 1:", "no multiple of 4"]);
     // A vector must be aligned as a whole.
     Faulty::new(1, "ld.global.v2.u64 {%x0, %x1}, [%in+8]; // here")
-        .says(MISALIGNED, &["lane 0:", "16"]);
+        .check(MISALIGNED, &["lane 0:", "16"]);
     Faulty::new(1, "ld.global.v4.u8 {%h0, %h1, %h2, %h3}, [%in+2]; // here")
-        .says(MISALIGNED, &["4"]);
-    Faulty::new(1, "red.global.add.u64 [%out+4], 1; // here").says(MISALIGNED, &["8"]);
+        .check(MISALIGNED, &["4"]);
+    Faulty::new(1, "red.global.add.u64 [%out+4], 1; // here").check(MISALIGNED, &["8"]);
     Faulty::new(
         1,
         ".shared .align 8 .b8 bytes[16];\nst.shared.u16 [bytes+1], 1; // here",
     )
-    .says(MISALIGNED, &["2"]);
+    .check(MISALIGNED, &["2"]);
     Faulty::new(
         1,
         ".local .align 8 .b8 bytes[16];\nst.local.u16 [bytes+1], 1; // here",
     )
-    .says(MISALIGNED, &["2"]);
+    .check(MISALIGNED, &["2"]);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn reads_of_unwritten_memory() {
          @%p0 st.shared.u32 [%a0], 1;
          ld.shared.u32 %a2, [%a0]; // here",
     )
-    .says(
+    .check(
         LAUNCH_FAILED,
         &[
             "lane 5:",
@@ -163,9 +163,9 @@ fn reads_of_unwritten_memory() {
         1,
         ".shared .u32 word;\nred.shared.add.u32 [word], 1; // here",
     )
-    .says(LAUNCH_FAILED, &["never written"]);
+    .check(LAUNCH_FAILED, &["never written"]);
     Faulty::new(1, ".local .u32 word;\nld.local.u32 %a0, [word]; // here")
-        .says(LAUNCH_FAILED, &["never written"]);
+        .check(LAUNCH_FAILED, &["never written"]);
 }
 
 /// The shared memory of each CTA counts as unwritten, even if an earlier CTA wrote it.
@@ -243,10 +243,10 @@ fn races_on_shared_memory() {
          @%p0 ret;
          ld.shared.u32 %a3, [%a2]; // here",
     )
-    .says(LAUNCH_FAILED, &["warp 1, lane 0:", "race", "reads"]);
+    .check(LAUNCH_FAILED, &["warp 1, lane 0:", "race", "reads"]);
     // Both warps write.
     Faulty::new(64, ".shared .u32 word;\nst.shared.u32 [word], 1; // here")
-        .says(LAUNCH_FAILED, &["warp 1", "race", "writes"]);
+        .check(LAUNCH_FAILED, &["warp 1", "race", "writes"]);
     // An atomic and a read.
     Faulty::new(
         64,
@@ -259,7 +259,7 @@ fn races_on_shared_memory() {
          @%p0 red.shared.add.u32 [word], 1;
          @!%p0 ld.shared.u32 %a0, [word]; // here",
     )
-    .says(LAUNCH_FAILED, &["warp 1, lane 0:", "race"]);
+    .check(LAUNCH_FAILED, &["warp 1, lane 0:", "race"]);
     // A lane reads a word that another lane of the warp wrote, without a warp barrier in between.
     let together = ".shared .align 4 .b8 bytes[128];
          mov.u32 %a0, bytes;
@@ -273,10 +273,10 @@ fn races_on_shared_memory() {
          ld.shared.u32 %a3, [%a2]; // here";
     assert_eq!(try_run(together, 1, 32, &[], 0), Ok(vec![]));
     let apart = together.replace("bar.warp.sync 0xffffffff;", "");
-    Faulty::new(32, &apart).says(LAUNCH_FAILED, &["lane 0:", "race", "reads"]);
+    Faulty::new(32, &apart).check(LAUNCH_FAILED, &["lane 0:", "race", "reads"]);
     // Two lanes of one instruction write different values to one address.
     Faulty::new(2, ".shared .u32 word;\nst.shared.u32 [word], %tid; // here")
-        .says(LAUNCH_FAILED, &["lane 1:", "race"]);
+        .check(LAUNCH_FAILED, &["lane 1:", "race"]);
 }
 
 #[test]
@@ -289,9 +289,10 @@ fn races_on_global_memory() {
          @!%p0 ld.global.u32 %a0, [%out]; // here",
     );
     let there = format!("line {}", faulty.line("// there"));
-    faulty.says(LAUNCH_FAILED, &["warp 1, lane 0:", "race", &there]);
+    faulty.check(LAUNCH_FAILED, &["warp 1, lane 0:", "race", &there]);
     // Two lanes of one instruction.
-    Faulty::new(2, "st.global.u32 [%out], %tid; // here").says(LAUNCH_FAILED, &["lane 1:", "race"]);
+    Faulty::new(2, "st.global.u32 [%out], %tid; // here")
+        .check(LAUNCH_FAILED, &["lane 1:", "race"]);
     // Two blocks, which are not ordered.
     let body = "
         st.global.u32 [%out], 1;
@@ -317,7 +318,7 @@ fn barriers_that_some_lanes_do_not_reach() {
          @%p0 ret;
          bar.sync 0; // here",
     )
-    .says(LAUNCH_FAILED, &["barrier"]);
+    .check(LAUNCH_FAILED, &["barrier"]);
     // Half of a warp waits, and the other half has exited.
     Faulty::new(
         32,
@@ -325,7 +326,7 @@ fn barriers_that_some_lanes_do_not_reach() {
          @%p0 ret;
          bar.sync 0; // here",
     )
-    .says(
+    .check(
         LAUNCH_FAILED,
         &["lanes 0 to 15", "lanes 16 to 31 have exited"],
     );
@@ -343,8 +344,8 @@ fn barriers_that_some_lanes_do_not_reach() {
         text.contains("barrier 1") && text.contains("barrier 2"),
         "{text}"
     );
-    Faulty::new(32, "bar.sync 16; // here").says(LAUNCH_FAILED, &["barrier 16"]);
-    Faulty::new(64, "bar.sync 0, 33; // here").says(LAUNCH_FAILED, &["33"]);
+    Faulty::new(32, "bar.sync 16; // here").check(LAUNCH_FAILED, &["barrier 16"]);
+    Faulty::new(64, "bar.sync 0, 33; // here").check(LAUNCH_FAILED, &["33"]);
 }
 
 #[test]
@@ -356,16 +357,16 @@ fn masks_that_do_not_match_the_lanes() {
          @%p0 ret;
          shfl.sync.bfly.b32 %a0, %tid, 1, 31, 0xffffffff; // here",
     )
-    .says(LAUNCH_FAILED, &["lanes 0 to 30", "lanes 31 have exited"]);
+    .check(LAUNCH_FAILED, &["lanes 0 to 30", "lanes 31 have exited"]);
     // A block of 16 threads has no upper lanes.
     Faulty::new(16, "vote.sync.any.pred %p0, %p0, 0xffffffff; // here")
-        .says(LAUNCH_FAILED, &["16 to 31"]);
+        .check(LAUNCH_FAILED, &["16 to 31"]);
     // A lane that is not in its own mask.
     Faulty::new(
         32,
         "shfl.sync.idx.b32 %a0, %tid, 0, 31, 0x7fffffff; // here",
     )
-    .says(LAUNCH_FAILED, &["lane 31", "mask"]);
+    .check(LAUNCH_FAILED, &["lane 31", "mask"]);
     // Lanes with different masks.
     Faulty::new(
         32,
@@ -373,7 +374,7 @@ fn masks_that_do_not_match_the_lanes() {
          selp.b32 %a1, 0xffffffff, 0xffff0000, %p0;
          vote.sync.any.pred %q0, %p0, %a1; // here",
     )
-    .says(LAUNCH_FAILED, &["lane 16", "mask"]);
+    .check(LAUNCH_FAILED, &["lane 16", "mask"]);
     // A shuffle that reads a lane outside the mask.
     Faulty::new(
         32,
@@ -381,14 +382,14 @@ fn masks_that_do_not_match_the_lanes() {
          @%p0 ret;
          shfl.sync.idx.b32 %a0, %tid, 20, 31, 0x0000ffff; // here",
     )
-    .says(LAUNCH_FAILED, &["lane 0:", "lane 20"]);
+    .check(LAUNCH_FAILED, &["lane 0:", "lane 20"]);
     Faulty::new(
         32,
         "setp.ge.u32 %p0, %tid, 16;
          @%p0 ret;
          bar.warp.sync 0x1ffff; // here",
     )
-    .says(LAUNCH_FAILED, &["16 to 31 have exited"]);
+    .check(LAUNCH_FAILED, &["16 to 31 have exited"]);
 }
 
 #[test]
@@ -399,7 +400,7 @@ fn divergent_uniform_branches() {
          @%p0 bra.uni END; // here
          END:",
     )
-    .says(LAUNCH_FAILED, &["lanes 0 to 7"]);
+    .check(LAUNCH_FAILED, &["lanes 0 to 7"]);
 }
 
 #[test]
@@ -409,7 +410,7 @@ fn traps_and_endless_loops() {
         "setp.eq.u32 %p0, %tid, 3;
          @%p0 trap; // here",
     )
-    .says(ILLEGAL_INSTRUCTION, &["lane 3:", "trap"]);
+    .check(ILLEGAL_INSTRUCTION, &["lane 3:", "trap"]);
 }
 
 /// Unknown instructions are refused when the module is loaded.

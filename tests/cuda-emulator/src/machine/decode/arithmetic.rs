@@ -229,7 +229,7 @@ impl Decoder<'_> {
         };
         let ty = Type::B32;
         let table = u8::try_from(*table)
-            .map_err(|_| format!("a table of 8 bits is required, {table} is given"))?;
+            .map_err(|_| format!("expected a table of 8 bits, found {table}"))?;
         let d = self.target32(d, ty)?;
         let sources = [
             self.source32(a, ty)?,

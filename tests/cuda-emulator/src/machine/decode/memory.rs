@@ -67,7 +67,7 @@ fn elements<'a>(operand: &'a Operand, access: &Access) -> Decoded<&'a [Operand]>
         Ok(elements)
     } else {
         Err(format!(
-            "{} elements, where {} are wanted",
+            "{} elements, expected {}",
             elements.len(),
             access.elements
         ))

@@ -197,10 +197,7 @@ fn unknown() -> String {
 
 /// The message for a wrong number or kind of operands.
 fn operands(wanted: &str, instruction: &Instruction) -> String {
-    format!(
-        "{} operands, where {wanted} are wanted",
-        instruction.operands.len()
-    )
+    format!("{} operands, expected {wanted}", instruction.operands.len())
 }
 
 /// Lays out variables one after another. Returns their offsets, the total size and the alignment. Dynamic variables begin after

@@ -31,7 +31,7 @@ impl Decoder<'_> {
             Ok(word)
         } else {
             Err(format!(
-                "{} is declared .{declared}, where .{ty} is wanted",
+                "{} is declared .{declared}, expected .{ty}",
                 self.name(register)
             ))
         }
@@ -43,7 +43,7 @@ impl Decoder<'_> {
         let wanted = 8 * ty.bytes().ok_or_else(unknown)? as u32;
         if bits != wanted {
             return Err(format!(
-                "{} has {bits} bits, where {wanted} are wanted",
+                "{} has {bits} bits, expected {wanted}",
                 self.name(register)
             ));
         }
@@ -56,7 +56,7 @@ impl Decoder<'_> {
         let wanted = 8 * ty.bytes().ok_or_else(unknown)? as u32;
         if bits < wanted {
             return Err(format!(
-                "{} has {bits} bits, where {wanted} are wanted",
+                "{} has {bits} bits, expected at least {wanted}",
                 self.name(register)
             ));
         }
