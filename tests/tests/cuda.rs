@@ -1,5 +1,5 @@
-//! The CUDA backend on the driver that `LION_CUDA_DRIVER` names, on the system's where that has a device, or else on the
-//! emulated one: what a step on a device promises besides its bits, which `cargo xtask verify` compares.
+//! Tests the CUDA backend, except for the bits of its results, which `cargo xtask verify` compares. The driver is the one that
+//! `LION_CUDA_DRIVER` names, else the system's driver if it has a device, else the emulated driver.
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::{Cuda, CudaError, cust, device_slice_mut, emulator_counts, lend, lend_mut};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::error::Error as _;
 use std::sync::Arc;
 
-/// The device that all tests of this process share.
+/// Returns the device that all tests of this process share.
 fn cuda() -> Arc<Cuda> {
     lion_test_support::cuda().unwrap()
 }
@@ -20,7 +20,7 @@ fn builder() -> lion::LionBuilder {
     Lion::builder().device(Device::Cuda(cuda())).lr(0.25)
 }
 
-/// The error of the backend inside.
+/// Returns the messages of an error and of all its sources.
 fn source(error: &Error) -> String {
     let mut text = error.to_string();
     let mut inner = error.source();
@@ -32,7 +32,7 @@ fn source(error: &Error) -> String {
 }
 
 #[test]
-fn arrays_of_the_device_are_stepped_in_place_and_counted_later() {
+fn device_arrays_are_updated_in_place_and_skipped_blocks_are_reported_later() {
     let cuda = cuda();
     let mut lion = builder().build().unwrap();
     let handle = lion.register(ParamSpec::new("w", 600, Dtype::F32)).unwrap();
@@ -61,7 +61,7 @@ fn arrays_of_the_device_are_stepped_in_place_and_counted_later() {
 }
 
 #[test]
-fn arrays_of_the_host_are_stepped_when_the_call_returns() {
+fn host_arrays_are_updated_when_step_returns() {
     let mut lion = builder().build().unwrap();
     let handle = lion.register(ParamSpec::new("w", 300, Dtype::F32)).unwrap();
     let mut param = vec![1.0f32; 300];
@@ -74,7 +74,7 @@ fn arrays_of_the_host_are_stepped_when_the_call_returns() {
 }
 
 #[test]
-fn blocks_that_queued_steps_skip_are_not_reported_by_a_later_step_of_host_arrays() {
+fn step_on_host_arrays_does_not_report_blocks_skipped_by_queued_steps() {
     let cuda = cuda();
     let mut lion = builder().build().unwrap();
     let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
@@ -93,7 +93,7 @@ fn blocks_that_queued_steps_skip_are_not_reported_by_a_later_step_of_host_arrays
 }
 
 #[test]
-fn a_step_that_is_rejected_changes_nothing_on_the_device() {
+fn rejected_step_changes_nothing() {
     let cuda = cuda();
     let mut lion = builder()
         .on_non_finite(OnNonFinite::RejectStep)
@@ -113,7 +113,7 @@ fn a_step_that_is_rejected_changes_nothing_on_the_device() {
         update(b, &mut pb, &bad),
     ];
     let Err(Error::NonFinite { parameters }) = lion.step(updates) else {
-        panic!("the step is rejected");
+        panic!("the step must be rejected");
     };
     assert_eq!((parameters.len(), &*parameters[0].parameter), (1, "b"));
     let mut read = [0.0f32; 300];
@@ -122,7 +122,7 @@ fn a_step_that_is_rejected_changes_nothing_on_the_device() {
 }
 
 #[test]
-fn buffers_of_cust_are_stepped_on_the_callers_stream() {
+fn cust_buffers_are_updated_on_the_callers_stream() {
     let _driver = cuda();
     let context = Arc::new(cust::quick_init().unwrap());
     let stream = cust::stream::Stream::new(cust::stream::StreamFlags::NON_BLOCKING, None).unwrap();
@@ -132,7 +132,7 @@ fn buffers_of_cust_are_stepped_on_the_callers_stream() {
     let handle = lion.register(ParamSpec::new("w", 500, Dtype::F32)).unwrap();
     let mut param = cust::memory::DeviceBuffer::from_slice(&[1.0f32; 500]).unwrap();
     let grad = cust::memory::DeviceBuffer::from_slice(&[1.0f32; 500]).unwrap();
-    // SAFETY: the buffers are dropped after the stream has been waited for.
+    // SAFETY: the buffers are dropped after the stream is synchronized.
     let (param_lent, grad_lent) = unsafe { (lend_mut(&mut param), lend(&grad)) };
     let report = lion.step([update(handle, param_lent, grad_lent)]).unwrap();
     assert!(report.pending);
@@ -141,11 +141,11 @@ fn buffers_of_cust_are_stepped_on_the_callers_stream() {
 }
 
 #[test]
-fn many_tensors_share_a_launch_that_fits_the_device() {
+fn many_tensors_share_one_launch_of_resident_blocks() {
     let cuda = cuda();
     if !lion::cuda::is_emulated() {
         println!(
-            "SKIPPED many_tensors_share_a_launch_that_fits_the_device: only the emulated driver counts launches"
+            "SKIPPED many_tensors_share_one_launch_of_resident_blocks: only the emulated driver counts launches"
         );
         return;
     }
@@ -169,7 +169,7 @@ fn many_tensors_share_a_launch_that_fits_the_device() {
         .iter()
         .map(|&n| cuda.array(&vec![1.0f32; n][..]).unwrap())
         .collect();
-    // Other tests of this process launch too, one or two blocks of threads each.
+    // Other tests of this process launch kernels too, with one or two thread blocks each.
     let _ = emulator_counts();
     let updates = handles.iter().zip(&mut params).zip(&grads);
     let updates = updates.map(|((&handle, param), grad)| {
@@ -194,11 +194,11 @@ fn many_tensors_share_a_launch_that_fits_the_device() {
 }
 
 #[test]
-fn more_memory_than_the_device_has_is_an_error_that_says_how_much() {
+fn out_of_memory_error_has_the_requested_size() {
     let mut lion = builder().build().unwrap();
     let spec = ParamSpec::new("huge", 1 << 50, Dtype::F32);
     let Err(Error::Backend { parameter, source }) = lion.register(spec) else {
-        panic!("no device has a petabyte");
+        panic!("no device has four petabytes of memory");
     };
     assert_eq!(parameter.as_deref(), Some("huge"));
     assert!(matches!(source, BackendError::OutOfMemory { bytes } if bytes == 1 << 52));
@@ -206,7 +206,7 @@ fn more_memory_than_the_device_has_is_an_error_that_says_how_much() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_named() {
+fn missing_device_is_a_bad_ordinal_error() {
     let _driver = cuda();
     match Device::cuda(99) {
         Err(CudaError::BadOrdinal {
@@ -218,7 +218,7 @@ fn a_device_that_is_not_there_is_named() {
 }
 
 #[test]
-fn states_and_arrays_of_others_are_refused() {
+fn arrays_of_other_backends_and_streams_are_refused() {
     let cuda = cuda();
     let mut lion = Lion::builder().device(Device::Cpu).build().unwrap();
     let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
@@ -230,7 +230,7 @@ fn states_and_arrays_of_others_are_refused() {
         source(&error).contains("is in memory that the backend"),
         "{error}"
     );
-    // An array of another stream, which nothing orders with the steps, or of another device.
+    // An array of another stream is refused, because nothing orders that stream with the steps.
     let mut lion = builder().build().unwrap();
     let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
     let other = Cuda::new(0).unwrap();
@@ -253,37 +253,37 @@ fn states_and_arrays_of_others_are_refused() {
 }
 
 #[test]
-fn a_fault_on_the_device_is_reported_by_the_call_that_waits() {
+fn device_fault_is_reported_by_the_call_that_waits() {
     let _driver = cuda();
     if !lion::cuda::is_emulated() {
         println!(
-            "SKIPPED a_fault_on_the_device_is_reported_by_the_call_that_waits: \
-             a fault makes a real device useless to the other tests"
+            "SKIPPED device_fault_is_reported_by_the_call_that_waits: \
+             a fault on a real device breaks the other tests of the process"
         );
         return;
     }
-    // A context of its own: it is lost afterwards.
+    // A separate context, because the fault makes it unusable.
     let device = cust::device::Device::get_device(0).unwrap();
     let flags = cust::context::legacy::ContextFlags::SCHED_AUTO;
     let context = cust::context::legacy::Context::create_and_push(flags, device).unwrap();
     let raw = cust::context::ContextHandle::get_inner(&context);
-    // SAFETY: the context is alive to the end of this test, and null is its default stream.
+    // SAFETY: the context lives until the end of this test, and null is its default stream.
     let cuda = unsafe { Cuda::with_handles(raw, std::ptr::null_mut()) }.unwrap();
     let mut lion = Lion::builder().backend(cuda).build().unwrap();
     let handle = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
     let mut address = 0;
-    // SAFETY: the context is current, and the place to write to is on the stack.
+    // SAFETY: the context is current, and `address` is a live variable.
     let allocated = unsafe { cust::sys::cuMemAlloc_v2(&mut address, 4) };
     assert_eq!(allocated as u32, 0);
-    // SAFETY: one element lies there.
+    // SAFETY: the allocation has one element.
     let filled = unsafe { cust::sys::cuMemsetD32_v2(address, 0, 1) };
     assert_eq!(filled as u32, 0);
-    // SAFETY: none: one element lies there and not four, which is what the emulated driver finds out.
-    let nowhere = unsafe { device_slice_mut(address, 4, Dtype::F32) };
+    // SAFETY: violated on purpose: the allocation has one element, not four. The emulated driver detects the access.
+    let too_long = unsafe { device_slice_mut(address, 4, Dtype::F32) };
     let args = StepArgs::new();
-    let report = lion.step_with(args, [update(handle, nowhere, &[1.0f32; 4])]);
+    let report = lion.step_with(args, [update(handle, too_long, &[1.0f32; 4])]);
     let error = match report {
-        // The gradient of the host is copied by a call that waits.
+        // Copying the host gradient may already wait for the work.
         Err(error) => error,
         Ok(_) => lion.synchronize().unwrap_err(),
     };
@@ -297,7 +297,7 @@ fn a_fault_on_the_device_is_reported_by_the_call_that_waits() {
     drop(context);
 }
 
-// All of this file once more, on emulated drivers that do what a real one may.
+// Runs all tests of this file again on emulated drivers with other permitted behaviours.
 
 lion_test_support::again_on_emulated_drivers!();
 
@@ -310,12 +310,12 @@ fn again_with_registers_that_limit_occupancy() {
     again(&[("LION_EMULATED_REGISTERS", table)]);
 }
 
-/// As on a real driver, what reads the emulator's counters is skipped, and nothing else.
+/// As on a real driver, exactly the tests that require the emulator are skipped.
 #[test]
-fn again_with_a_driver_that_does_not_say_that_it_is_emulated() {
+fn again_with_an_anonymous_driver() {
     let wanted = [
-        "a_fault_on_the_device_is_reported_by_the_call_that_waits",
-        "many_tensors_share_a_launch_that_fits_the_device",
+        "device_fault_is_reported_by_the_call_that_waits",
+        "many_tensors_share_one_launch_of_resident_blocks",
     ];
     assert_eq!(skipped_on_an_anonymous_driver(), wanted);
 }

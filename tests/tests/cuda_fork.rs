@@ -1,5 +1,5 @@
-//! A child made by `fork` never calls the CUDA driver: it is refused what it asks of a device, frees nothing of what it
-//! drops, and leaves the parent's states as they are.
+//! A child made by `fork` never calls the CUDA driver. Its calls return errors, its drops free no device memory, and the
+//! parent's states do not change.
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
@@ -58,7 +58,7 @@ impl Run {
         self.lion.step(updates).map(drop)
     }
 
-    /// The states and parameters, after all steps that are queued.
+    /// Returns the states and parameters after all queued steps.
     fn contents(&self) -> Vec<(StateRecord, Vec<f32>)> {
         let content = |(handle, param, _): &(Handle, DeviceArray, DeviceArray)| {
             let mut values = vec![0.0f32; N];
@@ -69,15 +69,15 @@ impl Run {
     }
 }
 
-/// What the emulated driver knows, asked without lion, which refuses in a child: bytes of free memory, and what it has
-/// run since this was last asked.
-fn known_to_driver() -> (usize, usize) {
+/// Returns the bytes of free memory, and the length of the emulated driver's launch counts since they were last read. Calls
+/// the driver directly, because lion refuses to in a child.
+fn driver_activity() -> (usize, usize) {
     type Info = unsafe extern "C" fn(*mut usize, *mut usize) -> u32;
     type Counts = unsafe extern "C" fn(*mut u8, usize) -> usize;
-    // SAFETY: the library is open already.
+    // SAFETY: the library is already loaded.
     let library = unsafe { libloading::Library::new(emulator()) }.unwrap();
     let (mut free, mut total) = (0, 0);
-    // SAFETY: the functions take these arguments; without a place the second writes nothing.
+    // SAFETY: the functions take these arguments; the second writes nothing through a null pointer.
     unsafe {
         let info = library.get::<Info>(b"cuMemGetInfo_v2\0").unwrap();
         let counts = library.get::<Counts>(b"lionEmulatorCounts\0").unwrap();
@@ -86,12 +86,12 @@ fn known_to_driver() -> (usize, usize) {
     }
 }
 
-/// Whether these are the IDs of the parent and of this process.
+/// Returns whether these are the process IDs of the parent and of this process.
 fn is_child(owner: u32, current: u32, parent: u32) -> bool {
     owner == parent && current == std::process::id() && current != parent
 }
 
-/// Whether a call of a device was refused because the driver is the parent's.
+/// Returns whether a device call was refused because the driver belongs to the parent.
 fn is_refused(result: Result<(), CudaError>, parent: u32) -> bool {
     match result {
         Err(CudaError::OtherProcess { owner, current }) => is_child(owner, current, parent),
@@ -99,10 +99,10 @@ fn is_refused(result: Result<(), CudaError>, parent: u32) -> bool {
     }
 }
 
-/// Whether a call of an optimizer was refused because the driver, or what is paged, is the parent's.
+/// Returns whether an optimizer call was refused because the driver, or the paged memory, belongs to the parent.
 fn is_refused_to_optimizer(result: Result<(), Error>, parent: u32) -> bool {
     let source = match result {
-        // A step says besides that it has not begun, and an import that it may have.
+        // A step also reports that it has not begun, and an import that the state may be damaged.
         Err(Error::Backend {
             source: BackendError::NotBegun { source },
             ..
@@ -128,10 +128,10 @@ fn is_refused_to_optimizer(result: Result<(), Error>, parent: u32) -> bool {
 }
 
 #[test]
-fn a_forked_child_leaves_the_device_to_its_parent() {
+fn forked_child_does_not_use_the_device_of_its_parent() {
     for concurrent in ["1", "0"] {
-        // Without concurrent managed access states are in pinned memory.
-        let mut parent = child("parent");
+        // Without concurrent managed access, paged states are in pinned memory.
+        let mut parent = child("child_forks");
         parent.env("LION_EMULATED_CONCURRENT_MANAGED", concurrent);
         let output = parent.env("LION_FORK", "1").output().unwrap();
         assert!(output.status.success(), "{concurrent}: {output:?}");
@@ -140,18 +140,18 @@ fn a_forked_child_leaves_the_device_to_its_parent() {
 
 /// Forks children in a separate process.
 #[test]
-fn parent() {
+fn child_forks() {
     if std::env::var_os("LION_FORK").is_none() {
         return;
     }
-    // Chooses the driver.
+    // Loads the driver.
     drop(cuda().unwrap());
     let emulated = is_emulated();
     if let Err(reason) = managed_room() {
-        println!("SKIPPED parent: {reason}");
+        println!("SKIPPED child_forks: {reason}");
         return;
     }
-    // The context is current from here on, for `known_to_driver`.
+    // Makes a context current, which `driver_activity` requires.
     let context = Arc::new(Context::new(CustDevice::get_device(0).unwrap()).unwrap());
     let parent = std::process::id();
     type Child = fn(Run, u32) -> bool;
@@ -211,29 +211,30 @@ fn parent() {
             });
             run.step().unwrap();
             run.contents();
-            // The last step is still queued when the child is made.
+            // The last step is still queued when the process forks.
             run.step().unwrap();
         }
-        // What is left out of the count is what has run.
+        // Resets the counts, so that they contain only launches after this point.
         lion::cuda::emulator_counts();
         for slot in &mut runs {
-            let before = emulated.then(known_to_driver);
+            let before = emulated.then(driver_activity);
             let run = slot.take().unwrap();
             let kept = std::cell::Cell::new(Some(run));
-            let well = forked(|| {
-                let well = kept.take().is_some_and(|run| child(run, parent));
-                let after = emulated.then(known_to_driver);
+            let passed = forked(|| {
+                let passed = kept.take().is_some_and(|run| child(run, parent));
+                let after = emulated.then(driver_activity);
                 if before != after {
                     eprintln!("the driver: {before:?} before, {after:?} after");
                 }
-                well && before == after
+                passed && before == after
             });
-            assert!(well, "a child that {what}");
+            assert!(passed, "a child that {what}");
             *slot = kept.take();
         }
-        let [in_memory, paged, lent] = runs.each_ref().map(|run| run.as_ref().unwrap().contents());
+        let [in_memory, paged, on_stream] =
+            runs.each_ref().map(|run| run.as_ref().unwrap().contents());
         assert!(
-            in_memory == paged && paged == lent,
+            in_memory == paged && paged == on_stream,
             "after a child that {what}"
         );
     }

@@ -1,4 +1,5 @@
-//! Memory that a step borrows: memory that the device cannot access, and states that do not fit, are refused by name.
+//! Memory that a step borrows. A step refuses memory that its device cannot access and states of the wrong length, with errors
+//! that name the parameter.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::Cpu;
@@ -12,13 +13,14 @@ use lion::{
 use lion_test_support::{backends, child, emulator};
 use std::sync::Arc;
 
-/// The device of the driver that is open, the emulated one where the system has none.
+/// Returns the first CUDA device that can be opened; without a GPU it is an emulated one.
 fn cuda() -> Arc<Cuda> {
     let mut candidates = backends().into_iter().filter_map(|known| known.cuda());
     candidates.find_map(Result::ok).unwrap()
 }
 
-fn of_cuda(error: Error) -> CudaError {
+/// Returns the `CudaError` inside the error of a step that has not begun.
+fn cuda_error(error: Error) -> CudaError {
     let Error::Backend { source, .. } = error else {
         panic!("{error}");
     };
@@ -32,8 +34,9 @@ fn of_cuda(error: Error) -> CudaError {
     }
 }
 
-/// Steps a parameter of this device by a borrowed gradient, and then by a gradient of the device.
-fn step_by(cuda: &Arc<Cuda>, grad: DeviceSlice<'_>) -> Result<(), Error> {
+/// Steps a parameter on this device with a borrowed gradient. If that step is refused, steps with a gradient on the device and
+/// checks that the refused step had no effect.
+fn step_with_gradient(cuda: &Arc<Cuda>, grad: DeviceSlice<'_>) -> Result<(), Error> {
     let builder = Lion::builder().backend(Arc::clone(cuda)).lr(0.25);
     let mut lion = builder.build().unwrap();
     let w = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
@@ -55,20 +58,20 @@ fn step_by(cuda: &Arc<Cuda>, grad: DeviceSlice<'_>) -> Result<(), Error> {
     stepped.map(|_| ())
 }
 
-/// Not a test by itself: what the test below runs where there are two devices.
+/// Runs in a child process with two emulated devices.
 #[test]
-fn lends_a_buffer_of_another_device() {
+fn child_lends_a_buffer_of_another_device() {
     if std::env::var_os("LION_EMULATED_DEVICES").is_none() {
         return;
     }
     let cuda = cuda();
     let second = cust::device::Device::get_device(1).unwrap();
     let _context = cust::context::Context::new(second).unwrap();
-    // The devices may use the same addresses: behind this, there is nothing of the first.
+    // The devices may use the same addresses. This allocation moves the buffer beyond the addresses used on the first device.
     let _before = cust::memory::DeviceBuffer::<u8>::zeroed(512 << 20).unwrap();
     let buffer = cust::memory::DeviceBuffer::from_slice(&[1.0f32; 4]).unwrap();
-    // SAFETY: the buffer is kept to the end.
-    let error = of_cuda(step_by(&cuda, unsafe { lend(&buffer) }).unwrap_err());
+    // SAFETY: the buffer lives until the end of the function.
+    let error = cuda_error(step_with_gradient(&cuda, unsafe { lend(&buffer) }).unwrap_err());
     let wanted = CudaError::WrongDevice {
         parameter: "w".to_owned(),
         operand: Operand::Gradient,
@@ -80,8 +83,8 @@ fn lends_a_buffer_of_another_device() {
 }
 
 #[test]
-fn a_buffer_of_another_device_is_refused_by_name() {
-    let output = child("lends_a_buffer_of_another_device")
+fn buffer_of_another_device_is_refused() {
+    let output = child("child_lends_a_buffer_of_another_device")
         .env("LION_CUDA_DRIVER", emulator())
         .env("LION_EMULATED_DEVICES", "2")
         .output()
@@ -93,14 +96,14 @@ fn a_buffer_of_another_device_is_refused_by_name() {
 }
 
 #[test]
-fn memory_of_another_context_is_refused_by_name() {
+fn memory_of_another_context_is_refused() {
     let cuda = cuda();
     let device = cust::device::Device::get_device(0).unwrap();
     let flags = cust::context::legacy::ContextFlags::SCHED_AUTO;
     let other = cust::context::legacy::Context::create_and_push(flags, device).unwrap();
     let buffer = cust::memory::DeviceBuffer::from_slice(&[1.0f32; 4]).unwrap();
-    // SAFETY: the buffer is kept to the end.
-    let error = of_cuda(step_by(&cuda, unsafe { lend(&buffer) }).unwrap_err());
+    // SAFETY: the buffer lives until the end of the function.
+    let error = cuda_error(step_with_gradient(&cuda, unsafe { lend(&buffer) }).unwrap_err());
     let wanted = CudaError::WrongContext {
         parameter: "w".to_owned(),
         operand: Operand::Gradient,
@@ -112,13 +115,13 @@ fn memory_of_another_context_is_refused_by_name() {
 }
 
 #[test]
-fn an_address_that_the_driver_does_not_know_is_refused_by_name() {
+fn address_unknown_to_the_driver_is_refused() {
     let cuda = cuda();
     let here = [1.0f32; 4];
     for address in [0, 64, here.as_ptr().addr() as u64] {
         // SAFETY: the step is refused.
         let grad = unsafe { device_slice(address, 4, Dtype::F32) };
-        let error = of_cuda(step_by(&cuda, grad).unwrap_err());
+        let error = cuda_error(step_with_gradient(&cuda, grad).unwrap_err());
         let wanted = CudaError::UnknownAddress {
             parameter: "w".to_owned(),
             operand: Operand::Gradient,
@@ -127,10 +130,10 @@ fn an_address_that_the_driver_does_not_know_is_refused_by_name() {
         };
         assert_eq!(error, wanted);
     }
-    // Where there is no element, there is no address.
+    // An empty slice may have a null address.
     let mut lion = Lion::builder().backend(cuda).build().unwrap();
     let w = lion.register(ParamSpec::new("w", 0, Dtype::F32)).unwrap();
-    // SAFETY: there is no element.
+    // SAFETY: the slices are empty.
     let (param, grad) = unsafe {
         (
             device_slice_mut(0, 0, Dtype::F32),
@@ -141,23 +144,24 @@ fn an_address_that_the_driver_does_not_know_is_refused_by_name() {
 }
 
 #[test]
-fn managed_and_pinned_memory_is_stepped_by() {
+fn gradients_can_be_in_managed_and_pinned_memory() {
     let cuda = cuda();
     let _context = cust::quick_init().unwrap();
     let mut managed = cust::memory::UnifiedBuffer::new(&1.0f32, 4).unwrap();
     let address = managed.as_unified_ptr().as_raw() as u64;
-    // SAFETY: the buffer has as many elements, and is kept until the step has been waited for.
-    step_by(&cuda, unsafe { device_slice(address, 4, Dtype::F32) }).unwrap();
+    // SAFETY: the buffer has four elements, and lives until the step is synchronized.
+    step_with_gradient(&cuda, unsafe { device_slice(address, 4, Dtype::F32) }).unwrap();
     let pinned = cust::memory::LockedBuffer::new(&1.0f32, 4).unwrap();
     let address = pinned.as_ptr().addr() as u64;
     // SAFETY: as above.
-    step_by(&cuda, unsafe { device_slice(address, 4, Dtype::F32) }).unwrap();
+    step_with_gradient(&cuda, unsafe { device_slice(address, 4, Dtype::F32) }).unwrap();
 }
 
-/// A backend that allocates states of one element less than is asked for, or gives gradients of three elements on.
+/// A backend that allocates states one element shorter than requested, or passes on gradients of three elements.
 #[derive(Debug)]
 struct Short<B> {
     inner: B,
+    /// Whether states are shortened rather than gradients.
     states: bool,
 }
 
@@ -192,7 +196,7 @@ impl<B: Backend> Backend for Short<B> {
 }
 
 #[test]
-fn a_state_of_another_length_is_refused_before_anything_changes() {
+fn state_of_the_wrong_length_is_refused_before_anything_changes() {
     let cuda = cuda();
     let paged = cuda.paging(&Paging::on_device().budget(2 << 16)).unwrap();
     let backends: [Box<dyn Backend>; 2] = [
@@ -214,7 +218,7 @@ fn a_state_of_another_length_is_refused_before_anything_changes() {
                 assert_eq!(param, [1.0; 600]);
                 refused
             }
-            // An optimizer may ask already when the state is allocated.
+            // The optimizer may check the length when the state is allocated.
             Err(refused) => refused,
         };
         match refused {
@@ -235,7 +239,7 @@ fn a_state_of_another_length_is_refused_before_anything_changes() {
 }
 
 #[test]
-fn a_gradient_that_a_backend_in_between_has_shortened_is_refused() {
+fn gradient_shortened_by_a_wrapping_backend_is_refused() {
     let cpu = Cpu::new().unwrap();
     let backends: [Box<dyn Backend>; 2] = [Box::new(cuda()), Box::new(cpu)];
     for inner in backends {

@@ -1,5 +1,5 @@
-//! Memory that goes away while work is queued that uses it, and driver calls that fail in the middle of a step, on an
-//! emulated driver that is as unhelpful as a driver may be.
+//! Memory that is freed while queued work uses it, and driver calls that fail in the middle of a step, on an emulated driver
+//! with the least synchronization that CUDA permits.
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::{Cuda, CudaError, DeviceArray, emulator_residency};
@@ -13,50 +13,52 @@ use lion_test_support::{AllPaged, backends, child, emulator};
 use std::ffi::{CStr, c_char};
 use std::sync::Arc;
 
-/// Bytes of a page of the emulated device.
+/// Bytes per page of the emulated device.
 const PAGE: usize = 64 << 10;
 
-/// Frees return at once, whatever is queued, and the memory is gone. Copies from and to pageable memory are queued too.
-const UNHELPFUL: [(&str, &str); 3] = [
+/// Frees do not wait for queued work. Copies from and to pageable memory are queued too.
+const UNSYNCHRONIZED: [(&str, &str); 3] = [
     ("LION_EMULATED_FREE", "now"),
     ("LION_EMULATED_PAGEABLE_COPIES", "late"),
     ("LION_EMULATED_STREAM_ORDER", "random"),
 ];
 
-/// Managed memory cannot be prefetched, so states are in pinned memory.
+/// Managed memory cannot be prefetched, so paged states are in pinned memory.
 const PINNED: (&str, &str) = ("LION_EMULATED_CONCURRENT_MANAGED", "0");
 
+/// Returns the first CUDA device that can be opened.
 fn cuda() -> Arc<Cuda> {
     let mut candidates = backends().into_iter().filter_map(|known| known.cuda());
     candidates.find_map(Result::ok).unwrap()
 }
 
-/// Runs a test of this file in processes of its own, with unified and with pinned memory.
-fn run_on_unhelpful_drivers(test: &str) {
+/// Runs a test of this file in two child processes, with unified and with pinned memory.
+fn run_on_unsynchronized_drivers(test: &str) {
     for pinned in [false, true] {
         let output = child(test)
             .env("LION_CUDA_DRIVER", emulator())
-            .env("LION_TEST_UNHELPFUL", "1")
-            .envs(UNHELPFUL)
+            .env("LION_TEST_UNSYNCHRONIZED", "1")
+            .envs(UNSYNCHRONIZED)
             .envs(pinned.then_some(PINNED))
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "pinned {pinned}: {text}{errors}");
-        assert!(text.contains("run to its end"), "{text}");
+        assert!(text.contains("completed"), "{text}");
     }
 }
 
-/// Whether this is the process that such a test runs in.
-fn is_unhelpful() -> bool {
-    std::env::var_os("LION_TEST_UNHELPFUL").is_some()
+/// Returns whether this process is a child started by `run_on_unsynchronized_drivers`.
+fn is_child() -> bool {
+    std::env::var_os("LION_TEST_UNSYNCHRONIZED").is_some()
 }
 
-/// Asks the emulated driver for a failure; returns whether an earlier request had not been met.
+/// Makes the emulated driver fail once after `skip` calls that succeed; `None` only cancels an earlier request. Returns whether
+/// an earlier request was still pending.
 fn fail(point: Option<&CStr>, skip: u32, code: u32) -> bool {
     type Fail = unsafe extern "C" fn(*const c_char, u32, u32) -> u32;
-    // SAFETY: the library is open already.
+    // SAFETY: the library is already loaded.
     let library = unsafe { libloading::Library::new(emulator()) }.unwrap();
     let point = point.map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: the function takes these arguments; the text ends with NUL.
@@ -70,7 +72,7 @@ fn paging(pages: usize) -> Paging {
         .or_pinned()
 }
 
-/// Tensors on the device with an optimizer for them.
+/// Tensors on the device, and an optimizer with their states.
 struct Fixture {
     lion: Lion,
     tensors: Vec<(Handle, DeviceArray, DeviceArray)>,
@@ -102,7 +104,7 @@ impl Fixture {
             .map(|report| assert!(report.pending))
     }
 
-    /// The momentum of each tensor.
+    /// Returns the momentum of each tensor.
     fn momenta(&self) -> Vec<Vec<f32>> {
         let momentum = |(handle, ..): &(Handle, DeviceArray, DeviceArray)| match self
             .lion
@@ -116,6 +118,7 @@ impl Fixture {
         self.tensors.iter().map(momentum).collect()
     }
 
+    /// Returns the values of each parameter.
     fn params(&self) -> Vec<Vec<f32>> {
         let param = |(_, param, _): &(Handle, DeviceArray, DeviceArray)| {
             let mut values = vec![0.0; param.len()];
@@ -126,39 +129,39 @@ impl Fixture {
     }
 }
 
-/// Both ways of holding a state.
+/// Returns a backend with resident states and one with paged states.
 fn both(cuda: &Arc<Cuda>) -> [Box<dyn Backend>; 2] {
     let paged = cuda.paging(&paging(2)).unwrap();
     [Box::new(Arc::clone(cuda)), Box::new(AllPaged(paged))]
 }
 
-/// With these lengths, scratch memory, tables and copies of host arrays grow from tensor to tensor and from step to step.
+/// With these increasing lengths, scratch memory, tables and staging buffers grow within a step and from step to step.
 const LENGTHS: [usize; 4] = [300, 20_000, 50_000, 90_000];
 
 #[test]
-fn frees_while_work_is_queued() {
-    if !is_unhelpful() {
+fn child_frees_while_work_is_queued() {
+    if !is_child() {
         return;
     }
     let cuda = cuda();
-    // What a step leaves where everything is kept and waited for.
+    // The result of a step for which everything is kept alive and synchronized.
     let expected = {
         let mut fixture = Fixture::new(&cuda, Box::new(Arc::clone(&cuda)), &LENGTHS, 1e-3);
         fixture.step().unwrap();
         (fixture.params(), fixture.momenta())
     };
     for backend in both(&cuda) {
-        // Scratch memory that grows in a step.
+        // Frees scratch memory that grows during a step.
         let mut fixture = Fixture::new(&cuda, backend, &LENGTHS, 1e-3);
         fixture.step().unwrap();
         assert!((fixture.params(), fixture.momenta()) == expected);
-        // All arrays and states, behind a step that is queued.
+        // Frees all arrays and states while a step is queued.
         fixture.step().unwrap();
         drop(fixture);
         cuda.array(&[0.0f32; 4][..]).unwrap();
     }
     for backend in both(&cuda) {
-        // Gradients alone; tables that grow from step to step; arrays of the host.
+        // Frees only gradients, tables that grow from step to step, and staging buffers of host arrays.
         let mut fixture = Fixture::new(&cuda, backend, &[300; 40], 0.0);
         for used in [1, 2, 40] {
             let grads: Vec<_> = (0..used)
@@ -176,7 +179,7 @@ fn frees_while_work_is_queued() {
             assert!(!report.pending);
             assert_eq!(param, [0.5; 300]);
         }
-        // The optimizer alone, then what it stepped.
+        // Drops the optimizer first, then the parameters.
         fixture.step().unwrap();
         drop(fixture.lion);
         let mut values = [0.0f32; 300];
@@ -186,28 +189,28 @@ fn frees_while_work_is_queued() {
             .unwrap();
         assert_eq!(values, [0.0; 300]);
     }
-    // An array that is copied by another stream.
+    // Frees an array that another stream copies.
     let other = Arc::new(Cuda::new(0).unwrap());
     let mut from = other.array(&[0.0f32; 50_000][..]).unwrap();
     let mut to = cuda.array(&[0.0f32; 50_000][..]).unwrap();
     let newer = other.array(&[3.0f32; 50_000][..]).unwrap();
     from.copy_from(&newer).unwrap();
     to.copy_from(&from).unwrap();
-    // Only after the copy above.
+    // This write must not run before the copy above.
     from.write((&[9.0f32; 50_000][..]).into()).unwrap();
     drop((newer, from, other));
     let mut values = vec![0.0f32; 50_000];
     to.read((&mut values[..]).into()).unwrap();
     assert!(values.iter().all(|&value| value == 3.0));
-    println!("run to its end");
+    println!("completed");
 }
 
 #[test]
-fn what_is_dropped_behind_a_step_is_freed_after_it() {
-    run_on_unhelpful_drivers("frees_while_work_is_queued");
+fn memory_dropped_while_a_step_is_queued_is_freed_after_the_step() {
+    run_on_unsynchronized_drivers("child_frees_while_work_is_queued");
 }
 
-/// The momenta of a state that is stepped by 1.0 again and again.
+/// Returns the momentum after each of 0 to `steps` steps with a gradient of 1.0.
 fn momenta(steps: usize) -> Vec<f32> {
     let cpu = Lion::builder().device(lion::Device::Cpu).lr(0.5);
     let mut lion = cpu.build().unwrap();
@@ -223,38 +226,38 @@ fn momenta(steps: usize) -> Vec<f32> {
     all
 }
 
-/// Lets each driver call of a step fail in turn that queues something. No element is ever between two steps, nothing that
-/// was stepped is lost, and the optimizer goes on.
+/// Makes each driver call of a step that queues work fail in turn. Parameter and momentum of each element then agree on the
+/// number of steps, no update is lost, and the next step succeeds.
 #[test]
-fn fails_anywhere_in_a_step() {
-    if !is_unhelpful() {
+fn child_fails_at_each_call_of_a_step() {
+    if !is_child() {
         return;
     }
     let cuda = cuda();
     let momenta = momenta(3);
     let steps_of = |momentum: f32| {
         let found = momenta.iter().position(|&known| known == momentum);
-        found.unwrap_or_else(|| panic!("{momentum} is the momentum after no step"))
+        found.unwrap_or_else(|| panic!("{momentum} is not the momentum after any number of steps"))
     };
-    // By the parameter: 1.0 less 0.5 a step.
+    // A parameter starts at 1.0 and decreases by 0.5 per step.
     let steps_of_param = |param: f32| ((1.0 - param) / 0.5) as usize;
     let mut failures = 0;
     for skip in 0.. {
-        let mut met = false;
+        let mut failed = false;
         for backend in both(&cuda) {
             let mut fixture = Fixture::new(&cuda, backend, &[300, 40_000], 0.0);
             fixture.step().unwrap();
             fixture.lion.synchronize().unwrap();
-            // The operating system says no: no fault, so the context goes on.
+            // CUDA_ERROR_OPERATING_SYSTEM: not a fault of the context, which stays usable.
             fail(Some(c"queue"), skip, 304);
             let stepped = fixture.step();
             if fail(None, 0, 0) {
                 stepped.unwrap();
                 continue;
             }
-            met = true;
+            failed = true;
             failures += 1;
-            let error = stepped.expect_err("the call that failed was one of the step");
+            let error = stepped.expect_err("the failed call belongs to the step");
             let Error::Backend { source, .. } = error else {
                 panic!("{error}");
             };
@@ -269,7 +272,7 @@ fn fails_anywhere_in_a_step() {
                 other => panic!("{other}"),
             };
             assert!(status.contains("(304)"), "{status}");
-            // Parameters and momenta are those before or after the step, and agree.
+            // Each element has the parameter and the momentum of the same step, before or after this one.
             let (params, before) = (fixture.params(), fixture.momenta());
             for (param, momentum) in params.iter().zip(&before) {
                 for (&p, &m) in param.iter().zip(momentum) {
@@ -286,27 +289,27 @@ fn fails_anywhere_in_a_step() {
                 }
             }
         }
-        if !met {
+        if !failed {
             break;
         }
     }
-    // Copies of the table, launches, events: a step has many.
+    // A step has many such calls: copies of the table, launches and events.
     assert!(failures > 10, "{failures}");
-    println!("run to its end");
+    println!("completed");
 }
 
 #[test]
-fn a_call_that_fails_leaves_states_whole_and_nothing_queued() {
-    run_on_unhelpful_drivers("fails_anywhere_in_a_step");
+fn failed_driver_call_does_not_corrupt_states() {
+    run_on_unsynchronized_drivers("child_fails_at_each_call_of_a_step");
 }
 
-/// Unified memory has no copy at the host of what is on the device: a look at all gradients moves states in and out, though
-/// it changes none, and the report says so.
+/// Unified memory keeps no host copy of pages that are on the device, so even unchanged pages are evicted by a copy. The report
+/// counts those bytes.
 #[test]
-fn bytes_that_leave_unchanged_are_those_of_the_report() {
+fn report_counts_unchanged_pages_that_are_evicted() {
     let cuda = cuda();
     if !lion::cuda::is_emulated() {
-        println!("SKIPPED: only the emulated driver counts what moves");
+        println!("SKIPPED: only the emulated driver counts the bytes that it moves");
         return;
     }
     let backend = cuda.paging(&paging(4)).unwrap();
@@ -329,7 +332,7 @@ fn bytes_that_leave_unchanged_are_those_of_the_report() {
             .collect();
         digits.parse::<u64>().unwrap()
     };
-    // What the emulator counts starts anew when it is asked, so each run asks for one number.
+    // Reading the emulator's counters resets them, so each step reads them once.
     let (mut moved, mut reported) = (0, 0);
     for _ in 0..6 {
         let _ = count("page");
@@ -341,7 +344,7 @@ fn bytes_that_leave_unchanged_are_those_of_the_report() {
         assert_eq!(totals.moved.written, totals.moved.evicted);
         reported += totals.moved.written;
     }
-    // They may differ by the transfers that are queued at the end.
+    // The two may differ by the transfers that are queued at the end.
     assert!(
         moved.abs_diff(reported) <= PAGE as u64,
         "{moved} of {reported}"

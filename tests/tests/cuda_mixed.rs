@@ -1,5 +1,5 @@
-//! A single step on a CUDA device of tensors with ordinary and paged states, clipped and not, in host and in device memory, in
-//! mixed order. Each tensor gets the bits that it gets alone on the scalar CPU backend.
+//! Steps on a CUDA device with ordinary and paged states, with and without clipping, in host and in device memory, in mixed
+//! order. The result of each tensor has the same bits as when it is stepped alone on the scalar CPU backend.
 #![allow(clippy::unwrap_used)]
 
 use lion::cpu::{Cpu, Isa};
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Bytes per page of the emulated device.
 const PAGE: usize = 64 << 10;
 
-/// One test at a time, because the emulator counts the launches of the whole process.
+/// Runs one test at a time, because the emulator counts the launches of the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -99,7 +99,7 @@ impl Param {
                 let all = 0..param.len();
                 update(handle, param.slice_mut(all.clone()), grad.slice(all))
             }
-            _ => unreachable!("both are in the same memory"),
+            _ => unreachable!("a parameter and its gradient are in the same memory"),
         }
     }
 }
@@ -131,7 +131,7 @@ fn values(rng: &mut Rng) -> Vec<Tensor> {
         .collect()
 }
 
-/// Makes a gradient not finite in one block.
+/// Sets one element of a gradient to NaN.
 fn poison(grad: &mut Tensor, at: usize) {
     let mut values: Vec<f32> = grad.bits().iter().map(|&(_, value)| value).collect();
     values[at] = f32::NAN;
@@ -151,7 +151,7 @@ impl Mixed {
         let cuda = lion_test_support::cuda().unwrap();
         managed_room().unwrap();
         let paging = Paging::on_device().budget(2 * PAGE);
-        // Arrays belong to the session of the backend that steps them.
+        // Arrays must be allocated by the backend that steps them.
         let cuda = Arc::new(cuda.paging(&paging).unwrap());
         let builder = builder().on_non_finite(on_non_finite);
         let mut lion = builder.backend(Arc::clone(&cuda)).build().unwrap();
@@ -166,7 +166,7 @@ impl Mixed {
         }
     }
 
-    /// Steps all tensors in this order.
+    /// Steps all tensors, in the given order.
     fn step(&mut self, grads: &[Tensor], order: &[usize]) -> Result<StepReport, Error> {
         let device = |i: usize| SPECS[i].on_device.then_some(&*self.cuda);
         let grads: Vec<_> = (0..SPECS.len())
@@ -187,7 +187,7 @@ impl Mixed {
 }
 
 #[test]
-fn tensors_of_a_mixed_step_get_the_bits_that_they_get_alone() {
+fn mixed_step_returns_the_same_bits_as_single_steps() {
     let _one = alone();
     let mut rng = Rng::new(11);
     let start = values(&mut rng);
@@ -206,7 +206,7 @@ fn tensors_of_a_mixed_step_get_the_bits_that_they_get_alone() {
         };
         (lion, handle, value.clone())
     };
-    let mut singles: Vec<_> = SPECS
+    let mut separate: Vec<_> = SPECS
         .iter()
         .zip(&start)
         .map(|(s, value)| cpu(s, value))
@@ -230,7 +230,7 @@ fn tensors_of_a_mixed_step_get_the_bits_that_they_get_alone() {
         for blocks in &report.skipped {
             *skipped.entry(blocks.parameter.to_string()).or_insert(0) += blocks.skipped;
         }
-        for (i, (lion, handle, param)) in singles.iter_mut().enumerate() {
+        for (i, (lion, handle, param)) in separate.iter_mut().enumerate() {
             let report = lion.step([update(*handle, param.slice_mut(), grads[i].slice())]);
             for blocks in &report.unwrap().skipped {
                 *wanted.entry(blocks.parameter.to_string()).or_insert(0) += blocks.skipped;
@@ -242,7 +242,7 @@ fn tensors_of_a_mixed_step_get_the_bits_that_they_get_alone() {
     }
     assert_eq!((&skipped, skipped.len()), (&wanted, 5));
     let states = mixed.states();
-    for (i, (lion, handle, param)) in singles.iter().enumerate() {
+    for (i, (lion, handle, param)) in separate.iter().enumerate() {
         let name = SPECS[i].name;
         let difference = compare_params(&mixed.params[i].value(), param);
         assert!(
@@ -258,7 +258,7 @@ fn tensors_of_a_mixed_step_get_the_bits_that_they_get_alone() {
 }
 
 #[test]
-fn a_mixed_step_that_is_rejected_changes_nothing() {
+fn rejected_mixed_step_changes_nothing() {
     let _one = alone();
     let mut rng = Rng::new(12);
     let start = values(&mut rng);
@@ -272,7 +272,7 @@ fn a_mixed_step_that_is_rejected_changes_nothing() {
         poison(&mut grads[i], at);
     }
     let Err(Error::NonFinite { parameters }) = mixed.step(&grads, &order) else {
-        panic!("the step is rejected");
+        panic!("the step must be rejected");
     };
     let refused = parameters
         .iter()
@@ -292,7 +292,7 @@ fn a_mixed_step_that_is_rejected_changes_nothing() {
 }
 
 #[test]
-fn ordinary_states_share_their_launches_whatever_is_paged_beside_them() {
+fn ordinary_states_share_launches_in_a_step_with_paged_states() {
     let _one = alone();
     let mut rng = Rng::new(13);
     let start = values(&mut rng);
@@ -311,12 +311,12 @@ fn ordinary_states_share_their_launches_whatever_is_paged_beside_them() {
     };
     let Some(mixed) = kernels(&[0, 1, 2, 3, 4, 5, 6, 7, 8]) else {
         println!(
-            "SKIPPED ordinary_states_share_their_launches_whatever_is_paged_beside_them: \
+            "SKIPPED ordinary_states_share_launches_in_a_step_with_paged_states: \
              only the emulated driver counts launches"
         );
         return;
     };
-    // The kinds in the order of their first tensors. A clipped kind has its norms first.
+    // Launches are in the order of the first tensor of each kind. Clipping adds two launches before the step's.
     let wanted = [
         "lion8_bf16_bf16_options",
         "norm32_f32_f32",
@@ -329,20 +329,20 @@ fn ordinary_states_share_their_launches_whatever_is_paged_beside_them() {
     ];
     let ordinary = kernels(&[1, 2, 4, 6]).unwrap();
     assert_eq!(ordinary, wanted);
-    // They are first. The learning rate of each of the two paged tensors that are clipped is clipped once.
+    // Launches of ordinary states come first. Each of the two clipped paged tensors has one `limit` launch.
     let (first, rest) = mixed.split_at(wanted.len());
     assert_eq!(first, wanted);
     let clips = rest.iter().filter(|kernel| *kernel == "limit").count();
     assert_eq!(clips, 2, "{rest:?}");
 }
 
-// All of this file once more, on emulated drivers that do what a real one may.
+// Runs all tests of this file again on emulated drivers with other permitted behaviours.
 
 lion_test_support::again_on_emulated_drivers!();
 
-/// As on a real driver, what reads the emulator's counters is skipped, and nothing else.
+/// As on a real driver, exactly the tests that require the emulator are skipped.
 #[test]
-fn again_with_a_driver_that_does_not_say_that_it_is_emulated() {
-    let wanted = ["ordinary_states_share_their_launches_whatever_is_paged_beside_them"];
+fn again_with_an_anonymous_driver() {
+    let wanted = ["ordinary_states_share_launches_in_a_step_with_paged_states"];
     assert_eq!(skipped_on_an_anonymous_driver(), wanted);
 }

@@ -1,5 +1,5 @@
-//! Paged states on a CUDA device: no more moved than promised, and the bits of a state that is not paged. The emulated
-//! driver knows where each page is: no faults with the plan, and no more on the device than promised.
+//! Paged states on a CUDA device. Steps return the same bits as with states that are not paged, and move no more bytes than
+//! documented. The emulated driver tracks each page: prefetching avoids all page faults, and the budget is never exceeded.
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::{Cuda, cust, device_slice_mut, emulator_residency};
@@ -17,13 +17,13 @@ use serde_json::Value;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bytes of a page of the emulated device, and what moves at once.
+/// Bytes per page of the emulated device, which is also the unit of transfers.
 const PAGE: usize = 64 << 10;
 
-/// Elements of a 32-bit state of two pages.
+/// Elements of a 32-bit state that takes two pages.
 const LEN: usize = 2 * PAGE / 4;
 
-/// One test at a time: what the emulator counts is of the whole process.
+/// Runs one test at a time, because the emulator's counters are those of the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -35,12 +35,12 @@ fn cuda() -> Arc<Cuda> {
     cuda
 }
 
-/// What the emulated driver has counted of managed memory; another one counts nothing.
+/// Returns the emulated driver's counters of managed memory, or `None` on another driver.
 fn residency() -> Option<Value> {
     Some(serde_json::from_str(&emulator_residency()?).unwrap())
 }
 
-/// Names what a driver that counts nothing leaves out.
+/// Reports that the checks of a test that need the counters are skipped.
 fn skipped(test: &str) {
     println!("SKIPPED {test}: only the emulated driver counts faults and residency");
 }
@@ -77,7 +77,7 @@ impl Fixture {
         }
     }
 
-    /// A step, and what the emulator has counted in it.
+    /// Steps all tensors, and returns the emulator's counters for the step.
     fn step(&mut self) -> Option<Value> {
         let _ = residency();
         let updates = self.tensors.iter_mut().map(|(handle, param)| {
@@ -91,7 +91,7 @@ impl Fixture {
 }
 
 #[test]
-fn with_the_plan_no_kernel_meets_a_page_on_the_host() {
+fn prefetching_avoids_all_page_faults() {
     let _one = alone();
     // A budget of half the state, and a window of two tensors.
     let paging = Paging::on_device().budget(8 * PAGE).window(4 * PAGE);
@@ -105,7 +105,7 @@ fn with_the_plan_no_kernel_meets_a_page_on_the_host() {
             );
         }
         if step > 0 {
-            // S - B + W: 16 - 8 + 4 pages, either way. Those of the end may still be queued.
+            // S - B + W = 16 - 8 + 4 pages in each direction, including transfers that are still queued.
             let moved = fixture.lion.paging().unwrap().totals.moved;
             assert_eq!(
                 (moved.fetched, moved.written),
@@ -124,17 +124,17 @@ fn with_the_plan_no_kernel_meets_a_page_on_the_host() {
         totals.mover
     );
 
-    // Nothing of it is left on the device.
+    // Dropping the states leaves no page on the device.
     drop(fixture);
     match residency() {
         Some(counted) => assert_eq!(counted["resident_bytes"], 0),
-        None => skipped("with_the_plan_no_kernel_meets_a_page_on_the_host"),
+        None => skipped("prefetching_avoids_all_page_faults"),
     }
 }
 
-/// The bytes that the emulator moves in many steps are those of the reports, except for transfers that are queued at the end.
+/// Over many steps the emulator moves the bytes that the reports state, except for transfers that are queued at the end.
 #[test]
-fn bytes_moved_are_those_of_the_report() {
+fn reported_bytes_match_the_bytes_moved() {
     let _one = alone();
     let paging = Paging::on_device().budget(8 * PAGE).window(4 * PAGE);
     let mut fixture = Fixture::new(&paging, OnNonFinite::SkipBlock, Overrides::new());
@@ -151,7 +151,7 @@ fn bytes_moved_are_those_of_the_report() {
     }
     assert_eq!(reported, 10 * 12 * PAGE as u64);
     if !counts {
-        skipped("bytes_moved_are_those_of_the_report");
+        skipped("reported_bytes_match_the_bytes_moved");
         return;
     }
     let window = 4 * PAGE as u64;
@@ -165,10 +165,10 @@ fn bytes_moved_are_those_of_the_report() {
     );
 }
 
-/// Managed memory that is not prefetched is migrated by one fault per page, as in the paged optimizers of bitsandbytes for all
-/// but one tensor.
+/// Managed memory that is not prefetched is migrated by one fault per page. The paged optimizers of bitsandbytes migrate all but
+/// one tensor this way.
 #[test]
-fn without_a_plan_there_is_a_fault_a_page() {
+fn without_prefetching_each_page_faults_once() {
     let _one = alone();
     let cuda = cuda();
     let mut lion = Lion::builder()
@@ -182,14 +182,14 @@ fn without_a_plan_there_is_a_fault_a_page() {
     let mut param = cust::memory::UnifiedBuffer::new(&1.0f32, n).unwrap();
     let address = param.as_unified_ptr().as_raw() as u64;
     let _ = residency();
-    // SAFETY: the buffer has as many elements, and the step is waited for before they are looked at.
+    // SAFETY: the buffer has `n` elements, and the step is synchronized before they are read.
     let slice = unsafe { device_slice_mut(address, n, Dtype::F32) };
     lion.step([update(handle, slice, grad.slice(0..n))])
         .unwrap();
     lion.synchronize().unwrap();
     assert_eq!(param[n - 1], 1.0 - 1e-4);
     let Some(counted) = residency() else {
-        skipped("without_a_plan_there_is_a_fault_a_page");
+        skipped("without_prefetching_each_page_faults_once");
         return;
     };
     assert_eq!(counted["faults"], 6, "{counted}");
@@ -197,7 +197,7 @@ fn without_a_plan_there_is_a_fault_a_page() {
 }
 
 #[test]
-fn a_window_of_one_page_is_slow_and_right() {
+fn window_of_one_page_returns_the_right_values() {
     let _one = alone();
     let paging = Paging::on_device().budget(PAGE).window(PAGE);
     let overrides = Overrides::new().max_unorm(1e3);
@@ -208,7 +208,7 @@ fn a_window_of_one_page_is_slow_and_right() {
                 assert_eq!(counted["faults"], 0);
                 assert!(counted["peak_bytes"].as_u64().unwrap() <= PAGE as u64);
             }
-            None => skipped("a_window_of_one_page_is_slow_and_right"),
+            None => skipped("window_of_one_page_returns_the_right_values"),
         }
     }
     let mut param = vec![0.0f32; LEN];
@@ -243,7 +243,7 @@ fn run(backend: Box<dyn Backend>) -> Snapshot {
 }
 
 #[test]
-fn pieces_of_large_tensors_keep_their_bits() {
+fn budget_does_not_change_the_bits() {
     let _one = alone();
     let expected = run(backends()[0].open().unwrap());
     for budget in [PAGE, 4 * PAGE, 64 * PAGE] {
@@ -256,7 +256,7 @@ fn pieces_of_large_tensors_keep_their_bits() {
 }
 
 #[test]
-fn misuse_is_a_typed_error() {
+fn invalid_budget_and_window_are_typed_errors() {
     let _one = alone();
     let build = |paging: Paging| {
         let device = Device::Cuda(cuda());
@@ -291,9 +291,9 @@ fn misuse_is_a_typed_error() {
     );
 }
 
-/// Not a test by itself: a test below runs it on a driver that cannot prefetch unified memory.
+/// Runs in a child process, on a driver that cannot prefetch unified memory.
 #[test]
-fn steps_without_moving_unified_memory() {
+fn child_steps_in_pinned_memory() {
     if std::env::var_os("LION_EMULATED_CONCURRENT_MANAGED").is_none() {
         return;
     }
@@ -327,14 +327,10 @@ fn steps_without_moving_unified_memory() {
 }
 
 #[test]
-fn pinned_memory_takes_its_place_if_the_user_says_so() {
+fn pinned_memory_is_used_only_on_request() {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args([
-            "--exact",
-            "steps_without_moving_unified_memory",
-            "--nocapture",
-        ])
+        .args(["--exact", "child_steps_in_pinned_memory", "--nocapture"])
         .env("LION_CUDA_DRIVER", emulator())
         .env("LION_EMULATED_CONCURRENT_MANAGED", "0");
     let output = command.output().unwrap();
@@ -346,7 +342,7 @@ fn pinned_memory_takes_its_place_if_the_user_says_so() {
 }
 
 #[test]
-fn arrays_of_the_host_are_stepped_with_a_paged_state() {
+fn host_arrays_can_have_paged_states() {
     let _one = alone();
     let device = Device::Cuda(cuda());
     let paging = Paging::on_device().budget(2 * PAGE);
@@ -374,18 +370,18 @@ fn arrays_of_the_host_are_stepped_with_a_paged_state() {
     assert_eq!((weight[0], weight[299_999], bias[299]), (0.5, 1.0, 1.5));
 }
 
-// All of this file once more, on emulated drivers that do what a real one may.
+// Runs all tests of this file again on emulated drivers with other permitted behaviours.
 
 lion_test_support::again_on_emulated_drivers!();
 
-/// As on a real driver, what reads the emulator's counters is skipped, and nothing else.
+/// As on a real driver, exactly the tests that require the emulator are skipped.
 #[test]
-fn again_with_a_driver_that_does_not_say_that_it_is_emulated() {
+fn again_with_an_anonymous_driver() {
     let wanted = [
-        "a_window_of_one_page_is_slow_and_right",
-        "bytes_moved_are_those_of_the_report",
-        "with_the_plan_no_kernel_meets_a_page_on_the_host",
-        "without_a_plan_there_is_a_fault_a_page",
+        "prefetching_avoids_all_page_faults",
+        "reported_bytes_match_the_bytes_moved",
+        "window_of_one_page_returns_the_right_values",
+        "without_prefetching_each_page_faults_once",
     ];
     assert_eq!(skipped_on_an_anonymous_driver(), wanted);
 }

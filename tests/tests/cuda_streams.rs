@@ -1,5 +1,5 @@
-//! Steps and the order of streams: events of the trainer's, streams that the default one does not wait for, and streams
-//! that are captured.
+//! Order between steps and streams: the caller's events, non-blocking streams, the per-thread default stream, and stream
+//! capture.
 #![allow(clippy::unwrap_used)]
 
 use lion::cuda::{Cuda, CudaError, cust, device_slice, device_slice_mut};
@@ -15,7 +15,7 @@ const LEN: usize = 700;
 /// `CU_STREAM_PER_THREAD`.
 const PER_THREAD: CUstream = std::ptr::without_provenance_mut(2);
 
-/// The device of the driver that is open, the emulated one where the system has none.
+/// Returns the first CUDA device that can be opened; without a GPU it is an emulated one.
 fn cuda() -> Arc<Cuda> {
     let mut candidates = backends().into_iter().filter_map(|known| known.cuda());
     candidates.find_map(Result::ok).unwrap()
@@ -24,7 +24,7 @@ fn cuda() -> Arc<Cuda> {
 /// Calls a function of the driver, which must succeed.
 macro_rules! ok {
     ($call:expr) => {{
-        // SAFETY: handles and addresses are those of the test, alive to its end.
+        // SAFETY: the handles and addresses belong to the test and are valid until its end.
         let result = unsafe { $call };
         assert_eq!(result as u32, 0, "{}", stringify!($call));
     }};
@@ -42,19 +42,19 @@ fn event() -> CUevent {
     event
 }
 
-/// Memory of the device for all elements, and pinned memory of as many.
+/// Allocates two arrays of `LEN` elements on the device, and one of zeros in pinned memory.
 fn memory() -> (u64, u64, *mut f32) {
     let (mut param, mut grad, mut host) = (0, 0, std::ptr::null_mut());
     ok!(sys::cuMemAlloc_v2(&mut param, 4 * LEN));
     ok!(sys::cuMemAlloc_v2(&mut grad, 4 * LEN));
     ok!(sys::cuMemAllocHost_v2(&mut host, 4 * LEN));
-    // SAFETY: pinned memory of as many bytes.
+    // SAFETY: the pinned memory has this many bytes.
     unsafe { host.cast::<u8>().write_bytes(0, 4 * LEN) };
     (param, grad, host.cast())
 }
 
-/// Steps memory that is written on one stream and read on another, with events alone between them. Two streams, so
-/// that waiting for what is read does not wait for what is written.
+/// Steps memory that is written on one stream and read on another, ordered only by events. The streams differ so that
+/// synchronizing the reading stream does not synchronize the writing stream.
 fn step_between(writes: CUstream, reads: CUstream) {
     let cuda = cuda();
     let _context = cust::quick_init().unwrap();
@@ -66,11 +66,11 @@ fn step_between(writes: CUstream, reads: CUstream) {
         .unwrap();
     let w = lion.register(ParamSpec::new("w", LEN, Dtype::F32)).unwrap();
     let (before, after) = (event(), event());
-    // Bits of 1.0 and of -1.0.
+    // The bits of 1.0 and -1.0.
     ok!(sys::cuMemsetD32Async(param, 0x3F80_0000, LEN, writes));
     ok!(sys::cuMemsetD32Async(grad, 0xBF80_0000, LEN, writes));
     ok!(sys::cuEventRecord(before, writes));
-    // SAFETY: the memory is freed at the end, after all streams are waited for, and the events are alive.
+    // SAFETY: the events are alive, and the memory is freed at the end, after the reading stream is synchronized.
     let report = unsafe {
         cuda.wait_for(before).unwrap();
         let param = device_slice_mut(param, LEN, Dtype::F32);
@@ -88,7 +88,7 @@ fn step_between(writes: CUstream, reads: CUstream) {
         reads
     ));
     ok!(sys::cuStreamSynchronize(reads));
-    // SAFETY: pinned memory, whose copy is done.
+    // SAFETY: the copy to this pinned memory is complete.
     let values = unsafe { std::slice::from_raw_parts(host, LEN) };
     assert_eq!(values, [1.25; LEN]);
     drop(lion);
@@ -100,7 +100,7 @@ fn step_between(writes: CUstream, reads: CUstream) {
 }
 
 #[test]
-fn events_order_a_step_with_a_stream_that_is_non_blocking() {
+fn events_order_a_step_with_non_blocking_streams() {
     let _cuda = cuda();
     let _context = cust::quick_init().unwrap();
     let [writes, reads] = [(); 2].map(|()| non_blocking_stream());
@@ -120,7 +120,7 @@ fn events_order_a_step_with_the_per_thread_default_stream() {
 }
 
 #[test]
-fn events_of_cust_order_a_step_too() {
+fn cust_events_can_be_recorded_in_the_stream_of_a_backend() {
     use cust::event::{Event, EventFlags};
     let cuda = cuda();
     let _context = cust::quick_init().unwrap();
@@ -134,10 +134,10 @@ fn events_of_cust_order_a_step_too() {
     event.synchronize().unwrap();
 }
 
-/// All that a backend does, on a stream that the default one does not wait for: each copy, fill and launch must be on that
-/// stream or wait for it.
+/// The legacy default stream is not ordered with a non-blocking stream. Each copy, memset and launch of a backend must therefore
+/// be on its stream or synchronize with it.
 #[test]
-fn a_stream_that_is_non_blocking_runs_steps_of_all_kinds() {
+fn backend_on_a_non_blocking_stream_returns_the_same_bits() {
     let _cuda = cuda();
     let context = cust::quick_init().unwrap();
     let stream = non_blocking_stream();
@@ -181,7 +181,7 @@ fn a_stream_that_is_non_blocking_runs_steps_of_all_kinds() {
 }
 
 #[test]
-fn the_per_thread_default_stream_is_no_stream_of_a_backend() {
+fn per_thread_default_stream_is_refused_as_backend_stream() {
     let _cuda = cuda();
     let context = cust::quick_init().unwrap();
     // SAFETY: the context is alive, and the stream is refused.
@@ -190,7 +190,7 @@ fn the_per_thread_default_stream_is_no_stream_of_a_backend() {
 }
 
 #[test]
-fn a_stream_of_another_context_is_refused() {
+fn stream_of_another_context_is_refused() {
     use cust::context::legacy;
     let _cuda = cuda();
     let primary = Arc::new(cust::quick_init().unwrap());
@@ -203,12 +203,12 @@ fn a_stream_of_another_context_is_refused() {
     drop(other);
 }
 
-/// The functions of the emulated driver that lion-cuda does not forward.
+/// Functions of the emulated driver that lion-cuda does not load.
 struct Capture(libloading::Library);
 
 impl Capture {
     fn open() -> Self {
-        // SAFETY: the library is open already.
+        // SAFETY: the library is already loaded.
         Capture(unsafe { libloading::Library::new(emulator()) }.unwrap())
     }
 
@@ -219,25 +219,25 @@ impl Capture {
         assert_eq!(code, 0);
     }
 
-    /// The code, which says whether the capture was still valid.
+    /// Ends the capture, and returns the code, which is an error if the capture was invalidated.
     fn end(&self, stream: CUstream) -> u32 {
         type End = unsafe extern "C" fn(CUstream, *mut *mut c_void) -> u32;
         let mut graph = std::ptr::null_mut();
-        // SAFETY: as above; the place to write to is on the stack.
+        // SAFETY: as above, and `graph` is a live variable.
         unsafe { self.0.get::<End>(b"cuStreamEndCapture\0").unwrap()(stream, &mut graph) }
     }
 }
 
 #[test]
-fn a_captured_stream_is_refused_and_its_capture_goes_on() {
+fn calls_on_a_captured_stream_are_refused_and_do_not_invalidate_the_capture() {
     let _driver = cuda();
     if !lion::cuda::is_emulated() {
-        println!("SKIPPED: the functions that capture a stream are those of the emulated driver");
+        println!("SKIPPED: the test captures streams with functions of the emulated driver");
         return;
     }
     let context = cust::quick_init().unwrap();
     let stream = non_blocking_stream();
-    // SAFETY: as above.
+    // SAFETY: the context and the stream are alive until the backend is dropped.
     let cuda = Arc::new(unsafe { Cuda::with_handles(context.as_raw(), stream) }.unwrap());
     let mut lion = Lion::builder()
         .backend(Arc::clone(&cuda))
@@ -247,7 +247,7 @@ fn a_captured_stream_is_refused_and_its_capture_goes_on() {
     let w = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
     let mut param = cuda.array(&[1.0f32; 4][..]).unwrap();
     let grad = cuda.array(&[1.0f32; 4][..]).unwrap();
-    let gone = cuda.array(&[1.0f32; 4][..]).unwrap();
+    let dropped = cuda.array(&[1.0f32; 4][..]).unwrap();
     let capture = Capture::open();
     let capturing = |error: Error| {
         let mut inner: Option<&dyn std::error::Error> = Some(&error);
@@ -279,10 +279,10 @@ fn a_captured_stream_is_refused_and_its_capture_goes_on() {
     assert_eq!(param.write((&values[..]).into()), Err(refused.clone()));
     assert_eq!(param.copy_from(&grad), Err(refused.clone()));
     assert_eq!(cuda.array(&values[..]).unwrap_err(), refused);
-    // Nothing can be waited for, so nothing is freed.
-    drop(gone);
+    // A captured stream cannot be synchronized, so the memory is not freed.
+    drop(dropped);
     assert_eq!(capture.end(stream), 0);
-    // All is as it was.
+    // The refused calls had no effect.
     lion.step([update(w, param.slice_mut(0..4), grad.slice(0..4))])
         .unwrap();
     param.read((&mut values[..]).into()).unwrap();

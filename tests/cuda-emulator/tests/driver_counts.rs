@@ -1,4 +1,4 @@
-//! Counts and paging as JSON lines, and the text of a fault.
+//! The counts of launches and paging as JSON lines, and the text of a fault.
 
 mod api;
 
@@ -6,11 +6,11 @@ use api::*;
 use serde_json::Value;
 use std::sync::{Mutex, PoisonError};
 
-/// One test at a time: what these exports tell is of the whole process.
+/// Runs one test at a time, because these exports are for the whole process.
 static ONE: Mutex<()> = Mutex::new(());
 
 #[test]
-fn launches_and_paging_are_reported_once_after_they_ran() {
+fn launches_and_paging_are_reported_once_after_they_run() {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let context = Context::new();
     let store = context.function("store");
@@ -18,12 +18,12 @@ fn launches_and_paging_are_reported_once_after_they_ran() {
     ok!(cuMemAllocManaged(&mut managed, 4096, 1));
     assert_eq!(launch(store, 32, DEFAULT_STREAM, device, 1), 0);
     ok!(cuMemPrefetchAsync(managed, 4096, 0, DEFAULT_STREAM));
-    // Queued, so nothing to tell yet.
+    // The launch is queued, so there is no line yet.
     assert_eq!(text_of(lionEmulatorCounts), "");
     assert_eq!(text_of(lionEmulatorPaging), "");
     ok!(cuCtxSynchronize());
 
-    // A buffer that is too small gets nothing and loses nothing.
+    // Nothing is written to a buffer that is too small, and nothing is reset.
     let mut small = [0_i8; 4];
     // SAFETY: the buffer has four bytes.
     assert!(unsafe { lionEmulatorCounts(small.as_mut_ptr().cast(), 4) } > 4);
@@ -62,7 +62,7 @@ fn fault_text_names_the_kernel() {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let context = Context::new();
     let (store, device) = (context.function("store"), context.alloc(4));
-    // Two lanes, room for one.
+    // Two lanes store to an allocation for one.
     assert_eq!(launch(store, 2, DEFAULT_STREAM, device, 1), 0);
     fails!(700, cuCtxSynchronize());
     let text = text_of(lionEmulatorLastFault);

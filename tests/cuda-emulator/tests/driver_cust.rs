@@ -1,4 +1,4 @@
-//! cust over the emulated driver: what a program writes, not what the driver's interface looks like.
+//! Programs that use the emulated driver through cust instead of the C interface.
 
 use cuda_emulator as _;
 use cust::context::{Context, ContextFlags, CurrentContext};
@@ -14,7 +14,7 @@ use cust::stream::{Stream, StreamFlags, StreamWaitEventFlags};
 
 const PTX: &str = include_str!("api/kernels.ptx");
 
-/// The primary context, current on this thread.
+/// Makes the primary context current on this thread.
 fn context() -> Context {
     cust::init(cust::CudaFlags::empty()).expect("a device");
     let device = Device::get_device(0).expect("a device");
@@ -26,18 +26,18 @@ fn context() -> Context {
 }
 
 #[test]
-fn kernel_steps_a_buffer_in_a_stream() {
+fn kernel_runs_in_a_stream() {
     let _context = context();
     let module = Module::from_ptx(PTX, &[ModuleJitOption::DetermineTargetFromContext])
         .expect("the PTX loads");
     let increment = module.get_function("increment").expect("in the module");
     let stream = Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream");
     let numbers: Vec<u32> = (0..100).collect();
-    let input = DeviceBuffer::from_slice(&numbers).expect("room");
-    let output = DeviceBuffer::<u32>::zeroed(100).expect("room");
-    // The memset is in the default stream, which this one is not ordered with.
+    let input = DeviceBuffer::from_slice(&numbers).expect("enough memory");
+    let output = DeviceBuffer::<u32>::zeroed(100).expect("enough memory");
+    // The memset is in the default stream, with which this stream is not ordered.
     CurrentContext::synchronize().expect("no fault");
-    // SAFETY: the kernel takes two addresses, each of a hundred numbers, and this grid has a hundred threads.
+    // SAFETY: the kernel takes two addresses, each of a hundred elements, and this grid has a hundred threads.
     unsafe {
         launch!(increment<<<4, 25, 0, stream>>>(
             output.as_device_ptr(),
@@ -45,8 +45,8 @@ fn kernel_steps_a_buffer_in_a_stream() {
         ))
     }
     .expect("the launch is queued");
-    let mut pinned = LockedBuffer::new(&0_u32, 100).expect("room");
-    // SAFETY: both buffers live until the stream is waited for.
+    let mut pinned = LockedBuffer::new(&0_u32, 100).expect("enough memory");
+    // SAFETY: both buffers live until the stream is synchronized.
     unsafe { output.async_copy_to(&mut pinned[..], &stream) }.expect("the copy is queued");
     assert_eq!(pinned[99], 0);
     stream.synchronize().expect("no fault");
@@ -61,11 +61,11 @@ fn event_orders_streams_and_unified_memory_is_shared() {
     let increment = module.get_function("increment").expect("in the module");
     let first = Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream");
     let second = Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream");
-    let mut unified = UnifiedBuffer::new(&40_u32, 3).expect("room");
+    let mut unified = UnifiedBuffer::new(&40_u32, 3).expect("enough memory");
     let address = unified.as_unified_ptr();
     let next = |index: usize| address.wrapping_add(index);
     let event = Event::new(EventFlags::DISABLE_TIMING).expect("an event");
-    // SAFETY: the kernel takes two addresses, each of one number.
+    // SAFETY: the kernel takes two addresses, each of one element.
     unsafe { launch!(increment<<<1, 1, 0, first>>>(next(1), next(0))) }.expect("queued");
     event.record(&first).expect("recorded");
     assert_eq!(event.query().expect("no fault"), EventStatus::NotReady);
@@ -79,7 +79,7 @@ fn event_orders_streams_and_unified_memory_is_shared() {
 }
 
 #[test]
-fn errors_convert_to_those_of_cust() {
+fn error_codes_are_converted_to_cust_errors() {
     let _context = context();
     let device = Device::get_device(0).expect("a device");
     assert_eq!(
@@ -100,7 +100,7 @@ fn errors_convert_to_those_of_cust() {
     let much = DeviceBuffer::<u64>::zeroed(1 << 28);
     assert_eq!(much.err(), Some(CudaError::OutOfMemory));
     let mut word = [0_u32];
-    let given = DeviceBuffer::from_slice(&[7_u32]).expect("room");
+    let given = DeviceBuffer::from_slice(&[7_u32]).expect("enough memory");
     given.copy_to(&mut word[..]).expect("a copy");
     assert_eq!(word, [7]);
 }

@@ -19,7 +19,7 @@ fn device_name_reports_the_emulator() {
         c_text(name.as_ptr().cast()),
         "Emulated CUDA device (not a GPU)"
     );
-    // Cut, with a NUL at the end.
+    // The name is truncated, with a NUL at the end.
     ok!(cuDeviceGetName(name.as_mut_ptr().cast(), 9, 0));
     assert_eq!(c_text(name.as_ptr().cast()), "Emulated");
     // SAFETY: no obligations.
@@ -27,7 +27,7 @@ fn device_name_reports_the_emulator() {
 }
 
 #[test]
-fn one_device_of_compute_capability_9() {
+fn default_is_one_device_of_compute_capability_9() {
     let mut version = 0;
     ok!(cuDriverGetVersion(&mut version));
     assert_eq!(version, 12_000);
@@ -49,7 +49,7 @@ fn one_device_of_compute_capability_9() {
 }
 
 #[test]
-fn limits_and_priorities() {
+fn default_limits_and_priorities() {
     let context = Context::new();
     let mut value = 0;
     ok!(cuCtxSetLimit(2, 4096));

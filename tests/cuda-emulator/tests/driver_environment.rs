@@ -1,5 +1,5 @@
-//! The environment configures a small device without prefetch. One test only, because the environment is read once
-//! per process.
+//! Configures a small device without prefetch through the environment. There is only one test, because the environment is read
+//! once per process.
 
 mod api;
 
@@ -17,7 +17,7 @@ fn environment_configures_the_devices() {
         ("LION_EMULATED_MULTIPROCESSORS", "3"),
         ("LION_EMULATED_STREAM_ORDER", "oldest"),
     ] {
-        // SAFETY: this is the only test of the process, and its only thread that looks at the environment.
+        // SAFETY: this is the only test of the process, and no other thread accesses the environment.
         unsafe { std::env::set_var(name, value) };
     }
     // Before cuInit, only the version can be queried.
@@ -34,11 +34,11 @@ fn environment_configures_the_devices() {
         assert_eq!(seen, value, "attribute {attribute}");
     }
 
-    // 11.4 compiles PTX 7.4, not 8.0.
+    // Driver 11.4 supports PTX 7.4, not 8.0.
     let text = std::ffi::CString::new(PTX).expect("no NUL");
     fails!(222, cuModuleLoadData(&mut null_mut(), text.as_ptr().cast()));
 
-    // Room for 64 KiB on each device.
+    // Each device has 64 KiB.
     let (mut free, mut total) = (0, 0);
     let first = context.alloc(40_960);
     ok!(cuMemGetInfo_v2(&mut free, &mut total));
@@ -53,7 +53,7 @@ fn environment_configures_the_devices() {
     ok!(cuMemGetInfo_v2(&mut free, &mut total));
     assert_eq!(free, 65_536);
 
-    // Of streams that nothing orders, the first made runs first: it reads what was there before the other's memset.
+    // Of unordered streams, the one created first runs first, so it reads the value from before the other's memset.
     let (a, host) = (context.alloc(4), context.pinned(1));
     let (first, last) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
     ok!(cuMemsetD32Async(a, 8, 1, first));
@@ -65,7 +65,7 @@ fn environment_configures_the_devices() {
     assert_eq!(context.word(a), 9);
     ok!(cuMemFree_v2(a));
 
-    // Managed memory is available, prefetch to a device is not.
+    // Managed memory is available, but prefetch to a device is not.
     let mut managed = 0;
     ok!(cuMemAllocManaged(&mut managed, 4096, 1));
     fails!(101, cuMemPrefetchAsync(managed, 4096, 0, DEFAULT_STREAM));

@@ -1,13 +1,13 @@
-//! The library, opened as a program opens `libcuda.so.1`.
+//! Opens the library as a program opens `libcuda.so.1`.
 
 use libloading::{Library, Symbol};
 use std::path::PathBuf;
 
-/// The functions that cust 0.3.2 names, as `nm` lists them.
+/// The functions that cust 0.3.2 links to, as `nm` lists them.
 const NAMES: &str = include_str!("cust-symbols.txt");
 
 fn library() -> Library {
-    // This test lies in target/PROFILE/deps, and so does the library that cargo makes for it.
+    // This test is in target/PROFILE/deps, and so is the library that cargo builds for it.
     let mut path = std::env::current_exe().expect("a path");
     path.pop();
     let name = libloading::library_filename("cuda_emulator");
@@ -22,14 +22,14 @@ fn all_functions_of_cust_are_exported() {
     assert_eq!(NAMES.lines().count(), 105);
     let missing: Vec<&str> = NAMES
         .lines()
-        // SAFETY: only looked up, not called.
+        // SAFETY: the function is only looked up, not called.
         .filter(|name| unsafe { library.get::<extern "C" fn()>(name.as_bytes()) }.is_err())
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
-fn library_answers_as_a_driver_and_as_an_emulator() {
+fn library_reports_its_version_and_that_it_is_an_emulator() {
     let library = library();
     // SAFETY: the types are those of CUDA's header and of the driver's documentation.
     let (init, version, emulator): (
@@ -44,7 +44,7 @@ fn library_answers_as_a_driver_and_as_an_emulator() {
         )
     };
     let mut given = 0;
-    // SAFETY: a live variable.
+    // SAFETY: `given` is a live variable.
     let codes = unsafe { (init(0), version(&mut given), emulator()) };
     assert_eq!((codes, given), ((0, 0, 1), 12_000));
 }

@@ -1,4 +1,4 @@
-//! A fault is reported by the call that waits for the work at fault, and sticks to that context.
+//! A fault is reported by the call that waits for the failed work, and is a sticky error of its context.
 
 mod api;
 
@@ -10,9 +10,9 @@ fn fault_is_reported_by_the_wait_and_by_all_later_calls() {
     let context = Context::new();
     let (store, stream) = (context.function("store"), context.stream(NON_BLOCKING));
     let device = context.alloc(4);
-    // Two lanes, room for one.
+    // Two lanes store to an allocation for one.
     assert_eq!(launch(store, 2, stream, device, 1), 0);
-    // Neither this launch nor these calls are at fault.
+    // This launch and these calls are valid, but the context has failed.
     assert_eq!(launch(store, 1, stream, device, 2), 0);
     ok!(cuEventRecord(context.event(), stream));
     ok!(cuMemAlloc_v2(&mut 0, 4));
@@ -67,15 +67,15 @@ fn freeing_memory_of_queued_work_is_an_illegal_address() {
     let (mut device, host) = (0, context.pinned(1));
     ok!(cuMemAllocAsync(&mut device, 4, early));
     ok!(cuMemcpyDtoHAsync_v2(host.cast(), device, 4, early));
-    // No event orders this free after the copy.
+    // The free is not ordered after the copy.
     ok!(cuMemFreeAsync(device, late));
     ok!(cuStreamSynchronize(late));
     fails!(700, cuStreamSynchronize(early));
 }
 
 #[test]
-fn each_fault_has_its_code() {
-    // Addresses of four bytes are multiples of four, and what was never written is not read.
+fn faults_have_different_codes() {
+    // A misaligned access, a read of unwritten memory, and an access out of bounds.
     for (name, offset, code) in [
         ("store", 2, 716),
         ("increment", 0, 719),
@@ -89,18 +89,18 @@ fn each_fault_has_its_code() {
 }
 
 #[test]
-fn memset_in_the_default_stream_does_not_order_a_non_blocking_one() {
+fn memset_in_the_default_stream_is_not_ordered_with_a_non_blocking_stream() {
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
     let (input, output) = (context.alloc(4), context.alloc(4));
     ok!(cuMemsetD8_v2(input, 0, 4));
     assert_eq!(launch(increment, 1, stream, output, input), 0);
-    // The kernel reads what the memset has not written yet.
+    // The kernel reads memory that the memset has not written yet.
     fails!(719, cuStreamSynchronize(stream));
 }
 
 #[test]
-fn error_texts_are_cudas() {
+fn error_names_and_texts_are_those_of_cuda() {
     let mut text = std::ptr::null();
     ok!(cuGetErrorString(700, &mut text));
     assert_eq!(c_text(text), "an illegal memory access was encountered");

@@ -1,4 +1,4 @@
-//! Stale, null and foreign handles are errors, and so is what a destroyed context is asked.
+//! Stale, null and foreign handles are errors, and so are calls in a destroyed context.
 
 mod api;
 
@@ -39,12 +39,12 @@ fn handle_of_another_kind_is_invalid() {
 }
 
 #[test]
-fn stream_of_another_context_takes_no_work() {
+fn stream_of_another_context_refuses_work() {
     let first = Context::new();
     let stream = first.stream(0);
     let second = Context::new();
     fails!(400, cuMemsetD32Async(second.alloc(4), 0, 1, stream));
-    // Waiting for it is no matter of the current context.
+    // A stream can be synchronized from any context.
     ok!(cuStreamSynchronize(stream));
 }
 
@@ -95,7 +95,7 @@ fn context_destroyed_by_another_thread_is_reported() {
     let context = Context::new();
     let handle = context.0.addr();
     let code = std::thread::spawn(move || {
-        // SAFETY: a handle is a number to the driver.
+        // SAFETY: the driver does not dereference handles.
         unsafe { cuCtxDestroy_v2(std::ptr::without_provenance_mut(handle)) }
     })
     .join()
@@ -106,7 +106,7 @@ fn context_destroyed_by_another_thread_is_reported() {
 }
 
 #[test]
-fn contexts_stack() {
+fn contexts_form_a_stack() {
     let (first, second) = (Context::new(), Context::new());
     let mut current = null_mut();
     ok!(cuCtxGetCurrent(&mut current));
@@ -116,7 +116,7 @@ fn contexts_stack() {
     ok!(cuCtxGetCurrent(&mut current));
     assert_eq!(current, first.0);
     ok!(cuCtxPushCurrent_v2(second.0));
-    // Replaces the top: nothing is current but the first below.
+    // Pops the top of the stack, so that the first context is current.
     ok!(cuCtxSetCurrent(null_mut()));
     ok!(cuCtxGetCurrent(&mut current));
     assert_eq!(current, first.0);
@@ -130,7 +130,7 @@ fn primary_context_lives_as_long_as_it_is_retained() {
     ok!(cuDevicePrimaryCtxRetain(&mut second, 0));
     assert_eq!(first, second);
     ok!(cuCtxSetCurrent(first));
-    // Not by the function for the other contexts.
+    // A primary context cannot be destroyed by the function for other contexts.
     fails!(201, cuCtxDestroy_v2(first));
     ok!(cuDevicePrimaryCtxRelease_v2(0));
     ok!(cuCtxSynchronize());

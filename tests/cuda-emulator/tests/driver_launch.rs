@@ -6,12 +6,12 @@ use api::*;
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
-/// A launch of `store(device, 1)` with this geometry.
+/// Launches `store(device, 1)` with this geometry.
 fn shaped(store: Handle, device: u64, grid: [u32; 3], block: [u32; 3], shared: u32) -> u32 {
     let (mut device, mut value) = (device, 1_u64);
     let mut params: [*mut c_void; 2] = [(&raw mut device).cast(), (&raw mut value).cast()];
     let none = null_mut();
-    // SAFETY: two parameters of eight bytes, as the kernel takes them.
+    // SAFETY: the kernel takes two parameters of eight bytes.
     unsafe {
         cuLaunchKernel(
             store,
@@ -30,7 +30,7 @@ fn shaped(store: Handle, device: u64, grid: [u32; 3], block: [u32; 3], shared: u
 }
 
 #[test]
-fn geometry_has_limits() {
+fn geometry_beyond_the_limits_is_refused() {
     let context = Context::new();
     let (store, device) = (context.function("store"), context.alloc(4096));
     let launch = |grid, block| shaped(store, device, grid, block, 0);
@@ -42,7 +42,7 @@ fn geometry_has_limits() {
     assert_eq!(launch([1, 1, 1], [1025, 1, 1]), 1);
     assert_eq!(launch([1, 1, 1], [1, 1, 65]), 1);
     assert_eq!(launch([1, 1, 1], [32, 32, 2]), 1);
-    // The most that a block may have, and a refused launch is no fault.
+    // The maximum block size. The refused launches were not faults.
     assert_eq!(launch([1, 1, 1], [1024, 1, 1]), 0);
     ok!(cuCtxSynchronize());
 }
@@ -67,15 +67,15 @@ fn launch_requires_a_function_and_parameters() {
     let (store, device) = (context.function("store"), context.alloc(4));
     assert_eq!(shaped(null_mut(), device, [1; 3], [1; 3], 0), 400);
     let launch = |params: *mut *mut c_void, extra: *mut *mut c_void| {
-        // SAFETY: the lists are those of the test.
+        // SAFETY: the test passes valid lists.
         unsafe { cuLaunchKernel(store, 1, 1, 1, 1, 1, 1, 0, DEFAULT_STREAM, params, extra) }
     };
     assert_eq!(launch(null_mut(), null_mut()), 1);
-    // One parameter of two.
+    // Only one of the two parameters.
     let mut first = device;
     let mut params: [*mut c_void; 2] = [(&raw mut first).cast(), null_mut()];
     assert_eq!(launch(params.as_mut_ptr(), null_mut()), 1);
-    // The parameters as one buffer: 16 bytes, and no fewer.
+    // The parameters in one buffer, which must have 16 bytes.
     let mut buffer = [device, 77];
     for (bytes, code) in [(8_usize, 1), (16, 0)] {
         let mut bytes = bytes;
@@ -115,7 +115,7 @@ fn whole_grid_runs() {
 }
 
 #[test]
-fn attributes_of_a_kernel() {
+fn kernel_attributes_are_reported() {
     let context = Context::new();
     let store = context.function("store");
     let attribute = |number| {
@@ -123,7 +123,7 @@ fn attributes_of_a_kernel() {
         ok!(cuFuncGetAttribute(&mut value, number, store));
         value
     };
-    // Most threads, static shared memory, PTX version, machine code's version, dynamic shared memory.
+    // Maximum threads, static shared memory, PTX version, binary version, maximum dynamic shared memory.
     assert_eq!(attribute(0), 1024);
     assert_eq!(attribute(1), 0);
     assert_eq!(attribute(5), 80);
@@ -133,10 +133,10 @@ fn attributes_of_a_kernel() {
 }
 
 #[test]
-fn occupancy_is_bound_by_threads_blocks_and_shared_memory() {
+fn occupancy_is_limited_by_threads_blocks_and_shared_memory() {
     let context = Context::new();
     let store = context.function("store");
-    // 2048 threads and 32 blocks a multiprocessor; 228 KiB, of which each block takes 1 KiB beside its own.
+    // Per multiprocessor: 2048 threads, 32 blocks, and 228 KiB of shared memory, of which each block takes 1 KiB extra.
     for (threads, shared, blocks) in [
         (1024, 0, 2),
         (256, 0, 8),

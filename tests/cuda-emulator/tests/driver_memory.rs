@@ -36,7 +36,7 @@ fn only_the_start_of_a_live_allocation_is_freed_and_once() {
     ok!(cuMemFree_v2(device));
     fails!(1, cuMemFree_v2(device));
     fails!(1, cuMemFree_v2(0));
-    // Each kind by its own function.
+    // Each kind of memory must be freed by the matching function.
     let pinned = context.pinned(1);
     fails!(1, cuMemFree_v2(pinned.addr() as u64));
     ok!(cuMemFreeHost(pinned.cast()));
@@ -87,12 +87,12 @@ fn copies_stay_inside_one_allocation() {
     fails!(1, cuMemsetD8_v2(device, 0, 9));
     fails!(1, cuMemcpyHtoD_v2(device, null(), 4));
     fails!(1, cuMemcpyDtoH_v2(null_mut(), device, 4));
-    // A device address is no host memory.
+    // A device address is not a host pointer.
     fails!(
         1,
         cuMemcpyHtoD_v2(device, std::ptr::without_provenance(other as usize), 4)
     );
-    // Nothing to copy is no error.
+    // Copying zero bytes is not an error.
     ok!(cuMemcpyHtoD_v2(device, null(), 0));
 }
 

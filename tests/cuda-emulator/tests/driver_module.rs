@@ -1,4 +1,4 @@
-//! Loading PTX: what is refused with which code, and what a module gives.
+//! Loading PTX: the error codes of refused modules, and the kernels and variables of loaded ones.
 
 mod api;
 
@@ -9,7 +9,7 @@ use std::ptr::null_mut;
 fn load(text: &str) -> (u32, Handle) {
     let text = CString::new(text).expect("no NUL");
     let mut module = null_mut();
-    // SAFETY: a string that ends with NUL, and a live variable.
+    // SAFETY: the text ends with NUL, and `module` is a live variable.
     let code = unsafe { cuModuleLoadData(&mut module, text.as_ptr().cast()) };
     (code, module)
 }
@@ -45,7 +45,7 @@ fn kernels_and_variables_are_found_by_name() {
 #[test]
 fn newer_ptx_version_is_rejected() {
     let _context = Context::new();
-    // The driver is 12.0, which supports PTX 8.0. The text after the version is not parsed.
+    // Driver 12.0 supports PTX 8.0. The text after the version is not parsed.
     let newer = ".version 8.1\n.target sm_70\n.address_size 64\nnonsense of the future\n";
     assert_eq!(load(newer).0, 222);
     assert_eq!(load(&PTX.replace(".version 8.0", ".version 6.0")).0, 0);

@@ -1,4 +1,4 @@
-//! A driver without a device. One test: the environment is read once a process.
+//! A driver without a device. There is only one test, because the environment is read once per process.
 
 mod api;
 
@@ -6,7 +6,7 @@ use api::*;
 
 #[test]
 fn initialization_fails_without_a_device() {
-    // SAFETY: this is the only test of the process, and its only thread that looks at the environment.
+    // SAFETY: this is the only test of the process, and no other thread accesses the environment.
     unsafe { std::env::set_var("LION_EMULATED_DEVICES", "0") };
     let mut version = 0;
     ok!(cuDriverGetVersion(&mut version));

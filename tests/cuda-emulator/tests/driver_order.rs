@@ -1,4 +1,4 @@
-//! Queued work runs when something waits for it, in the order that streams and events give, and no earlier.
+//! Queued work runs when a call waits for it, and no earlier, in the order that streams and events define.
 
 mod api;
 
@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use std::ptr::null_mut;
 
 #[test]
-fn copy_into_pinned_memory_completes_when_the_stream_is_waited_for() {
+fn copy_to_pinned_memory_completes_when_the_stream_is_synchronized() {
     let context = Context::new();
     let (store, stream) = (context.function("store"), context.stream(NON_BLOCKING));
     let (device, host) = (context.alloc(4), context.pinned(1));
@@ -21,7 +21,7 @@ fn copy_into_pinned_memory_completes_when_the_stream_is_waited_for() {
 }
 
 #[test]
-fn copy_into_pageable_memory_is_done_when_the_call_returns() {
+fn copy_to_pageable_memory_is_complete_when_the_call_returns() {
     let context = Context::new();
     let (store, stream) = (context.function("store"), context.stream(NON_BLOCKING));
     let device = context.alloc(4);
@@ -37,7 +37,7 @@ fn copy_into_pageable_memory_is_done_when_the_call_returns() {
 }
 
 #[test]
-fn pinned_source_is_read_when_the_copy_runs_and_pageable_at_the_call() {
+fn pinned_source_is_read_when_the_copy_runs_and_pageable_source_during_the_call() {
     let context = Context::new();
     let stream = context.stream(NON_BLOCKING);
     let (first, second) = (context.alloc(4), context.alloc(4));
@@ -52,7 +52,7 @@ fn pinned_source_is_read_when_the_copy_runs_and_pageable_at_the_call() {
         4,
         stream
     ));
-    // Too early for the pinned buffer: the copy is still queued.
+    // Overwrites the pinned buffer while the copy is still queued.
     // SAFETY: as above.
     unsafe { pinned.write(2) };
     pageable += 1;
@@ -72,10 +72,10 @@ fn event_orders_one_stream_after_another() {
     ok!(cuEventRecord(event, producer));
     ok!(cuStreamWaitEvent(consumer, event, 0));
     assert_eq!(launch(increment, 1, consumer, b, a), 0);
-    // Work of the producer after the event is not waited for.
+    // The consumer does not wait for work of the producer after the event.
     assert_eq!(launch(store, 1, producer, a, 20), 0);
     ok!(cuStreamSynchronize(consumer));
-    // b is 11 already, the second store into a has not run: a copy in the consumer sees the first.
+    // b is already 11. The second store to a has not run, so a copy in the consumer reads the value of the first.
     let (mut seen_a, mut seen_b) = (0_u32, 0_u32);
     ok!(cuMemcpyDtoHAsync_v2(
         (&raw mut seen_a).cast(),
@@ -103,7 +103,7 @@ fn streams_without_an_event_are_not_ordered() {
     ok!(cuMemsetD32Async(a, 0, 1, consumer));
     assert_eq!(launch(store, 1, producer, a, 10), 0);
     assert_eq!(launch(increment, 1, consumer, b, a), 0);
-    // The consumer was made last, so the context runs it first: it reads the 0 of the memset.
+    // The consumer was created last, so it runs first and reads the 0 of the memset.
     ok!(cuCtxSynchronize());
     assert_eq!((context.word(a), context.word(b)), (10, 1));
 }
@@ -130,7 +130,7 @@ fn blocking_stream_waits_for_the_default_stream() {
     let context = Context::new();
     let increment = context.function("increment");
     let (blocking, a, b) = (context.stream(0), context.alloc(4), context.alloc(4));
-    // Only queued: a memset of device memory does not wait.
+    // A memset of device memory is asynchronous.
     ok!(cuMemsetD8_v2(a, 1, 4));
     assert_eq!(launch(increment, 1, blocking, b, a), 0);
     ok!(cuStreamSynchronize(blocking));
@@ -142,7 +142,7 @@ fn query_is_not_ready_once_and_then_runs_the_work() {
     let context = Context::new();
     let (store, stream) = (context.function("store"), context.stream(NON_BLOCKING));
     let (device, event) = (context.alloc(4), context.event());
-    // Never recorded, nothing queued: done.
+    // An event that was never recorded is complete.
     ok!(cuEventQuery(event));
     ok!(cuStreamQuery(stream));
     assert_eq!(launch(store, 1, stream, device, 1), 0);
@@ -191,7 +191,7 @@ fn work_of_a_destroyed_stream_still_runs() {
 
 unsafe extern "C" fn note(argument: *mut c_void) {
     let mut current = null_mut();
-    // SAFETY: a live variable; the argument is the pinned word of the test.
+    // SAFETY: the argument is the pinned word of the test.
     unsafe {
         let code = cuCtxGetCurrent(&mut current);
         argument.cast::<u32>().write(code);
@@ -213,7 +213,7 @@ fn host_function_runs_in_order_and_cannot_call_the_driver() {
 }
 
 #[test]
-fn other_context_waits_for_an_event() {
+fn stream_can_wait_for_an_event_of_another_context() {
     let first = Context::new();
     let store = first.function("store");
     let (device, event) = (first.alloc(4), first.event());
@@ -224,12 +224,12 @@ fn other_context_waits_for_an_event() {
     ok!(cuStreamWaitEvent(DEFAULT_STREAM, event, 0));
     ok!(cuMemcpyDtoD_v2(copy, device, 4));
     assert_eq!(second.word(copy), 3);
-    // Its events are recorded in its own streams only.
+    // An event can be recorded only in streams of its context.
     fails!(400, cuEventRecord(event, DEFAULT_STREAM));
 }
 
 #[test]
-fn waiting_for_a_stream_ignores_later_work_of_the_default_stream() {
+fn synchronizing_a_stream_does_not_run_later_work_of_the_default_stream() {
     let context = Context::new();
     let (store, blocking) = (context.function("store"), context.stream(0));
     let (a, host) = (context.alloc(4), context.pinned(1));

@@ -20,12 +20,12 @@ unsafe extern "C" {
     fn lionEmulatorFail(point: *const std::ffi::c_char, skip: u32, code: u32) -> u32;
 }
 
-/// A failure that is asked for can be met by any test of this process.
+/// Runs one test at a time, because an injected failure can hit any call of the process.
 static ONE: Mutex<()> = Mutex::new(());
 
 const PER_THREAD: Handle = std::ptr::without_provenance_mut(2);
 
-/// Context, type of memory, whether it is managed, and ordinal.
+/// Returns the context, the type of memory, whether it is managed, and the ordinal of the device.
 fn pointer(address: u64) -> (Handle, u32, u32, i32) {
     let mut answers: (Handle, u32, u32, i32) = (null_mut(), 9, 9, 9);
     let mut places: [*mut c_void; 4] = [
@@ -103,11 +103,11 @@ fn per_thread_default_stream_waits_only_for_the_legacy_one() {
     let _one = ONE.lock();
     let context = Context::new();
     let (device, host) = (context.alloc(4), context.pinned(2));
-    // SAFETY: pinned memory of this test; nothing writes it before the stream is waited for.
+    // SAFETY: pinned memory of this test, which is written only while a stream is synchronized.
     let read = |at: usize| unsafe { host.add(at).read() };
     ok!(cuMemsetD32Async(device, 7, 1, DEFAULT_STREAM));
     ok!(cuMemcpyDtoHAsync_v2(host.cast(), device, 4, PER_THREAD));
-    // The stream of another thread, which does not wait for this one.
+    // The per-thread stream of another thread does not wait for that of this thread.
     let (raw, other) = (context.0.addr(), host.wrapping_add(1).expose_provenance());
     std::thread::spawn(move || {
         ok!(cuCtxSetCurrent(std::ptr::without_provenance_mut(raw)));
@@ -128,7 +128,7 @@ fn injected_failure_occurs_once_and_in_its_turn() {
     let context = Context::new();
     let (stream, device) = (context.stream(0), context.alloc(4));
     let ask = |point: &std::ffi::CStr, skip, code| {
-        // SAFETY: a string that ends with NUL.
+        // SAFETY: the string ends with NUL.
         unsafe { lionEmulatorFail(point.as_ptr(), skip, code) }
     };
     assert_eq!(ask(c"queue", 1, 46), 0);
@@ -139,7 +139,7 @@ fn injected_failure_occurs_once_and_in_its_turn() {
     assert_eq!(ask(c"allocate", 0, 2), 0);
     fails!(2, cuMemAlloc_v2(&mut 0, 4));
     assert_eq!(ask(c"retain", 0, 46), 0);
-    // SAFETY: null takes the request back.
+    // SAFETY: a null point cancels the request.
     assert_eq!(unsafe { lionEmulatorFail(null(), 0, 0) }, 1);
     ok!(cuDevicePrimaryCtxRetain(&mut null_mut(), 0));
     ok!(cuDevicePrimaryCtxRelease_v2(0));

@@ -1,6 +1,6 @@
-//! Options of the environment, each with a program whose error the default hides and the option reveals.
+//! Options of the environment. Each test has a program with an error that the default hides and the option reveals.
 //!
-//! The environment is read once a process, so a test runs itself again in a process with the variables set.
+//! The environment is read once per process, so a test runs itself again in a child process with the variables set.
 
 mod api;
 
@@ -8,14 +8,14 @@ use api::*;
 use std::process::{Command, Output};
 use std::ptr::null_mut;
 
-/// Set in the processes that tests start.
+/// A variable that is set in child processes.
 const CHILD: &str = "LION_EMULATOR_TEST_CHILD";
 
 fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
-/// Runs a test of this file again with these variables, and returns what it printed.
+/// Runs a test of this file again in a child process with these variables, and returns its standard output and standard error.
 fn again(test: &str, variables: &[(&str, &str)]) -> (String, String) {
     let mut command = Command::new(std::env::current_exe().expect("a path"));
     let output = command
@@ -48,7 +48,7 @@ fn free_too_early(allocate: fn(&Context) -> u64, free: fn(u64)) -> u32 {
     ok!(cuCtxSynchronize());
     assert_eq!(launch(increment, 1, stream, output, input), 0);
     free(input);
-    // The freed addresses are not given to another allocation that would hide the fault.
+    // Allocates more memory. The freed addresses must not be reused, because that would hide the fault.
     for _ in 0..10 {
         assert_ne!(allocate(&context), input);
     }
@@ -83,7 +83,7 @@ fn free_host(address: u64) {
 #[test]
 fn immediate_free_reveals_a_use_after_free() {
     if !is_child() {
-        // A free that waits hides the mistake of the first kind; the others' addresses may be given again.
+        // A free that waits hides the error for device memory. Addresses of the other kinds may be reused.
         assert_eq!(free_too_early(device, free), 0);
         again(
             "immediate_free_reveals_a_use_after_free",
@@ -96,7 +96,7 @@ fn immediate_free_reveals_a_use_after_free() {
     assert!(fault.contains("use after free"), "{fault}");
     assert_eq!(free_too_early(managed, free), 700);
     assert_eq!(free_too_early(pinned, free_host), 700);
-    // A free that is ordered is none.
+    // A free after the stream is synchronized is not an error.
     let context = Context::new();
     let (store, stream) = (context.function("store"), context.stream(NON_BLOCKING));
     let (address, host) = (context.alloc(4), context.pinned(1));
@@ -112,12 +112,12 @@ fn immediate_free_reveals_a_use_after_free() {
 
 #[test]
 fn staged_copy_reveals_a_stream_that_does_not_wait_for_it() {
-    // A synchronous copy is in the default stream, which a non-blocking stream is not ordered with.
+    // A synchronous copy is in the default stream, with which a non-blocking stream is not ordered.
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
     let (input, output, mut given) = (context.alloc(4), context.alloc(4), 41_u32);
     ok!(cuMemcpyHtoD_v2(input, (&raw const given).cast(), 4));
-    // The bytes have been taken in any case.
+    // The bytes have been staged with either option.
     given += 1;
     assert_eq!(given, 42);
     assert_eq!(launch(increment, 1, stream, output, input), 0);
@@ -130,10 +130,10 @@ fn staged_copy_reveals_a_stream_that_does_not_wait_for_it() {
         );
         return;
     }
-    // The kernel reads what was never written.
+    // The kernel reads unwritten memory.
     fails!(719, cuStreamSynchronize(stream));
 
-    // A program that waits is correct, and pinned memory is copied when the call returns.
+    // A program that waits is correct. A synchronous copy of pinned memory is complete when the call returns.
     let context = Context::new();
     let (increment, stream) = (context.function("increment"), context.stream(NON_BLOCKING));
     let (input, output, pinned) = (context.alloc(4), context.alloc(4), context.pinned(1));
@@ -158,7 +158,7 @@ fn late_use_of_pageable_memory_reveals_a_missing_wait() {
     // Host memory that lives until the end of the test, accessed only through pointers.
     let (source, target) = (Box::into_raw(Box::new(1_u32)), Box::into_raw(Box::new(0)));
     ok!(cuMemcpyHtoDAsync_v2(memory, source.cast(), 4, stream));
-    // SAFETY: alive; the driver reads it within its own calls.
+    // SAFETY: the box is alive, and the driver reads it only during calls.
     unsafe { source.write(2) };
     ok!(cuMemcpyDtoHAsync_v2(target.cast(), memory, 4, stream));
     // SAFETY: as above.
@@ -175,13 +175,13 @@ fn late_use_of_pageable_memory_reveals_a_missing_wait() {
             &[("LION_EMULATED_PAGEABLE_COPIES", "late")],
         );
     }
-    // A copy to the host by the function without "Async" has arrived, late or not.
+    // A copy to the host by the function without "Async" is complete with either option.
     assert_eq!(context.word(memory), end);
-    // SAFETY: from boxes, and no copy is queued.
+    // SAFETY: the pointers are from boxes, and no copy is queued.
     unsafe { drop((Box::from_raw(source), Box::from_raw(target))) };
 }
 
-/// Returns the values that a stream reads while another one, not ordered with it, writes twice.
+/// Returns the value that a stream reads while another stream, which is not ordered with it, writes twice.
 fn seen_between_two_writes() -> u32 {
     let context = Context::new();
     let (writer, reader) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
@@ -196,8 +196,8 @@ fn seen_between_two_writes() -> u32 {
     unsafe { host.read() }
 }
 
-/// The same with an event after the second write.
-fn seen_behind_an_event() -> u32 {
+/// Returns the value that a stream reads after an event that follows the second write.
+fn seen_after_an_event() -> u32 {
     let context = Context::new();
     let (writer, reader) = (context.stream(NON_BLOCKING), context.stream(NON_BLOCKING));
     let (word, host, event) = (context.alloc(4), context.pinned(1), context.event());
@@ -220,7 +220,7 @@ fn random_order_reveals_unordered_work() {
             .collect();
         println!("seen: {seen}");
         for _ in 0..ROUNDS {
-            assert_eq!(seen_behind_an_event(), 3);
+            assert_eq!(seen_after_an_event(), 3);
         }
         return;
     }
@@ -230,7 +230,7 @@ fn random_order_reveals_unordered_work() {
         let seen = out.lines().find_map(|line| line.split_once("seen: "));
         (seen.expect(&out).1.to_owned(), err)
     };
-    // A stream that runs as a whole never shows what it has in between.
+    // With a fixed order each stream runs as a whole, so the value between the writes is never seen.
     for whole in ["newest", "oldest"] {
         assert_eq!(order(whole).0, "0".repeat(ROUNDS), "{whole}");
     }
@@ -238,7 +238,7 @@ fn random_order_reveals_unordered_work() {
     assert!(seen.contains('1') && seen.contains('0'), "{seen}");
     assert_eq!(order("random:1").0, seen);
     assert_ne!(order("random:2").0, seen);
-    // The random seed is printed, and setting it gives the same order again.
+    // The random seed is printed, and setting it reproduces the order.
     let (seen, err) = order("random");
     let seed = err.split_once("LION_EMULATED_STREAM_ORDER=");
     let seed = seed.and_then(|(_, seed)| seed.lines().next());
@@ -303,7 +303,7 @@ fn registers_limit_occupancy_and_blocks() {
     };
     let mut registers = -1;
     ok!(cuFuncGetAttribute(&mut registers, 4, store));
-    // A program that takes eight blocks of 256 threads to be resident is wrong: 80 registers leave room for three.
+    // A program that assumes eight resident blocks of 256 threads is wrong: with 80 registers per thread only three fit.
     let (of_thread, blocks, small, code) = if is_child() {
         (80, 3, 24, 701)
     } else {
@@ -311,7 +311,7 @@ fn registers_limit_occupancy_and_blocks() {
     };
     assert_eq!(registers, of_thread);
     assert_eq!((resident(store, 256), resident(store, 32)), (blocks, small));
-    // 1024 threads of 80 registers are more than a block may have.
+    // A block of 1024 threads with 80 registers each exceeds the registers per block.
     let memory = context.alloc(4096);
     assert_eq!(launch(store, 1024, DEFAULT_STREAM, memory, 1), code);
     ok!(cuCtxSynchronize());

@@ -2,9 +2,9 @@
 
 use cuda_emulator::ptx::Module;
 
-/// Three lines, so that what follows begins on line 4.
+/// Three lines, so that the text after it begins on line 4.
 const HEAD: &str = ".version 6.0\n.target sm_70\n.address_size 64\n";
-/// One line more.
+/// One more line.
 const KERNEL: &str = ".entry k(.param .u64 p) { .reg .pred %p<3>; .reg .b32 %r<3>;\n";
 
 fn error_of(text: &str) -> String {
@@ -21,7 +21,7 @@ fn assert_errors(head: &str, tail: &str, cases: &[(&str, &str)]) {
 }
 
 #[test]
-fn the_head() {
+fn errors_in_the_header() {
     assert_errors(
         "",
         "",
@@ -56,7 +56,7 @@ fn the_head() {
 }
 
 #[test]
-fn tokens_that_are_not_ptx() {
+fn invalid_tokens() {
     assert_errors(
         HEAD,
         "",
@@ -83,7 +83,7 @@ fn tokens_that_are_not_ptx() {
 }
 
 #[test]
-fn variables() {
+fn errors_in_variables() {
     assert_errors(
         HEAD,
         "",
@@ -169,7 +169,7 @@ fn variables() {
 }
 
 #[test]
-fn kernels_before_their_body() {
+fn errors_in_kernels_before_the_body() {
     assert_errors(
         HEAD,
         "",
@@ -221,7 +221,7 @@ fn kernels_before_their_body() {
 }
 
 #[test]
-fn bodies() {
+fn errors_in_kernel_bodies() {
     let head = format!("{HEAD}{KERNEL}");
     assert_errors(
         &head,

@@ -1,4 +1,4 @@
-//! No text makes the parser panic or run on: PTX cut short, PTX with bytes and pieces changed.
+//! The parser neither panics nor hangs on modified PTX: truncated texts, and texts with changed bytes and pieces.
 
 use cuda_emulator::ptx::Module;
 use quickcheck::{Gen, QuickCheck};
@@ -80,7 +80,7 @@ fn quickcheck(cases: u64, holds: fn(Vec<(u16, u8)>) -> bool) {
         .quickcheck(holds as fn(Vec<(u16, u8)>) -> bool);
 }
 
-/// An error must tell a line that the text has.
+/// Returns whether a text is accepted, or rejected with a line number that exists in the text.
 fn is_sound(text: &str) -> bool {
     let lines = text.matches('\n').count() + 1;
     match Module::parse(text) {
@@ -95,14 +95,14 @@ fn unchanged_text_is_accepted() {
 }
 
 #[test]
-fn truncated_text_is_accepted_or_rejected() {
+fn truncated_text_is_parsed_or_rejected() {
     for end in 0..=TEXT.len() {
         assert!(is_sound(&TEXT[..end]), "{end}");
     }
 }
 
 #[test]
-fn removed_and_doubled_tokens() {
+fn text_with_removed_or_doubled_tokens_is_parsed_or_rejected() {
     let tokens: Vec<&str> = TEXT
         .split_inclusive(|c: char| !c.is_alphanumeric())
         .collect();
@@ -115,7 +115,7 @@ fn removed_and_doubled_tokens() {
 }
 
 #[test]
-fn bytes_changed() {
+fn text_with_changed_bytes_is_parsed_or_rejected() {
     quickcheck(2000, |changes| {
         let mut bytes = TEXT.as_bytes().to_vec();
         for (at, value) in changes {
@@ -127,7 +127,7 @@ fn bytes_changed() {
 }
 
 #[test]
-fn inserted_and_removed_pieces() {
+fn text_with_inserted_or_removed_pieces_is_parsed_or_rejected() {
     quickcheck(2000, |changes| {
         let mut text = TEXT.to_owned();
         for (at, piece) in changes {

@@ -1,4 +1,4 @@
-//! Parsing of texts in the style of compilers.
+//! Parses PTX as compilers write it.
 
 use cuda_emulator::ptx::{
     Axis, Base, Guard, Kernel, LabelId, Module, Operand, RegisterId, Special, Symbol, Type,
@@ -10,7 +10,7 @@ fn module(text: &str) -> Module {
     Module::parse(&format!("{HEAD}{text}")).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
-/// A kernel with this body, after the declarations that the tests share.
+/// Parses a kernel with this body after shared declarations.
 fn kernel(body: &str) -> Kernel {
     let text = format!(
         ".visible .entry k(.param .u64 p) {{\n.reg .pred %p<4>;\n.reg .b32 %r<9>;\n.reg .b64 %rd<9>;\n{body}\n}}"
@@ -18,7 +18,7 @@ fn kernel(body: &str) -> Kernel {
     module(&text).bodies()[0].clone()
 }
 
-/// The operands of the only instruction of a body.
+/// Parses a body with a single instruction, and returns its operands.
 fn operands(instruction: &str) -> Vec<Operand> {
     let kernel = kernel(instruction);
     assert_eq!(kernel.body.len(), 1);
@@ -30,7 +30,7 @@ fn register(number: u32) -> Operand {
 }
 
 #[test]
-fn the_head() {
+fn header_is_parsed() {
     let module = Module::parse(
         "// made by hand\n.version 8.0\n.target sm_90, debug /* not sm_90a */\n.address_size 64",
     )
@@ -42,7 +42,7 @@ fn the_head() {
 }
 
 #[test]
-fn the_kernels_of_this_project() {
+fn kernels_of_this_project_are_parsed() {
     let text = include_str!("../../../lion-cuda/kernels/lion.ptx");
     let module = Module::parse(text).expect("PTX");
     assert_eq!(
@@ -54,10 +54,10 @@ fn the_kernels_of_this_project() {
         (&*codebook.name, codebook.bytes, codebook.align),
         ("CODEBOOK", 1024, 4)
     );
-    // 51, 51, 126, 191 is the first entry, and the last is 1.
+    // The bytes of the first entry are 51, 51, 126 and 191, and the last entry is 1.
     assert_eq!(codebook.initial[..4], 0xBF7E_3333_u32.to_le_bytes());
     assert_eq!(codebook.initial[1020..], 1_f32.to_le_bytes());
-    // All that ends with a semicolon is an instruction or one of these directives.
+    // Everything that ends with a semicolon is an instruction or one of these directives.
     let code: String = text
         .lines()
         .map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n")
@@ -109,7 +109,7 @@ fn parameters_are_aligned() {
 }
 
 #[test]
-fn bounds_of_the_block() {
+fn launch_bounds_are_parsed() {
     let module = module(
         ".entry a() .maxntid 8, 4 .minnctapersm 2 { ret; }
          .weak .entry b .reqntid 32, 2, 1 { ret; }",
@@ -125,7 +125,7 @@ fn bounds_of_the_block() {
 }
 
 #[test]
-fn first_values_of_variables() {
+fn initializers_of_variables_are_parsed() {
     let module = module(
         ".visible .global .align 4 .u32 word = 7;
          .const .f32 one = 0f3F800000;
@@ -159,7 +159,7 @@ fn first_values_of_variables() {
 }
 
 #[test]
-fn a_kernel_has_the_shared_memory_that_it_names() {
+fn kernel_has_the_shared_variables_that_it_uses() {
     let module = module(
         ".shared .align 4 .b8 unused[4];
          .shared .align 8 .b8 table[1024];
@@ -201,7 +201,7 @@ fn a_kernel_has_the_shared_memory_that_it_names() {
 }
 
 #[test]
-fn every_kind_of_operand() {
+fn operands_of_every_kind_are_parsed() {
     assert_eq!(
         operands("add.s32 %r5, %r6, -1;"),
         [register(0), register(1), Operand::Integer(-1)]
@@ -250,7 +250,7 @@ fn every_kind_of_operand() {
 }
 
 #[test]
-fn opcodes_and_guards() {
+fn opcodes_and_guards_are_parsed() {
     let kernel =
         kernel("@%p1 bra END;\n@!%p2 ld.global.nc.v4.u32 {%r1,%r2,%r3,%r4}, [%rd1];\nEND:\nret;");
     let guards: Vec<_> = kernel.body.iter().map(|at| at.guard).collect();
@@ -266,7 +266,7 @@ fn opcodes_and_guards() {
         load.modifiers().collect::<Vec<_>>(),
         ["global", "nc", "v4", "u32"]
     );
-    // The three lines of the head, and the four before the body.
+    // The header has three lines, and four more precede the body.
     assert_eq!(load.line, 3 + 4 + 2);
     assert_eq!(kernel.registers[0].ty, Type::Pred);
     assert_eq!(&*kernel.registers[0].name, "%p1");
@@ -296,7 +296,7 @@ fn labels_belong_to_their_scope() {
 }
 
 #[test]
-fn ignored_directives() {
+fn debug_directives_and_pragmas_are_ignored() {
     let module = module(
         ".file 1 \"lion.cu\"
          .extern .func (.param .b32 r) vprintf (.param .b64 a, .param .b64 b);

@@ -1,5 +1,5 @@
-//! Capture of a stream into a graph, as far as to tell who uses a stream while it is captured: nothing is recorded.
-//! Queuing work on such a stream, or waiting for it, is an error and invalidates the capture.
+//! Stream capture. Nothing is recorded in a graph. The emulator only detects uses of a stream during its capture: queuing work on
+//! it, or waiting for it, is an error and invalidates the capture.
 
 use super::status::{Outcome, Status};
 use super::{Handle, in_context, key, put};
@@ -10,7 +10,7 @@ const UNSUPPORTED: Status = Status(900);
 const INVALIDATED: Status = Status(901);
 const UNMATCHED: Status = Status(903);
 
-/// Numbers of `CUstreamCaptureStatus`.
+/// Values of `CUstreamCaptureStatus`.
 const NONE: u32 = 0;
 const ACTIVE: u32 = 1;
 const INVALID: u32 = 2;
@@ -21,7 +21,7 @@ fn captures() -> MutexGuard<'static, BTreeMap<u64, u32>> {
     CAPTURES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Must be called before work is queued on a stream or waited for.
+/// Checks that a stream is not captured. Must be called before work is queued on the stream or waited for.
 pub(super) fn check(stream: u64) -> Outcome {
     match captures().get_mut(&stream) {
         None => Ok(()),
@@ -44,7 +44,7 @@ extern "C" fn cuStreamBeginCapture_v2(stream: Handle, _mode: u32) -> u32 {
     })
 }
 
-/// The graph is null.
+/// Ends a capture. The graph is null.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) -> u32 {
     in_context(|state, context| {

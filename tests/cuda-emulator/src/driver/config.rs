@@ -1,4 +1,4 @@
-//! The configuration of the devices from the environment. The documentation of the driver has a table of the variables.
+//! The configuration of the devices from the environment. The module documentation of `driver` has a table of the variables.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,21 +15,21 @@ pub(super) struct Config {
     pub(super) concurrent_managed: bool,
     pub(super) threads: usize,
     pub(super) stream_order: StreamOrder,
-    /// `cuMemFree` and `cuMemFreeHost` do not wait for queued work.
+    /// Whether `cuMemFree` and `cuMemFreeHost` do not wait for queued work.
     pub(super) frees_at_once: bool,
-    /// Copies from and to pageable memory may still be queued when the call returns.
+    /// Whether copies from and to pageable memory may still be queued when the call returns.
     pub(super) late_copies: bool,
     pub(super) registers: Registers,
-    /// Does not say that it is an emulator.
+    /// Whether the driver does not report that it is an emulator.
     pub(super) anonymous: bool,
 }
 
-/// Which of streams that nothing orders runs first.
+/// Which of several unordered streams runs first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StreamOrder {
     Newest,
     Oldest,
-    /// Operations run in a random order, by this seed.
+    /// Operations run in a random order with this seed.
     Random(u64),
 }
 
@@ -47,7 +47,7 @@ impl FromStr for StreamOrder {
     }
 }
 
-/// A seed that differs from run to run.
+/// Returns a seed that differs between runs.
 fn fresh_seed() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let nanoseconds = now.map_or(0, |now| now.as_nanos() as u64);
@@ -59,12 +59,12 @@ fn fresh_seed() -> u64 {
 pub(super) struct Registers(HashMap<String, u32>);
 
 impl Registers {
-    /// 0 for a kernel that is not in the table.
+    /// Returns the registers per thread of a kernel, or 0 if it is not in the table.
     pub(super) fn of(&self, kernel: &str) -> u32 {
         self.0.get(kernel).copied().unwrap_or(0)
     }
 
-    /// Reads a line per kernel, its name and its number; a line that starts with # is a comment.
+    /// Parses lines with the name of a kernel and its number of registers. A line that starts with # is a comment.
     fn parse(text: &str) -> Option<Self> {
         let lines = text.lines().map(str::trim);
         let rows = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -82,7 +82,7 @@ impl Registers {
 impl FromStr for Registers {
     type Err = ();
 
-    /// The table in the file with this name.
+    /// Reads the table from the file with this path.
     fn from_str(path: &str) -> Result<Self, ()> {
         let text = std::fs::read_to_string(path).map_err(|_| ())?;
         Self::parse(&text).ok_or(())
@@ -97,7 +97,7 @@ pub(super) struct Capability {
 }
 
 impl Capability {
-    /// In the notation of PTX: 90 for 9.0.
+    /// Returns the notation of PTX targets: 90 for 9.0.
     pub(super) fn target(self) -> u32 {
         self.major * 10 + self.minor
     }
@@ -128,7 +128,7 @@ impl fmt::Display for BadVariable {
 }
 
 impl Config {
-    /// The configuration of this process.
+    /// Returns the configuration of this process.
     pub(super) fn get() -> Result<&'static Self, &'static BadVariable> {
         static CONFIG: OnceLock<Result<Config, BadVariable>> = OnceLock::new();
         CONFIG
@@ -190,9 +190,9 @@ impl Config {
         })
     }
 
-    /// The newest PTX version that a driver of this version compiles.
+    /// Returns the newest PTX version that a driver of this version supports.
     pub(super) fn newest_ptx(&self) -> (u32, u32) {
-        // (driver, PTX) from the release history in NVIDIA's manual of the PTX ISA.
+        // (driver, PTX) from the release history in NVIDIA's PTX ISA manual.
         const RELEASES: [(u32, (u32, u32)); 24] = [
             (9_000, (6, 0)),
             (9_010, (6, 1)),
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn driver_version_decides_the_newest_ptx() {
-        // CUDA 12.0 brought PTX 8.0, 11.4 brought 7.4, and 12.6 added none to 12.5's 8.5.
+        // CUDA 12.0 added PTX 8.0, and 11.4 added 7.4. CUDA 12.6 has 8.5 as 12.5 does.
         for (driver, ptx) in [
             ("12000", (8, 0)),
             ("11040", (7, 4)),
@@ -264,7 +264,10 @@ mod tests {
             ("LION_EMULATED_FREE", "never"),
             ("LION_EMULATED_REGISTERS", "/nowhere/registers.txt"),
         ] {
-            let error = with(name, value).err().expect("no meaning").to_string();
+            let error = with(name, value)
+                .err()
+                .expect("an invalid value")
+                .to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
     }

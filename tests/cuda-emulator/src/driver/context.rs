@@ -1,14 +1,14 @@
-//! Contexts and each thread's stack of them.
+//! Contexts, and the stack of contexts of each thread.
 
 use super::state::{State, stack};
 use super::status::{Outcome, Status};
 use super::{Handle, call, handle, in_context, key, put};
 
-/// Scheduling (one of three), mapping of host memory, and keeping local memory.
+/// Context flags: scheduling (one of three), mapping of host memory, and keeping local memory.
 const SCHEDULING: u32 = 0x7;
 const KNOWN_FLAGS: u32 = SCHEDULING | 0x8 | 0x10;
 
-/// Priorities of streams: the smaller, the sooner.
+/// Stream priorities. Smaller numbers have higher priority.
 pub(super) const LEAST_PRIORITY: i32 = 0;
 pub(super) const GREATEST_PRIORITY: i32 = -5;
 
@@ -117,7 +117,7 @@ unsafe extern "C" fn cuCtxGetFlags(flags: *mut u32) -> u32 {
     })
 }
 
-/// A null context is the current one.
+/// A null context means the current one.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuCtxGetApiVersion(context: Handle, version: *mut u32) -> u32 {
     call(|state| {
@@ -157,14 +157,14 @@ extern "C" fn cuCtxSetLimit(limit: u32, value: usize) -> u32 {
     })
 }
 
-/// By the numbers of `CUlimit`. They have no effect here.
+/// Returns the default of a `CUlimit`. Limits have no effect in the emulator.
 fn default_limit(limit: u32) -> Outcome<usize> {
     match limit {
         0 => Ok(1 << 10), // bytes of a thread's stack
         1 => Ok(1 << 20), // bytes for printf
         2 => Ok(8 << 20), // bytes for malloc
-        3 => Ok(2),       // depth of launches from launches
-        4 => Ok(2048),    // pending launches from launches
+        3 => Ok(2),       // depth of nested launches
+        4 => Ok(2048),    // pending nested launches
         5 => Ok(64),      // bytes of a fetch into L2
         6 => Ok(0),       // bytes of persisting L2
         _ => Err(Status::UNSUPPORTED_LIMIT),

@@ -1,9 +1,9 @@
-//! Copies and memsets, queued and waited for.
+//! Copies and memsets, asynchronous and synchronous.
 //!
-//! As on a real driver, a copy between device memories and a memset of device memory are only queued even by the
-//! functions without "Async". For pageable memory NVIDIA's page "API synchronization behavior" leaves a choice, which
-//! the configuration makes: a copy to the device may still be on its way when the function without "Async" returns,
-//! its bytes being staged; those with "Async" may be synchronous, or use the memory later.
+//! As on a real driver, copies between device memories and memsets of device memory are asynchronous even by the functions
+//! without "Async". For pageable memory NVIDIA's page "API synchronization behavior" permits two behaviours, which the
+//! configuration selects. A copy to the device by the function without "Async" may return as soon as the bytes are staged. A copy
+//! by a function with "Async" may be synchronous, or access the pageable memory when the copy runs.
 
 use super::queue::{DEFAULT_STREAM, HostBytes, Place, Work};
 use super::state::State;
@@ -32,11 +32,11 @@ impl State {
         Ok(None)
     }
 
-    /// Queues a copy to the device. Pageable memory is read now, unless `late`.
+    /// Queues a copy to the device. With `late`, pageable memory is read when the copy runs, otherwise now.
     ///
     /// # Safety
     ///
-    /// `from` is null or valid for reads of `bytes` bytes, if `late` until the copy is done.
+    /// `from` is null or valid for reads of `bytes` bytes, with `late` until the copy has run.
     unsafe fn upload(
         &mut self,
         context: u64,
@@ -74,11 +74,12 @@ impl State {
         self.enqueue(context, stream, work, None)
     }
 
-    /// Returns the queued operation, or `None` if the copy is done. That to pageable memory is, unless `late`.
+    /// Copies to the host. Returns the queued operation, or `None` if the copy is complete. Without `late`, a copy to pageable
+    /// memory is complete.
     ///
     /// # Safety
     ///
-    /// `to` is null or valid for writes of `bytes` bytes, if `late` until the copy is done.
+    /// `to` is null or valid for writes of `bytes` bytes, with `late` until the copy has run.
     unsafe fn download(
         &mut self,
         context: u64,
@@ -212,7 +213,7 @@ unsafe extern "C" fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize)
         }
         let staged = state.config.late_copies && state.mapped(from.addr() as u64, bytes)?.is_none();
         if staged {
-            // The stream is waited for before the copy, and the copy is not.
+            // Waits for the earlier work of the stream, but not for the copy.
             state.drain(context, DEFAULT_STREAM)?;
         }
         // SAFETY: the caller's contract.

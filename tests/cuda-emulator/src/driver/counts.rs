@@ -1,4 +1,4 @@
-//! Functions for tests that CUDA does not have: counts of launches and paging, and the last fault.
+//! Additional exports for tests: counts of launches and paging, and the text of the last fault.
 
 use super::config::Config;
 use super::{IN_HOST_FUNCTION, STATE};
@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ffi::c_char;
 use std::sync::PoisonError;
 
-/// Lines that are kept for a program that never asks. The oldest go first.
+/// Maximum number of lines that are kept. If a program does not read them, the oldest are discarded.
 const KEPT: usize = 1 << 16;
 
 #[derive(Default)]

@@ -11,18 +11,18 @@ const NAME: &[u8] = b"Emulated CUDA device (not a GPU)";
 /// The name of a device of a driver that does not identify itself as an emulator.
 const ANONYMOUS_NAME: &[u8] = b"Anonymous CUDA device";
 
-/// Threads of a block.
+/// Maximum threads per block.
 pub(super) const MAX_THREADS: u32 = 1024;
 pub(super) const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
 pub(super) const MAX_GRID: [u32; 3] = [0x7fff_ffff, 65_535, 65_535];
-/// Shared memory of a block, without and with opting in (as on compute capability 9.0).
+/// Maximum shared memory per block, without and with opt-in, as on compute capability 9.0.
 pub(super) const MAX_SHARED: u32 = 48 << 10;
 pub(super) const MAX_SHARED_OPT_IN: u32 = 227 << 10;
-/// Of a multiprocessor.
+/// Shared memory per multiprocessor.
 pub(super) const SHARED: u32 = 228 << 10;
 pub(super) const RESERVED_SHARED: u32 = 1 << 10;
 pub(super) const THREADS: u32 = 2048;
-/// Of a block, and of a multiprocessor.
+/// Registers per block, and per multiprocessor.
 pub(super) const REGISTERS: u32 = 64 << 10;
 pub(super) const BLOCKS: u32 = 32;
 pub(super) const WARP: u32 = 32;
@@ -52,7 +52,7 @@ extern "C" fn cuInit(flags: u32) -> u32 {
     code(initialize())
 }
 
-/// Answers before `cuInit`, too.
+/// Can be called before `cuInit`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDriverGetVersion(version: *mut i32) -> u32 {
     let given = Config::get().map_or(0, |config| config.driver_version as i32);
@@ -85,14 +85,14 @@ unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, bytes: i32, device: i32)
         if name.is_null() || room == 0 {
             return Err(Status::INVALID_VALUE);
         }
-        // As much as fits, and always a NUL.
+        // Truncates the name to the buffer, and always writes a NUL.
         let own = if state.config.anonymous {
             ANONYMOUS_NAME
         } else {
             NAME
         };
         let given = own.len().min(room - 1);
-        // SAFETY: the caller's contract: `name` has `bytes` bytes, and `given + 1` are no more.
+        // SAFETY: the caller's contract: `name` has `bytes` bytes, and `given + 1` is at most that.
         unsafe {
             std::ptr::copy_nonoverlapping(own.as_ptr(), name.cast(), given);
             name.add(given).write(0);
@@ -131,8 +131,7 @@ unsafe extern "C" fn cuDeviceGetAttribute(value: *mut i32, attribute: u32, devic
     })
 }
 
-/// By the numbers of `CUdevice_attribute`. Attributes that the emulator does not have (textures, ECC, a bus, a clock)
-/// are 0.
+/// Returns a `CUdevice_attribute`. Attributes of unsupported features (textures, ECC, the bus, the clock) are 0.
 fn attribute_of(config: &Config, attribute: u32, device: i32) -> Outcome<i32> {
     let value = match attribute {
         1 => MAX_THREADS,
@@ -142,7 +141,7 @@ fn attribute_of(config: &Config, attribute: u32, device: i32) -> Outcome<i32> {
         9 => 64 << 10, // constant memory
         10 => WARP,
         11 => i32::MAX as u32, // pitch
-        12 | 82 => REGISTERS,  // of a block, of a multiprocessor
+        12 | 82 => REGISTERS,  // per block, per multiprocessor
         14 => 512,             // alignment of textures
         15 | 31 | 40 => 1,     // concurrent copies and kernels, concurrent kernels, copy engines
         16 => config.multiprocessors,

@@ -11,7 +11,7 @@ const DISABLE_TIMING: u32 = 2;
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuEventCreate(event: *mut Handle, flags: u32) -> u32 {
     in_context(|state, context| {
-        // Events between processes are not there.
+        // Interprocess events are not supported.
         if flags & !(BLOCKING_SYNC | DISABLE_TIMING) != 0 {
             return Err(Status::INVALID_VALUE);
         }
@@ -30,7 +30,7 @@ unsafe extern "C" fn cuEventCreate(event: *mut Handle, flags: u32) -> u32 {
     })
 }
 
-/// Streams that already wait for it continue to wait.
+/// Streams that already wait for the event continue to wait.
 #[unsafe(no_mangle)]
 extern "C" fn cuEventDestroy_v2(event: Handle) -> u32 {
     call(|state| {
@@ -57,7 +57,7 @@ extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> u32 {
     })
 }
 
-/// The first answer for an event with queued work before it is "not ready"; the next query runs the work.
+/// The first query of an event behind queued work returns "not ready"; the next one runs the work.
 #[unsafe(no_mangle)]
 extern "C" fn cuEventQuery(event: Handle) -> u32 {
     call(|state| {
@@ -99,7 +99,7 @@ extern "C" fn cuEventSynchronize(event: Handle) -> u32 {
     })
 }
 
-/// Milliseconds that the emulator took, which are unrelated to the times of a GPU.
+/// Returns the milliseconds that the emulator took, which are unrelated to the times of a GPU.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle) -> u32 {
     call(|state| {

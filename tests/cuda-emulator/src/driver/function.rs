@@ -33,7 +33,7 @@ pub(super) fn of_module(state: &mut State, module: u64, name: &str) -> Outcome<u
 }
 
 impl State {
-    /// A function, its module and its kernel.
+    /// Returns a function, its module and its kernel.
     pub(super) fn function(&self, function: Handle) -> Outcome<(&Function, &Module, &Kernel)> {
         let function = self
             .functions
@@ -51,15 +51,16 @@ impl State {
     }
 }
 
-/// Threads that a block of the kernel may have.
+/// Returns the maximum number of threads per block of the kernel.
 pub(super) fn max_threads(config: &Config, kernel: &Kernel) -> u32 {
     let by_registers = max_warps(config, kernel).map_or(MAX_THREADS, |warps| warps * WARP);
     kernel.max_threads().min(MAX_THREADS).min(by_registers)
 }
 
-/// Warps of the kernel for which a multiprocessor has registers; `None` if they are not known.
+/// Returns the number of warps of the kernel for which a multiprocessor has registers, or `None` if the kernel's registers are
+/// not known.
 ///
-/// Registers are given to a warp in units of 256, and a multiprocessor has four parts with a quarter of them each.
+/// Registers are allocated to a warp in units of 256. A multiprocessor has four partitions with a quarter of the registers each.
 pub(super) fn max_warps(config: &Config, kernel: &Kernel) -> Option<u32> {
     const UNIT: u32 = 256;
     const PARTS: u32 = 4;
@@ -68,7 +69,7 @@ pub(super) fn max_warps(config: &Config, kernel: &Kernel) -> Option<u32> {
     Some(of_part * PARTS)
 }
 
-/// Local memory is 0: an interpreter allots none. So are the registers of a kernel that is not in the table.
+/// The bytes of local memory are 0, and so are the registers of a kernel that is not in the table.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuFuncGetAttribute(value: *mut i32, attribute: u32, function: Handle) -> u32 {
     in_context(|state, _| {
@@ -77,13 +78,13 @@ unsafe extern "C" fn cuFuncGetAttribute(value: *mut i32, attribute: u32, functio
         let given = match attribute {
             0 => max_threads(state.config, kernel) as i32,
             1 => kernel.static_shared() as i32,
-            // Constant and local memory, caching of loads.
+            // Bytes of constant and local memory, and the cache mode.
             2 | 3 | 7 => 0,
             4 => state.config.registers.of(kernel.name()) as i32,
             5 => (major * 10 + minor) as i32,
             6 => state.config.capability.target() as i32,
             MAX_DYNAMIC_SHARED => function.max_dynamic_shared as i32,
-            // Left to the driver.
+            // The driver chooses.
             CARVEOUT => -1,
             _ => return Err(Status::INVALID_VALUE),
         };

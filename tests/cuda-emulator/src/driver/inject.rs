@@ -1,4 +1,4 @@
-//! Failures on request: an error of the caller's choice from the driver, where a test asks for one.
+//! Error injection: a driver call returns an error that a test chooses.
 
 use super::status::{Outcome, Status};
 use std::ffi::{CStr, c_char};
@@ -7,11 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// A point at which a failure can be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Point {
-    /// Work that is queued: launches, copies, fills, prefetches, events recorded and waited for.
+    /// Queuing work: launches, copies, memsets, prefetches, event records and event waits.
     Queue,
-    /// Memory of any kind that is allocated.
+    /// Allocating memory of any kind.
     Allocate,
-    /// A module that is compiled and loaded.
+    /// Compiling and loading a module.
     Load,
     /// `cuDevicePrimaryCtxRetain`.
     Retain,
@@ -19,7 +19,7 @@ pub(super) enum Point {
 
 struct Request {
     point: Point,
-    /// Calls that still succeed.
+    /// The number of calls that still succeed.
     skip: u32,
     code: u32,
 }
@@ -44,9 +44,9 @@ pub(super) fn fail(point: Point) -> Outcome {
     Err(Status(code))
 }
 
-/// Asks for a failure: of the calls of `point` ("queue", "allocate", "load" or "retain"), `skip` succeed, and the
-/// next returns `code`. A request takes the place of an earlier one; a null point only takes that back. Returns 1 if
-/// there was an earlier one that had not been met, and else 0.
+/// Requests a failure: `skip` calls of `point` ("queue", "allocate", "load" or "retain") succeed, and the next one returns `code`.
+/// A request replaces an earlier one. A null point only cancels the earlier one. Returns 1 if an earlier request was still
+/// pending, otherwise 0.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn lionEmulatorFail(point: *const c_char, skip: u32, code: u32) -> u32 {
     let mut request = request();

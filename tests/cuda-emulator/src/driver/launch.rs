@@ -1,4 +1,4 @@
-//! `cuLaunchKernel`: checks what a launch asks for, takes its arguments, and queues it.
+//! `cuLaunchKernel`: checks the geometry of a launch, copies its arguments, and queues it.
 
 use super::config::Config;
 use super::device::{MAX_BLOCK, MAX_GRID, MAX_THREADS};
@@ -10,7 +10,7 @@ use crate::machine::Kernel;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// Entries of the list `extra`: a key and its value, until the end.
+/// Keys of the list `extra`, in which each key is followed by its value.
 const END: usize = 0;
 const BUFFER: usize = 1;
 const BUFFER_BYTES: usize = 2;
@@ -85,7 +85,7 @@ fn check_geometry(config: &Config, kernel: &Kernel, grid: [u32; 3], block: [u32;
     Ok(())
 }
 
-/// The arguments in the layout of the kernel's parameter space.
+/// Returns the arguments in the layout of the kernel's parameter space.
 ///
 /// # Safety
 ///
@@ -133,7 +133,7 @@ unsafe fn arguments(
     }
 }
 
-/// The buffer and the size that the list `extra` names.
+/// Returns the buffer and the size in the list `extra`.
 ///
 /// # Safety
 ///

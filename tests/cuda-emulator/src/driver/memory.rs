@@ -1,4 +1,4 @@
-//! Allocating and freeing memory of all kinds, and where managed memory is wanted.
+//! Allocates and frees memory of all kinds; prefetch and advice for managed memory.
 
 use super::inject::{self, Point};
 use super::queue::{Place, Work};
@@ -37,7 +37,7 @@ impl State {
         Ok(address)
     }
 
-    /// The allocation that begins at `address`: on the context's device, or managed or pinned memory of another one.
+    /// Returns the allocation that begins at `address`, on the context's device or in managed or pinned memory of another device.
     fn owned(&mut self, context: u64, address: u64) -> Outcome<(Place, &mut Owned)> {
         let own = self.context(context)?.device;
         let device = (0..self.devices.len())
@@ -54,7 +54,7 @@ impl State {
         Ok((Place { device, address }, owned))
     }
 
-    /// Frees after everything that is queued in the context has run, as CUDA mostly does; or at once, as it may.
+    /// Frees memory after all queued work of the context has run, as CUDA usually does, or at once if so configured.
     fn free(&mut self, context: u64, address: u64, kinds: &[Kind]) -> Outcome {
         let (place, _) = self.freeable(context, address, kinds)?;
         if self.config.frees_at_once {
@@ -89,7 +89,7 @@ impl State {
         Ok((place, owned.context))
     }
 
-    /// The live allocation on the context's device that holds the whole range.
+    /// Returns the live allocation on the context's device that contains the whole range.
     pub(super) fn range(
         &mut self,
         context: u64,
@@ -104,8 +104,8 @@ impl State {
         Ok((device, around))
     }
 
-    /// Checks that the range is managed memory and the device (or the host) one that prefetch and advice may name.
-    /// Returns where it is known.
+    /// Checks that the range is managed memory, and that prefetch and advice support the device (or the host). Returns the device
+    /// that registered the range, and its address.
     fn managed(&mut self, context: u64, address: u64, bytes: usize, device: i32) -> Outcome<Place> {
         let (owner, around) = self.range(context, address, bytes)?;
         if around.kind != Kind::Managed || bytes == 0 {
@@ -124,7 +124,7 @@ impl State {
     }
 }
 
-/// Checks the pointers for results before anything is allocated.
+/// Checks a pointer for a result before anything is allocated.
 fn required<T>(pointer: *mut T) -> Outcome {
     if pointer.is_null() {
         return Err(Status::INVALID_VALUE);
@@ -156,7 +156,7 @@ unsafe extern "C" fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: Ha
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAllocManaged(address: *mut u64, bytes: usize, flags: u32) -> u32 {
     in_context(|state, context| {
-        // Attached to all streams, or to the host at first.
+        // Initially attached to all streams, or to the host.
         if !matches!(flags, 1 | 2) {
             return Err(Status::INVALID_VALUE);
         }
@@ -188,7 +188,7 @@ extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> u32 {
     in_context(|state, context| state.free(context, pointer.addr() as u64, &[Kind::Pinned]))
 }
 
-/// Only for what `cuMemAllocAsync` gave.
+/// Only for memory from `cuMemAllocAsync`.
 #[unsafe(no_mangle)]
 extern "C" fn cuMemFreeAsync(address: u64, stream: Handle) -> u32 {
     in_context(|state, context| {
@@ -231,7 +231,7 @@ extern "C" fn cuMemPrefetchAsync(address: u64, bytes: usize, device: i32, stream
     })
 }
 
-/// Takes effect at once; the device does not matter for the advice "mostly read".
+/// Takes effect at once. The device is ignored for the advice "mostly read".
 #[unsafe(no_mangle)]
 extern "C" fn cuMemAdvise(address: u64, bytes: usize, advice: u32, device: i32) -> u32 {
     in_context(|state, context| {

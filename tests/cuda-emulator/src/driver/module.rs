@@ -1,4 +1,4 @@
-//! Modules: PTX text in, kernels and variables out.
+//! Loads modules from PTX text, and looks up their kernels and variables.
 
 use super::function;
 use super::inject::{self, Point};
@@ -12,11 +12,11 @@ use std::ffi::{CStr, c_char, c_void};
 use std::fmt::Display;
 use std::sync::Arc;
 
-/// Numbers of `CUjit_option`.
+/// Values of `CUjit_option`.
 const ERROR_LOG_BUFFER: u32 = 5;
 const ERROR_LOG_BUFFER_BYTES: u32 = 6;
 
-/// Why a module does not load, for the caller's log.
+/// Why a module cannot be loaded, for the caller's log.
 struct Refusal {
     status: Status,
     text: String,
@@ -93,7 +93,7 @@ impl State {
     }
 }
 
-/// The version that the first `.version` line declares.
+/// Returns the version that the first `.version` line declares.
 fn declared_version(text: &str) -> Option<(u32, u32)> {
     let declared = text
         .lines()
@@ -142,7 +142,7 @@ unsafe extern "C" fn cuModuleLoadData(module: *mut Handle, image: *const c_void)
     unsafe { cuModuleLoadDataEx(module, image, 0, std::ptr::null(), std::ptr::null_mut()) }
 }
 
-/// Of the options only the error log is looked at.
+/// Ignores all options except the error log.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuModuleLoadDataEx(
     module: *mut Handle,
@@ -172,7 +172,8 @@ unsafe extern "C" fn cuModuleLoadDataEx(
         let (Some(buffer), Some(room)) = (buffer, room) else {
             return;
         };
-        // The size is the value itself, and tells afterwards what was written, NUL included.
+        // The size of the buffer is stored in the option value itself, which receives the number of bytes written, including the
+        // NUL.
         if buffer.is_null() || room.addr() == 0 {
             return;
         }
@@ -190,7 +191,7 @@ unsafe extern "C" fn cuModuleLoadDataEx(
     unsafe { load(module, image, log) }
 }
 
-/// Waits for the work that may use the module.
+/// Waits for queued work that may use the module.
 #[unsafe(no_mangle)]
 extern "C" fn cuModuleUnload(module: Handle) -> u32 {
     in_context(|state, _| {

@@ -7,7 +7,7 @@ use super::status::Status;
 use super::{Handle, in_context, put};
 use crate::machine::Kernel;
 
-/// From the size of a block to its dynamic shared memory.
+/// A function from the size of a block to its dynamic shared memory.
 type SharedOf = unsafe extern "C" fn(i32) -> usize;
 
 fn active_blocks(config: &Config, kernel: &Kernel, threads: u32, dynamic_shared: usize) -> u32 {
@@ -38,7 +38,7 @@ unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
     })
 }
 
-/// The largest block among those that fill a multiprocessor best, and a grid that fills the device.
+/// Returns the largest block size with maximum occupancy, and the smallest grid that fills the device.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuOccupancyMaxPotentialBlockSize(
     grid: *mut i32,

@@ -1,4 +1,4 @@
-//! `cuPointerGetAttributes`: what the driver knows about an address.
+//! `cuPointerGetAttributes`: attributes of an address.
 
 use super::state::State;
 use super::status::{Outcome, Status};
@@ -6,19 +6,19 @@ use super::{Handle, handle, in_context};
 use crate::machine::Kind;
 use std::ffi::c_void;
 
-/// Numbers of `CUpointer_attribute`.
+/// Values of `CUpointer_attribute`.
 const CONTEXT: u32 = 1;
 const MEMORY_TYPE: u32 = 2;
 const IS_MANAGED: u32 = 8;
 const DEVICE_ORDINAL: u32 = 9;
 
-/// Numbers of `CUmemorytype`, and 0 for memory that the driver does not know.
+/// Values of `CUmemorytype`, and 0 for memory unknown to the driver.
 const UNKNOWN: u32 = 0;
 const HOST: u32 = 1;
 const DEVICE: u32 = 2;
 
-/// The answers for one address. Those of an address that the driver does not know are CUDA's defaults.
-struct Answers {
+/// The attributes of one address. An address unknown to the driver has CUDA's defaults.
+struct Attributes {
     context: u64,
     memory_type: u32,
     is_managed: u32,
@@ -26,8 +26,8 @@ struct Answers {
 }
 
 impl State {
-    /// Looks on the device of the context first: the addresses of two devices may be equal.
-    fn pointer(&mut self, context: u64, address: u64) -> Outcome<Answers> {
+    /// Searches the device of the context first, because two devices may use the same addresses.
+    fn pointer(&mut self, context: u64, address: u64) -> Outcome<Attributes> {
         let own = self.context(context)?.device;
         let devices = std::iter::once(own).chain((0..self.devices.len()).filter(|at| *at != own));
         for device in devices {
@@ -35,8 +35,8 @@ impl State {
                 continue;
             };
             let owned = self.allocations.get(&(device, around.start));
-            return Ok(Answers {
-                // Memory of a pool belongs to no context.
+            return Ok(Attributes {
+                // Memory from a pool belongs to no context.
                 context: owned
                     .filter(|owned| !owned.stream_ordered)
                     .map_or(0, |owned| owned.context),
@@ -49,7 +49,7 @@ impl State {
                 ordinal: device as i32,
             });
         }
-        Ok(Answers {
+        Ok(Attributes {
             context: 0,
             memory_type: UNKNOWN,
             is_managed: 0,
@@ -58,8 +58,8 @@ impl State {
     }
 }
 
-/// As on a real driver, an address that it does not know is no error. Of the attributes there are the context, the
-/// type of memory, whether it is managed, and the ordinal of the device.
+/// As on a real driver, an unknown address is not an error. The supported attributes are the context, the type of memory, whether
+/// it is managed, and the ordinal of the device.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuPointerGetAttributes(
     count: u32,
@@ -78,7 +78,7 @@ unsafe extern "C" fn cuPointerGetAttributes(
             if to.is_null() {
                 return Err(Status::INVALID_VALUE);
             }
-            // SAFETY: not null; the caller's contract: each place is of the type of its attribute.
+            // SAFETY: not null; the caller's contract: each pointer has the type of its attribute.
             unsafe {
                 match attribute {
                     CONTEXT => to.cast::<Handle>().write(handle(answers.context)),

@@ -1,4 +1,4 @@
-//! The one primary context of each device, which its users share by retaining it.
+//! The primary context of each device, which is reference-counted.
 
 use super::context::check_flags;
 use super::inject::{self, Point};

@@ -1,8 +1,8 @@
-//! Queued work: what waits for what, and running it.
+//! Queued work: dependencies between operations, and their execution.
 //!
-//! An operation waits for operations with smaller numbers only, so a set that is closed under "waits for" can run in
-//! the order of the numbers. In a random order, operations of which nothing that they wait for is queued are drawn
-//! until the one that is wanted has run.
+//! An operation depends only on operations with smaller numbers. A set that contains all dependencies of its operations can
+//! therefore run in the order of the numbers. With a random order, operations without queued dependencies are drawn until the
+//! required one has run.
 
 use super::capture;
 use super::config::StreamOrder;
@@ -25,7 +25,7 @@ pub(super) const DEFAULT_STREAM: u64 = 0;
 pub(super) struct Queue {
     operations: BTreeMap<u64, Operation>,
     next: u64,
-    /// State of the random numbers that give the order.
+    /// State of the random number generator for the order.
     random: u64,
 }
 
@@ -34,7 +34,7 @@ impl Queue {
         self.random = seed;
     }
 
-    /// Returns a random number below `bound`, from the generator SplitMix64.
+    /// Returns a random number below `bound` from a SplitMix64 generator.
     fn below(&mut self, bound: usize) -> usize {
         self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.random;
@@ -43,7 +43,7 @@ impl Queue {
         ((u128::from(z ^ (z >> 31)) * bound as u128) >> 64) as usize
     }
 
-    /// Takes out an operation that nothing holds up.
+    /// Removes and returns a random operation without queued dependencies.
     fn take_any(&mut self) -> Option<(u64, Operation)> {
         let is_ready = |operation: &Operation| {
             let mut after = operation.after.iter();
@@ -79,20 +79,20 @@ pub(super) struct Place {
 
 /// One piece of work in a stream.
 pub(super) enum Work {
-    /// Only orders what is before and after it.
+    /// No work; only orders earlier and later work.
     Nothing,
     Launch(QueuedLaunch),
-    /// Bytes that were taken from pageable memory.
+    /// A copy of bytes that were staged from pageable memory.
     Upload {
         to: Place,
         bytes: Vec<u8>,
     },
-    /// From pageable memory, which is read when this runs.
+    /// A copy from pageable memory, which is read when the copy runs.
     LateUpload {
         to: Place,
         from: HostBytes,
     },
-    /// To pageable memory, which is written when this runs.
+    /// A copy to pageable memory, which is written when the copy runs.
     LateDownload {
         to: HostBytes,
         from: Place,
@@ -162,7 +162,7 @@ impl Failure {
         }
     }
 
-    /// Memory that was there when the work was queued and is not when it runs.
+    /// Creates the failure for memory that was valid when the work was queued, but not when it runs.
     fn memory(what: &str, address: u64, error: &MemoryError) -> Self {
         Self::new(
             Status::ILLEGAL_ADDRESS,
@@ -172,8 +172,8 @@ impl Failure {
 }
 
 impl State {
-    /// Queues work in a stream after the stream's earlier work, after `event` and, as the legacy default stream
-    /// requires, after the default stream or (in the default stream) after all blocking streams.
+    /// Queues work in a stream after the stream's earlier work and after `event`. As legacy default stream semantics require, work
+    /// in a blocking stream also waits for the default stream, and work in the default stream for all blocking streams.
     pub(super) fn enqueue(
         &mut self,
         context: u64,
@@ -235,17 +235,17 @@ impl State {
         matches!(self.config.stream_order, StreamOrder::Random(_))
     }
 
-    /// Runs one operation, of any context.
+    /// Runs one operation of any context.
     fn run_any(&mut self) {
         if let Some((id, operation)) = self.queue.take_any() {
             self.run(id, operation);
         }
     }
 
-    /// Runs an operation and everything that it waits for.
+    /// Runs an operation and all its dependencies.
     pub(super) fn run_until(&mut self, operation: u64) {
         if self.is_random() {
-            // Of those that nothing holds up there is always one: that with the smallest number.
+            // There is always an operation without queued dependencies: the one with the smallest number.
             while self.is_queued(operation) {
                 self.run_any();
             }
@@ -261,14 +261,14 @@ impl State {
             }
         }
         for id in needed {
-            // A fault drops the operations of the context, so an operation may no longer exist.
+            // A fault discards all operations of the context, so an operation may no longer exist.
             if let Some(operation) = self.queue.operations.remove(&id) {
                 self.run(id, operation);
             }
         }
     }
 
-    /// Runs what a new operation in the stream would wait for. Returns the context's fault, if there is one.
+    /// Runs the operations on which a new operation in the stream would depend. Returns the context's fault, if there is one.
     pub(super) fn drain(&mut self, context: u64, stream: u64) -> Outcome {
         let last = self.enqueue(context, stream, Work::Nothing, None)?;
         self.run_until(last);
@@ -293,8 +293,7 @@ impl State {
         self.check(context)
     }
 
-    /// Runs everything that is queued in a stream and what that waits for. Returns the context's fault, if there is
-    /// one.
+    /// Runs everything that is queued in a stream, and its dependencies. Returns the context's fault, if there is one.
     pub(super) fn synchronize_stream(&mut self, context: u64, stream: u64) -> Outcome {
         capture::check(stream)?;
         let tail = self.context(context)?.tails.get(&stream).copied();
@@ -309,7 +308,7 @@ impl State {
             return;
         }
         if let Err(failure) = self.execute(id, operation.work) {
-            // Visible even if the program ignores the error code.
+            // Printed, so that it is visible even if the program ignores the error code.
             complain(&failure.text);
             self.reports.fault = failure.text;
             if let Some(context) = self.contexts.get_mut(&operation.context) {
@@ -333,7 +332,7 @@ impl State {
             }
             Work::LateUpload { to, from } => {
                 let memory = self.memory_at(to)?;
-                // SAFETY: the caller of the copy keeps the memory valid until the copy is done.
+                // SAFETY: the caller of the copy keeps the memory valid until the copy has run.
                 let bytes = unsafe { std::slice::from_raw_parts(from.start, from.bytes) };
                 memory
                     .write(to.address, bytes)
@@ -393,7 +392,7 @@ impl State {
         let Some(kernel) = queued.program.kernel(&queued.kernel) else {
             return Err(Failure::new(
                 Status::NOT_FOUND,
-                format_args!("kernel {} is gone", queued.kernel),
+                format_args!("kernel {} no longer exists", queued.kernel),
             ));
         };
         let memory = self.memory_at(Place {

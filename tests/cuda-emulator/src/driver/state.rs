@@ -19,7 +19,7 @@ pub(super) struct State {
     pub(super) events: HashMap<u64, Event>,
     pub(super) modules: HashMap<u64, Module>,
     pub(super) functions: HashMap<u64, Function>,
-    /// By device and address.
+    /// Live allocations by device and address.
     pub(super) allocations: BTreeMap<(usize, u64), Owned>,
     pub(super) queue: Queue,
     pub(super) reports: Reports,
@@ -28,7 +28,7 @@ pub(super) struct State {
 
 pub(super) struct Device {
     pub(super) memory: Arc<Memory>,
-    /// Key of the primary context. It stays the same when the context is created again, as on a real driver.
+    /// The key of the primary context, which stays the same when the context is created again, as on a real driver.
     pub(super) primary: u64,
     /// The retain count of the primary context.
     pub(super) retained: u64,
@@ -38,9 +38,9 @@ pub(super) struct Device {
 pub(super) struct Context {
     pub(super) device: usize,
     pub(super) flags: u32,
-    /// The fault of its work, once there was one.
+    /// The fault of the context's work, if there was one.
     pub(super) failed: Option<Status>,
-    /// The last work of each stream, while it is queued, and whether the stream is ordered with the default stream.
+    /// The last operation of each stream while it is queued, and whether the stream is ordered with the default stream.
     pub(super) tails: BTreeMap<u64, Tail>,
     pub(super) limits: HashMap<u32, usize>,
     pub(super) cache_config: u32,
@@ -51,7 +51,7 @@ pub(super) struct Context {
 pub(super) struct Tail {
     pub(super) operation: u64,
     pub(super) blocking: bool,
-    /// A query has said "not ready" for it.
+    /// Whether a query has returned "not ready" for the operation.
     pub(super) asked_for: bool,
 }
 
@@ -64,10 +64,10 @@ pub(super) struct Stream {
 pub(super) struct Event {
     pub(super) context: u64,
     pub(super) flags: u32,
-    /// The operation that records it, of the last `cuEventRecord`.
+    /// The operation of the last `cuEventRecord`.
     pub(super) recorded: Option<u64>,
     pub(super) time: Option<Instant>,
-    /// The operation for which a query has said "not ready".
+    /// The operation for which a query has returned "not ready".
     pub(super) asked_for: Option<u64>,
 }
 
@@ -81,16 +81,16 @@ pub(super) struct Module {
 pub(super) struct Function {
     pub(super) module: u64,
     pub(super) name: String,
-    /// Bytes of dynamic shared memory that a launch may ask for.
+    /// Maximum bytes of dynamic shared memory of a launch.
     pub(super) max_dynamic_shared: u32,
 }
 
 pub(super) struct Owned {
     pub(super) context: u64,
     pub(super) kind: Kind,
-    /// From `cuMemAllocAsync`.
+    /// Whether the memory is from `cuMemAllocAsync`.
     pub(super) stream_ordered: bool,
-    /// A `cuMemFreeAsync` for it is queued.
+    /// Whether a `cuMemFreeAsync` of the memory is queued.
     pub(super) free_queued: bool,
 }
 
@@ -98,7 +98,7 @@ thread_local! {
     static CONTEXTS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The calling thread's stack of contexts.
+/// Runs `body` on the calling thread's stack of contexts.
 pub(super) fn stack<T>(body: impl FnOnce(&mut Vec<u64>) -> T) -> T {
     CONTEXTS.with_borrow_mut(body)
 }
@@ -116,7 +116,7 @@ impl State {
             allocations: BTreeMap::new(),
             queue: Queue::default(),
             reports: Reports::default(),
-            // The low numbers are handles of CUDA's own: the default streams are 0, 1 and 2.
+            // CUDA reserves low numbers: the default streams are 0, 1 and 2.
             next_key: 0x1000,
         };
         if let StreamOrder::Random(seed) = config.stream_order {
@@ -141,7 +141,7 @@ impl State {
         state
     }
 
-    /// Returns a key that no other handle has had.
+    /// Returns a key that has not been used for another handle.
     pub(super) fn new_key(&mut self) -> u64 {
         self.next_key += 16;
         self.next_key
@@ -153,7 +153,7 @@ impl State {
         Ok((index, device))
     }
 
-    /// The thread's current context, which may have been destroyed.
+    /// Returns the thread's current context, which may have been destroyed.
     pub(super) fn current(&self) -> Outcome<u64> {
         stack(|stack| stack.last().copied()).ok_or(Status::INVALID_CONTEXT)
     }
@@ -169,7 +169,7 @@ impl State {
         self.context(context)?.failed.map_or(Ok(()), Err)
     }
 
-    /// The memory of a context's device.
+    /// Returns the index and the memory of a context's device.
     pub(super) fn memory(&mut self, context: u64) -> Outcome<(usize, Arc<Memory>)> {
         let device = self.context(context)?.device;
         let memory = &self
@@ -193,8 +193,8 @@ impl State {
         self.contexts.insert(key, context);
     }
 
-    /// Runs what is queued in the context and then takes it down with everything that belongs to it. A fault that
-    /// comes up here for the first time is returned.
+    /// Runs the queued work of the context, then destroys it with everything that belongs to it. Returns a fault that has not been
+    /// reported before.
     pub(super) fn destroy_context(&mut self, key: u64) -> Outcome {
         let known = self.context(key)?.failed.is_some();
         let outcome = self.synchronize(key);
@@ -213,7 +213,7 @@ impl State {
         self.allocations.retain(|(device, address), owned| {
             let theirs = owned.context != key;
             if !theirs && let Some(device) = devices.get(*device) {
-                // It is in the registry, so it is alive in the memory: this frees it.
+                // Cannot fail: an allocation in the registry is live.
                 let _ = device.memory.free(*address);
             }
             theirs
@@ -222,7 +222,7 @@ impl State {
         if known { Ok(()) } else { outcome }
     }
 
-    /// Takes a module out of the registry and its variables out of the memory. No work that uses it may be queued.
+    /// Removes a module from the registry and frees its variables. No queued work may use it.
     pub(super) fn unload(&mut self, key: u64) {
         let Some(module) = self.modules.remove(&key) else {
             return;

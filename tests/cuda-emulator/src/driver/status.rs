@@ -1,4 +1,4 @@
-//! The codes that the functions return, and their names and texts.
+//! The codes that driver functions return, and their names and texts.
 
 use super::put;
 use std::ffi::{CStr, c_char};
@@ -33,7 +33,7 @@ impl Status {
     pub(super) const NOT_SUPPORTED: Self = Self(801);
 }
 
-/// The code of the C interface.
+/// Returns the code for the C interface.
 pub(super) fn code(outcome: Outcome) -> u32 {
     match outcome {
         Ok(()) => SUCCESS,
@@ -41,7 +41,7 @@ pub(super) fn code(outcome: Outcome) -> u32 {
     }
 }
 
-/// Code, name and text of the errors that a program of this kind can meet.
+/// Code, name and text of the supported errors.
 const TEXTS: &[(u32, &CStr, &CStr)] = &[
     (SUCCESS, c"CUDA_SUCCESS", c"no error"),
     (1, c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
@@ -273,12 +273,12 @@ unsafe fn describe(error: u32, to: *mut *const c_char, name: bool) -> u32 {
             as_text.as_ptr()
         }
     });
-    // SAFETY: passed on to the caller.
+    // SAFETY: as for this function.
     let written = unsafe { put(to, text) };
     code(written.and(found.map(|_| ()).ok_or(Status::INVALID_VALUE)))
 }
 
-// Both answer before cuInit, too.
+// Both can be called before cuInit.
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGetErrorString(error: u32, text: *mut *const c_char) -> u32 {

@@ -1,4 +1,4 @@
-//! Streams: creation, waiting, queries, waiting for events, and calls of host functions.
+//! Streams: creation, synchronization, queries, waiting for events, and host functions.
 
 use super::context::{GREATEST_PRIORITY, LEAST_PRIORITY};
 use super::queue::{DEFAULT_STREAM, HostCall, Work};
@@ -12,10 +12,10 @@ use std::sync::atomic::Ordering::Relaxed;
 /// `CU_STREAM_NON_BLOCKING`: not ordered with the default stream.
 pub(super) const NON_BLOCKING: u32 = 1;
 
-/// The calling thread's own default stream: one in each context, ordered with the legacy default stream. Like that
-/// one it is in no registry.
+/// Returns the per-thread default stream of the calling thread. There is one per context, ordered with the legacy default stream.
+/// Like the legacy one, it is in no registry.
 fn per_thread_stream() -> u64 {
-    /// Above all keys that are given out.
+    /// Above all keys of other handles.
     const FIRST: u64 = 1 << 62;
     static NEXT: AtomicU64 = AtomicU64::new(FIRST);
     thread_local! {
@@ -25,7 +25,7 @@ fn per_thread_stream() -> u64 {
 }
 
 impl State {
-    /// A stream of the context, by its handle: 0 and `CU_STREAM_LEGACY` are the default stream.
+    /// Returns the stream of the context with this handle. 0 and `CU_STREAM_LEGACY` are the default stream.
     pub(super) fn stream(&self, context: u64, stream: Handle) -> Outcome<u64> {
         match key(stream) {
             0 | 1 => Ok(DEFAULT_STREAM),
@@ -37,7 +37,7 @@ impl State {
         }
     }
 
-    /// A stream and its context, which need not be the current one.
+    /// Returns a stream and its context, which need not be current.
     fn stream_anywhere(&self, stream: Handle) -> Outcome<(u64, u64)> {
         let context = match self.streams.get(&key(stream)) {
             Some(stream) => stream.context,
@@ -63,7 +63,7 @@ unsafe extern "C" fn cuStreamCreateWithPriority(
         let made = Stream {
             context,
             flags,
-            // Out of range is the nearest in range, as on a real driver.
+            // Clamps the priority to the range, as a real driver does.
             priority: priority.clamp(GREATEST_PRIORITY, LEAST_PRIORITY),
         };
         state.streams.insert(new, made);
@@ -77,7 +77,7 @@ unsafe extern "C" fn cuStreamCreate(stream: *mut Handle, flags: u32) -> u32 {
     unsafe { cuStreamCreateWithPriority(stream, flags, LEAST_PRIORITY) }
 }
 
-/// Queued work of the stream stays queued, and runs when something else waits for its results.
+/// Queued work of the stream stays queued, and runs when other work depends on it or the context is synchronized.
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamDestroy_v2(stream: Handle) -> u32 {
     call(|state| {
@@ -97,7 +97,7 @@ extern "C" fn cuStreamSynchronize(stream: Handle) -> u32 {
     })
 }
 
-/// The first answer to a stream with queued work is "not ready"; the next query runs the work.
+/// The first query of a stream with queued work returns "not ready"; the next one runs the work.
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamQuery(stream: Handle) -> u32 {
     call(|state| {
@@ -157,7 +157,7 @@ unsafe extern "C" fn cuStreamGetPriority(stream: Handle, priority: *mut i32) -> 
     })
 }
 
-/// The function must not call the driver: whatever it calls returns `CUDA_ERROR_NOT_PERMITTED`.
+/// The function must not call the driver: all driver functions return `CUDA_ERROR_NOT_PERMITTED` in it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuLaunchHostFunc(
     stream: Handle,

@@ -1,9 +1,10 @@
-//! Functions that exist only so that the library can be loaded. They return `CUDA_ERROR_NOT_SUPPORTED`.
+//! Unsupported functions, which are exported only so that programs that link to them can be loaded. They return
+//! `CUDA_ERROR_NOT_SUPPORTED`.
 
 use super::status::Status;
 
-/// Exports functions that return `CUDA_ERROR_NOT_SUPPORTED`. They take no parameters: in C's calling convention the
-/// caller passes and removes arguments, so a function may leave them unread.
+/// Exports functions that return `CUDA_ERROR_NOT_SUPPORTED`. They take no parameters: in the C calling convention the caller
+/// passes and removes the arguments, so a function may ignore them.
 macro_rules! unsupported {
     ($($name:ident)*) => {
         $(

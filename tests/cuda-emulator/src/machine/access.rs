@@ -1,4 +1,4 @@
-//! Loads, stores and atomics of a warp, in every space of memory.
+//! Loads, stores and atomics of a warp, in every state space.
 
 use super::convert::extended;
 use super::exec::Executor;
@@ -36,7 +36,7 @@ impl Executor<'_> {
     ) -> Done {
         let bytes = u64::from(load.bytes) * load.to.len() as u64;
         match space {
-            Space::Param | Space::Local => self.load_own(space, warp, load, (at, mask, bytes)),
+            Space::Param | Space::Local => self.load_private(space, warp, load, (at, mask, bytes)),
             Space::Shared => {
                 self.shared.check(at, mask, bytes)?;
                 let site = Site {
@@ -89,8 +89,8 @@ impl Executor<'_> {
         }
     }
 
-    /// Loads of parameters, and of memory of the thread's own.
-    fn load_own(
+    /// Loads from the parameters or from local memory.
+    fn load_private(
         &mut self,
         space: Space,
         warp: &mut Warp,
@@ -102,7 +102,7 @@ impl Executor<'_> {
         }
         for lane in each(mask) {
             let start = match space {
-                Space::Local => self.local_place(at, lane),
+                Space::Local => self.local_offset(at, lane),
                 _ => usize::try_from(at[lane]).unwrap_or(usize::MAX),
             };
             let places = start..start.saturating_add(bytes as usize);
@@ -160,7 +160,7 @@ impl Executor<'_> {
             Space::Local => {
                 self.check_local(at, mask, bytes)?;
                 for lane in each(mask) {
-                    let start = self.local_place(at, lane);
+                    let start = self.local_offset(at, lane);
                     let size = store.bytes as usize;
                     for (plus, from) in elements(&store.from, store.bytes) {
                         let value = warp.lane(*from, lane).to_le_bytes();
@@ -222,7 +222,7 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Lane after lane.
+    /// Executes an atomic one lane after another.
     fn atomic_in(
         &mut self,
         space: Space,
@@ -290,7 +290,7 @@ impl Executor<'_> {
             Space::Local | Space::Param => Err(Trouble::new(
                 Cause::IllegalAddress,
                 mask.trailing_zeros(),
-                "an atomic on memory of the thread's own".into(),
+                "an atomic on local memory".into(),
             )),
         }
     }
@@ -315,17 +315,17 @@ impl Executor<'_> {
         Ok(())
     }
 
-    fn local_place(&self, at: &V64, lane: usize) -> usize {
+    fn local_offset(&self, at: &V64, lane: usize) -> usize {
         lane * self.code.local_bytes as usize + at[lane] as usize
     }
 }
 
-/// The elements of an access, with their offsets from its address.
+/// Returns the elements of an access, with their offsets from its address.
 fn elements<T>(all: &[T], bytes: u32) -> impl Iterator<Item = (u64, &T)> {
     (0..).step_by(bytes as usize).zip(all)
 }
 
-/// An access by generic addresses, cut by the spaces that they are in.
+/// Splits an access by generic addresses by the state spaces of the addresses.
 fn spaces(at: &V64, mask: u32) -> impl Iterator<Item = (Space, u32, V64)> {
     let at = *at;
     let windows = [
@@ -347,9 +347,9 @@ fn spaces(at: &V64, mask: u32) -> impl Iterator<Item = (Space, u32, V64)> {
     })
 }
 
-/// An error where lanes store different values to one place: which of them stays is not defined.
+/// Returns an error if lanes store different values to one address. The ISA does not define which of them is stored.
 fn one_value(warp: &Warp, store: &Store, at: &V64, mask: u32) -> Done {
-    // The addresses usually increase from lane to lane, so that no two are equal.
+    // Fast path: if the addresses increase from lane to lane, no two are equal.
     let mut last = None;
     let ascending =
         each(mask).all(|lane| last.replace(at[lane]).is_none_or(|last| last < at[lane]));

@@ -1,9 +1,9 @@
 //! The bytes of one allocation, and which of them were ever written.
 //!
-//! Threads of the host execute CTAs at the same time, so the bytes are atomics, read and written relaxed: a race in the
-//! emulated program is a race between atomics here, which has a defined result (and is reported by `race`). Only
-//! where such a race is between accesses of different widths does the language promise nothing; the machines that
-//! this runs on then mix the bytes, as a GPU does.
+//! Several host threads execute CTAs at the same time, so the bytes are atomics with relaxed ordering. A data race in the
+//! emulated program is then a race between atomics, which has a defined result (and is reported by `race`). The exception is a
+//! race between accesses of different widths, for which Rust guarantees nothing; the supported hosts mix the bytes, as a GPU
+//! does.
 
 use super::memory::Kind;
 use super::residency::Pages;
@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
-/// Bytes whose states are kept together, one bit a byte.
+/// Bytes per chunk. A chunk's states are one word, with one bit per byte.
 pub(super) const CHUNK: u64 = 64;
 
 /// The value of unwritten memory.
@@ -38,8 +38,8 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// Memory of the host for an allocation; `start` is its address, none where that is the host's. `None` where the
-    /// host has no memory.
+    /// Allocates host memory for an allocation with the address `start`, or with the host's address if that is `None`. Returns
+    /// `None` if the host is out of memory.
     pub(super) fn new(start: Option<u64>, bytes: u64, kind: Kind) -> Option<Self> {
         let padded = usize::try_from(bytes.checked_next_multiple_of(CHUNK)?.max(CHUNK)).ok()?;
         let align = if start.is_none() { 4096 } else { 64 };
@@ -108,7 +108,7 @@ impl Block {
         unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.layout.size() / 8) }
     }
 
-    /// Which bytes of a chunk, counted from the block's start, were ever written.
+    /// Returns a mask of the bytes of a chunk that were ever written. Chunks are counted from the start of the block.
     pub(super) fn written(&self, chunk: u64) -> u64 {
         self.written
             .as_ref()
@@ -118,21 +118,21 @@ impl Block {
     pub(super) fn set_written(&self, chunk: u64, mask: u64) {
         if let Some(written) = &self.written {
             let word = &written[chunk as usize];
-            // Mostly they are set: that is cheaper to see than to do.
+            // Usually they are already set, and a load is cheaper than an atomic update.
             if word.load(Relaxed) & mask != mask {
                 word.fetch_or(mask, Relaxed);
             }
         }
     }
 
-    /// Marks a range that starts `offset` bytes into the block.
+    /// Marks a range as written. It starts `offset` bytes into the block.
     pub(super) fn set_range_written(&self, offset: u64, bytes: u64) {
         for (chunk, mask) in chunks(offset, bytes) {
             self.set_written(chunk, mask);
         }
     }
 
-    /// Makes a range as it was before anything was written.
+    /// Marks a range as never written.
     pub(super) fn set_never_written(&self, offset: u64, bytes: u64) {
         for byte in &self.as_u8()[offset as usize..][..bytes as usize] {
             byte.store(NEVER_WRITTEN, Relaxed);
@@ -144,7 +144,7 @@ impl Block {
         }
     }
 
-    /// Takes bytes out, as the host does.
+    /// Reads bytes for the host.
     pub(super) fn read(&self, offset: u64, to: &mut [u8]) {
         let from = &self.as_u8()[offset as usize..][..to.len()];
         let ahead = offset.next_multiple_of(8) - offset;
@@ -165,7 +165,7 @@ impl Block {
         self.read(behind, tail);
     }
 
-    /// Puts bytes in, as the host does.
+    /// Writes bytes for the host.
     pub(super) fn write(&self, offset: u64, from: &[u8]) {
         self.write_bytes(offset, from);
         self.set_range_written(offset, from.len() as u64);
@@ -194,12 +194,12 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and nothing refers to it any more.
+        // SAFETY: allocated with this layout, and no reference to it exists.
         unsafe { dealloc(self.data.as_ptr(), self.layout) };
     }
 }
 
-/// The chunks of a range, each with a mask of its bytes.
+/// Returns the chunks of a range, each with a mask of its bytes in the range.
 pub(super) fn chunks(offset: u64, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
     let end = offset + bytes;
     let first = offset / CHUNK;
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_cut_into_chunks() {
+    fn ranges_are_split_into_chunks() {
         let all: Vec<_> = chunks(62, 68).collect();
         assert_eq!(all, [(0, 0b11 << 62), (1, u64::MAX), (2, 0b11)]);
         assert_eq!(chunks(64, 0).count(), 0);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_read_back_from_any_offset() {
+    fn bytes_can_be_read_back_at_any_offset() {
         let block = Block::new(Some(512), 100, Kind::Device).expect("memory");
         for offset in 0..40 {
             for len in 0..40 {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn written_bytes_are_tracked_one_by_one() {
+    fn written_state_is_tracked_per_byte() {
         let block = Block::new(Some(512), 100, Kind::Device).expect("memory");
         assert_eq!(block.written(0), 0);
         block.write(3, &[0; 2]);

@@ -1,12 +1,12 @@
-//! A map from chunks of memory to what is known of them: a hash table of pages of 16 chunks, as neighbours are looked
-//! up together, that is emptied often.
+//! A map keyed by chunk of memory: a hash table of pages of 16 chunks, because adjacent chunks are usually accessed together.
+//! It is cheap to clear.
 
-/// Chunks of a page.
+/// Chunks per page.
 const PAGE: usize = 16;
 
-/// By number of the chunk.
+/// A map from chunk numbers to `T`.
 pub(super) struct ChunkMap<T> {
-    /// Number of a page, and where it is in `pages`; `NONE` where the slot is free.
+    /// The number of a page and its index in `pages`, which is `NONE` if the slot is free.
     slots: Vec<(u64, u32)>,
     pages: Vec<Page<T>>,
     /// The page that was looked up last.
@@ -17,7 +17,7 @@ const NONE: u32 = u32::MAX;
 
 struct Page<T> {
     number: u64,
-    /// A bit for each chunk that was looked up.
+    /// One bit per chunk: whether it was looked up.
     present: u16,
     chunks: [T; PAGE],
 }
@@ -42,7 +42,7 @@ impl<T: Copy + Default> ChunkMap<T> {
         &mut page.chunks[within]
     }
 
-    /// Where the page is, or now is.
+    /// Returns the index of the page, which is created if it does not exist.
     fn page(&mut self, number: u64) -> u32 {
         let at = self.slot(number);
         let (_, found) = self.slots[at];
@@ -62,7 +62,7 @@ impl<T: Copy + Default> ChunkMap<T> {
         new
     }
 
-    /// The slot of a page, or the free one where it would be.
+    /// Returns the slot of a page, or the free slot for it.
     fn slot(&self, number: u64) -> usize {
         let last = self.slots.len() - 1;
         let mut at = (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & last;
@@ -81,7 +81,7 @@ impl<T: Copy + Default> ChunkMap<T> {
         }
     }
 
-    /// All chunks that were looked up.
+    /// Iterates over the chunks that were looked up.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.pages.iter().flat_map(|page| {
             let present = page.present;
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_survive_growth_and_not_clearing() {
+    fn growth_keeps_entries_and_clearing_removes_them() {
         let mut map = ChunkMap::<u64>::new();
         for round in 1..3 {
             for chunk in 0..5000_u64 {

@@ -1,4 +1,4 @@
-//! The comparisons of `setp` and `set`, and of floats those that are true, or false, of what is no number.
+//! The comparisons of `setp` and `set`. Those of floats are ordered (false for NaN) or unordered (true for NaN).
 
 use super::lanes::{test32, test64};
 use super::op::{Compare32, Compare64};
@@ -46,7 +46,8 @@ fn unordered<F: PartialOrd + Copy>(x: F, y: F) -> bool {
     x != x || y != y
 }
 
-/// `lo`, `ls`, `hi` and `hs` are of unsigned numbers only; the others of bits are equality.
+/// Returns the canonical name of a comparison of integers or untyped bits, if the type has it. `lo`, `ls`, `hi` and `hs` exist
+/// only for unsigned integers. Untyped bits have only `eq` and `ne`.
 fn known_as(name: &str, ty: Type) -> Option<&str> {
     match ty {
         Type::U16 | Type::U32 | Type::U64 => Some(match name {

@@ -125,7 +125,7 @@ pub(super) fn compute(warp: &mut Warp, op: &Op, mask: u32) {
     }
 }
 
-/// Packing and unpacking of vectors.
+/// Packs or unpacks vectors.
 fn repack(warp: &mut Warp, op: &Op, mask: u32) {
     match op {
         Op::Pack64(d, parts) => {
@@ -172,7 +172,7 @@ fn repack(warp: &mut Warp, op: &Op, mask: u32) {
     }
 }
 
-/// Carries out what a comparison is for.
+/// Writes the results of a comparison.
 fn decide(warp: &mut Warp, verdict: &Verdict, outcome: u32, mask: u32) {
     let (outcome, complement) = match verdict.combine {
         None => (outcome, !outcome),

@@ -1,4 +1,4 @@
-//! `cvt`: exactly, by way of the number's value.
+//! `cvt`, computed from the exact value of the number.
 
 use super::float::NAN32;
 use super::op::Reg;
@@ -11,25 +11,25 @@ pub(super) struct Convert {
     pub(super) from: Reg,
     pub(super) to_type: Type,
     pub(super) from_type: Type,
-    /// Bits of the register of the result; a narrower integer fills it with its sign.
+    /// Bits of the result register. A narrower integer is sign-extended or zero-extended to it.
     pub(super) to_bits: u32,
     pub(super) rounding: Rounding,
-    /// To an integral value, of the same float format.
+    /// Rounds to an integral value of the same float format.
     pub(super) integral: bool,
     pub(super) saturate: bool,
 }
 
-/// The rounding of a value between two representable ones.
+/// The rounding mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rounding {
-    /// To the nearest, to the even one of two.
+    /// To nearest, ties to even.
     Nearest,
     Zero,
     Down,
     Up,
 }
 
-/// A value.
+/// The exact value of a number.
 #[derive(Clone, Copy, Debug)]
 enum Value {
     Nan {
@@ -47,7 +47,7 @@ enum Value {
     },
 }
 
-/// Bits of the fraction and of the exponent.
+/// A float format: bits of the fraction and of the exponent.
 #[derive(Clone, Copy)]
 struct Format {
     fraction: u32,
@@ -81,7 +81,7 @@ impl Format {
             return if fraction == 0 {
                 Value::Infinite { negative }
             } else {
-                // The first bit of the payload first.
+                // Aligned to the top, so that formats share the most significant payload bits.
                 let payload = fraction << (64 - self.fraction);
                 Value::Nan { negative, payload }
             };
@@ -117,7 +117,7 @@ impl Format {
                 let scale = (magnitude.ilog2() as i32 + exponent).max(lowest);
                 let shift = scale - self.fraction as i32 - exponent;
                 let significand = shifted(magnitude, shift, negative, rounding) as u64;
-                // A significand that was rounded up to the next power of two carries into the exponent.
+                // A significand that is rounded up to the next power of two carries into the exponent.
                 let above = ((scale - lowest) as u64).saturating_mul(1 << self.fraction);
                 let bits = above.saturating_add(significand);
                 let away = match rounding {
@@ -137,13 +137,13 @@ impl Format {
     }
 }
 
-/// `magnitude / 2^shift` as an integer.
+/// Returns `magnitude / 2^shift`, rounded to an integer.
 fn shifted(magnitude: u128, shift: i32, negative: bool, rounding: Rounding) -> u128 {
     if shift <= 0 {
         return magnitude << -shift;
     }
     if shift > 127 {
-        // Less than half, and not zero.
+        // The value is less than one half, and not zero.
         let up = match rounding {
             Rounding::Nearest | Rounding::Zero => false,
             Rounding::Down => negative,
@@ -163,7 +163,7 @@ fn shifted(magnitude: u128, shift: i32, negative: bool, rounding: Rounding) -> u
     down + u128::from(up)
 }
 
-/// Width and sign of an integer type.
+/// Returns the width of an integer type, and whether it is signed.
 pub(super) fn integer(ty: Type) -> Option<(u32, bool)> {
     match ty {
         Type::U8 | Type::B8 => Some((8, false)),
@@ -178,7 +178,7 @@ pub(super) fn integer(ty: Type) -> Option<(u32, bool)> {
     }
 }
 
-/// The low bits as a number of this width.
+/// Extends the low `width` bits to 64 bits.
 pub(super) fn extended(bits: u64, width: u32, signed: bool) -> u64 {
     let up = 64 - width;
     if signed {
@@ -192,7 +192,7 @@ impl Convert {
     /// Returns whether this conversion exists with this rounding.
     pub(super) fn exists(&self, rounded: bool) -> bool {
         match (Format::of(self.to_type), Format::of(self.from_type)) {
-            // Integers are not rounded, and anything fits a float that is as wide.
+            // Integers are not rounded, and neither are conversions to a float that is at least as wide.
             (None, None) => {
                 !rounded && integer(self.to_type).is_some() && integer(self.from_type).is_some()
             }
@@ -203,7 +203,7 @@ impl Convert {
         }
     }
 
-    /// One lane.
+    /// Converts the bits of one lane.
     pub(super) fn convert(&self, bits: u64) -> u64 {
         let value = match (Format::of(self.from_type), integer(self.from_type)) {
             (Some(format), _) => format.value(bits),
@@ -248,7 +248,7 @@ impl Convert {
         extended(filled, self.to_bits, false)
     }
 
-    /// To an integral value.
+    /// Rounds to an integral value if the conversion asks for it.
     fn rounded(&self, value: Value) -> Value {
         match value {
             Value::Finite {
@@ -264,7 +264,7 @@ impl Convert {
         }
     }
 
-    /// To what lies from 0 to 1, if that is asked for.
+    /// Clamps to [0, 1] if the conversion saturates.
     fn saturated(&self, format: Format, bits: u64) -> u64 {
         if !self.saturate {
             return bits;
@@ -281,7 +281,7 @@ impl Convert {
     }
 }
 
-/// An integer's bits, in two's complement.
+/// Returns the two's complement bits of an integer.
 fn bits_of(value: Value) -> u64 {
     match value {
         Value::Finite {
@@ -300,7 +300,7 @@ fn bits_of(value: Value) -> u64 {
     }
 }
 
-/// The nearest value that the integer type has, or what is given for what is no number.
+/// Returns the nearest value of the integer type, or `of_nan` for NaN.
 fn clamped(value: Value, width: u32, signed: bool, of_nan: u64) -> u64 {
     let (most, least) = if signed {
         (1_u128 << (width - 1), 1_u128 << (width - 1))
@@ -315,7 +315,7 @@ fn clamped(value: Value, width: u32, signed: bool, of_nan: u64) -> u64 {
             magnitude,
             exponent,
         } => {
-            // Beyond 64 bits it is clamped all the same.
+            // A value beyond 64 bits is clamped in any case.
             let wide = magnitude > 0 && exponent > 0 && exponent as u32 + magnitude.ilog2() > 64;
             (
                 negative,

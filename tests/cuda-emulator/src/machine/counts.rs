@@ -6,19 +6,19 @@ use std::collections::BTreeMap;
 /// Exact counts of one launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// Instructions of all lanes; one that a guard turns off counts, as it takes its turn all the same.
+    /// Instructions summed over lanes. A lane whose guard is false counts too, because it occupies the issue slot.
     pub(crate) instructions: u64,
-    /// Instructions of warps, whatever the number of their active lanes.
+    /// Instructions summed over warps, for any number of active lanes.
     pub(crate) warp_instructions: u64,
-    /// `instructions` by their full opcode.
+    /// `instructions` by full opcode.
     pub(crate) by_kind: BTreeMap<String, u64>,
-    /// Bytes of global memory that warps load: of one access each byte counts once, however many lanes ask for it.
+    /// Bytes that warps load from global memory. A byte counts once per access, for any number of lanes that load it.
     pub(crate) loaded_bytes: u64,
-    /// Likewise stored, atomics included.
+    /// Bytes that warps store to global memory, counted likewise. Atomics are included.
     pub(crate) stored_bytes: u64,
     /// Aligned 32-byte sectors of global memory that the accesses of warps touch.
     pub(crate) sectors_touched: u64,
-    /// Sectors that would hold the bytes of each access if they lay together.
+    /// The sectors that the accesses would touch if the bytes of each were contiguous.
     pub(crate) sectors_needed: u64,
     /// Threads of the grid.
     pub(crate) threads: u64,
@@ -27,12 +27,12 @@ pub(crate) struct Counts {
 /// The counters of one host thread for its CTAs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    /// By program counter: times that a warp was there, and lanes.
+    /// By program counter: executions by warps, and by lanes.
     pub(super) at: Vec<(u64, u64)>,
     pub(super) traffic: Traffic,
 }
 
-/// Global memory.
+/// Accesses to global memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Traffic {
     pub(super) loaded: u64,

@@ -6,13 +6,13 @@ use super::op::Code;
 use super::warp::Warp;
 use crate::ptx::{Axis, Special};
 
-/// Barriers of a CTA.
+/// Barriers per CTA.
 const BARRIERS: usize = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Ready,
-    /// At the barrier of this number.
+    /// Waiting at the barrier with this number.
     Waits(usize),
     Exited,
 }
@@ -20,13 +20,13 @@ enum State {
 /// The warps that have arrived at a barrier.
 #[derive(Clone, Copy, Default)]
 struct Barrier {
-    /// Warps, and how many are wanted.
+    /// The warps that have arrived, and how many are required.
     arrived: u32,
     wanted: u32,
 }
 
 impl Executor<'_> {
-    /// Executes the CTA of this number. `warps` is room for them, which is kept for the next.
+    /// Executes the CTA with this number. `warps` is a buffer that is reused for the next CTA.
     pub(super) fn run_cta(&mut self, cta: u64, warps: &mut Vec<Warp>) -> Result<(), Fault> {
         let [x, y, _] = self.launch.grid.map(u64::from);
         self.cta = [(cta % x) as u32, (cta / x % y) as u32, (cta / x / y) as u32];
@@ -95,7 +95,7 @@ impl Executor<'_> {
             }
             Some(threads) => {
                 return Err(format!(
-                    "a barrier for {threads} threads, where multiples of 32 up to {} are wanted",
+                    "a barrier for {threads} threads, expected a multiple of 32 up to {}",
                     32 * warps
                 ));
             }

@@ -1,4 +1,4 @@
-//! The frequent ones of `cvt`, directly: loops that the compiler makes vector instructions of.
+//! Fast paths for frequent conversions of `cvt`, as loops that the compiler vectorizes.
 
 use super::convert::Rounding;
 use super::float::NAN32;
@@ -6,7 +6,7 @@ use super::lanes::{map32, narrow, widen};
 use super::op::{Narrow, Un32, Widen};
 use crate::ptx::Type;
 
-/// Those between registers of up to 32 bits. `to_bits` is that of the register.
+/// Returns a conversion between registers of up to 32 bits, if it has a fast path. `to_bits` is the width of the result register.
 pub(super) fn direct32(
     to: Type,
     from: Type,
@@ -32,7 +32,7 @@ pub(super) fn direct32(
     })
 }
 
-/// Those from 32 bits or fewer to 64.
+/// Returns a conversion from at most 32 bits to 64 bits, if it has a fast path.
 pub(super) fn direct_widen(to: Type, from: Type, rounding: Option<Rounding>) -> Option<Widen> {
     use Type::{F32, F64, S16, S32, S64, U16, U32, U64};
     Some(match (to, from, rounding) {
@@ -44,7 +44,7 @@ pub(super) fn direct_widen(to: Type, from: Type, rounding: Option<Rounding>) -> 
             widen(a, |x| {
                 let number = f32::from_bits(x);
                 if number.is_nan() {
-                    // Its sign and its payload stay, and it becomes quiet.
+                    // A NaN keeps its sign and payload, and becomes quiet.
                     let (sign, payload) = (u64::from(x >> 31), u64::from(x & 0x7f_ffff));
                     sign << 63 | 0x7ff8_0000_0000_0000 | payload << 29
                 } else {
@@ -58,7 +58,7 @@ pub(super) fn direct_widen(to: Type, from: Type, rounding: Option<Rounding>) -> 
     })
 }
 
-/// Those from 64 bits to 32 or fewer.
+/// Returns a conversion from 64 bits to at most 32 bits, if it has a fast path.
 pub(super) fn direct_narrow(
     to: Type,
     from: Type,
@@ -82,7 +82,7 @@ pub(super) fn direct_narrow(
 fn single_of_half(half: u32) -> u32 {
     let sign = (half & 0x8000) << 16;
     let rest = half & 0x7fff;
-    // The bits at their places, and the exponent's bias corrected by a product, which is exact, of subnormals too.
+    // Shifts the bits to their positions, and corrects the exponent's bias by a product, which is exact for subnormals too.
     let scaled = f32::from_bits(rest << 13) * f32::from_bits((127 + 112) << 23);
     let number = sign | scaled.to_bits();
     let special = if rest == 0x7c00 {
@@ -94,13 +94,13 @@ fn single_of_half(half: u32) -> u32 {
 }
 
 fn half_of_single(single: u32) -> u32 {
-    /// 65520, from which on halves are infinite.
+    /// 65520: this and larger numbers round to an infinite half.
     const INFINITE: u32 = 0x477f_f000;
     /// The smallest normal half, 2^-14.
     const NORMAL: u32 = 0x3880_0000;
     let sign = single >> 16 & 0x8000;
     let rest = single & 0x7fff_ffff;
-    // The last bit of 0.5 is worth that of a subnormal half, so this sum rounds to those.
+    // The unit in the last place of 0.5 is that of a subnormal half, so this sum rounds to a subnormal half.
     let half: u32 = 0x3f00_0000;
     let small = (f32::from_bits(rest) + f32::from_bits(half))
         .to_bits()
@@ -135,7 +135,7 @@ mod tests {
         }
     }
 
-    /// Bits at and around all powers of two, and around the ties of narrower formats.
+    /// Returns bits at and near all powers of two, and near the ties of narrower formats.
     fn singles() -> Vec<u32> {
         let mut all = Vec::new();
         for exponent in 0..=255_u32 {

@@ -1,4 +1,4 @@
-//! Executing a warp: one operation after another, until it has exited or waits at a barrier.
+//! Executes a warp: one operation after another, until it exits or waits at a barrier.
 
 use super::block::Block;
 use super::compute::compute;
@@ -12,7 +12,7 @@ use super::shared::Shared;
 use super::together::{shuffled, together, voted};
 use super::warp::Warp;
 
-/// Instructions after which a warp is taken to be in a loop without an end.
+/// Instructions after which a warp is considered to be in an endless loop.
 pub(super) const MOST_STEPS: u64 = 1 << 28;
 
 /// Executes CTAs one at a time on one host thread.
@@ -20,11 +20,11 @@ pub(super) struct Executor<'a> {
     pub(super) launch: &'a Launch<'a>,
     pub(super) code: &'a Code,
     pub(super) map: &'a Map,
-    /// By memory instruction: the allocation that it used last.
+    /// The allocation that each memory instruction used last.
     pub(super) caches: Vec<Option<&'a Block>>,
     pub(super) tally: Tally,
     pub(super) shared: Shared,
-    /// None where a single warp is all there is.
+    /// `None` if the grid is a single warp.
     pub(super) races: Option<Races>,
     pub(super) cta: [u32; 3],
     /// See [`MOST_STEPS`].
@@ -35,7 +35,7 @@ pub(super) struct Executor<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Pause {
     Exited,
-    /// At a barrier: its number, for so many threads if not all, and whether the warp waits there.
+    /// At a barrier: its number, the number of threads if not all, and whether the warp waits there.
     Barrier {
         number: u32,
         threads: Option<u32>,
@@ -50,7 +50,7 @@ impl Executor<'_> {
         done.map_err(|trouble| self.fault(warp, &trouble))
     }
 
-    /// A fault where the warp is.
+    /// Returns the fault at the warp's program counter.
     pub(super) fn fault(&self, warp: &Warp, trouble: &Trouble) -> Fault {
         let line = self.line(warp.pc);
         let [x, y, z] = self.cta;
@@ -179,7 +179,7 @@ impl Executor<'_> {
 
     /// Lets lanes wait for others. Active lanes with a false guard continue.
     fn wait(&mut self, warp: &mut Warp, lanes: u32) -> Done {
-        // It counts when it is carried out.
+        // The instruction is counted when it is executed.
         let (times, counted) = &mut self.tally.at[warp.pc as usize];
         *times -= u64::from(lanes == warp.active);
         *counted -= u64::from(lanes.count_ones());
@@ -190,7 +190,7 @@ impl Executor<'_> {
         }
     }
 
-    /// All lanes that have not exited wait for others.
+    /// Returns the fault if all lanes that have not exited wait for others.
     fn stuck(&self, warp: &mut Warp) -> Box<Trouble> {
         warp.pc = warp.first_waiting();
         let waiting = warp.waiting(|pc| self.line(pc));
@@ -201,7 +201,7 @@ impl Executor<'_> {
     }
 }
 
-/// A value that all lanes of the mask must have in common.
+/// Returns the value, which must be the same in all lanes of the mask.
 fn uniform(values: &V32, mask: u32) -> Done<u32> {
     let first = values[mask.trailing_zeros() as usize];
     for lane in super::lanes::each(mask) {

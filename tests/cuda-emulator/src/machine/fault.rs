@@ -58,7 +58,7 @@ pub(super) struct Trouble {
     pub(super) text: String,
 }
 
-/// The result of what an instruction does. Boxed: it is rare, and the other result small.
+/// The result of executing an instruction. The error is boxed, because it is rare and large.
 pub(super) type Done<T = ()> = Result<T, Box<Trouble>>;
 
 impl Trouble {
@@ -70,7 +70,7 @@ impl Trouble {
         })
     }
 
-    /// Of the whole warp.
+    /// Creates a fault of the whole warp.
     pub(super) fn of_warp(cause: Cause, text: String) -> Box<Self> {
         Box::new(Self {
             cause,
@@ -80,7 +80,7 @@ impl Trouble {
     }
 }
 
-/// The lanes of a mask, for a person.
+/// Formats the lanes of a mask for messages.
 pub(super) fn lanes_text(mask: u32) -> String {
     let mut text = String::new();
     let mut lane = 0;

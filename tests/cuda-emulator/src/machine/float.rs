@@ -1,7 +1,7 @@
 //! Arithmetic of `.f32` and `.f64`: one IEEE operation, rounded to nearest even, with subnormal numbers.
 //!
-//! A result of `.f32` that is no number is 0x7fffffff, as the ISA has it. One of `.f64` is the first operand that is no number,
-//! made quiet, and 0xfff8000000000000 where no operand was one.
+//! A NaN result of `.f32` is 0x7fffffff, as the ISA specifies. A NaN result of `.f64` is the first NaN operand, made quiet, or
+//! 0xfff8000000000000 if no operand is NaN.
 
 use super::lanes::{map32, map64, zip3_32, zip3_64, zip32, zip64};
 use super::op::{Bin32, Bin64, Tri32, Tri64, Un32, Un64};
@@ -68,7 +68,7 @@ macro_rules! bin64 {
     };
 }
 
-/// Names are with their rounding: none where there is nothing to round.
+/// Returns the operation with this name, which includes the rounding mode if the operation rounds.
 pub(super) fn unary32(name: &str) -> Option<Un32> {
     const SIGN: u32 = 1 << 31;
     match name {
@@ -142,13 +142,13 @@ pub(super) fn ternary64(name: &str) -> Option<Tri64> {
     }
 }
 
-/// A number as an integer of the same order, -0 below +0.
+/// Maps a float to an integer with the same order, with -0 below +0.
 fn order32(bits: u32) -> i32 {
     let bits = bits as i32;
     bits ^ ((bits >> 31) as u32 >> 1) as i32
 }
 
-/// The smaller or the larger; the other one where one is no number.
+/// Returns the smaller or the larger number, or the other operand if one is NaN.
 fn pick32(x: u32, y: u32, smaller: bool) -> u32 {
     let (x_nan, y_nan) = (f32::from_bits(x).is_nan(), f32::from_bits(y).is_nan());
     let first = (order32(x) < order32(y)) == smaller;

@@ -1,7 +1,7 @@
-//! Global memory: every access is checked before it is carried out.
+//! Global memory. Every access is checked before it is executed.
 //!
-//! An access of a warp is taken allocation by allocation, as a rule one. What it touches is then a few chunks of 64
-//! bytes, each with a mask of bytes; from these follow what was never written, races, and the sectors.
+//! An access of a warp is split by allocation; usually there is one. The part in an allocation is a few chunks of 64 bytes, each
+//! with a mask of bytes. The checks for unwritten memory and races and the count of sectors use these masks.
 
 use super::block::{Block, CHUNK, chunks};
 use super::exec::Executor;
@@ -25,12 +25,12 @@ pub(super) struct Access<'b> {
 pub(super) struct Part<'b> {
     pub(super) block: &'b Block,
     pub(super) lanes: u32,
-    /// Lanes share bytes.
+    /// Whether lanes share bytes.
     pub(super) overlap: bool,
 }
 
-/// Chunks of memory, by number, and the bytes in them that an access touches. The bytes of a lane are aligned, so they
-/// are in one chunk.
+/// The chunks of memory that an access touches, by number, with masks of the bytes. The bytes of a lane are aligned, so they are
+/// in one chunk.
 struct Touched {
     chunks: [(u64, u64); 32],
     len: usize,
@@ -38,7 +38,7 @@ struct Touched {
 }
 
 impl<'a> Executor<'a> {
-    /// Checks an access and carries it out.
+    /// Checks an access and executes it, once per allocation.
     pub(super) fn each_part(
         &mut self,
         warp: &mut Warp,
@@ -54,14 +54,14 @@ impl<'a> Executor<'a> {
         while rest != 0 {
             let block = self.block(access, rest.trailing_zeros() as usize)?;
             let first = at[0];
-            let in_a_row = rest == u32::MAX
+            let contiguous = rest == u32::MAX
                 && at
                     .iter()
                     .zip(0..)
                     .all(|(at, lane)| *at == first.wrapping_add(lane * bytes))
                 && block.holds(first, 32 * bytes);
-            let (lanes, touched) = if in_a_row {
-                (rest, Touched::in_a_row(first, 32 * bytes))
+            let (lanes, touched) = if contiguous {
+                (rest, Touched::contiguous(first, 32 * bytes))
             } else {
                 let lanes = each(rest)
                     .filter(|lane| block.holds(at[*lane], bytes))
@@ -94,7 +94,7 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    /// The allocation that holds a lane's bytes.
+    /// Returns the allocation that contains a lane's bytes.
     fn block(&mut self, access: &Access<'_>, lane: usize) -> Done<&'a Block> {
         let (at, bytes) = (access.at[lane], access.bytes);
         let cached = &mut self.caches[access.cache as usize];
@@ -128,7 +128,7 @@ impl<'a> Executor<'a> {
         Ok(block)
     }
 
-    /// Whether the bytes were ever written, and whether another CTA or warp uses them.
+    /// Checks that bytes that are read were written, and that the access does not race with one of another warp.
     fn check_chunk(
         &mut self,
         warp: &Warp,
@@ -177,7 +177,7 @@ impl<'a> Executor<'a> {
 }
 
 impl Touched {
-    fn in_a_row(first: u64, bytes: u64) -> Self {
+    fn contiguous(first: u64, bytes: u64) -> Self {
         let mut touched = Self {
             chunks: [(0, 0); 32],
             len: 0,
@@ -234,7 +234,7 @@ fn misaligned(access: &Access<'_>) -> Box<Trouble> {
     )
 }
 
-/// The first of some bytes of a chunk, and the first lane that touches it.
+/// Returns the address of the first byte of a mask, and the first lane that touches it.
 fn first_byte(access: &Access<'_>, part: &Part<'_>, chunk: u64, bits: u64) -> (u64, u32) {
     let byte = chunk * CHUNK + u64::from(bits.trailing_zeros());
     let lane = each(part.lanes)
@@ -243,7 +243,7 @@ fn first_byte(access: &Access<'_>, part: &Part<'_>, chunk: u64, bits: u64) -> (u
     (byte, lane as u32)
 }
 
-/// Elements of up to four bytes, one a lane, `plus` bytes behind the addresses.
+/// Loads elements of up to four bytes, one per lane, `plus` bytes after the addresses.
 pub(super) fn gather32(part: &Part<'_>, at: &V64, plus: u64, bytes: u32) -> V32 {
     let base = part.block.start().wrapping_sub(plus);
     let place = |lane: usize| (at[lane].wrapping_sub(base)) as usize;
@@ -272,7 +272,7 @@ pub(super) fn gather32(part: &Part<'_>, at: &V64, plus: u64, bytes: u32) -> V32 
     out
 }
 
-/// Elements for registers of 64 bits.
+/// Loads elements for registers of 64 bits.
 pub(super) fn gather64(part: &Part<'_>, at: &V64, plus: u64, bytes: u32) -> V64 {
     if bytes < 8 {
         return gather32(part, at, plus, bytes).map(u64::from);
@@ -286,7 +286,7 @@ pub(super) fn gather64(part: &Part<'_>, at: &V64, plus: u64, bytes: u32) -> V64 
     out
 }
 
-/// Stores an element a lane.
+/// Stores one element per lane.
 pub(super) fn scatter(
     warp: &Warp,
     part: &Part<'_>,

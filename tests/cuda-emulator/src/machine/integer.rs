@@ -1,4 +1,4 @@
-//! Integer arithmetic and fields of bits.
+//! Integer arithmetic and bit fields.
 
 use super::lanes::{map32, map64, narrow, shift64, wide, wide_add, zip3_32, zip3_64, zip32, zip64};
 use super::op::{
@@ -7,7 +7,7 @@ use super::op::{
 };
 use crate::ptx::Type;
 
-/// A function of integers of up to 32 bits, for each type, as one of 32-bit registers.
+/// Makes a function of 32-bit registers from a function of integers of up to 32 bits, for each type.
 macro_rules! of_32 {
     ($ty:expr, $over:ident, |$($x:ident),+| $body:expr) => {
         match $ty {
@@ -50,7 +50,7 @@ macro_rules! of_32 {
     }};
 }
 
-/// Likewise of 64 bits.
+/// Makes a function of 64-bit registers likewise.
 macro_rules! of_64 {
     ($ty:expr, $over:ident, $function:ident, |$($x:ident),+| $body:expr) => {
         match $ty {
@@ -79,7 +79,7 @@ macro_rules! of_64 {
     };
 }
 
-/// Both halves of a product, of the type in which it is exact.
+/// The high half of a product.
 trait HighHalf: Sized {
     fn mul_hi(self, by: Self) -> Self;
 }
@@ -95,8 +95,8 @@ macro_rules! high_half {
 }
 high_half!(u16 u32, i16 i32, u32 u64, i32 i64, u64 u128, i64 i128);
 
-/// The result of hardware for a division by zero, which the ISA leaves unspecified: all ones, and the dividend as
-/// remainder.
+/// Division. The ISA leaves division by zero unspecified. As on hardware, the quotient is then all ones, and the remainder is
+/// the dividend.
 trait Divide: Sized {
     fn quotient(self, by: Self) -> Self;
     fn remainder(self, by: Self) -> Self;
@@ -146,7 +146,7 @@ pub(super) fn unary64(name: &str, ty: Type) -> Option<Un64> {
     }
 }
 
-/// Those that count the bits of 64.
+/// Returns an operation that counts bits of a 64-bit register.
 pub(super) fn count64(name: &str) -> Option<Narrow> {
     match name {
         "popc" => Some(|a| narrow(a, u64::count_ones)),
@@ -168,7 +168,7 @@ pub(super) fn binary32(name: &str, ty: Type) -> Option<Bin32> {
         "and" => of_32!(ty, zip32, |x, y| (x & y)),
         "or" => of_32!(ty, zip32, |x, y| (x | y)),
         "xor" => of_32!(ty, zip32, |x, y| (x ^ y)),
-        // Amounts are of 32 bits whatever the type, and those beyond the width shift everything out.
+        // The shift amount has 32 bits for every type. An amount of the width or more shifts out all bits.
         "shl" => match ty {
             Type::B16 => {
                 Some(|a, b| zip32(a, b, |x, by| if by < 16 { x << by & 0xffff } else { 0 }))
@@ -310,8 +310,8 @@ pub(super) const INSERT32: Insert32 = |a, b, c, d| {
 pub(super) const INSERT64: Insert64 =
     |a, b, c, d| std::array::from_fn(|lane| insert(a[lane], b[lane], c[lane], d[lane], 64));
 
-/// `bfe`: `len` bits of x from bit `from` up. What lies above x, and above the field in the result, is the sign of the
-/// field: its last bit, or the last bit of x if the field goes further, or 0 where numbers have no sign.
+/// `bfe`: extracts `len` bits of x, starting at bit `from`. Bits above x, and above the field in the result, are the sign of the
+/// field. That is its last bit, or the last bit of x if the field extends beyond x, or 0 for unsigned types.
 fn field(x: u64, from: u32, len: u32, width: u32, signed: bool) -> u64 {
     let (from, len) = (from & 0xff, len & 0xff);
     let sign = signed && len > 0 && x >> (from + len - 1).min(width - 1) & 1 == 1;
@@ -322,7 +322,7 @@ fn field(x: u64, from: u32, len: u32, width: u32, signed: bool) -> u64 {
     (bits & low) | (fill & !low)
 }
 
-/// `bfi`: the lower `len` bits of a take the place of those of b from bit `from` up.
+/// `bfi`: inserts the lower `len` bits of a into b, starting at bit `from`.
 fn insert(a: u64, b: u64, from: u32, len: u32, width: u32) -> u64 {
     let (from, len) = (from & 0xff, len & 0xff);
     if from >= width {

@@ -1,4 +1,4 @@
-//! Loops over lanes, written so that the compiler makes vector instructions of them.
+//! Loops over lanes, written so that the compiler vectorizes them.
 
 use super::op::{V32, V64};
 
@@ -90,9 +90,9 @@ pub(super) fn wide_add(a: &V32, b: &V32, c: &V64, f: impl Fn(u32, u32, u64) -> u
     out
 }
 
-/// A bit a lane.
+/// Tests two registers in each lane, and returns a mask with one bit per lane.
 pub(super) fn test32(a: &V32, b: &V32, f: impl Fn(u32, u32) -> bool) -> u32 {
-    // Bits of bytes first: that is what the compiler can do many of at once.
+    // One byte per lane first, because the compiler vectorizes this loop.
     let mut bytes = [0_u8; 32];
     for lane in 0..32 {
         bytes[lane] = u8::from(f(a[lane], b[lane]));
@@ -112,14 +112,14 @@ fn bits(bytes: &[u8; 32]) -> u32 {
     let (eights, _) = bytes.as_chunks::<8>();
     let mut out = 0;
     for (at, eight) in eights.iter().enumerate() {
-        // Bit 0 of byte i to bit 56 + i: no two of the products meet.
+        // The product moves bit 0 of byte i to bit 56 + i. No two terms overlap.
         let gathered = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         out |= (gathered as u32) << (8 * at);
     }
     out
 }
 
-/// The numbers of a mask's lanes.
+/// Iterates over the lanes of a mask.
 pub(super) fn each(mut mask: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let lane = mask.trailing_zeros();

@@ -1,7 +1,7 @@
-//! A launch: its CTAs on some threads of the host, and what they find.
+//! A launch: executes the CTAs on several host threads, and combines their results.
 //!
-//! CTAs are taken in order. If some fail, the launch's fault is that of the first of them in the grid, whatever the
-//! number of threads: all before it have been taken and come to their end.
+//! CTAs are started in order. If several fail, the launch reports the fault of the first of them in the grid, for any number of
+//! host threads: all CTAs before it have been started, and they run to completion.
 
 use super::counts::{Counts, Tally};
 use super::exec::{Executor, MOST_STEPS};
@@ -23,12 +23,12 @@ pub(crate) struct Launch<'a> {
     pub(crate) block: [u32; 3],
     /// Bytes of shared memory in addition to those that the kernel declares.
     pub(crate) dynamic_shared: u32,
-    /// As they lie in the kernel's parameter space.
+    /// The parameters, in the layout of the kernel's parameter space.
     pub(crate) params: Vec<u8>,
 }
 
 impl Launch<'_> {
-    /// Threads of a CTA.
+    /// Returns the number of threads per CTA.
     pub(super) fn threads(&self) -> u32 {
         self.block.iter().product()
     }
@@ -38,12 +38,11 @@ impl Launch<'_> {
     }
 }
 
-/// Executes a launch on so many threads of the host. Nothing that it returns or leaves in memory depends on their
-/// number.
+/// Executes a launch on `threads` host threads. The result and the contents of memory do not depend on their number.
 ///
 /// # Errors
 ///
-/// The first [`Fault`]; what was stored before it stays.
+/// The first [`Fault`]. Stores that were executed before it stay in memory.
 pub(crate) fn run(launch: &Launch<'_>, memory: &Memory, threads: usize) -> Result<Counts, Fault> {
     run_with(launch, memory, threads, MOST_STEPS)
 }
@@ -55,12 +54,12 @@ struct Progress {
     results: Mutex<Results>,
 }
 
-/// The results of the CTAs, combined in their order.
+/// The results of the CTAs, combined in the order of the CTAs.
 struct Results {
     counts: Counts,
     fault: Option<(u64, Fault)>,
     across: Across,
-    /// The next CTA to be put together, and those that came before their turn.
+    /// The next CTA to be combined, and the CTAs that finished before their turn.
     turn: u64,
     early: BTreeMap<u64, Vec<Used>>,
 }
@@ -91,7 +90,7 @@ pub(super) fn run_with(
             early: BTreeMap::new(),
         }),
     };
-    // A device does not compute in the floating-point mode of the thread that launches.
+    // The floating-point mode of the calling thread must not affect the device's results.
     let work = || in_default_mode(|| progress.work(launch, &map, most_steps));
     std::thread::scope(|scope| {
         for _ in 1..threads {
@@ -110,7 +109,7 @@ pub(super) fn run_with(
 }
 
 impl Progress {
-    /// Executes CTAs until there is none left.
+    /// Executes CTAs until none remains.
     fn work(&self, launch: &Launch<'_>, map: &Map, most_steps: u64) {
         let code = &launch.kernel.code;
         let ctas = launch.ctas();

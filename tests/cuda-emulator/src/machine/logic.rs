@@ -2,10 +2,10 @@
 
 use super::op::V32;
 
-/// A truth table as a sum (exclusive or) of products: term i has a if bit 2 of i is set, b for bit 1, c for bit 0. Bit
-/// 4a + 2b + c of the table is the value for a, b and c.
+/// Returns a truth table as an exclusive or of products. Product i contains a if bit 2 of i is set, b for bit 1 and c for bit 0.
+/// Bit 4a + 2b + c of the table is the value for a, b and c.
 pub(super) fn products(table: u8) -> [u32; 8] {
-    // The coefficient of a product is the sum of the table over all subsets of its variables.
+    // The coefficient of a product is the exclusive or of the table over all subsets of its variables.
     std::array::from_fn(|product| {
         let sum = (0..8)
             .filter(|entry| entry & !product == 0)
@@ -24,7 +24,7 @@ pub(super) fn lop3(a: &V32, b: &V32, c: &V32, p: &[u32; 8]) -> V32 {
     out
 }
 
-/// How `prmt` reads its selector.
+/// The mode of `prmt`: how it interprets the selector.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum PermuteMode {
     Default,
@@ -49,7 +49,7 @@ impl PermuteMode {
         })
     }
 
-    /// The four choices: a byte of {b, a}, and 8 for its sign.
+    /// Returns the choice for each byte of the result: the number of a byte of {b, a}, plus 8 for its replicated sign.
     pub(super) fn choices(self, selector: u32) -> [u8; 4] {
         let low = (selector & 3) as u8;
         std::array::from_fn(|byte| {
@@ -67,7 +67,7 @@ impl PermuteMode {
     }
 }
 
-/// `prmt` of one lane.
+/// `prmt` in one lane.
 pub(super) fn permute_one(a: u32, b: u32, choices: [u8; 4]) -> u32 {
     let both = u64::from(b) << 32 | u64::from(a);
     let mut out = 0;
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn every_truth_table_is_its_sum_of_products() {
-        // All eight cases in one word, as the ISA tells how to compute the immediate.
+        // All eight cases in one word, which is how the ISA defines the immediate operand.
         let (a, b, c) = ([0xF0; 32], [0xCC; 32], [0xAA; 32]);
         for table in 0..=255 {
             assert_eq!(

@@ -1,8 +1,7 @@
-//! The memory of a device: allocations by address, those that are alive and those that were.
+//! The memory of a device: live and freed allocations by address.
 //!
-//! Device memory has addresses of its own, which are no addresses of the host and are never given twice; each device
-//! has a range of them. Managed and pinned memory has the host's addresses. Between two allocations of device memory
-//! lies a gap that belongs to none.
+//! Device memory has addresses that are not valid on the host and are never reused. Each device has a separate range of them.
+//! Managed and pinned memory has host addresses. Allocations of device memory are separated by unused gaps.
 
 use super::block::Block;
 use super::residency::{Moves, Pages};
@@ -10,25 +9,25 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-/// Above what the host's addresses reach.
+/// The first address of device memory, above all host addresses.
 const FIRST_ADDRESS: u64 = 0x71_0000_0000_0000;
-/// Addresses of each device.
+/// Number of addresses per device.
 const RANGE: u64 = 1 << 44;
 const ALIGN: u64 = 512;
-/// Between device allocations, so that an index that is far off meets no other one.
+/// Bytes between device allocations, so that an index far out of bounds does not reach another allocation.
 const GAP: u64 = 1 << 20;
 
-/// Freed ranges that are remembered, for the texts of errors.
+/// Maximum number of freed ranges that are kept for error messages.
 const REMEMBERED: usize = 1 << 16;
 
-/// Where an allocation lies.
+/// The kind of an allocation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// On the device; the host cannot use the address.
+    /// Memory on the device, which the host cannot access.
     Device,
-    /// Wherever it is used.
+    /// Managed memory, which migrates between host and device.
     Managed,
-    /// On the host, for both.
+    /// Pinned memory on the host, which both can access.
     Pinned,
 }
 
@@ -40,12 +39,12 @@ pub(crate) struct Allocation {
     pub(crate) kind: Kind,
 }
 
-/// Why memory was not given, or not reached.
+/// Why memory could not be allocated or accessed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum MemoryError {
-    /// More than the device has left, or the host.
+    /// More than the free memory of the device or of the host.
     OutOfMemory { wanted: u64, free: u64 },
-    /// The range is not in one live allocation.
+    /// The range is not contained in one live allocation.
     NotThere { what: String },
     /// No live allocation begins there.
     NoStart { address: u64 },
@@ -55,7 +54,7 @@ impl fmt::Display for MemoryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutOfMemory { wanted, free } => {
-                write!(f, "{wanted} bytes are wanted and {free} are free")
+                write!(f, "{wanted} bytes were requested, {free} are free")
             }
             Self::NotThere { what } => f.write_str(what),
             Self::NoStart { address } => write!(f, "no allocation begins at {address:#x}"),
@@ -78,21 +77,21 @@ pub(super) struct Map {
     next: u64,
     used: u64,
     blocks: BTreeMap<u64, Block>,
-    /// Start and size of what was freed, as far as the addresses were not given again.
+    /// Start and size of freed allocations whose addresses have not been reused.
     freed: BTreeMap<u64, u64>,
-    /// Freed memory with the host's addresses, so that they are not given again.
+    /// Freed memory with host addresses, kept so that the addresses are not reused.
     kept: Vec<Block>,
 }
 
 impl Memory {
-    /// A device with so many bytes.
+    /// Creates the memory of a device with `capacity` bytes.
     #[cfg(test)]
     pub(crate) fn new(capacity: u64) -> Self {
         Self::of_device(0, capacity, false)
     }
 
-    /// The device of this index, with so many bytes. If it keeps what is freed, addresses of managed and pinned memory
-    /// are not given twice either: work that uses such memory after it is freed meets no other allocation there.
+    /// Creates the memory of the device with this index, with `capacity` bytes. With `keeps_freed`, addresses of managed and
+    /// pinned memory are not reused either, so that a use after free never reaches another allocation.
     pub(crate) fn of_device(index: usize, capacity: u64, keeps_freed: bool) -> Self {
         let device = index as u64;
         let moves = Arc::new(Moves::default());
@@ -112,12 +111,12 @@ impl Memory {
         }
     }
 
-    /// The allocations. None is added or removed while this is held.
+    /// Locks and returns the allocations. None is added or removed while the guard is held.
     pub(super) fn map(&self) -> RwLockReadGuard<'_, Map> {
         self.map.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The address of new memory.
+    /// Allocates memory, and returns its address.
     ///
     /// # Errors
     ///
@@ -191,7 +190,7 @@ impl Memory {
         Ok(())
     }
 
-    /// The live allocation that holds the byte at `address`.
+    /// Returns the live allocation that contains the byte at `address`.
     pub(crate) fn find(&self, address: u64) -> Option<Allocation> {
         let map = self.map();
         let block = map.block(address)?;
@@ -206,7 +205,7 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// [`MemoryError::NotThere`], and nothing was written.
+    /// [`MemoryError::NotThere`]; nothing is written.
     pub(crate) fn write(&self, address: u64, from: &[u8]) -> Result<(), MemoryError> {
         let map = self.map();
         let block = map.range(address, from.len() as u64)?;
@@ -214,11 +213,11 @@ impl Memory {
         Ok(())
     }
 
-    /// Copies to the host. Memory never written may be read so, too.
+    /// Copies to the host. Unwritten memory may be copied too.
     ///
     /// # Errors
     ///
-    /// [`MemoryError::NotThere`], and nothing was read.
+    /// [`MemoryError::NotThere`]; nothing is read.
     pub(crate) fn read(&self, address: u64, to: &mut [u8]) -> Result<(), MemoryError> {
         let map = self.map();
         let block = map.range(address, to.len() as u64)?;
@@ -226,13 +225,13 @@ impl Memory {
         Ok(())
     }
 
-    /// Repeats a pattern.
+    /// Fills memory with `count` copies of a pattern.
     ///
     /// # Errors
     ///
-    /// [`MemoryError::NotThere`], and nothing was written.
+    /// [`MemoryError::NotThere`]; nothing is written.
     pub(crate) fn fill(&self, address: u64, pattern: &[u8], count: u64) -> Result<(), MemoryError> {
-        // In pieces, so that a large fill needs no large buffer.
+        // Fills in pieces, so that a large fill needs no large buffer.
         const PIECE: u64 = 4096;
         let unit = pattern.len() as u64;
         let bytes = unit.saturating_mul(count);
@@ -249,11 +248,11 @@ impl Memory {
         Ok(())
     }
 
-    /// Copies within the device. Bytes never written stay so where they arrive.
+    /// Copies within the device. Copies of unwritten bytes count as unwritten.
     ///
     /// # Errors
     ///
-    /// [`MemoryError::NotThere`], and nothing was written.
+    /// [`MemoryError::NotThere`]; nothing is written.
     pub(crate) fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<(), MemoryError> {
         let map = self.map();
         let source = map.range(from, bytes)?;
@@ -261,7 +260,7 @@ impl Memory {
         let (from, to) = (from - source.start(), to - target.start());
         let mut buffer = vec![0; bytes as usize];
         source.read(from, &mut buffer);
-        // Runs of written bytes: as a rule it is one.
+        // Splits the range into runs of written and unwritten bytes; usually there is one.
         let written = |at: u64| {
             let byte = from + at;
             source.written(byte / 64) >> (byte % 64) & 1 == 1
@@ -271,7 +270,7 @@ impl Memory {
             let begin = at;
             let state = written(at);
             while at < bytes && written(at) == state {
-                // A whole chunk in one.
+                // Advances by a whole chunk if all its bytes have the state of the run.
                 let whole = (from + at) % 64 == 0
                     && bytes - at >= 64
                     && source.written((from + at) / 64) == if state { u64::MAX } else { 0 };
@@ -286,12 +285,12 @@ impl Memory {
         Ok(())
     }
 
-    /// Bytes of the device that are in use: device memory, and the managed memory that is resident on the device.
+    /// Returns the bytes of the device that are in use: device memory, and managed memory that is resident on the device.
     pub(crate) fn used(&self) -> u64 {
         self.map().used + self.moves.resident()
     }
 
-    /// The counters of managed memory.
+    /// Returns the counters of managed memory.
     pub(crate) fn moves(&self) -> &Moves {
         &self.moves
     }
@@ -300,7 +299,7 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// [`MemoryError::NotThere`], and nothing was moved.
+    /// [`MemoryError::NotThere`]; nothing is moved.
     pub(crate) fn prefetch(
         &self,
         address: u64,
@@ -315,20 +314,20 @@ impl Memory {
         Ok(())
     }
 
-    /// Bytes that the device has.
+    /// Returns the bytes of memory of the device.
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
     }
 }
 
 impl Map {
-    /// The block that holds the byte at `address`.
+    /// Returns the block that contains the byte at `address`.
     pub(super) fn block(&self, address: u64) -> Option<&Block> {
         let (_, block) = self.blocks.range(..=address).next_back()?;
         (address < block.end()).then_some(block)
     }
 
-    /// The block that holds the whole range.
+    /// Returns the block that contains the whole range.
     fn range(&self, address: u64, bytes: u64) -> Result<&Block, MemoryError> {
         self.block(address)
             .filter(|block| block.holds(address, bytes))
@@ -350,7 +349,7 @@ impl Map {
         }
     }
 
-    /// Tells a person why a range is not there.
+    /// Describes, for messages, why a range is not contained in an allocation.
     pub(super) fn describe(&self, address: u64, bytes: u64) -> String {
         let name = |start: u64, size: u64| format!("the allocation of {size} bytes at {start:#x}");
         if let Some(block) = self.block(address) {
@@ -406,7 +405,7 @@ mod tests {
     #[test]
     fn errors_name_the_nearest_allocation() {
         let memory = Memory::new(1 << 20);
-        let a = memory.allocate(100, Kind::Device).expect("room");
+        let a = memory.allocate(100, Kind::Device).expect("enough memory");
         assert_eq!(a % 512, 0);
         assert!(
             text(&memory, a + 98).contains("offset 98 run over the end"),
@@ -415,7 +414,7 @@ mod tests {
         );
         assert!(text(&memory, a + 108).contains("8 bytes behind the allocation of 100 bytes"));
         assert!(text(&memory, a - 4).contains("4 bytes before"));
-        memory.free(a).expect("alive");
+        memory.free(a).expect("a live allocation");
         assert!(text(&memory, a + 8).contains("use after free: offset 8"));
         assert_eq!(memory.free(a), Err(MemoryError::NoStart { address: a }));
     }
@@ -423,8 +422,8 @@ mod tests {
     #[test]
     fn addresses_are_not_reused() {
         let memory = Memory::new(1 << 20);
-        let a = memory.allocate(100, Kind::Device).expect("room");
-        memory.free(a).expect("alive");
+        let a = memory.allocate(100, Kind::Device).expect("enough memory");
+        memory.free(a).expect("a live allocation");
         assert_ne!(memory.allocate(100, Kind::Device), Ok(a));
         assert_eq!(memory.used(), 100);
     }
@@ -432,8 +431,8 @@ mod tests {
     #[test]
     fn each_device_has_a_separate_address_range() {
         let [first, second] = [0, 1].map(|index| Memory::of_device(index, 1 << 20, false));
-        let a = first.allocate(100, Kind::Device).expect("room");
-        let b = second.allocate(100, Kind::Device).expect("room");
+        let a = first.allocate(100, Kind::Device).expect("enough memory");
+        let b = second.allocate(100, Kind::Device).expect("enough memory");
         assert_ne!(a, b);
         assert!(text(&first, b).contains("an address of device 1, and this is device 0"));
         assert!(text(&second, a).contains("an address of device 0, and this is device 1"));
@@ -444,9 +443,9 @@ mod tests {
         let memory = Memory::of_device(0, 1 << 20, true);
         let mut given = Vec::new();
         for kind in [Kind::Managed, Kind::Pinned].repeat(20) {
-            let address = memory.allocate(100, kind).expect("room");
+            let address = memory.allocate(100, kind).expect("enough memory");
             assert!(!given.contains(&address));
-            memory.free(address).expect("alive");
+            memory.free(address).expect("a live allocation");
             assert!(text(&memory, address).contains("use after free"));
             given.push(address);
         }
@@ -455,33 +454,33 @@ mod tests {
     #[test]
     fn allocation_beyond_device_memory_fails() {
         let memory = Memory::new(100);
-        let a = memory.allocate(60, Kind::Device).expect("room");
+        let a = memory.allocate(60, Kind::Device).expect("enough memory");
         let error = MemoryError::OutOfMemory {
             wanted: 41,
             free: 40,
         };
         assert_eq!(memory.allocate(41, Kind::Device), Err(error));
-        memory.free(a).expect("alive");
+        memory.free(a).expect("a live allocation");
         assert!(memory.allocate(100, Kind::Managed).is_ok());
     }
 
     #[test]
     fn copies_preserve_unwritten_bytes() {
         let memory = Memory::new(1 << 20);
-        let a = memory.allocate(300, Kind::Device).expect("room");
-        let b = memory.allocate(300, Kind::Device).expect("room");
-        memory.fill(b, &[1], 300).expect("there");
-        memory.write(a + 3, &[7; 130]).expect("there");
-        memory.copy(b + 5, a, 300 - 5).expect("there");
+        let a = memory.allocate(300, Kind::Device).expect("enough memory");
+        let b = memory.allocate(300, Kind::Device).expect("enough memory");
+        memory.fill(b, &[1], 300).expect("a valid range");
+        memory.write(a + 3, &[7; 130]).expect("a valid range");
+        memory.copy(b + 5, a, 300 - 5).expect("a valid range");
         let map = memory.map();
-        let block = map.block(b).expect("alive");
+        let block = map.block(b).expect("a live allocation");
         let written = |byte: u64| block.written(byte / 64) >> (byte % 64) & 1 == 1;
         let expected = |byte: u64| !(5..300).contains(&byte) || (8..138).contains(&byte);
         for byte in 0..300 {
             assert_eq!(written(byte), expected(byte), "{byte}");
         }
         let mut seen = [0; 4];
-        memory.read(b + 4, &mut seen).expect("there");
+        memory.read(b + 4, &mut seen).expect("a valid range");
         assert_eq!(seen, [1, 0xA5, 0xA5, 0xA5]);
     }
 }

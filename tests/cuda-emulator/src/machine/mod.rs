@@ -1,11 +1,11 @@
-//! The machine: memory of a device, and kernels executed on it as the PTX ISA says.
+//! The machine: the memory of a device, and the execution of kernels according to the PTX ISA.
 //!
-//! A kernel is decoded once to a flat list of operations, each on 32 lanes. A warp executes one after the other; its lanes may
-//! part and meet again; warps of a CTA take turns at barriers; CTAs run on several threads of the host.
+//! A kernel is decoded once to a flat list of operations on 32 lanes. A warp executes one operation after another, and its lanes
+//! may diverge and reconverge. The warps of a CTA are switched at barriers. CTAs run on several host threads.
 //!
-//! It is stricter than a GPU. An access beyond an allocation, of freed memory or misaligned, a read of memory never
-//! written, a race, a barrier that not all reach, lanes that wait for others that never arrive, and a loop without an end
-//! are each a [`Fault`](fault::Fault) that names kernel, line, CTA, warp and, where there is one, the lane.
+//! The machine is stricter than a GPU. Each of the following is a [`Fault`](fault::Fault) that names the kernel, line, CTA, warp
+//! and, if one lane is at fault, the lane: an access out of bounds, to freed memory or misaligned; a read of unwritten memory; a
+//! race; a barrier that not all warps reach; lanes that wait for lanes that never arrive; and an endless loop.
 
 mod access;
 mod block;

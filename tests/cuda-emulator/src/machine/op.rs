@@ -3,13 +3,13 @@
 use crate::ptx::Special;
 use std::sync::Arc;
 
-/// A register of 32 bits or less of all lanes of a warp; a narrow value has zeros above.
+/// A register of at most 32 bits in all lanes of a warp. A narrower value is zero-extended.
 pub(super) type V32 = [u32; 32];
-/// A register of 64 bits.
+/// A register of 64 bits in all lanes.
 pub(super) type V64 = [u64; 32];
 
-/// Numbers of registers: of up to 32 bits, of 64 bits, and predicates (a bit a lane). Constants and special registers
-/// are registers that nothing writes.
+/// Numbers of registers: of up to 32 bits, of 64 bits, and predicates (one bit per lane). Constants and special registers are
+/// registers that no operation writes.
 pub(super) type R32 = u32;
 pub(super) type R64 = u32;
 pub(super) type P = u32;
@@ -37,7 +37,7 @@ pub(super) type Update = fn(u64, u64, u64) -> u64;
 /// One instruction.
 pub(super) struct Inst {
     pub(super) op: Op,
-    /// The predicate of the guard; `ALWAYS` without one.
+    /// The predicate of the guard; `ALWAYS` if there is none.
     pub(super) guard: P,
     /// All ones for `@!%p`.
     pub(super) flip: u32,
@@ -64,17 +64,17 @@ pub(super) enum Op {
     Field64(Field64, R64, R64, [R32; 2]),
     Insert32(Insert32, R32, [R32; 4]),
     Insert64(Insert64, R64, [R64; 2], [R32; 2]),
-    /// Sums of products of a, b, c (exclusive or), by [`lut`](super::logic::products).
+    /// An exclusive or of products of a, b and c; see [`products`](super::logic::products).
     Lop3(R32, [R32; 3], [u32; 8]),
-    /// `prmt` with a selector known beforehand.
+    /// `prmt` with a constant selector.
     Permute(R32, [R32; 2], [u8; 4]),
     Move32(R32, R32),
     Move64(R64, R64),
-    /// A 64-bit register from 32-bit halves, or four quarters.
+    /// Packs two halves or four quarters into a 64-bit register.
     Pack64(R64, Box<[R32]>),
-    /// Halves or quarters of a 64-bit register; `None` is dropped.
+    /// Unpacks a 64-bit register into halves or quarters. `None` discards a part.
     Unpack64(Box<[Option<R32>]>, R64),
-    /// A register of 32 bits or less from parts of so many bits.
+    /// Packs parts, each of the given number of bits, into a register of at most 32 bits.
     Pack32(R32, Box<[R32]>, u32),
     Unpack32(Box<[Option<R32>]>, R32, u32),
     Compare32(Compare32, [R32; 2], Verdict),
@@ -91,15 +91,15 @@ pub(super) enum Op {
     Vote(Box<Vote>),
     ActiveMask(R32),
     WarpBarrier(R32),
-    /// Number, and threads if not all; whether to wait there.
+    /// The barrier's number, the number of threads if not all, and whether to wait.
     Barrier(R32, Option<R32>, bool),
-    /// Where to, and whether all active lanes must agree.
+    /// The target, and whether all active lanes must agree.
     Branch(u32, bool),
     Exit,
     Trap,
 }
 
-/// The use of the result of a comparison.
+/// The destinations of the result of a comparison.
 pub(super) struct Verdict {
     /// `p` of `p|q`.
     pub(super) result: Option<P>,
@@ -115,7 +115,7 @@ pub(super) enum Logic {
     And,
     Or,
     Xor,
-    /// Of the first operand only.
+    /// The negated first operand.
     Not,
     /// The first operand.
     Same,
@@ -146,7 +146,7 @@ pub(super) enum Space {
     Shared,
     Local,
     Param,
-    /// Whichever has the address.
+    /// The space that contains the generic address.
     Generic,
 }
 
@@ -161,11 +161,11 @@ pub(super) struct Address {
 pub(super) struct Load {
     pub(super) space: Space,
     pub(super) at: Address,
-    /// Of an element.
+    /// Bytes per element.
     pub(super) bytes: u32,
-    /// Bits that a narrow signed element is shifted up and down to fill its register of so many bits.
+    /// For a narrow signed element, the register width in bits to which it is sign-extended.
     pub(super) sign_to: Option<u32>,
-    /// One a element; `None` is dropped.
+    /// One register per element. `None` discards an element.
     pub(super) to: Box<[Option<Reg>]>,
     pub(super) cache: u32,
 }
@@ -228,19 +228,19 @@ pub(super) struct Vote {
 /// The result of a vote.
 pub(super) enum Voted {
     Predicate(VoteMode, P),
-    /// The votes of all.
+    /// A mask of the votes of all lanes.
     Ballot(R32),
 }
 
-/// A kernel's operations, and how its registers begin.
+/// A kernel's operations, and the initial values of its registers.
 pub(super) struct Code {
     pub(super) ops: Vec<Inst>,
-    /// Of the text, by operation.
+    /// The line of the PTX text, by operation.
     pub(super) lines: Vec<u32>,
     pub(super) kinds: Vec<Arc<str>>,
-    /// Index into `kinds`, by operation.
+    /// The index into `kinds`, by operation.
     pub(super) kind_of: Vec<u32>,
-    /// Values at the start: of registers never written a pattern, then the constants.
+    /// Initial values of the registers: a fixed pattern for variables, then the constants.
     pub(super) start32: Vec<u32>,
     pub(super) start64: Vec<u64>,
     pub(super) predicates: usize,
@@ -249,8 +249,8 @@ pub(super) struct Code {
     pub(super) shared_bytes: u64,
     pub(super) shared_align: u64,
     pub(super) local_bytes: u64,
-    /// Memory instructions of global memory; each remembers the allocation that it used last.
+    /// Number of instructions that access global memory. Each caches the allocation that it used last.
     pub(super) caches: u32,
-    /// The order of CTAs can matter for the results: values of atomics are read, or floats added.
+    /// Whether the order of CTAs can affect the results: the old values of atomics are used, or floats are added atomically.
     pub(super) ordered: bool,
 }

@@ -1,4 +1,4 @@
-//! A module in the memory of a device: its variables have addresses, its kernels are decoded.
+//! A module that is loaded into the memory of a device: variables with addresses, and decoded kernels.
 
 use super::decode::decode;
 use super::memory::{Kind, Memory, MemoryError};
@@ -6,7 +6,7 @@ use super::op::Code;
 use crate::ptx;
 use std::fmt;
 
-/// Why a module that parses cannot be loaded.
+/// Why a parsed module cannot be loaded.
 #[derive(Debug)]
 pub(crate) enum LoadError {
     /// An unknown instruction, or one with unsupported operands.
@@ -34,7 +34,7 @@ impl fmt::Display for LoadError {
     }
 }
 
-/// A parameter of a kernel, as it lies in the buffer of all.
+/// The position of a kernel's parameter in the parameter buffer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Param {
     pub(crate) offset: u32,
@@ -59,17 +59,17 @@ impl Kernel {
         &self.params
     }
 
-    /// Bytes of shared memory that it declares.
+    /// Returns the bytes of static shared memory.
     pub(crate) fn static_shared(&self) -> u32 {
         self.code.shared_bytes as u32
     }
 
-    /// Threads that a CTA may have.
+    /// Returns the maximum number of threads per CTA.
     pub(crate) fn max_threads(&self) -> u32 {
         self.max_threads
     }
 
-    /// The required size of a CTA, if the kernel declares one.
+    /// Returns the required size of a CTA, if the kernel declares one.
     pub(crate) fn required_threads(&self) -> Option<[u32; 3]> {
         self.required_threads
     }
@@ -88,11 +88,11 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Puts the variables into the memory and decodes the kernels.
+    /// Allocates the variables and decodes the kernels.
     ///
     /// # Errors
     ///
-    /// [`LoadError`]; nothing stays in the memory.
+    /// [`LoadError`]; no variable stays allocated.
     pub(crate) fn load(module: ptx::Module, memory: &Memory) -> Result<Self, LoadError> {
         let mut program = Self {
             kernels: Vec::new(),
@@ -146,16 +146,16 @@ impl Program {
         self.kernels.iter().find(|kernel| kernel.name == name)
     }
 
-    /// Address and size of a variable.
+    /// Returns the address and size of a variable.
     pub(crate) fn global(&self, name: &str) -> Option<(u64, u64)> {
         let found = self.variables.iter().find(|v| v.name == name)?;
         Some((found.address, found.bytes))
     }
 
-    /// Takes the variables out of the memory.
+    /// Frees the variables.
     pub(crate) fn unload(self, memory: &Memory) {
         for variable in self.variables {
-            // The program contains every variable that it names.
+            // Cannot fail: every variable of the program is a live allocation.
             let _ = memory.free(variable.address);
         }
     }

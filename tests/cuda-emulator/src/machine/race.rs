@@ -1,12 +1,13 @@
-//! Races on global memory: two accesses of the same byte, one of them a write, that nothing orders.
+//! Detects data races on global memory: two unordered accesses to the same byte, at least one of them a write.
 //!
-//! What orders accesses is the warp that makes both and, within a CTA, a barrier that completes between them; nothing
-//! orders CTAs of a launch. Atomics do not race with each other, and order nothing. Every completed barrier counts as
-//! one for all warps of the CTA: with barriers of a part of the warps a race can be missed, never invented.
+//! Two accesses are ordered if the same warp makes both, or if both are in one CTA and a barrier completes between them. CTAs of
+//! a launch are not ordered. Atomics do not race with each other, and they order nothing. Every completed barrier counts as a
+//! barrier of all warps of the CTA. With barriers of some of the warps, races can therefore be missed, but there are no false
+//! positives.
 //!
-//! The state is kept a chunk of 64 bytes, as masks of bytes. A CTA has its own table, as it is executed by one thread
-//! of the host; the tables of finished CTAs are put together in the order of the CTAs, so that what is found does not
-//! depend on the threads.
+//! The state is kept per chunk of 64 bytes, as masks of bytes. Each CTA is executed by one host thread and has a separate table.
+//! The tables of finished CTAs are combined in the order of the CTAs, so that the result does not depend on the number of host
+//! threads.
 
 use super::chunk_map::ChunkMap;
 
@@ -27,7 +28,7 @@ impl Act {
         }
     }
 
-    /// Of what came before.
+    /// Returns the verb for an earlier access.
     pub(super) fn past(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -73,38 +74,38 @@ type Sites = [u32; 3];
 /// The accesses of a CTA to a chunk.
 #[derive(Clone, Copy, Default)]
 struct Entry {
-    /// The interval between barriers that `now` is of.
+    /// The interval between barriers to which `now` belongs.
     epoch: u32,
-    who: Who,
+    users: Warps,
     now: Masks,
     past: Masks,
     sites: Sites,
 }
 
-/// The warp that has used a chunk in an interval, or the list of those that have.
+/// The warps that have accessed a chunk in an interval: a single warp, or a list.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Who {
+enum Warps {
     One(u32),
     Several(u32),
 }
 
-impl Default for Who {
+impl Default for Warps {
     fn default() -> Self {
         Self::One(0)
     }
 }
 
-/// The other side of a race within a CTA.
+/// The earlier access of a race within a CTA.
 #[derive(Debug)]
 pub(super) struct Clash {
     pub(super) bytes: u64,
     pub(super) act: Act,
     pub(super) warp: u32,
-    /// The program counter of its last such access nearby.
+    /// The program counter of the warp's last access of this kind to the chunk.
     pub(super) site: u32,
 }
 
-/// The accesses of one CTA.
+/// The accesses of one CTA to global memory.
 pub(super) struct Races {
     table: ChunkMap<Entry>,
     lists: Vec<Vec<(u32, Masks)>>,
@@ -120,7 +121,7 @@ impl Races {
         }
     }
 
-    /// A barrier of the CTA is complete.
+    /// Records that a barrier of the CTA has completed.
     pub(super) fn barrier(&mut self) {
         self.epoch += 1;
         self.lists.clear();
@@ -139,19 +140,19 @@ impl Races {
             entry.epoch = self.epoch;
             entry.past.add_all(&entry.now);
             entry.now = Masks::default();
-            entry.who = Who::One(warp);
+            entry.users = Warps::One(warp);
         }
-        match entry.who {
-            Who::One(one) if one == warp => {}
-            who => {
-                let list = match who {
-                    Who::Several(list) => list as usize,
-                    Who::One(one) => {
+        match entry.users {
+            Warps::One(one) if one == warp => {}
+            users => {
+                let list = match users {
+                    Warps::Several(list) => list as usize,
+                    Warps::One(one) => {
                         self.lists.push(vec![(one, entry.now)]);
                         self.lists.len() - 1
                     }
                 };
-                entry.who = Who::Several(list as u32);
+                entry.users = Warps::Several(list as u32);
                 let list = &mut self.lists[list];
                 for (other, masks) in list.iter() {
                     if *other != warp
@@ -220,7 +221,7 @@ struct Seen {
     sites: Sites,
 }
 
-/// One side of a race between CTAs: its number in the grid, what it does, and where.
+/// One side of a race between CTAs: the CTA's number in the grid, the kind of access, and the program counter.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Side {
     pub(super) cta: u64,
@@ -236,7 +237,7 @@ impl Across {
         Self(ChunkMap::new())
     }
 
-    /// Adds a CTA, and returns the address and both sides of the race that it causes with an earlier one, if any.
+    /// Adds the accesses of a CTA. Returns the address and both sides of the race with an earlier CTA, if there is one.
     pub(super) fn add(&mut self, cta: u64, all: &[Used]) -> Option<(u64, Side, Side)> {
         for used in all {
             let seen = self.0.entry(used.chunk);

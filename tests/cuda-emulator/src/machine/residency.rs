@@ -1,22 +1,21 @@
 //! Residency of the pages of managed memory: on the host or on the device.
 //!
-//! A page is created on the host. A prefetch moves it, and so does a kernel that accesses it on the host, which is a
-//! page fault.
-//! A page that the device has no room for stays on the host, and each access to it is a fault. Copies and fills by
-//! the driver go wherever a page is.
+//! A page is created on the host. A prefetch moves it. A kernel that accesses a page on the host causes a page fault, which
+//! moves the page to the device. If the device has no room for a page, the page stays on the host, and each access to it is a
+//! fault. Copies and memsets by the driver access a page without moving it.
 
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-/// Bytes of a page.
+/// Bytes per page.
 pub(super) const PAGE: u64 = 64 << 10;
 
 /// The counters of all managed memory of a device.
 #[derive(Debug, Default)]
 pub(crate) struct Moves {
-    /// Bytes that pages may take on the device, and those that they take, now and at most.
+    /// Bytes available to pages on the device, and the current and peak bytes of resident pages.
     room: AtomicU64,
     resident: AtomicU64,
     peak: AtomicU64,
@@ -35,17 +34,17 @@ pub(crate) struct Pages {
 }
 
 impl Moves {
-    /// Says what other memory leaves of the device.
+    /// Sets the bytes that other memory leaves available on the device.
     pub(super) fn set_room(&self, bytes: u64) {
         self.room.store(bytes, Relaxed);
     }
 
-    /// Bytes that are on the device.
+    /// Returns the bytes that are resident on the device.
     pub(crate) fn resident(&self) -> u64 {
         self.resident.load(Relaxed)
     }
 
-    /// Adds what another device has counted.
+    /// Returns the counters of all devices as JSON.
     pub(crate) fn report<'a>(all: impl IntoIterator<Item = &'a Moves>) -> Value {
         let mut sums = [0; 6];
         for moves in all {
@@ -112,7 +111,7 @@ impl Pages {
         (self.bytes - page * PAGE).min(PAGE)
     }
 
-    /// A kernel touches a byte of the allocation.
+    /// Records that a kernel accesses a byte of the allocation.
     pub(super) fn touch(&self, offset: u64) {
         let page = offset / PAGE;
         let on_device = &self.on_device[page as usize];
@@ -128,7 +127,7 @@ impl Pages {
         }
     }
 
-    /// Moves the pages of a range to the device, as many as there is room for, or to the host.
+    /// Moves the pages of a range to the host, or to the device as far as there is room.
     pub(super) fn prefetch(&self, offset: u64, bytes: u64, to_device: bool) {
         let moves = &self.moves;
         for page in offset / PAGE..(offset + bytes).div_ceil(PAGE) {
@@ -176,7 +175,7 @@ mod tests {
         pages.touch(PAGE - 1);
         assert_eq!((faults(), moves.resident()), (1, PAGE));
         pages.prefetch(PAGE, PAGE + 1, true);
-        // There was room for one of the two.
+        // There is room for only one of the two pages.
         assert_eq!((faults(), moves.resident()), (1, 2 * PAGE));
         pages.touch(2 * PAGE);
         pages.touch(2 * PAGE);

@@ -1,6 +1,6 @@
-//! Shared memory of a CTA, and who used which byte of it since the last barrier.
+//! The shared memory of a CTA, and the accesses to each byte since the last barrier.
 //!
-//! Each byte has the tag of its last write and of its reads since: see `tag`.
+//! Each byte has a tag for its last write and one for the reads since then; see `tag`.
 
 use super::fault::{Cause, Done, Trouble};
 use super::lanes::each;
@@ -8,13 +8,13 @@ use super::op::{V32, V64};
 use super::race::Act;
 use super::tag::{LAST_EPOCH, Tag};
 
-/// Where shared memory begins in the generic address space.
+/// The start of shared memory in the generic address space.
 pub(super) const SHARED_WINDOW: u64 = 1 << 56;
-/// Where local memory does.
+/// The start of local memory in the generic address space.
 pub(super) const LOCAL_WINDOW: u64 = 1 << 57;
 
-/// The origin of an access: the warp, how often its lanes have met at `bar.warp.sync`, the program counter, and the
-/// lines of the text by program counter.
+/// The origin of an access: the warp, the number of `bar.warp.sync` that it has completed, the program counter, and the lines of
+/// the PTX text by program counter.
 #[derive(Clone, Copy)]
 pub(super) struct Site<'a> {
     pub(super) warp: u32,
@@ -23,7 +23,7 @@ pub(super) struct Site<'a> {
     pub(super) lines: &'a [u32],
 }
 
-/// The tags of four bytes, and where the last accesses stand.
+/// The tags of four bytes, and the program counters of the last accesses.
 #[derive(Clone, Copy, Default)]
 struct Word {
     written: [Tag; 4],
@@ -35,7 +35,7 @@ struct Word {
 pub(super) struct Shared {
     bytes: Vec<u8>,
     tags: Vec<Word>,
-    /// The first interval between barriers of this CTA, and the one that is.
+    /// The first interval between barriers of this CTA, and the current one.
     first: u32,
     epoch: u32,
 }
@@ -50,16 +50,16 @@ impl Shared {
         }
     }
 
-    /// For the next CTA.
+    /// Resets the memory for the next CTA.
     pub(super) fn start(&mut self) {
         self.barrier();
         self.first = self.epoch;
     }
 
-    /// A barrier of the CTA is complete.
+    /// Records that a barrier of the CTA has completed.
     pub(super) fn barrier(&mut self) {
         if self.epoch == LAST_EPOCH {
-            // All that was is ordered before all that will be: only what was written in this CTA still matters.
+            // All earlier accesses are ordered before all later ones. Only whether a byte was written in this CTA still matters.
             for word in &mut self.tags {
                 word.written = word.written.map(|tag| tag.renumbered(self.first));
                 word.read = [Tag::default(); 4];
@@ -69,7 +69,7 @@ impl Shared {
         self.epoch += 1;
     }
 
-    /// Checks the addresses of an access of so many bytes per lane.
+    /// Checks the addresses of an access of `bytes` bytes per lane.
     pub(super) fn check(&self, at: &V64, mask: u32, bytes: u64) -> Done {
         let size = self.bytes.len() as u64;
         for lane in each(mask) {
@@ -94,7 +94,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes reads of checked addresses.
+    /// Records reads of checked addresses.
     pub(super) fn note_reads(&mut self, at: &V64, mask: u32, bytes: u64, site: Site<'_>) -> Done {
         let (first, now) = (self.first, self.epoch);
         let all = Tag::of_several_warps(now);
@@ -106,10 +106,10 @@ impl Shared {
             while byte < to {
                 let word = &mut self.tags[byte / 4];
                 let last = word.written[byte % 4];
-                // The frequent case: a whole word, written by one before the barrier.
+                // Fast path: a whole word that was written before the last barrier.
                 let whole = byte.is_multiple_of(4) && to - byte >= 4;
                 if whole && last.before(now) && !last.before(first) && word.written == [last; 4] {
-                    // Another reader tells nothing new.
+                    // The tag of several readers does not change with another one.
                     if word.read != [several; 4] && word.read != [all; 4] {
                         word.read = word.read.map(|read| read.and(mine));
                         word.reader = site.pc;
@@ -132,7 +132,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes writes, or updates by atomics, of checked addresses.
+    /// Records writes, or updates by atomics, of checked addresses.
     pub(super) fn note_writes(
         &mut self,
         at: &V64,
@@ -144,7 +144,7 @@ impl Shared {
         for lane in each(mask) {
             let mine = Tag::new(self.epoch, site.meetings, site.warp, lane as u32);
             let mine = if atomic { mine.by_atomic() } else { mine };
-            // Lanes that write one value to one place, in one instruction.
+            // Whether several lanes of the instruction write this address, with the same value.
             let with_others =
                 !atomic && each(mask & !(1 << lane)).any(|other| at[other] == at[lane]);
             for byte in at[lane] as usize..(at[lane] + bytes) as usize {
@@ -176,7 +176,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Elements of up to four bytes at checked addresses.
+    /// Loads elements of up to four bytes from checked addresses.
     pub(super) fn gather32(&self, at: &V64, mask: u32, plus: u64, bytes: u32) -> V32 {
         let mut out = [0; 32];
         for lane in each(mask) {
@@ -226,7 +226,7 @@ fn race(
     byte: usize,
     (other_act, tag, pc): (Act, Tag, u32),
 ) -> Box<Trouble> {
-    let (who, between) = tag.who(site.warp);
+    let (origin, between) = tag.origin(site.warp);
     let other_act = if other_act == Act::Write && tag.is_atomic() {
         Act::Atomic
     } else {
@@ -236,7 +236,7 @@ fn race(
         Cause::LaunchFailed,
         lane as u32,
         format!(
-            "race: {} byte {byte} of shared memory, which {who} {} at line {}, no {between} between",
+            "race: {} byte {byte} of shared memory, which {origin} {} at line {}, no {between} between",
             act.verb(),
             other_act.past(),
             site.lines.get(pc as usize).copied().unwrap_or(0)
@@ -279,7 +279,7 @@ mod tests {
             "{}",
             error.text
         );
-        // The next CTA finds nothing.
+        // The next CTA starts with unwritten memory.
         shared.start();
         assert!(shared.note_reads(&at(4), 1, 2, site(0, 1)).is_err());
     }
@@ -305,10 +305,12 @@ mod tests {
     fn barriers_order_warps() {
         let mut shared = Shared::new(64);
         let write = |warp| (Act::Write, site(warp, 1));
-        shared.note_writes(&at(8), 1, 4, write(0)).expect("first");
+        shared
+            .note_writes(&at(8), 1, 4, write(0))
+            .expect("the first access");
         shared
             .note_writes(&at(12), 1, 4, write(1))
-            .expect("another place");
+            .expect("another address");
         let error = shared
             .note_reads(&at(8), 1, 8, site(1, 2))
             .expect_err("race");
@@ -344,10 +346,10 @@ mod tests {
             let write = (Act::Write, site(warp, 0));
             shared
                 .note_writes(&at(warp.into()), 1, 1, write)
-                .expect("its own");
+                .expect("the same lane");
             shared
                 .note_reads(&at(warp.into()), 1, 1, site(warp, 1))
-                .expect("its own");
+                .expect("the same lane");
         }
         assert!(shared.note_reads(&at(1), 1, 1, site(2, 1)).is_err());
     }
@@ -357,7 +359,7 @@ mod tests {
         let mut shared = Shared::new(4);
         shared
             .note_writes(&at(0), 1, 4, (Act::Write, site(0, 0)))
-            .expect("first");
+            .expect("the first access");
         shared.barrier();
         for warp in 0..3 {
             let update = (Act::Atomic, site(warp, 1));
@@ -385,8 +387,10 @@ mod tests {
         // Lane 0 writes, lane 1 reads.
         shared
             .note_writes(&at(0), 1, 4, (Act::Write, site(3, 0)))
-            .expect("first");
-        shared.note_reads(&at(0), 1, 4, at_2(0)).expect("its own");
+            .expect("the first access");
+        shared
+            .note_reads(&at(0), 1, 4, at_2(0))
+            .expect("the same lane");
         let error = shared.note_reads(&at(0), 2, 4, at_2(0)).expect_err("race");
         assert!(
             error
@@ -397,11 +401,11 @@ mod tests {
         );
         shared
             .note_reads(&at(0), 2, 4, at_2(1))
-            .expect("they have met");
+            .expect("synchronized");
         shared
             .note_reads(&at(0), 8, 4, at_2(1))
             .expect("another reader");
-        // Lanes 1 and 3 may still read when lane 0 writes again, unless they meet.
+        // Lanes 1 and 3 may still read while lane 0 writes again, unless they synchronize.
         let error = shared
             .note_writes(&at(0), 1, 1, (Act::Write, at_2(1)))
             .expect_err("race");
@@ -412,7 +416,7 @@ mod tests {
         );
         shared
             .note_writes(&at(0), 1, 1, (Act::Write, at_2(2)))
-            .expect("they have met");
+            .expect("synchronized");
     }
 
     #[test]
@@ -420,7 +424,7 @@ mod tests {
         let mut shared = Shared::new(4);
         shared
             .note_writes(&at(0), 0b1110, 4, (Act::Write, site(0, 0)))
-            .expect("one value");
+            .expect("equal values");
         assert!(
             shared
                 .note_writes(&at(0), 0b1000, 4, (Act::Write, site(0, 1)))
@@ -439,7 +443,7 @@ mod tests {
         shared.start();
         shared
             .note_writes(&at(0), 1, 4, (Act::Write, site(0, 0)))
-            .expect("first");
+            .expect("the first access");
         shared.epoch = LAST_EPOCH;
         shared.barrier();
         shared

@@ -1,23 +1,25 @@
 //! A 64-bit tag of the last accesses to a byte of shared memory that can race with later ones.
 //!
-//! From the top: the interval between barriers of the CTA; how often the warp's lanes had met at `bar.warp.sync`;
-//! warp and lane, each possibly several. Accesses of earlier intervals are ordered before those of later ones; so are
-//! accesses of lanes of one warp that have met since; and those of one lane. A `bar.warp.sync` of some lanes counts
-//! as one of all: a race can be missed so, never invented.
+//! The fields, from the most significant bit: the interval between barriers of the CTA, the number of `bar.warp.sync` that the
+//! warp had completed, the warp, and the lane. Warp and lane can each be "several".
+//!
+//! Accesses are ordered if they are in different intervals, or by one lane, or by lanes of one warp with a `bar.warp.sync` in
+//! between. A `bar.warp.sync` of some lanes counts as one of all lanes. Races can therefore be missed, but there are no false
+//! positives.
 
 const LANE: u64 = 31;
 const SEVERAL_LANES: u64 = 1 << 5;
 const WARP: u32 = 6;
 const SEVERAL_WARPS: u64 = 1 << 11;
 const ATOMIC: u64 = 1 << 12;
-/// No warp executes more instructions than fit here.
+/// Position of the number of completed `bar.warp.sync`. It has 29 bits, and no warp executes more instructions than that.
 const MEETINGS: u32 = 13;
 const EPOCH: u32 = 42;
 
-/// The last interval that has a number.
+/// The last interval that can be represented.
 pub(super) const LAST_EPOCH: u32 = (1 << (64 - EPOCH)) - 1;
 
-/// The default is of an interval before all.
+/// The tag. The default belongs to an interval before all others.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Tag(u64);
 
@@ -27,7 +29,7 @@ impl Tag {
         Self(epoch << EPOCH | meetings << MEETINGS | u64::from(warp) << WARP | u64::from(lane))
     }
 
-    /// Of accesses by more than one warp.
+    /// Returns the tag of accesses by several warps.
     pub(super) fn of_several_warps(epoch: u32) -> Self {
         Self(u64::from(epoch) << EPOCH | SEVERAL_WARPS)
     }
@@ -40,12 +42,12 @@ impl Tag {
         self.0 & ATOMIC != 0
     }
 
-    /// Of more than one lane of the warp.
+    /// Returns the tag of the same accesses by several lanes of the warp.
     pub(super) fn and_other_lanes(self) -> Self {
         Self(self.0 & !LANE | SEVERAL_LANES)
     }
 
-    /// Returns whether it belongs to an interval before this one.
+    /// Returns whether the accesses belong to an interval before this one.
     pub(super) fn before(self, epoch: u32) -> bool {
         self.0 >> EPOCH < u64::from(epoch)
     }
@@ -62,7 +64,7 @@ impl Tag {
             || (self.0 & SEVERAL_LANES == 0 && self.0 & LANE == access.0 & LANE)
     }
 
-    /// Returns the tag of these accesses and one more, of one lane and the same kind.
+    /// Returns the tag of these accesses and one more access of the same kind, by one lane.
     pub(super) fn and(self, access: Self) -> Self {
         if self.ordered(access) {
             access
@@ -73,7 +75,7 @@ impl Tag {
         }
     }
 
-    /// Renumbers the interval: the first one if it is `first` or later, otherwise one before.
+    /// Renumbers the interval, when numbering restarts, to the first one if it is `first` or later, otherwise to one before it.
     pub(super) fn renumbered(self, first: u32) -> Self {
         if self.before(first) {
             Self::default()
@@ -86,8 +88,8 @@ impl Tag {
         self.0 >> WARP & 31
     }
 
-    /// Describes the origin for an access of this warp, and the missing ordering.
-    pub(super) fn who(self, warp: u32) -> (String, &'static str) {
+    /// Describes the origin of these accesses relative to an access of this warp, and names the missing synchronization.
+    pub(super) fn origin(self, warp: u32) -> (String, &'static str) {
         if self.0 & SEVERAL_WARPS != 0 {
             ("other warps".into(), "barrier")
         } else if self.warp() != u64::from(warp) {

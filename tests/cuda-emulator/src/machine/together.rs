@@ -38,7 +38,7 @@ pub(super) fn together(members: &V32, mask: u32) -> Done<bool> {
     Ok(true)
 }
 
-/// `shfl.sync` of lanes that have all arrived.
+/// Executes `shfl.sync` for lanes whose members have all arrived.
 pub(super) fn shuffled(warp: &mut Warp, shuffle: &Shuffle, members: &V32, mask: u32) -> Done {
     let values = warp.r32[shuffle.value as usize];
     let by = warp.r32[shuffle.by as usize];
@@ -51,7 +51,7 @@ pub(super) fn shuffled(warp: &mut Warp, shuffle: &Shuffle, members: &V32, mask: 
         let least = own & segment;
         let most = least | clamp & !segment;
         let (from, inside) = match shuffle.mode {
-            // Below lane 0 there is none, and the limit is a lower one.
+            // The source lane may be below 0, and the clamp is a lower bound.
             ShuffleMode::Up => (own.wrapping_sub(by), own as i32 - by as i32 >= most as i32),
             ShuffleMode::Down => (own + by, own + by <= most),
             ShuffleMode::Butterfly => (own ^ by, own ^ by <= most),
@@ -83,7 +83,7 @@ pub(super) fn shuffled(warp: &mut Warp, shuffle: &Shuffle, members: &V32, mask: 
     Ok(())
 }
 
-/// `vote.sync` of lanes that have all arrived.
+/// Executes `vote.sync` for lanes whose members have all arrived.
 pub(super) fn voted(warp: &mut Warp, vote: &Vote, members: &V32, mask: u32) {
     let value = warp.predicates[vote.value as usize] ^ if vote.negated { u32::MAX } else { 0 };
     let ballot: V32 = std::array::from_fn(|lane| value & members[lane]);

@@ -1,22 +1,22 @@
 //! A warp: the registers of 32 lanes, and their program counters.
 //!
-//! Lanes that are at the same place are one group and execute together. Of several groups the one that is the least
-//! far goes on, until it meets another one, which it then joins.
+//! Lanes with the same program counter form a group and execute together. Of the groups that do not
+//! wait, the one with the lowest program counter executes until it reaches another group. The two are then merged.
 
 use super::fault::lanes_text;
 use super::op::{Address, Code, P, R32, R64, Reg, V32, V64};
 
-/// Lanes that are at one place.
+/// Lanes with the same program counter.
 #[derive(Clone, Copy, Debug)]
 struct Group {
     pc: u32,
     lanes: u32,
-    /// They wait for lanes that are not there.
+    /// Whether the lanes wait for lanes that have not arrived.
     waits: bool,
 }
 
 pub(super) struct Warp {
-    /// Its number in the CTA.
+    /// The warp's number in the CTA.
     pub(super) number: u32,
     pub(super) r32: Vec<V32>,
     pub(super) r64: Vec<V64>,
@@ -24,15 +24,15 @@ pub(super) struct Warp {
     /// The program counter and the lanes of the executing group.
     pub(super) pc: u32,
     pub(super) active: u32,
-    /// The next program counter at which other lanes are.
+    /// The next higher program counter of another group, at which the executing group stops.
     pub(super) stop: u32,
     others: Vec<Group>,
-    /// Lanes that the CTA has, and those that have not exited.
+    /// The lanes that exist in the CTA, and those that have not exited.
     pub(super) present: u32,
     pub(super) alive: u32,
-    /// Instructions that it has executed.
+    /// The number of instructions executed.
     pub(super) steps: u64,
-    /// The number of times that lanes have met at `bar.warp.sync`.
+    /// The number of completed `bar.warp.sync`.
     pub(super) meetings: u32,
     pub(super) local: Vec<u8>,
     pub(super) local_written: Vec<bool>,
@@ -58,7 +58,7 @@ impl Warp {
         }
     }
 
-    /// Puts all its lanes at the start; special registers are still to be set.
+    /// Moves all lanes to the start of the kernel. Does not set the special registers.
     pub(super) fn start(&mut self, code: &Code, number: u32, present: u32) {
         self.number = number;
         self.r32.clear();
@@ -85,7 +85,7 @@ impl Warp {
         self.local_written.resize(local, false);
     }
 
-    /// Sends some of the active lanes elsewhere.
+    /// Moves some of the active lanes to another program counter.
     pub(super) fn branch(&mut self, lanes: u32, to: u32) {
         let stay = self.active & !lanes;
         if stay == 0 {
@@ -100,12 +100,12 @@ impl Warp {
             self.pc += 1;
         }
         if !self.others.is_empty() {
-            // This group can continue.
+            // A group that can continue exists: the lanes that branch.
             self.choose();
         }
     }
 
-    /// Ends some of the active lanes, and returns whether any lane of the warp can continue.
+    /// Exits some of the active lanes, and returns whether any lane of the warp can continue.
     pub(super) fn exit(&mut self, lanes: u32) -> bool {
         self.alive &= !lanes;
         self.active &= !lanes;
@@ -125,7 +125,8 @@ impl Warp {
         self.choose()
     }
 
-    /// Joins groups that are at the same place and picks the one that is the least far of those that do not wait.
+    /// Merges groups with the same program counter, and selects the group with the lowest one among those that do not wait.
+    /// Returns whether there is one.
     pub(super) fn choose(&mut self) -> bool {
         if self.active != 0 {
             self.others.push(Group {
@@ -156,7 +157,7 @@ impl Warp {
         true
     }
 
-    /// Describes which lanes wait where, for messages.
+    /// Describes, for messages, which lanes wait at which line.
     pub(super) fn waiting(&self, line: impl Fn(u32) -> u32) -> String {
         let mut text = String::new();
         for group in &self.others {
@@ -180,7 +181,7 @@ impl Warp {
         text
     }
 
-    /// The place where the first of the waiting groups is.
+    /// Returns the program counter of the first waiting group.
     pub(super) fn first_waiting(&self) -> u32 {
         self.others.first().map_or(self.pc, |group| group.pc)
     }
@@ -212,7 +213,7 @@ impl Warp {
         *to = *to & !mask | value & mask;
     }
 
-    /// A lane's value of a register, whatever its width.
+    /// Returns a lane's value of a register of either width.
     pub(super) fn lane(&self, register: Reg, lane: usize) -> u64 {
         match register {
             Reg::R32(register) => self.r32[register as usize][lane].into(),
@@ -227,7 +228,7 @@ impl Warp {
         }
     }
 
-    /// The addresses of the lanes.
+    /// Returns the addresses of all lanes.
     pub(super) fn addresses(&self, at: &Address) -> V64 {
         let mut out = [at.offset; 32];
         match at.base {

@@ -1,7 +1,7 @@
 //! The syntax tree of a PTX text. Names are resolved; the semantics of instructions are not checked.
 //!
-//! Registers, labels and variables are numbers into the lists of their kernel or module. Whether an instruction exists,
-//! and whether its operands have the types that it takes, is decided where it is decoded.
+//! Registers, labels and variables are indices into the lists of their kernel or module. The decoder checks whether an
+//! instruction exists and whether its operands have the right types.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,118 +17,120 @@ pub struct Module {
 }
 
 impl Module {
-    /// `.version`: major and minor.
+    /// Returns the `.version`: major and minor.
     pub fn version(&self) -> (u32, u32) {
         self.version
     }
 
-    /// `.target`: 70 for `sm_70`.
+    /// Returns the `.target`: 70 for `sm_70`.
     pub fn target(&self) -> u32 {
         self.target
     }
 
-    /// `.address_size`, in bits: 64.
+    /// Returns the `.address_size` in bits, which is 64.
     pub fn address_size(&self) -> u32 {
         self.address_size
     }
 
-    /// The variables in global and in constant memory; [`Symbol::Global`] counts them.
+    /// Returns the variables in global and constant memory, which [`Symbol::Global`] indexes.
     pub fn globals(&self) -> &[Global] {
         &self.globals
     }
 
-    /// The names of the kernels.
+    /// Returns the names of the kernels.
     pub fn kernels(&self) -> impl Iterator<Item = &str> {
         self.kernels.iter().map(|kernel| &*kernel.name)
     }
 
-    /// The kernels, as they stand in the text.
+    /// Returns the kernels, in the order of the text.
     pub fn bodies(&self) -> &[Kernel] {
         &self.kernels
     }
 }
 
-/// A variable of the module, in global or in constant memory.
+/// A variable of the module, in global or constant memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Global {
-    /// As in the text.
+    /// The name in the text.
     pub name: Arc<str>,
-    /// Declared `.const`: kernels cannot write it.
+    /// Whether the variable is declared `.const`, so that kernels cannot write it.
     pub constant: bool,
-    /// A power of two.
+    /// The alignment in bytes, a power of two.
     pub align: u64,
-    /// Size of the whole, arrays too.
+    /// The total size in bytes, including all elements of an array.
     pub bytes: u64,
-    /// The first bytes, as initialized; the rest is zero. Empty without an initializer, which means zero too.
+    /// The initialized first bytes; the rest is zero. Empty if there is no initializer.
     pub initial: Vec<u8>,
 }
 
-/// A variable of a kernel, in shared or in local memory.
+/// A variable of a kernel, in shared or local memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Variable {
-    /// As in the text.
+    /// The name in the text.
     pub name: Arc<str>,
-    /// A power of two.
+    /// The alignment in bytes, a power of two.
     pub align: u64,
-    /// Size of the whole; 0 for the dynamic one.
+    /// The total size in bytes; 0 for a dynamic variable.
     pub bytes: u64,
-    /// `.extern .shared name[]`: begins after the static ones, its size is the launch's.
+    /// Whether the variable is declared `.extern .shared name[]`. It begins after the static variables, and the launch specifies
+    /// its size.
     pub dynamic: bool,
 }
 
 /// An `.entry`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Kernel {
-    /// As in the text.
+    /// The name in the text.
     pub name: Arc<str>,
-    /// Line of the name, from 1.
+    /// The line number of the name, from 1.
     pub line: u32,
-    /// In order; [`Symbol::Param`] counts them.
+    /// The parameters in order, which [`Symbol::Param`] indexes.
     pub params: Vec<Param>,
-    /// The most threads of a CTA: the product of `.maxntid`.
+    /// The maximum number of threads per CTA: the product of `.maxntid`.
     pub max_threads: Option<u32>,
-    /// The number of threads of a CTA, each way: `.reqntid`.
+    /// The required size of a CTA in each dimension: `.reqntid`.
     pub required_threads: Option<[u32; 3]>,
-    /// Its own and, of the module's, those that it names; [`Symbol::Shared`] counts them.
+    /// The variables in shared memory that the kernel declares, and those of the module that it uses. [`Symbol::Shared`] indexes
+    /// them.
     pub shared: Vec<Variable>,
-    /// In thread-local memory; [`Symbol::Local`] counts them.
+    /// The variables in local memory, which [`Symbol::Local`] indexes.
     pub local: Vec<Variable>,
-    /// Those that occur in the body; [`RegisterId`] counts them.
+    /// The registers that occur in the body, which [`RegisterId`] indexes.
     pub registers: Vec<Register>,
-    /// Those of all scopes; [`LabelId`] counts them.
+    /// The labels of all scopes, which [`LabelId`] indexes.
     pub labels: Vec<Label>,
-    /// In order.
+    /// The instructions in order.
     pub body: Vec<Instruction>,
 }
 
 /// A parameter of a kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Param {
-    /// As in the text.
+    /// The name in the text.
     pub name: Arc<str>,
-    /// Its offset in the parameter space. Each parameter is aligned to its type or as declared.
+    /// The offset in the parameter space. Each parameter is aligned as declared, else to the size of its type.
     pub offset: u32,
-    /// Size of the whole, arrays too.
+    /// The total size in bytes, including all elements of an array.
     pub bytes: u32,
-    /// A power of two.
+    /// The alignment in bytes, a power of two.
     pub align: u32,
 }
 
 /// A virtual register.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Register {
-    /// As in the text, with the `%`.
+    /// The name in the text, including the `%`.
     pub name: Box<str>,
-    /// As declared.
+    /// The declared type.
     pub ty: Type,
 }
 
 /// A label.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Label {
-    /// As in the text.
+    /// The name in the text.
     pub name: Box<str>,
-    /// The instruction after the label: an index into the body, or the length of the body.
+    /// The index in the body of the instruction after the label, or the length of the body.
     pub target: usize,
 }
 
@@ -143,23 +145,23 @@ pub struct LabelId(pub u32);
 /// One instruction.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Instruction {
-    /// Line number, from 1.
+    /// The line number, from 1.
     pub line: u32,
-    /// `@%p` or `@!%p`.
+    /// The guard, `@%p` or `@!%p`.
     pub guard: Option<Guard>,
-    /// In full: `ld.global.v2.f32`. Equal ones of a module share the text.
+    /// The full opcode, such as `ld.global.v2.f32`. Equal opcodes of a module share the string.
     pub opcode: Arc<str>,
-    /// In order, results first.
+    /// The operands in order, results first.
     pub operands: Vec<Operand>,
 }
 
 impl Instruction {
-    /// The part before the first dot: `ld`.
+    /// Returns the part before the first dot: `ld`.
     pub fn name(&self) -> &str {
         self.parts().next().unwrap_or_default()
     }
 
-    /// The parts after the first dot: `global`, `v2`, `f32`.
+    /// Returns the parts after the first dot: `global`, `v2`, `f32`.
     pub fn modifiers(&self) -> impl Iterator<Item = &str> {
         self.parts().skip(1)
     }
@@ -169,12 +171,12 @@ impl Instruction {
     }
 }
 
-/// The lanes where the register is true, or where it is false, carry an instruction out.
+/// The guard of an instruction, which executes in the lanes in which the predicate is true (or false, if negated).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Guard {
-    /// A predicate.
+    /// The predicate register.
     pub register: RegisterId,
-    /// `@!%p`.
+    /// Whether the guard is negated: `@!%p`.
     pub negated: bool,
 }
 
@@ -185,36 +187,36 @@ pub enum Operand {
     Register(RegisterId),
     /// `!%p1`.
     Not(RegisterId),
-    /// `-1`, `0x7f`, `10U`: between -2^63 and 2^64 - 1.
+    /// An integer such as `-1`, `0x7f` or `10U`, between -2^63 and 2^64 - 1.
     Integer(i128),
     /// The bits of `0f3F800000`.
     F32(u32),
-    /// The bits of `0d3FF0000000000000`, and of `1.0`.
+    /// The bits of `0d3FF0000000000000` or `1.0`.
     F64(u64),
     /// `%tid.x`.
     Special(Special),
-    /// Where to branch.
+    /// The target of a branch.
     Label(LabelId),
-    /// The address of a variable, and what is added to it.
+    /// The address of a variable plus an offset.
     Symbol(Symbol, i64),
     /// `[%rd1+8]`.
     Address(Base, i64),
     /// `{%f1, %f2}`.
     Vector(Vec<Operand>),
-    /// `%r1|%p1`; none is `_`.
+    /// `%r1|%p1`, with `None` for `_`.
     Pair(Option<RegisterId>, Option<RegisterId>),
-    /// `_`: a result that is dropped.
+    /// `_`: a discarded result.
     Sink,
 }
 
 /// The base of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Base {
-    /// A register's value.
+    /// The value of a register.
     Register(RegisterId),
-    /// Where a variable begins.
+    /// The address of a variable.
     Symbol(Symbol),
-    /// Zero: the address is a number.
+    /// Zero, for a constant address.
     Absolute,
 }
 
@@ -231,7 +233,7 @@ pub enum Symbol {
     Local(usize),
 }
 
-/// x, y or z.
+/// A dimension of a grid or a CTA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)]
 pub enum Axis {
@@ -240,16 +242,16 @@ pub enum Axis {
     Z,
 }
 
-/// A register that the machine sets.
+/// A special register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Special {
     /// `%tid`: the thread's index in its CTA.
     Tid(Axis),
-    /// `%ntid`: threads in a CTA.
+    /// `%ntid`: the number of threads per CTA.
     Ntid(Axis),
     /// `%ctaid`: the CTA's index in the grid.
     Ctaid(Axis),
-    /// `%nctaid`: CTAs in the grid.
+    /// `%nctaid`: the number of CTAs in the grid.
     Nctaid(Axis),
     /// `%laneid`.
     Laneid,
@@ -289,7 +291,7 @@ pub enum Type {
 }
 
 impl Type {
-    /// All, in the order of the enumeration.
+    /// All types, in the order of declaration.
     pub const ALL: [Self; 17] = [
         Self::Pred,
         Self::B8,
@@ -310,7 +312,7 @@ impl Type {
         Self::F64,
     ];
 
-    /// As in the text, without the dot.
+    /// Returns the name in the text, without the dot.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pred => "pred",
@@ -333,12 +335,12 @@ impl Type {
         }
     }
 
-    /// The type of this name, which has no dot.
+    /// Returns the type with this name, which has no dot.
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|ty| ty.name() == name)
     }
 
-    /// Its size; none for a predicate, which memory does not hold.
+    /// Returns the size in bytes, or `None` for predicates, which cannot be stored in memory.
     pub fn bytes(self) -> Option<u64> {
         match self {
             Self::Pred => None,

@@ -13,14 +13,14 @@ use super::special;
 use super::variable::{Declaration, unsigned};
 use std::sync::Arc;
 
-/// A label that a branch names: it may be declared further down.
+/// A branch whose label is resolved at the end of the body, because it may be declared later.
 struct Branch<'a> {
     instruction: usize,
     scope: usize,
     label: Token<'a>,
 }
 
-/// A body in the making.
+/// The parser of a body.
 pub(super) struct Body<'p, 'a> {
     pub(super) cursor: &'p mut Cursor<'a>,
     kernel: &'p mut Kernel,
@@ -29,7 +29,7 @@ pub(super) struct Body<'p, 'a> {
     branches: Vec<Branch<'a>>,
 }
 
-/// After the opening brace, up to the closing one.
+/// Parses a body from after the opening brace to the closing brace.
 pub(super) fn parse<'a>(
     cursor: &mut Cursor<'a>,
     kernel: &mut Kernel,
@@ -56,7 +56,7 @@ pub(super) fn parse<'a>(
 }
 
 impl<'a> Body<'_, 'a> {
-    /// False after the brace that closes the body.
+    /// Parses a statement. Returns false after the brace that closes the body.
     fn statement(&mut self) -> Result<bool, ParseError> {
         let token = self.cursor.take()?;
         match (token.kind, token.text) {
@@ -77,7 +77,7 @@ impl<'a> Body<'_, 'a> {
         Ok(true)
     }
 
-    /// `.b32 %r<5>, %x;`.
+    /// Parses the rest of a register declaration: `.b32 %r<5>, %x;`.
     fn registers(&mut self) -> Result<(), ParseError> {
         let token = self.cursor.expect_kind(Kind::Directive, "a type")?;
         let ty = token.text.strip_prefix('.').and_then(Type::of);
@@ -138,7 +138,7 @@ impl<'a> Body<'_, 'a> {
         Ok(())
     }
 
-    /// After the `@`.
+    /// Parses a guarded instruction after the `@`.
     fn guarded(&mut self) -> Result<(), ParseError> {
         let negated = self.cursor.accept("!")?;
         let register = self.predicate()?;
@@ -160,7 +160,7 @@ impl<'a> Body<'_, 'a> {
                 label,
             });
             self.cursor.expect(";")?;
-            // Its place is taken at the end of the body.
+            // A placeholder for the label, which is resolved at the end of the body.
             vec![Operand::Sink]
         } else {
             operand::list(self)?
@@ -178,7 +178,7 @@ impl<'a> Body<'_, 'a> {
         Ok(())
     }
 
-    /// A register that is a predicate.
+    /// Parses the name of a predicate register.
     pub(super) fn predicate(&mut self) -> Result<RegisterId, ParseError> {
         let token = self.cursor.expect_kind(Kind::Word, "a predicate")?;
         let register = self.register(token)?;
@@ -188,7 +188,7 @@ impl<'a> Body<'_, 'a> {
         }
     }
 
-    /// The register of this name.
+    /// Resolves the name of a register.
     pub(super) fn register(&mut self, name: Token<'a>) -> Result<RegisterId, ParseError> {
         match self.scopes.find(name.text) {
             Some(Meaning::Register(register)) => Ok(register),

@@ -15,17 +15,17 @@ impl<'a> Cursor<'a> {
         Ok(Self { lexer, ahead })
     }
 
-    /// The next token.
+    /// Returns the next token without consuming it.
     pub(super) fn peek(&self) -> Token<'a> {
         self.ahead
     }
 
-    /// Takes it.
+    /// Consumes and returns the next token.
     pub(super) fn take(&mut self) -> Result<Token<'a>, ParseError> {
         Ok(std::mem::replace(&mut self.ahead, self.lexer.token()?))
     }
 
-    /// Takes it where it is this sign.
+    /// Consumes the next token if it is this sign, and returns whether it is.
     pub(super) fn accept(&mut self, sign: &str) -> Result<bool, ParseError> {
         let found = self.ahead.is_sign(sign);
         if found {
@@ -62,7 +62,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A name that can be declared.
+    /// Consumes a name that can be declared.
     pub(super) fn name(&mut self, wanted: &str) -> Result<Token<'a>, ParseError> {
         if self.ahead.is_name() {
             self.take()
@@ -85,7 +85,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// The rest of a directive that ends with its line, as `.loc` and `.file` do.
+    /// Skips the rest of a directive that ends at the end of its line, such as `.loc` and `.file`.
     pub(super) fn skip_line(&mut self, line: u32) -> Result<(), ParseError> {
         while self.ahead.kind != Kind::End && self.ahead.line == line {
             self.take()?;
@@ -93,7 +93,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// `"nounroll", ... ;` after `.pragma`.
+    /// Skips `"nounroll", ... ;` after `.pragma`.
     pub(super) fn skip_pragma(&mut self) -> Result<(), ParseError> {
         loop {
             self.expect_kind(Kind::Text, "a text in quotation marks")?;

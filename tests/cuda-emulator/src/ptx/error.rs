@@ -1,4 +1,4 @@
-//! Errors of the parser: invalid PTX, and PTX that is not supported here.
+//! Errors of the parser: invalid PTX, and PTX that the emulator does not support.
 
 use std::fmt;
 
@@ -17,11 +17,11 @@ enum Reason {
     Unsupported { what: String },
 }
 
-/// An excerpt is cut here, so that a message stays one line.
+/// Maximum length of an excerpt, so that a message stays on one line.
 const LONGEST_EXCERPT: usize = 60;
 
 impl ParseError {
-    /// Line number, from 1.
+    /// Returns the line number, from 1.
     pub fn line(&self) -> u32 {
         self.line
     }

@@ -1,4 +1,4 @@
-//! A kernel up to its body: name, parameters, bounds.
+//! Parses a kernel up to its body: name, parameters and launch bounds.
 
 use super::ast::{Kernel, Param, Symbol, Variable};
 use super::body;
@@ -9,19 +9,19 @@ use super::module::Declared;
 use super::scope::{Meaning, Scopes};
 use super::variable::{align, stored_type, unsigned};
 
-/// Threads of the largest CTA of any GPU.
+/// The maximum number of threads per CTA of any GPU.
 const MOST_THREADS: u64 = 1024;
-/// Bytes of static shared memory that any GPU gives.
+/// The maximum number of bytes of static shared memory.
 const MOST_SHARED: u64 = 48 * 1024;
-/// Bytes of local memory that a thread can have.
+/// The maximum number of bytes of local memory per thread.
 const MOST_LOCAL: u64 = 512 * 1024;
 
-/// Bytes of parameters: the limit rose with PTX 8.1.
+/// Returns the maximum number of bytes of parameters, which PTX 8.1 raised.
 fn most_params(version: (u32, u32)) -> u64 {
     if version >= (8, 1) { 32764 } else { 4352 }
 }
 
-/// After `.entry name`.
+/// Parses a kernel after `.entry name`.
 pub(super) fn parse<'a>(
     cursor: &mut Cursor<'a>,
     name: Token<'a>,
@@ -58,7 +58,7 @@ pub(super) fn parse<'a>(
     Ok(kernel)
 }
 
-/// `.param .u64 name`, `.param .align 8 .b8 name[24]`, `.param .u64 .ptr .global .align 16 name`.
+/// Parses a parameter: `.param .u64 name`, `.param .align 8 .b8 name[24]` or `.param .u64 .ptr .global .align 16 name`.
 fn param<'a>(
     cursor: &mut Cursor<'a>,
     kernel: &mut Kernel,
@@ -76,7 +76,7 @@ fn param<'a>(
                 break;
             }
         }
-        // Of what it points to, not of the parameter.
+        // The alignment of the memory that the parameter points to.
         align(cursor)?;
     }
     let name = cursor.name("the name of a parameter")?;
@@ -98,7 +98,7 @@ fn param<'a>(
         return Err(name.instead_of(format!("parameters of 1 to {most} bytes in all")));
     };
     scopes.declare(name, Meaning::Variable(Symbol::Param(kernel.params.len())))?;
-    // All are less than the limit.
+    // The casts do not truncate: all values are at most the limit.
     kernel.params.push(Param {
         name: name.text.into(),
         offset: offset as u32,
@@ -108,7 +108,7 @@ fn param<'a>(
     Ok(())
 }
 
-/// The directives between the parameters and the body.
+/// Parses the directives between the parameters and the body.
 fn bounds(cursor: &mut Cursor<'_>, kernel: &mut Kernel) -> Result<(), ParseError> {
     while cursor.peek().kind == Kind::Directive {
         let token = cursor.take()?;
@@ -118,7 +118,7 @@ fn bounds(cursor: &mut Cursor<'_>, kernel: &mut Kernel) -> Result<(), ParseError
                 kernel.max_threads = Some(x * y * z);
             }
             ".reqntid" => kernel.required_threads = Some(threads(cursor, token)?),
-            // Hints of the compiler to the assembler.
+            // These directives only tune the assembler.
             ".minnctapersm" | ".maxnctapersm" | ".maxnreg" => drop(unsigned(cursor)?),
             ".pragma" => cursor.skip_pragma()?,
             _ => return Err(token.instead_of("a bound of the kernel, or `{`")),
@@ -127,7 +127,7 @@ fn bounds(cursor: &mut Cursor<'_>, kernel: &mut Kernel) -> Result<(), ParseError
     Ok(())
 }
 
-/// One to three numbers.
+/// Parses one to three dimensions.
 fn threads(cursor: &mut Cursor<'_>, directive: Token<'_>) -> Result<[u32; 3], ParseError> {
     let mut sizes = [1_u64; 3];
     for (axis, size) in sizes.iter_mut().enumerate() {
@@ -141,13 +141,13 @@ fn threads(cursor: &mut Cursor<'_>, directive: Token<'_>) -> Result<[u32; 3], Pa
         product = product.and_then(|product| product.checked_mul(size));
     }
     match product {
-        // Each is no more than the product.
+        // The casts do not truncate: each dimension is at most the product.
         Some(1..=MOST_THREADS) => Ok(sizes.map(|size| size as u32)),
         _ => Err(directive.instead_of(format!("1 to {MOST_THREADS} threads"))),
     }
 }
 
-/// One after the other, each aligned.
+/// Checks the total size of variables that are laid out one after another with their alignments.
 fn check_size(
     variables: &[Variable],
     most: u64,
@@ -156,7 +156,7 @@ fn check_size(
 ) -> Result<(), ParseError> {
     let mut end = 0_u64;
     for variable in variables {
-        // An end that is checked is far from overflow, and so is an alignment.
+        // No overflow: the end has been checked, and alignments are small.
         end = end
             .next_multiple_of(variable.align)
             .saturating_add(variable.bytes);

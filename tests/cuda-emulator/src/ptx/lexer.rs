@@ -9,22 +9,22 @@ pub(super) enum Kind {
     Word,
     /// A dot and a name: `.reg`.
     Directive,
-    /// Begins with a digit.
+    /// A token that begins with a digit.
     Number,
-    /// In quotation marks, which are part of it.
+    /// A string, including its quotation marks.
     Text,
-    /// One character.
+    /// A single character.
     Sign,
-    /// After the last.
+    /// The end of the text.
     End,
 }
 
-/// A piece of the text.
+/// A token of the text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Token<'a> {
     pub(super) kind: Kind,
     pub(super) text: &'a str,
-    /// From 1.
+    /// The line number, from 1.
     pub(super) line: u32,
 }
 
@@ -85,7 +85,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// The next token; at the end, and ever after, [`Kind::End`].
+    /// Returns the next token. At the end it returns [`Kind::End`] each time.
     pub(super) fn token(&mut self) -> Result<Token<'a>, ParseError> {
         self.skip_blanks()?;
         let (start, line) = (self.at, self.line);
@@ -156,7 +156,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// A dot belongs to the word where a letter or a digit follows; so do the colons of `.L2::128B`.
+    /// Consumes a word. A dot belongs to it if a letter or digit follows; so do the colons of `.L2::128B`.
     fn word(&mut self) {
         self.at += 1;
         self.skip_while(continues_name);
@@ -170,7 +170,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Letters too: what is a number is found out later. An exponent may have a sign.
+    /// Consumes a number, including letters, which are checked later. An exponent may have a sign.
     fn number(&mut self) {
         let start = self.at;
         let prefixed = |byte| matches!(byte, b'x' | b'X' | b'f' | b'F' | b'd' | b'D' | b'b' | b'B');

@@ -1,4 +1,4 @@
-//! PTX text: read into kernels and variables, as far as their names and shapes go.
+//! Parses PTX text into kernels and variables. Resolves names, but does not check the semantics of instructions.
 
 mod ast;
 mod body;

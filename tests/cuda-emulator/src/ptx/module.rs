@@ -1,4 +1,4 @@
-//! The outermost level: version, target, variables, kernels.
+//! Parses the outermost level of a module: version, target, variables and kernels.
 
 use super::ast::{Global, Kernel, Module, Variable};
 use super::cursor::Cursor;
@@ -15,11 +15,11 @@ pub(super) struct Declared<'a> {
     names: HashMap<&'a str, (Item, u32)>,
     globals: Vec<Global>,
     shared: Vec<Variable>,
-    /// Texts of the opcodes met, each once.
+    /// The opcodes that have occurred, so that equal ones share a string.
     pub(super) opcodes: HashMap<&'a str, Arc<str>>,
 }
 
-/// The meaning of a name of the module.
+/// The meaning of a name in the module.
 #[derive(Clone, Copy)]
 pub(super) enum Item {
     Global(usize),
@@ -39,7 +39,7 @@ impl<'a> Declared<'a> {
 
     fn declare(&mut self, name: Token<'a>, item: Item) -> Result<(), ParseError> {
         match self.names.insert(name.text, (item, name.line)) {
-            // A function is declared, and then defined.
+            // A function may be declared before it is defined.
             Some((Item::Function, _)) if matches!(item, Item::Function) => Ok(()),
             Some((_, first)) => Err(ParseError::redeclared(name.line, name.text, first)),
             None => Ok(()),
@@ -48,7 +48,7 @@ impl<'a> Declared<'a> {
 }
 
 impl Module {
-    /// Reads a text as a compiler writes it.
+    /// Parses PTX text.
     ///
     /// ```
     /// let text = ".version 6.0\n.target sm_70\n.address_size 64\n.visible .entry nothing() { ret; }";
@@ -60,9 +60,9 @@ impl Module {
     ///
     /// # Errors
     ///
-    /// For what is no PTX, and for what is but is not read here: functions that are called, textures, variables whose
-    /// first value is an address, and what 64-bit code for one GPU does not have. The error tells the line, what is
-    /// there and what was wanted.
+    /// Returns an error for invalid PTX and for unsupported PTX: calls of functions, textures, variables that are initialized
+    /// with an address, and anything that 64-bit code in a single module does not need. The error has the line, the token found
+    /// and the expected one.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let mut cursor = Cursor::new(text)?;
         let version = version(&mut cursor)?;
@@ -123,7 +123,7 @@ fn version(cursor: &mut Cursor<'_>) -> Result<(u32, u32), ParseError> {
         .ok_or_else(|| token.instead_of("a version, such as 6.0"))
 }
 
-/// Code for an architecture and those after it: `sm_90a` is for one alone.
+/// Parses the target, such as `sm_90`. Architecture-specific targets such as `sm_90a` are refused.
 fn target(cursor: &mut Cursor<'_>) -> Result<u32, ParseError> {
     directive(cursor, ".target")?;
     let token = cursor.expect_kind(Kind::Word, "a target")?;
@@ -148,7 +148,7 @@ fn address_size(cursor: &mut Cursor<'_>) -> Result<u32, ParseError> {
     }
 }
 
-/// A variable, a kernel or a function, after its linkage.
+/// Parses a variable, a kernel or a function after its linkage directive.
 fn item<'a>(
     cursor: &mut Cursor<'a>,
     first: Token<'a>,
@@ -207,7 +207,7 @@ fn shared<'a>(
     Ok(())
 }
 
-/// There is one module, so that nothing else can define what is external: but for the dynamic shared memory.
+/// Parses an external declaration. Only dynamic shared memory and functions can be external, because modules are not linked.
 fn external<'a>(cursor: &mut Cursor<'a>, declared: &mut Declared<'a>) -> Result<(), ParseError> {
     let token = cursor.take()?;
     match token.text {
@@ -223,7 +223,7 @@ fn external<'a>(cursor: &mut Cursor<'a>, declared: &mut Declared<'a>) -> Result<
     }
 }
 
-/// Passes over a function, declared or defined: none is called.
+/// Skips a declaration or definition of a function. Calls are not supported.
 fn function<'a>(cursor: &mut Cursor<'a>, declared: &mut Declared<'a>) -> Result<(), ParseError> {
     if cursor.accept("(")? {
         while !cursor.accept(")")? {

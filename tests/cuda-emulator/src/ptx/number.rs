@@ -41,14 +41,14 @@ fn bits(hex: &str, digits: usize) -> Option<u64> {
 
 fn integer(digits: &str, radix: u32) -> Result<Operand, &'static str> {
     let digits = digits.strip_suffix('U').unwrap_or(digits);
-    // from_str_radix takes a sign, which the lexer never leaves here.
+    // from_str_radix accepts a sign, but the lexer never includes one in a number.
     match u64::from_str_radix(digits, radix) {
         Ok(value) => Ok(Operand::Integer(value.into())),
         Err(_) => Err(WANTED_INTEGER),
     }
 }
 
-/// Double precision, whatever the instruction's type.
+/// Parses a decimal float, which has double precision for every instruction type.
 fn decimal(text: &str) -> Result<Operand, &'static str> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() => Ok(Operand::F64(value.to_bits())),
@@ -56,7 +56,7 @@ fn decimal(text: &str) -> Result<Operand, &'static str> {
     }
 }
 
-/// With a minus before it.
+/// Negates a literal.
 pub(super) fn negative(literal: Operand) -> Result<Operand, &'static str> {
     match literal {
         Operand::Integer(value) if value <= 1 << 63 => Ok(Operand::Integer(-value)),

@@ -1,4 +1,4 @@
-//! Operands of an instruction.
+//! Parses the operands of an instruction.
 
 use super::ast::{Base, Operand, RegisterId};
 use super::body::Body;
@@ -8,7 +8,7 @@ use super::number;
 
 const WANTED: &str = "an operand";
 
-/// All, and the semicolon.
+/// Parses all operands and the semicolon.
 pub(super) fn list(body: &mut Body<'_, '_>) -> Result<Vec<Operand>, ParseError> {
     let mut operands = Vec::new();
     if body.cursor.accept(";")? {
@@ -41,7 +41,7 @@ fn one(body: &mut Body<'_, '_>) -> Result<Operand, ParseError> {
     }
 }
 
-/// A register, a variable, a number, or `_`.
+/// Parses a register, a variable, a number or `_`.
 fn scalar<'a>(body: &mut Body<'_, 'a>, token: Token<'a>) -> Result<Operand, ParseError> {
     match (token.kind, token.text) {
         (Kind::Word, "_") => Ok(Operand::Sink),
@@ -57,7 +57,7 @@ fn scalar<'a>(body: &mut Body<'_, 'a>, token: Token<'a>) -> Result<Operand, Pars
     }
 }
 
-/// The second half of `%r1|%p1`.
+/// Parses the second half of `%r1|%p1`.
 fn pair<'a>(
     body: &mut Body<'_, 'a>,
     token: Token<'a>,
@@ -76,7 +76,7 @@ fn pair<'a>(
     Ok(Operand::Pair(half(first, token)?, half(&second, next)?))
 }
 
-/// An offset after a variable: `name+8`.
+/// Parses an offset after a variable: `name+8`.
 fn offset(body: &mut Body<'_, '_>, operand: Operand) -> Result<Operand, ParseError> {
     match operand {
         Operand::Symbol(symbol, _) => Ok(Operand::Symbol(symbol, added(body)?)),
@@ -84,7 +84,7 @@ fn offset(body: &mut Body<'_, '_>, operand: Operand) -> Result<Operand, ParseErr
     }
 }
 
-/// `+8`, `-8`, `+-8`: a number of 32 bits; 0 where there is none.
+/// Parses `+8`, `-8` or `+-8`, a 32-bit number. Returns 0 if there is none.
 fn added(body: &mut Body<'_, '_>) -> Result<i64, ParseError> {
     let plus = body.cursor.accept("+")?;
     let minus = body.cursor.accept("-")?;
@@ -102,7 +102,7 @@ fn added(body: &mut Body<'_, '_>) -> Result<i64, ParseError> {
         .ok_or_else(|| token.instead_of("an offset of 32 bits"))
 }
 
-/// `[%rd1+8]`, `[name]`, `[16]`, after the bracket.
+/// Parses `[%rd1+8]`, `[name]` or `[16]` after the opening bracket.
 fn address(body: &mut Body<'_, '_>) -> Result<Operand, ParseError> {
     let token = body.cursor.take()?;
     let operand = match scalar(body, token)? {
@@ -119,7 +119,7 @@ fn address(body: &mut Body<'_, '_>) -> Result<Operand, ParseError> {
     Ok(operand)
 }
 
-/// `{%f1, %f2}`, after the brace.
+/// Parses `{%f1, %f2}` after the opening brace.
 fn vector(body: &mut Body<'_, '_>) -> Result<Operand, ParseError> {
     let mut elements = Vec::new();
     loop {

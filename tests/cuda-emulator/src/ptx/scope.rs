@@ -8,14 +8,14 @@ use std::collections::HashMap;
 /// The meaning of a name.
 #[derive(Clone, Copy)]
 pub(super) enum Meaning {
-    /// Declared, and not met since.
+    /// A declared register that has not been used.
     Unused(Type),
     Register(RegisterId),
     Label(LabelId),
     Variable(Symbol),
 }
 
-/// `.reg .b32 %r<5>`: `%r0` to `%r4`.
+/// A range of registers: `.reg .b32 %r<5>` declares `%r0` to `%r4`.
 struct Range<'a> {
     prefix: &'a str,
     count: u32,
@@ -29,9 +29,9 @@ impl Range<'_> {
         number.is_some_and(|number| number < self.count.into())
     }
 
-    /// Of two prefixes that differ, the longer must go on with digits to make an equal name: `%r<20>` has `%r1<3>`'s
-    /// `%r10`.
-    fn meets(&self, other: &Self) -> bool {
+    /// Returns whether both ranges contain a register of the same name. If the prefixes differ, the longer one must continue the
+    /// shorter one with digits: `%r<20>` and `%r1<3>` both contain `%r10`.
+    fn overlaps(&self, other: &Self) -> bool {
         let (short, long) = if self.prefix.len() <= other.prefix.len() {
             (self, other)
         } else {
@@ -48,7 +48,7 @@ impl Range<'_> {
     }
 }
 
-/// A decimal number without leading zeros.
+/// Parses a decimal number without leading zeros.
 fn canonical(digits: &str) -> Option<u64> {
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
     let leading = digits.len() > 1 && digits.starts_with('0');
@@ -70,7 +70,7 @@ struct Scope<'a> {
 pub(super) struct Scopes<'a> {
     all: Vec<Scope<'a>>,
     current: usize,
-    /// Those that were met.
+    /// The registers that have been used.
     pub(super) registers: Vec<Register>,
 }
 
@@ -95,7 +95,7 @@ impl<'a> Scopes<'a> {
         self.current = self.all.len() - 1;
     }
 
-    /// False where it was the outermost.
+    /// Closes the current scope. Returns false if it is the outermost.
     pub(super) fn close(&mut self) -> bool {
         match self.all[self.current].parent {
             Some(parent) => {
@@ -106,7 +106,7 @@ impl<'a> Scopes<'a> {
         }
     }
 
-    /// Gives a name its meaning, in the current scope.
+    /// Declares a name in the current scope.
     pub(super) fn declare(&mut self, name: Token<'a>, meaning: Meaning) -> Result<(), ParseError> {
         let scope = &mut self.all[self.current];
         let range = scope.ranges.iter().find(|range| range.holds(name.text));
@@ -121,7 +121,7 @@ impl<'a> Scopes<'a> {
         Ok(())
     }
 
-    /// Declares the registers `prefix0`, `prefix1` and so on, `count` of them.
+    /// Declares `count` registers: `prefix0`, `prefix1` and so on.
     pub(super) fn declare_range(
         &mut self,
         prefix: Token<'a>,
@@ -135,7 +135,7 @@ impl<'a> Scopes<'a> {
             line: prefix.line,
         };
         let scope = &mut self.all[self.current];
-        let range = scope.ranges.iter().find(|old| old.meets(&new));
+        let range = scope.ranges.iter().find(|old| old.overlaps(&new));
         let plain = || scope.names.iter().find(|(name, _)| new.holds(name));
         let first = match range {
             Some(range) => Some(range.line),
@@ -148,7 +148,7 @@ impl<'a> Scopes<'a> {
         Ok(())
     }
 
-    /// A variable of the module, met for the first time, that hides none of the kernel's.
+    /// Declares a variable of the module in the outermost scope when it is first used. The kernel must not declare its name.
     pub(super) fn adopt(&mut self, name: Token<'a>, symbol: Symbol) {
         let outermost = &mut self.all[0];
         let meaning = Meaning::Variable(symbol);
@@ -174,7 +174,7 @@ impl<'a> Scopes<'a> {
                     let name_of = name.into();
                     self.registers.push(Register { name: name_of, ty });
                     let met = Meaning::Register(id);
-                    // The line is that of the declaration, where one has the name.
+                    // Reports the line of the declaration if there is one with this name.
                     let line = match scope.names.get(name) {
                         Some((_, line)) => *line,
                         None => 0,
@@ -189,7 +189,7 @@ impl<'a> Scopes<'a> {
         None
     }
 
-    /// The label of this name that a branch in the scope reaches.
+    /// Returns the label with this name that is visible in the scope.
     pub(super) fn label(&self, scope: usize, name: &str) -> Option<LabelId> {
         let mut at = Some(scope);
         while let Some(scope) = at {
@@ -222,7 +222,7 @@ mod tests {
         let mut scopes = Scopes::new();
         scopes
             .declare_range(token("%r"), 11, Type::B32)
-            .expect("new");
+            .expect("a new name");
         for name in ["%r0", "%r9", "%r10"] {
             assert!(scopes.find(name).is_some(), "{name}");
         }
@@ -251,7 +251,7 @@ mod tests {
             let mut scopes = Scopes::new();
             scopes
                 .declare_range(token(first), n, Type::B32)
-                .expect("new");
+                .expect("a new name");
             let second = scopes.declare_range(token(second), m, Type::B32);
             assert_eq!(second.is_err(), shared, "{first}<{n}> and the other <{m}>");
         }
@@ -261,11 +261,11 @@ mod tests {
     fn names_and_register_ranges_must_not_overlap() {
         let mut scopes = Scopes::new();
         let unused = Meaning::Unused(Type::B32);
-        scopes.declare(token("%r3"), unused).expect("new");
+        scopes.declare(token("%r3"), unused).expect("a new name");
         assert!(scopes.declare_range(token("%r"), 4, Type::B32).is_err());
         scopes
             .declare_range(token("%r"), 3, Type::B32)
-            .expect("new");
+            .expect("a new name");
         assert!(scopes.declare(token("%r2"), unused).is_err());
         assert!(scopes.declare(token("%r3"), unused).is_err());
         scopes.open();
@@ -279,7 +279,7 @@ mod tests {
         let mut scopes = Scopes::new();
         scopes
             .declare_range(token("%r"), 9, Type::B32)
-            .expect("new");
+            .expect("a new name");
         let number = |scopes: &mut Scopes<'_>| match scopes.find("%r7") {
             Some(Meaning::Register(id)) => id.0,
             _ => u32::MAX,
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(number(&mut scopes), 0);
         scopes
             .declare(token("%r7"), Meaning::Unused(Type::F32))
-            .expect("new");
+            .expect("a new name");
         assert_eq!(number(&mut scopes), 1);
         assert!(scopes.close());
         assert_eq!(number(&mut scopes), 0);

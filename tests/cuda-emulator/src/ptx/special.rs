@@ -1,11 +1,11 @@
-//! Names of the registers that the machine sets.
+//! Names of special registers.
 
 use super::ast::{Axis, Operand, Special};
 
-/// Lanes of a warp: `WARP_SZ`.
+/// The value of `WARP_SZ`: lanes per warp.
 const WARP_SIZE: i128 = 32;
 
-/// The special register, or the constant, of this name.
+/// Returns the special register or constant with this name.
 pub(super) fn named(name: &str) -> Option<Operand> {
     if name == "WARP_SZ" {
         return Some(Operand::Integer(WARP_SIZE));

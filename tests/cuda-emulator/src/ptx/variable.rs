@@ -1,4 +1,4 @@
-//! Declarations of variables: alignment, type, size and first value.
+//! Declarations of variables: alignment, type, size and initializer.
 
 use super::ast::{Operand, Type};
 use super::cursor::Cursor;
@@ -10,15 +10,15 @@ use super::number;
 pub(super) struct Declaration<'a> {
     pub(super) name: Token<'a>,
     pub(super) align: u64,
-    /// None for `name[]` without an initializer.
+    /// The size in bytes, or `None` for `name[]` without an initializer.
     pub(super) bytes: Option<u64>,
     pub(super) initial: Vec<u8>,
 }
 
-/// Alignments are no larger than a page's.
+/// The largest supported alignment.
 const LARGEST_ALIGN: u64 = 4096;
 
-/// An optional `.align N`.
+/// Parses an optional `.align N`.
 pub(super) fn align(cursor: &mut Cursor<'_>) -> Result<Option<u64>, ParseError> {
     if !cursor.accept_directive(".align")? {
         return Ok(None);
@@ -32,7 +32,7 @@ pub(super) fn align(cursor: &mut Cursor<'_>) -> Result<Option<u64>, ParseError> 
     }
 }
 
-/// A number that is no less than zero.
+/// Parses a non-negative integer.
 pub(super) fn unsigned(cursor: &mut Cursor<'_>) -> Result<u64, ParseError> {
     let token = cursor.expect_kind(Kind::Number, "a number")?;
     let value = match number::literal(token.text) {
@@ -43,7 +43,7 @@ pub(super) fn unsigned(cursor: &mut Cursor<'_>) -> Result<u64, ParseError> {
     value.ok_or_else(|| token.instead_of("an integer"))
 }
 
-/// A fundamental type that memory can hold.
+/// Parses a fundamental type that can be stored in memory. Returns it with its size in bytes.
 pub(super) fn stored_type(cursor: &mut Cursor<'_>) -> Result<(Type, u64), ParseError> {
     let token = cursor.expect_kind(Kind::Directive, "a type")?;
     let ty = token.text.strip_prefix('.').and_then(Type::of);
@@ -51,7 +51,8 @@ pub(super) fn stored_type(cursor: &mut Cursor<'_>) -> Result<(Type, u64), ParseE
         .ok_or_else(|| token.instead_of("a type that memory holds"))
 }
 
-/// `[4][2]`: the product; the first may be empty, which makes the whole None. Without brackets it is 1.
+/// Parses array dimensions such as `[4][2]`. Returns the product, which is 1 without brackets, or `None` if the first dimension is
+/// empty.
 fn count(cursor: &mut Cursor<'_>) -> Result<Option<u64>, ParseError> {
     let mut product = Some(1_u64);
     let mut first = true;
@@ -74,7 +75,7 @@ fn count(cursor: &mut Cursor<'_>) -> Result<Option<u64>, ParseError> {
 }
 
 impl<'a> Declaration<'a> {
-    /// `[.align N] .type name[size] [= value]`, and the semicolon.
+    /// Parses `[.align N] .type name[size] [= value]` and the semicolon.
     pub(super) fn parse(cursor: &mut Cursor<'a>) -> Result<Self, ParseError> {
         let align = align(cursor)?;
         let (ty, size) = stored_type(cursor)?;
@@ -114,7 +115,7 @@ impl<'a> Declaration<'a> {
         })
     }
 
-    /// Of a fixed size and without a first value, as variables of a kernel are.
+    /// Returns the size, which must be known. An initializer is an error. Used for the variables of a kernel.
     pub(super) fn fixed(&self) -> Result<u64, ParseError> {
         if !self.initial.is_empty() {
             return Err(self.name.instead_of("a variable without a first value"));
@@ -124,7 +125,7 @@ impl<'a> Declaration<'a> {
     }
 }
 
-/// One number of an initializer, which must fit.
+/// Parses a number of an initializer, which must fit the type.
 fn value(cursor: &mut Cursor<'_>, ty: Type, size: u64, to: &mut Vec<u8>) -> Result<(), ParseError> {
     let minus = cursor.accept("-")?;
     let token = cursor.expect_kind(Kind::Number, "a number")?;

@@ -1,6 +1,6 @@
-//! The driver API as a C program declares it, and a context for each test.
+//! Declarations of the driver API as in C, and a context for each test.
 
-// Each test file uses a part of it.
+// Each test file uses a part of this module.
 #![allow(dead_code, unused_imports, unused_macros)]
 
 use cuda_emulator as _;
@@ -147,14 +147,14 @@ unsafe extern "C" {
     pub(crate) fn lionEmulatorLastFault(text: *mut c_char, bytes: usize) -> usize;
 }
 
-/// `store(out, value)` writes `value` to `out[i]`, `increment(out, in)` writes `in[i] + 1`, i being the thread's number
-/// in the grid; all are 32 bits wide.
+/// Two kernels: `store(out, value)` writes `value` to `out[i]`, and `increment(out, in)` writes `in[i] + 1`, where i is the
+/// thread's number in the grid. All elements have 32 bits.
 pub(crate) const PTX: &str = include_str!("kernels.ptx");
 
 /// Calls a function of the driver, which must succeed.
 macro_rules! ok {
     ($call:expr) => {{
-        // SAFETY: the pointers are to live variables of the right type.
+        // SAFETY: the pointers point to live variables of the right types.
         let code = unsafe { $call };
         assert_eq!(code, 0, "{}", stringify!($call));
     }};
@@ -163,7 +163,7 @@ macro_rules! ok {
 /// Calls a function of the driver, which must return this code.
 macro_rules! fails {
     ($code:expr, $call:expr) => {{
-        // SAFETY: the pointers are to live variables of the right type, or null.
+        // SAFETY: the pointers are null or point to live variables of the right types.
         let code = unsafe { $call };
         assert_eq!(code, $code, "{}", stringify!($call));
     }};
@@ -209,17 +209,17 @@ impl Context {
         address
     }
 
-    /// Pinned memory for `len` numbers, all 0.
+    /// Allocates pinned memory for `len` zeros.
     pub(crate) fn pinned(&self, len: usize) -> *mut u32 {
         let mut pointer = null_mut();
         ok!(cuMemAllocHost_v2(&mut pointer, 4 * len));
         let pointer = pointer.cast::<u32>();
-        // SAFETY: the allocation has room for as many.
+        // SAFETY: the allocation has `len` elements.
         unsafe { pointer.write_bytes(0, len) };
         pointer
     }
 
-    /// A word of device memory, read by a synchronous copy.
+    /// Reads a word of device memory with a synchronous copy.
     pub(crate) fn word(&self, address: u64) -> u32 {
         let mut word = 0_u32;
         ok!(cuMemcpyDtoH_v2((&raw mut word).cast(), address, 4));
@@ -229,12 +229,12 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: any handle may be given; a test may have destroyed it.
+        // SAFETY: the driver checks the handle, which a test may already have destroyed.
         unsafe { cuCtxDestroy_v2(self.0) };
     }
 }
 
-/// Launches one of the two kernels with a block of `threads`, and returns the code.
+/// Launches one of the two kernels with one block of `threads` threads, and returns the code.
 pub(crate) fn launch(
     function: Handle,
     threads: u32,
@@ -245,7 +245,7 @@ pub(crate) fn launch(
     let (mut first, mut second) = (first, second);
     let mut params = [(&raw mut first).cast(), (&raw mut second).cast()];
     let none = null_mut();
-    // SAFETY: two parameters of eight bytes, as both kernels take them.
+    // SAFETY: both kernels take two parameters of eight bytes.
     unsafe {
         cuLaunchKernel(
             function,
@@ -263,9 +263,9 @@ pub(crate) fn launch(
     }
 }
 
-/// The text that an export gives to a buffer of the size that it asks for.
+/// Returns the text of an export, read with a buffer of the size that it returns.
 pub(crate) fn text_of(export: unsafe extern "C" fn(*mut c_char, usize) -> usize) -> String {
-    // SAFETY: a null buffer gets nothing.
+    // SAFETY: nothing is written to a null buffer.
     let bytes = unsafe { export(null_mut(), 0) };
     let mut text = vec![0_u8; bytes];
     // SAFETY: the buffer has this size.

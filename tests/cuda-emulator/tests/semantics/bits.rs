@@ -1,4 +1,4 @@
-//! Logic, shifts, fields and bytes.
+//! Logic, shifts, bit fields and byte permutations.
 
 use crate::harness::{run, table, unary};
 use crate::random::Random;
@@ -42,7 +42,7 @@ fn logic_of_predicates() {
     unary("mov.pred", "pred = pred", &[(0, 0), (1, 1)]);
 }
 
-/// Amounts of the width and more shift everything out; an arithmetic shift leaves the sign everywhere.
+/// An amount of the width or more shifts out all bits. An arithmetic shift then fills the result with the sign.
 #[test]
 fn shifts() {
     let amounts = [0, 1, 4, 31, 32, 33, 63, 64, 255, 0xffff_ffff];
@@ -140,7 +140,7 @@ fn shifts() {
 }
 
 #[test]
-fn fields_taken_out() {
+fn bit_field_extract() {
     let a = 0xf234_5678;
     table(
         "bfe.u32",
@@ -150,12 +150,12 @@ fn fields_taken_out() {
             ([a, 0, 32], a),
             ([a, 0, 0], 0),
             ([a, 28, 4], 0xf),
-            // Beyond the top there are zeros.
+            // Bits beyond the top are zeros.
             ([a, 28, 8], 0xf),
             ([a, 32, 8], 0),
             ([a, 255, 255], 0),
             ([a, 0, 255], a),
-            // Of the position and of the length eight bits count.
+            // Only the low eight bits of the position and the length are used.
             ([a, 0x104, 0x208], 0x67),
         ],
     );
@@ -167,7 +167,7 @@ fn fields_taken_out() {
             ([a, 3, 8], 0xffff_ffcf),
             ([a, 28, 4], 0xffff_ffff),
             ([a, 4, 0], 0),
-            // A field that begins beyond the top is all sign.
+            // A field that begins beyond the top consists of the sign.
             ([a, 40, 4], 0xffff_ffff),
             ([0x7234_5678, 40, 4], 0),
             ([a, 28, 40], 0xffff_ffff),
@@ -196,7 +196,7 @@ fn fields_taken_out() {
 }
 
 #[test]
-fn fields_put_in() {
+fn bit_field_insert() {
     let quad = "b32 = b32 b32 u32 u32";
     table(
         "bfi.b32",
@@ -220,9 +220,9 @@ fn fields_put_in() {
     );
 }
 
-/// Bytes 0 to 3 are those of a, 4 to 7 those of b; a selector with its fourth bit gives the byte's sign eight times.
+/// Bytes 0 to 3 are those of a, and bytes 4 to 7 those of b. A selector with bit 3 set replicates the byte's sign.
 #[test]
-fn bytes_by_selectors() {
+fn prmt_with_selectors() {
     let (a, b) = (0x8372_6100, 0x4736_a5f4);
     let of = |cases: [(u64, u64); 8]| cases.map(|(selectors, result)| ([a, b, selectors], result));
     table(
@@ -262,9 +262,9 @@ fn bytes_by_selectors() {
     table("prmt.b32", "b32 = b32 b32 b32", &cases);
 }
 
-/// The modes of the manual's table: for each of four amounts the bytes, the highest first.
+/// The modes of the manual's table: for each of the four amounts the selected bytes, the most significant first.
 #[test]
-fn bytes_by_modes() {
+fn prmt_with_modes() {
     let (a, b) = (0x8372_6100, 0x4736_a5f4_u64);
     let modes = [
         ("prmt.b32.f4e", [0x3210, 0x4321, 0x5432, 0x6543]),
@@ -281,17 +281,16 @@ fn bytes_by_modes() {
                 (b << 32 | a) >> (8 * source) & 0xff
             };
             let result = byte(3) << 24 | byte(2) << 16 | byte(1) << 8 | byte(0);
-            // Two bits of the amount count.
+            // Only the low two bits of the amount are used.
             ([a, b, amount as u64 | 0x100], result)
         });
         table(opcode, "b32 = b32 b32 b32", &cases);
     }
 }
 
-/// Bit i of the table is the result where a, b and c are the bits 2, 1 and 0 of i. With these three operands each i
-/// is met.
+/// Bit i of the table is the result if a, b and c are bits 2, 1 and 0 of i. These three operands cover each i.
 #[test]
-fn every_function_of_three_bits() {
+fn lop3_with_every_table() {
     let (a, b, c) = (0xf0, 0xcc, 0xaa);
     let mut body = String::from("mov.b32 %a0, 0xf0; mov.b32 %a1, 0xcc; mov.b32 %a2, 0xaa;\n");
     for table in 0..256 {
@@ -300,7 +299,7 @@ fn every_function_of_three_bits() {
             8 * table
         );
     }
-    // Where all three have a 0 above bit 7, the result is bit 0 of the table.
+    // Above bit 7 all three operands are 0, so the result is bit 0 of the table.
     let above = |table: u64| if table & 1 == 1 { 0xffff_ff00 } else { 0 };
     let expected: Vec<_> = (0..256).map(|table| table | above(table)).collect();
     assert_eq!(run(&body, 1, 1, &[], 256), expected);
@@ -330,7 +329,7 @@ fn every_function_of_three_bits() {
 }
 
 #[test]
-fn bits_counted_and_reversed() {
+fn bit_counts_and_reversal() {
     unary(
         "popc.b32",
         "u32 = b32",

@@ -1,4 +1,4 @@
-//! Comparisons, ordered and not, combined with predicates; selection.
+//! Ordered and unordered comparisons, their combination with predicates, and selection.
 
 use crate::harness::{check, table};
 
@@ -8,7 +8,7 @@ const NAN: u64 = 0x7fc0_0000;
 const NEGATIVE_NAN: u64 = 0xff80_0001;
 const MINUS_ZERO: u64 = 0x8000_0000;
 
-/// Results for a < b, a > b, a = b, and, of floats, where one is NaN.
+/// Returns the results for a < b, a > b, a = b and, for floats, for a NaN operand.
 fn results(opcode: &str) -> [u64; 4] {
     let operator = opcode.split('.').nth(1).expect("setp.operator.type");
     match operator {
@@ -30,7 +30,7 @@ fn results(opcode: &str) -> [u64; 4] {
     }
 }
 
-/// Every pair of these, which are in order.
+/// Checks a comparison for every pair of these values, which are in ascending order.
 fn in_order(opcode: &str, ordered: &[u64]) {
     let ty = opcode.rsplit('.').next().expect("a type");
     let [less, greater, equal, _] = results(opcode);
@@ -49,7 +49,7 @@ fn in_order(opcode: &str, ordered: &[u64]) {
 }
 
 #[test]
-fn integers() {
+fn integer_comparisons() {
     let unsigned = [0, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff];
     for opcode in [
         "setp.eq.u32",
@@ -126,9 +126,9 @@ fn integers() {
     }
 }
 
-/// -0 equals +0. With NaN the ordered ones are false, `ne` too, and the unordered ones are true.
+/// -0 equals +0. With NaN ordered comparisons (including `ne`) are false, and unordered ones are true.
 #[test]
-fn floats() {
+fn float_comparisons() {
     let ordered = [
         0xff80_0000,
         0xbf80_0000,
@@ -212,7 +212,7 @@ fn floats() {
 
 /// p = (a op b) combined with c, q = not (a op b) combined with c.
 #[test]
-fn comparisons_combined() {
+fn comparisons_combined_with_predicates() {
     let both = "pred|pred = s32 s32 pred";
     let cases = |table: [[u64; 2]; 4]| {
         let operands = [[1, 2, 0], [1, 2, 1], [2, 1, 0], [2, 1, 1]];
@@ -238,7 +238,7 @@ fn comparisons_combined() {
         "pred|pred = s32 s32",
         &[([1, 2], [1, 0]), ([2, 1], [0, 1])],
     );
-    // With NaN the comparison is false, and its complement true.
+    // With NaN the comparison is false, and its complement is true.
     check(
         "setp.lt.f32",
         "pred|pred = f32 f32",
@@ -277,7 +277,7 @@ fn selection() {
         ("selp.f32", "f32"),
     ] {
         let signature = format!("{ty} = {ty} {ty} pred");
-        // Bits are not changed, including those of a signaling NaN.
+        // Selection preserves all bits, including those of a signaling NaN.
         table(
             opcode,
             &signature,

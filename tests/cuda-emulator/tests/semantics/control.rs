@@ -1,8 +1,8 @@
-//! Branches, guards, loops, barriers and the end.
+//! Branches, guards, loops, barriers and exits.
 
 use crate::harness::run;
 
-/// `n` words of the output, word i written by thread i.
+/// Runs a kernel in which thread i writes word i of the output, and returns the output.
 fn words(body: &str, grid: usize, block: usize, input: &[u64]) -> Vec<u64> {
     let body = format!("mul.wide.u32 %x15, %i, 8;\nadd.u64 %out, %out, %x15;\n{body}");
     run(&body, grid, block, input, grid * block)
@@ -67,9 +67,9 @@ fn loops_of_different_lengths() {
     assert_eq!(words(body, 1, 64, &[]), expected);
 }
 
-/// Lanes that end early are missed by none.
+/// Lanes that exit early do not block the others.
 #[test]
-fn lanes_that_end_early() {
+fn lanes_that_exit_early() {
     let body = "
         setp.ge.u32 %p0, %tid, 10;
         @%p0 ret;
@@ -83,7 +83,7 @@ fn lanes_that_end_early() {
     assert_eq!(words(body, 1, 40, &[]), expected);
 }
 
-/// A warp reads after the barrier what another one wrote before it.
+/// After a barrier a warp reads the values that another warp wrote before it.
 #[test]
 fn barriers_of_the_block() {
     let body = "
@@ -108,7 +108,7 @@ fn barriers_of_the_block() {
     assert_eq!(words(body, 3, 128, &[]), expected);
 }
 
-/// They change nothing: accesses take effect in the order in which they are made.
+/// Fences have no effect, because accesses are executed in program order.
 #[test]
 fn fences() {
     let body = "
@@ -122,7 +122,7 @@ fn fences() {
     assert_eq!(words(body, 1, 2, &[]), [2, 2]);
 }
 
-/// A barrier for the first two warps only, and one at which some warps only arrive.
+/// One barrier includes only the first two warps; at the other some warps arrive without waiting.
 #[test]
 fn barriers_of_some_warps() {
     let body = "

@@ -6,7 +6,7 @@ use crate::random::Random;
 
 const NAN: u64 = 0x7fff_ffff;
 
-/// Ties go to the even number; above 65504 and a half unit there is infinity; NaN is 0x7fff.
+/// Ties round to even. Numbers from half a unit above 65504 round to infinity. NaN is 0x7fff.
 #[test]
 fn f16_from_f32() {
     unary(
@@ -19,14 +19,14 @@ fn f16_from_f32() {
             (0x3f80_3000, 0x3c02),
             (0x3f80_1001, 0x3c01),
             (0x3f80_0fff, 0x3c00),
-            // 65504, a little less than 65520, and 65520.
+            // 65504, the number below 65520, and 65520.
             (0x477f_e000, 0x7bff),
             (0x477f_efff, 0x7bff),
             (0x477f_f000, 0x7c00),
             (0xc77f_f000, 0xfc00),
             (0x4780_0000, 0x7c00),
             (0x7f7f_ffff, 0x7c00),
-            // 2^-24, 2^-25, a little more than that, 3 2^-25.
+            // 2^-24, 2^-25, slightly more than 2^-25, and 3 2^-25.
             (0x3380_0000, 0x0001),
             (0x3300_0000, 0x0000),
             (0x3300_0001, 0x0001),
@@ -104,7 +104,7 @@ fn f32_and_f64() {
             (0x3ff0_0000_1000_0000, 0x3f80_0000),
             (0x3ff0_0000_3000_0000, 0x3f80_0002),
             (0x3ff0_0000_1000_0001, 0x3f80_0001),
-            // 2^-150 and a little more; 2^128 less half a unit.
+            // 2^-150 and slightly more, and half a unit below 2^128.
             (0x3690_0000_0000_0000, 0x0000_0000),
             (0x3690_0000_0000_0001, 0x0000_0001),
             (0x47ef_ffff_f000_0000, 0x7f80_0000),
@@ -186,7 +186,7 @@ fn floats_from_integers() {
         "f64 = s32",
         &[(0x8000_0000, 0xc1e0_0000_0000_0000)],
     );
-    // Rounded once: to 24 bits, not first to 53.
+    // Rounded once, to 24 bits, and not first to 53 bits.
     unary(
         "cvt.rn.f32.u64",
         "f32 = u64",
@@ -297,7 +297,7 @@ fn integers_from_floats() {
             (0x7ff8_0000_0000_0000, 0x8000_0000),
         ],
     );
-    // Cut off by whole numbers.
+    // Random floats, with the results computed in integer arithmetic.
     let mut random = Random::new();
     let cases: Vec<_> = (0..4096)
         .map(|_| {
@@ -327,7 +327,7 @@ fn integers_from_floats() {
     unary("cvt.rzi.s32.f32", "s32 = f32", &cases);
 }
 
-/// Towards zero, down and up: between two neighbours, beyond the largest number, and near zero.
+/// Rounding towards zero, down and up: between two adjacent numbers, beyond the largest number, and near zero.
 #[test]
 fn other_roundings() {
     // 1 + 2^-12, its negative, 65535, its negative, 2^-30, its negative.
@@ -371,7 +371,7 @@ fn other_roundings() {
     unary("cvt.rp.f32.f64", "f32 = f64", &[(above_one, 0x3f80_0001)]);
 }
 
-/// The source's type says which bits count and how they are extended, the result's how many are kept.
+/// The source type determines which bits are used and how they are extended. The result type determines how many are kept.
 #[test]
 fn integers_from_integers() {
     unary("cvt.u64.u32", "u64 = u32", &[(0xffff_ffff, 0xffff_ffff)]);
@@ -407,7 +407,7 @@ fn integers_from_integers() {
         "u16 = u64",
         &[(0x1234_5678_9abc_def0, 0xdef0)],
     );
-    // A result wider than its type is filled as the type has it.
+    // A result register that is wider than the type is sign-extended or zero-extended.
     unary("cvt.s8.s32", "s32 = s32", &[(0x1234_87a5, 0xffff_ffa5)]);
     unary(
         "cvt.sat.u8.s32",

@@ -1,11 +1,11 @@
-//! Every instruction that the kernels of this project have occurs in the tests here.
+//! Every instruction in the kernels of this project occurs in these tests.
 
 use cuda_emulator::ptx::Module;
 use std::collections::BTreeSet;
 
 const KERNELS: &str = include_str!("../../../../lion-cuda/kernels/lion.ptx");
 
-/// The files of tests, without what they share.
+/// The test files, without shared helpers.
 const TESTS: [&str; 10] = [
     include_str!("bits.rs"),
     include_str!("compare.rs"),

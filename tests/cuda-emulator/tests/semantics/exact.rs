@@ -1,11 +1,11 @@
-//! Floating point by whole numbers: what a result is before it is rounded, exactly, and the one rounding to nearest.
+//! Floating-point arithmetic in integers: computes the exact result, and rounds it once to nearest.
 //!
-//! Of the host's floating point nothing is used.
+//! The host's floating-point arithmetic is not used.
 
 /// A binary format of IEEE 754.
 #[derive(Clone, Copy)]
 pub(crate) struct Format {
-    /// Bits of the mantissa, without the hidden one.
+    /// Bits of the mantissa, without the hidden bit.
     mantissa: u32,
     exponent: u32,
     /// The NaN that arithmetic operations return.
@@ -22,7 +22,7 @@ pub(crate) const F32: Format = Format {
     exponent: 8,
     nan: 0x7fff_ffff,
 };
-/// The bits of its NaN are open.
+/// The ISA does not specify the bits of NaN results.
 pub(crate) const F64: Format = Format {
     mantissa: 52,
     exponent: 11,
@@ -73,10 +73,10 @@ impl Format {
         Finite(negative, fraction | hidden, exponent)
     }
 
-    /// The number nearest to (-1)^negative (mantissa + rest) 2^exponent, where the rest is between 0 and 1, and more
-    /// than 0 if there is one; of two that are as near, the even one. The mantissa is below 2^126.
+    /// Returns the number nearest to (-1)^negative (mantissa + r) 2^exponent, with ties to even. r is 0 without `rest`, otherwise
+    /// some number between 0 and 1. The mantissa is below 2^126.
     pub(crate) fn round(self, negative: bool, mantissa: u128, exponent: i32, rest: bool) -> u64 {
-        // Two more digits hold the rest: what it is matters only against half a unit and none.
+        // Two more bits represent the rest, because only the comparisons with zero and with half a unit matter.
         let (mantissa, exponent) = (mantissa << 2 | u128::from(rest), exponent - 2);
         let top = exponent + 128 - mantissa.leading_zeros() as i32;
         let lowest = 1 - self.bias() - self.mantissa as i32;
@@ -89,7 +89,7 @@ impl Format {
                 let lost = mantissa & ((1 << cut) - 1);
                 (mantissa >> cut, lost, 1_u128 << (cut - 1))
             } else {
-                // Less than half a unit, however small.
+                // Any value below half a unit.
                 (0, mantissa, u128::MAX)
             };
             let up = lost > half || (lost == half && kept & 1 == 1);
@@ -127,9 +127,9 @@ impl Format {
         }
     }
 
-    /// m 2^e and n 2^(e - distance), with their signs.
+    /// Adds m 2^e and n 2^(e - distance), with their signs.
     fn sum(self, s: bool, m: u64, e: i32, t: bool, n: u64, distance: u32) -> u64 {
-        // Sixty digits below the larger one's are far below half a unit of the result.
+        // Sixty bits below the larger number is far below half a unit of the result.
         let shift = distance.min(60);
         let cut = (distance - shift).min(63);
         let larger = i128::from(m) << shift;
@@ -141,11 +141,11 @@ impl Format {
             smaller = if t { -smaller } else { smaller };
             total += smaller;
         } else {
-            // Taking a little more away than the whole digits: one less, and what is left of that one is the rest.
+            // Subtracting slightly more than the integer part leaves one less, plus a rest between 0 and 1.
             smaller = if t { -(smaller + 1) } else { smaller + 1 };
             total += smaller;
         }
-        // An exact zero of two that cancel is positive.
+        // The exact zero sum of two opposite numbers is positive.
         self.round(total < 0, total.unsigned_abs(), e - shift as i32, rest)
     }
 
@@ -176,7 +176,7 @@ impl Format {
             }
             (Finite(s, ..), Infinite(t)) => self.signed(s != t, 0),
             (Finite(s, m, e), Finite(t, n, f)) => {
-                // The quotient has more digits than any mantissa.
+                // The quotient has more bits than any mantissa.
                 let up = 120 - (64 - m.leading_zeros());
                 let (dividend, n) = (u128::from(m) << up, u128::from(n));
                 let rest = dividend % n != 0;
@@ -201,7 +201,7 @@ impl Format {
         }
     }
 
-    /// From another format.
+    /// Converts from another format.
     pub(crate) fn from(self, other: Self, bits: u64) -> u64 {
         match other.value(bits) {
             Nan => self.nan,
@@ -213,7 +213,7 @@ impl Format {
 
 #[test]
 fn rounding_to_nearest() {
-    // 1 + 2^-24 is a tie, and 1 is even; with a little more it is none.
+    // 1 + 2^-24 is a tie, and 1 is even. With a rest it is not a tie.
     assert_eq!(F32.round(false, (1 << 24) + 1, -24, false), 0x3f80_0000);
     assert_eq!(F32.round(false, (1 << 24) + 1, -24, true), 0x3f80_0001);
     assert_eq!(F32.round(true, (1 << 24) + 3, -24, false), 0xbf80_0002);
@@ -238,7 +238,7 @@ fn the_four_operations() {
     assert_eq!(F32.sub(one, 0x3300_0000), one);
     assert_eq!(F32.sub(one, 0x3300_0001), 0x3f7f_ffff);
     assert_eq!(F32.add(0x7f7f_ffff, 0x72ff_ffff), 0x7f7f_ffff);
-    // 1 - 2^-149: nothing but the rest is left of the smaller one.
+    // 1 - 2^-149: only the rest remains of the smaller number.
     assert_eq!(F32.sub(one, 1), one);
     assert_eq!(F32.sub(0x0080_0000, 1), 0x007f_ffff);
     assert_eq!(F32.sub(one, one), 0);

@@ -2,7 +2,7 @@
 
 use crate::harness::{HEAD, alone, launch_test, try_run};
 
-/// The line of the first instruction of a body, in the text that the harness makes.
+/// The line of the first instruction of a body in the text that the harness writes.
 const FIRST_LINE: usize = 17;
 
 const ILLEGAL_ADDRESS: &str = "700";
@@ -10,7 +10,7 @@ const ILLEGAL_INSTRUCTION: &str = "715";
 const MISALIGNED: &str = "716";
 const LAUNCH_FAILED: &str = "719";
 
-/// Runs a body whose line with `// here` is at fault.
+/// A body whose line with `// here` must fault.
 struct Faulty<'a> {
     body: &'a str,
     grid: usize,
@@ -28,10 +28,10 @@ impl<'a> Faulty<'a> {
 
     fn line(&self, marker: &str) -> usize {
         let at = self.body.lines().position(|line| line.contains(marker));
-        FIRST_LINE + at.expect("a marked line")
+        FIRST_LINE + at.expect("a line with the marker")
     }
 
-    /// The text of the fault, which must have this code and name the line.
+    /// Returns the text of the fault, which must have this code and name the line.
     #[track_caller]
     fn text(&self, code: &str) -> String {
         let text = match try_run(self.body, self.grid, self.block, &[1, 2, 3], 4) {
@@ -47,7 +47,7 @@ impl<'a> Faulty<'a> {
     }
 
     #[track_caller]
-    fn says(&self, code: &str, parts: &[&str]) {
+    fn check(&self, code: &str, parts: &[&str]) {
         let text = self.text(code);
         for part in parts {
             assert!(text.contains(part), "{text}: {part}");
@@ -56,25 +56,25 @@ impl<'a> Faulty<'a> {
 }
 
 #[test]
-fn addresses_out_of_bounds() {
-    // Four words of output: lanes 0 to 3 have one.
+fn accesses_out_of_bounds() {
+    // There are four words of output, for lanes 0 to 3.
     Faulty::new(
         32,
         "mul.wide.u32 %x0, %i, 8;
          add.u64 %x0, %out, %x0;
          st.global.u64 [%x0], %x0; // here",
     )
-    .says(ILLEGAL_ADDRESS, &["warp 0, lane 4:", "writes 8 bytes"]);
+    .check(ILLEGAL_ADDRESS, &["warp 0, lane 4:", "writes 8 bytes"]);
     Faulty::new(1, "ld.global.u64 %x0, [%in+24]; // here")
-        .says(ILLEGAL_ADDRESS, &["lane 0:", "reads 8 bytes"]);
-    Faulty::new(1, "ld.global.u32 %a0, [%in+-4]; // here").says(ILLEGAL_ADDRESS, &["lane 0:"]);
-    // The last four of 16 bytes are beyond the end.
+        .check(ILLEGAL_ADDRESS, &["lane 0:", "reads 8 bytes"]);
+    Faulty::new(1, "ld.global.u32 %a0, [%in+-4]; // here").check(ILLEGAL_ADDRESS, &["lane 0:"]);
+    // The end of the 16 bytes is out of bounds.
     Faulty::new(1, "ld.global.v2.u64 {%x0, %x1}, [%in+16]; // here")
-        .says(ILLEGAL_ADDRESS, &["lane 0:"]);
+        .check(ILLEGAL_ADDRESS, &["lane 0:"]);
     Faulty::new(1, "mov.u64 %x0, 0;\nld.global.u8 %a0, [%x0]; // here")
-        .says(ILLEGAL_ADDRESS, &["at 0x0"]);
+        .check(ILLEGAL_ADDRESS, &["at 0x0"]);
     Faulty::new(1, "red.global.add.u32 [%out+32], 1; // here")
-        .says(ILLEGAL_ADDRESS, &["updates 4 bytes"]);
+        .check(ILLEGAL_ADDRESS, &["updates 4 bytes"]);
     Faulty::new(
         64,
         ".shared .b32 words[40];
@@ -83,17 +83,17 @@ fn addresses_out_of_bounds() {
          add.u32 %a0, %a0, %a1;
          st.shared.u32 [%a0], 1; // here",
     )
-    .says(
+    .check(
         ILLEGAL_ADDRESS,
         &["warp 1, lane 8:", "shared memory, which has 160"],
     );
     Faulty::new(1, ".local .b32 word;\nst.local.u32 [word+4], 1; // here")
-        .says(ILLEGAL_ADDRESS, &["local"]);
-    Faulty::new(1, "ld.param.u64 %x0, [out+8]; // here").says(ILLEGAL_ADDRESS, &["parameters"]);
+        .check(ILLEGAL_ADDRESS, &["local"]);
+    Faulty::new(1, "ld.param.u64 %x0, [out+8]; // here").check(ILLEGAL_ADDRESS, &["parameters"]);
 }
 
 #[test]
-fn addresses_that_are_misaligned() {
+fn misaligned_accesses() {
     Faulty::new(
         2,
         "shl.b32 %a0, %tid, 1;
@@ -101,36 +101,36 @@ fn addresses_that_are_misaligned() {
          add.u64 %x0, %out, %x0;
          st.global.u32 [%x0], 1; // here",
     )
-    .says(MISALIGNED, &["lane 1:", "no multiple of 4"]);
-    // A vector is aligned as a whole.
+    .check(MISALIGNED, &["lane 1:", "no multiple of 4"]);
+    // A vector must be aligned as a whole.
     Faulty::new(1, "ld.global.v2.u64 {%x0, %x1}, [%in+8]; // here")
-        .says(MISALIGNED, &["lane 0:", "16"]);
+        .check(MISALIGNED, &["lane 0:", "16"]);
     Faulty::new(1, "ld.global.v4.u8 {%h0, %h1, %h2, %h3}, [%in+2]; // here")
-        .says(MISALIGNED, &["4"]);
-    Faulty::new(1, "red.global.add.u64 [%out+4], 1; // here").says(MISALIGNED, &["8"]);
+        .check(MISALIGNED, &["4"]);
+    Faulty::new(1, "red.global.add.u64 [%out+4], 1; // here").check(MISALIGNED, &["8"]);
     Faulty::new(
         1,
         ".shared .align 8 .b8 bytes[16];\nst.shared.u16 [bytes+1], 1; // here",
     )
-    .says(MISALIGNED, &["2"]);
+    .check(MISALIGNED, &["2"]);
     Faulty::new(
         1,
         ".local .align 8 .b8 bytes[16];\nst.local.u16 [bytes+1], 1; // here",
     )
-    .says(MISALIGNED, &["2"]);
+    .check(MISALIGNED, &["2"]);
 }
 
 #[test]
-fn memory_never_written() {
+fn reads_of_unwritten_memory() {
     let global = format!(
         "{HEAD}.visible .global .align 4 .u32 zero;
         .visible .entry test(.param .u64 in, .param .u64 out) {{
         .reg .b64 %out; .reg .b32 %a; ld.param.u64 %out, [out];
         ld.global.u32 %a, [zero]; st.global.u32 [%out], %a; ret; }}"
     );
-    // Variables of a module begin with zeros.
+    // Variables of a module are initialized with zeros.
     assert_eq!(launch_test(&global, 1, 1, &[], 1), Ok(vec![0]));
-    // Allocated, and nothing copied there.
+    // Memory that is allocated but not written.
     let text = format!(
         "{HEAD}.visible .entry test(.param .u64 in, .param .u64 out) {{
         .reg .b64 %in; .reg .b32 %a; ld.param.u64 %in, [in];
@@ -152,7 +152,7 @@ fn memory_never_written() {
          @%p0 st.shared.u32 [%a0], 1;
          ld.shared.u32 %a2, [%a0]; // here",
     )
-    .says(
+    .check(
         LAUNCH_FAILED,
         &[
             "lane 5:",
@@ -163,14 +163,14 @@ fn memory_never_written() {
         1,
         ".shared .u32 word;\nred.shared.add.u32 [word], 1; // here",
     )
-    .says(LAUNCH_FAILED, &["never written"]);
+    .check(LAUNCH_FAILED, &["never written"]);
     Faulty::new(1, ".local .u32 word;\nld.local.u32 %a0, [word]; // here")
-        .says(LAUNCH_FAILED, &["never written"]);
+        .check(LAUNCH_FAILED, &["never written"]);
 }
 
-/// Each CTA begins with shared memory that was never written, whatever the one before it left there.
+/// The shared memory of each CTA counts as unwritten, even if an earlier CTA wrote it.
 #[test]
-fn shared_memory_of_another_block() {
+fn reads_of_shared_memory_of_an_earlier_block() {
     let faulty = Faulty {
         grid: 2,
         ..Faulty::new(
@@ -212,7 +212,7 @@ fn use_after_free() {
 }
 
 #[test]
-fn constant_memory_is_not_written() {
+fn writes_to_constant_memory() {
     let text = format!(
         "{HEAD}.const .align 4 .u32 seven = 7;
         .visible .entry test(.param .u64 in, .param .u64 out) {{
@@ -228,7 +228,7 @@ fn constant_memory_is_not_written() {
 
 #[test]
 fn races_on_shared_memory() {
-    // The second warp reads what the first one writes, and no barrier is between.
+    // The second warp reads a word that the first one writes, without a barrier in between.
     Faulty::new(
         64,
         ".shared .align 4 .b8 bytes[256];
@@ -243,10 +243,10 @@ fn races_on_shared_memory() {
          @%p0 ret;
          ld.shared.u32 %a3, [%a2]; // here",
     )
-    .says(LAUNCH_FAILED, &["warp 1, lane 0:", "race", "reads"]);
+    .check(LAUNCH_FAILED, &["warp 1, lane 0:", "race", "reads"]);
     // Both warps write.
     Faulty::new(64, ".shared .u32 word;\nst.shared.u32 [word], 1; // here")
-        .says(LAUNCH_FAILED, &["warp 1", "race", "writes"]);
+        .check(LAUNCH_FAILED, &["warp 1", "race", "writes"]);
     // An atomic and a read.
     Faulty::new(
         64,
@@ -259,8 +259,8 @@ fn races_on_shared_memory() {
          @%p0 red.shared.add.u32 [word], 1;
          @!%p0 ld.shared.u32 %a0, [word]; // here",
     )
-    .says(LAUNCH_FAILED, &["warp 1, lane 0:", "race"]);
-    // Another lane of the warp wrote it without a warp barrier in between.
+    .check(LAUNCH_FAILED, &["warp 1, lane 0:", "race"]);
+    // A lane reads a word that another lane of the warp wrote, without a warp barrier in between.
     let together = ".shared .align 4 .b8 bytes[128];
          mov.u32 %a0, bytes;
          shl.b32 %a1, %tid, 2;
@@ -273,10 +273,10 @@ fn races_on_shared_memory() {
          ld.shared.u32 %a3, [%a2]; // here";
     assert_eq!(try_run(together, 1, 32, &[], 0), Ok(vec![]));
     let apart = together.replace("bar.warp.sync 0xffffffff;", "");
-    Faulty::new(32, &apart).says(LAUNCH_FAILED, &["lane 0:", "race", "reads"]);
-    // Two lanes of one instruction write different values to one place.
+    Faulty::new(32, &apart).check(LAUNCH_FAILED, &["lane 0:", "race", "reads"]);
+    // Two lanes of one instruction write different values to one address.
     Faulty::new(2, ".shared .u32 word;\nst.shared.u32 [word], %tid; // here")
-        .says(LAUNCH_FAILED, &["lane 1:", "race"]);
+        .check(LAUNCH_FAILED, &["lane 1:", "race"]);
 }
 
 #[test]
@@ -289,10 +289,11 @@ fn races_on_global_memory() {
          @!%p0 ld.global.u32 %a0, [%out]; // here",
     );
     let there = format!("line {}", faulty.line("// there"));
-    faulty.says(LAUNCH_FAILED, &["warp 1, lane 0:", "race", &there]);
+    faulty.check(LAUNCH_FAILED, &["warp 1, lane 0:", "race", &there]);
     // Two lanes of one instruction.
-    Faulty::new(2, "st.global.u32 [%out], %tid; // here").says(LAUNCH_FAILED, &["lane 1:", "race"]);
-    // Two blocks, which nothing orders.
+    Faulty::new(2, "st.global.u32 [%out], %tid; // here")
+        .check(LAUNCH_FAILED, &["lane 1:", "race"]);
+    // Two blocks, which are not ordered.
     let body = "
         st.global.u32 [%out], 1;
     ";
@@ -309,7 +310,7 @@ fn races_on_global_memory() {
 }
 
 #[test]
-fn barriers_that_some_lanes_miss() {
+fn barriers_that_some_lanes_do_not_reach() {
     // The second warp has exited.
     Faulty::new(
         64,
@@ -317,15 +318,15 @@ fn barriers_that_some_lanes_miss() {
          @%p0 ret;
          bar.sync 0; // here",
     )
-    .says(LAUNCH_FAILED, &["barrier"]);
-    // Half a warp waits, and the other half has exited.
+    .check(LAUNCH_FAILED, &["barrier"]);
+    // Half of a warp waits, and the other half has exited.
     Faulty::new(
         32,
         "setp.ge.u32 %p0, %tid, 16;
          @%p0 ret;
          bar.sync 0; // here",
     )
-    .says(
+    .check(
         LAUNCH_FAILED,
         &["lanes 0 to 15", "lanes 16 to 31 have exited"],
     );
@@ -343,63 +344,63 @@ fn barriers_that_some_lanes_miss() {
         text.contains("barrier 1") && text.contains("barrier 2"),
         "{text}"
     );
-    Faulty::new(32, "bar.sync 16; // here").says(LAUNCH_FAILED, &["barrier 16"]);
-    Faulty::new(64, "bar.sync 0, 33; // here").says(LAUNCH_FAILED, &["33"]);
+    Faulty::new(32, "bar.sync 16; // here").check(LAUNCH_FAILED, &["barrier 16"]);
+    Faulty::new(64, "bar.sync 0, 33; // here").check(LAUNCH_FAILED, &["33"]);
 }
 
 #[test]
 fn masks_that_do_not_match_the_lanes() {
-    // Lane 31 is missing for good.
+    // Lane 31 never arrives.
     Faulty::new(
         32,
         "setp.eq.u32 %p0, %tid, 31;
          @%p0 ret;
          shfl.sync.bfly.b32 %a0, %tid, 1, 31, 0xffffffff; // here",
     )
-    .says(LAUNCH_FAILED, &["lanes 0 to 30", "lanes 31 have exited"]);
+    .check(LAUNCH_FAILED, &["lanes 0 to 30", "lanes 31 have exited"]);
     // A block of 16 threads has no upper lanes.
     Faulty::new(16, "vote.sync.any.pred %p0, %p0, 0xffffffff; // here")
-        .says(LAUNCH_FAILED, &["16 to 31"]);
+        .check(LAUNCH_FAILED, &["16 to 31"]);
     // A lane that is not in its own mask.
     Faulty::new(
         32,
         "shfl.sync.idx.b32 %a0, %tid, 0, 31, 0x7fffffff; // here",
     )
-    .says(LAUNCH_FAILED, &["lane 31", "mask"]);
-    // Lanes that do not name the same mask.
+    .check(LAUNCH_FAILED, &["lane 31", "mask"]);
+    // Lanes with different masks.
     Faulty::new(
         32,
         "setp.lt.u32 %p0, %tid, 16;
          selp.b32 %a1, 0xffffffff, 0xffff0000, %p0;
          vote.sync.any.pred %q0, %p0, %a1; // here",
     )
-    .says(LAUNCH_FAILED, &["lane 16", "mask"]);
-    // The value of a lane that takes no part.
+    .check(LAUNCH_FAILED, &["lane 16", "mask"]);
+    // A shuffle that reads a lane outside the mask.
     Faulty::new(
         32,
         "setp.ge.u32 %p0, %tid, 16;
          @%p0 ret;
          shfl.sync.idx.b32 %a0, %tid, 20, 31, 0x0000ffff; // here",
     )
-    .says(LAUNCH_FAILED, &["lane 0:", "lane 20"]);
+    .check(LAUNCH_FAILED, &["lane 0:", "lane 20"]);
     Faulty::new(
         32,
         "setp.ge.u32 %p0, %tid, 16;
          @%p0 ret;
          bar.warp.sync 0x1ffff; // here",
     )
-    .says(LAUNCH_FAILED, &["16 to 31 have exited"]);
+    .check(LAUNCH_FAILED, &["16 to 31 have exited"]);
 }
 
 #[test]
-fn branches_that_are_not_uniform() {
+fn divergent_uniform_branches() {
     Faulty::new(
         32,
         "setp.lt.u32 %p0, %tid, 8;
          @%p0 bra.uni END; // here
          END:",
     )
-    .says(LAUNCH_FAILED, &["lanes 0 to 7"]);
+    .check(LAUNCH_FAILED, &["lanes 0 to 7"]);
 }
 
 #[test]
@@ -409,10 +410,10 @@ fn traps_and_endless_loops() {
         "setp.eq.u32 %p0, %tid, 3;
          @%p0 trap; // here",
     )
-    .says(ILLEGAL_INSTRUCTION, &["lane 3:", "trap"]);
+    .check(ILLEGAL_INSTRUCTION, &["lane 3:", "trap"]);
 }
 
-/// When the module is loaded, before anything runs.
+/// Unknown instructions are refused when the module is loaded.
 #[test]
 fn unknown_instructions() {
     let mut wrong = Vec::new();
@@ -420,7 +421,7 @@ fn unknown_instructions() {
         ("frobnicate.u32 %a0, %a1, %a2;", "frobnicate.u32"),
         ("add.u33 %a0, %a1, %a2;", "add.u33"),
         ("add.rn.u32 %a0, %a1, %a2;", "add.rn.u32"),
-        // Their bits are not those of IEEE 754, or the assembler's to choose.
+        // The results are not those of IEEE 754, or the assembler may choose them.
         ("div.approx.f32 %f0, %f1, %f2;", "div.approx.f32"),
         ("add.ftz.f32 %f0, %f1, %f2;", "add.ftz.f32"),
         ("add.f32 %f0, %f1, %f2;", "add.f32"),
@@ -429,7 +430,7 @@ fn unknown_instructions() {
         // Without a mask.
         ("shfl.bfly.b32 %a0, %a1, 1, 31;", "shfl.bfly.b32"),
         ("vote.any.pred %p0, %p1;", "vote.any.pred"),
-        // Operands: too few, too many, of another size or kind.
+        // Too few or too many operands, or operands of the wrong size or kind.
         ("add.u32 %a0, %a1;", "add.u32"),
         ("add.u32 %a0, %a1, %a2, %a3;", "add.u32"),
         ("add.u32 %a0, %x1, %a2;", "add.u32"),

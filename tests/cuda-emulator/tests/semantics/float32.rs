@@ -18,7 +18,7 @@ const SMALLEST_NORMAL: u64 = 0x0080_0000;
 const INFINITY: u64 = 0x7f80_0000;
 const MINUS_INFINITY: u64 = 0xff80_0000;
 const NAN: u64 = 0x7fff_ffff;
-/// NaN with a payload, a signaling one, and one with a sign.
+/// A NaN with a payload, a signaling NaN, and a negative NaN.
 const NANS: [u64; 3] = [0x7fc0_0001, 0x7f80_0001, 0xffc0_0000];
 
 #[test]
@@ -27,11 +27,11 @@ fn add() {
         "add.rn.f32",
         BINARY,
         &[
-            // 1 + 2^-24 is half way to the next number, and goes to the even one; with 2^-47 more it does not.
+            // 1 + 2^-24 is a tie and rounds to even. With 2^-47 more it is not a tie.
             ([ONE, 0x3380_0000], ONE),
             ([0x3f80_0001, 0x3380_0000], 0x3f80_0002),
             ([ONE, 0x3380_0001], 0x3f80_0001),
-            // Half a unit above the largest number, and less.
+            // Half a unit above the largest number, and slightly less.
             ([LARGEST, 0x7300_0000], INFINITY),
             ([LARGEST, 0x72ff_ffff], LARGEST),
             ([SMALLEST, SMALLEST], 2),
@@ -55,7 +55,7 @@ fn sub() {
         "sub.rn.f32",
         BINARY,
         &[
-            // 1 - 2^-25 is half way to the number below, which is odd.
+            // 1 - 2^-25 is a tie with the number below, which is odd.
             ([ONE, 0x3300_0000], ONE),
             ([ONE, 0x3300_0001], 0x3f7f_ffff),
             ([ZERO, ZERO], ZERO),
@@ -80,7 +80,7 @@ fn mul() {
             // (1 + 2^-23)^2 = 1 + 2^-22 + 2^-46; (1 + 3 2^-23)^2 = 1 + 6 2^-23 + 9 2^-46.
             ([0x3f80_0001, 0x3f80_0001], 0x3f80_0002),
             ([0x3f80_0003, 0x3f80_0003], 0x3f80_0006),
-            // Of 2^-23, 12582913.5 goes up to the even one and 12582916.5 goes down.
+            // In units of 2^-23, 12582913.5 rounds up to even, and 12582916.5 rounds down.
             ([0x3fc0_0000, 0x3f80_0001], 0x3fc0_0002),
             ([0x3fc0_0000, 0x3f80_0003], 0x3fc0_0004),
             ([SMALLEST, HALF], ZERO),
@@ -116,7 +116,7 @@ fn fma_rounds_once() {
             ([ZERO, INFINITY, ONE], NAN),
             ([INFINITY, ONE, MINUS_INFINITY], NAN),
             ([ONE, ONE, NANS[1]], NAN),
-            // 2^-149 2^-1 + 2^-149 is a tie, and goes to the even 2.
+            // 2^-149 2^-1 + 2^-149 is a tie, and rounds to the even 2.
             ([SMALLEST, HALF, SMALLEST], 2),
             ([ZERO, 0xbf80_0000, ZERO], ZERO),
             ([ZERO, 0xbf80_0000, MINUS_ZERO], MINUS_ZERO),
@@ -189,7 +189,7 @@ fn sqrt() {
     );
 }
 
-/// One NaN gives way to the number; -0 is below +0.
+/// If one operand is NaN, the result is the other. -0 is below +0.
 #[test]
 fn min_and_max() {
     let cases = [
@@ -218,7 +218,7 @@ fn min_and_max() {
     );
 }
 
-/// With `.NaN` no number hides a NaN.
+/// With `.NaN` the result is NaN if either operand is.
 #[test]
 fn min_and_max_with_nan() {
     let cases = [
@@ -240,7 +240,7 @@ fn min_and_max_with_nan() {
     );
 }
 
-/// The sign of the first operand, and the magnitude of the second.
+/// The result has the sign of the first operand and the magnitude of the second.
 #[test]
 fn copysign() {
     table(
@@ -280,9 +280,9 @@ fn abs_and_neg() {
     );
 }
 
-/// Against whole numbers, see `exact`.
+/// Compares with exact integer arithmetic; see `exact`.
 #[test]
-fn at_random() {
+fn random_operands() {
     let mut random = Random::new();
     let operands: Vec<[u64; 2]> = (0..8192)
         .map(|_| [random.float(23, 8), random.float(23, 8)])

@@ -55,7 +55,7 @@ fn sub() {
         "sub.rn.f64",
         BINARY,
         &[
-            // 1 - 2^-54 is half way to the number below, which is odd.
+            // 1 - 2^-54 is a tie with the number below, which is odd.
             ([ONE, 0x3c90_0000_0000_0000], ONE),
             ([ONE, 0x3c90_0000_0000_0001], ONE - 1),
             ([MINUS_ZERO, ZERO], MINUS_ZERO),
@@ -72,7 +72,7 @@ fn mul() {
         BINARY,
         &[
             ([ONE + 1, ONE + 1], ONE + 2),
-            // 1.5 (1 + 2^-52): a tie that goes up; 1.5 (1 + 3 2^-52): one that goes down.
+            // 1.5 (1 + 2^-52) is a tie that rounds up, and 1.5 (1 + 3 2^-52) one that rounds down.
             ([0x3ff8_0000_0000_0000, ONE + 1], 0x3ff8_0000_0000_0002),
             ([0x3ff8_0000_0000_0000, ONE + 3], 0x3ff8_0000_0000_0004),
             ([SMALLEST, HALF], ZERO),
@@ -111,7 +111,7 @@ fn div() {
         &[
             ([ONE, THREE], 0x3fd5_5555_5555_5555),
             ([TWO, THREE], 0x3fe5_5555_5555_5555),
-            // A tenth, as everybody knows it.
+            // The well-known bits of 0.1.
             ([ONE, 0x4024_0000_0000_0000], 0x3fb9_9999_9999_999a),
             ([ONE, MINUS_ZERO], MINUS_INFINITY),
             ([ZERO, ZERO], ANY_NAN),
@@ -199,9 +199,9 @@ fn abs_and_neg() {
     );
 }
 
-/// Against whole numbers, see `exact`.
+/// Compares with exact integer arithmetic; see `exact`.
 #[test]
-fn at_random() {
+fn random_operands() {
     let mut random = Random::new();
     let operands: Vec<[u64; 2]> = (0..8192)
         .map(|_| [random.float(52, 11), random.float(52, 11)])

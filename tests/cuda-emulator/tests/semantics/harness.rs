@@ -5,21 +5,22 @@ use std::ffi::CString;
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// An expected result that may be any NaN: where the manual leaves the bits open.
+/// An expected result that may be any NaN, because the manual does not specify the bits.
 pub(crate) const ANY_NAN: u64 = 0xdead_beef_0bad_f00d;
 
-/// Threads of a block in the kernels of tables: two warps, of which the last may be short.
+/// Threads per block in the kernels of tables: two warps, of which the last may be partial.
 const BLOCK: usize = 64;
 
-/// Held from a launch to the text of its fault: the emulator has the last one only, of all contexts.
+/// Locks the driver from a launch until the text of its fault is read, because the emulator keeps only the last fault of all
+/// contexts.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs `body` in a kernel with `in` and `out`, arrays of 64-bit words, the second of `outputs` zeros. The body finds
-/// `%in` and `%out`, `%tid` and `%i`, the thread's number in its block and in the grid, and the registers `%a` to
-/// `%d` of 32 bits, `%x` to `%z` of 64, `%h` of 16 and `%p`, `%q`: 16 of each, numbered from 0.
+/// Runs `body` in a kernel with the arrays `in` and `out` of 64-bit words. `out` has `outputs` zeros. The body can use their
+/// addresses `%in` and `%out`, the thread's number in its block `%tid` and in the grid `%i`, and 16 registers of each kind,
+/// numbered from 0: `%a` to `%d` (32 bits), `%x` to `%z` (64 bits), `%h` (16 bits), and the predicates `%p` and `%q`.
 pub(crate) fn run(
     body: &str,
     grid: usize,
@@ -33,7 +34,7 @@ pub(crate) fn run(
     }
 }
 
-/// The same, with the text of the fault where it fails.
+/// Does the same as [`run`], but returns the code and the text of a fault.
 pub(crate) fn try_run(
     body: &str,
     grid: usize,
@@ -64,7 +65,7 @@ mul.lo.u32 %i, %i, %a0;
 add.u32 %i, %i, %tid;
 ";
 
-/// Runs the kernel `test` of a whole text, which takes the addresses of `in` and `out`.
+/// Runs the kernel `test` of a PTX text, which takes the addresses of `in` and `out`.
 pub(crate) fn launch_test(
     text: &str,
     grid: usize,
@@ -83,7 +84,7 @@ pub(crate) fn launch_test(
     ];
     // CU_JIT_ERROR_LOG_BUFFER and its size.
     let numbers = [5, 6];
-    // SAFETY: two options of two values; the text ends with NUL.
+    // SAFETY: there are two options with two values, and the text ends with NUL.
     let code = unsafe {
         let (numbers, options) = (numbers.as_ptr(), options.as_mut_ptr());
         cuModuleLoadDataEx(&mut module, image.as_ptr().cast(), 2, numbers, options)
@@ -118,7 +119,7 @@ pub(crate) fn launch_test(
         params.as_mut_ptr(),
         null_mut()
     ));
-    // SAFETY: nothing is given.
+    // SAFETY: the function has no parameters.
     let code = unsafe { cuCtxSynchronize() };
     if code != 0 {
         return Err(format!("{code}: {}", text_of(lionEmulatorLastFault)));
@@ -134,14 +135,14 @@ pub(crate) fn launch_test(
     Ok(output)
 }
 
-/// The types of an instruction: results and operands.
+/// The types of the results and operands of an instruction.
 struct Signature<'a> {
     results: Vec<&'a str>,
     operands: Vec<&'a str>,
 }
 
 impl<'a> Signature<'a> {
-    /// `"f32 = f32 f32"`, `"pred|pred = s32 s32"`.
+    /// Parses a signature such as `"f32 = f32 f32"` or `"pred|pred = s32 s32"`.
     fn of(text: &'a str) -> Self {
         let (results, operands) = text.split_once('=').expect("results = operands");
         Self {
@@ -176,7 +177,7 @@ impl<'a> Signature<'a> {
     }
 }
 
-/// Registers have at least 16 bits, and the halves of floats are kept as bits.
+/// Returns the register type for a type. Registers have at least 16 bits, and half-precision floats are untyped bits.
 fn register_type(ty: &str) -> &str {
     match ty {
         "b8" | "u8" | "s8" | "f16" => "b16",
@@ -205,7 +206,7 @@ fn store(register: &str, ty: &str, address: &str) -> String {
     }
 }
 
-/// A number of this type as PTX writes it; none where there are no such literals.
+/// Returns a number of this type as a PTX literal, or `None` if PTX has no such literals.
 fn literal(ty: &str, bits: u64) -> Option<String> {
     match ty {
         "f32" => Some(format!("0f{bits:08X}")),
@@ -218,8 +219,8 @@ fn literal(ty: &str, bits: u64) -> Option<String> {
     }
 }
 
-/// Checks every case in a thread of its own, with all operands in registers; then the first cases once more with the
-/// last of two or more operands written into the instruction.
+/// Checks every case in a separate thread, with all operands in registers. Then checks the first cases again with the last of two
+/// or more operands as a literal in the instruction.
 #[track_caller]
 pub(crate) fn check<const N: usize, const M: usize>(
     opcode: &str,
@@ -240,7 +241,7 @@ pub(crate) fn check<const N: usize, const M: usize>(
     }
 }
 
-/// For instructions of one result.
+/// Checks a table for instructions with one result.
 #[track_caller]
 pub(crate) fn table<const N: usize>(opcode: &str, signature: &str, cases: &[([u64; N], u64)]) {
     let cases: Vec<_> = cases
@@ -250,7 +251,7 @@ pub(crate) fn table<const N: usize>(opcode: &str, signature: &str, cases: &[([u6
     check(opcode, signature, &cases);
 }
 
-/// For instructions of one operand and one result.
+/// Checks a table for instructions with one operand and one result.
 #[track_caller]
 pub(crate) fn unary(opcode: &str, signature: &str, cases: &[(u64, u64)]) {
     let cases: Vec<_> = cases

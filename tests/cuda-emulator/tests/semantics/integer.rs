@@ -1,4 +1,4 @@
-//! Integer arithmetic: it wraps, and division by zero gives all ones.
+//! Integer arithmetic. It wraps, and division by zero returns all ones.
 
 use crate::harness::{table, unary};
 use crate::random::Random;
@@ -10,7 +10,7 @@ const S64: &str = "s64 = s64 s64";
 const U16: &str = "u16 = u16 u16";
 const S16: &str = "s16 = s16 s16";
 
-/// -n in so many bits.
+/// Returns -n in two's complement with this number of bits.
 const fn minus(n: u64, bits: u32) -> u64 {
     n.wrapping_neg() & (u64::MAX >> (64 - bits))
 }
@@ -199,7 +199,7 @@ fn mad() {
     );
 }
 
-/// Rounds towards zero. The manual leaves division by zero to the machine; with 32 bits the result is all ones.
+/// Division rounds towards zero. The manual does not specify division by zero; with 32 bits the result is all ones.
 #[test]
 fn div_and_rem() {
     table(
@@ -302,9 +302,9 @@ fn neg_and_abs() {
     unary("abs.s16", "s16 = s16", &[(0xffff, 1)]);
 }
 
-/// Against 128-bit arithmetic of which the low bits are kept.
+/// Compares with the low bits of 128-bit arithmetic.
 #[test]
-fn at_random() {
+fn random_operands() {
     let mut random = Random::new();
     let mut operands = |bits| -> Vec<[u64; 3]> {
         (0..2048)

@@ -1,8 +1,7 @@
-//! Compares each instruction with cases computed by hand from the manual of the PTX ISA, or by a rule that the test
-//! states.
+//! Compares each instruction with results computed by hand from the PTX ISA manual, or by a rule that the test states.
 //!
-//! Nothing here takes an expectation from the emulator, nor from the kernels that it serves. The kernels around the
-//! instruction under test load, store and count in the plainest way.
+//! No expected result is taken from the emulator or from the kernels of this project. The kernels around the instruction under
+//! test use only simple loads, stores and counters.
 
 #[path = "../api/mod.rs"]
 mod api;

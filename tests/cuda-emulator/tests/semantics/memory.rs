@@ -1,8 +1,8 @@
-//! Loads and stores of every space, width and vector; atomics.
+//! Loads and stores in every state space, width and vector size; atomics.
 
 use crate::harness::{HEAD, launch_test, run};
 
-/// Narrow elements are extended as their type says, to the width of the register.
+/// Narrow elements are extended to the width of the register: sign-extended for signed types, else zero-extended.
 #[test]
 fn loads_of_global_memory() {
     let body = "
@@ -31,7 +31,7 @@ fn loads_of_global_memory() {
         st.global.b8 [%out+160], %a0;
         st.global.s8 [%out+168], %a0;
     ";
-    // In memory: 81 92 a3 b4 c5 d6 e7 f8.
+    // The bytes in memory are 81 92 a3 b4 c5 d6 e7 f8.
     let value = 0xf8e7_d6c5_b4a3_9281;
     let expected = [
         0x81,
@@ -60,9 +60,9 @@ fn loads_of_global_memory() {
     assert_eq!(run(body, 1, 1, &[value], expected.len()), expected);
 }
 
-/// A store of few bytes does not change adjacent bytes.
+/// A narrow store does not change adjacent bytes.
 #[test]
-fn stores_change_their_bytes_only() {
+fn stores_do_not_change_adjacent_bytes() {
     let body = "
         ld.global.u64 %x0, [%in];
         st.global.u64 [%out], %x0;
@@ -83,7 +83,7 @@ fn stores_change_their_bytes_only() {
 }
 
 #[test]
-fn vectors() {
+fn vector_loads_and_stores() {
     let body = "
         .reg .f64 %e<2>;
         ld.global.v4.u32 {%a0, %a1, %a2, %a3}, [%in];
@@ -125,7 +125,7 @@ fn vectors() {
     assert_eq!(run(body, 1, 1, &input, expected.len()), expected);
 }
 
-/// By name, by a 64-bit and by a 32-bit register, and by a generic address.
+/// Accesses shared memory by name, by a 64-bit and a 32-bit register, and by a generic address.
 #[test]
 fn shared_memory() {
     let body = "
@@ -169,7 +169,7 @@ fn shared_memory() {
     assert_eq!(run(body, 1, 1, &[input], expected.len()), expected);
 }
 
-/// Each CTA has its own shared memory, each thread its own local memory.
+/// Each CTA has separate shared memory, and each thread separate local memory.
 #[test]
 fn memory_is_private_or_shared_as_declared() {
     let body = "
@@ -195,7 +195,7 @@ fn memory_is_private_or_shared_as_declared() {
     }
 }
 
-/// Parameters, those of few bytes too, and a variable of the module with a first value.
+/// Reads parameters, including narrow ones, and an initialized variable of the module.
 #[test]
 fn parameters_and_variables() {
     let text = format!(
@@ -312,7 +312,7 @@ fn atomics() {
     assert_eq!(run(body, 1, 1, &[], 4), [8, 5, 6, 6]);
 }
 
-/// However many threads there are, each adds once; each gets another old value.
+/// Each of many threads adds once, and each receives a different old value.
 #[test]
 fn atomics_of_many_threads() {
     let body = "

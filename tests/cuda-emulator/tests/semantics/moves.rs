@@ -1,4 +1,4 @@
-//! Moves, packing and unpacking, and the registers that the machine sets.
+//! Moves, packing and unpacking, and special registers.
 
 use crate::harness::{run, unary};
 
@@ -38,7 +38,7 @@ fn moves_keep_bits() {
 }
 
 #[test]
-fn numbers_in_the_text() {
+fn literals() {
     let body = "
         mov.u32 %a0, -1;            st.global.u32 [%out], %a0;
         mov.b32 %a0, 0x80000000;    st.global.u32 [%out+8], %a0;
@@ -68,7 +68,7 @@ fn numbers_in_the_text() {
     assert_eq!(run(body, 1, 1, &[], 11), expected);
 }
 
-/// The first element is the lowest.
+/// The first element has the least significant bits.
 #[test]
 fn packing_and_unpacking() {
     let body = "
@@ -106,7 +106,7 @@ fn packing_and_unpacking() {
 
 /// Three blocks of 40 threads: lanes 0 to 31, and 0 to 7.
 #[test]
-fn places_of_threads() {
+fn thread_and_block_indices() {
     let body = "
         .reg .b32 %s<12>;
         mov.u32 %s0, %tid.x;   mov.u32 %s1, %ntid.x;  mov.u32 %s2, %ctaid.x; mov.u32 %s3, %nctaid.x;
@@ -130,7 +130,7 @@ fn places_of_threads() {
 }
 
 #[test]
-fn masks_of_lanes() {
+fn lane_masks() {
     let body = "
         mov.u32 %a0, %lanemask_eq; mov.u32 %a1, %lanemask_le; mov.u32 %a2, %lanemask_ge; mov.u32 %a3, %lanemask_gt;
         mul.wide.u32 %x0, %i, 32;

@@ -1,10 +1,10 @@
-//! Operands at random, with a seed that is printed.
+//! Random operands. The seed is printed.
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// The seed is `LION_TEST_SEED` or, where that is not set, the clock.
+    /// Creates a generator whose seed is `LION_TEST_SEED` or, if that is not set, the clock.
     pub(crate) fn new() -> Self {
         let seed = match std::env::var("LION_TEST_SEED") {
             Ok(text) => text.parse().expect("LION_TEST_SEED is a whole number"),
@@ -28,7 +28,7 @@ impl Random {
         self.bits() % end
     }
 
-    /// A number of so many bits: of any length, all ones and all zeros too.
+    /// Returns an integer with at most `bits` bits. The lengths vary, and include all zeros and all ones.
     pub(crate) fn integer(&mut self, bits: u32) -> u64 {
         let mask = u64::MAX >> (64 - bits);
         let value = self.bits() & mask >> self.below(bits.into());
@@ -39,8 +39,8 @@ impl Random {
         }
     }
 
-    /// A float with so many bits of mantissa and of exponent: one in eight is an infinity, a NaN, a zero or nearly, exponents
-    /// lie close to each other, and mantissas end with many zeros or ones, so that there are ties.
+    /// Returns a float with these numbers of mantissa and exponent bits. One in eight is infinite, NaN, zero or close to zero. The
+    /// exponents are close to each other, and mantissas end with many zeros or ones, so that ties occur.
     pub(crate) fn float(&mut self, mantissa: u32, exponent: u32) -> u64 {
         let (ones, most) = ((1 << mantissa) - 1, (1 << exponent) - 1);
         let field = match self.below(16) {

@@ -4,7 +4,7 @@ use crate::harness::run;
 
 const FULL: u32 = 0xffff_ffff;
 
-/// The result of the manual's pseudo-code for a lane: the lane that it reads, and whether that lane is in range.
+/// Evaluates the manual's pseudocode for a lane. Returns the lane that it reads, and whether that lane is in range.
 fn source(mode: &str, lane: i64, b: i64, c: i64) -> (i64, u64) {
     let (bval, cval, mask) = (b & 31, c & 31, c >> 8 & 31);
     let max = (lane & mask) | (cval & !mask);
@@ -22,7 +22,7 @@ fn source(mode: &str, lane: i64, b: i64, c: i64) -> (i64, u64) {
     (if valid { j } else { lane }, valid.into())
 }
 
-/// Lane l has the value 100 + l.
+/// Runs a shuffle in which lane l has the value 100 + l.
 fn shuffle(opcode: &str, b: i64, c: i64) -> Vec<u64> {
     let body = format!(
         "add.u32 %a1, %tid, 100;
@@ -67,9 +67,9 @@ fn shuffles_with_clamps_and_segments() {
     }
 }
 
-/// By hand: down by 16 in a whole warp, across in pairs, and lane 5 to all.
+/// Expected results computed by hand: down by 16 in a whole warp, exchange within pairs, and broadcast of lane 5.
 #[test]
-fn shuffles_as_kernels_use_them() {
+fn shuffles_with_results_computed_by_hand() {
     let column = |output: &[u64], column: usize| -> Vec<u64> {
         output.chunks(3).map(|row| row[column]).collect()
     };
@@ -85,12 +85,12 @@ fn shuffles_as_kernels_use_them() {
         .collect();
     assert_eq!(column(&across, 0), expected);
     assert_eq!(column(&shuffle("shfl.sync.idx.b32", 5, 31), 0), [105; 32]);
-    // Up by one leaves the first lane with its own value, out of range.
+    // Up by one, the first lane is out of range and keeps its value.
     let up = shuffle("shfl.sync.up.b32", 1, 0);
     assert_eq!(up[..6], [100, 0, 100, 100, 1, 100]);
 }
 
-/// Lanes of one mask wait for each other, independent of their paths, and not for other lanes.
+/// Lanes of one mask wait for each other on any path, but not for other lanes.
 #[test]
 fn shuffles_of_some_lanes() {
     let body = "
@@ -113,7 +113,7 @@ fn shuffles_of_some_lanes() {
     assert_eq!(run(body, 1, 32, &[], 32), expected);
 }
 
-/// The lanes of the upper half arrive late, and the lower half waits.
+/// The lower half of the warp waits for the upper half, which arrives later.
 #[test]
 fn shuffles_wait_for_their_mask() {
     let body = format!(
@@ -175,7 +175,7 @@ fn votes() {
 }
 
 #[test]
-fn lanes_that_are_active() {
+fn activemask() {
     let body = "
         setp.lt.u32 %p0, %tid, 5;
         activemask.b32 %a1;

@@ -7,7 +7,7 @@ use crate::machine::{compare, float, integer};
 use crate::ptx::{Instruction, Operand, Type};
 
 impl Decoder<'_> {
-    /// An instruction whose type is its last part and whose operands are all of that type, as a rule.
+    /// Decodes an instruction whose type is its last part. With few exceptions all operands have that type.
     pub(super) fn arithmetic(&mut self, instruction: &Instruction) -> Decoded {
         let ty = self.ty(instruction)?;
         let (name, _) = instruction.opcode.rsplit_once('.').ok_or_else(unknown)?;
@@ -229,7 +229,7 @@ impl Decoder<'_> {
         };
         let ty = Type::B32;
         let table = u8::try_from(*table)
-            .map_err(|_| format!("a table of 8 bits is wanted, {table} is given"))?;
+            .map_err(|_| format!("expected a table of 8 bits, found {table}"))?;
         let d = self.target32(d, ty)?;
         let sources = [
             self.source32(a, ty)?,
@@ -305,7 +305,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// The comparison and how it is combined with a predicate: `.lt`, `.lt.and`.
+    /// Parses a comparison and how it is combined with a predicate: `.lt`, `.lt.and`.
     fn comparison(
         &self,
         parts: &[&str],
@@ -325,7 +325,7 @@ impl Decoder<'_> {
                 Ok(Some((logic, predicate, negated)))
             }
             _ => Err(
-                "one predicate is wanted where there is .and, .or or .xor, and only there".into(),
+                "one predicate operand is required with .and, .or or .xor, and none without".into(),
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! Branches, barriers, and what lanes do with each other.
+//! Branches, barriers, and collective operations of a warp.
 
 use super::{Decoded, Decoder, operands, unknown};
 use crate::machine::op::{Op, Shuffle, ShuffleMode, Vote, VoteMode, Voted};
@@ -10,7 +10,7 @@ impl Decoder<'_> {
             ("activemask.b32", [d]) => Op::ActiveMask(self.target32(d, Type::B32)?),
             ("ret" | "exit" | "ret.uni", []) => Op::Exit,
             ("trap", []) => Op::Trap,
-            // Accesses take effect in the order in which they are made.
+            // The machine executes accesses in program order, so fences have no effect.
             ("membar.cta" | "membar.gl" | "membar.sys", []) => Op::Nothing,
             (fence, []) if fence.starts_with("fence.") => {
                 let known = instruction
@@ -111,7 +111,7 @@ impl Decoder<'_> {
             ["cta", rest @ ..] => rest,
             parts => parts,
         };
-        // All threads of a warp are to be there together, with or without .aligned.
+        // The machine requires all threads of a warp to reach a barrier together, with or without .aligned.
         let wait = match parts {
             ["sync"] | ["sync", "aligned"] => true,
             ["arrive"] | ["arrive", "aligned"] => false,

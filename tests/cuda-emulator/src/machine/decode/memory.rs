@@ -11,8 +11,8 @@ struct Access {
     ty: Type,
 }
 
-/// The parts in the order in which the ISA has them: how, where, caching, elements, type. Where data is cached does not
-/// matter here.
+/// Parses the parts in the order of the ISA: semantics, state space, cache operator, vector, type. Cache operators have no
+/// effect.
 fn access(parts: &[&str], load: bool) -> Decoded<Access> {
     let parts = match parts {
         ["volatile" | "weak", rest @ ..] => rest,
@@ -57,7 +57,7 @@ fn access(parts: &[&str], load: bool) -> Decoded<Access> {
     }
 }
 
-/// The elements of an operand: itself, or those of a vector.
+/// Returns the elements of an operand: the operand, or the elements of a vector.
 fn elements<'a>(operand: &'a Operand, access: &Access) -> Decoded<&'a [Operand]> {
     let elements = match operand {
         Operand::Vector(elements) => elements,
@@ -67,7 +67,7 @@ fn elements<'a>(operand: &'a Operand, access: &Access) -> Decoded<&'a [Operand]>
         Ok(elements)
     } else {
         Err(format!(
-            "{} elements, where {} are wanted",
+            "{} elements, expected {}",
             elements.len(),
             access.elements
         ))
@@ -184,7 +184,7 @@ impl Decoder<'_> {
     }
 }
 
-/// The operation of an atomic.
+/// Returns the function of an atomic operation.
 fn update(name: &str, ty: Type) -> Option<Update> {
     Some(match (name, ty) {
         ("add", Type::U32 | Type::S32) => |old, a, _| (old as u32).wrapping_add(a as u32).into(),

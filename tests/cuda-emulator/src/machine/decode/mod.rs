@@ -1,5 +1,5 @@
-//! From the parser's instructions to the machine's operations: registers get numbers, constants their bits, and what
-//! is no instruction is refused.
+//! Decodes the parser's instructions to the machine's operations. Numbers the registers, converts constants to bits, and refuses
+//! invalid and unsupported instructions.
 
 mod arithmetic;
 mod control;
@@ -19,7 +19,7 @@ const NEVER_WRITTEN: u64 = 0xA5A5_A5A5_A5A5_A5A5;
 /// Why an instruction is refused.
 type Decoded<T = Op> = Result<T, String>;
 
-/// Where a register of the text is.
+/// The machine register of a PTX register.
 #[derive(Clone, Copy)]
 enum Slot {
     Predicate(P),
@@ -75,7 +75,7 @@ pub(super) fn decode(kernel: &Kernel, globals: &[u64]) -> Result<Code, LoadError
         code.lines.push(instruction.line);
         code.kind_of.push(kind);
     }
-    // A thread that runs over the end has returned. No kind: it is no instruction.
+    // A thread that reaches the end of the body exits. This operation is not an instruction, so it has no kind.
     let line = kernel.body.last().map_or(kernel.line, |last| last.line);
     let code = &mut decoder.code;
     code.ops.push(Inst {
@@ -163,7 +163,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// The last part of an opcode, which is its type as a rule.
+    /// Returns the type that is the last part of an opcode.
     fn ty(&self, instruction: &Instruction) -> Decoded<Type> {
         let last = instruction.modifiers().last().unwrap_or_default();
         Type::of(last).ok_or_else(unknown)
@@ -183,28 +183,25 @@ impl<'a> Decoder<'a> {
             .map_or("a register", |register| &register.name)
     }
 
-    /// The number of the next memory instruction.
+    /// Returns the number of the next memory instruction.
     fn cache(&mut self) -> u32 {
         self.code.caches += 1;
         self.code.caches - 1
     }
 }
 
-/// The refusal of an instruction that the machine does not have.
+/// The message for an unsupported instruction.
 fn unknown() -> String {
-    "no such instruction here".into()
+    "unsupported instruction".into()
 }
 
-/// The refusal of a number of operands.
+/// The message for a wrong number or kind of operands.
 fn operands(wanted: &str, instruction: &Instruction) -> String {
-    format!(
-        "{} operands, where {wanted} are wanted",
-        instruction.operands.len()
-    )
+    format!("{} operands, expected {wanted}", instruction.operands.len())
 }
 
-/// Where variables lie if they follow each other; then their size and alignment. Dynamic ones begin behind all
-/// others. The parser has seen to it that there is room for all.
+/// Lays out variables one after another. Returns their offsets, the total size and the alignment. Dynamic variables begin after
+/// all others. The parser has checked the total size.
 fn placed(variables: &[crate::ptx::Variable]) -> (Vec<u64>, u64, u64) {
     let (mut end, mut align) = (0_u64, 1);
     let mut starts = vec![0; variables.len()];

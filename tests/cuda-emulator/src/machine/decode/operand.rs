@@ -1,11 +1,11 @@
-//! Operands: which register, or which constant.
+//! Resolves operands to registers and constants.
 
 use super::{Decoded, Decoder, Slot, unknown};
 use crate::machine::op::{ALWAYS, Address, NEVER, P, R32, R64, Reg, Space};
 use crate::ptx::{Base, Operand, RegisterId, Special, Symbol, Type};
 
 impl Decoder<'_> {
-    /// A register and its width in bits.
+    /// Returns a register and its width in bits.
     fn word(&self, register: RegisterId) -> Decoded<(Reg, u32)> {
         let declared = self.kernel.registers.get(register.0 as usize);
         match (
@@ -17,7 +17,8 @@ impl Decoder<'_> {
         }
     }
 
-    /// A register that may hold values of the type: of bits alone, or an integer for integers, or the same float.
+    /// Returns a register and its width, if it may hold values of the type: if either is untyped bits, both are integers, or both
+    /// are the same float type.
     fn word_for(&self, register: RegisterId, ty: Type) -> Decoded<(Reg, u32)> {
         let word = self.word(register)?;
         let declared = self
@@ -30,32 +31,32 @@ impl Decoder<'_> {
             Ok(word)
         } else {
             Err(format!(
-                "{} is declared .{declared}, where .{ty} is wanted",
+                "{} is declared .{declared}, expected .{ty}",
                 self.name(register)
             ))
         }
     }
 
-    /// A register of exactly the type's width.
+    /// Returns a register that has exactly the type's width.
     fn word_of(&self, register: RegisterId, ty: Type) -> Decoded<Reg> {
         let (word, bits) = self.word_for(register, ty)?;
         let wanted = 8 * ty.bytes().ok_or_else(unknown)? as u32;
         if bits != wanted {
             return Err(format!(
-                "{} has {bits} bits, where {wanted} are wanted",
+                "{} has {bits} bits, expected {wanted}",
                 self.name(register)
             ));
         }
         Ok(word)
     }
 
-    /// A register of the type's width or wider, and its width, as loads, stores and conversions take them.
+    /// Returns a register of at least the type's width, and its width, for loads, stores and conversions.
     pub(super) fn wider_word(&self, register: RegisterId, ty: Type) -> Decoded<(Reg, u32)> {
         let (word, bits) = self.word_for(register, ty)?;
         let wanted = 8 * ty.bytes().ok_or_else(unknown)? as u32;
         if bits < wanted {
             return Err(format!(
-                "{} has {bits} bits, where {wanted} are wanted",
+                "{} has {bits} bits, expected at least {wanted}",
                 self.name(register)
             ));
         }
@@ -89,7 +90,7 @@ impl Decoder<'_> {
         register
     }
 
-    /// The address of a variable, in its own space.
+    /// Returns the address of a variable in its state space.
     pub(super) fn symbol(&self, symbol: Symbol) -> Decoded<u64> {
         let found = match symbol {
             Symbol::Param(at) => self.kernel.params.get(at).map(|param| param.offset.into()),
@@ -100,7 +101,7 @@ impl Decoder<'_> {
         found.ok_or_else(|| "no such variable".into())
     }
 
-    /// The bits of an operand that is no register.
+    /// Returns the bits of a constant operand.
     fn bits(&mut self, operand: &Operand, ty: Type) -> Decoded<u64> {
         let float = matches!(ty, Type::F32 | Type::F64 | Type::F16 | Type::F16x2);
         match operand {
@@ -136,7 +137,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// Returns the operand of a conversion or a store, which reads the low bits of a wider register.
+    /// Returns the operand of a conversion or a store, which may be a wider register whose low bits are read.
     pub(super) fn wider_source(&mut self, operand: &Operand, ty: Type) -> Decoded<Reg> {
         match operand {
             Operand::Register(register) => Ok(self.wider_word(*register, ty)?.0),
@@ -179,7 +180,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// A predicate that is read, and whether it is negated.
+    /// Returns a predicate operand, and whether it is negated.
     pub(super) fn source_predicate(&self, operand: &Operand) -> Decoded<(P, bool)> {
         match operand {
             Operand::Register(register) => Ok((self.predicate(*register)?, false)),
@@ -197,7 +198,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// The address of a load or a store in this space.
+    /// Returns the address operand of a load or a store in this space.
     pub(super) fn address(&self, operand: &Operand, space: Space) -> Decoded<Address> {
         let Operand::Address(base, plus) = operand else {
             return Err(format!("{operand:?} is no address"));
@@ -210,7 +211,7 @@ impl Decoder<'_> {
             Base::Symbol(symbol) => {
                 let inside = match symbol {
                     Symbol::Param(_) => space == Space::Param,
-                    // Their addresses are generic ones.
+                    // Global addresses are also generic addresses.
                     Symbol::Global(_) => matches!(space, Space::Global | Space::Generic),
                     Symbol::Shared(_) => space == Space::Shared,
                     Symbol::Local(_) => space == Space::Local,
@@ -230,7 +231,7 @@ impl Decoder<'_> {
         })
     }
 
-    /// A register of 32 or 64 bits that counts bytes.
+    /// Returns a base register of 32 or 64 bits.
     fn base(&self, register: RegisterId) -> Decoded<Reg> {
         let ty = match self.word(register)? {
             (_, 64) => Type::U64,
@@ -240,7 +241,7 @@ impl Decoder<'_> {
     }
 }
 
-/// The interpretation of the bits of a type.
+/// The class of a type: how its bits are interpreted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Bits,

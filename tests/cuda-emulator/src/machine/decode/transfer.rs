@@ -31,7 +31,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// The type of so many parts of a `.b16`, `.b32` or `.b64`.
+    /// Returns the type of each of `parts` parts of a `.b16`, `.b32` or `.b64`.
     fn part(ty: Type, parts: usize) -> Decoded<Type> {
         match (ty, parts) {
             (Type::B64, 2) => Ok(Type::B32),
@@ -130,7 +130,7 @@ impl Decoder<'_> {
         Ok(direct.unwrap_or_else(|| Op::Cvt(Box::new(convert))))
     }
 
-    /// Global addresses are generic ones; shared and local memory have windows.
+    /// Decodes `cvta`. Global addresses are also generic addresses. Shared and local memory have windows in the generic space.
     pub(super) fn cvta(&mut self, instruction: &Instruction) -> Decoded {
         let parts: Vec<&str> = instruction.modifiers().collect();
         let [d, a] = &*instruction.operands else {

@@ -3,7 +3,7 @@
 use super::{Device, PLACE, faults};
 
 #[test]
-fn warps_pass_values_through_shared_memory() {
+fn warps_can_pass_values_through_shared_memory() {
     // Each thread reads the value of the thread 32 before it, once per warp, so the values return to their threads.
     let device = Device::new(
         1,
@@ -46,7 +46,7 @@ fn exited_warp_does_not_block_a_barrier() {
         END:
         ret;",
     );
-    device.launch(1, 64, &[]).expect("nobody waits");
+    device.launch(1, 64, &[]).expect("all warps exit");
     let line = device.line("bar.sync");
     let waits = format!("warp 2 is at barrier 0, {line}");
     let parts = [&*line, "not all reach", "warp 0 has exited", &waits];
@@ -62,7 +62,7 @@ fn barrier_faults_if_lanes_are_missing() {
     let waits = format!("lanes 3 to 31 wait at {}", device.line("bar.sync"));
     let parts = [&*waits, "lanes 0 to 2 have exited"];
     faults(device.launch(1, 32, &[]), 719, &parts);
-    // Two branches, each with a barrier.
+    // Both sides of a branch have a barrier.
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;
@@ -104,7 +104,7 @@ fn warps_at_different_barriers_are_a_fault() {
 
 #[test]
 fn barrier_can_cover_some_of_the_warps() {
-    // Warps 0 and 1 meet at barrier 1, warps 2 and 3 at barrier 2, then all.
+    // Warps 0 and 1 wait at barrier 1, warps 2 and 3 at barrier 2, and then all warps at a common barrier.
     let body = |threads: u32| {
         format!(
             "mov.u32 %r1, %tid.x;
@@ -117,7 +117,7 @@ fn barrier_can_cover_some_of_the_warps() {
     };
     Device::new(0, &body(64))
         .launch(1, 128, &[])
-        .expect("pairs");
+        .expect("pairs of warps");
     faults(
         Device::new(0, &body(96)).launch(1, 128, &[]),
         719,

@@ -3,7 +3,7 @@
 use super::{Device, PLACE};
 
 #[test]
-fn instructions_by_kind_and_by_warp() {
+fn instructions_are_counted_by_kind_and_by_warp() {
     let device = Device::new(
         1,
         "mov.u32 %r1, %tid.x;
@@ -18,10 +18,10 @@ fn instructions_by_kind_and_by_warp() {
     for threads in 1..4 {
         let counts = device.launch_on(threads, 3, 40, &[to]).expect("no fault");
         assert_eq!(counts.threads, 120);
-        // 40 threads load the parameter, move, compare, branch and return; those from 8 on add twice, whatever the
-        // guard.
+        // All 40 threads load the parameter, move, compare, branch and return. Threads 8 and up add twice, because a lane whose
+        // guard is false counts too.
         assert_eq!(counts.instructions, 3 * (5 * 40 + 2 * 32));
-        // Two warps in each CTA; the lanes of the first meet again before they return.
+        // There are two warps per CTA. The lanes of the first warp reconverge before they return.
         assert_eq!(counts.warp_instructions, 3 * (7 + 7));
         assert_eq!(counts.by_kind["add.u32"], 3 * 2 * 32);
         assert_eq!(counts.by_kind["bra"], 3 * 40);
@@ -30,7 +30,7 @@ fn instructions_by_kind_and_by_warp() {
 }
 
 #[test]
-fn waiting_is_not_counted() {
+fn waiting_lanes_are_not_counted() {
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;
@@ -48,8 +48,9 @@ fn waiting_is_not_counted() {
 }
 
 #[test]
-fn sectors_and_bytes_of_global_memory() {
-    /// 32 threads access memory so many bytes apart; bytes, sectors touched, sectors needed.
+fn sectors_and_bytes_of_global_memory_are_counted() {
+    /// Stores with 32 threads at addresses that are `apart` bytes apart. Returns the bytes, the sectors touched and the sectors
+    /// needed.
     fn stored(apart: u32, behind: u64, ty: &str, value: &str) -> (u64, u64, u64) {
         let device = Device::new(
             1,
@@ -65,7 +66,7 @@ fn sectors_and_bytes_of_global_memory() {
             ),
         );
         let to = device.raw(4096);
-        let counts = device.launch(1, 32, &[to + behind]).expect("room");
+        let counts = device.launch(1, 32, &[to + behind]).expect("enough memory");
         assert_eq!(counts.loaded_bytes, 0);
         (
             counts.stored_bytes,
@@ -73,20 +74,20 @@ fn sectors_and_bytes_of_global_memory() {
             counts.sectors_needed,
         )
     }
-    // Consecutive: four sectors for 128 bytes, and one more if they are not aligned to a sector.
+    // 128 contiguous bytes take four sectors, and one more if they are not aligned to a sector.
     assert_eq!(stored(4, 0, "f32", "%f1"), (128, 4, 4));
     assert_eq!(stored(4, 4, "f32", "%f1"), (128, 5, 4));
     assert_eq!(stored(4, 64, "u32", "%r5"), (128, 4, 4));
-    // One a sector.
+    // Each lane stores to a different sector.
     assert_eq!(stored(32, 0, "f32", "%f1"), (128, 32, 4));
-    // 64 bytes in a row; then two bytes in every four.
+    // 64 contiguous bytes, then two bytes of every four.
     assert_eq!(stored(2, 0, "u16", "%h1"), (64, 2, 2));
     assert_eq!(stored(4, 0, "u16", "%h1"), (64, 4, 2));
     assert_eq!(
         stored(16, 0, "v4.u32", "{%r5, %r5, %r5, %r5}"),
         (512, 16, 16)
     );
-    // All at one place: its bytes count once.
+    // All lanes store to one address, whose bytes count once.
     assert_eq!(stored(0, 8, "u32", "%r5"), (4, 1, 1));
 }
 
@@ -99,7 +100,7 @@ fn loads_count_as_loads_and_atomics_as_stores() {
         ret;",
     );
     let from = device.words(&[3, 4, 5]);
-    let counts = device.launch(2, 32, &[from]).expect("there");
+    let counts = device.launch(2, 32, &[from]).expect("a valid range");
     assert_eq!((counts.loaded_bytes, counts.stored_bytes), (16, 8));
     assert_eq!((counts.sectors_touched, counts.sectors_needed), (4, 4));
 }

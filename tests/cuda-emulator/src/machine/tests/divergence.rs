@@ -3,7 +3,7 @@
 use super::{Device, PLACE, faults};
 
 #[test]
-fn lanes_leave_a_loop_one_by_one_and_reconverge_after_it() {
+fn lanes_that_leave_a_loop_one_by_one_reconverge_after_it() {
     // Lane i runs i iterations; after the loop all lanes are active again.
     let device = Device::new(
         1,
@@ -29,7 +29,7 @@ fn lanes_leave_a_loop_one_by_one_and_reconverge_after_it() {
 }
 
 #[test]
-fn the_arms_of_a_branch_are_executed_by_their_lanes() {
+fn both_sides_of_a_branch_are_executed_by_their_lanes() {
     let device = Device::new(
         1,
         &format!(
@@ -50,13 +50,13 @@ fn the_arms_of_a_branch_are_executed_by_their_lanes() {
     );
     let to = device.raw(4 * 20);
     device.launch(1, 20, &[to]).expect("no fault");
-    // Of 20 lanes, those of the other parity.
+    // Masks of the even and the odd ones of 20 lanes.
     let (even, odd) = (0x5_5555, 0xa_aaaa);
     assert_eq!(device.read(to, 4), [odd, even, odd, even]);
 }
 
 #[test]
-fn uniform_branches_are_taken_by_all_or_none() {
+fn uniform_branch_taken_by_some_lanes_is_a_fault() {
     let body = |limit: u32| {
         format!(
             "mov.u32 %r1, %tid.x;\nsetp.lt.u32 %p1, %r1, {limit};\n@%p1 bra.uni END;\nEND:\nret;"
@@ -73,7 +73,7 @@ fn uniform_branches_are_taken_by_all_or_none() {
 
 #[test]
 fn a_shuffle_waits_for_its_members() {
-    // The lower lanes take a longer path, whose code is further down.
+    // The lower lanes take a longer path, whose code is at higher addresses.
     let device = Device::new(
         1,
         &format!(
@@ -91,7 +91,7 @@ fn a_shuffle_waits_for_its_members() {
         ),
     );
     let to = device.raw(128);
-    device.launch(1, 32, &[to]).expect("they wait");
+    device.launch(1, 32, &[to]).expect("the lanes wait");
     assert_eq!(device.read(to, 32), [203; 32]);
 }
 
@@ -109,8 +109,8 @@ fn shuffle_faults_if_members_never_arrive() {
     };
     Device::new(0, &body("0xfffffff0"))
         .launch(1, 32, &[])
-        .expect("all that are named");
-    // The first four lanes have exited when the others still wait for them.
+        .expect("all members arrive");
+    // The first four lanes exit while the others wait for them.
     let device = Device::new(0, &body("-1"));
     let waits = format!("lanes 4 to 31 wait at {}", device.line("vote"));
     faults(
@@ -118,13 +118,13 @@ fn shuffle_faults_if_members_never_arrive() {
         719,
         &["never arrive", &waits, "lanes 0 to 3 have exited"],
     );
-    // Nobody waits where all exit.
-    device.launch(1, 4, &[]).expect("no vote");
+    // If all lanes exit, no lane waits.
+    device.launch(1, 4, &[]).expect("all lanes exit");
 }
 
 #[test]
 fn predicated_off_lane_continues() {
-    // Lanes from 16 on first pass the shuffle, then come back to it.
+    // The guard of the shuffle is first false in lanes 16 and up. They continue and later return to it.
     let device = Device::new(
         1,
         &format!(
@@ -141,21 +141,21 @@ fn predicated_off_lane_continues() {
         ),
     );
     let to = device.raw(128);
-    let counts = device.launch(1, 32, &[to]).expect("all come");
+    let counts = device.launch(1, 32, &[to]).expect("all lanes arrive");
     assert_eq!(device.read(to, 32), [20; 32]);
-    // Turned off for half of the lanes, then carried out by all.
+    // The guard is false in half of the lanes, then the shuffle is executed by all.
     assert_eq!(counts.by_kind["shfl.sync.idx.b32"], 16 + 32);
 }
 
 #[test]
-fn members_include_the_lane_itself() {
+fn member_mask_must_include_the_lane_itself() {
     let device = Device::new(0, "bar.warp.sync 0x7fffffff;\nret;");
     faults(
         device.launch(1, 32, &[]),
         719,
         &["lane 31", "0x7fffffff", "omits the lane"],
     );
-    device.launch(1, 31, &[]).expect("the lanes that are there");
+    device.launch(1, 31, &[]).expect("the existing lanes");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn halves_of_a_warp_can_shuffle_separately() {
 }
 
 #[test]
-fn a_shuffle_reads_members_only() {
+fn shuffle_from_a_lane_outside_the_mask_is_a_fault() {
     let device = Device::new(
         0,
         "mov.u32 %r1, %tid.x;

@@ -20,7 +20,7 @@ fn fault_names_kernel_line_cta_warp_and_lane() {
         "0 bytes behind the allocation of 400 bytes",
     ];
     faults(device.launch(2, 64, &[to]), 700, &parts);
-    // Earlier stores take effect.
+    // Stores before the fault take effect.
     assert_eq!(device.read(to, 3), [0, 1, 2]);
 }
 
@@ -28,14 +28,17 @@ fn fault_names_kernel_line_cta_warp_and_lane() {
 fn freed_memory_is_reported_as_freed() {
     let device = store();
     let to = device.raw(400);
-    device.memory.free(to).expect("alive");
+    device.memory.free(to).expect("a live allocation");
     faults(
         device.launch(1, 1, &[to]),
         700,
         &["use after free", "400 bytes"],
     );
-    let pinned = device.memory.allocate(64, Kind::Pinned).expect("room");
-    device.memory.free(pinned).expect("alive");
+    let pinned = device
+        .memory
+        .allocate(64, Kind::Pinned)
+        .expect("enough memory");
+    device.memory.free(pinned).expect("a live allocation");
     faults(
         device.launch(1, 1, &[pinned]),
         700,
@@ -44,7 +47,7 @@ fn freed_memory_is_reported_as_freed() {
 }
 
 #[test]
-fn vectors_are_aligned_as_a_whole() {
+fn vector_access_must_be_aligned_as_a_whole() {
     let device = Device::new(
         1,
         "mov.u32 %r1, 7;\nst.global.v4.u32 [%rd0], {%r1, %r1, %r1, %r1};\nret;",
@@ -65,7 +68,10 @@ fn vectors_are_aligned_as_a_whole() {
 fn reading_unwritten_memory_is_a_fault() {
     let device = Device::new(1, &format!("{PLACE}\nld.global.u32 %r5, [%rd8];\nret;"));
     let from = device.raw(4 * 64);
-    device.memory.write(from, &[0; 4 * 37 + 1]).expect("there");
+    device
+        .memory
+        .write(from, &[0; 4 * 37 + 1])
+        .expect("a valid range");
     device.launch(1, 37, &[from]).expect("written");
     let parts = [
         "warp 1, lane 5",
@@ -73,8 +79,11 @@ fn reading_unwritten_memory_is_a_fault() {
         "offset 149 of an allocation of 256 bytes",
     ];
     faults(device.launch(1, 64, &[from]), 719, &parts);
-    // Writes of the host to managed memory are not observed.
-    let managed = device.memory.allocate(4 * 64, Kind::Managed).expect("room");
+    // The emulator does not see host writes to managed memory, so its bytes count as written.
+    let managed = device
+        .memory
+        .allocate(4 * 64, Kind::Managed)
+        .expect("enough memory");
     device.launch(1, 64, &[managed]).expect("counts as written");
 }
 
@@ -82,7 +91,7 @@ fn reading_unwritten_memory_is_a_fault() {
 fn stores_of_a_launch_count_as_written() {
     let device = store();
     let to = device.raw(4 * 64);
-    device.launch(1, 40, &[to]).expect("there");
+    device.launch(1, 40, &[to]).expect("a valid range");
     let sum = Device {
         memory: device.memory,
         ..Device::new(1, &format!("{PLACE}\nld.global.u32 %r5, [%rd8];\nret;"))
@@ -109,12 +118,12 @@ fn a_warp_can_access_many_allocations_at_once() {
         .iter()
         .flat_map(|place| place.to_le_bytes())
         .collect();
-    device.memory.write(table, &bytes).expect("there");
-    device.launch(1, 40, &[table]).expect("all there");
+    device.memory.write(table, &bytes).expect("a valid range");
+    device.launch(1, 40, &[table]).expect("live allocations");
     for (number, place) in (0..).zip(&places) {
         assert_eq!(device.read(*place, 1), [number]);
     }
-    device.memory.free(places[33]).expect("alive");
+    device.memory.free(places[33]).expect("a live allocation");
     faults(
         device.launch(1, 40, &[table]),
         700,
@@ -157,7 +166,7 @@ fn generic_addresses_reach_every_space() {
         add.u32 %r2, %r1, 70;
         st.u32 [%rd3+4], %r2;
         ld.u32 %r4, [%rd3+4];
-        // Each finds its own where the space is named.
+        // The same address in an explicit state space.
         @%p1 ld.shared.u32 %r4, [here+4];
         @%p2 ld.local.u32 %r4, [mine+4];
         mul.wide.u32 %rd4, %r1, 4;
@@ -185,7 +194,7 @@ fn local_memory_is_private_to_a_lane_and_checked() {
     };
     let device = Device::new(1, &body("ld.local.u32 %r5, [%rd1];"));
     let to = device.raw(4 * 40);
-    device.launch(1, 40, &[to]).expect("its own");
+    device.launch(1, 40, &[to]).expect("private memory");
     assert_eq!(device.read(to, 40), (0..40).collect::<Vec<_>>());
     let device = Device::new(1, &body("ld.local.u32 %r5, [%rd1+4];"));
     faults(

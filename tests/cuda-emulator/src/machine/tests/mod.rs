@@ -1,4 +1,4 @@
-//! Whole kernels on the machine: what its strictness finds and what it lets pass.
+//! Runs whole kernels on the machine: checks that invalid kernels are faults, and that valid ones are not.
 
 mod barriers;
 mod counts;
@@ -9,23 +9,23 @@ mod races;
 use super::{Counts, Kind, Launch, Memory, Program, launch::run_with, run};
 use crate::ptx;
 
-/// A device and one kernel, `k`, whose parameters are addresses and numbers of 64 bits, in %rd0 and so on.
+/// A device and one kernel, `k`, whose parameters are addresses and 64-bit numbers, loaded into %rd0, %rd1 and so on.
 struct Device {
     memory: Memory,
     program: Program,
     text: String,
 }
 
-/// The result of a launch: its counts, or code and text of its fault.
+/// The result of a launch: its counts, or the code and the text of its fault.
 type Outcome = Result<Counts, (u32, String)>;
 
 impl Device {
-    /// The kernel of this body, with predicates %p, and registers %r (32 bits), %rd (64 bits), %f and %h (16 bits).
+    /// Creates a kernel with this body, predicates %p, and registers %r (32 bits), %rd (64 bits), %f and %h (16 bits).
     fn new(params: usize, body: &str) -> Self {
         Self::with("", params, body)
     }
 
-    /// With variables of the module.
+    /// Creates a kernel in a module that declares variables.
     fn with(variables: &str, params: usize, body: &str) -> Self {
         let listed: Vec<String> = (0..params).map(|i| format!(".param .u64 p{i}")).collect();
         let loads: String = (0..params)
@@ -47,29 +47,33 @@ impl Device {
         }
     }
 
-    /// "line N", N being that of the last line with this text.
+    /// Returns "line N" for the last line with this text.
     fn line(&self, of: &str) -> String {
         let before = self.text.lines().count();
         let behind = self.text.lines().rev().position(|line| line.contains(of));
-        format!("line {}", before - behind.expect("a line with it"))
+        format!("line {}", before - behind.expect("a line with the text"))
     }
 
-    /// Device memory, never written.
+    /// Allocates unwritten device memory.
     fn raw(&self, bytes: u64) -> u64 {
-        self.memory.allocate(bytes, Kind::Device).expect("room")
+        self.memory
+            .allocate(bytes, Kind::Device)
+            .expect("enough memory")
     }
 
-    /// Device memory of 32-bit words.
+    /// Allocates device memory with these 32-bit words.
     fn words(&self, words: &[u32]) -> u64 {
         let address = self.raw(4 * words.len() as u64);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.memory.write(address, &bytes).expect("there");
+        self.memory.write(address, &bytes).expect("a valid range");
         address
     }
 
     fn read(&self, address: u64, words: usize) -> Vec<u32> {
         let mut bytes = vec![0; 4 * words];
-        self.memory.read(address, &mut bytes).expect("there");
+        self.memory
+            .read(address, &mut bytes)
+            .expect("a valid range");
         let (words, _) = bytes.as_chunks::<4>();
         words.iter().map(|word| u32::from_le_bytes(*word)).collect()
     }
@@ -84,7 +88,7 @@ impl Device {
         })
     }
 
-    /// Launches with a budget of instructions.
+    /// Launches with a limit on the number of instructions per warp.
     fn launch_within(&self, steps: u64, block: u32) -> Outcome {
         self.outcome(1, block, &[], |launch, memory| {
             run_with(launch, memory, 1, steps)
@@ -123,7 +127,7 @@ fn faults(outcome: Outcome, code: u32, parts: &[impl AsRef<str>]) {
     }
 }
 
-/// %rd8 is %rd0 + 4 * the thread's number in the grid, which is in %r0; %r1 is its number in the CTA.
+/// Sets %r0 to the thread's number in the grid, %r1 to its number in the CTA, and %rd8 to %rd0 + 4 * %r0.
 const PLACE: &str = "mov.u32 %r1, %tid.x;
     mov.u32 %r2, %ctaid.x;
     mov.u32 %r3, %ntid.x;

@@ -1,9 +1,9 @@
-//! Races, and what is none.
+//! Races, and similar accesses that are not races.
 
 use super::{Device, PLACE, faults};
 
 #[test]
-fn lanes_that_store_different_values_to_one_address_race() {
+fn storing_different_values_to_one_address_is_a_race() {
     let device = Device::new(
         1,
         "mov.u32 %r1, %tid.x;\nshr.u32 %r1, %r1, 4;\nst.global.u32 [%rd0], %r1;\nret;",
@@ -24,7 +24,7 @@ fn warps_without_a_barrier_race() {
             "{PLACE}
             st.global.u32 [%rd8], %r1;
             {barrier}
-            // The value of the thread 32 further, round about.
+            // The value of the thread 32 after this one, modulo the CTA.
             add.u32 %r4, %r1, 32;
             and.b32 %r4, %r4, 63;
             mul.wide.u32 %rd4, %r4, 4;
@@ -40,7 +40,7 @@ fn warps_without_a_barrier_race() {
     assert_eq!(device.read(to + 256, 3), [32, 33, 34]);
     let device = Device::new(1, &body(""));
     let to = device.words(&[0; 128]);
-    // The first warp executes first, and the second one overwrites values that it has read.
+    // The first warp executes first. The second warp overwrites values that the first has read.
     let read = format!("warp 0 read at {}", device.line("ld.global.u32"));
     let parts = [
         "race: writes the byte at",
@@ -66,7 +66,7 @@ fn ctas_are_not_ordered() {
     let to = device.words(&[0; 4]);
     device
         .launch(3, 1, &[to])
-        .expect("each has its own, and all read");
+        .expect("disjoint writes and common reads");
     let read = format!("CTA (2, 0, 0) read at {}", device.line("ld.global"));
     for threads in 1..4 {
         let parts = [
@@ -121,7 +121,7 @@ fn shared_memory_without_a_barrier_races() {
     device.launch(2, 64, &[to]).expect("ordered");
     assert_eq!(device.read(to, 128)[62..66], [30, 31, 32, 33]);
     let device = Device::new(1, &body(""));
-    // Nobody has written yet what the first warp reads.
+    // The first warp reads values that no thread has written yet.
     faults(
         device.launch(2, 64, &[to]),
         719,
@@ -158,7 +158,7 @@ fn overwriting_shared_memory_that_others_read_races() {
 
 #[test]
 fn reported_races_do_not_depend_on_the_number_of_threads() {
-    // CTAs from 5 on fail, each at a different address.
+    // CTAs 5 and up fail, each at a different address.
     let device = Device::new(1, &format!("{PLACE}\nst.global.u32 [%rd8], %r0;\nret;"));
     let to = device.raw(4 * 5 * 32);
     let alone = device.launch_on(1, 40, 32, &[to]).expect_err("a fault");
