@@ -90,7 +90,8 @@ impl StepConstants {
         let c = self.direction(g, m);
         // The sign of 0 and of NaN is 0 here. `f32::signum` returns 1 or NaN for them.
         let moves = u32::from(c.abs() > 0.0).wrapping_neg();
-        let step = f32::from_bits(self.lr.copysign(c).to_bits() & moves);
+        let signed = self.lr.to_bits() ^ (c.to_bits() & 0x8000_0000);
+        let step = f32::from_bits(signed & moves);
         let new = (p * self.decay) - step;
         if self.skip_zeros & (g == 0.0) { p } else { new }
     }

@@ -12,8 +12,8 @@ use lion::{
     update,
 };
 use lion_test_support::{
-    CheckpointFile, GroupPart, OverridesPart, TensorPart, Trajectory, compare_params, from_root,
-    saved,
+    CheckpointFile, GroupPart, OverridesPart, Rule, TensorPart, Trajectory, compare_params,
+    from_root, reference_step, saved,
 };
 use std::fs;
 use std::io::Cursor;
@@ -65,7 +65,8 @@ fn hex_dump_of_the_documentation_matches_a_saved_file() {
 }
 
 /// A version 1 file, written by a script from docs/format.md, resumes to the bits in which the
-/// trajectories of the specification end.
+/// trajectories of the specification end. Runs with stochastic rounding were saved with the draws of version 1 of
+/// the numbers. They continue with those of version 2, as the reference computes them from the loaded state.
 #[test]
 fn version_1_file_resumes_with_the_bits_of_the_specification() {
     let path = from_root("tests/vectors/checkpoint/v1.lion");
@@ -96,20 +97,38 @@ fn version_1_file_resumes_with_the_bits_of_the_specification() {
         let handle = lion.handle(name).unwrap();
         let half = lion.info(handle).unwrap().steps as usize;
         assert_eq!(half, run.steps() / 2);
+        let hyper = lion.info(handle).unwrap().hyper;
+        let rule = Rule {
+            lr: hyper.lr,
+            betas: (hyper.beta1, hyper.beta2),
+            weight_decay: hyper.weight_decay,
+            grad_scale: run.grad_scale,
+            max_unorm: hyper.max_unorm,
+            skip_zeros: hyper.skip_zeros,
+            stochastic_param: hyper.stochastic_param,
+            stochastic_state: hyper.stochastic_state,
+            seed: hyper.seed,
+        };
         let mut param = run.params[half].clone();
+        let (mut wanted, mut state) = (param.clone(), lion.export_state(handle).unwrap().planes);
         for t in half..run.steps() {
             let args = StepArgs::new().grad_scale(run.grad_scale);
             let updates = [update(handle, param.slice_mut(), run.grads[t].slice())];
             lion.step_with(args, updates).unwrap();
+            reference_step(&rule, t as u64 + 1, &mut wanted, &run.grads[t], &mut state);
         }
         let record = lion.export_state(handle).unwrap();
         let end = run.steps();
-        assert_eq!(compare_params(&param, &run.params[end]), None, "{name}");
+        assert_eq!(compare_params(&param, &wanted), None, "{name}");
         assert_eq!(
             (record.steps, &record.planes),
-            (end as u64, &run.states[end]),
+            (end as u64, &state),
             "{name}"
         );
+        if !(hyper.stochastic_param || hyper.stochastic_state) {
+            assert_eq!(compare_params(&param, &run.params[end]), None, "{name}");
+            assert_eq!(&record.planes, &run.states[end], "{name}");
+        }
     }
     // Saving it again writes the same planes and records.
     lion.load(&path).unwrap();
