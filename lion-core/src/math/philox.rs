@@ -82,7 +82,7 @@ impl PhiloxKey {
     fn counter(self, stream: Stream, group: u64) -> [u32; 4] {
         [
             group as u32,
-            (group >> 32) as u32 | (stream as u32) << 31,
+            (group >> 32) as u32 | ((stream as u32) << 31),
             self.step as u32,
             (self.step >> 32) as u32,
         ]
@@ -169,7 +169,7 @@ mod tests {
             let mut far = [0; 2];
             key.fill(stream, 8 << 32, &mut far);
             assert_ne!(far, whole[..2]);
-            let counter = [0, 1 | (stream as u32) << 31, 3, 7];
+            let counter = [0, 1 | ((stream as u32) << 31), 3, 7];
             let word = philox4x32_7(counter, [0x89AB_CDEF, 0x0123_4567])[0];
             assert_eq!(far, [word as u16, (word >> 16) as u16]);
         }

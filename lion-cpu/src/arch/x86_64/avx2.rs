@@ -523,7 +523,7 @@ impl Vector for Avx2 {
         out: &mut MaybeUninit<[u16; 256]>,
     ) -> &mut [u16; 256] {
         let seed = [key.seed as u32, (key.seed >> 32) as u32];
-        let first = first / GROUP as u64 | (stream as u64) << 63;
+        let first = (first / GROUP as u64) | ((stream as u64) << 63);
         intrinsics! {
             let step = (
                 _mm256_set1_epi64x(i64::from(key.step as u32)),

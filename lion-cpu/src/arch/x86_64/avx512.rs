@@ -379,7 +379,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
         out: &mut MaybeUninit<[u16; 256]>,
     ) -> &mut [u16; 256] {
         let seed = [key.seed as u32, (key.seed >> 32) as u32];
-        let first = first / GROUP as u64 | (stream as u64) << 63;
+        let first = (first / GROUP as u64) | ((stream as u64) << 63);
         intrinsics! {
             let step = (
                 _mm512_set1_epi64(i64::from(key.step as u32)),
