@@ -89,7 +89,8 @@ impl<'p> Pool<'p> {
 }
 
 // Not under Miri, which would take too long for half a million elements.
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
+#[cfg(not(miri))]
 mod tests {
     use crate::Cpu;
     use crate::arch::Kernel;

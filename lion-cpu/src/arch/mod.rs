@@ -18,7 +18,7 @@ macro_rules! for_each_pair {
     };
 }
 
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
 mod faulty;
 #[cfg(feature = "bench-internals")]
 mod roofline;
@@ -106,7 +106,7 @@ impl FromStr for Isa {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kernel {
     Scalar(scalar::Kernel),
-    #[cfg(all(test, not(miri)))]
+    #[cfg(test)]
     Faulty(faulty::Faulty),
     /// The memory traffic of a step without its arithmetic.
     #[cfg(feature = "bench-internals")]
@@ -124,7 +124,7 @@ macro_rules! dispatch {
     ($kernel:expr, $name:ident($($argument:expr),*)) => {
         match $kernel {
             Kernel::Scalar(kernel) => kernel.$name($($argument),*),
-            #[cfg(all(test, not(miri)))]
+            #[cfg(test)]
             Kernel::Faulty(kernel) => kernel.$name($($argument),*),
             #[cfg(feature = "bench-internals")]
             Kernel::Roofline(roofline) => roofline.$name($($argument),*),
@@ -174,7 +174,7 @@ impl Kernel {
     }
 
     /// Returns a kernel that panics at an element.
-    #[cfg(all(test, not(miri)))]
+    #[cfg(test)]
     pub(crate) fn faulty(element: u64) -> Self {
         Kernel::Faulty(faulty::Faulty { element })
     }
@@ -189,7 +189,7 @@ impl Kernel {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kernel::Scalar(_) => Isa::Scalar.name(),
-            #[cfg(all(test, not(miri)))]
+            #[cfg(test)]
             Kernel::Faulty(_) => "faulty",
             #[cfg(feature = "bench-internals")]
             Kernel::Roofline(_) => "roofline",
