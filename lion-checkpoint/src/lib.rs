@@ -37,13 +37,13 @@
 
 mod disk;
 mod error;
+mod header;
 #[cfg(feature = "interop")]
 pub mod interop;
 mod load;
 #[cfg(test)]
 mod power_cut;
 mod read;
-mod record;
 mod rotation;
 #[cfg(test)]
 mod round_trip;
@@ -54,9 +54,9 @@ mod tensors;
 mod write;
 
 pub use error::{CheckpointError, Damage, Difference};
+pub use header::VERSION;
 pub use load::{Load, LoadPolicy, LoadReport, load};
 pub use read::Checkpoint;
-pub use record::VERSION;
 pub use rotation::Rotation;
 pub use save::save;
 pub use settings::{SettingChange, SettingChanges};
@@ -64,8 +64,8 @@ pub use tensors::{Plane, Tensor, Tensors};
 
 #[cfg(feature = "interop")]
 pub(crate) use {
+    header::{MAX_NAME, MAX_STEPS, check_steps},
     load::{Take, transfer},
-    record::{MAX_NAME, MAX_STEPS, check_steps},
     save::replace,
     source::{PART, Source, open},
 };

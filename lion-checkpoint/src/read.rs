@@ -1,7 +1,7 @@
 //! Reads a checkpoint: the preamble, the settings, and the planes in parts.
 
 use super::error::{CheckpointError, Damage};
-use super::record::{
+use super::header::{
     ALIGN, GroupRecord, HeadRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, Preamble, VERSION, value,
 };
 use super::source::{PART, Source, open};

@@ -2,7 +2,7 @@
 
 use super::disk::open_regular;
 use super::error::{CheckpointError, Damage};
-use super::record::CONFIG;
+use super::header::CONFIG;
 use super::save::{failed, not_a_file};
 use bincode::Decode;
 use bincode::error::DecodeError;

@@ -1,8 +1,8 @@
 //! The records of the tensors in the header of a checkpoint, read and checked one by one.
 
 use super::error::{CheckpointError, Damage};
+use super::header::{TensorRecord, align, check_steps, dtype, value};
 use super::read::check_length;
-use super::record::{TensorRecord, align, check_steps, dtype, value};
 use super::source::Source;
 #[cfg(doc)]
 use crate::Checkpoint;

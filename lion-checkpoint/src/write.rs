@@ -2,7 +2,7 @@
 //! the header and the preamble are written before them.
 
 use super::error::{CheckpointError, Damage};
-use super::record::{
+use super::header::{
     CONFIG, GroupRecord, HeadRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, PlaneRecord, Preamble,
     TensorRecord, VERSION, align, axes_of, check_axes, check_steps, dtype_code, layout_named,
     value,
@@ -52,7 +52,7 @@ pub(super) fn write<W: Write + Seek>(
         for (index, plane) in record.planes.iter_mut().enumerate() {
             let padding = (plane.offset - position) as usize;
             writer
-                .write_all(&[0; super::record::ALIGN as usize][..padding])
+                .write_all(&[0; super::header::ALIGN as usize][..padding])
                 .map_err(failed)?;
             let bytes = plane.bytes as usize;
             if buffer.len() < bytes.min(PART) {

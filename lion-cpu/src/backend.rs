@@ -1,12 +1,12 @@
 //! The CPU as a [`Backend`].
 
 use crate::arch::{Isa, Kernel};
+use crate::block_sums;
 use crate::job::View;
 use crate::pool::{Pool, Workers};
 use crate::queue;
 use crate::squares;
 use crate::state::CpuState;
-use crate::survey;
 use crate::tensor::{Target, Tensor};
 use lion_core::{
     Backend, BackendError, Gradient, Operand, Outcome, PagingError, PagingTotals, State,
@@ -184,7 +184,7 @@ impl Backend for Cpu {
         in_default_mode(|| {
             for group in order.groups() {
                 let norm = |view: View<'_>, block| kernel.norm(view, block);
-                let norms = survey::sums(pool, &*residency, group.reads, &tensors, norm)?;
+                let norms = block_sums::sums(pool, &*residency, group.reads, &tensors, norm)?;
                 for (tensor, (squares, nonzero_updates)) in norms {
                     tensors[tensor].clip(squares, nonzero_updates);
                 }
@@ -211,7 +211,7 @@ impl Backend for Cpu {
         let mut counts = vec![0; tensors.len()];
         for group in order.groups() {
             let count = |view: View<'_>, block| kernel.count(view, block);
-            let counted = survey::sums(pool, &*residency, group.reads, &tensors, count)?;
+            let counted = block_sums::sums(pool, &*residency, group.reads, &tensors, count)?;
             for (tensor, (_, blocks)) in counted {
                 counts[tensor] = blocks;
             }

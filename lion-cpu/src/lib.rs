@@ -22,6 +22,7 @@
 #[allow(unsafe_code)]
 mod arch;
 mod backend;
+mod block_sums;
 mod job;
 #[allow(unsafe_code)] // two accesses to mapped memory
 mod paged;
@@ -33,7 +34,6 @@ mod queue;
 mod region;
 mod squares;
 mod state;
-mod survey;
 mod tensor;
 
 pub use arch::Isa;

@@ -50,8 +50,8 @@ impl Pages {
         (self.pages.pieces(), unsafe { self.memory.bytes_mut() })
     }
 
-    /// Changes parts of pieces, each while it is resident. `change` is given the number of bytes in the parts
-    /// before, and the bytes of the part.
+    /// Changes parts of pieces, each while it is resident. `change` is given the number of bytes in the
+    /// preceding parts, and the bytes of the part.
     #[allow(unsafe_code)]
     fn visit(
         &mut self,

@@ -77,7 +77,7 @@ impl<'p> Pool<'p> {
             Pool::Shared(workers) if threads > 1 && helpers > 0 => {
                 let Workers { pool, regions } = workers;
                 // All threads of the pool are called, although the calling thread is one more: only the scheduler
-                // knows which of them has a free core. The first ones to start are let in.
+                // knows which of them has a free core. The first to start join the region.
                 let others = threads - usize::from(pool.current_thread_index().is_some());
                 let room = helpers.min(threads - 1);
                 let spawn = |helper: Helper| pool.spawn(|| helper.run());

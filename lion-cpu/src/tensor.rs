@@ -189,7 +189,8 @@ enum Planes<'a> {
 }
 
 impl<'a> Jobs<'a> {
-    /// Hands out the next piece, which is this one. Its pages are touched when they are resident.
+    /// Returns the job of `piece`, which must be the next one. The caller acquires the piece before it runs the
+    /// job.
     pub(crate) fn next(&mut self, piece: &StepPiece) -> Option<Job<'a>> {
         let Rest {
             param,

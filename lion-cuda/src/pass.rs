@@ -32,8 +32,8 @@ pub(crate) fn step(
         tensors: &tensors,
     };
     for group in order.groups() {
-        // The batch of ordinary states computes their norms itself, from the same table. So these reads are of
-        // the paged tensor that is clipped: a group has at most one.
+        // The batch of ordinary states computes their norms itself, from the same table. Each group has at most one
+        // paged, clipped tensor; these are its reads.
         let mut clipped = None;
         for piece in group.reads.iter().filter(|piece| is_paged(piece)) {
             run.batch(std::slice::from_ref(piece), &[Task::Norm], None)?;

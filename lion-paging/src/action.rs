@@ -35,7 +35,8 @@ impl Access {
 
 /// An action of a plan.
 ///
-/// A fetch starts after all evictions before it. An eviction starts after all accesses to its piece before it.
+/// A fetch starts after all evictions before it. An eviction starts after all accesses to its piece
+/// that precede it in the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Makes a piece resident.

@@ -151,18 +151,19 @@ impl StepOrder {
     /// all paged states, if there are any.
     ///
     /// # Errors
-    /// As [`Pager::begin`].
+    /// [`PagingError::UnknownPiece`] if there are paged states and `pager` is `None`, and the errors of
+    /// [`Pager::begin`].
     pub fn begin<'p, D: PageMover>(
         &self,
         pager: Option<&'p Pager<D>>,
         pass: Pass,
     ) -> Result<Box<dyn Residency + 'p>, PagingError> {
-        match pager {
-            Some(pager) if !self.accesses.is_empty() => {
-                Ok(Box::new(pager.begin(&self.accesses, pass)?))
-            }
-            _ => Ok(Box::new(AlwaysResident)),
+        if self.accesses.is_empty() {
+            return Ok(Box::new(AlwaysResident));
         }
+        // The pieces belong to no pager that is given.
+        let pager = pager.ok_or(PagingError::UnknownPiece { position: 0 })?;
+        Ok(Box::new(pager.begin(&self.accesses, pass)?))
     }
 }
 
@@ -200,16 +201,20 @@ impl<D: PageMover> StatePages<D> {
     /// resident. `work` is given the bytes of the piece and those of the part, as ranges in the memory of the state.
     ///
     /// # Errors
-    /// As [`Pager::begin`] and [`ScheduleRun::acquire`](crate::ScheduleRun::acquire), and the first error of
-    /// `work`, after which no other part is accessed.
+    /// [`PagingError::UnknownPiece`] if there is no piece of an index, the errors of [`Pager::begin`] and
+    /// [`ScheduleRun::acquire`](crate::ScheduleRun::acquire), and the first error of `work`, after which no other
+    /// part is accessed.
     pub fn visit<E: From<PagingError>>(
         &self,
         parts: &[(usize, Range<usize>)],
         access: fn(Piece) -> Access,
         mut work: impl FnMut(&Range<usize>, &Range<usize>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let pieces = parts.iter().filter_map(|part| self.piece(part.0));
-        let order: Vec<Access> = pieces.map(access).collect();
+        let pieces = parts.iter().enumerate().map(|(position, part)| {
+            let piece = self.piece(part.0).map(access);
+            piece.ok_or(PagingError::UnknownPiece { position })
+        });
+        let order = pieces.collect::<Result<Vec<Access>, PagingError>>()?;
         let run = self.pager().begin(&order, Pass::Uncounted)?;
         for (position, (piece, range)) in parts.iter().enumerate() {
             run.acquire(position)?;

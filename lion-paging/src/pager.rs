@@ -53,6 +53,8 @@ pub(crate) struct Entry<D: PageMover> {
     state: usize,
     /// Whether a fetch of the piece was queued, and no eviction since.
     pub(crate) fetched: bool,
+    /// Whether the last fetch of the piece has failed after it was queued.
+    pub(crate) failed: bool,
     /// Whether the piece was changed before an eviction that could not be queued.
     pub(crate) unwritten: bool,
     /// The last fetch of the piece.
@@ -68,7 +70,7 @@ pub(crate) struct Run {
     pub(crate) cursor: usize,
     /// The pieces, by position.
     pub(crate) pieces: Vec<Piece>,
-    /// By position: the number of actions that are queued when the fetch of the piece is.
+    /// By position: the cursor must have reached this action before the piece is fetched.
     pub(crate) ready: Vec<usize>,
     /// The next position to acquire.
     pub(crate) next: usize,
@@ -155,6 +157,7 @@ impl<D: PageMover> Pager<D> {
                 part,
                 state,
                 fetched: false,
+                failed: false,
                 unwritten: false,
                 ticket: None,
                 pending: 0,

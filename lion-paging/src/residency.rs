@@ -1,4 +1,4 @@
-//! Residency: what a step asks for before it uses a part of a state.
+//! Residency: acquires a part of a state before its use, and releases it after.
 
 use crate::{PageMover, ScheduleRun};
 use lion_core::PagingError;
@@ -7,7 +7,7 @@ use std::fmt;
 /// The position of an access in the order of a pass. `None` if the memory is always resident.
 pub type Position = Option<usize>;
 
-/// Makes parts of states resident before they are used, and lets them go after.
+/// Makes parts of states resident before they are used, and releases them after.
 ///
 /// A backend acquires each [piece](crate::StepPiece) of a pass before it uses its memory, and releases it after. All
 /// methods return at once, without an effect, for a position that is `None`. So a backend steps a state

@@ -18,7 +18,7 @@ const SHORT: Duration = Duration::from_micros(20);
 /// The run of a schedule: the accesses of one pass to paged states, from any number of threads.
 ///
 /// Positions are acquired in increasing order, each once, and released in any order. A thread that holds one
-/// position and needs another accesses [`try_acquire`](ScheduleRun::try_acquire). If the second piece can only be
+/// position and needs another calls [`try_acquire`](ScheduleRun::try_acquire). If the second piece can only be
 /// fetched after the first one is released, [`acquire`](ScheduleRun::acquire) would deadlock.
 ///
 /// If a run is dropped before its end, the remaining accesses do not happen. A state that is dropped during a
@@ -73,12 +73,14 @@ impl<'p, D: PageMover> ScheduleRun<'p, D> {
             counted: pass != Pass::Uncounted,
             error: None,
         });
-        advance(&pager.mover, &mut inner, false);
         drop(inner);
-        Ok(ScheduleRun {
+        // From here on, a drop ends the pass, after a panic of the mover, too.
+        let run = ScheduleRun {
             pager,
             _exclusive: exclusive,
-        })
+        };
+        advance(&pager.mover, &mut pager.inner(), false);
+        Ok(run)
     }
 
     /// Waits until the piece of a position is resident, and holds it until it is
@@ -125,7 +127,7 @@ impl<'p, D: PageMover> ScheduleRun<'p, D> {
         };
         drop(inner);
         if let Some(ticket) = ticket {
-            waited += self.pager.mover.wait(&ticket)?;
+            waited += self.transfer(piece, &ticket)?;
         }
         if waited > SHORT {
             let mut inner = self.pager.inner();
@@ -151,16 +153,25 @@ impl<'p, D: PageMover> ScheduleRun<'p, D> {
         if !this.is_queued(position)? {
             return Ok(false);
         }
-        if let Some((_, Some(ticket))) = ticket(&mut inner, position) {
+        if let Some((piece, Some(ticket))) = ticket(&mut inner, position) {
             drop(inner);
             if !self.pager.mover.is_done(&ticket) {
                 return Ok(false);
             }
-            self.pager.mover.wait(&ticket)?;
+            self.transfer(piece, &ticket)?;
             inner = self.pager.inner();
         }
         run(&mut inner)?.hold(position);
         Ok(true)
+    }
+
+    /// Waits for the fetch of a piece. Returns the time waited.
+    fn transfer(&self, piece: Piece, ticket: &D::Ticket) -> Result<Duration, PagingError> {
+        self.pager.mover.wait(ticket).inspect_err(|_| {
+            if let Some(entry) = self.pager.inner().entry(piece) {
+                entry.failed = true;
+            }
+        })
     }
 
     /// Ends the access at a position: the work on the piece has returned or, on a device, is queued. Has no effect
@@ -295,8 +306,12 @@ fn advance<D: PageMover>(mover: &D, inner: &mut Inner<D>, end: bool) {
                 continue;
             };
             entry.pending = 0;
+            if std::mem::take(&mut entry.failed) && std::mem::take(&mut entry.fetched) {
+                entry.ticket = None;
+                inner.count(piece, |state, bytes| state.resident -= bytes);
+            }
             // A piece that could not be fetched is fetched by the next plan.
-            if !entry.fetched {
+            if inner.entry(piece).is_some_and(|entry| !entry.fetched) {
                 inner.policy.lost(piece);
             }
         }
@@ -321,7 +336,7 @@ fn fetch<D: PageMover>(
     }
     let part = entry.part.clone();
     entry.ticket = Some(mover.fetch(&entry.region, part, write, keep, after.as_ref())?);
-    entry.fetched = true;
+    (entry.fetched, entry.failed) = (true, false);
     inner.count(piece, |state: &mut PagedState, bytes| {
         state.resident += bytes;
         if counted {
@@ -351,7 +366,8 @@ fn evict<D: PageMover>(
     let moved = dirty || mover.moves_unchanged(&entry.region);
     entry.unwritten = dirty;
     let ticket = mover.evict(&entry.region, part, dirty, entry.ticket.as_ref())?;
-    (entry.fetched, entry.unwritten, entry.ticket) = (false, false, None);
+    (entry.fetched, entry.failed) = (false, false);
+    (entry.unwritten, entry.ticket) = (false, None);
     inner.evicted = Some(ticket);
     inner.count(piece, |state: &mut PagedState, bytes| {
         state.resident -= bytes;

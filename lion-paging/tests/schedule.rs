@@ -20,9 +20,13 @@ struct Failing(Mutex<Records>);
 
 #[derive(Debug, Default)]
 struct Records {
+    /// The pieces whose fetch was queued, and no eviction since.
     resident: BTreeSet<usize>,
+    /// Those of them whose fetch has failed after it was queued.
+    failed: BTreeSet<usize>,
     /// Number of calls before one fails.
     fetches: Option<usize>,
+    waits: Option<usize>,
     evictions: Option<usize>,
 }
 
@@ -45,7 +49,8 @@ fn fails(left: &mut Option<usize>) -> Result<(), PagingError> {
 impl PageMover for Failing {
     type Region = ();
     type Memory = ();
-    type Ticket = ();
+    /// The start of the piece.
+    type Ticket = usize;
 
     fn name(&self) -> String {
         "failing".to_owned()
@@ -65,12 +70,16 @@ impl PageMover for Failing {
         part: Range<usize>,
         _: bool,
         _: bool,
-        _: Option<&()>,
-    ) -> Result<(), PagingError> {
+        _: Option<&usize>,
+    ) -> Result<usize, PagingError> {
         let mut records = self.0.lock().unwrap();
         fails(&mut records.fetches)?;
-        assert!(records.resident.insert(part.start), "fetched twice");
-        Ok(())
+        let is_new = records.resident.insert(part.start);
+        assert!(
+            is_new || records.failed.remove(&part.start),
+            "fetched twice"
+        );
+        Ok(part.start)
     }
 
     fn evict(
@@ -78,27 +87,34 @@ impl PageMover for Failing {
         (): &(),
         part: Range<usize>,
         _: bool,
-        _: Option<&()>,
-    ) -> Result<(), PagingError> {
+        _: Option<&usize>,
+    ) -> Result<usize, PagingError> {
         let mut records = self.0.lock().unwrap();
         fails(&mut records.evictions)?;
+        records.failed.remove(&part.start);
         assert!(
             records.resident.remove(&part.start),
             "evicted and not there"
         );
-        Ok(())
+        Ok(part.start)
     }
 
-    fn wait(&self, (): &()) -> Result<Duration, PagingError> {
+    fn wait(&self, start: &usize) -> Result<Duration, PagingError> {
+        let mut records = self.0.lock().unwrap();
+        fails(&mut records.waits).inspect_err(|_| {
+            records.failed.insert(*start);
+        })?;
         Ok(Duration::ZERO)
     }
 
-    fn is_done(&self, (): &()) -> bool {
+    fn is_done(&self, _: &usize) -> bool {
         true
     }
 
     fn resident(&self, (): &(), part: Range<usize>) -> Result<usize, PagingError> {
-        let resident = self.0.lock().unwrap().resident.contains(&part.start);
+        let records = self.0.lock().unwrap();
+        let resident =
+            records.resident.contains(&part.start) && !records.failed.contains(&part.start);
         Ok(if resident { part.len() } else { 0 })
     }
 }
@@ -156,6 +172,12 @@ fn steps_after_failures(fail: impl Fn(&mut Records, usize)) {
 #[test]
 fn a_step_after_a_failed_fetch_fetches_again() {
     steps_after_failures(|records, n| records.fetches = Some(n));
+}
+
+/// Also a piece that stays resident, and so is not evicted before the next step.
+#[test]
+fn a_step_after_a_fetch_that_failed_while_queued_fetches_again() {
+    steps_after_failures(|records, n| records.waits = Some(n));
 }
 
 #[test]

@@ -166,7 +166,8 @@ pub fn quantize_block(m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32
     }
     let inverse = 1.0 / top;
     let draws = draws.unwrap_or_default();
-    let (drawn, rest) = m.split_at(draws.len().min(len));
+    let draws = &draws[..draws.len().min(len)];
+    let (drawn, rest) = m.split_at(draws.len());
     let (drawn_codes, rest_codes) = codes.split_at_mut(drawn.len());
     quantize_by_draws(drawn, inverse, draws, drawn_codes);
     quantize_to_nearest(rest, inverse, rest_codes);
@@ -325,6 +326,7 @@ pub fn dequantize_by(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::position::position;
 
     #[test]
     fn rounds_half_to_even_and_clamps() {
@@ -374,6 +376,25 @@ mod tests {
         assert_eq!(codes[2..], [9, 9]);
         assert_eq!(quantize_block(&m, None, &mut codes[..3]), 0.5);
         assert_eq!(codes[3], 9);
+
+        // Draws beyond the last element, and elements beyond the last code, have no effect.
+        let long: Vec<f32> = (0..70).map(|i| (i as f32 * 0.37).sin()).collect();
+        let draws: Vec<u16> = (0..256u32).map(|i| (i * 40_503) as u16).collect();
+        for len in [1usize, 10, 63, 64, 65, 70] {
+            for written in [len, len.div_ceil(2)] {
+                let mut codes = vec![9; written];
+                let top = quantize_block(&long[..len], Some(&draws), &mut codes);
+                for ((&m, &draw), code) in long.iter().zip(&draws).zip(codes) {
+                    let x = m * (1.0 / top);
+                    let k = (position(x.abs()) + f32::from(draw) / 65_536.0).floor() as i32;
+                    let wanted = match x.is_sign_negative() {
+                        true => 127 - k.min(127),
+                        false => 127 + k.min(128),
+                    };
+                    assert_eq!(i32::from(code), wanted, "{m} of {len}");
+                }
+            }
+        }
         let mut back = [7.0; 4];
         dequantize_block(&codes[..1], 2.0, &mut back);
         assert_eq!(back, [2.0, 7.0, 7.0, 7.0]);

@@ -110,7 +110,7 @@ static LINE_OF_KEY: [(f32, f32); 256] = {
     lines
 };
 
-/// What decides the piece of a number exactly, by its key: a key stands for numbers of at most two pieces.
+/// The exact choice between the two pieces that a key covers at most.
 #[derive(Clone, Copy)]
 struct Pair {
     /// The threshold between the two pieces, infinite if there is only one.

@@ -4,7 +4,7 @@
 use super::super::vector::{Lane, Vector};
 use super::super::{generic, scalar};
 use super::tables::{
-    KEY_BASE, LAST_KEY, LAST_PIECE, OFFSET, OFFSET_BYTES, ROWS, SLOPE, SLOPE_BYTES,
+    KEY_BASE, LAST_KEY, LAST_UPPER_HALF, OFFSET, OFFSET_BYTES, ROWS, SLOPE, SLOPE_BYTES,
 };
 use crate::job::{Job, KernelOptions, StateMut, View};
 use half::{bf16, f16};
@@ -149,7 +149,7 @@ impl Avx2 {
             let upper = _mm256_and_si256(upper, _mm256_set1_epi16(i16::MAX));
             let key = _mm256_subs_epu16(upper, _mm256_set1_epi16(KEY_BASE as i16));
             let key = _mm256_srli_epi16::<4>(key);
-            let last = _mm256_cmpgt_epi16(upper, _mm256_set1_epi16(LAST_PIECE as i16 - 1));
+            let last = _mm256_cmpgt_epi16(upper, _mm256_set1_epi16(LAST_UPPER_HALF as i16 - 1));
             _mm256_blendv_epi8(key, _mm256_set1_epi16(LAST_KEY), last)
         }
     }
@@ -503,7 +503,7 @@ impl Vector for Avx2 {
             },
         };
         intrinsics! {
-            // Codes are between -1 and 256. Packing clamps them to 0 and 255.
+            // Codes are between -2 and 256. Packing clamps them to 0 and 255.
             let zero_code = _mm256_set1_epi16(127);
             let code01 = _mm256_add_epi16(_mm256_packs_epi32(k[0], k[1]), zero_code);
             let code23 = _mm256_add_epi16(_mm256_packs_epi32(k[2], k[3]), zero_code);

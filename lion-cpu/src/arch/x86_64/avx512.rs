@@ -360,7 +360,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
             },
         };
         intrinsics! {
-            // Codes are between -1 and 256. Packing clamps them to 0 and 255.
+            // Codes are between -2 and 256. Packing clamps them to 0 and 255.
             let zero_code = _mm512_set1_epi16(127);
             let code01 = _mm512_add_epi16(_mm512_packs_epi32(k[0], k[1]), zero_code);
             let code23 = _mm512_add_epi16(_mm512_packs_epi32(k[2], k[3]), zero_code);

@@ -2,7 +2,7 @@
 
 use super::avx512::{Avx512, MAGNITUDE, OR_AND, SIGN, TRANSPOSE, XOR_AND};
 use super::tables::{
-    KEY_BASE, LAST_KEY, LAST_PIECE, LOWEST_PAIR, OFFSET, PAIRS, PIECE_OF_KEY, ROWS, SLOPE,
+    KEY_BASE, LAST_KEY, LAST_UPPER_HALF, LOWEST_PAIR, OFFSET, PAIRS, PIECE_OF_KEY, ROWS, SLOPE,
 };
 use lion_quant::MAGNITUDES;
 use std::arch::x86_64::*;
@@ -151,7 +151,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
             let upper = _mm512_and_si512(upper, _mm512_set1_epi16(i16::MAX));
             let key = _mm512_subs_epu16(upper, _mm512_set1_epi16(KEY_BASE as i16));
             let key = _mm512_srli_epi16::<4>(key);
-            let last = _mm512_cmpge_epi16_mask(upper, _mm512_set1_epi16(LAST_PIECE as i16));
+            let last = _mm512_cmpge_epi16_mask(upper, _mm512_set1_epi16(LAST_UPPER_HALF as i16));
             _mm512_mask_mov_epi16(key, last, _mm512_set1_epi16(LAST_KEY))
         }
     }

@@ -7,14 +7,14 @@ use lion_quant::{OFFSETS, PIECES, SLOPES, THRESHOLDS};
 ///
 /// To find the *nearest* codeword, the boundary between two pieces need not be exact: around each threshold both
 /// lines round to the same index, and the nearest boundary of keys is within that range. Only one
-/// threshold, [`LAST_PIECE`], is an exception. The exhaustive test compares all floats.
+/// threshold, [`LAST_UPPER_HALF`], is an exception. The exhaustive test compares all floats.
 pub(super) const KEY_BASE: u16 = 0x343C;
 
 /// Upper halves from this one to that of 1.0 have the key [`LAST_KEY`], because the range of the last threshold
 /// has no boundary of eighths of binades.
-pub(super) const LAST_PIECE: u16 = 0x3F7E;
+pub(super) const LAST_UPPER_HALF: u16 = 0x3F7E;
 
-pub(super) const LAST_KEY: i16 = ((LAST_PIECE - KEY_BASE) >> 4) as i16 + 1;
+pub(super) const LAST_KEY: i16 = ((LAST_UPPER_HALF - KEY_BASE) >> 4) as i16 + 1;
 
 /// The number of keys, rounded up.
 const KEYS: usize = 192;

@@ -1,4 +1,4 @@
-//! Reserves disk blocks for a file, so that no store to a mapped page finds the disk full.
+//! Reserves disk blocks for a file, so that a write to a mapped page cannot fail on a full disk.
 
 use super::COPY;
 use libc::{c_int, off64_t};
@@ -18,7 +18,7 @@ pub(super) fn allocate(file: &File, start: u64, bytes: usize) -> io::Result<()> 
 
 /// Calls `posix_fallocate64`, which returns 0 or an error number.
 fn fallocate(file: &File, start: u64, bytes: usize) -> c_int {
-    // Both fit, because the end of the file does.
+    // Both fit in `off64_t`, because the end of the range does.
     let (from, len) = (start as off64_t, bytes as off64_t);
     // SAFETY: the descriptor is open.
     unsafe { libc::posix_fallocate64(file.as_raw_fd(), from, len) }
