@@ -68,8 +68,8 @@ pub fn position(a: f32) -> f32 {
     (a * f32::from_bits(slope)) + f32::from_bits(offset)
 }
 
-/// The offset of a key: the upper half of a number without its sign, minus this, without the lower four bits. A
-/// key stands for an eighth of a binade, so that keys fit bytes. Smaller numbers have the key 0.
+/// The offset of a key: `key = (((bits >> 16) & 0x7FFF) - KEY_BASE) >> 4`, and 0 for smaller numbers. A key stands
+/// for an eighth of a binade, so that keys fit bytes.
 const KEY_BASE: u16 = 0x343C;
 
 /// Upper halves from this one to that of 1.0 have the key [`LAST_KEY`].

@@ -242,7 +242,7 @@ impl<R: Read + Seek> Reader<'_, R> {
         if absmax.dtype != Dtype::F32 || given != wanted as u64 {
             const BEFORE: usize = 2048;
             let before = param.len.div_ceil(BEFORE) as u64;
-            // The block size is reported only if the type is right; otherwise the type is.
+            // If the type is wrong, the error names the type and not the block size.
             if absmax.dtype == Dtype::F32 && given == before {
                 return Err(InteropError::BlockSize {
                     path: self.path.to_owned(),

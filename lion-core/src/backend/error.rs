@@ -12,12 +12,12 @@ use std::fmt;
 pub enum BackendError {
     /// Memory for a state could not be allocated.
     OutOfMemory {
-        /// Bytes asked for.
+        /// Requested bytes.
         bytes: usize,
     },
     /// A state was allocated by another backend.
     ForeignState {
-        /// The backend that was to step it.
+        /// The backend of the step.
         backend: String,
         /// The parameter of the state.
         parameter: String,
@@ -25,7 +25,7 @@ pub enum BackendError {
     /// The length of a state differs from the length of its parameter, or its width from the width
     /// that was requested.
     WrongState {
-        /// The backend that allocated it, or that was to step it. A `Box<str>` keeps the error type
+        /// The backend that allocated it, or the backend of the step. A `Box<str>` keeps the error type
         /// small.
         backend: Box<str>,
         /// The parameter of the state.
@@ -42,7 +42,7 @@ pub enum BackendError {
     /// The backend cannot access the memory of an array: it is in device memory and the backend
     /// runs on the CPU, or it is in the memory of another device.
     WrongDevice {
-        /// The backend that was to step it.
+        /// The backend of the step.
         backend: String,
         /// The parameter of the update.
         parameter: String,
@@ -85,7 +85,7 @@ pub enum BackendError {
         parameter: String,
     },
     /// The gradient of a [`TensorStep`](crate::TensorStep) does not have as many elements as its
-    /// parameter, for example because another backend has replaced it on the way.
+    /// parameter, for example because a wrapping backend has replaced the gradient.
     WrongGradient {
         /// The backend. A `Box<str>` keeps every error small.
         backend: Box<str>,

@@ -77,7 +77,7 @@ impl<'a, G: IntoGrad<'a>> IntoGrad<'a> for Option<G> {
     }
 }
 
-/// Implements [`IntoParam`] for types that `convert` turns into a type that [`ParamMut`] is from.
+/// Implements [`IntoParam`] for types that `convert` turns into a type that converts into [`ParamMut`].
 macro_rules! params {
     ($({$($generics:tt)*} $kind:ty: $convert:expr;)*) => {
         $(impl<'a, $($generics)*> IntoParam<'a> for $kind {
@@ -88,7 +88,7 @@ macro_rules! params {
     };
 }
 
-/// Implements [`IntoGrad`] for types that `convert` turns into a type that [`GradRef`] is from.
+/// Implements [`IntoGrad`] for types that `convert` turns into a type that converts into [`GradRef`].
 macro_rules! grads {
     ($({$($generics:tt)*} $kind:ty: $convert:expr;)*) => {
         $(impl<'a, $($generics)*> IntoGrad<'a> for $kind {

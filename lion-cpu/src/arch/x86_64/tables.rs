@@ -2,8 +2,8 @@
 
 use lion_quant::{OFFSETS, PIECES, SLOPES, THRESHOLDS};
 
-/// The offset of a key: the upper half of a number without its sign, minus this, without the lower four bits. A
-/// key stands for an eighth of a binade, so that keys fit bytes. Smaller numbers have the key 0.
+/// The offset of a key: `key = (((bits >> 16) & 0x7FFF) - KEY_BASE) >> 4`, and 0 for smaller numbers. A key stands
+/// for an eighth of a binade, so that keys fit bytes.
 ///
 /// To find the *nearest* codeword, the boundary between two pieces need not be exact: around each threshold both
 /// lines round to the same index, and the nearest boundary of keys is within that range. Only one

@@ -44,7 +44,7 @@ fn allocate_by(
     }
 }
 
-/// Reserves blocks by writing zeros. Without blocks, the first store to a page would find the disk
+/// Reserves blocks by writing zeros. Without blocks, the first write to a mapped page would fail if the disk is
 /// full, which kills the process.
 fn write_zeros(file: &File, start: u64, bytes: usize) -> io::Result<()> {
     let zeros = vec![0; bytes.min(COPY)];
