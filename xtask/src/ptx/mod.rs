@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     println!();
     let above = count::print(&toolkit, &ptx, &assembled)?;
     for kernel in &above {
-        println!("TOO MANY INSTRUCTIONS AN ELEMENT: {kernel}");
+        println!("TOO MANY INSTRUCTIONS PER ELEMENT: {kernel}");
     }
     let spilling = assemble::spilling(&assembled);
     for name in &spilling {
