@@ -219,6 +219,10 @@ impl PageMover for HostMover {
         }
     }
 
+    fn has_failed(&self, ticket: &HostTicket) -> bool {
+        ticket.ticket.has_failed()
+    }
+
     fn is_done(&self, ticket: &HostTicket) -> bool {
         ticket.ticket.is_done()
     }

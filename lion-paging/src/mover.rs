@@ -85,6 +85,16 @@ pub trait PageMover: Debug + Send + Sync + 'static {
     /// The error of the fetch or eviction.
     fn wait(&self, ticket: &Self::Ticket) -> Result<Duration, PagingError>;
 
+    /// Returns whether a fetch has failed and left its part not resident, so that it must be fetched again. An
+    /// error of [`wait`](PageMover::wait) alone does not mean that: on a device, it may only say that the wait
+    /// could not be queued.
+    ///
+    /// The default returns `false`.
+    fn has_failed(&self, ticket: &Self::Ticket) -> bool {
+        let _ = ticket;
+        false
+    }
+
     /// Returns whether the transfer of a ticket has completed.
     fn is_done(&self, ticket: &Self::Ticket) -> bool;
 

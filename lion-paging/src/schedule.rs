@@ -168,7 +168,9 @@ impl<'p, D: PageMover> ScheduleRun<'p, D> {
     /// Waits for the fetch of a piece. Returns the time waited.
     fn transfer(&self, piece: Piece, ticket: &D::Ticket) -> Result<Duration, PagingError> {
         self.pager.mover.wait(ticket).inspect_err(|_| {
-            if let Some(entry) = self.pager.inner().entry(piece) {
+            if self.pager.mover.has_failed(ticket)
+                && let Some(entry) = self.pager.inner().entry(piece)
+            {
                 entry.failed = true;
             }
         })

@@ -40,6 +40,11 @@ impl Ticket {
         self.0.result.lock().is_ok_and(|result| result.is_some())
     }
 
+    pub(crate) fn has_failed(&self) -> bool {
+        let result = self.0.result.lock();
+        result.is_ok_and(|result| matches!(*result, Some(Err(_))))
+    }
+
     /// Waits for the transfer. Returns the time that this took, and the result.
     pub(crate) fn wait(&self) -> (Duration, Result<(), Arc<io::Error>>) {
         let mut result = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);

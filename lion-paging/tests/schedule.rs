@@ -111,6 +111,10 @@ impl PageMover for Failing {
         true
     }
 
+    fn has_failed(&self, start: &usize) -> bool {
+        self.0.lock().unwrap().failed.contains(start)
+    }
+
     fn resident(&self, (): &(), part: Range<usize>) -> Result<usize, PagingError> {
         let records = self.0.lock().unwrap();
         let resident =
