@@ -205,13 +205,19 @@ fn resident_memory_never_exceeds_the_budget() {
         let (largest, end) = (AtomicUsize::new(0), AtomicBool::new(false));
         let step = AtomicUsize::new(0);
         let cpu = fixture.cpu.clone();
-        // Queued bytes are counted per step.
+        // Queued bytes are counted per step, from 0. Until a step has begun, the count is that of the step before, and
+        // it would not show what is queued if the two steps queue the same. `ended` has the counts of the last two.
+        let ended = [const { AtomicUsize::new(0) }; 2];
         let queued = || {
             let fetched = cpu.paging_totals().unwrap().moved.fetched as usize;
             (fetched, step.load(Ordering::SeqCst))
         };
-        let measure = || {
+        let measure = |between_steps: bool| {
             let before = queued();
+            let is_ended = |count: &AtomicUsize| count.load(Ordering::SeqCst) == before.0;
+            if !between_steps && ended.iter().any(is_ended) {
+                return;
+            }
             let resident = cpu.resident_pages().unwrap().unwrap();
             let after = queued();
             if before.1 == after.1 && before.0 <= after.0 {
@@ -223,14 +229,15 @@ fn resident_memory_never_exceeds_the_budget() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !end.load(Ordering::Relaxed) {
-                    measure();
+                    measure(false);
                 }
             });
-            for _ in 0..steps {
+            for number in 0..steps {
                 step.fetch_add(1, Ordering::SeqCst);
                 fixture.step(1.0).unwrap();
                 // Between steps at most a window is being transferred, and nothing else is queued.
-                measure();
+                measure(true);
+                ended[number % 2].store(queued().0, Ordering::SeqCst);
             }
             end.store(true, Ordering::Relaxed);
         });
