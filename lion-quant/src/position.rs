@@ -221,12 +221,12 @@ mod tests {
 
     /// All magnitudes with the keys around a threshold, and some of the others.
     fn magnitudes() -> impl Iterator<Item = f32> {
-        let step = if cfg!(miri) { 1 << 12 } else { 1 };
+        let step = if cfg!(miri) { 1 << 15 } else { 1 };
         let around = THRESHOLDS.into_iter().flat_map(move |threshold| {
             let eighth = threshold.to_bits() >> 20 << 20;
             (eighth.saturating_sub(1 << 20)..eighth + (2 << 20)).step_by(step)
         });
-        let others = (0..=1f32.to_bits()).step_by(if cfg!(miri) { 1 << 20 } else { 127 });
+        let others = (0..=1f32.to_bits()).step_by(if cfg!(miri) { 1 << 22 } else { 127 });
         let beyond = [f32::EPSILON, 2.0 * f32::EPSILON].map(|more| (1.0 + more).to_bits());
         let bits = around.chain(others).chain(beyond);
         bits.map(f32::from_bits)
