@@ -28,6 +28,9 @@ pub use blockwise::{
 };
 pub use codebook::{CODEBOOK, MAGNITUDES, ZERO_CODE};
 pub use position::{OFFSETS, PIECES, SLOPES, THRESHOLDS, position};
+// For the look-ups of lion-cpu. Not part of the interface.
+#[doc(hidden)]
+pub use position::{KEY_BASE, LAST_KEY, LAST_UPPER_HALF, PIECE_OF_KEY};
 
 use lion_core::{BLOCK, Bits, Momentum32, PlaneSpec, PlaneType, StateLayout};
 

@@ -70,20 +70,20 @@ pub fn position(a: f32) -> f32 {
 
 /// The offset of a key: `key = (((bits >> 16) & 0x7FFF) - KEY_BASE) >> 4`, and 0 for smaller numbers. A key stands
 /// for an eighth of a binade, so that keys fit bytes.
-const KEY_BASE: u16 = 0x343C;
+pub const KEY_BASE: u16 = 0x343C;
 
 /// Upper halves from this one to that of 1.0 have the key [`LAST_KEY`].
-const LAST_UPPER_HALF: u16 = 0x3F7E;
+pub const LAST_UPPER_HALF: u16 = 0x3F7E;
 
 /// The largest key.
-const LAST_KEY: u8 = ((LAST_UPPER_HALF - KEY_BASE) >> 4) as u8 + 1;
+pub const LAST_KEY: u8 = ((LAST_UPPER_HALF - KEY_BASE) >> 4) as u8 + 1;
 
 /// The piece of [`position`] for a key, from which the nearest codeword follows.
 ///
 /// Where a key stands for numbers of two pieces, either piece will do: around each threshold, both lines round
 /// to the same index. The range in which they do has a boundary between keys for all thresholds but the last
 /// one, which [`LAST_KEY`] is for.
-const PIECE_OF_KEY: [u8; 256] = {
+pub const PIECE_OF_KEY: [u8; 256] = {
     let mut pieces = [PIECES as u8 - 1; 256];
     let mut key = 0;
     while key < LAST_KEY as usize {

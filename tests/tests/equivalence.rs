@@ -1,4 +1,5 @@
-//! The order of parameters, splitting a step, the number of threads and the alignment of a slice do not change bits.
+//! The result of a step does not depend on the order of the parameters, on how the step is split, on the number of
+//! threads, or on the alignment of a slice.
 //! Tested on every backend by name.
 #![allow(clippy::unwrap_used)]
 

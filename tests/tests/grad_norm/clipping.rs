@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// Returns the arguments of a step, given its gradients and their scale.
 type ArgsOf<'a> = dyn Fn(&Lion, &[(Handle, &[f32])], f64) -> StepArgs + 'a;
 
-/// A step with `max_grad_norm` has the bits of a step with the quotient as `grad_scale`, on every backend, with
+/// A step with `max_grad_norm` returns the same bits as a step with `grad_scale` set to the quotient, on every backend, with
 /// 32 and 8 bits.
 #[test]
 fn clipped_step_equals_a_step_with_the_quotient_as_grad_scale() {

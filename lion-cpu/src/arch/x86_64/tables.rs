@@ -1,39 +1,13 @@
 //! The constants of `lion_quant::position`, laid out for look-ups in registers.
 
-use lion_quant::{OFFSETS, PIECES, SLOPES, THRESHOLDS};
+pub(super) use lion_quant::{KEY_BASE, LAST_UPPER_HALF};
+use lion_quant::{OFFSETS, PIECE_OF_KEY as PIECE, PIECES, SLOPES, THRESHOLDS};
 
-/// The offset of a key: `key = (((bits >> 16) & 0x7FFF) - KEY_BASE) >> 4`, and 0 for smaller numbers. A key stands
-/// for an eighth of a binade, so that keys fit bytes.
-///
-/// To find the *nearest* codeword, the boundary between two pieces need not be exact: around each threshold both
-/// lines round to the same index, and the nearest boundary of keys is within that range. Only one
-/// threshold, [`LAST_UPPER_HALF`], is an exception. The exhaustive test compares all floats.
-pub(super) const KEY_BASE: u16 = 0x343C;
-
-/// Upper halves from this one to that of 1.0 have the key [`LAST_KEY`], because the range of the last threshold
-/// has no boundary of eighths of binades.
-pub(super) const LAST_UPPER_HALF: u16 = 0x3F7E;
-
-pub(super) const LAST_KEY: i16 = ((LAST_UPPER_HALF - KEY_BASE) >> 4) as i16 + 1;
+/// The largest key, as the registers of keys hold it.
+pub(super) const LAST_KEY: i16 = lion_quant::LAST_KEY as i16;
 
 /// The number of keys, rounded up.
 const KEYS: usize = 192;
-
-/// The piece for a key.
-const PIECE: [u8; KEYS] = {
-    let mut pieces = [PIECES as u8 - 1; KEYS];
-    let mut key = 0;
-    while key < LAST_KEY as usize {
-        let middle = (KEY_BASE as u32 + 16 * key as u32 + 8) << 16;
-        let mut s = 0;
-        while s < PIECES - 2 && THRESHOLDS[s].to_bits() < middle {
-            s += 1;
-        }
-        pieces[key] = s as u8;
-        key += 1;
-    }
-    pieces
-};
 
 /// The piece for a key, with 64 keys per table.
 pub(super) static PIECE_OF_KEY: [[u8; 64]; 3] = {
