@@ -101,7 +101,8 @@ pub use lion_checkpoint::interop;
 pub mod tensor {
     pub use lion_core::{
         BLOCK, DeviceMemory, DeviceSlice, DeviceSliceMut, Element, GradRef, IntoGrad, IntoParam,
-        IntoUpdate, MemoryOrder, ParamMut, Slice, SliceMut, Storage, StorageMut, Strides, Update,
+        IntoUpdate, MemoryOrder, ParamMut, Shard, Slice, SliceMut, Storage, StorageMut, Strides,
+        Update,
     };
 }
 

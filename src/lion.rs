@@ -1,6 +1,7 @@
 //! The optimizer, and the entry points of its builder under the names of bitsandbytes.
 
 use crate::LionBuilder;
+use lion_core::norm::ShardNorm;
 use lion_core::{
     Backend, Error, GradNorm, Group, Handle, IntoGrad, IntoUpdate, Optimizer, OptimizerConfig,
     Overrides, PagingReport, ParamInfo, ParamRecord, ParamSpec, Restore, SkippedBlocks, State,
@@ -103,6 +104,24 @@ impl Lion {
         let gradients = gradients.into_iter();
         let gradients = gradients.filter_map(|(handle, grad)| Some((handle, grad.into_grad()?)));
         self.inner.grad_norm(gradients)
+    }
+
+    /// Returns the norm of each parameter of a step, as far as it is in this process. Nothing changes. The step
+    /// of a shard needs the norm of the whole tensor if `max_unorm` is set; [`Optimizer::shard_norms`] has an
+    /// example.
+    ///
+    /// # Errors
+    /// The errors of [`Optimizer::shard_norms`].
+    pub fn shard_norms<'a, I>(
+        &mut self,
+        args: StepArgs,
+        updates: I,
+    ) -> Result<Vec<(Handle, ShardNorm)>, Error>
+    where
+        I: IntoIterator<Item: IntoUpdate<'a>>,
+    {
+        let updates = updates.into_iter().map(IntoUpdate::into_update);
+        self.inner.shard_norms(args, updates)
     }
 
     /// Returns an independent copy with the same parameters, settings and states, on the same backend.

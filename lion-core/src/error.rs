@@ -1,6 +1,6 @@
 //! Errors of the optimizer, and their messages.
 
-use crate::{BackendError, Bits, Dtype, MemoryOrder, Operand, Scope, SkippedBlocks};
+use crate::{BackendError, Bits, Dtype, MemoryOrder, Operand, Scope, Shard, SkippedBlocks};
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::Range;
@@ -187,6 +187,34 @@ pub enum Error {
         parameter: String,
         /// The element type.
         dtype: Dtype,
+    },
+    /// A shard does not consist of whole blocks of 256 elements, or is not within the whole tensor.
+    InvalidShard {
+        /// Name of the parameter.
+        parameter: String,
+        /// Elements of the shard.
+        elements: usize,
+        /// Its position in the whole tensor.
+        shard: Shard,
+    },
+    /// `max_unorm` is set for a shard, and the update does not contain the norm of the whole tensor; see
+    /// [`Update::with_norm`](crate::Update::with_norm). The norm of the shard alone would give other bits.
+    MissingNorm {
+        /// Name of the parameter.
+        parameter: String,
+        /// Its position in the whole tensor.
+        shard: Shard,
+    },
+    /// The norms of some shards do not make the norm of a whole tensor.
+    ShardsIncomplete {
+        /// The block of the whole tensor at which the next shard must begin.
+        next_block: usize,
+        /// The first block of the next shard, if there is one.
+        given: Option<usize>,
+        /// Blocks of the whole tensor, according to the first shard.
+        whole_blocks: usize,
+        /// Blocks of the whole tensor, according to the next shard.
+        given_whole_blocks: usize,
     },
     /// Two options of a builder exclude each other.
     ConflictingOptions {
@@ -384,6 +412,39 @@ impl fmt::Display for Error {
                 "parameter `{parameter}`: stochastic_param is set, but the element type is {dtype}; \
                  only bf16 parameters are rounded stochastically"
             ),
+            Error::InvalidShard {
+                parameter,
+                elements,
+                shard,
+            } => write!(
+                f,
+                "parameter `{parameter}`: {shard} has {elements} elements; wanted a shard within the whole \
+                 that begins and ends at a multiple of 256 or at the end of the whole"
+            ),
+            Error::MissingNorm { parameter, shard } => write!(
+                f,
+                "parameter `{parameter}`: max_unorm is set for {shard}; the update must contain the norm \
+                 of the whole tensor"
+            ),
+            Error::ShardsIncomplete {
+                next_block,
+                given,
+                whole_blocks,
+                given_whole_blocks,
+            } => {
+                write!(f, "the norms of the shards of {whole_blocks} blocks: ")?;
+                match given {
+                    _ if given_whole_blocks != whole_blocks => {
+                        write!(f, "one belongs to a tensor of {given_whole_blocks} blocks")
+                    }
+                    None => write!(f, "they end before block {next_block}"),
+                    Some(given) => write!(
+                        f,
+                        "a shard begins at block {given}, and after the shards before it one of whole \
+                         subtrees must begin at block {next_block}"
+                    ),
+                }
+            }
             Error::ConflictingOptions {
                 first,
                 second,

@@ -48,8 +48,8 @@ pub use paging::{
 };
 pub use tensor::{
     DeviceMemory, DeviceSlice, DeviceSliceMut, Dtype, Element, GradRef, IntoGrad, IntoParam,
-    IntoUpdate, MemoryOrder, Operand, ParamMut, Slice, SliceMut, Storage, StorageMut, Strides,
-    Update,
+    IntoUpdate, MemoryOrder, Operand, ParamMut, Shard, Slice, SliceMut, Storage, StorageMut,
+    Strides, Update,
 };
 
 /// Elements per block. A block shares one absmax in the 8-bit state. In both states, a block with a

@@ -1,13 +1,14 @@
 //! The CPU as a [`Backend`].
 
 use crate::arch::{Isa, Kernel};
-use crate::block_sums;
+use crate::block_sums::{self, Sum};
 use crate::job::View;
 use crate::pool::{Pool, Workers};
 use crate::queue;
 use crate::squares;
 use crate::state::CpuState;
 use crate::tensor::{Target, Tensor};
+use lion_core::norm::ShardNorm;
 use lion_core::{
     Backend, BackendError, Gradient, Operand, Outcome, PagingError, PagingTotals, State,
     StateRequest, SumSquares, TensorStep,
@@ -145,6 +146,28 @@ impl Cpu {
         tensors.map(|tensor| Tensor::new(tensor, target)).collect()
     }
 
+    /// Reads all blocks of all tensors. `of` returns the sum and the count of a block.
+    fn survey(
+        &self,
+        tensors: &mut [TensorStep<'_>],
+        of: impl Fn(View<'_>, usize) -> Sum + Sync,
+    ) -> Result<Vec<ShardNorm>, BackendError> {
+        let tensors = self.check(tensors)?;
+        let pool = self.threads(tensors.iter().map(Tensor::len));
+        let order = StepOrder::of_survey(tensors.iter().map(Tensor::residence));
+        let residency = order.begin(self.pager.as_deref(), Pass::Survey)?;
+        let shards = tensors.iter().map(|tensor| ShardNorm::new(tensor.shard()));
+        let mut norms: Vec<ShardNorm> = shards.collect();
+        for group in order.groups() {
+            let sums = block_sums::sums(pool, &*residency, group.reads, &tensors, &of)?;
+            for (tensor, norm) in sums {
+                norms[tensor] = norm;
+            }
+        }
+        residency.finish()?;
+        Ok(norms)
+    }
+
     /// Returns the threads for work on this many elements.
     fn threads(&self, elements: impl Iterator<Item = usize>) -> Pool<'_> {
         Pool::new(
@@ -174,6 +197,9 @@ impl Backend for Cpu {
     }
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
+        for tensor in &*tensors {
+            tensor.check_norm(self.name())?;
+        }
         let mut tensors = self.check(tensors)?;
         let (pool, kernel) = (self.threads(tensors.iter().map(Tensor::len)), self.kernel);
         let states = tensors.iter();
@@ -185,8 +211,8 @@ impl Backend for Cpu {
             for group in order.groups() {
                 let norm = |view: View<'_>, block| kernel.norm(view, block);
                 let norms = block_sums::sums(pool, &*residency, group.reads, &tensors, norm)?;
-                for (tensor, (squares, nonzero_updates)) in norms {
-                    tensors[tensor].clip(squares, nonzero_updates);
+                for (tensor, norm) in norms {
+                    tensors[tensor].clip(norm.total());
                 }
                 queue::step(
                     pool,
@@ -204,20 +230,14 @@ impl Backend for Cpu {
     }
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
-        let tensors = self.check(tensors)?;
-        let (pool, kernel) = (self.threads(tensors.iter().map(Tensor::len)), self.kernel);
-        let order = StepOrder::of_survey(tensors.iter().map(Tensor::residence));
-        let residency = order.begin(self.pager.as_deref(), Pass::Survey)?;
-        let mut counts = vec![0; tensors.len()];
-        for group in order.groups() {
-            let count = |view: View<'_>, block| kernel.count(view, block);
-            let counted = block_sums::sums(pool, &*residency, group.reads, &tensors, count)?;
-            for (tensor, (_, blocks)) in counted {
-                counts[tensor] = blocks;
-            }
-        }
-        residency.finish()?;
-        Ok(counts)
+        let kernel = self.kernel;
+        let norms = self.survey(tensors, |view, block| kernel.count(view, block))?;
+        Ok(norms.into_iter().map(|norm| norm.nonzero_updates).collect())
+    }
+
+    fn shard_norms(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<ShardNorm>, BackendError> {
+        let kernel = self.kernel;
+        in_default_mode(|| self.survey(tensors, |view, block| kernel.norm(view, block)))
     }
 
     fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {

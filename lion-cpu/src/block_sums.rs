@@ -2,12 +2,12 @@
 //!
 //! The sum of a tensor is a tree over its blocks, which the specification fixes: adjacent pairs are added
 //! level by level, and an odd one is carried up. Threads add up whole subtrees, each into its own slot, and
-//! one thread adds these up in order.
+//! one thread adds these up in order, as a [`ShardNorm`].
 
 use crate::job::View;
 use crate::pool::Pool;
 use crate::tensor::Tensor;
-use lion_core::norm::tree_split;
+use lion_core::norm::{ShardNorm, tree_split};
 use lion_core::{BLOCK, PagingError};
 use lion_paging::{Residency, StepPiece};
 use std::ops::Range;
@@ -23,17 +23,18 @@ const BATCH: usize = 16;
 /// A sum of numbers and a count.
 pub(crate) type Sum = (f64, u64);
 
-/// Returns the sum of each tensor of a list of pieces, with the number of the tensor. The list holds all
-/// pieces of each tensor. `of` returns the sum of one block.
+/// Returns the sums of each tensor of a list of pieces, with the number of the tensor. The list holds all
+/// pieces of each tensor. `of` returns the sum of one block. The count is that of nonzero updates, or of what
+/// else `of` counts.
 pub(crate) fn sums(
     pool: Pool<'_>,
     residency: &dyn Residency,
     pieces: &[StepPiece],
     tensors: &[Tensor<'_>],
     of: impl Fn(View<'_>, usize) -> Sum + Sync,
-) -> Result<Vec<(usize, Sum)>, PagingError> {
-    let mut sums = Vec::new();
-    let mut tree = Tree::new();
+) -> Result<Vec<(usize, ShardNorm)>, PagingError> {
+    let mut norms = Vec::new();
+    let mut rest = None;
     // Pieces that are always resident are read together, so that threads share the work of small tensors.
     let is_resident = |piece: &StepPiece| piece.position.is_none();
     for pieces in pieces.chunk_by(|a, b| is_resident(a) && is_resident(b)) {
@@ -41,19 +42,25 @@ pub(crate) fn sums(
             residency.acquire(piece.position)?;
         }
         let views = pieces.iter().map(|piece| {
-            let first = piece.elements.start / BLOCK;
-            (first, tensors[piece.tensor].view(piece))
+            let tensor = &tensors[piece.tensor];
+            (tensor.block(piece.elements.start), tensor.view(piece))
         });
         let mut subtrees = Subtrees::new(pool, views, &of);
         for piece in pieces {
-            subtrees.add_to(&mut tree, piece.elements.len().div_ceil(BLOCK));
+            let tensor = &tensors[piece.tensor];
+            let mut norm = rest
+                .take()
+                .unwrap_or_else(|| ShardNorm::new(tensor.shard()));
+            subtrees.add_to(&mut norm, piece.elements.len().div_ceil(BLOCK));
             residency.release(piece.position);
-            if piece.elements.end == tensors[piece.tensor].len() {
-                sums.push((piece.tensor, tree.take()));
+            if piece.elements.end == tensor.len() {
+                norms.push((piece.tensor, norm));
+            } else {
+                rest = Some(norm);
             }
         }
     }
-    Ok(sums)
+    Ok(norms)
 }
 
 /// The sums of subtrees that pieces consist of, in order.
@@ -67,8 +74,8 @@ struct Subtrees {
 type Subtree<'s, 'v> = (View<'v>, Range<usize>, &'s mut Sum);
 
 impl Subtrees {
-    /// Adds up `of` each block of all views. With each view comes the index in its tensor of its first
-    /// block.
+    /// Adds up `of` each block of all views. With each view comes the index in the whole tensor of its
+    /// first block.
     fn new<'v>(
         pool: Pool<'_>,
         views: impl Iterator<Item = (usize, View<'v>)> + Clone + Send,
@@ -108,11 +115,11 @@ impl Subtrees {
         }
     }
 
-    /// Adds the next blocks to the tree of their tensor.
-    fn add_to(&mut self, tree: &mut Tree, blocks: usize) {
-        for part in subtrees(tree.blocks, blocks, self.largest) {
-            if let Some(sum) = self.sums.next() {
-                tree.add(part.len(), sum);
+    /// Adds the next blocks to the sums of their tensor.
+    fn add_to(&mut self, norm: &mut ShardNorm, blocks: usize) {
+        for part in subtrees(norm.next_block(), blocks, self.largest) {
+            if let Some((squares, count)) = self.sums.next() {
+                norm.add(part.len(), squares, count);
             }
         }
     }
@@ -138,7 +145,7 @@ fn fill<'s, 'v>(
 }
 
 /// Returns the whole subtrees of at most `largest` blocks that make up `blocks` blocks. The first block is
-/// number `first` of its tensor. The ranges count from it.
+/// number `first` of the whole tensor. The ranges count from it.
 fn subtrees(
     first: usize,
     blocks: usize,
@@ -171,49 +178,10 @@ fn added(left: Sum, right: Sum) -> Sum {
     (left.0 + right.0, left.1 + right.1)
 }
 
-/// The sum over a tensor, whose subtrees are added from left to right.
-#[derive(Debug)]
-struct Tree {
-    /// Number of blocks that were added. If bit `k` is set, a subtree of 2^k blocks waits for its right
-    /// neighbour.
-    blocks: usize,
-    /// The sums of the subtrees that wait, by `k`.
-    waiting: [Sum; usize::BITS as usize],
-}
-
-impl Tree {
-    fn new() -> Self {
-        Tree {
-            blocks: 0,
-            waiting: [(0.0, 0); usize::BITS as usize],
-        }
-    }
-
-    /// Adds the next subtree, of a power of two of blocks.
-    fn add(&mut self, blocks: usize, sum: Sum) {
-        let (mut k, mut sum) = (blocks.trailing_zeros() as usize, sum);
-        while self.blocks >> k & 1 == 1 {
-            sum = added(self.waiting[k], sum);
-            k += 1;
-        }
-        self.waiting[k] = sum;
-        self.blocks += blocks;
-    }
-
-    /// Returns the sum, and starts another tensor. Subtrees without a right neighbour are carried up.
-    fn take(&mut self) -> Sum {
-        let blocks = std::mem::take(&mut self.blocks);
-        let waiting = self.waiting.iter().enumerate();
-        let waiting = waiting.filter(|&(k, _)| blocks >> k & 1 == 1);
-        let sums = waiting.map(|(_, &sum)| sum);
-        sums.reduce(|right, left| added(left, right))
-            .unwrap_or((0.0, 0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lion_core::Shard;
     use lion_core::norm::{block_sum_squares, sum_squares};
 
     #[test]
@@ -231,19 +199,20 @@ mod tests {
                 .collect();
             for piece in [1, 2, 3, 7, 15, 16, 40, 100] {
                 for largest in [1, 2, 5, 8, usize::MAX] {
-                    let mut tree = Tree::new();
+                    let mut norm = ShardNorm::new(Shard::whole(p.len()));
                     for part in squares.chunks(piece) {
-                        for blocks in subtrees(tree.blocks, part.len(), largest) {
-                            tree.add(blocks.len(), sum(blocks, &|block| part[block]));
+                        for blocks in subtrees(norm.next_block(), part.len(), largest) {
+                            let (squares, count) = sum(blocks.clone(), &|block| part[block]);
+                            norm.add(blocks.len(), squares, count);
                         }
                     }
-                    let (squares, blocks) = tree.take();
+                    let total = norm.total();
                     assert_eq!(
-                        squares.to_bits(),
+                        total.squares.to_bits(),
                         sum_squares(p).to_bits(),
                         "{len} by {piece}, {largest} at most"
                     );
-                    assert_eq!(blocks, len as u64);
+                    assert_eq!(total.nonzero_updates, len as u64);
                 }
             }
         }

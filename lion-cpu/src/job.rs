@@ -34,7 +34,7 @@ pub(crate) struct Job<'a> {
     pub(crate) param: SliceMut<'a>,
     pub(crate) grad: Slice<'a>,
     pub(crate) state: StateMut<'a>,
-    /// Index in the tensor of the first element, a multiple of the block size.
+    /// Index in the whole tensor of the first element, a multiple of the block size.
     pub(crate) first: u64,
     pub(crate) options: KernelOptions,
 }

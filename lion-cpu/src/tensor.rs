@@ -3,8 +3,8 @@
 use crate::job::{Job, KernelOptions, StateMut, StateRef, View};
 use crate::paged::Pages;
 use crate::state::CpuState;
-use lion_core::norm::clipped_lr;
-use lion_core::{BackendError, Bits, Operand, Slice, SliceMut, State, TensorStep};
+use lion_core::norm::UpdateNorm;
+use lion_core::{BLOCK, BackendError, Bits, Operand, Shard, Slice, SliceMut, State, TensorStep};
 use lion_paging::{HostMover, Pager, Pieces, Residence, StepPiece};
 use std::any::Any;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ pub(crate) struct Tensor<'a> {
     param: SliceMut<'a>,
     grad: Slice<'a>,
     state: &'a mut CpuState,
+    shard: Shard,
     options: KernelOptions,
     lr: f64,
     max_unorm: f64,
@@ -94,6 +95,7 @@ impl<'a> Tensor<'a> {
             param,
             grad,
             state,
+            shard: tensor.shard,
             options,
             lr: tensor.lr,
             max_unorm: tensor.max_unorm,
@@ -104,6 +106,16 @@ impl<'a> Tensor<'a> {
     /// Returns the number of elements.
     pub(crate) fn len(&self) -> usize {
         self.param.len()
+    }
+
+    /// Returns the position in the whole tensor.
+    pub(crate) fn shard(&self) -> Shard {
+        self.shard
+    }
+
+    /// Returns the block of the whole tensor that begins at an element of this one.
+    pub(crate) fn block(&self, element: usize) -> usize {
+        (self.shard.offset + element).div_ceil(BLOCK)
     }
 
     /// Returns where the state is.
@@ -120,10 +132,9 @@ impl<'a> Tensor<'a> {
     }
 
     /// Lowers the learning rate, so that the norm of the update is at most `max_unorm` times that of the
-    /// parameter. `squares` is the sum of the squares of the parameter, `nonzero_updates` the number of
-    /// elements that the step changes by the learning rate.
-    pub(crate) fn clip(&mut self, squares: f64, nonzero_updates: u64) {
-        let lr = clipped_lr(self.lr, self.max_unorm, squares, nonzero_updates);
+    /// parameter.
+    pub(crate) fn clip(&mut self, norm: UpdateNorm) {
+        let lr = norm.clipped_lr(self.lr, self.max_unorm);
         self.options.constants = self.options.constants.with_lr(lr);
     }
 
@@ -160,6 +171,7 @@ impl<'a> Tensor<'a> {
                     }
                 },
             }),
+            offset: self.shard.offset,
             options: self.options,
         }
     }
@@ -169,6 +181,8 @@ impl<'a> Tensor<'a> {
 #[derive(Debug)]
 pub(crate) struct Jobs<'a> {
     rest: Option<Rest<'a>>,
+    /// Index in the whole tensor of the first element.
+    offset: usize,
     options: KernelOptions,
 }
 
@@ -197,7 +211,8 @@ impl<'a> Jobs<'a> {
             grad,
             planes,
         } = self.rest.take()?;
-        let (first, options) = (piece.elements.start as u64, self.options);
+        let first = (self.offset + piece.elements.start) as u64;
+        let options = self.options;
         let (pieces, bytes) = match planes {
             Planes::Memory(state) => {
                 return Some(Job {

@@ -17,7 +17,7 @@ struct is_bf16 { static constexpr bool value = false; };
 template <>
 struct is_bf16<Bf16> { static constexpr bool value = true; };
 
-// Computes the draws of the eight elements of a lane in the block that begins at element `first`, two per word. All
+// Computes the draws of the eight elements of a lane in the block that begins at element `first` of the whole tensor, two per word. All
 // lanes of the warp call it.
 template <bool WIDE>
 __device__ void draws_of_lane(u64 first, u32 lane, u32 stream, u64 seed, u64 step, u32 (&draws)[4]) {
@@ -138,7 +138,7 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
                 left_as_they_were++;
             } else {
                 u32 draws[4];
-                if (draw) draws_of_lane<true>(run.first + start, lane, PARAM, t.seed, t.step, draws);
+                if (draw) draws_of_lane<true>(t.offset + run.first + start, lane, PARAM, t.seed, t.step, draws);
                 p = narrow<P>(new_p, draw, draws);
                 m = narrow<F32>(new_m);
                 if (whole) {
@@ -209,7 +209,7 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                 left_as_they_were++;
             } else {
                 u32 draws[4];
-                const u64 first = run.first + block * BLOCK;
+                const u64 first = t.offset + run.first + block * BLOCK;
                 if (draw_param) draws_of_lane<WIDE>(first, lane, PARAM, t.seed, t.step, draws);
                 p = narrow<P>(new_p, draw_param, draws);
                 // If the absmax is below the smallest normal f32, the block becomes zero. With the factor 0, all

@@ -27,6 +27,7 @@ struct Tensor {
     u64 len;              // elements, more than 0
     u64 first_run;        // number of runs of the tensors before this one
     u64 seed, step;       // of the Philox key
+    u64 offset;           // index in the whole tensor of element 0, a multiple of BLOCK
     u64 skipped;          // address of the u64 counter of skipped blocks; `total` writes an f64 after it
     u64 sums;             // scratch, per run: f64 sum of squares of the parameter, or of the gradient
     u64 moves;            // scratch, per run: u64 number of elements with sign(c) != 0
@@ -35,7 +36,7 @@ struct Tensor {
     float lr, decay, grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
     u32 flags;
 };
-static_assert(sizeof(Tensor) == 136, "the host writes this record");
+static_assert(sizeof(Tensor) == 144, "the host writes this record");
 
 // Returns the first element, in a block, of a group of four that a lane holds. If one of the arrays of the kernel is
 // f32, the two groups of a lane are apart, so that the 16-byte accesses of a warp cover whole sectors. Otherwise the

@@ -9,6 +9,7 @@ use crate::squares::{self, DeviceGradient};
 use crate::state::CudaState;
 use crate::tensor::{CudaTensor, download, upload};
 use crate::workspace::grow;
+use lion_core::norm::ShardNorm;
 use lion_core::{
     Backend, BackendError, Gradient, Operand, Outcome, PagingError, PagingTotals, State,
     StateRequest, SumSquares, TensorStep,
@@ -43,6 +44,9 @@ impl Backend for Cuda {
         // Nothing can be queued on a stream that is being captured.
         let current = self.session.queueing();
         let _current = current.map_err(|error| BackendError::from(error).not_begun())?;
+        for tensor in &*tensors {
+            tensor.check_norm(&self.name)?;
+        }
         let tensors = self.check(tensors, Task::Step);
         let mut tensors = tensors.map_err(BackendError::not_begun)?;
         let mut workspace = self.workspace();
@@ -64,6 +68,17 @@ impl Backend for Cuda {
         let mut queue = Queue::new(&self.session, &mut workspace);
         let counted = self.survey(&mut queue, &mut tensors);
         self.wait_on_error(counted)
+    }
+
+    fn shard_norms(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<ShardNorm>, BackendError> {
+        let _current = self.session.queueing()?;
+        let mut tensors = self.check(tensors, Task::Norm)?;
+        let mut workspace = self.workspace();
+        let mut queue = Queue::new(&self.session, &mut workspace);
+        let norms = upload(queue.workspace, &mut tensors, Task::Norm)
+            .map_err(BackendError::from)
+            .and_then(|()| pass::norms(&mut queue, self.pager.as_deref(), &tensors));
+        self.wait_on_error(norms)
     }
 
     fn sum_squares(&self, gradients: &[Gradient<'_>]) -> Result<Vec<SumSquares>, BackendError> {

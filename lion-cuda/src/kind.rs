@@ -64,6 +64,14 @@ impl Kind {
         }
     }
 
+    /// Returns the kind of a tensor whose norm is computed without a step.
+    pub(crate) fn of_norm(tensor: &TensorStep<'_>) -> Self {
+        Kind {
+            is_clipped: true,
+            ..Self::of_survey(tensor)
+        }
+    }
+
     /// Returns the kind of a gradient whose squares are summed.
     pub(crate) fn of_gradient(dtype: Dtype) -> Self {
         Kind {

@@ -31,6 +31,7 @@ mod memory;
 mod paged_planes;
 mod pass;
 mod queue;
+mod shard_norms;
 mod squares;
 mod staging;
 mod state;

@@ -3,10 +3,12 @@
 use crate::kind::Task;
 use crate::memory::{DeviceMover, copy};
 use crate::queue::{Batch, Queue};
+use crate::shard_norms::Subtrees;
 use crate::tensor::CudaTensor;
 use crate::tensor_table::LR;
 use crate::workspace::grow;
 use lion_core::BackendError;
+use lion_core::norm::ShardNorm;
 use lion_paging::{Pager, Pass, Residency, StepOrder, StepPiece};
 
 /// Queues the step of all tensors.
@@ -74,6 +76,41 @@ pub(crate) fn survey(
         run.batch(pieces, &[Task::Survey], None)?;
     }
     Ok(residency.finish()?)
+}
+
+/// Queues the norms of all tensors, waits for them, and returns them in the order of the tensors.
+pub(crate) fn norms(
+    queue: &mut Queue<'_>,
+    pager: Option<&Pager<DeviceMover>>,
+    tensors: &[CudaTensor<'_>],
+) -> Result<Vec<ShardNorm>, BackendError> {
+    let tensors: Vec<&CudaTensor<'_>> = tensors.iter().collect();
+    let mut subtrees = Subtrees::new(queue.workspace, &tensors)?;
+    let order = StepOrder::of_survey(tensors.iter().map(|tensor| tensor.state.residence()));
+    let residency = order.begin(pager, Pass::Survey)?;
+    for pieces in order.groups().flat_map(|group| batches(group.reads)) {
+        let batch = Batch {
+            tasks: &[Task::Norm],
+            residency: &*residency,
+            position: pieces.first().and_then(|piece| piece.position),
+            lr: None,
+        };
+        let subtrees = &mut subtrees;
+        let rows = || -> Vec<_> {
+            let rows = pieces
+                .iter()
+                .map(|piece| subtrees[piece.tensor].rows(tensors[piece.tensor], piece));
+            rows.flatten().collect()
+        };
+        // SAFETY: as for a step in `Run::batch`. The results are in the scratch memory, which has room for one
+        // per block.
+        unsafe { queue.batch(&batch, rows) }?;
+    }
+    residency.finish()?;
+    let norms = subtrees
+        .iter()
+        .map(|subtrees| subtrees.read(queue.workspace));
+    Ok(norms.collect::<Result<_, _>>()?)
 }
 
 /// A pass that has begun.

@@ -8,7 +8,7 @@ use crate::memory::{BorrowedMemory, bytes_of, bytes_of_mut};
 use crate::state::CudaState;
 use crate::tensor_table::TensorDesc;
 use crate::workspace::{Workspace, grow};
-use lion_core::{BackendError, DeviceMemory, Operand, Slice, SliceMut, TensorStep};
+use lion_core::{BackendError, DeviceMemory, Operand, Shard, Slice, SliceMut, TensorStep};
 use lion_paging::StepPiece;
 use std::any::Any;
 
@@ -23,11 +23,17 @@ pub(crate) struct CudaTensor<'t> {
     host_grad: Option<Slice<'t>>,
     pub(crate) state: &'t mut CudaState,
     pub(crate) kind: Kind,
+    pub(crate) shard: Shard,
     /// The row of the whole tensor, without the addresses of the state.
     pub(crate) desc: TensorDesc,
 }
 
 impl CudaTensor<'_> {
+    /// Returns the number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.desc.len as usize
+    }
+
     /// Returns whether the parameter is in host memory. A step of it is complete when the call returns.
     pub(crate) fn is_on_host(&self) -> bool {
         self.host_param.is_some()
@@ -75,6 +81,7 @@ impl Cuda {
         let mut desc = TensorDesc::new(tensor);
         let kind = match task {
             Task::Step => Kind::of_step(tensor, desc.flags),
+            Task::Norm => Kind::of_norm(tensor),
             _ => Kind::of_survey(tensor),
         };
         let TensorStep {
@@ -82,6 +89,7 @@ impl Cuda {
             param,
             grad,
             state,
+            shard,
             ..
         } = tensor;
         let (len, state_len, backend) = (param.len(), state.len(), self.name.as_str());
@@ -123,6 +131,7 @@ impl Cuda {
             host_grad: grad.host(),
             state,
             kind,
+            shard: *shard,
             desc,
         })
     }
@@ -194,14 +203,14 @@ fn check_owner(
     })
 }
 
-/// Copies the gradients that are in host memory to the device, and the parameters too if `task` is a step.
+/// Copies the gradients that are in host memory to the device, and the parameters too if `task` is a step or a norm.
 /// Sets their addresses.
 pub(crate) fn upload(
     workspace: &mut Workspace,
     tensors: &mut [CudaTensor<'_>],
     task: Task,
 ) -> Result<(), CudaError> {
-    let with_params = task == Task::Step;
+    let with_params = matches!(task, Task::Step | Task::Norm);
     let padded = |bytes: &[u8]| bytes.len().next_multiple_of(ALIGN);
     let mut total = 0;
     for tensor in &*tensors {

@@ -1,7 +1,7 @@
 //! The table that a launch reads: one row per tensor or piece of a tensor, in the layout of the kernels.
 
 use crate::kind::Kind;
-use lion_core::TensorStep;
+use lion_core::{Bits, TensorStep};
 use std::ops::Range;
 
 /// Blocks per tile. A warp processes them in order and loads their absmax at once.
@@ -35,6 +35,8 @@ pub(crate) struct TensorDesc {
     pub(crate) first_tile: u64,
     pub(crate) seed: u64,
     pub(crate) step: u64,
+    /// Index in the whole tensor of element 0, if the tensor is a shard.
+    pub(crate) offset: u64,
     /// Address of the counter of skipped blocks.
     pub(crate) skipped: u64,
     /// Address of one sum of squares per tile.
@@ -74,6 +76,7 @@ impl TensorDesc {
             len: tensor.param.len() as u64,
             seed: tensor.key.seed,
             step: tensor.key.step,
+            offset: tensor.shard.offset as u64,
             full_lr: tensor.lr,
             max_unorm: tensor.max_unorm,
             lr: c.lr,
@@ -97,6 +100,25 @@ impl TensorDesc {
         TensorDesc {
             len: elements.end as u64,
             first_tile: before.wrapping_neg(),
+            ..self
+        }
+    }
+
+    /// Returns the row of elements that begin at a block, as a tensor by itself. For kernels that do not draw
+    /// random numbers.
+    pub(crate) fn part(self, kind: &Kind, elements: &Range<usize>) -> Self {
+        let start = elements.start as u64;
+        let (state, absmax) = match kind.bits {
+            Bits::Eight => (start, start / lion_core::BLOCK as u64 * 4),
+            _ => (4 * start, 0),
+        };
+        TensorDesc {
+            param: self.param + start * kind.param.bytes() as u64,
+            grad: self.grad + start * kind.grad.bytes() as u64,
+            state: self.state.wrapping_add(state),
+            absmax: self.absmax.wrapping_add(absmax),
+            len: elements.len() as u64,
+            first_tile: 0,
             ..self
         }
     }
@@ -140,6 +162,7 @@ impl TensorDesc {
             self.first_tile,
             self.seed,
             self.step,
+            self.offset,
             self.skipped,
             self.sums,
             self.nonzero_updates,
@@ -246,14 +269,16 @@ mod tests {
 
     #[test]
     fn rows_have_the_layout_of_the_kernels() {
-        assert_eq!(BYTES, 136);
-        assert_eq!(offset_of!(TensorDesc, skipped), 64);
-        assert_eq!(offset_of!(TensorDesc, full_lr), 88);
-        assert_eq!(offset_of!(TensorDesc, lr), 104);
-        assert_eq!(offset_of!(TensorDesc, flags), 132);
+        assert_eq!(BYTES, 144);
+        assert_eq!(offset_of!(TensorDesc, offset), 64);
+        assert_eq!(offset_of!(TensorDesc, skipped), 72);
+        assert_eq!(offset_of!(TensorDesc, full_lr), 96);
+        assert_eq!(offset_of!(TensorDesc, lr), 112);
+        assert_eq!(offset_of!(TensorDesc, flags), 140);
         let row = TensorDesc {
             param: 0x0102_0304_0506_0708,
             len: 2049,
+            offset: 256,
             max_unorm: 1.0,
             lr: 2.0,
             flags: SKIP_ZEROS | STOCHASTIC_STATE,
@@ -263,9 +288,10 @@ mod tests {
         let bytes = row.to_bytes();
         assert_eq!(bytes[..8], [8, 7, 6, 5, 4, 3, 2, 1]);
         assert_eq!(bytes[32..40], 2049u64.to_le_bytes());
-        assert_eq!(bytes[96..104], 1f64.to_le_bytes());
-        assert_eq!(bytes[104..108], 2f32.to_le_bytes());
-        assert_eq!(bytes[132..136], [5, 0, 0, 0]);
+        assert_eq!(bytes[64..72], 256u64.to_le_bytes());
+        assert_eq!(bytes[104..112], 1f64.to_le_bytes());
+        assert_eq!(bytes[112..116], 2f32.to_le_bytes());
+        assert_eq!(bytes[140..144], [5, 0, 0, 0]);
     }
 
     #[test]

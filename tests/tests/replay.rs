@@ -25,7 +25,7 @@ fn every_backend_returns_the_bits_of_the_specification() {
                 continue;
             }
             let trajectory = Trajectory::from_file(file).unwrap();
-            for mode in [Mode::Recorded, Mode::FreeRunning] {
+            for mode in Mode::ALL {
                 let differences = replay(&trajectory, candidate.open().unwrap(), mode).unwrap();
                 assert!(
                     differences.is_empty(),

@@ -189,7 +189,7 @@ fn report_file(path: &Path, candidates: &[Candidate], report: &mut Report) -> Re
 
 fn replay_on(candidate: &Candidate, trajectory: &Trajectory) -> Outcome {
     let mut differences = Vec::new();
-    for mode in [Mode::Recorded, Mode::FreeRunning] {
+    for mode in Mode::ALL {
         let backend = match candidate.open() {
             Ok(backend) => backend,
             Err(reason) => return Outcome::Skipped(reason.to_string()),

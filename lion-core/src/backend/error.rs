@@ -84,6 +84,21 @@ pub enum BackendError {
         /// The parameter of the gradient.
         parameter: String,
     },
+    /// The norm of a shard was requested from a backend that does not implement
+    /// [`Backend::shard_norms`].
+    ShardNormUnsupported {
+        /// The backend.
+        backend: String,
+        /// The parameter.
+        parameter: String,
+    },
+    /// A shard is to be clipped by `max_unorm`, and the step does not contain the norm of the whole tensor.
+    MissingNorm {
+        /// The backend.
+        backend: String,
+        /// The parameter.
+        parameter: String,
+    },
     /// The gradient of a [`TensorStep`](crate::TensorStep) does not have as many elements as its
     /// parameter, for example because a wrapping backend has replaced the gradient.
     WrongGradient {
@@ -139,6 +154,7 @@ impl BackendError {
                 | BackendError::WrongState { .. }
                 | BackendError::WrongDevice { .. }
                 | BackendError::WrongGradient { .. }
+                | BackendError::MissingNorm { .. }
         ) && !self.is_of_another_process()
     }
 
@@ -238,6 +254,15 @@ impl fmt::Display for BackendError {
                 f,
                 "parameter `{parameter}`: the backend `{backend}` does not support the norm of a \
                  gradient in the memory of a device"
+            ),
+            BackendError::ShardNormUnsupported { backend, parameter } => write!(
+                f,
+                "parameter `{parameter}`: the backend `{backend}` does not support the norm of a shard"
+            ),
+            BackendError::MissingNorm { backend, parameter } => write!(
+                f,
+                "parameter `{parameter}`: the backend `{backend}` cannot clip a shard by max_unorm without \
+                 the norm of the whole tensor"
             ),
             BackendError::WrongGradient {
                 backend,

@@ -8,7 +8,10 @@ pub use error::BackendError;
 pub use state::{Momentum32, PlaneSpec, PlaneType, Planes, State, StateLayout, StateRecord};
 pub use tensor_step::{Outcome, TensorStep};
 
-use crate::{Bits, Gradient, PagingTotals, SumSquares};
+pub(crate) use tensor_step::Arrays;
+
+use crate::norm::ShardNorm;
+use crate::{Bits, Gradient, PagingTotals, Shard, SumSquares};
 use std::fmt;
 use std::sync::Arc;
 
@@ -100,6 +103,25 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The errors of [`step`](Backend::step).
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError>;
 
+    /// Returns the norm of each tensor, in order, as far as it is in this process: the sum of the squares of the
+    /// parameter, and the number of elements that [`step`](Backend::step) changes by the learning rate. Changes
+    /// no parameter and no state. The norm of a whole tensor is one of its only shard.
+    ///
+    /// The default implementation returns an error for any tensor.
+    ///
+    /// # Errors
+    /// [`BackendError::ShardNormUnsupported`] if the backend does not implement it; the errors of
+    /// [`step`](Backend::step).
+    fn shard_norms(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<ShardNorm>, BackendError> {
+        match tensors.first() {
+            None => Ok(Vec::new()),
+            Some(tensor) => Err(BackendError::ShardNormUnsupported {
+                backend: self.name().to_owned(),
+                parameter: tensor.name.to_owned(),
+            }),
+        }
+    }
+
     /// Returns the [`SumSquares`] of each gradient, in the order of the gradients, after all queued work is
     /// done. The bits are those of [`SumSquares::of`].
     ///
@@ -152,6 +174,8 @@ pub struct StateRequest<'a> {
     pub bits: Bits,
     /// Elements of the parameter.
     pub len: usize,
+    /// Position of the parameter in the whole tensor, if it is a shard.
+    pub shard: Shard,
     /// Whether the state is paged: only a part of it is resident, within the budget of the backend.
     pub paged: bool,
 }
@@ -163,8 +187,16 @@ impl<'a> StateRequest<'a> {
             name,
             bits,
             len,
+            shard: Shard::whole(len),
             paged: false,
         }
+    }
+
+    /// Sets the position of the parameter in the whole tensor.
+    #[must_use]
+    pub fn shard(mut self, shard: Shard) -> Self {
+        self.shard = shard;
+        self
     }
 
     /// Sets whether the state is paged.
@@ -196,6 +228,13 @@ macro_rules! forward {
                 tensors: &mut [TensorStep<'_>],
             ) -> Result<Vec<u64>, BackendError> {
                 (**self).count_non_finite(tensors)
+            }
+
+            fn shard_norms(
+                &self,
+                tensors: &mut [TensorStep<'_>],
+            ) -> Result<Vec<ShardNorm>, BackendError> {
+                (**self).shard_norms(tensors)
             }
 
             fn sum_squares(

@@ -1,6 +1,6 @@
 //! The state that an optimizer keeps per parameter: planes of numbers.
 
-use crate::{BackendError, Bits, MemoryOrder, PagedState};
+use crate::{BackendError, Bits, MemoryOrder, PagedState, Shard};
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
@@ -336,6 +336,14 @@ impl Planes {
         }
     }
 
+    /// Returns the number of elements of the parameter.
+    fn len(&self) -> usize {
+        match self {
+            Planes::Momentum32 { momentum } => momentum.len(),
+            Planes::Blockwise8 { codes, .. } => codes.len(),
+        }
+    }
+
     /// Returns the name, the length, and for floats whether all values are finite, of each plane.
     pub(crate) fn describe(&self) -> Vec<(&'static str, usize, bool)> {
         let finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
@@ -365,13 +373,15 @@ pub struct StateRecord {
     pub seed: u64,
     /// The memory order of the values; `None` before the first step.
     pub order: Option<MemoryOrder>,
+    /// The position in the whole tensor, if the parameter is a shard.
+    pub shard: Shard,
     /// The values of the state.
     pub planes: Planes,
 }
 
 impl StateRecord {
     /// Returns the record of a parameter after `steps` steps, with the seed 0. The memory order is
-    /// row-major, or `None` if `steps` is 0.
+    /// row-major, or `None` if `steps` is 0. The parameter is a whole tensor.
     ///
     /// ```
     /// use lion_core::{MemoryOrder, Planes, StateRecord};
@@ -384,8 +394,16 @@ impl StateRecord {
             steps,
             seed: 0,
             order: (steps > 0).then_some(MemoryOrder::RowMajor),
+            shard: Shard::whole(planes.len()),
             planes,
         }
+    }
+
+    /// Sets the position in the whole tensor, for the state of a shard.
+    #[must_use]
+    pub fn shard(mut self, shard: Shard) -> Self {
+        self.shard = shard;
+        self
     }
 
     /// Sets the seed of the parameter's stochastic rounding.

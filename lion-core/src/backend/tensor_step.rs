@@ -2,11 +2,13 @@
 
 #[cfg(doc)]
 use crate::Backend;
+use crate::norm::UpdateNorm;
 use crate::philox::PhiloxKey;
 use crate::tensor::Expected;
 use crate::update::StepConstants;
 use crate::{
-    Bits, Dtype, Error, GradRef, Hyper, ParamMut, Scope, State, StepArgs, Storage, StorageMut,
+    BackendError, Bits, Dtype, Error, GradRef, Hyper, ParamMut, Scope, Shard, State, StepArgs,
+    Storage, StorageMut,
 };
 use lion_float_mode::in_default_mode;
 
@@ -28,7 +30,11 @@ pub struct TensorStep<'a> {
     pub state: &'a mut (dyn State + 'static),
     /// The width of the state.
     pub bits: Bits,
-    /// The constants of the update, with the full learning rate.
+    /// The position in the whole tensor. Stochastic rounding draws by the index of an element in the whole,
+    /// which is its index in the parameter plus [`Shard::offset`].
+    pub shard: Shard,
+    /// The constants of the update. Their learning rate is the full one, unless the step has been given the norm
+    /// of the whole tensor: then it is already clipped, and `max_unorm` is 0.
     pub constants: StepConstants,
     /// The full learning rate in `f64`, before it is lowered for `max_unorm`.
     pub lr: f64,
@@ -75,6 +81,17 @@ impl Outcome {
             pending: true,
         }
     }
+}
+
+/// The checked arrays of one update, and what is specific to it.
+#[derive(Debug)]
+pub(crate) struct Arrays<'a> {
+    pub(crate) param: StorageMut<'a>,
+    pub(crate) grad: Storage<'a>,
+    /// The full learning rate.
+    pub(crate) lr: f64,
+    /// The norm of the whole tensor, if it is given.
+    pub(crate) norm: Option<UpdateNorm>,
 }
 
 impl<'a> TensorStep<'a> {
@@ -126,9 +143,63 @@ impl<'a> TensorStep<'a> {
         hyper.check(name, param.data.dtype())?;
         in_default_mode(|| {
             let lr = StepArgs::new().lr_for(hyper, name)?;
-            let arrays = (param.data, grad.data);
-            Ok(Self::of(name, arrays, state, hyper, lr, 1.0, step))
+            let arrays = Arrays {
+                param: param.data,
+                grad: grad.data,
+                lr,
+                norm: None,
+            };
+            let shard = Shard::whole(state.len());
+            Ok(Self::of(name, shard, arrays, state, hyper, 1.0, step))
         })
+    }
+
+    /// Makes the tensor a shard of a larger one: its first element is element `offset` of `whole_len`.
+    ///
+    /// ```
+    /// # use lion_core::{Backend, Bits, Error, Hyper, Shard, StateRequest, TensorStep};
+    /// # fn example(backend: &dyn Backend) -> Result<(), Error> {
+    /// let shard = Shard::new(256, 259); // the last 3 elements
+    /// let mut state = backend.allocate(&StateRequest::new("w", Bits::ThirtyTwo, 3).shard(shard))?;
+    /// let (mut weight, gradient) = ([1.0f32, 2.0, 3.0], [0.1f32, 0.0, -0.1]);
+    /// let hyper = Hyper::default();
+    /// let step = TensorStep::new("w", &mut weight[..], &gradient[..], &mut *state, &hyper, 1)?;
+    /// backend.step(&mut [step.with_shard(shard)?])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidShard`].
+    pub fn with_shard(mut self, shard: Shard) -> Result<Self, Error> {
+        let elements = self.param.len();
+        if !shard.is_shard_of(elements) {
+            return Err(Error::InvalidShard {
+                parameter: self.name.to_owned(),
+                elements,
+                shard,
+            });
+        }
+        self.shard = shard;
+        Ok(self)
+    }
+
+    /// Clips the step by the norm of the whole tensor, if `max_unorm` is greater than 0. For a shard,
+    /// [`Backend::step`] requires it.
+    #[must_use]
+    pub fn with_norm(mut self, norm: UpdateNorm) -> Self {
+        in_default_mode(|| self.clip(norm));
+        self
+    }
+
+    /// Clips the learning rate. The calling thread is in the default floating-point mode.
+    #[inline]
+    fn clip(&mut self, norm: UpdateNorm) {
+        if self.is_clipped() {
+            let lr = norm.clipped_lr(self.lr, self.max_unorm);
+            self.constants = self.constants.with_lr(lr);
+            self.max_unorm = 0.0;
+        }
     }
 
     /// Sets the factor of the gradient in this step, for example the inverse of a loss scale. The default
@@ -149,17 +220,24 @@ impl<'a> TensorStep<'a> {
     #[inline]
     pub(crate) fn of(
         name: &'a str,
-        (param, grad): (StorageMut<'a>, Storage<'a>),
+        shard: Shard,
+        arrays: Arrays<'a>,
         state: &'a mut (dyn State + 'static),
         hyper: &Hyper,
-        lr: f64,
         grad_scale: f64,
         step: u64,
     ) -> Self {
         let (bits, seed) = (state.layout().bits(), hyper.seed);
-        TensorStep {
+        let Arrays {
+            param,
+            grad,
+            lr,
+            norm,
+        } = arrays;
+        let mut tensor = TensorStep {
             name,
             bits,
+            shard,
             constants: StepConstants::new(hyper, lr, grad_scale),
             lr,
             max_unorm: hyper.max_unorm,
@@ -169,7 +247,11 @@ impl<'a> TensorStep<'a> {
             param,
             grad,
             state,
+        };
+        if let Some(norm) = norm {
+            tensor.clip(norm);
         }
+        tensor
     }
 
     /// Returns whether the norm of the update is clipped, that is, whether
@@ -178,5 +260,20 @@ impl<'a> TensorStep<'a> {
     #[inline]
     pub fn is_clipped(&self) -> bool {
         self.max_unorm > 0.0
+    }
+
+    /// Checks that a step that computes norms is one of a whole tensor. A backend calls it before it changes
+    /// anything. `backend` is the name of the backend.
+    ///
+    /// # Errors
+    /// [`BackendError::MissingNorm`] if the update of a shard is [clipped](TensorStep::is_clipped).
+    pub fn check_norm(&self, backend: &str) -> Result<(), BackendError> {
+        if !self.is_clipped() || self.shard.is_whole(self.param.len()) {
+            return Ok(());
+        }
+        Err(BackendError::MissingNorm {
+            backend: backend.to_owned(),
+            parameter: self.name.to_owned(),
+        })
     }
 }

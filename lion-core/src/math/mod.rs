@@ -3,4 +3,5 @@
 
 pub mod norm;
 pub mod philox;
+mod shard_norm;
 pub mod update;

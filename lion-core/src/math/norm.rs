@@ -2,6 +2,8 @@
 
 use crate::{BLOCK, Element};
 
+pub use super::shard_norm::{ShardNorm, UpdateNorm};
+
 const LANES: usize = 8;
 
 /// Returns the sum of squares of at most one block of elements, in `f64`, accumulated in eight

@@ -49,7 +49,9 @@ impl Optimizer {
 
     fn copy_of(&self, entry: &Parameter) -> Result<Box<dyn State>, BackendError> {
         let bits = entry.state.layout().bits();
-        let request = StateRequest::new(&entry.name, bits, entry.len).paged(entry.paged);
+        let request = StateRequest::new(&entry.name, bits, entry.len)
+            .paged(entry.paged)
+            .shard(entry.shard);
         let mut state = self.allocate(&request)?;
         if !entry.fresh {
             copy(&*entry.state, &mut *state)?;

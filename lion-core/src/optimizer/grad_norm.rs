@@ -217,7 +217,7 @@ impl Optimizer {
         let Some(max_norm) = args.get_max_grad_norm() else {
             return Ok(scale);
         };
-        let gradients = batch.arrays.iter().map(|(_, grad, _)| grad);
+        let gradients = batch.arrays.iter().map(|arrays| &arrays.grad);
         let gradients = batch.indices.iter().copied().zip(gradients);
         let norm = self.norm_of(gradients.collect());
         // The step has not begun.

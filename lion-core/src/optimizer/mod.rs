@@ -136,13 +136,13 @@ impl Optimizer {
     ///
     /// The state has 8 bits per element if `optim_bits` is 8 and the parameter has at least
     /// `min_8bit_size` elements, otherwise 32. It is paged if `is_paged` is set and the parameter
-    /// has at least `min_paged_size` elements.
+    /// has at least `min_paged_size` elements. For a shard, the elements of the whole tensor count.
     ///
     /// # Errors
     /// - [`Error::EmptyName`], [`Error::DuplicateParameter`], [`Error::UnknownGroup`].
     /// - [`Error::InvalidHyper`], also if `lr * lr_multiplier` or `1 - lr * weight_decay` overflows
     ///   `f32`.
-    /// - [`Error::StochasticParam`].
+    /// - [`Error::StochasticParam`], [`Error::InvalidShard`].
     /// - [`Error::Backend`] if the state cannot be allocated, or if the backend returns a state of
     ///   a different length or width ([`BackendError::WrongState`]).
     pub fn register(&mut self, spec: ParamSpec) -> Result<Handle, Error> {
@@ -150,6 +150,7 @@ impl Optimizer {
             name,
             len,
             dtype,
+            shard,
             group,
             overrides,
         } = spec;
@@ -159,12 +160,21 @@ impl Optimizer {
         if self.by_name.contains_key(name.as_str()) {
             return Err(Error::DuplicateParameter { parameter: name });
         }
+        if !shard.is_shard_of(len) {
+            return Err(Error::InvalidShard {
+                parameter: name,
+                elements: len,
+                shard,
+            });
+        }
         let group = group.map(|group| self.find_group(&group)).transpose()?;
         overrides.check(|| Scope::Parameter(name.clone()))?;
         let hyper = self.resolve(&name, group, overrides);
         hyper.check(&name, dtype)?;
-        let paged = hyper.paged_for(len);
-        let request = StateRequest::new(&name, hyper.bits_for(len), len).paged(paged);
+        let paged = hyper.paged_for(shard.whole_len);
+        let request = StateRequest::new(&name, hyper.bits_for(shard.whole_len), len)
+            .paged(paged)
+            .shard(shard);
         let state = self.allocate(&request).map_err(|source| Error::Backend {
             // This error already names the parameter.
             parameter: (!matches!(source, BackendError::WrongState { .. })).then(|| name.clone()),
@@ -183,6 +193,7 @@ impl Optimizer {
             handle,
             len,
             dtype,
+            shard,
             group,
             overrides,
             hyper,
@@ -329,6 +340,7 @@ impl Optimizer {
             steps: entry.steps,
             seed: entry.hyper.seed,
             order: entry.order.clone(),
+            shard: entry.shard,
             planes: state.export().map_err(|e| entry.backend_error(e))?,
         })
     }
@@ -421,6 +433,7 @@ impl Optimizer {
             name: &entry.name,
             len: entry.len,
             dtype: entry.dtype,
+            shard: entry.shard,
             group: entry.group.map(|group| self.groups[group].name.as_str()),
             bits: layout.bits(),
             layout: layout.name(),

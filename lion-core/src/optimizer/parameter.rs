@@ -1,9 +1,10 @@
 //! One registered parameter, and the checks of its arguments.
 
+use crate::backend::Arrays;
 use crate::tensor::Expected;
 use crate::{
     BackendError, Dtype, Error, GradRef, Handle, Hyper, MemoryOrder, Overrides, ParamMut,
-    PlaneSpec, State, StateRecord, StepArgs, Storage, StorageMut, TensorStep,
+    PlaneSpec, Shard, State, StateRecord, StepArgs, TensorStep,
 };
 use std::fmt;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ pub(crate) struct Parameter {
     pub(crate) handle: Handle,
     pub(crate) len: usize,
     pub(crate) dtype: Dtype,
+    /// The position in the whole tensor.
+    pub(crate) shard: Shard,
     pub(crate) group: Option<usize>,
     pub(crate) overrides: Overrides,
     /// The merged defaults, group and overrides. `seed` is the seed derived for this parameter.
@@ -92,11 +95,18 @@ impl Parameter {
     pub(crate) fn tensor_step<'a>(
         &'a mut self,
         grad_scale: f64,
-        (param, grad, lr): (StorageMut<'a>, Storage<'a>, f64),
+        arrays: Arrays<'a>,
     ) -> TensorStep<'a> {
-        let (state, step) = (&mut *self.state, self.steps + 1);
-        let arrays = (param, grad);
-        TensorStep::of(&self.name, arrays, state, &self.hyper, lr, grad_scale, step)
+        let (state, shard, step) = (&mut *self.state, self.shard, self.steps + 1);
+        TensorStep::of(
+            &self.name,
+            shard,
+            arrays,
+            state,
+            &self.hyper,
+            grad_scale,
+            step,
+        )
     }
 
     /// Returns the state for writing, and marks it as damaged. The caller unmarks it after it has written
@@ -118,7 +128,10 @@ impl Parameter {
 
     /// Checks that hyper-parameters agree with the existing state: its width, and whether it is paged.
     pub(crate) fn check_state(&self, hyper: &Hyper) -> Result<(), Error> {
-        let (given, wanted) = (hyper.bits_for(self.len), self.state.layout().bits());
+        let (given, wanted) = (
+            hyper.bits_for(self.shard.whole_len),
+            self.state.layout().bits(),
+        );
         if given != wanted {
             return Err(Error::BitsFixed {
                 parameter: self.name(),
@@ -126,7 +139,7 @@ impl Parameter {
                 wanted,
             });
         }
-        let (given, wanted) = (hyper.paged_for(self.len), self.paged);
+        let (given, wanted) = (hyper.paged_for(self.shard.whole_len), self.paged);
         if given != wanted {
             return Err(Error::PagingFixed {
                 parameter: self.name(),
@@ -175,6 +188,10 @@ impl Parameter {
                 let wanted = "finite values, and no negative absmax";
                 return mismatch(name, "other values".to_owned(), wanted.to_owned());
             }
+        }
+        if record.shard != self.shard {
+            let [given, wanted] = [record.shard, self.shard].map(|shard| shard.to_string());
+            return mismatch("shard", given, wanted);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Reports of steps and parameters.
 
-use crate::{Bits, Dtype, Handle, Hyper, MemoryOrder, Overrides};
+use crate::{Bits, Dtype, Handle, Hyper, MemoryOrder, Overrides, Shard};
 use std::fmt;
 use std::sync::Arc;
 
@@ -82,6 +82,9 @@ pub struct ParamInfo<'a> {
     pub len: usize,
     /// Element type.
     pub dtype: Dtype,
+    /// Its position in the whole tensor, if it is a shard. Otherwise its offset is 0, and its `whole_len` is
+    /// [`len`](ParamInfo::len).
+    pub shard: Shard,
     /// Name of its group, if it is in one.
     pub group: Option<&'a str>,
     /// Width of its state.

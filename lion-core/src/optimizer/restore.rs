@@ -197,12 +197,12 @@ impl Optimizer {
                 _ => entry.overrides,
             };
             let mut hyper = resolve(defaults, group_overrides, &entry.name, overrides);
-            if hyper.paged_for(entry.len) != entry.paged {
+            if hyper.paged_for(entry.shard.whole_len) != entry.paged {
                 let own = (entry.hyper.is_paged, entry.hyper.min_paged_size);
                 (hyper.is_paged, hyper.min_paged_size) = own;
                 overrides = overrides.is_paged(own.0).min_paged_size(own.1);
             }
-            if hyper.bits_for(entry.len) != entry.hyper.bits_for(entry.len) {
+            if hyper.bits_for(entry.shard.whole_len) != entry.state.layout().bits() {
                 let own = (entry.hyper.optim_bits, entry.hyper.min_8bit_size);
                 (hyper.optim_bits, hyper.min_8bit_size) = own;
                 overrides = overrides.optim_bits(own.0.get()).min_8bit_size(own.1);

@@ -2,7 +2,7 @@
 
 #[cfg(doc)]
 use crate::Optimizer;
-use crate::{Dtype, Overrides};
+use crate::{Dtype, Overrides, Shard};
 
 /// A handle of a registered parameter. Handles are cheap to copy. A handle is valid for the
 /// optimizer that returned it, until the parameter is [removed](Optimizer::remove).
@@ -33,6 +33,7 @@ pub struct ParamSpec {
     pub(super) name: String,
     pub(super) len: usize,
     pub(super) dtype: Dtype,
+    pub(super) shard: Shard,
     pub(super) group: Option<String>,
     pub(super) overrides: Overrides,
 }
@@ -44,9 +45,30 @@ impl ParamSpec {
             name: name.into(),
             len,
             dtype,
+            shard: Shard::whole(len),
             group: None,
             overrides: Overrides::new(),
         }
+    }
+
+    /// Makes the parameter a shard: the elements from `offset` on of a tensor of `whole_len` elements. See
+    /// [`Shard`].
+    ///
+    /// Each process registers its shard under the name of the whole tensor, because the seed of stochastic
+    /// rounding derives from the name.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec};
+    /// // The second of two processes has the last 488 elements of 1000.
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 488, Dtype::F32).shard(512, 1000))?;
+    /// assert_eq!(lion.info(w)?.shard.offset, 512);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    #[must_use]
+    pub fn shard(mut self, offset: usize, whole_len: usize) -> Self {
+        self.shard = Shard::new(offset, whole_len);
+        self
     }
 
     /// Sets the group, which must exist when the parameter is registered.

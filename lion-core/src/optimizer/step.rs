@@ -1,9 +1,11 @@
 //! The step of the optimizer: check everything, then change everything.
 
 use super::parameter::Parameter;
+use crate::backend::Arrays;
+use crate::norm::ShardNorm;
 use crate::{
-    BLOCK, Backend, BackendError, Error, MemoryOrder, MissingGradient, OnNonFinite, Optimizer,
-    SkippedBlocks, State, StepArgs, StepReport, Storage, StorageMut, Update,
+    BLOCK, Backend, BackendError, Error, Handle, MemoryOrder, MissingGradient, OnNonFinite,
+    Optimizer, SkippedBlocks, State, StepArgs, StepReport, TensorStep, Update,
 };
 use lion_float_mode::in_default_mode;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ pub(super) struct Batch<'a> {
     /// Index of the parameter of each update. No index occurs twice.
     pub(super) indices: Vec<usize>,
     /// The arrays of each update, and the learning rate of its parameter in this step.
-    pub(super) arrays: Vec<(StorageMut<'a>, Storage<'a>, f64)>,
+    pub(super) arrays: Vec<Arrays<'a>>,
     /// The memory orders of the parameters that are stepped for the first time, by index.
     first_orders: Vec<(usize, MemoryOrder)>,
     pub(super) report: StepReport,
@@ -42,7 +44,8 @@ impl Optimizer {
     /// - [`Error::InvalidHyper`] if an argument is outside its range.
     /// - [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::MissingGradient`],
     ///   [`Error::WrongLength`], [`Error::WrongDtype`], [`Error::NotContiguous`],
-    ///   [`Error::ShapeMismatch`], [`Error::OrderMismatch`], [`Error::TooManySteps`].
+    ///   [`Error::ShapeMismatch`], [`Error::OrderMismatch`], [`Error::TooManySteps`],
+    ///   [`Error::MissingNorm`].
     /// - [`Error::NonFinite`], only under [`OnNonFinite::RejectStep`].
     /// - [`Error::Backend`]. If [`BackendError::has_begun`] returns `true`, parameters and states may
     ///   have changed.
@@ -55,9 +58,75 @@ impl Optimizer {
         // In another rounding mode, the constants of the step would differ.
         in_default_mode(|| {
             let mut batch = self.check(&args, updates)?;
+            self.check_norms(&batch)?;
             let grad_scale = self.clip(&args, &mut batch)?;
             self.run(grad_scale, batch)
         })
+    }
+
+    /// Returns the norm of each parameter of a step, as far as it is in this process, with its handle. Nothing
+    /// changes. The arguments are those of the step.
+    ///
+    /// [`max_unorm`](crate::Hyper::max_unorm) clips a step by the norm of the whole tensor. A process that steps
+    /// a shard does not know it. So the processes exchange the norms of their shards first:
+    ///
+    /// ```
+    /// use lion::arithmetic::norm::UpdateNorm;
+    /// use lion::{Dtype, Lion, ParamSpec, StepArgs, update};
+    ///
+    /// let mut lions = Vec::new(); // those of two processes
+    /// for (offset, len) in [(0, 256), (256, 100)] {
+    ///     let mut lion = Lion::builder().max_unorm(0.1).build()?;
+    ///     let w = lion.register(ParamSpec::new("w", len, Dtype::F32).shard(offset, 356))?;
+    ///     lions.push((lion, w, vec![1.0f32; len], vec![0.5f32; len]));
+    /// }
+    /// let mut norms = Vec::new();
+    /// for (lion, w, weight, grad) in &mut lions {
+    ///     let updates = [update(*w, weight, &*grad)];
+    ///     norms.extend(lion.shard_norms(StepArgs::new(), updates)?.into_iter().map(|(_, norm)| norm));
+    /// }
+    /// // Each process receives the norms of the others.
+    /// let whole = UpdateNorm::of_shards(&norms)?;
+    /// assert_eq!((whole.squares, whole.nonzero_updates), (356.0, 356));
+    /// for (lion, w, weight, grad) in &mut lions {
+    ///     lion.step([update(*w, weight, &*grad).with_norm(whole)])?;
+    /// }
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`step`](Optimizer::step) before it begins, other than [`Error::MissingNorm`];
+    /// [`Error::Backend`] with [`BackendError::ShardNormUnsupported`].
+    pub fn shard_norms<'a>(
+        &mut self,
+        args: StepArgs,
+        updates: impl IntoIterator<Item = Update<'a>>,
+    ) -> Result<Vec<(Handle, ShardNorm)>, Error> {
+        in_default_mode(|| {
+            let mut batch = self.check(&args, updates)?;
+            let grad_scale = self.clip(&args, &mut batch)?;
+            let (count, handles) = (batch.indices.len(), batch.report.updated);
+            let mut tensors = tensors(&mut self.params, &batch.indices, grad_scale, batch.arrays);
+            let norms = self.backend.shard_norms(&mut tensors);
+            let norms = norms.and_then(|norms| one_each(&*self.backend, norms, count));
+            let norms = norms.map_err(BackendError::not_begun)?;
+            Ok(handles.into_iter().zip(norms).collect())
+        })
+    }
+
+    /// Checks that each clipped shard comes with the norm of the whole tensor.
+    fn check_norms(&self, batch: &Batch<'_>) -> Result<(), Error> {
+        for (&index, arrays) in batch.indices.iter().zip(&batch.arrays) {
+            let entry = &self.params[index];
+            let is_whole = entry.shard.is_whole(entry.len);
+            if !is_whole && entry.hyper.max_unorm > 0.0 && arrays.norm.is_none() {
+                return Err(Error::MissingNorm {
+                    parameter: entry.name(),
+                    shard: entry.shard,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Checks the arguments and all updates of a step.
@@ -92,7 +161,9 @@ impl Optimizer {
                     parameter: entry.name(),
                 });
             }
-            let Update { param, grad, .. } = update;
+            let Update {
+                param, grad, norm, ..
+            } = update;
             let Some(grad) = grad else {
                 if args.get_missing_gradients() == MissingGradient::Skip {
                     batch.report.without_gradient.push(handle);
@@ -107,7 +178,12 @@ impl Optimizer {
                 batch.first_orders.push((index, param.order));
             }
             batch.indices.push(index);
-            batch.arrays.push((param.data, grad.data, lr));
+            batch.arrays.push(Arrays {
+                param: param.data,
+                grad: grad.data,
+                lr,
+                norm,
+            });
             let report = &mut batch.report;
             report.updated.push(handle);
             report.elements = report.elements.saturating_add(entry.len as u64);
@@ -124,13 +200,7 @@ impl Optimizer {
             first_orders,
             mut report,
         } = batch;
-        let mut tensors = Vec::with_capacity(indices.len());
-        let entries = entries_of(&mut self.params, &indices);
-        for (entry, arrays) in entries.into_iter().zip(arrays) {
-            if let Some(entry) = entry {
-                tensors.push(entry.tensor_step(grad_scale, arrays));
-            }
-        }
+        let mut tensors = tensors(&mut self.params, &indices, grad_scale, arrays);
         if self.on_non_finite == OnNonFinite::RejectStep {
             let counted = self.backend.count_non_finite(&mut tensors);
             let counted =
@@ -224,6 +294,22 @@ pub(super) fn one_each<T>(
 fn nonzero(indices: &[usize], counts: impl IntoIterator<Item = u64>) -> Vec<(usize, u64)> {
     let pairs = indices.iter().copied().zip(counts);
     pairs.filter(|&(_, count)| count > 0).collect()
+}
+
+/// Returns the steps of the parameters at these distinct indices, in the order of the indices.
+fn tensors<'a>(
+    params: &'a mut [Parameter],
+    indices: &[usize],
+    grad_scale: f64,
+    arrays: Vec<Arrays<'a>>,
+) -> Vec<TensorStep<'a>> {
+    let mut tensors = Vec::with_capacity(indices.len());
+    for (entry, arrays) in entries_of(params, indices).into_iter().zip(arrays) {
+        if let Some(entry) = entry {
+            tensors.push(entry.tensor_step(grad_scale, arrays));
+        }
+    }
+    tensors
 }
 
 /// Returns the parameters at these distinct indices, in the order of the indices. The time depends on

@@ -6,6 +6,7 @@ mod expected;
 mod memory_order;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+mod shard;
 mod slice;
 mod storage;
 mod update;
@@ -13,6 +14,7 @@ mod update;
 pub use arguments::{IntoGrad, IntoParam, IntoUpdate};
 pub use dtype::{Dtype, Element};
 pub use memory_order::{MemoryOrder, Strides};
+pub use shard::Shard;
 pub use slice::{Slice, SliceMut};
 pub use storage::{DeviceMemory, DeviceSlice, DeviceSliceMut, Storage, StorageMut};
 pub use update::{GradRef, Operand, ParamMut, Update};

@@ -2,6 +2,7 @@
 
 use super::{DeviceSlice, DeviceSliceMut, MemoryOrder, Slice, SliceMut, Storage, StorageMut};
 use crate::Handle;
+use crate::norm::UpdateNorm;
 use std::fmt;
 
 /// The shape of an array: the length of each axis.
@@ -113,6 +114,8 @@ pub struct Update<'a> {
     /// The gradient. `None` is an error that names the parameter, unless the step
     /// [skips](crate::MissingGradient::Skip) such parameters.
     pub grad: Option<GradRef<'a>>,
+    /// The norm of the whole tensor. If `None`, the step computes it. Required for a shard if `max_unorm` is set.
+    pub norm: Option<UpdateNorm>,
 }
 
 impl<'a> Update<'a> {
@@ -122,7 +125,16 @@ impl<'a> Update<'a> {
             handle,
             param: param.into(),
             grad,
+            norm: None,
         }
+    }
+
+    /// Sets the norm of the whole tensor, by which `max_unorm` clips the step of a shard. It is ignored if
+    /// `max_unorm` is 0. [`Optimizer::shard_norms`](crate::Optimizer::shard_norms) has an example.
+    #[must_use]
+    pub fn with_norm(mut self, norm: UpdateNorm) -> Self {
+        self.norm = Some(norm);
+        self
     }
 }
 

@@ -1,6 +1,7 @@
 //! All backends by name, including those that are not available on this machine.
 
 use crate::driver;
+use lion::arithmetic::norm::ShardNorm;
 use lion::cpu::{Cpu, Isa};
 use lion::cuda::{Cuda, cust, is_emulated, use_library};
 use lion::{
@@ -128,6 +129,10 @@ impl<B: Backend> Backend for AllPaged<B> {
 
     fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
         self.0.step(tensors)
+    }
+
+    fn shard_norms(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<ShardNorm>, BackendError> {
+        self.0.shard_norms(tensors)
     }
 
     fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {

@@ -4,6 +4,7 @@ use lion::{
     Dtype, bf16, f16,
     tensor::{Slice, SliceMut},
 };
+use std::ops::Range;
 
 /// A vector of any of the three element types.
 #[derive(Clone, Debug)]
@@ -66,6 +67,36 @@ impl Tensor {
     /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Returns a copy of a range of elements.
+    pub fn range(&self, range: Range<usize>) -> Self {
+        match self {
+            Tensor::F32(x) => Tensor::F32(x[range].to_vec()),
+            Tensor::F16(x) => Tensor::F16(x[range].to_vec()),
+            Tensor::Bf16(x) => Tensor::Bf16(x[range].to_vec()),
+        }
+    }
+
+    /// Returns the elements of tensors of one type, one after the other.
+    ///
+    /// # Panics
+    /// If there is no tensor, or if the types differ.
+    pub fn concat<'t>(parts: impl IntoIterator<Item = &'t Tensor>) -> Self {
+        let mut parts = parts.into_iter();
+        let first = parts.next().cloned();
+        parts.fold(
+            first.unwrap_or(Tensor::F32(Vec::new())),
+            |mut whole, part| {
+                match (&mut whole, part) {
+                    (Tensor::F32(whole), Tensor::F32(part)) => whole.extend_from_slice(part),
+                    (Tensor::F16(whole), Tensor::F16(part)) => whole.extend_from_slice(part),
+                    (Tensor::Bf16(whole), Tensor::Bf16(part)) => whole.extend_from_slice(part),
+                    (whole, part) => panic!("{} after {}", part.dtype(), whole.dtype()),
+                }
+                whole
+            },
+        )
     }
 
     /// Returns the elements from `start` on as a slice.
