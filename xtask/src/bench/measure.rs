@@ -37,7 +37,7 @@ const TUNINGS: [(usize, bool); 8] = [
 ];
 
 /// Parameters with gradients, and an optimizer for them.
-struct Model {
+pub(super) struct Model {
     lion: Lion,
     tensors: Vec<(Handle, Tensor, Tensor)>,
     pool: Arc<ThreadPool>,
@@ -124,8 +124,13 @@ impl Model {
         Ok(())
     }
 
+    /// Returns the bytes of the states.
+    pub(super) fn state_bytes(&self) -> usize {
+        self.lion.state_bytes()
+    }
+
     /// Returns the mean time of a step, over `steps` steps.
-    fn time(&mut self, steps: u32) -> Result<Duration> {
+    pub(super) fn time(&mut self, steps: u32) -> Result<Duration> {
         let busy_until = Instant::now() + BUSY;
         self.pool.broadcast(|_| {
             while Instant::now() < busy_until {
@@ -140,7 +145,7 @@ impl Model {
     }
 
     /// Returns the number of steps that take as long as a sample must. Also warms up the model.
-    fn steps_of_a_sample(&mut self) -> Result<u32> {
+    pub(super) fn steps_of_a_sample(&mut self) -> Result<u32> {
         self.step()?;
         let mut steps = 1;
         while steps < 1 << 20 {
@@ -207,9 +212,7 @@ impl Bench {
     pub(super) fn pair(&mut self, one: &Case, other: &Case) -> Result<(Duration, Duration)> {
         let mut models = Vec::new();
         for case in [one, other] {
-            let pool = self.pool(case.threads)?;
-            let cpu = Cpu::with_isa(case.isa)?;
-            let mut model = Model::new(case, cpu, &pool, &mut self.arrays)?;
+            let mut model = self.model(case)?;
             let steps = model.steps_of_a_sample()?;
             models.push((case, model, steps, Vec::new()));
         }
@@ -227,6 +230,12 @@ impl Bench {
             [one, other] => Ok((one, other)),
             _ => bail!("a pair has two cases"),
         }
+    }
+
+    /// Returns the model of a case.
+    pub(super) fn model(&mut self, case: &Case) -> Result<Model> {
+        let pool = self.pool(case.threads)?;
+        Model::new(case, Cpu::with_isa(case.isa)?, &pool, &mut self.arrays)
     }
 
     fn pool(&mut self, threads: usize) -> Result<Arc<ThreadPool>> {

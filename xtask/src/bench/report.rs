@@ -141,7 +141,7 @@ impl Figure {
         let mut figures = Vec::new();
         for (isa, bits, wanted) in [
             (best, 32, 0.95),
-            (best, 8, 0.95),
+            (best, 8, 0.92),
             (Isa::Avx512, 8, 0.75),
             (Isa::Avx2, 8, 0.6),
         ] {
