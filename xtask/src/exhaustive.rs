@@ -75,7 +75,8 @@ pub(crate) fn run(json: bool, only: Option<&str>, sample: u32) -> Result<bool> {
         let found = found?;
         let decoded_wrong = dequantize(&cpu)?;
         right &= found.wrong == 0 && decoded_wrong == 0;
-        right &= found.not_nearest == NOT_NEAREST || (sample > 1 && found.not_nearest < NOT_NEAREST);
+        right &=
+            found.not_nearest == NOT_NEAREST || (sample > 1 && found.not_nearest < NOT_NEAREST);
         right &= found.ulps <= ULPS;
         print(json, isa, found, decoded_wrong);
     }
