@@ -254,6 +254,7 @@ macro_rules! for_each_isa {
 
 for_each_isa! {
     scalar Isa::Scalar;
+    neon Isa::Neon;
     avx2 Isa::Avx2;
     avx512 Isa::Avx512;
     avx512vbmi Isa::Avx512Vbmi;

@@ -22,6 +22,8 @@ const ULPS: u32 = 7;
 /// The result for one instruction set, or for a part of the floats.
 #[derive(Clone, Copy, Default)]
 struct Found {
+    /// The floats that were tested, not counting their negatives.
+    floats: u64,
     /// Codes that differ from those of a plain implementation of position().
     wrong: u64,
     /// Codes that differ from the nearest codeword, by midpoints rounded to `f32`.
@@ -36,6 +38,7 @@ struct Found {
 impl Found {
     fn and(self, other: Found) -> Found {
         Found {
+            floats: self.floats + other.floats,
             wrong: self.wrong + other.wrong,
             not_nearest: self.not_nearest + other.not_nearest,
             farther: self.farther + other.farther,
@@ -44,8 +47,8 @@ impl Found {
     }
 }
 
-/// Runs all tests, and returns whether every code is correct.
-pub(crate) fn run(json: bool, only: Option<&str>) -> Result<bool> {
+/// Runs all tests, and returns whether every code is correct. Runs only one in `sample` tasks.
+pub(crate) fn run(json: bool, only: Option<&str>, sample: u32) -> Result<bool> {
     let mut right = true;
     let isas = Isa::ALL
         .iter()
@@ -58,10 +61,12 @@ pub(crate) fn run(json: bool, only: Option<&str>) -> Result<bool> {
                 continue;
             }
         };
-        let tasks = FLOATS.div_ceil(TASK);
+        // The last task is one of them: it has the numbers next to 1.0.
+        let last = FLOATS.div_ceil(TASK) - 1;
+        let tasks = last / sample + 1;
         let bar = ProgressBar::new(tasks.into());
         let found = (0..tasks).into_par_iter().map(|task| {
-            let found = quantize(&cpu, task * TASK);
+            let found = quantize(&cpu, (last - task * sample) * TASK);
             bar.inc(1);
             found
         });
@@ -70,7 +75,9 @@ pub(crate) fn run(json: bool, only: Option<&str>) -> Result<bool> {
         let found = found?;
         let decoded_wrong = dequantize(&cpu)?;
         right &= found.wrong == 0 && decoded_wrong == 0;
-        right &= found.not_nearest == NOT_NEAREST && found.ulps <= ULPS;
+        right &=
+            found.not_nearest == NOT_NEAREST || (sample > 1 && found.not_nearest < NOT_NEAREST);
+        right &= found.ulps <= ULPS;
         print(json, isa, found, decoded_wrong);
     }
     Ok(right)
@@ -91,7 +98,10 @@ fn quantize(cpu: &Cpu, first: u32) -> Result<Found> {
     cpu.quantize(&turned, &mut turned_codes, &mut absmax, None)?;
     ensure!(absmax.iter().all(|&a| a == 1.0), "an absmax is not 1");
 
-    let mut found = Found::default();
+    let mut found = Found {
+        floats: (end - first).into(),
+        ..Found::default()
+    };
     let mut nearest = 0;
     for ((&a, &code), &turned_code) in m.iter().zip(&codes).zip(&turned_codes) {
         let k = position(a).round_ties_even() as u32;
@@ -148,6 +158,7 @@ fn dequantize(cpu: &Cpu) -> Result<usize> {
 
 fn print(json: bool, isa: Isa, found: Found, decoded_wrong: usize) {
     let Found {
+        floats,
         wrong,
         not_nearest,
         farther,
@@ -156,7 +167,7 @@ fn print(json: bool, isa: Isa, found: Found, decoded_wrong: usize) {
     if json {
         let row = serde_json::json!({
             "exhaustive": isa.name(),
-            "floats": FLOATS,
+            "floats": floats,
             "wrong_codes": wrong,
             "not_nearest": not_nearest,
             "farther": farther,
@@ -166,7 +177,7 @@ fn print(json: bool, isa: Isa, found: Found, decoded_wrong: usize) {
         println!("{row}");
     } else {
         println!(
-            "{:<11} {FLOATS} floats of [0, 1] and their negatives: {wrong} codes differ from position(); \
+            "{:<11} {floats} floats of [0, 1] and their negatives: {wrong} codes differ from position(); \
              {not_nearest} are not the nearest (exactly {farther} are farther than another), by {ulps} ulp at most; \
              {decoded_wrong} of 256 codes are dequantized wrongly",
             isa.name()

@@ -37,6 +37,16 @@ pub(crate) struct Args {
     #[arg(long)]
     exhaustive: bool,
 
+    /// With --exhaustive: tests only one in N ranges of 261,120 floats.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        requires = "exhaustive",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    sample: u32,
+
     /// Verifies only this backend.
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
@@ -120,7 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         right &= replay_directory(directory, &candidates, args.json)?;
     }
     if args.exhaustive {
-        right &= exhaustive::run(args.json, args.backend.as_deref())?;
+        right &= exhaustive::run(args.json, args.backend.as_deref(), args.sample)?;
     }
     Ok(right)
 }

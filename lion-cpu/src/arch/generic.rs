@@ -449,6 +449,9 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(target_arch = "aarch64")]
+    use crate::arch::neon::Neon;
+    #[cfg(target_arch = "x86_64")]
     use crate::arch::x86_64::{avx2::Avx2, avx512::Avx512};
     use lion_core::philox::PhiloxKey;
 
@@ -478,8 +481,13 @@ mod tests {
 
     #[test]
     fn draws_are_those_of_the_key_on_each_instruction_set() {
-        draws_are_those_of_the_key("avx2", Avx2::new());
-        draws_are_those_of_the_key("avx512", Avx512::<false>::new());
-        draws_are_those_of_the_key("avx512vbmi", Avx512::<true>::new());
+        #[cfg(target_arch = "aarch64")]
+        draws_are_those_of_the_key("neon", Neon::new());
+        #[cfg(target_arch = "x86_64")]
+        {
+            draws_are_those_of_the_key("avx2", Avx2::new());
+            draws_are_those_of_the_key("avx512", Avx512::<false>::new());
+            draws_are_those_of_the_key("avx512vbmi", Avx512::<true>::new());
+        }
     }
 }

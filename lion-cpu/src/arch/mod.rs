@@ -24,9 +24,15 @@ mod faulty;
 mod roofline;
 mod scalar;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[macro_use]
+mod macros;
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod generic;
-#[cfg(target_arch = "x86_64")]
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -55,6 +61,8 @@ const VARIABLE: &str = "LION_CPU_ISA";
 pub enum Isa {
     /// Plain loops, compiled for the baseline of the target. Available on every CPU.
     Scalar,
+    /// NEON, with 4 lanes. Every 64-bit Arm CPU has it.
+    Neon,
     /// AVX2 and F16C, with 8 lanes.
     Avx2,
     /// AVX-512 F, BW, DQ and VL, with 16 lanes.
@@ -64,13 +72,20 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All instruction sets, in order of speed. The fastest is last.
-    pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Vbmi];
+    /// All instruction sets. Those of one architecture are in order of speed: the fastest is last.
+    pub const ALL: &[Isa] = &[
+        Isa::Scalar,
+        Isa::Neon,
+        Isa::Avx2,
+        Isa::Avx512,
+        Isa::Avx512Vbmi,
+    ];
 
     /// Returns the name, in lower case.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vbmi => "avx512vbmi",
@@ -111,6 +126,8 @@ pub(crate) enum Kernel {
     /// The memory traffic of a step without its arithmetic.
     #[cfg(feature = "bench-internals")]
     Roofline(roofline::Roofline),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
     #[cfg(target_arch = "x86_64")]
     Avx2(x86_64::avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
@@ -128,6 +145,8 @@ macro_rules! dispatch {
             Kernel::Faulty(kernel) => kernel.$name($($argument),*),
             #[cfg(feature = "bench-internals")]
             Kernel::Roofline(roofline) => roofline.$name($($argument),*),
+            #[cfg(target_arch = "aarch64")]
+            Kernel::Neon(kernel) => kernel.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(kernel) => kernel.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
@@ -148,9 +167,13 @@ impl Kernel {
     }
 
     fn find(isa: Isa) -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if isa == Isa::Neon {
+            return neon::Neon::new().map(Kernel::Neon);
+        }
         #[cfg(target_arch = "x86_64")]
         match isa {
-            Isa::Scalar => {}
+            Isa::Scalar | Isa::Neon => {}
             Isa::Avx2 => return x86_64::avx2::Avx2::new().map(Kernel::Avx2),
             Isa::Avx512 => return x86_64::avx512::Avx512::new().map(Kernel::Avx512),
             Isa::Avx512Vbmi => return x86_64::avx512::Avx512::new().map(Kernel::Avx512Vbmi),
@@ -193,6 +216,8 @@ impl Kernel {
             Kernel::Faulty(_) => "faulty",
             #[cfg(feature = "bench-internals")]
             Kernel::Roofline(_) => "roofline",
+            #[cfg(target_arch = "aarch64")]
+            Kernel::Neon(_) => Isa::Neon.name(),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(_) => Isa::Avx2.name(),
             #[cfg(target_arch = "x86_64")]

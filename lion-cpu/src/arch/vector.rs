@@ -176,9 +176,11 @@ impl Lane for f32 {
     #[inline(always)]
     fn is_well_within<V: Vector>(v: V, block: &[Self; 256], bound: u32) -> bool {
         let mut bits = v.no_top();
-        for i in (0..block.len()).step_by(V::LANES) {
-            // SAFETY: LANES divides 256, so the block has LANES elements from i on.
-            bits = v.or(bits, unsafe { v.load(block.as_ptr().add(i)) });
+        for i in (0..block.len()).step_by(4 * V::LANES) {
+            // SAFETY: 4 * LANES divides 256, so the block has that many elements from i on.
+            for x in unsafe { f32::load(v, block.as_ptr().add(i)) } {
+                bits = v.or(bits, x);
+            }
         }
         v.is_within(bits, bound)
     }

@@ -165,6 +165,7 @@ pub fn backends() -> Vec<Candidate> {
     let paged = Isa::ALL.iter().filter_map(|&isa| {
         let name = match isa {
             Isa::Scalar => "scalar-paged",
+            Isa::Neon => "neon-paged",
             Isa::Avx2 => "avx2-paged",
             Isa::Avx512 => "avx512-paged",
             Isa::Avx512Vbmi => "avx512vbmi-paged",
