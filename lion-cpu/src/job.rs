@@ -14,6 +14,13 @@ pub(crate) struct KernelOptions {
     pub(crate) stochastic_state: bool,
 }
 
+impl KernelOptions {
+    /// Returns whether `skip_zeros` and stochastic rounding are off.
+    pub(crate) fn is_plain(&self) -> bool {
+        !(self.constants.skip_zeros | self.stochastic_param | self.stochastic_state)
+    }
+}
+
 /// The state of a run of whole blocks, to change.
 #[derive(Debug)]
 pub(crate) enum StateMut<'a> {

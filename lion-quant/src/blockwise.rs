@@ -1,7 +1,8 @@
 //! Blockwise quantization: each block of 256 elements has one absmax, and each element has a code.
 
 use crate::codebook::{CODEBOOK, ZERO_CODE};
-use crate::position::{nearest_positions, positions};
+use crate::nearest::{ROUND, nearest_codes};
+use crate::position::positions;
 use lion_core::BLOCK;
 use lion_core::philox::{PhiloxKey, Stream};
 use lion_float_mode::in_default_mode;
@@ -80,16 +81,6 @@ pub fn top_bits(x: &[f32]) -> u32 {
     magnitudes.fold(0, i32::max) as u32
 }
 
-/// 1.5 * 2^23. Floats of this size are integers, so a small number that is added to it is rounded to an integer, half
-/// to even.
-const ROUND: f32 = 12_582_912.0;
-
-/// Rounds a position to an integer, half to even.
-#[inline(always)]
-fn rounded(position: f32) -> u32 {
-    (position + ROUND).to_bits() - ROUND.to_bits()
-}
-
 /// Rounds a position to one of the two integers around it. The probability of the upper one is the fractional
 /// part of the position.
 #[inline(always)]
@@ -101,25 +92,15 @@ fn drawn(position: f32, draw: u16) -> u32 {
     nearest.to_bits() - ROUND.to_bits() - u32::from(is_above)
 }
 
-/// Returns the codes of numbers that are divided by the absmax of their block: of the nearest codewords or, with
-/// `draws`, of one of the two codewords around each.
+/// Returns codes of numbers that are divided by the absmax of their block. Each is of one of the two codewords around
+/// its number, by the draw.
 #[inline(always)]
-fn codes_of<const N: usize>(x: &[f32; N], draws: Option<&[u16; N]>) -> [u8; N] {
+fn drawn_codes<const N: usize>(x: &[f32; N], draws: &[u16; N]) -> [u8; N] {
     let mut codes = [0; N];
     let mut at = x.map(f32::abs);
-    match draws {
-        None => {
-            nearest_positions(&mut at);
-            for ((code, &x), at) in codes.iter_mut().zip(x).zip(at) {
-                *code = signed_code(x, rounded(at));
-            }
-        }
-        Some(draws) => {
-            positions(&mut at);
-            for (((code, &x), at), &draw) in codes.iter_mut().zip(x).zip(at).zip(draws) {
-                *code = signed_code(x, drawn(at, draw));
-            }
-        }
+    positions(&mut at);
+    for (((code, &x), at), &draw) in codes.iter_mut().zip(x).zip(at).zip(draws) {
+        *code = signed_code(x, drawn(at, draw));
     }
     codes
 }
@@ -174,6 +155,18 @@ pub fn quantize_block(m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32
     top
 }
 
+/// Quantizes a block of finite numbers with a given largest magnitude, as [`quantize_block`] does without draws.
+#[doc(hidden)]
+#[inline(never)]
+pub fn quantize_within(m: &[f32; BLOCK], top: f32, codes: &mut [u8; BLOCK]) -> f32 {
+    if top < TINY {
+        codes.fill(ZERO_CODE);
+        return 0.0;
+    }
+    nearest_codes(m, 1.0 / top, codes);
+    top
+}
+
 /// Elements that are quantized at a time.
 const CHUNK: usize = 64;
 
@@ -183,10 +176,10 @@ fn quantize_to_nearest(m: &[f32], inverse: f32, codes: &mut [u8]) {
     let (chunks, tail) = m.as_chunks::<CHUNK>();
     let (codes, codes_tail) = codes.as_chunks_mut::<CHUNK>();
     for (m, codes) in chunks.iter().zip(codes) {
-        *codes = codes_of(&m.map(|m| m * inverse), None);
+        nearest_codes(m, inverse, codes);
     }
     for (&m, code) in tail.iter().zip(codes_tail) {
-        [*code] = codes_of(&[m * inverse], None);
+        nearest_codes(&[m], inverse, std::array::from_mut(code));
     }
 }
 
@@ -197,10 +190,10 @@ fn quantize_by_draws(m: &[f32], inverse: f32, draws: &[u16], codes: &mut [u8]) {
     let (draws, draws_tail) = draws.as_chunks::<CHUNK>();
     let (codes, codes_tail) = codes.as_chunks_mut::<CHUNK>();
     for ((m, draws), codes) in chunks.iter().zip(draws).zip(codes) {
-        *codes = codes_of(&m.map(|m| m * inverse), Some(draws));
+        *codes = drawn_codes(&m.map(|m| m * inverse), draws);
     }
     for ((&m, &draw), code) in tail.iter().zip(draws_tail).zip(codes_tail) {
-        [*code] = codes_of(&[m * inverse], Some(&[draw]));
+        [*code] = drawn_codes(&[m * inverse], &[draw]);
     }
 }
 
@@ -332,9 +325,11 @@ mod tests {
     fn rounds_half_to_even_and_clamps() {
         // The quotient of the largest element and itself may be just above 1.
         let x = [1.0, 1.0 + f32::EPSILON, -1.0 - f32::EPSILON, -1.0, -0.0];
-        assert_eq!(codes_of(&x, None), [255, 255, 0, 0, ZERO_CODE]);
+        let mut codes = [9; 5];
+        nearest_codes(&x, 1.0, &mut codes);
+        assert_eq!(codes, [255, 255, 0, 0, ZERO_CODE]);
         let draws = [u16::MAX, u16::MAX, u16::MAX, u16::MAX, 0];
-        assert_eq!(codes_of(&x, Some(&draws)), [255, 255, 0, 0, ZERO_CODE]);
+        assert_eq!(drawn_codes(&x, &draws), [255, 255, 0, 0, ZERO_CODE]);
     }
 
     #[test]

@@ -20,6 +20,7 @@
 
 mod blockwise;
 mod codebook;
+mod nearest;
 mod position;
 
 pub use blockwise::{
@@ -29,6 +30,8 @@ pub use blockwise::{
 pub use codebook::{CODEBOOK, MAGNITUDES, ZERO_CODE};
 pub use position::{OFFSETS, PIECES, SLOPES, THRESHOLDS, position};
 // For the look-ups of lion-cpu. Not part of the interface.
+#[doc(hidden)]
+pub use blockwise::quantize_within;
 #[doc(hidden)]
 pub use position::{KEY_BASE, LAST_KEY, LAST_UPPER_HALF, PIECE_OF_KEY};
 

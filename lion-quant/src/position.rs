@@ -98,18 +98,6 @@ pub const PIECE_OF_KEY: [u8; 256] = {
     pieces
 };
 
-/// The slope and the offset of the piece for a key.
-static LINE_OF_KEY: [(f32, f32); 256] = {
-    let mut lines = [(0.0, 0.0); 256];
-    let mut key = 0;
-    while key < 256 {
-        let s = PIECE_OF_KEY[key] as usize;
-        lines[key] = (SLOPES[s], OFFSETS[s]);
-        key += 1;
-    }
-    lines
-};
-
 /// The exact choice between the two pieces that a key covers at most.
 #[derive(Clone, Copy)]
 struct Pair {
@@ -173,21 +161,6 @@ fn key(a: f32) -> u8 {
     }
 }
 
-/// Replaces magnitudes with numbers that round to the index of the nearest magnitude, as [`position`] does.
-///
-/// One loop computes keys and the other looks up lines, so that the first one vectorizes.
-#[inline(always)]
-pub(crate) fn nearest_positions<const N: usize>(a: &mut [f32; N]) {
-    let mut keys = [0; N];
-    for (key_of, &a) in keys.iter_mut().zip(&*a) {
-        *key_of = key(a);
-    }
-    for (a, key) in a.iter_mut().zip(keys) {
-        let (slope, offset) = LINE_OF_KEY[usize::from(key)];
-        *a = (*a * slope) + offset;
-    }
-}
-
 /// Replaces magnitudes with their [`position`]s.
 #[inline(always)]
 pub(crate) fn positions<const N: usize>(a: &mut [f32; N]) {
@@ -205,6 +178,7 @@ pub(crate) fn positions<const N: usize>(a: &mut [f32; N]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nearest::nearest_codes;
 
     #[test]
     fn every_magnitude_stands_at_its_index() {
@@ -234,16 +208,16 @@ mod tests {
     }
 
     #[test]
-    fn positions_by_key_are_those_of_position() {
+    fn look_ups_by_key_agree_with_position() {
         let mut tried = 0;
         for a in magnitudes() {
             let mut by_key = [a];
             positions(&mut by_key);
             assert_eq!(by_key[0].to_bits(), position(a).to_bits(), "{a:e}");
-            let mut nearest = [a];
-            nearest_positions(&mut nearest);
-            let wanted = position(a).round_ties_even();
-            assert_eq!(nearest[0].round_ties_even(), wanted, "{a:e}");
+            let k = position(a).round_ties_even() as u8;
+            let mut codes = [0; 2];
+            nearest_codes(&[a, -a], 1.0, &mut codes);
+            assert_eq!(codes, [127 + k, 127 - k.min(127)], "{a:e}");
             tried += 1;
         }
         assert!(tried > if cfg!(miri) { 1000 } else { 30_000_000 });

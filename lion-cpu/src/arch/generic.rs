@@ -9,6 +9,7 @@
 //! - The codes of an 8-bit block depend on its largest new momentum, which is known only at the end. Until
 //!   then, the new momenta are in a buffer of 1 KiB on the stack.
 
+use super::block::{self, BOUND, SmallMomenta, gradient_bound};
 use super::scalar;
 use super::vector::{Lane, Vector};
 use crate::job::{KernelOptions, StateMut};
@@ -20,16 +21,6 @@ use std::mem::MaybeUninit;
 
 /// The prefetch distance, in elements.
 const AHEAD: usize = 544;
-
-/// If the magnitudes of momentum and scaled gradient are at most this, the new momentum is finite.
-const BOUND: f32 = f32::from_bits((127 + 126) << 23); // 2^126
-
-impl KernelOptions {
-    /// Returns whether `skip_zeros` and stochastic rounding are off.
-    pub(crate) fn is_plain(&self) -> bool {
-        !(self.constants.skip_zeros | self.stochastic_param | self.stochastic_state)
-    }
-}
 
 /// The constants of a step, one vector each.
 #[derive(Clone, Copy)]
@@ -116,8 +107,9 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
         StateMut::Momentum32(m) => {
             debug_assert_eq!(m.len(), p.len() * BLOCK + p_tail.len());
             let (m, m_tail) = m.as_chunks_mut::<BLOCK>();
+            let mut small = SmallMomenta::default();
             for (block, ((p, g), m)) in p.iter_mut().zip(g).zip(m).enumerate() {
-                skipped += u64::from(!run.block32(p, g, m, bound, start(block)));
+                skipped += u64::from(!run.block32(p, g, m, bound, start(block), &mut small));
             }
             if !p_tail.is_empty() {
                 let stepped = scalar::step_block(p_tail, g_tail, m_tail, tail, options);
@@ -139,15 +131,6 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
         }
     }
     skipped
-}
-
-/// Returns the bits of the largest gradient whose scaled magnitude is at most [`BOUND`].
-fn gradient_bound(grad_scale: f32) -> u32 {
-    let scale = f64::from(grad_scale.abs());
-    // Slightly less, so that rounding does not cross the bound.
-    let bound = f64::from(BOUND) * (1.0 - 1e-6) / scale;
-    // If the scale is 0, the quotient is infinite, and every finite gradient is allowed.
-    (bound.min(f64::from(f32::MAX)) as f32).to_bits()
 }
 
 /// Quantizes a block and returns its absmax. `top` is the bits of the largest magnitude, which is finite.
@@ -267,6 +250,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         m: &mut [f32; BLOCK],
         bound: u32,
         first: u64,
+        small: &mut SmallMomenta,
     ) -> bool {
         let v = self.v;
         if !(G::is_within(v, g, bound) && f32::is_within(v, m, BOUND.to_bits())) {
@@ -279,6 +263,12 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
             self.options.stochastic_param,
             &mut buffer,
         );
+        if small.are_in(m) {
+            let mut constants = self.options.constants;
+            constants.skip_zeros &= !PLAIN;
+            block::step32_small(&constants, p, g, m, draws.map(|draws| &*draws));
+            return true;
+        }
         for i in (0..BLOCK).step_by(4 * V::LANES) {
             self.prefetch(p, i);
             self.prefetch(g, i);

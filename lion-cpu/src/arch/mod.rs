@@ -18,6 +18,7 @@ macro_rules! for_each_pair {
     };
 }
 
+mod block;
 #[cfg(test)]
 mod faulty;
 #[cfg(feature = "bench-internals")]

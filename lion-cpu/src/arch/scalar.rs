@@ -3,7 +3,10 @@
 //! All other kernels are tested against it, and CPUs without another kernel use it. Each loop applies one
 //! operation to all elements of a block without branches, so the compiler vectorizes it for the baseline of
 //! the target. Only the look-ups in the codebook stay scalar.
+//!
+//! Whole blocks of a step without options take the shorter way of [`block`], which returns the same bits.
 
+use super::block::{self, Bounded, SmallMomenta};
 use crate::job::{Job, KernelOptions, StateMut, StateRef, View};
 use crate::squares::PART_BLOCKS;
 use lion_core::norm::block_sum_squares;
@@ -129,6 +132,12 @@ fn momentum<'a>(
     }
 }
 
+/// What the blocks of a run share.
+pub(super) struct Scratch {
+    momenta: [f32; BLOCK],
+    small: SmallMomenta,
+}
+
 /// The state of one block.
 pub(super) trait Block {
     /// Writes the momentum into `m`.
@@ -136,6 +145,15 @@ pub(super) trait Block {
 
     /// Replaces the momentum with `m`, which is finite.
     fn store(self, m: &[f32], draws: Option<&[u16]>);
+
+    /// Steps a whole block, if its new momentum is surely finite. Returns whether it did.
+    fn step_whole<P: Element, G: Bounded>(
+        &mut self,
+        c: &StepConstants,
+        p: &mut [P; BLOCK],
+        g: &[G; BLOCK],
+        scratch: &mut Scratch,
+    ) -> bool;
 }
 
 impl Block for &mut [f32] {
@@ -145,6 +163,25 @@ impl Block for &mut [f32] {
 
     fn store(self, m: &[f32], _: Option<&[u16]>) {
         self.copy_from_slice(m);
+    }
+
+    fn step_whole<P: Element, G: Bounded>(
+        &mut self,
+        c: &StepConstants,
+        p: &mut [P; BLOCK],
+        g: &[G; BLOCK],
+        scratch: &mut Scratch,
+    ) -> bool {
+        let Some(m) = self.first_chunk_mut() else {
+            return false;
+        };
+        let is_finite = f32::is_within(m, block::BOUND.to_bits());
+        if is_finite && scratch.small.are_in(m) {
+            block::step32_small(c, p, g, m, None);
+        } else if is_finite {
+            block::step32(c, p, g, m);
+        }
+        is_finite
     }
 }
 
@@ -156,10 +193,28 @@ impl Block for (&mut [u8], &mut f32) {
     fn store(self, m: &[f32], draws: Option<&[u16]>) {
         *self.1 = quantize_block(m, draws, self.0);
     }
+
+    fn step_whole<P: Element, G: Bounded>(
+        &mut self,
+        c: &StepConstants,
+        p: &mut [P; BLOCK],
+        g: &[G; BLOCK],
+        scratch: &mut Scratch,
+    ) -> bool {
+        let Some(codes) = self.0.first_chunk_mut() else {
+            return false;
+        };
+        // A NaN fails the comparison, too.
+        let is_finite = *self.1 <= block::BOUND;
+        if is_finite {
+            block::step8(c, p, g, codes, self.1, &mut scratch.momenta);
+        }
+        is_finite
+    }
 }
 
 /// Steps all blocks. Returns the number of blocks that were skipped.
-fn step<P: Element, G: Element, S: Block>(
+fn step<P: Element, G: Bounded, S: Block>(
     p: &mut [P],
     g: &[G],
     states: impl Iterator<Item = S>,
@@ -168,8 +223,19 @@ fn step<P: Element, G: Element, S: Block>(
 ) -> u64 {
     let mut first = first;
     let mut skipped = 0;
-    for ((p, g), state) in p.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(states) {
-        if !step_block(p, g, state, first, options) {
+    let mut scratch = Scratch {
+        momenta: [0.0; BLOCK],
+        small: SmallMomenta::default(),
+    };
+    let bound = block::gradient_bound(options.constants.grad_scale);
+    for ((p, g), mut state) in p.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(states) {
+        let is_done = match (p.first_chunk_mut(), g.first_chunk()) {
+            (Some(p), Some(g)) if options.is_plain() && G::is_within(g, bound) => {
+                state.step_whole(&options.constants, p, g, &mut scratch)
+            }
+            _ => false,
+        };
+        if !is_done && !step_block(p, g, state, first, options) {
             skipped += 1;
         }
         first += BLOCK as u64;
