@@ -177,7 +177,7 @@ pub mod quant {
 /// The functions compute in the floating-point mode of the calling thread. An optimizer sets the mode that
 /// the specification assumes.
 pub mod arithmetic {
-    pub use lion_core::{norm, philox, update};
+    pub use lion_core::{NUMBERS_VERSION, norm, philox, update};
 }
 
 /// Runs the examples of README.md and of docs/ as tests.

@@ -21,7 +21,9 @@ fn repair(bytes: &mut [u8]) {
         return;
     }
     bytes[..8].copy_from_slice(b"\x89LION\r\n\x1A");
-    bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+    // Either version of the format.
+    let version = 2 - u32::from(bytes[8] & 1);
+    bytes[8..12].copy_from_slice(&version.to_le_bytes());
     let len = bytes.len() as u64;
     bytes[24..32].copy_from_slice(&len.to_le_bytes());
     let header = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));

@@ -35,6 +35,17 @@ pub enum CheckpointError {
         /// The newest version that this library reads.
         newest: u32,
     },
+    /// The file was written with a version of the numbers that is newer than
+    /// [`NUMBERS_VERSION`](lion_core::NUMBERS_VERSION). A run that continues from it would not return the bits
+    /// that it would have returned without the interruption.
+    UnknownNumbers {
+        /// The file.
+        path: PathBuf,
+        /// The version of the file.
+        given: u32,
+        /// The version of this library.
+        newest: u32,
+    },
     /// The file is damaged: it holds bytes that no save writes.
     Damaged {
         /// The file.
@@ -54,7 +65,7 @@ pub enum CheckpointError {
         missing: Vec<String>,
         /// The parameters of the file that are not in the optimizer.
         unexpected: Vec<String>,
-        /// The parameters that are in both but differ in length, type or width of the state.
+        /// The parameters that are in both but differ in length, shard, type or width of the state.
         different: Vec<Difference>,
     },
     /// The optimizer exceeds a limit of the format.
@@ -144,7 +155,7 @@ pub enum CheckpointError {
 pub struct Difference {
     /// The name of the parameter.
     pub parameter: String,
-    /// The property that differs: `length`, `type` or `state`.
+    /// The property that differs: `length`, `shard`, `type` or `state`.
     pub what: &'static str,
     /// The value in the file.
     pub given: String,
@@ -275,6 +286,15 @@ impl fmt::Display for CheckpointError {
                 "`{}` has format version {given}, wanted 1 to {newest}",
                 path.display()
             ),
+            CheckpointError::UnknownNumbers {
+                path,
+                given,
+                newest,
+            } => write!(
+                f,
+                "`{}` has version {given} of the numbers, wanted 1 to {newest}",
+                path.display()
+            ),
             CheckpointError::Damaged {
                 path,
                 offset,
@@ -368,7 +388,7 @@ impl fmt::Display for CheckpointError {
 }
 
 /// Writes `items` after the label `what`, separated by commas. Writes nothing if there are none.
-fn list<T>(
+pub(crate) fn list<T>(
     f: &mut fmt::Formatter<'_>,
     what: &str,
     items: &[T],

@@ -12,7 +12,10 @@ use lion_quant::Blockwise8;
 pub(super) const MAGIC: [u8; 8] = *b"\x89LION\r\n\x1A";
 
 /// The version of the format that [`save`](crate::save) writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// The first version of the format, which [`Checkpoint`](crate::Checkpoint) reads as well.
+pub(super) const FIRST_VERSION: u32 = 1;
 
 /// The size of the preamble in bytes. The header follows it.
 pub(super) const PREAMBLE: u64 = 36;
@@ -56,12 +59,41 @@ pub(super) struct Preamble {
     pub(super) checksum: u32,
 }
 
+/// A record that version 2 of the format extended. Version 2 is its encoding.
+pub(super) trait Versioned: Decode<()> {
+    /// The fields that version 1 of the format has, in its order.
+    type First: Decode<()>;
+
+    /// Returns the record of version 2 that means the same.
+    fn from_first(record: Self::First) -> Self;
+}
+
 /// The start of a header, up to and including the number of groups.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub(super) struct HeadRecord {
     pub(super) library: String,
+    /// The version of the numbers.
+    pub(super) numbers: u32,
+    pub(super) scopes: ScopesRecord,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct ScopesRecord {
     pub(super) defaults: OverridesRecord,
     pub(super) groups: u64,
+}
+
+impl Versioned for HeadRecord {
+    type First = (String, ScopesRecord);
+
+    /// Files of version 1 were written before the numbers had a version.
+    fn from_first((library, scopes): Self::First) -> Self {
+        HeadRecord {
+            library,
+            numbers: 1,
+            scopes,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -87,8 +119,26 @@ pub(super) struct OverridesRecord {
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub(super) struct TensorRecord {
+    pub(super) id: IdRecord,
+    pub(super) shard: ShardRecord,
+    pub(super) state: StateRecord,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct IdRecord {
     pub(super) name: String,
     pub(super) len: u64,
+}
+
+/// The part of a tensor that the parameter holds.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct ShardRecord {
+    pub(super) offset: u64,
+    pub(super) whole_len: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct StateRecord {
     pub(super) dtype: u8,
     pub(super) layout: u8,
     pub(super) block: u32,
@@ -100,6 +150,19 @@ pub(super) struct TensorRecord {
     pub(super) steps: u64,
     pub(super) seed: u64,
     pub(super) planes: Vec<PlaneRecord>,
+}
+
+impl Versioned for TensorRecord {
+    type First = (IdRecord, StateRecord);
+
+    /// Parameters of version 1 are whole tensors.
+    fn from_first((id, state): Self::First) -> Self {
+        let shard = ShardRecord {
+            offset: 0,
+            whole_len: id.len,
+        };
+        TensorRecord { id, shard, state }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -198,7 +261,29 @@ pub(super) fn layout_named(name: &str) -> Option<&'static LayoutCode> {
         .find(|code| code.layout.name() == name)
 }
 
-impl TensorRecord {
+impl ShardRecord {
+    /// Checks that a shard of `len` elements consists of whole blocks of its tensor.
+    pub(super) fn check(&self, len: u64) -> Result<(), Damage> {
+        const BLOCK: u64 = lion_core::BLOCK as u64;
+        let &ShardRecord { offset, whole_len } = self;
+        if !offset.is_multiple_of(BLOCK) && offset != whole_len {
+            let wanted = format!("a multiple of {BLOCK}, or the whole length {whole_len}");
+            return Err(value("the offset of a shard", offset, wanted));
+        }
+        let end = offset.checked_add(len).filter(|&end| end <= whole_len);
+        let Some(end) = end else {
+            let wanted = format!("at least its offset {offset} and its length {len} together");
+            return Err(value("the whole length of a shard", whole_len, wanted));
+        };
+        if end < whole_len && !end.is_multiple_of(BLOCK) {
+            let wanted = format!("a multiple of {BLOCK} or the whole length {whole_len}");
+            return Err(value("the end of a shard", end, wanted));
+        }
+        Ok(())
+    }
+}
+
+impl StateRecord {
     /// Returns the state layout. Checks the block size and the codebook.
     pub(super) fn state_layout(&self) -> Result<&'static dyn StateLayout, Damage> {
         let found = const { &LAYOUTS }
@@ -219,11 +304,11 @@ impl TensorRecord {
     }
 
     /// Returns the memory order of the elements.
-    pub(super) fn order(&self) -> Result<Option<MemoryOrder>, Damage> {
+    pub(super) fn order(&self, len: u64) -> Result<Option<MemoryOrder>, Damage> {
         let Some(axes) = &self.order else {
             return Ok(None);
         };
-        check_axes(self.len, axes)?;
+        check_axes(len, axes)?;
         if axes.is_empty() {
             return Ok(Some(MemoryOrder::RowMajor));
         }
@@ -234,7 +319,7 @@ impl TensorRecord {
             Some(axes) => Ok(Some(MemoryOrder::Permuted(axes))),
             None => Err(value(
                 "the number of elements",
-                self.len,
+                len,
                 "as many as this machine can address",
             )),
         }

@@ -1,17 +1,23 @@
 //! Loads a checkpoint into an optimizer. The parameters are first matched by name and compared; then the
 //! file is read directly into the states.
 
-use super::error::{CheckpointError, Difference};
+use super::error::{CheckpointError, Difference, list};
 use super::read::Checkpoint;
-use super::settings::{SettingChanges, Snapshot};
+use super::settings::{SettingChange, SettingChanges, Snapshot};
 use super::tensors::{Plane, Tensor};
-use lion_core::{Optimizer, ParamInfo, ParamRecord, Restore};
+use lion_core::{
+    Bits, Dtype, NUMBERS_VERSION, Optimizer, Overrides, ParamInfo, ParamRecord, Restore,
+};
 use std::error::Error as StdError;
+use std::fmt;
 use std::io::{Read, Seek};
 use std::path::Path;
 
+/// The first version of the numbers with the current draws of stochastic rounding.
+const DRAWS_SINCE: u32 = 2;
+
 /// How a load handles differences between the parameters of the file and of the optimizer: if a parameter is in one
-/// of them only, or is in both with another length, type or width of the state.
+/// of them only, or is in both with another length, shard, type or width of the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadPolicy {
@@ -74,7 +80,20 @@ impl Load {
     }
 }
 
-/// The result of a load. Parameters are listed by name.
+/// The result of a load. Parameters are listed by name. [`Display`](fmt::Display) summarizes it in one line.
+///
+/// ```
+/// # use lion::{Dtype, Lion, ParamSpec};
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("run.lion");
+/// let mut lion = Lion::builder().build()?;
+/// lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+/// lion.save(&path)?;
+/// let report = lion.load(&path)?;
+/// assert_eq!(report.numbers, Some(lion::arithmetic::NUMBERS_VERSION));
+/// assert_eq!(report.to_string(), "1 parameter loaded");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct LoadReport {
@@ -91,6 +110,40 @@ pub struct LoadReport {
     /// The settings of the optimizer that the load changed: defaults, groups, and the groups and overrides
     /// of parameters.
     pub settings: SettingChanges,
+    /// The version of the numbers of the file. `None` after an import, because safetensors files have none.
+    pub numbers: Option<u32>,
+    /// The loaded parameters that are rounded stochastically before and after the load, with other draws than
+    /// before. A run with such parameters does not return the bits that the version of the library that saved it
+    /// would have returned.
+    ///
+    /// Empty unless [`numbers`](LoadReport::numbers) is 1: version 2 changed the draws. A parameter is rounded
+    /// stochastically if it has [`stochastic_param`](lion_core::Overrides::stochastic_param) and is `bf16`, or
+    /// has [`stochastic_state`](lion_core::Overrides::stochastic_state) and an 8-bit state. Before the load,
+    /// the settings of the file decide; after it, those of the optimizer.
+    pub draws_changed: Vec<String>,
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |f: &mut fmt::Formatter<'_>, name: &String| write!(f, "`{name}`");
+        let loaded = self.loaded.len();
+        let plural = if loaded == 1 { "" } else { "s" };
+        write!(f, "{loaded} parameter{plural} loaded")?;
+        list(f, "not in the file: ", &self.missing, quoted)?;
+        list(f, "only in the file: ", &self.unexpected, quoted)?;
+        let differ = |f: &mut fmt::Formatter<'_>, it: &Difference| write!(f, "{it}");
+        list(f, "not loaded: ", &self.different, differ)?;
+        list(f, "loaded as another type: ", &self.dtype_changed, differ)?;
+        let settings: Vec<_> = self.settings.iter().collect();
+        let setting = |f: &mut fmt::Formatter<'_>, it: &SettingChange| write!(f, "{it}");
+        list(f, "settings changed: ", &settings, setting)?;
+        let draws = format!(
+            "the file has version {} of the numbers, and stochastic rounding continues with the draws \
+             of version {NUMBERS_VERSION} for ",
+            self.numbers.unwrap_or(NUMBERS_VERSION),
+        );
+        list(f, &draws, &self.draws_changed, quoted)
+    }
 }
 
 impl LoadReport {
@@ -132,6 +185,11 @@ impl LoadReport {
 /// A learning rate that the file sets for a group or a parameter takes precedence over that of the
 /// defaults (defaults < group < parameter < step). Therefore `Lion::set_lr` after the load
 /// does not change it, but [`StepArgs::lr`](lion_core::StepArgs::lr) does.
+///
+/// # Stochastic rounding
+/// A file with version 1 of the numbers was written with other draws than those of this library. It loads, and
+/// the run continues with the current draws. [`LoadReport::draws_changed`] lists the parameters to which
+/// this applies. Without stochastic rounding, the run returns the same bits as before.
 ///
 /// # Cost
 /// The load writes directly into the states, without a second copy. If none of the loaded states has been
@@ -183,6 +241,16 @@ pub fn load<R: Read + Seek + Send>(
         read_planes(checkpoint, &report.loaded, &planes, take)
     })?;
     report.settings = before.changes(optimizer);
+    report.draws_changed.retain(|name| {
+        let info = optimizer.handle(name).and_then(|h| optimizer.info(h));
+        info.is_ok_and(|info| {
+            let now = Stochastic {
+                param: Some(info.hyper.stochastic_param),
+                state: Some(info.hyper.stochastic_state),
+            };
+            now.draws(info.dtype, info.bits)
+        })
+    });
     Ok(report)
 }
 
@@ -249,7 +317,17 @@ fn compare<R: Read + Seek + Send>(
     checkpoint: &mut Checkpoint<R>,
     how: Load,
 ) -> Result<Loads, CheckpointError> {
-    let mut report = LoadReport::default();
+    let mut report = LoadReport {
+        numbers: Some(checkpoint.numbers()),
+        ..LoadReport::default()
+    };
+    let new_draws = checkpoint.numbers() < DRAWS_SINCE;
+    let settings = checkpoint.settings();
+    let defaults = Stochastic::of(&settings.defaults);
+    let groups = settings.groups.iter();
+    let groups: Vec<_> = groups
+        .map(|group| Stochastic::of(&group.overrides))
+        .collect();
     let (mut records, mut planes) = (Vec::new(), Vec::new());
     let mut seen = std::collections::HashSet::new();
     for tensor in checkpoint.tensors()? {
@@ -272,6 +350,12 @@ fn compare<R: Read + Seek + Send>(
             }
             None => {}
         }
+        let group = tensor.group.map(|group| groups[group]);
+        let own = Stochastic::of(&tensor.overrides);
+        let stochastic = own.or(group.unwrap_or_default()).or(defaults);
+        if new_draws && stochastic.draws(tensor.dtype, tensor.bits) {
+            report.draws_changed.push(tensor.name.clone());
+        }
         records.push({
             let mut record = ParamRecord::new(info.handle);
             record.group = tensor.group;
@@ -292,13 +376,49 @@ fn compare<R: Read + Seek + Send>(
     Ok((report, records, planes))
 }
 
+/// The stochastic rounding that a scope sets, of the parameter and of the state.
+#[derive(Clone, Copy, Default)]
+struct Stochastic {
+    param: Option<bool>,
+    state: Option<bool>,
+}
+
+impl Stochastic {
+    fn of(overrides: &Overrides) -> Self {
+        Stochastic {
+            param: overrides.stochastic_param,
+            state: overrides.stochastic_state,
+        }
+    }
+
+    /// Returns what is set in this scope or else in a wider one.
+    fn or(self, wider: Stochastic) -> Self {
+        Stochastic {
+            param: self.param.or(wider.param),
+            state: self.state.or(wider.state),
+        }
+    }
+
+    /// Returns whether a step of a parameter with this type and width of the state draws random numbers.
+    fn draws(self, dtype: Dtype, bits: Bits) -> bool {
+        let param = self.param == Some(true) && dtype == Dtype::Bf16;
+        let state = self.state == Some(true) && bits == Bits::Eight;
+        param || state
+    }
+}
+
 /// The value of [`Difference::what`] if only the type differs.
 const TYPE: &str = "type";
 
 /// Returns the first property in which a parameter differs. The type is compared last.
 fn difference(tensor: &Tensor, info: &ParamInfo<'_>) -> Option<Difference> {
+    let own = (info.shard.offset as u64, info.shard.whole_len as u64);
     let (what, given, wanted) = if tensor.len != info.len as u64 {
         ("length", tensor.len.to_string(), info.len.to_string())
+    } else if (tensor.offset, tensor.whole_len) != own {
+        let shown = |(offset, whole_len)| format!("from element {offset} of {whole_len}");
+        let given = shown((tensor.offset, tensor.whole_len));
+        ("shard", given, shown(own))
     } else if tensor.layout != info.layout {
         ("state", tensor.layout.to_owned(), info.layout.to_owned())
     } else if tensor.dtype != info.dtype {

@@ -2,12 +2,13 @@
 
 use super::error::{CheckpointError, Damage};
 use super::header::{
-    ALIGN, GroupRecord, HeadRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, Preamble, VERSION, value,
+    ALIGN, FIRST_VERSION, GroupRecord, HeadRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, Preamble,
+    ScopesRecord, VERSION, value,
 };
 use super::source::{PART, Source, open};
 use super::tensors::{Plane, Tensor, Tensors};
 use crc32fast::Hasher;
-use lion_core::{Group, Optimizer, OptimizerConfig, PlaneType};
+use lion_core::{Group, NUMBERS_VERSION, Optimizer, OptimizerConfig, PlaneType};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -29,7 +30,8 @@ use std::path::{Path, PathBuf};
 /// let bytes = lion.save(&path)?;
 ///
 /// let mut file = Checkpoint::open(&path)?;
-/// assert_eq!((file.version(), file.file_bytes()), (1, bytes));
+/// assert_eq!((file.version(), file.file_bytes()), (2, bytes));
+/// assert_eq!(file.numbers(), lion::arithmetic::NUMBERS_VERSION);
 /// assert!(file.library().starts_with("lion "));
 /// assert_eq!(file.settings().defaults.lr, Some(0.25));
 ///
@@ -45,6 +47,7 @@ pub struct Checkpoint<R> {
     pub(super) source: Source<R>,
     preamble: Preamble,
     library: String,
+    numbers: u32,
     settings: OptimizerConfig,
     tensors: u64,
     /// The offset of the record of the first tensor.
@@ -56,7 +59,8 @@ impl Checkpoint<File> {
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
-    /// [`CheckpointError::UnknownVersion`], [`CheckpointError::Damaged`].
+    /// [`CheckpointError::UnknownVersion`], [`CheckpointError::UnknownNumbers`],
+    /// [`CheckpointError::Damaged`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         Checkpoint::read(open(path)?, path)
@@ -93,19 +97,25 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         )?;
         source.seek(PREAMBLE)?;
         let end = PREAMBLE + preamble.header_bytes;
-        let head: HeadRecord = source.decode(end)?;
-        check_length("the length of the library's name", &head.library)
+        let HeadRecord {
+            library,
+            numbers,
+            scopes: ScopesRecord { defaults, groups },
+        } = source.decode_version(preamble.version, end)?;
+        check_length("the length of the library's name", &library)
             .map_err(|damage| source.damaged(PREAMBLE, None, damage))?;
-        if head.groups > MAX_GROUPS as u64 {
-            let damage = value("the number of groups", head.groups, "at most 4096");
+        check_numbers(&source, numbers, &library)?;
+        if groups > MAX_GROUPS as u64 {
+            let damage = value("the number of groups", groups, "at most 4096");
             return Err(source.damaged(source.position() - 8, None, damage));
         }
-        let groups = groups(&mut source, head.groups, end)?;
+        let groups = self::groups(&mut source, groups, end)?;
         let tensors = source.decode(end)?;
         let mut checkpoint = Checkpoint {
             preamble,
-            library: head.library,
-            settings: OptimizerConfig::new(head.defaults.read(), groups),
+            library,
+            numbers,
+            settings: OptimizerConfig::new(defaults.read(), groups),
             tensors,
             first: source.position(),
             source,
@@ -124,6 +134,12 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
     /// Returns the name and version of the library that wrote the file.
     pub fn library(&self) -> &str {
         &self.library
+    }
+
+    /// Returns the version of the numbers with which the file was written. It is 1 for every file of version 1
+    /// of the format. [`NUMBERS_VERSION`] is the version with which a run continues.
+    pub fn numbers(&self) -> u32 {
+        self.numbers
     }
 
     /// Returns the size of the file in bytes.
@@ -168,9 +184,10 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         self.source.seek(self.first)?;
         let end = PREAMBLE + self.preamble.header_bytes;
         let (count, groups) = (self.tensors, self.settings.groups.len());
-        let file_bytes = self.preamble.file_bytes;
+        let (version, file_bytes) = (self.preamble.version, self.preamble.file_bytes);
         Ok(Tensors::new(
             &mut self.source,
+            version,
             end,
             count,
             groups,
@@ -240,6 +257,27 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
             }
         }
     }
+}
+
+/// Checks the version of the numbers of a file that `library` wrote.
+fn check_numbers<R: Read + Seek>(
+    source: &Source<R>,
+    given: u32,
+    library: &str,
+) -> Result<(), CheckpointError> {
+    if given > NUMBERS_VERSION {
+        return Err(CheckpointError::UnknownNumbers {
+            path: source.path.clone(),
+            given,
+            newest: NUMBERS_VERSION,
+        });
+    }
+    if given == 0 {
+        let damage = value("the version of the numbers", given, "1 or more");
+        let offset = PREAMBLE + 8 + library.len() as u64;
+        return Err(source.damaged(offset, None, damage));
+    }
+    Ok(())
 }
 
 /// Reads the groups.
@@ -344,7 +382,7 @@ fn preamble<R: Read + Seek>(source: &mut Source<R>) -> Result<Preamble, Checkpoi
     source.seek(0)?;
     let preamble: Preamble = source.decode(PREAMBLE)?;
     check_sum(source, 0, "preamble", checksum, preamble.checksum)?;
-    if preamble.version != VERSION {
+    if !(FIRST_VERSION..=VERSION).contains(&preamble.version) {
         return Err(CheckpointError::UnknownVersion {
             path: source.path.clone(),
             given: preamble.version,

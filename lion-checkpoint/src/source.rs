@@ -2,7 +2,7 @@
 
 use super::disk::open_regular;
 use super::error::{CheckpointError, Damage};
-use super::header::CONFIG;
+use super::header::{CONFIG, FIRST_VERSION, Versioned};
 use super::save::{failed, not_a_file};
 use bincode::Decode;
 use bincode::error::DecodeError;
@@ -201,6 +201,19 @@ impl<R: Read + Seek> Source<R> {
                 },
             ),
         })
+    }
+
+    /// Decodes a record of a file with this version of the format. The record ends at or before the
+    /// offset `end`.
+    pub(crate) fn decode_version<T: Versioned>(
+        &mut self,
+        version: u32,
+        end: u64,
+    ) -> Result<T, CheckpointError> {
+        if version == FIRST_VERSION {
+            return self.decode(end).map(T::from_first);
+        }
+        self.decode(end)
     }
 
     /// Returns [`CheckpointError::Io`] for a read of this file.

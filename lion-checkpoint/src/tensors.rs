@@ -1,7 +1,7 @@
 //! The records of the tensors in the header of a checkpoint, read and checked one by one.
 
 use super::error::{CheckpointError, Damage};
-use super::header::{TensorRecord, align, check_steps, dtype, value};
+use super::header::{IdRecord, TensorRecord, align, check_steps, dtype, value};
 use super::read::check_length;
 use super::source::Source;
 #[cfg(doc)]
@@ -19,6 +19,10 @@ pub struct Tensor {
     pub name: String,
     /// The number of elements.
     pub len: u64,
+    /// The index of the first element in the whole tensor. 0 unless the parameter is a shard.
+    pub offset: u64,
+    /// The number of elements of the whole tensor. Equal to `len` unless the parameter is a shard.
+    pub whole_len: u64,
     /// The type of the elements.
     pub dtype: Dtype,
     /// The name of the state layout.
@@ -67,6 +71,8 @@ pub struct Plane {
 #[derive(Debug)]
 pub struct Tensors<'a, R> {
     source: &'a mut Source<R>,
+    /// The version of the format.
+    version: u32,
     /// The offset of the end of the header.
     end: u64,
     /// The number of records not yet read. `None` after the last record or an error.
@@ -100,6 +106,7 @@ impl<'a, R: Read + Seek> Tensors<'a, R> {
     /// last ends at `end`, the end of the header.
     pub(super) fn new(
         source: &'a mut Source<R>,
+        version: u32,
         end: u64,
         count: u64,
         groups: usize,
@@ -107,6 +114,7 @@ impl<'a, R: Read + Seek> Tensors<'a, R> {
     ) -> Self {
         Tensors {
             source,
+            version,
             end,
             left: Some(count),
             name: String::new(),
@@ -118,8 +126,8 @@ impl<'a, R: Read + Seek> Tensors<'a, R> {
 
     fn tensor(&mut self) -> Result<Tensor, CheckpointError> {
         let start = self.source.position();
-        let record: TensorRecord = self.source.decode(self.end)?;
-        let name = record.name.clone();
+        let record: TensorRecord = self.source.decode_version(self.version, self.end)?;
+        let name = record.id.name.clone();
         let tensor = self.check(record).map_err(|damage| {
             let name = (!name.is_empty()).then_some(name.as_str());
             self.source.damaged(start, name, damage)
@@ -129,15 +137,21 @@ impl<'a, R: Read + Seek> Tensors<'a, R> {
     }
 
     fn check(&mut self, record: TensorRecord) -> Result<Tensor, Damage> {
-        check_length("the length of a name", &record.name)?;
+        let TensorRecord {
+            id: IdRecord { name, len },
+            shard,
+            state: record,
+        } = record;
+        check_length("the length of a name", &name)?;
+        shard.check(len)?;
         let layout = record.state_layout()?;
         let dtype = dtype(record.dtype)?;
-        let order = record.order()?;
+        let order = record.order(len)?;
         check_steps(record.steps)?;
         // The names must be sorted. This also refuses an empty name and repeated names.
-        if record.name <= self.name {
+        if name <= self.name {
             let wanted = format!("a name that sorts after `{}`", self.name);
-            return Err(value("a name", format!("`{}`", record.name), wanted));
+            return Err(value("a name", format!("`{name}`"), wanted));
         }
         let group = record.group.map(|group| group as usize);
         if let Some(group) = group.filter(|&group| group >= self.groups) {
@@ -164,8 +178,8 @@ impl<'a, R: Read + Seek> Tensors<'a, R> {
                 let wanted = format!("at most {}", self.file_bytes - offset);
                 return Err(value(PLANE_SIZE, plane.bytes, wanted));
             }
-            if Some(plane.bytes) != plane_bytes(spec, record.len) {
-                let wanted = format!("the size for {} elements", record.len);
+            if Some(plane.bytes) != plane_bytes(spec, len) {
+                let wanted = format!("the size for {len} elements");
                 return Err(value(PLANE_SIZE, plane.bytes, wanted));
             }
             self.offset = offset + plane.bytes;
@@ -179,8 +193,10 @@ impl<'a, R: Read + Seek> Tensors<'a, R> {
             });
         }
         Ok(Tensor {
-            name: record.name,
-            len: record.len,
+            name,
+            len,
+            offset: shard.offset,
+            whole_len: shard.whole_len,
             dtype,
             layout: layout.name(),
             bits: layout.bits(),

@@ -3,15 +3,15 @@
 
 use super::error::{CheckpointError, Damage};
 use super::header::{
-    CONFIG, GroupRecord, HeadRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, PlaneRecord, Preamble,
-    TensorRecord, VERSION, align, axes_of, check_axes, check_steps, dtype_code, layout_named,
-    value,
+    CONFIG, GroupRecord, HeadRecord, IdRecord, MAGIC, MAX_GROUPS, MAX_NAME, PREAMBLE, PlaneRecord,
+    Preamble, ScopesRecord, ShardRecord, StateRecord, TensorRecord, VERSION, align, axes_of,
+    check_axes, check_steps, dtype_code, layout_named, value,
 };
 use super::source::PART;
 use bincode::Encode;
 use bincode::error::EncodeError;
 use crc32fast::Hasher;
-use lion_core::{Handle, Optimizer, ParamInfo, PlaneSpec};
+use lion_core::{Handle, NUMBERS_VERSION, Optimizer, ParamInfo, PlaneSpec};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -49,7 +49,7 @@ pub(super) fn write<W: Write + Seek>(
             source,
         };
         let state = optimizer.state(*handle).map_err(optimizer_error)?;
-        for (index, plane) in record.planes.iter_mut().enumerate() {
+        for (index, plane) in record.state.planes.iter_mut().enumerate() {
             let padding = (plane.offset - position) as usize;
             writer
                 .write_all(&[0; super::header::ALIGN as usize][..padding])
@@ -63,7 +63,7 @@ pub(super) fn write<W: Write + Seek>(
                 let part = &mut buffer[..PART.min(bytes - offset)];
                 state.read(index, offset, part).map_err(|source| {
                     optimizer_error(lion_core::Error::Backend {
-                        parameter: Some(record.name.clone()),
+                        parameter: Some(record.id.name.clone()),
                         source,
                     })
                 })?;
@@ -119,8 +119,11 @@ impl Plan {
         let mut plan = Plan {
             head: HeadRecord {
                 library: LIBRARY.to_owned(),
-                defaults: optimizer.defaults().into(),
-                groups: groups.len() as u64,
+                numbers: NUMBERS_VERSION,
+                scopes: ScopesRecord {
+                    defaults: optimizer.defaults().into(),
+                    groups: groups.len() as u64,
+                },
             },
             tensors: tensors.collect::<Result<_, CheckpointError>>()?,
             groups,
@@ -134,7 +137,7 @@ impl Plan {
         plan.header_bytes = size.bytes;
         let mut end = PREAMBLE + plan.header_bytes;
         for (_, record) in &mut plan.tensors {
-            for plane in &mut record.planes {
+            for plane in &mut record.state.planes {
                 // Does not overflow: the states fit in memory or on a disk.
                 plane.offset = align(end).unwrap_or(end);
                 end = plane.offset + plane.bytes;
@@ -189,9 +192,15 @@ fn tensor(
         .ok_or_else(|| value("the type", info.dtype, "f32, f16 or bf16"))
         .map_err(unrepresentable)?;
     let planes = code.layout.planes().iter();
-    Ok(TensorRecord {
+    let id = IdRecord {
         name: info.name.to_owned(),
         len: info.len as u64,
+    };
+    let shard = ShardRecord {
+        offset: info.shard.offset as u64,
+        whole_len: info.shard.whole_len as u64,
+    };
+    let state = StateRecord {
         dtype,
         layout: code.code,
         block: code.block,
@@ -208,7 +217,8 @@ fn tensor(
                 checksum: 0,
             })
             .collect(),
-    })
+    };
+    Ok(TensorRecord { id, shard, state })
 }
 
 /// Returns [`CheckpointError::TooLarge`] if `given` exceeds `most`.

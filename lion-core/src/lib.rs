@@ -29,7 +29,7 @@ mod optimizer;
 mod paging;
 mod tensor;
 
-pub use math::{norm, philox, update};
+pub use math::{NUMBERS_VERSION, norm, philox, update};
 
 pub use backend::{
     Backend, BackendError, Momentum32, Outcome, PlaneSpec, PlaneType, Planes, State, StateLayout,

@@ -6,7 +6,7 @@ use lion::backend::{Backend, BackendError, Bits, StateRequest, TensorStep};
 use lion::cpu::{Cpu, Isa};
 use lion::tensor::{BLOCK, Shard};
 use lion::{Dtype, Error, Lion, Lion8bit, OnNonFinite, Overrides, ParamSpec, StepArgs, update};
-use lion_test_support::{Mode, Rng, Tensor, Trajectory, backends, replay};
+use lion_test_support::{Mode, Rng, Tensor, Trajectory, backends, replay, temporary_path};
 
 /// Records a run of a whole tensor on the scalar kernel.
 fn record(
@@ -230,6 +230,39 @@ fn records_of_another_shard_are_refused() {
     );
     lion.import_state(second, &record.shard(Shard::new(256, 512)))
         .unwrap();
+}
+
+/// A file of a shard resumes that shard and no other.
+#[test]
+fn a_checkpoint_contains_the_shard() {
+    let run = |offset: usize| {
+        let mut lion = Lion8bit::builder().stochastic_state(true).build().unwrap();
+        let spec = ParamSpec::new("w", 512, Dtype::F32).shard(offset, 8192);
+        let w = lion.register(spec).unwrap();
+        (lion, w)
+    };
+    let (_folder, path) = temporary_path("shard.lion");
+    let (mut lion, w) = run(512);
+    let grad: Vec<f32> = Rng::new(5).spread(512, 3.0);
+    let mut weight = vec![1.0f32; 512];
+    lion.step([(w, &mut weight, &grad)]).unwrap();
+    lion.save(&path).unwrap();
+    let (mut resumed, w) = run(512);
+    resumed.load(&path).unwrap();
+    let mut again = weight.clone();
+    lion.step([(w, &mut weight, &grad)]).unwrap();
+    resumed.step([(w, &mut again, &grad)]).unwrap();
+    assert_eq!(
+        lion.export_state(w).unwrap(),
+        resumed.export_state(w).unwrap()
+    );
+    assert_eq!(weight, again);
+
+    let (mut other, w) = run(1024);
+    let error = other.load(&path).unwrap_err();
+    let wanted = "`w` (shard from element 512 of 8192, wanted from element 1024 of 8192)";
+    assert!(error.to_string().contains(wanted), "{error}");
+    assert_eq!(other.info(w).unwrap().steps, 0);
 }
 
 /// Blocks that are not finite are counted per shard; the processes decide together.

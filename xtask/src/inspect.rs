@@ -65,7 +65,10 @@ fn print(args: &Args, checkpoint: &Checkpoint<File>, tensors: &[Tensor], verdict
     let file = visible(&args.file.display().to_string(), TEXT);
     let (bytes, version) = (checkpoint.file_bytes(), checkpoint.version());
     let library = visible(checkpoint.library(), NAME);
-    println!("{file}: {bytes} bytes, format version {version}, written by {library}");
+    let numbers = checkpoint.numbers();
+    println!(
+        "{file}: {bytes} bytes, format version {version}, numbers version {numbers}, written by {library}"
+    );
     let settings = checkpoint.settings();
     println!("defaults: {}", set(&settings.defaults));
     for group in &settings.groups {
@@ -132,6 +135,8 @@ fn as_json(
         json!({
             "name": tensor.name,
             "elements": tensor.len,
+            "offset": tensor.offset,
+            "whole_elements": tensor.whole_len,
             "type": tensor.dtype.name(),
             "layout": tensor.layout,
             "bits": tensor.bits.get(),
@@ -151,6 +156,7 @@ fn as_json(
         "file": args.file.display().to_string(),
         "bytes": checkpoint.file_bytes(),
         "version": checkpoint.version(),
+        "numbers": checkpoint.numbers(),
         "library": checkpoint.library(),
         "damaged": verdicts.iter().any(|verdict| verdict.as_ref().is_err_and(is_damage)),
         "defaults": fields(&settings.defaults),

@@ -2,12 +2,18 @@
 #![allow(clippy::unwrap_used)]
 
 use lion_test_support::{CheckpointFile, GroupPart, TensorPart};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
 const FILE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../tests/vectors/checkpoint/v2.lion"
+);
+
+/// A file of version 1 of the format and of the numbers.
+const FIRST: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../tests/vectors/checkpoint/v1.lion"
 );
@@ -22,7 +28,7 @@ fn inspect(arguments: &[&str], file: &Path) -> Output {
         .unwrap()
 }
 
-fn json(output: &Output) -> Value {
+fn parsed(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -33,7 +39,7 @@ fn inspect_describes_a_valid_file() {
     assert!(output.status.success(), "{text}");
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for wanted in [
-        "format version 1, written by generate.py",
+        "format version 2, numbers version 2, written by generate.py",
         "defaults: lr=1.0 optim_bits=32",
         "group eight: optim_bits=8 min_8bit_size=0",
         "spec8_bf16_bf16_stochastic 773 bf16 8 789 2 0123456789abcdef row right group eight",
@@ -43,12 +49,23 @@ fn inspect_describes_a_valid_file() {
     }
     let output = inspect(&["--json"], Path::new(FILE));
     assert!(output.status.success());
-    let value = json(&output);
+    let value = parsed(&output);
     assert_eq!(value["damaged"], false);
+    assert_eq!(
+        (&value["version"], &value["numbers"]),
+        (&json!(2), &json!(2))
+    );
+    let first = parsed(&inspect(&["--json"], Path::new(FIRST)));
+    assert_eq!(
+        (&first["version"], &first["numbers"]),
+        (&json!(1), &json!(1))
+    );
     let tensors = value["tensors"].as_array().unwrap();
     assert_eq!(tensors.len(), 20);
     let tensor = &tensors[tensors.len() - 1];
     assert_eq!(tensor["group"], "eight");
+    let (offset, whole) = (&tensor["offset"], &tensor["whole_elements"]);
+    assert_eq!((offset, whole), (&json!(0), &tensor["elements"]));
     assert_eq!(tensor["codebook"], "1b137aeb");
     let planes = tensor["planes"].as_array().unwrap();
     let plane = &planes[1];
@@ -70,7 +87,7 @@ fn inspect_of_a_damaged_file_fails_with_the_reason() {
     assert!(said.contains("the checksum of `absmax` is"), "{said}");
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(text.matches("WRONG").count(), 1, "{text}");
-    let value = json(&inspect(&["--json"], &path));
+    let value = parsed(&inspect(&["--json"], &path));
     assert_eq!(value["damaged"], true);
     assert!(
         value["tensors"][19]["error"]
@@ -83,8 +100,8 @@ fn inspect_of_a_damaged_file_fails_with_the_reason() {
     let output = inspect(&["--json"], &path);
     assert_eq!(output.status.code(), Some(1));
     let wanted = "the file ends after 1000 bytes";
-    assert!(json(&output)["error"].as_str().unwrap().contains(wanted));
-    assert_eq!(json(&output)["damaged"], true);
+    assert!(parsed(&output)["error"].as_str().unwrap().contains(wanted));
+    assert_eq!(parsed(&output)["damaged"], true);
 
     // A file that is not a checkpoint, and a folder, are not reported as damaged.
     fs::write(&path, "something else").unwrap();
@@ -97,7 +114,7 @@ fn inspect_of_a_damaged_file_fails_with_the_reason() {
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(said.contains(wanted), "{said}");
-        let value = json(&inspect(&["--json"], path));
+        let value = parsed(&inspect(&["--json"], path));
         assert_eq!(value["damaged"], false);
         assert!(value["error"].as_str().unwrap().contains(wanted), "{value}");
     }

@@ -2,10 +2,14 @@
 //! test can write files that the library never writes.
 
 /// The parts of a checkpoint. Fields may have values that the format forbids.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct CheckpointFile {
+    /// Version of the format, by default 2. A file of version 1 has no `numbers` and no `shard`.
+    pub version: u32,
     /// Name of the library.
     pub library: Vec<u8>,
+    /// Version of the numbers, by default 2.
+    pub numbers: u32,
     /// The defaults that are set.
     pub defaults: OverridesPart,
     /// The groups.
@@ -14,6 +18,20 @@ pub struct CheckpointFile {
     pub tensors: Vec<TensorPart>,
     /// Bytes of the header after the last record.
     pub rest: Vec<u8>,
+}
+
+impl Default for CheckpointFile {
+    fn default() -> Self {
+        CheckpointFile {
+            version: 2,
+            library: Vec::new(),
+            numbers: 2,
+            defaults: OverridesPart::default(),
+            groups: Vec::new(),
+            tensors: Vec::new(),
+            rest: Vec::new(),
+        }
+    }
 }
 
 /// A group.
@@ -49,6 +67,8 @@ pub struct OverridesPart {
 pub struct TensorPart {
     pub name: Vec<u8>,
     pub len: u64,
+    /// Offset and whole length of a shard. `None` writes 0 and `len`.
+    pub shard: Option<(u64, u64)>,
     pub dtype: u8,
     pub layout: u8,
     pub block: u32,
@@ -100,6 +120,9 @@ impl CheckpointFile {
         let planes: usize = self.tensors.iter().map(|tensor| tensor.planes.len()).sum();
         let mut header = Vec::new();
         string(&mut header, &self.library);
+        if self.version > 1 {
+            header.extend(self.numbers.to_le_bytes());
+        }
         self.defaults.encode(&mut header);
         header.extend((self.groups.len() as u64).to_le_bytes());
         for group in &self.groups {
@@ -109,7 +132,8 @@ impl CheckpointFile {
         header.extend((self.tensors.len() as u64).to_le_bytes());
         // The records of planes are inserted into each tensor's record when the length of the
         // header is known.
-        let records: Vec<_> = self.tensors.iter().map(TensorPart::record).collect();
+        let tensors = self.tensors.iter();
+        let records: Vec<_> = tensors.map(|tensor| tensor.record(self.version)).collect();
         let sizes: usize = records.iter().map(Vec::len).sum();
         let end = 36 + header.len() + sizes + 20 * planes + self.rest.len();
         let (mut body, mut at) = (Vec::new(), end);
@@ -126,7 +150,9 @@ impl CheckpointFile {
             }
         }
         header.extend(&self.rest);
-        let mut bytes = b"\x89LION\r\n\x1A\x01\0\0\0\0\0\0\0".to_vec();
+        let mut bytes = b"\x89LION\r\n\x1A".to_vec();
+        bytes.extend(self.version.to_le_bytes());
+        bytes.extend([0; 4]);
         bytes.extend((header.len() as u64).to_le_bytes());
         bytes.extend([0; 12]);
         bytes.append(&mut header);
@@ -137,10 +163,15 @@ impl CheckpointFile {
 }
 
 impl TensorPart {
-    fn record(&self) -> Vec<u8> {
+    fn record(&self, version: u32) -> Vec<u8> {
         let mut to = Vec::new();
         string(&mut to, &self.name);
         to.extend(self.len.to_le_bytes());
+        if version > 1 {
+            let (offset, whole_len) = self.shard.unwrap_or((0, self.len));
+            to.extend(offset.to_le_bytes());
+            to.extend(whole_len.to_le_bytes());
+        }
         to.extend([self.dtype, self.layout]);
         to.extend(self.block.to_le_bytes());
         to.extend(self.codebook.to_le_bytes());

@@ -272,14 +272,14 @@ fn files_that_are_not_checkpoints_are_rejected_with_the_reason() {
     lion.save(&path).unwrap();
     let whole = fs::read(&path).unwrap();
     let mut version = whole.clone();
-    version[8] = 2;
+    version[8] = 3;
     let checksum = crc32fast::hash(&version[..32]);
     version[32..36].copy_from_slice(&checksum.to_le_bytes());
     fs::write(&path, version).unwrap();
     let error = lion.load(&path).unwrap_err();
     let CheckpointError::UnknownVersion {
-        given: 2,
-        newest: 1,
+        given: 3,
+        newest: 2,
         ..
     } = error
     else {

@@ -29,6 +29,12 @@ fn refused(bytes: &[u8], wanted: &str) {
 #[test]
 fn invalid_header_fields_are_rejected_by_name() {
     load(&file().bytes()).unwrap();
+    // The same file in version 1 of the format.
+    let first = CheckpointFile {
+        version: 1,
+        ..file()
+    };
+    load(&first.bytes()).unwrap();
     const LONG: usize = 65_536;
     type Case = (fn(&mut CheckpointFile), &'static str);
     let cases: &[Case] = &[
@@ -56,6 +62,28 @@ fn invalid_header_fields_are_rejected_by_name() {
         (
             |f| f.tensors[2].name = vec![b'z', 0xFF],
             "a string in it is not valid UTF-8",
+        ),
+        // The numbers.
+        (
+            |f| f.numbers = 0,
+            "is damaged at byte 51: the version of the numbers is 0, wanted 1 or more",
+        ),
+        // Shards.
+        (
+            |f| f.tensors[0].shard = Some((100, 400)),
+            "parameter `codes`: the offset of a shard is 100, wanted a multiple of 256, or the whole length 400",
+        ),
+        (
+            |f| f.tensors[0].shard = Some((256, 555)),
+            "the whole length of a shard is 555, wanted at least its offset 256 and its length 300 together",
+        ),
+        (
+            |f| f.tensors[0].shard = Some((u64::MAX - 255, u64::MAX)),
+            "the whole length of a shard is 18446744073709551615, wanted at least its offset",
+        ),
+        (
+            |f| f.tensors[0].shard = Some((0, 512)),
+            "the end of a shard is 300, wanted a multiple of 256 or the whole length 512",
         ),
         // Booleans.
         (|f| f.defaults.skip_zeros = Some(2), "a boolean in it is 2"),
@@ -227,7 +255,7 @@ fn invalid_bytes_outside_the_records_are_rejected_by_name() {
     };
     // The first optional value is the learning rate of the defaults.
     let mut bytes = whole.clone();
-    bytes[36 + 8 + 7] = 2;
+    bytes[36 + 8 + 7 + 4] = 2;
     seal(&mut bytes);
     refused(&bytes, "the tag of an optional value in it is 2");
 
@@ -281,12 +309,19 @@ fn invalid_bytes_outside_the_records_are_rejected_by_name() {
     let sum = crc32fast::hash(&bytes[..32]).to_le_bytes();
     bytes[32..36].copy_from_slice(&sum);
     refused(&bytes, "the file ");
-    bytes[8] = 2;
+    bytes[8] = 3;
     let sum = crc32fast::hash(&bytes[..32]).to_le_bytes();
     bytes[32..36].copy_from_slice(&sum);
     let error = load(&bytes).unwrap_err();
     assert!(
-        matches!(error, CheckpointError::UnknownVersion { given: 2, .. }),
+        matches!(
+            error,
+            CheckpointError::UnknownVersion {
+                given: 3,
+                newest: 2,
+                ..
+            }
+        ),
         "{error}"
     );
     bytes[32] ^= 1;

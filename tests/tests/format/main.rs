@@ -1,7 +1,8 @@
-//! The bytes of a checkpoint match docs/format.md, and files of version 1 load.
+//! The bytes of a checkpoint match docs/format.md, and files of every version load.
 #![allow(clippy::unwrap_used)]
 
 mod invalid;
+mod numbers;
 
 use lion::checkpoint::{Checkpoint, Damage};
 use lion::{
@@ -64,16 +65,37 @@ fn hex_dump_of_the_documentation_matches_a_saved_file() {
     assert_eq!(bytes.len(), file.len());
 }
 
-/// A version 1 file, written by a script from docs/format.md, resumes to the bits in which the
-/// trajectories of the specification end. Runs with stochastic rounding were saved with the draws of version 1 of
-/// the numbers. They continue with those of version 2, as the reference computes them from the loaded state.
+/// Runs with stochastic rounding were saved with the draws of version 1 of the numbers. They continue with those of
+/// version 2, as the reference computes them from the loaded state. The report names them.
 #[test]
 fn version_1_file_resumes_with_the_bits_of_the_specification() {
-    let path = from_root("tests/vectors/checkpoint/v1.lion");
+    let redrawn = [
+        "spec32_bf16_bf16_stochastic",
+        "spec8_bf16_bf16_stochastic",
+        "spec8_f16_f16_stochastic",
+        "spec8_f32_f32_stochastic",
+    ];
+    resumes("v1.lion", 1, &redrawn);
+}
+
+#[test]
+fn version_2_file_resumes_with_the_bits_of_the_specification() {
+    resumes("v2.lion", 2, &[]);
+}
+
+/// Checks that a file of a version of the format and of the numbers, written by a script from docs/format.md,
+/// resumes to the bits in which the trajectories of the specification end. Runs that were saved with other draws
+/// are those in `redrawn`; they end where the reference does.
+fn resumes(file: &str, version: u32, redrawn: &[&str]) {
+    let path = from_root("tests/vectors/checkpoint").join(file);
     let mut checkpoint = Checkpoint::open(&path).unwrap();
     assert_eq!(
-        (checkpoint.version(), checkpoint.library()),
-        (1, "generate.py")
+        (
+            checkpoint.version(),
+            checkpoint.numbers(),
+            checkpoint.library()
+        ),
+        (version, version, "generate.py")
     );
     let names: Vec<String> = checkpoint
         .tensors()
@@ -92,7 +114,9 @@ fn version_1_file_resumes_with_the_bits_of_the_specification() {
         let spec = ParamSpec::new(name, run.elements(), run.param_dtype);
         lion.register(spec.overrides(bits)).unwrap();
     }
-    lion.load(&path).unwrap();
+    let report = lion.load(&path).unwrap();
+    assert_eq!(report.numbers, Some(version));
+    assert_eq!(report.draws_changed, redrawn);
     for (name, run) in names.iter().zip(&runs) {
         let handle = lion.handle(name).unwrap();
         let half = lion.info(handle).unwrap().steps as usize;
@@ -125,7 +149,7 @@ fn version_1_file_resumes_with_the_bits_of_the_specification() {
             (end as u64, &state),
             "{name}"
         );
-        if !(hyper.stochastic_param || hyper.stochastic_state) {
+        if !redrawn.contains(&name.as_str()) {
             assert_eq!(compare_params(&param, &run.params[end]), None, "{name}");
             assert_eq!(&record.planes, &run.states[end], "{name}");
         }
@@ -134,6 +158,7 @@ fn version_1_file_resumes_with_the_bits_of_the_specification() {
     lion.load(&path).unwrap();
     let bytes = saved(&lion);
     let mut again = Checkpoint::read(std::io::Cursor::new(bytes), "again").unwrap();
+    assert_eq!((again.version(), again.numbers()), (2, 2));
     assert_eq!(again.settings(), checkpoint.settings());
     for (ours, theirs) in again.tensors().unwrap().zip(checkpoint.tensors().unwrap()) {
         let (ours, mut theirs) = (ours.unwrap(), theirs.unwrap());

@@ -113,7 +113,10 @@ fn right(rng: &mut Rng) -> CheckpointFile {
         vec![(4, 1), (6, 4)],
     ];
     turned.order = Some(orders[rng.below(orders.len())].clone());
+    let version = 1 + rng.below(2) as u32;
     let mut file = CheckpointFile {
+        version,
+        numbers: 1 + rng.below(2) as u32,
         library: b"by hand".to_vec(),
         defaults: overrides(rng),
         groups: vec![group("eight", rng), group("other", rng)],
@@ -171,7 +174,7 @@ fn change(rng: &mut Rng, file: &mut CheckpointFile) {
         file.tensors.push(TensorPart::default());
     }
     let (i, j) = (rng.below(file.tensors.len()), rng.below(file.tensors.len()));
-    match rng.below(22) {
+    match rng.below(24) {
         0 => return change_overrides(rng, &mut file.defaults),
         1 => file.library = vec![b'l'; rng.below(70_000)],
         2 => {
@@ -207,12 +210,20 @@ fn change(rng: &mut Rng, file: &mut CheckpointFile) {
             let tensor = |k| TensorPart::momentum32(&format!("u{k:04}"), &[]);
             file.tensors.extend((0..1 + rng.below(200)).map(tensor));
         }
+        10 => {
+            file.numbers = extreme(rng, 2) as u32;
+            return;
+        }
+        11 => {
+            file.version = [0, 1, 2, 3, u32::MAX][rng.below(5)];
+            return;
+        }
         _ => {}
     }
     let Some(tensor) = file.tensors.get_mut(i) else {
         return;
     };
-    match rng.below(22) {
+    match rng.below(24) {
         0 => tensor.name = name(rng),
         1 => tensor.len = extreme(rng, tensor.len),
         2 => tensor.dtype = extreme(rng, 0) as u8,
@@ -245,6 +256,8 @@ fn change(rng: &mut Rng, file: &mut CheckpointFile) {
             let other = tensor.planes[plane].clone();
             mutate(rng, &mut tensor.planes[plane], &other);
         }
+        16 => tensor.shard = Some((extreme(rng, 256), extreme(rng, 1024))),
+        17 => tensor.shard = Some((256, 256 + tensor.len)),
         _ => {}
     }
 }

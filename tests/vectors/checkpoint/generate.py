@@ -1,9 +1,12 @@
 """A checkpoint written from docs/format.md alone, with states of the specification's trajectories.
 
-    python generate.py OUT        writes OUT/v1.lion; needs nothing but Python
+    python generate.py OUT        writes OUT/v2.lion; needs nothing but Python
 
 Each parameter is one trajectory of ../spec after half of its steps, with its hyper-parameters as
 overrides. Whoever loads the file and takes the other half must end where the trajectory does.
+
+v1.lion is kept from version 1 of the format and of the numbers, and cannot be written again: its states of
+stochastic rounding have the draws of version 1.
 """
 import json, struct, sys, zlib
 from pathlib import Path
@@ -12,6 +15,7 @@ HERE = Path(__file__).parent
 KINDS = ["decay", "stochastic", "unorm", "zeros"]
 NAMES = [f"spec{bits}_{t}_{t}_{kind}" for bits in (8, 32) for t in ("f32", "f16", "bf16") for kind in KINDS
          if kind != "zeros" or t == "f32"]
+NUMBERS = 2
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2}
 
 def read(path):
@@ -42,7 +46,8 @@ for name in sorted(NAMES):
     half, eight = int(meta["steps"]) // 2, meta["state"] == "8"
     n = head["p.0"]["shape"][0]
     yes = lambda key: meta[key] == "true"
-    record = string(name) + struct.pack("<QBBII", n, DTYPES[meta["param"]], eight, 256 * eight, CODEBOOK * eight)
+    record = string(name) + struct.pack("<QQQ", n, 0, n)                   # all of a whole tensor
+    record += struct.pack("<BBII", DTYPES[meta["param"]], eight, 256 * eight, CODEBOOK * eight)
     record += option("I", 0 if eight else None)       # the group
     record += overrides(
         lr=float(meta["lr"]), betas=(float(meta["beta1"]), float(meta["beta2"])),
@@ -54,7 +59,7 @@ for name in sorted(NAMES):
     planes = [part(f"{plane}.{half}") for plane in ("ca" if eight else "m")]
     tensors.append((record, planes))
 
-head = string("generate.py") + overrides(lr=1.0, optim_bits=32) + struct.pack("<Q", 1)
+head = string("generate.py") + struct.pack("<I", NUMBERS) + overrides(lr=1.0, optim_bits=32) + struct.pack("<Q", 1)
 head += string("eight") + overrides(optim_bits=8, min_8bit_size=0) + struct.pack("<Q", len(tensors))
 header_bytes = len(head) + sum(len(record) + 8 + 20 * len(planes) for record, planes in tensors)
 
@@ -67,6 +72,6 @@ for record, planes in tensors:
         body += bytes(offset - end) + plane
         end = offset + len(plane)
 
-preamble = b"\x89LION\r\n\x1a" + struct.pack("<IIQQ", 1, zlib.crc32(head), header_bytes, end)
+preamble = b"\x89LION\r\n\x1a" + struct.pack("<IIQQ", 2, zlib.crc32(head), header_bytes, end)
 preamble += struct.pack("<I", zlib.crc32(preamble))
-(Path(sys.argv[1]) / "v1.lion").write_bytes(preamble + head + body)
+(Path(sys.argv[1]) / "v2.lion").write_bytes(preamble + head + body)
