@@ -100,13 +100,14 @@ __device__ u64 begin(u64 address) {
     return address;
 }
 
-template <class P, class G, bool OPTIONS>
+// The memory determines the duration of this step, so one kernel serves with and without options.
+template <class P, class G>
 __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
     const u32 lane = threadIdx.x % WARP;
     Constants<P, G, 4, true> c;
     for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
-        const bool skip_zeros = OPTIONS && (c.flags & SKIP_ZEROS);
-        const bool draw = OPTIONS && is_bf16<P>::value && (c.flags & STOCHASTIC_PARAM);
+        const bool skip_zeros = c.flags & SKIP_ZEROS;
+        const bool draw = is_bf16<P>::value && (c.flags & STOCHASTIC_PARAM);
         u64 param = begin(c.param + run.first * P::BYTES), grad = begin(c.grad + run.first * G::BYTES);
         u64 state = begin(c.state + run.first * 4);
         u32 left_as_they_were = 0;
