@@ -250,6 +250,48 @@ fn kernel_compile_error_contains_the_compiler_log() {
     );
 }
 
+/// Returns the number of driver calls that queue the work of a step of parameters in host memory, or wait for it.
+fn calls_of_a_step(cuda: &Arc<Cuda>, tensors: usize) -> u32 {
+    let device = Device::Cuda(Arc::clone(cuda));
+    let mut lion = Lion::builder().device(device).build().unwrap();
+    let names = (0..tensors).map(|i| format!("p{i}"));
+    let handles = names.map(|name| lion.register(ParamSpec::new(name, 300, Dtype::F32)).unwrap());
+    let handles: Vec<Handle> = handles.collect();
+    let mut params = vec![[1.0f32; 300]; tensors];
+    let grad = [1.0f32; 300];
+    for calls in 0.. {
+        // `CUDA_ERROR_OPERATING_SYSTEM`: the context stays usable.
+        fail_after(c"queue", calls, 304);
+        let updates = handles.iter().zip(&mut params);
+        let stepped = lion.step(updates.map(|(&handle, param)| update(handle, param, &grad)));
+        if cancel() {
+            stepped.unwrap();
+            return calls;
+        }
+        stepped.unwrap_err();
+    }
+    unreachable!("a step ends")
+}
+
+/// Run by the next test in a child process.
+#[test]
+fn child_that_counts_the_calls_of_steps() {
+    if !has_two_devices() {
+        return;
+    }
+    let cuda = Arc::new(Cuda::new(0).unwrap());
+    let (one, many) = (calls_of_a_step(&cuda, 1), calls_of_a_step(&cuda, 40));
+    println!("calls: {one} and {many}");
+}
+
+#[test]
+fn host_arrays_of_a_step_are_copied_together() {
+    let text = with_two_devices("child_that_counts_the_calls_of_steps");
+    let (_, calls) = text.split_once("calls: ").unwrap();
+    let (one, many) = calls.lines().next().unwrap().split_once(" and ").unwrap();
+    assert_eq!(one, many, "{text}");
+}
+
 #[test]
 fn auto_gives_one_reason_without_a_driver() {
     // No driver is opened: this process may have one already.

@@ -19,7 +19,7 @@ const ELEMENTS: usize = 8;
 
 /// The architecture of the machine code that is counted: that of the GPU in the published
 /// comparison.
-pub(super) const ARCHITECTURE: u32 = 90;
+const ARCHITECTURE: u32 = 90;
 
 /// A kernel whose instructions are counted.
 struct Counted {
@@ -51,7 +51,7 @@ const COUNTED: [Counted; 4] = [
         module: "bf16_bf16",
         kernel: "lion8_bf16_bf16_options",
         path: Path::Stochastic,
-        at_most: 60.0,
+        at_most: 79.0,
     },
     Counted {
         module: "f32_f32",

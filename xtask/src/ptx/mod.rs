@@ -113,7 +113,7 @@ fn print_modules(
         "module",
         "kernels",
         "bytes",
-        format!("ms for sm_{}", count::ARCHITECTURE)
+        format!("ms for sm_{}", assemble::TIMED)
     );
     let (mut kernels, mut bytes, mut milliseconds) = (0, 0, 0.0);
     let mut row = |name: &str, ptx: &str, time: f64| {
@@ -124,7 +124,7 @@ fn print_modules(
         milliseconds += time;
     };
     for ((module, ptx), assembled) in modules.iter().zip(texts).zip(assembled) {
-        let time = Assembled::of(assembled, count::ARCHITECTURE)?.milliseconds;
+        let time = Assembled::of(assembled, assemble::TIMED)?.milliseconds;
         row(&module.name, ptx, time);
     }
     println!("{:<12} {kernels:>8} {bytes:>10} {milliseconds:>14.0}", "all");
