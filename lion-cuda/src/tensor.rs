@@ -235,6 +235,8 @@ pub(crate) fn download(
 
 /// Returns the bytes of each parameter in host memory.
 fn param_sizes(tensors: &[CudaTensor<'_>]) -> impl Iterator<Item = usize> {
-    let params = tensors.iter().filter_map(|tensor| tensor.host_param.as_ref());
+    let params = tensors
+        .iter()
+        .filter_map(|tensor| tensor.host_param.as_ref());
     params.map(|param| bytes_of(&param.as_slice()).len())
 }

@@ -2,8 +2,8 @@
 //! per process.
 #![allow(clippy::unwrap_used)]
 
-use lion::cuda::{Cuda, CudaError};
 use lion::backend::BackendError;
+use lion::cuda::{Cuda, CudaError};
 use lion::{Device, Dtype, Error, Handle, Lion, Overrides, ParamSpec, update};
 use lion_test_support::{child, emulator};
 use std::ffi::{CStr, c_char};
@@ -193,16 +193,9 @@ fn two_kinds(cuda: &Arc<Cuda>) -> (Lion, [Handle; 2]) {
     (lion, handles)
 }
 
-fn step_two(
-    lion: &mut Lion,
-    [a, b]: [Handle; 2],
-    params: &mut [[f32; 4]; 2],
-) -> Result<(), Error> {
+fn step_two(lion: &mut Lion, [a, b]: [Handle; 2], params: &mut [[f32; 4]; 2]) -> Result<(), Error> {
     let [of_a, of_b] = params;
-    let updates = [
-        update(a, of_a, &[1.0f32; 4]),
-        update(b, of_b, &[1.0f32; 4]),
-    ];
+    let updates = [update(a, of_a, &[1.0f32; 4]), update(b, of_b, &[1.0f32; 4])];
     lion.step(updates).map(drop)
 }
 
@@ -255,7 +248,10 @@ fn calls_of_a_step(cuda: &Arc<Cuda>, tensors: usize) -> u32 {
     let device = Device::Cuda(Arc::clone(cuda));
     let mut lion = Lion::builder().device(device).build().unwrap();
     let names = (0..tensors).map(|i| format!("p{i}"));
-    let handles = names.map(|name| lion.register(ParamSpec::new(name, 300, Dtype::F32)).unwrap());
+    let handles = names.map(|name| {
+        lion.register(ParamSpec::new(name, 300, Dtype::F32))
+            .unwrap()
+    });
     let handles: Vec<Handle> = handles.collect();
     let mut params = vec![[1.0f32; 300]; tensors];
     let grad = [1.0f32; 300];

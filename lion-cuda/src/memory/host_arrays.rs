@@ -76,7 +76,8 @@ impl HostArrays {
         if bytes > 0 {
             // After an error, `begin` waits for the copy before the memory is used again.
             self.is_queued = true;
-            self.device.read(0, &mut self.pinned.as_mut_slice()[..bytes])?;
+            self.device
+                .read(0, &mut self.pinned.as_mut_slice()[..bytes])?;
             self.is_queued = false;
         }
         Ok(())

@@ -62,12 +62,7 @@ fn kernels_of_this_project_are_parsed() {
         .lines()
         .map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n")
         .collect();
-    let directives = [
-        ".reg ",
-        ".pragma ",
-        "\n.global ",
-        "\n.shared ",
-    ];
+    let directives = [".reg ", ".pragma ", "\n.global ", "\n.shared "];
     let directives: usize = directives
         .iter()
         .map(|directive| code.matches(directive).count())

@@ -103,11 +103,7 @@ fn write_or_compare(path: &Path, text: &str, check: bool) -> Result<()> {
 
 /// Prints a row per module: its kernels, the bytes of its PTX, and how long the assembler takes, which the driver does
 /// when the module is loaded.
-fn print_modules(
-    modules: &[Module],
-    texts: &[String],
-    assembled: &[Vec<Assembled>],
-) -> Result<()> {
+fn print_modules(modules: &[Module], texts: &[String], assembled: &[Vec<Assembled>]) -> Result<()> {
     println!(
         "{:<12} {:>8} {:>10} {:>14}",
         "module",
@@ -127,7 +123,10 @@ fn print_modules(
         let time = Assembled::of(assembled, assemble::TIMED)?.milliseconds;
         row(&module.name, ptx, time);
     }
-    println!("{:<12} {kernels:>8} {bytes:>10} {milliseconds:>14.0}", "all");
+    println!(
+        "{:<12} {kernels:>8} {bytes:>10} {milliseconds:>14.0}",
+        "all"
+    );
     Ok(())
 }
 
