@@ -52,7 +52,7 @@ __device__ void norm(const Tensor *tensors, u32 count, u64 runs) {
         const bool skip_zeros = t.flags & SKIP_ZEROS;
         double sums[2] = {0, 0};
         u32 moves = 0;
-#pragma unroll
+#pragma unroll 1
         for (u32 half = 0; half < 2; half++) {
             const u32 block = RUN_BLOCKS / 2 * half + lane / 8;
             float absmax = 0;
@@ -60,6 +60,7 @@ __device__ void norm(const Tensor *tensors, u32 count, u64 runs) {
                 absmax = __uint_as_float(load_one<4>(t.absmax + (run.index * RUN_BLOCKS + block) * 4));
             }
             const u32 end = min(run.len, (block + 1) * BLOCK);
+            double sum = 0;
 #pragma unroll 4
             for (u32 i = block * BLOCK + lane % 8; i < end; i += 8) {
                 const u64 at = run.first + i;
@@ -71,10 +72,12 @@ __device__ void norm(const Tensor *tensors, u32 count, u64 runs) {
                 } else {
                     m = __uint_as_float(load_one<4>(t.state + at * 4));
                 }
-                sums[half] += double(p) * double(p);
+                sum += double(p) * double(p);
                 moves += Coefficients::moves(k.direction(g, m)) && !(skip_zeros && g == 0);
             }
-            sums[half] = add_lanes(sums[half], lane);
+            sum = add_lanes(sum, lane);
+            // With the index `half`, the sums would be in memory.
+            (half == 0 ? sums[0] : sums[1]) = sum;
         }
         double of_block[RUN_BLOCKS];
 #pragma unroll

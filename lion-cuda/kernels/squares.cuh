@@ -9,16 +9,18 @@ __device__ void squares(const Tensor *tensors, u32 count, u64 runs) {
     const u32 lane = threadIdx.x % WARP;
     for_each_run(tensors, count, runs, [](const Tensor &) {}, [&](const Tensor &t, const Run &run) {
         double sums[2] = {0, 0};
-#pragma unroll
+#pragma unroll 1
         for (u32 half = 0; half < 2; half++) {
             const u32 block = RUN_BLOCKS / 2 * half + lane / 8;
             const u32 end = min(run.len, (block + 1) * BLOCK);
+            double sum = 0;
 #pragma unroll 4
             for (u32 i = block * BLOCK + lane % 8; i < end; i += 8) {
                 const float g = widen_one<G>(load_one<G::BYTES>(t.grad + (run.first + i) * G::BYTES));
-                sums[half] += double(g) * double(g);
+                sum += double(g) * double(g);
             }
-            sums[half] = add_lanes(sums[half], lane);
+            sum = add_lanes(sum, lane);
+            (half == 0 ? sums[0] : sums[1]) = sum;
         }
         double of_block[RUN_BLOCKS];
         u32 bad = 0;

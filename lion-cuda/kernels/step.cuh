@@ -41,11 +41,6 @@ __device__ void draws_of_lane(u64 first, u32 lane, u32 stream, u64 seed, u64 ste
     }
 }
 
-// Returns the draw of element i of a lane.
-__device__ u32 draw_of(const u32 (&draws)[4], u32 i) {
-    return i % 2 ? draws[i / 2] >> 16 : draws[i / 2] & 0xFFFF;
-}
-
 // Updates the eight elements of a lane: p becomes p', and m becomes m'.
 template <class G>
 __device__ void update(const Coefficients &k, bool skip_zeros, float (&p)[8], const Eight<G> &grad, float (&m)[8]) {
@@ -100,13 +95,14 @@ __device__ u64 begin(u64 address) {
     return address;
 }
 
-template <class P, class G, bool OPTIONS>
+// The memory determines the duration of this step, so one kernel serves with and without options.
+template <class P, class G>
 __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
     const u32 lane = threadIdx.x % WARP;
     Constants<P, G, 4, true> c;
     for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
-        const bool skip_zeros = OPTIONS && (c.flags & SKIP_ZEROS);
-        const bool draw = OPTIONS && is_bf16<P>::value && (c.flags & STOCHASTIC_PARAM);
+        const bool skip_zeros = c.flags & SKIP_ZEROS;
+        const bool draw = is_bf16<P>::value && (c.flags & STOCHASTIC_PARAM);
         u64 param = begin(c.param + run.first * P::BYTES), grad = begin(c.grad + run.first * G::BYTES);
         u64 state = begin(c.state + run.first * 4);
         u32 left_as_they_were = 0;
@@ -162,8 +158,8 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
     constexpr bool WIDE = WIDE8<P, G>;
     __shared__ Tables tables;
     load_tables(tables);
-    __shared__ Pieces pieces;
-    if (OPTIONS) load_pieces(pieces);
+    __shared__ Exact exact[OPTIONS ? KEYS : 1];
+    if constexpr (OPTIONS) load_exact(exact);
     __syncthreads();
 
     const u32 codebook = shared_address(tables.codebook), lines = shared_address(tables.line);
@@ -219,11 +215,7 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                 if (lane == block) absmax_of_lane = tiny ? 0 : top;
                 if (draw_state) {
                     draws_of_lane<WIDE>(first, lane, STATE, t.seed, t.step, draws);
-                    codes[0] = codes[1] = 0;
-#pragma unroll
-                    for (u32 i = 0; i < 8; i++) {
-                        codes[i / 4] |= stochastic(pieces, new_m[i] * inverse, draw_of(draws, i)) << (8 * (i % 4));
-                    }
+                    stochastic(shared_address(exact), new_m, magnitude, inverse, draws, codes);
                 } else {
                     nearest(lines, new_m, magnitude, inverse, codes);
                 }

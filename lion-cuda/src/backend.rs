@@ -137,6 +137,7 @@ impl Cuda {
         queue: &mut Queue<'_>,
         tensors: &mut [CudaTensor<'_>],
     ) -> Result<Vec<Outcome>, BackendError> {
+        self.load_kernels(tensors)?;
         self.defer_reports(tensors)?;
         upload(queue.workspace, tensors, Task::Step)?;
         for tensor in &mut *tensors {
@@ -158,6 +159,23 @@ impl Cuda {
             }
         };
         Ok(tensors.iter_mut().map(outcome).collect())
+    }
+
+    /// Loads the kernels of a step, so that a driver that cannot compile one of them leaves all tensors unchanged.
+    fn load_kernels(&self, tensors: &[CudaTensor<'_>]) -> Result<(), CudaError> {
+        let mut kinds = Vec::new();
+        for CudaTensor { kind, .. } in tensors {
+            if !kinds.contains(kind) {
+                kinds.push(*kind);
+            }
+        }
+        for kind in kinds {
+            let tasks = [Task::Norm, Task::Clip, Task::Step].into_iter();
+            for task in tasks.filter(|task| task.applies_to(&kind)) {
+                self.session.kernels().kernel(&kind.kernel(task))?;
+            }
+        }
+        Ok(())
     }
 
     /// Defers the report of blocks that queued steps skipped, if this step reports its own when it returns.

@@ -47,7 +47,10 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Opens a device by its ordinal: retains its primary context, creates a stream, and loads the kernels.
+    /// Opens a device by its ordinal: retains its primary context and creates a stream.
+    ///
+    /// The driver compiles kernels when a step first uses them. Kernels for different types are compiled separately. All
+    /// backends that this function returns for a device share its kernels, which are unloaded with the last of them.
     ///
     /// # Stream order
     /// Steps are queued on the new stream. CUDA orders it with the legacy default stream of the context, and
@@ -67,7 +70,7 @@ impl Cuda {
     ///   be used.
     /// - [`CudaError::NoDevice`], [`CudaError::BadOrdinal`], [`CudaError::UnsupportedDevice`] if the device cannot
     ///   be used.
-    /// - [`CudaError::OutOfMemory`], [`CudaError::Kernels`], [`CudaError::Call`] if it cannot be initialized.
+    /// - [`CudaError::OutOfMemory`], [`CudaError::Call`] if it cannot be initialized.
     pub fn new(ordinal: u32) -> Result<Self, CudaError> {
         Self::with_session(Session::primary(ordinal)?)
     }
@@ -86,7 +89,7 @@ impl Cuda {
     ///
     /// # Errors
     /// [`CudaError::ForeignStream`] if the stream belongs to another context. [`CudaError::OutOfMemory`],
-    /// [`CudaError::Kernels`], [`CudaError::Call`].
+    /// [`CudaError::Call`].
     pub fn with_stream(context: Arc<Context>, stream: Arc<Stream>) -> Result<Self, CudaError> {
         Self::with_session(Session::shared(context, stream)?)
     }
@@ -108,7 +111,7 @@ impl Cuda {
     ///
     /// # Errors
     /// [`CudaError::NoDriver`], [`CudaError::OtherProcess`], [`CudaError::PerThreadStream`],
-    /// [`CudaError::OutOfMemory`], [`CudaError::Kernels`], [`CudaError::Call`].
+    /// [`CudaError::OutOfMemory`], [`CudaError::Call`].
     pub unsafe fn with_handles(context: CUcontext, stream: CUstream) -> Result<Self, CudaError> {
         // SAFETY: guaranteed by the caller.
         Self::with_session(unsafe { Session::from_handles(context, stream) }?)

@@ -63,7 +63,7 @@ pub enum CudaError {
         /// The number of bytes. 0 for a context, a stream or the kernels, whose size only the driver knows.
         bytes: usize,
     },
-    /// The driver could not compile the kernels for the device.
+    /// The driver could not compile the kernels of a step for the device. The step has not begun.
     Kernels {
         /// The result code.
         status: Status,

@@ -83,19 +83,43 @@ impl Kind {
         }
     }
 
-    /// Returns the name of the kernel for a task.
-    pub(crate) fn kernel(&self, task: Task) -> String {
+    /// Returns the kernel for a task.
+    pub(crate) fn kernel(&self, task: Task) -> KernelName {
         let (bits, param, grad) = (self.bits.get(), self.param.name(), self.grad.name());
-        let (task, options) = match task {
-            Task::Step if self.options => ("lion", "_options"),
-            Task::Step => ("lion", ""),
-            Task::Norm => ("norm", ""),
-            Task::Survey => ("survey", ""),
-            Task::Squares => return format!("squares_{grad}"),
-            Task::Clip => return "limit".to_owned(),
-            Task::Total => return "total".to_owned(),
+        let pair = || format!("{param}_{grad}");
+        let (module, task, options) = match task {
+            // The 32-bit kernel reads the flags without a loss of time.
+            Task::Step if self.options && self.bits == Bits::Eight => (pair(), "lion", "_options"),
+            Task::Step => (pair(), "lion", ""),
+            Task::Norm => (pair(), "norm", ""),
+            Task::Survey => (grad.to_owned(), "survey", ""),
+            Task::Squares => {
+                let name = format!("squares_{grad}");
+                let module = grad.to_owned();
+                return KernelName { module, name };
+            }
+            Task::Clip => return KernelName::in_totals("limit"),
+            Task::Total => return KernelName::in_totals("total"),
         };
-        format!("{task}{bits}_{param}_{grad}{options}")
+        let name = format!("{task}{bits}_{module}{options}");
+        KernelName { module, name }
+    }
+}
+
+/// The name of a kernel, and of the module that contains it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KernelName {
+    /// The formats of the parameter and the gradient, the format of the gradient, or `totals`.
+    pub(crate) module: String,
+    pub(crate) name: String,
+}
+
+impl KernelName {
+    fn in_totals(name: &str) -> Self {
+        KernelName {
+            module: "totals".to_owned(),
+            name: name.to_owned(),
+        }
     }
 }
 
@@ -112,18 +136,28 @@ mod tests {
             options: true,
             is_clipped: true,
         };
-        assert_eq!(kind.kernel(Task::Step), "lion8_f16_bf16_options");
-        assert_eq!(kind.kernel(Task::Norm), "norm8_f16_bf16");
-        assert_eq!(kind.kernel(Task::Survey), "survey8_f16_bf16");
-        assert_eq!(kind.kernel(Task::Squares), "squares_bf16");
-        assert_eq!(kind.kernel(Task::Clip), "limit");
-        assert_eq!(kind.kernel(Task::Total), "total");
+        let names = |kind: Kind, task| {
+            let KernelName { module, name } = kind.kernel(task);
+            format!("{module}: {name}")
+        };
+        let step = names(kind, Task::Step);
+        assert_eq!(step, "f16_bf16: lion8_f16_bf16_options");
+        assert_eq!(names(kind, Task::Norm), "f16_bf16: norm8_f16_bf16");
+        assert_eq!(names(kind, Task::Survey), "bf16: survey8_bf16");
+        assert_eq!(names(kind, Task::Squares), "bf16: squares_bf16");
+        assert_eq!(names(kind, Task::Clip), "totals: limit");
+        assert_eq!(names(kind, Task::Total), "totals: total");
         let plain = Kind {
             options: false,
             is_clipped: false,
             ..kind
         };
-        assert_eq!(plain.kernel(Task::Step), "lion8_f16_bf16");
+        assert_eq!(names(plain, Task::Step), "f16_bf16: lion8_f16_bf16");
+        let wide = Kind {
+            bits: Bits::ThirtyTwo,
+            ..kind
+        };
+        assert_eq!(names(wide, Task::Step), "f16_bf16: lion32_f16_bf16");
         assert!(Task::Clip.applies_to(&kind) && !Task::Clip.applies_to(&plain));
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::CudaError;
 use crate::driver::{Kernel, Session, THREADS, check};
+use crate::kind::KernelName;
 use cust::sys;
 use std::ffi::c_void;
 
@@ -12,7 +13,7 @@ use std::ffi::c_void;
 /// are valid for its reads and writes.
 pub(crate) unsafe fn per_tile(
     session: &Session,
-    kernel: &str,
+    kernel: &KernelName,
     table: u64,
     count: u32,
     tiles: u64,
@@ -40,7 +41,7 @@ pub(crate) unsafe fn per_tile(
 /// reads and writes.
 pub(crate) unsafe fn per_tensor(
     session: &Session,
-    kernel: &str,
+    kernel: &KernelName,
     table: u64,
     count: u32,
 ) -> Result<(), CudaError> {
@@ -57,7 +58,7 @@ pub(crate) unsafe fn per_tensor(
 /// arguments are valid for its reads and writes.
 unsafe fn launch(
     session: &Session,
-    kernel: &str,
+    kernel: &KernelName,
     grid: impl FnOnce(u32) -> u32,
     arguments: &[*const c_void],
 ) -> Result<(), CudaError> {
@@ -67,7 +68,7 @@ unsafe fn launch(
     // An error of earlier work is reported as such, not as an error of this launch.
     let of_launch = |error| match error {
         CudaError::Call { status, .. } => CudaError::Launch {
-            kernel: kernel.to_owned(),
+            kernel: kernel.name.clone(),
             grid,
             block: THREADS,
             status,

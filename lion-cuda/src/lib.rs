@@ -3,7 +3,8 @@
 //! The crate builds without a CUDA toolkit, and programs that use it start without a driver. The driver is a
 //! dynamic library that is opened by the first call that needs it. If it cannot be opened, the call returns
 //! [`CudaError::NoDriver`]. The kernels are compiled from CUDA C++ to PTX, which is part of this crate. The
-//! driver compiles the PTX for the device, which needs compute capability 7.0 or higher.
+//! driver compiles the PTX for the device, which needs compute capability 7.0 or higher. The PTX is divided into
+//! modules by the types of the parameter and the gradient; a module is compiled and loaded when a step first uses it.
 //!
 //! A step launches one kernel for all tensors of the same kind. The kind is the width of the state, the types
 //! of the parameter and the gradient, and whether options are set. Steps of arrays in device memory do not

@@ -7,13 +7,10 @@ use crate::kind::{Kind, Task};
 use crate::memory::{BorrowedMemory, bytes_of, bytes_of_mut};
 use crate::state::CudaState;
 use crate::tensor_table::TensorDesc;
-use crate::workspace::{Workspace, grow};
+use crate::workspace::Workspace;
 use lion_core::{BackendError, DeviceMemory, Operand, Shard, Slice, SliceMut, TensorStep};
 use lion_paging::StepPiece;
 use std::any::Any;
-
-/// Alignment of the copies of host arrays in device memory, in bytes.
-const ALIGN: usize = 256;
 
 /// A tensor of a call that this backend can step.
 #[derive(Debug)]
@@ -203,7 +200,8 @@ fn check_owner(
     })
 }
 
-/// Copies the gradients that are in host memory to the device, and the parameters too if `task` is a step or a norm.
+/// Queues copies of the gradients that are in host memory to the device, and of the parameters too if `task` is a step or a
+/// norm.
 /// Sets their addresses.
 pub(crate) fn upload(
     workspace: &mut Workspace,
@@ -211,45 +209,44 @@ pub(crate) fn upload(
     task: Task,
 ) -> Result<(), CudaError> {
     let with_params = matches!(task, Task::Step | Task::Norm);
-    let padded = |bytes: &[u8]| bytes.len().next_multiple_of(ALIGN);
-    let mut total = 0;
-    for tensor in &*tensors {
+    let arrays = &mut workspace.host_arrays;
+    let params = param_sizes(tensors).filter(|_| with_params);
+    let grads = tensors.iter().filter_map(|tensor| tensor.host_grad);
+    arrays.begin(params.chain(grads.map(|grad| bytes_of(&grad).len())))?;
+    // The parameters come first, so that one copy returns them.
+    for tensor in &mut *tensors {
         if let Some(param) = tensor.host_param.as_ref().filter(|_| with_params) {
-            total += padded(bytes_of(&param.as_slice()));
+            tensor.desc.param = arrays.add(bytes_of(&param.as_slice()));
         }
-        total += tensor.host_grad.map_or(0, |grad| padded(bytes_of(&grad)));
     }
-    let buffer = &mut workspace.host_arrays;
-    grow(buffer, total)?;
-    let mut next = 0;
-    let mut copy = |bytes: &[u8]| -> Result<u64, CudaError> {
-        let start = next;
-        next += padded(bytes);
-        buffer.write(start, bytes)?;
-        Ok(buffer.address() + start as u64)
-    };
     for tensor in tensors {
-        if let Some(param) = tensor.host_param.as_ref().filter(|_| with_params) {
-            tensor.desc.param = copy(bytes_of(&param.as_slice()))?;
-        }
         if let Some(grad) = &tensor.host_grad {
-            tensor.desc.grad = copy(bytes_of(grad))?;
+            tensor.desc.grad = arrays.add(bytes_of(grad));
+        }
+    }
+    arrays.send()
+}
+
+/// Waits for the step, and copies the parameters that are in host memory back.
+pub(crate) fn download(
+    workspace: &mut Workspace,
+    tensors: &mut [CudaTensor<'_>],
+) -> Result<(), CudaError> {
+    let arrays = &mut workspace.host_arrays;
+    arrays.receive(param_sizes(tensors))?;
+    for tensor in tensors {
+        if let Some(param) = &mut tensor.host_param {
+            let to = bytes_of_mut(param);
+            to.copy_from_slice(arrays.get(tensor.desc.param, to.len()));
         }
     }
     Ok(())
 }
 
-/// Waits for the step, and copies the parameters that are in host memory back.
-pub(crate) fn download(
-    workspace: &Workspace,
-    tensors: &mut [CudaTensor<'_>],
-) -> Result<(), CudaError> {
-    let buffer = &workspace.host_arrays;
-    for tensor in tensors {
-        if let Some(param) = &mut tensor.host_param {
-            let start = tensor.desc.param.wrapping_sub(buffer.address());
-            buffer.read(start as usize, bytes_of_mut(param))?;
-        }
-    }
-    Ok(())
+/// Returns the bytes of each parameter in host memory.
+fn param_sizes(tensors: &[CudaTensor<'_>]) -> impl Iterator<Item = usize> {
+    let params = tensors
+        .iter()
+        .filter_map(|tensor| tensor.host_param.as_ref());
+    params.map(|param| bytes_of(&param.as_slice()).len())
 }

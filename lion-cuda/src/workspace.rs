@@ -2,7 +2,7 @@
 
 use crate::CudaError;
 use crate::driver::Session;
-use crate::memory::Buffer;
+use crate::memory::{Buffer, HostArrays};
 use crate::staging::Staging;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub(crate) struct Workspace {
     /// Norms, or numbers of skipped blocks.
     pub(crate) scratch: Buffer,
     /// Copies of host arrays.
-    pub(crate) host_arrays: Buffer,
+    pub(crate) host_arrays: HostArrays,
 }
 
 impl Workspace {
@@ -22,7 +22,7 @@ impl Workspace {
         Ok(Workspace {
             staging: Staging::new(session)?,
             scratch: Buffer::new(session, 0)?,
-            host_arrays: Buffer::new(session, 0)?,
+            host_arrays: HostArrays::new(session)?,
         })
     }
 }

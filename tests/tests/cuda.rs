@@ -186,7 +186,7 @@ fn many_tensors_share_one_launch_of_resident_blocks() {
     });
     // 300 tensors with one tile each, and eight warps per thread block, make 38 thread blocks. Fewer are resident at a time: the
     // device has 4 multiprocessors of 2,048 threads, which is 8 thread blocks each. With the table of registers, this kernel has
-    // 76 registers per thread, allocated in units of 256 per warp: 80 x 32 of the 16,384 registers of a quarter of a
+    // 80 registers per thread, allocated in units of 256 per warp: 80 x 32 of the 16,384 registers of a quarter of a
     // multiprocessor, which is 6 x 4 warps or 3 thread blocks.
     let limited = std::env::var_os("LION_EMULATED_REGISTERS").is_some();
     let wanted = 4 * if limited { 3 } else { 8 };

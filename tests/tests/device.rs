@@ -2,12 +2,14 @@
 //! per process.
 #![allow(clippy::unwrap_used)]
 
+use lion::backend::BackendError;
 use lion::cuda::{Cuda, CudaError};
-use lion::{Device, Lion};
+use lion::{Device, Dtype, Error, Handle, Lion, Overrides, ParamSpec, update};
 use lion_test_support::{child, emulator};
 use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 /// Run by other tests in a child process, with environment variables set.
 #[test]
@@ -80,13 +82,31 @@ fn available_device_is_used() {
 
 /// Makes the next call of a kind fail in the emulated driver.
 fn fail(point: &CStr, code: u32) {
+    request(Some(point), 0, code);
+}
+
+/// Makes a call of a kind fail after `skip` calls that succeed.
+fn fail_after(point: &CStr, skip: u32, code: u32) {
+    request(Some(point), skip, code);
+}
+
+/// Cancels the requested failure. Returns whether it was still pending.
+fn cancel() -> bool {
+    request(None, 0, 0)
+}
+
+fn request(point: Option<&CStr>, skip: u32, code: u32) -> bool {
     type Fail = unsafe extern "C" fn(*const c_char, u32, u32) -> u32;
     // SAFETY: the emulated driver may be opened more than once.
     let library = unsafe { libloading::Library::new(emulator()) }.unwrap();
     // SAFETY: the function takes these arguments; the text ends with NUL.
-    unsafe { library.get::<Fail>(b"lionEmulatorFail\0").unwrap()(point.as_ptr(), 0, code) };
+    let pending = unsafe {
+        let fail = library.get::<Fail>(b"lionEmulatorFail\0").unwrap();
+        fail(point.map_or(std::ptr::null(), CStr::as_ptr), skip, code)
+    };
     // The library stays open, so the requested failure remains set.
     std::mem::forget(library);
+    pending == 1
 }
 
 /// Runs a test of this file with two emulated devices, and returns what it printed.
@@ -139,12 +159,79 @@ fn child_whose_kernels_do_not_compile() {
     if !has_two_devices() {
         return;
     }
-    fail(c"load", 218);
-    match Cuda::new(0).unwrap_err() {
+    let cuda = Arc::new(Cuda::new(0).unwrap());
+    // The second module of this step does not compile.
+    let (mut lion, handles) = two_kinds(&cuda);
+    let mut params = [[1.0f32; 4]; 2];
+    fail_after(c"load", 1, 218);
+    let Err(Error::Backend { source, .. }) = step_two(&mut lion, handles, &mut params) else {
+        panic!("the kernels do not compile");
+    };
+    let BackendError::NotBegun { source } = source else {
+        panic!("{source}");
+    };
+    let BackendError::Other(source) = *source else {
+        panic!("{source}");
+    };
+    match *source.downcast().unwrap() {
         CudaError::Kernels { status, log } => println!("code: {}, log: {log}", status.code),
         other => panic!("{other}"),
     }
-    assert!(Cuda::new(0).is_ok());
+    assert_eq!(params, [[1.0; 4]; 2]);
+    step_two(&mut lion, handles, &mut params).unwrap();
+    assert_eq!(params, [[0.5; 4]; 2]);
+}
+
+/// Returns an optimizer with two parameters, of which one is clipped. Its kernels are in a second module.
+fn two_kinds(cuda: &Arc<Cuda>) -> (Lion, [Handle; 2]) {
+    let device = Device::Cuda(Arc::clone(cuda));
+    let mut lion = Lion::builder().device(device).lr(0.5).build().unwrap();
+    let plain = ParamSpec::new("plain", 4, Dtype::F32);
+    let clipped = ParamSpec::new("clipped", 4, Dtype::F32);
+    let clipped = clipped.overrides(Overrides::new().max_unorm(100.0));
+    let handles = [plain, clipped].map(|spec| lion.register(spec).unwrap());
+    (lion, handles)
+}
+
+fn step_two(lion: &mut Lion, [a, b]: [Handle; 2], params: &mut [[f32; 4]; 2]) -> Result<(), Error> {
+    let [of_a, of_b] = params;
+    let updates = [update(a, of_a, &[1.0f32; 4]), update(b, of_b, &[1.0f32; 4])];
+    lion.step(updates).map(drop)
+}
+
+/// Run by the next test in a child process.
+#[test]
+fn child_with_two_backends_of_a_device() {
+    if !has_two_devices() {
+        return;
+    }
+    let mut params = [[1.0f32; 4]; 2];
+    let first = Arc::new(Cuda::new(0).unwrap());
+    let (mut lion, handles) = two_kinds(&first);
+    step_two(&mut lion, handles, &mut params).unwrap();
+    // No call for a module follows, so the request to fail stays pending.
+    fail(c"load", 218);
+    let second = Arc::new(Cuda::new(0).unwrap());
+    let (mut again, handles) = two_kinds(&second);
+    step_two(&mut again, handles, &mut params).unwrap();
+    assert!(cancel());
+    // The kernels stay loaded while one backend of the device exists.
+    drop((lion, first));
+    step_two(&mut again, handles, &mut params).unwrap();
+    drop((again, second));
+    // Now they are loaded again.
+    let third = Arc::new(Cuda::new(0).unwrap());
+    let (mut lion, handles) = two_kinds(&third);
+    fail(c"load", 218);
+    assert!(step_two(&mut lion, handles, &mut params).is_err());
+    assert!(!cancel());
+    println!("completed");
+}
+
+#[test]
+fn backends_of_a_device_share_the_kernels() {
+    let text = with_two_devices("child_with_two_backends_of_a_device");
+    assert!(text.contains("completed"), "{text}");
 }
 
 #[test]
@@ -154,6 +241,51 @@ fn kernel_compile_error_contains_the_compiler_log() {
         text.contains("code: 218, log: a failure was asked for"),
         "{text}"
     );
+}
+
+/// Returns the number of driver calls that queue the work of a step of parameters in host memory, or wait for it.
+fn calls_of_a_step(cuda: &Arc<Cuda>, tensors: usize) -> u32 {
+    let device = Device::Cuda(Arc::clone(cuda));
+    let mut lion = Lion::builder().device(device).build().unwrap();
+    let names = (0..tensors).map(|i| format!("p{i}"));
+    let handles = names.map(|name| {
+        lion.register(ParamSpec::new(name, 300, Dtype::F32))
+            .unwrap()
+    });
+    let handles: Vec<Handle> = handles.collect();
+    let mut params = vec![[1.0f32; 300]; tensors];
+    let grad = [1.0f32; 300];
+    for calls in 0.. {
+        // `CUDA_ERROR_OPERATING_SYSTEM`: the context stays usable.
+        fail_after(c"queue", calls, 304);
+        let updates = handles.iter().zip(&mut params);
+        let stepped = lion.step(updates.map(|(&handle, param)| update(handle, param, &grad)));
+        if cancel() {
+            stepped.unwrap();
+            return calls;
+        }
+        stepped.unwrap_err();
+    }
+    unreachable!("a step ends")
+}
+
+/// Run by the next test in a child process.
+#[test]
+fn child_that_counts_the_calls_of_steps() {
+    if !has_two_devices() {
+        return;
+    }
+    let cuda = Arc::new(Cuda::new(0).unwrap());
+    let (one, many) = (calls_of_a_step(&cuda, 1), calls_of_a_step(&cuda, 40));
+    println!("calls: {one} and {many}");
+}
+
+#[test]
+fn host_arrays_of_a_step_are_copied_together() {
+    let text = with_two_devices("child_that_counts_the_calls_of_steps");
+    let (_, calls) = text.split_once("calls: ").unwrap();
+    let (one, many) = calls.lines().next().unwrap().split_once(" and ").unwrap();
+    assert_eq!(one, many, "{text}");
 }
 
 #[test]

@@ -2,14 +2,41 @@
 
 use super::NOT_SUPPORTED;
 use super::check::{check, out_of_memory};
+use super::session::Current;
 use crate::CudaError;
-use cust::sys::{self, CUfunction, CUjit_option, CUmodule};
+use crate::kind::KernelName;
+use cust::sys::{self, CUcontext, CUfunction, CUjit_option, CUmodule, CUresult};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::sync::{Mutex, PoisonError};
 
-/// The PTX, with a terminating NUL.
-const PTX: &str = concat!(include_str!("../../kernels/lion.ptx"), "\0");
+/// Returns the name and the PTX of each module, with a terminating NUL.
+macro_rules! modules {
+    ($($name:literal),*) => {
+        [$((
+            $name,
+            concat!(include_str!(concat!("../../kernels/ptx/", $name, ".ptx")), "\0"),
+        )),*]
+    };
+}
+
+/// The modules: the kernels of each pair of formats of the parameter and the gradient, those of each format of the
+/// gradient, and those for both.
+static MODULES: [(&str, &str); 13] = modules![
+    "f32_f32",
+    "f32_f16",
+    "f32_bf16",
+    "f16_f32",
+    "f16_f16",
+    "f16_bf16",
+    "bf16_f32",
+    "bf16_f16",
+    "bf16_bf16",
+    "f32",
+    "f16",
+    "bf16",
+    "totals"
+];
 
 /// Threads per thread block.
 pub(crate) const THREADS: u32 = 256;
@@ -20,17 +47,29 @@ const MAX_THREADS: u32 = 2048;
 /// Bytes per log of the compiler. Longer logs are truncated.
 const LOG_BYTES: usize = 8 << 10;
 
-/// The kernels, loaded into a context until [`unload`](Kernels::unload) is called.
+/// The kernels of a context. A module is compiled and loaded when the first of its kernels is requested, and
+/// unloaded when this is dropped.
 ///
 /// # Safety
-/// `module` is loaded. Only `unload` unloads it.
+/// `context` lives as long as this. No kernel is queued or running when this is dropped.
 pub(crate) struct Kernels {
-    module: CUmodule,
-    /// The kernels that have been requested, by name.
-    found: Mutex<HashMap<String, Kernel>>,
+    context: CUcontext,
+    loaded: Mutex<Loaded>,
 }
 
-/// A kernel of the module.
+/// The modules that are loaded, and the kernels that have been requested, by name.
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, CUmodule>,
+    kernels: HashMap<String, Kernel>,
+}
+
+// SAFETY: handles of the driver may be used on any thread on which their context is current.
+unsafe impl Send for Kernels {}
+// SAFETY: as above. The modules are behind a mutex.
+unsafe impl Sync for Kernels {}
+
+/// A kernel of a module.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel {
     pub(crate) function: CUfunction,
@@ -39,59 +78,31 @@ pub(crate) struct Kernel {
 }
 
 impl Kernels {
-    /// Compiles the kernels for the device of the current context, and loads them into the context.
-    pub(super) fn load() -> Result<Self, CudaError> {
-        let mut errors = vec![0u8; LOG_BYTES];
-        let mut notes = vec![0u8; LOG_BYTES];
-        let mut options = [
-            CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
-            CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
-            CUjit_option::CU_JIT_INFO_LOG_BUFFER,
-            CUjit_option::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
-        ];
-        // The driver takes a size as the value of the pointer.
-        let size: *mut c_void = std::ptr::without_provenance_mut(LOG_BYTES);
-        let mut values: [*mut c_void; 4] = [
-            errors.as_mut_ptr().cast(),
-            size,
-            notes.as_mut_ptr().cast(),
-            size,
-        ];
-        let mut module = std::ptr::null_mut();
-        // SAFETY: the PTX ends with NUL. There are as many values as options, and both logs have `LOG_BYTES`
-        // bytes.
-        let result = unsafe {
-            sys::cuModuleLoadDataEx(
-                &mut module,
-                PTX.as_ptr().cast(),
-                options.len() as u32,
-                options.as_mut_ptr(),
-                values.as_mut_ptr(),
-            )
-        };
-        check("cuModuleLoadDataEx", result).map_err(|error| match out_of_memory(error) {
-            CudaError::Call { status, .. } => CudaError::Kernels {
-                status,
-                log: log(&[&errors, &notes]),
-            },
-            error => error,
-        })?;
-        let found = Mutex::default();
-        Ok(Kernels { module, found })
+    /// Returns the kernels of a context, of which none is loaded.
+    ///
+    /// # Safety
+    /// See the type.
+    pub(super) unsafe fn new(context: CUcontext) -> Self {
+        Kernels {
+            context,
+            loaded: Mutex::default(),
+        }
     }
 
-    /// Returns a kernel by its name. The context of the kernels must be current.
-    pub(crate) fn kernel(&self, name: &str) -> Result<Kernel, CudaError> {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&kernel) = found.get(name) {
+    /// Returns a kernel by its name and the name of its module. The context of the kernels must be current.
+    pub(crate) fn kernel(&self, kernel: &KernelName) -> Result<Kernel, CudaError> {
+        let KernelName { module, name } = kernel;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&kernel) = loaded.kernels.get(name) {
             return Ok(kernel);
         }
+        let module = loaded.module(module)?;
         // Names of kernels contain no NUL. With one, the driver would not find the kernel.
-        let c_name = CString::new(name).unwrap_or_default();
+        let c_name = CString::new(name.as_str()).unwrap_or_default();
         let mut function = std::ptr::null_mut();
-        // SAFETY: the module is loaded (see the type), and the name ends with NUL.
+        // SAFETY: the module is loaded, and the name ends with NUL.
         check("cuModuleGetFunction", unsafe {
-            sys::cuModuleGetFunction(&mut function, self.module, c_name.as_ptr())
+            sys::cuModuleGetFunction(&mut function, module, c_name.as_ptr())
         })?;
         let mut blocks = 0;
         // SAFETY: the function belongs to the module, and the result is written to the stack.
@@ -107,18 +118,81 @@ impl Kernels {
                 .map(|()| blocks.max(1) as u32)?,
         };
         let kernel = Kernel { function, blocks };
-        found.insert(name.to_owned(), kernel);
+        loaded.kernels.insert(name.clone(), kernel);
         Ok(kernel)
     }
+}
 
-    /// Unloads the kernels.
-    ///
-    /// # Safety
-    /// Their context is current. No kernel is queued or running, and none is used afterwards.
-    pub(super) unsafe fn unload(&mut self) {
-        // SAFETY: guaranteed by the caller.
-        unsafe { sys::cuModuleUnload(self.module) };
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        let Ok(_current) = Current::set(self.context) else {
+            return;
+        };
+        let loaded = self.loaded.get_mut();
+        let loaded = loaded.unwrap_or_else(PoisonError::into_inner);
+        for (_, module) in loaded.modules.drain() {
+            // SAFETY: the module is loaded in the current context, and nothing uses it: see the type.
+            unsafe { sys::cuModuleUnload(module) };
+        }
     }
+}
+
+impl Loaded {
+    /// Returns a module, which is loaded into the current context if necessary.
+    fn module(&mut self, name: &str) -> Result<CUmodule, CudaError> {
+        if let Some(&module) = self.modules.get(name) {
+            return Ok(module);
+        }
+        let Some(&(name, ptx)) = MODULES.iter().find(|(other, _)| *other == name) else {
+            // As for a kernel that a module does not have.
+            check("cuModuleGetFunction", CUresult::CUDA_ERROR_NOT_FOUND)?;
+            return Ok(std::ptr::null_mut());
+        };
+        let module = load(ptx)?;
+        self.modules.insert(name, module);
+        Ok(module)
+    }
+}
+
+/// Compiles PTX, which ends with NUL, for the device of the current context, and loads it into the context.
+fn load(ptx: &'static str) -> Result<CUmodule, CudaError> {
+    debug_assert!(ptx.ends_with('\0'));
+    let mut errors = vec![0u8; LOG_BYTES];
+    let mut notes = vec![0u8; LOG_BYTES];
+    let mut options = [
+        CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+        CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        CUjit_option::CU_JIT_INFO_LOG_BUFFER,
+        CUjit_option::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
+    ];
+    // The driver takes a size as the value of the pointer.
+    let size: *mut c_void = std::ptr::without_provenance_mut(LOG_BYTES);
+    let mut values: [*mut c_void; 4] = [
+        errors.as_mut_ptr().cast(),
+        size,
+        notes.as_mut_ptr().cast(),
+        size,
+    ];
+    let mut module = std::ptr::null_mut();
+    // SAFETY: the PTX ends with NUL. There are as many values as options, and both logs have `LOG_BYTES`
+    // bytes.
+    let result = unsafe {
+        sys::cuModuleLoadDataEx(
+            &mut module,
+            ptx.as_ptr().cast(),
+            options.len() as u32,
+            options.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
+    };
+    check("cuModuleLoadDataEx", result).map_err(|error| match out_of_memory(error) {
+        CudaError::Call { status, .. } => CudaError::Kernels {
+            status,
+            log: log(&[&errors, &notes]),
+        },
+        error => error,
+    })?;
+    Ok(module)
 }
 
 /// Returns the texts of the logs that are not empty. A log ends with the first NUL.
@@ -134,6 +208,8 @@ fn log(logs: &[&[u8]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kind::{Kind, Task};
+    use lion_core::{Bits, Dtype};
 
     #[test]
     fn logs_end_with_the_first_nul_and_empty_logs_are_left_out() {
@@ -143,10 +219,46 @@ mod tests {
         assert_eq!(log(&[b"error"]), "");
     }
 
-    // Miri takes half a minute to search a string of this length.
+    // Miri takes half a minute to search strings of this length.
     #[test]
     #[cfg(not(miri))]
-    fn the_ptx_ends_with_its_only_nul() {
-        assert_eq!(PTX.find('\0'), Some(PTX.len() - 1));
+    fn each_kernel_is_in_its_module() {
+        let kinds = Dtype::ALL.into_iter().flat_map(|param| {
+            let of_grad = move |grad| Kind {
+                param,
+                grad,
+                bits: Bits::Eight,
+                options: true,
+                is_clipped: true,
+            };
+            Dtype::ALL.map(of_grad)
+        });
+        let tasks = [
+            Task::Norm,
+            Task::Clip,
+            Task::Step,
+            Task::Survey,
+            Task::Squares,
+            Task::Total,
+        ];
+        for kind in kinds {
+            for (bits, options) in [
+                (Bits::Eight, false),
+                (Bits::Eight, true),
+                (Bits::ThirtyTwo, true),
+            ] {
+                for task in tasks {
+                    let kind = Kind {
+                        bits,
+                        options,
+                        ..kind
+                    };
+                    let KernelName { module, name } = kind.kernel(task);
+                    let (_, ptx) = MODULES.iter().find(|(other, _)| *other == module).unwrap();
+                    assert!(ptx.contains(&format!(".entry {name}(")), "{module}: {name}");
+                    assert_eq!(ptx.find('\0'), Some(ptx.len() - 1));
+                }
+            }
+        }
     }
 }

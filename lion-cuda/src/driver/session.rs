@@ -4,37 +4,42 @@ use super::check::{check, failed, out_of_memory, refused};
 use super::devices::{count, describe};
 use super::kernels::Kernels;
 use super::pointer::{self, Owner};
-use super::{NOT_SUPPORTED, driver};
+use super::{NOT_SUPPORTED, driver, is_of_other_process};
 use crate::CudaError;
 use cust::context::Context;
 use cust::device::{Device, DeviceAttribute};
 use cust::stream::{Stream, StreamFlags};
 use cust::sys::{self, CUcontext, CUdevice, CUevent, CUstream};
 use std::mem::ManuallyDrop;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The lowest compute capability that the kernels support.
 const CAPABILITY: (u32, u32) = (7, 0);
 
-/// The parts of a session that need a current context.
-struct Parts {
-    kernels: Kernels,
+/// The kernels in the primary context of each device, by ordinal. The sessions of a device share them, and the last
+/// one unloads them.
+static PRIMARY: Mutex<Vec<(u32, Weak<Kernels>)>> = Mutex::new(Vec::new());
+
+fn primary_kernels() -> MutexGuard<'static, Vec<(u32, Weak<Kernels>)>> {
+    PRIMARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The properties of a device.
+struct Properties {
     device: CUdevice,
     name: String,
     processors: u32,
 }
 
-impl Parts {
-    /// Loads the kernels into the current context.
-    fn load(device: Device) -> Result<Self, CudaError> {
+impl Properties {
+    fn of(device: Device) -> Result<Self, CudaError> {
         let processors = device
             .get_attribute(DeviceAttribute::MultiprocessorCount)
             .map_err(|e| refused("cuDeviceGetAttribute", e))?;
-        Ok(Parts {
+        Ok(Properties {
             device: device.as_raw(),
             name: device.name().map_err(|e| refused("cuDeviceGetName", e))?,
             processors: processors.max(1) as u32,
-            kernels: Kernels::load()?,
         })
     }
 }
@@ -57,12 +62,12 @@ enum Ownership {
 ///
 /// # Safety
 /// `context` and `stream`, which belongs to it, live as long as the session: see [`Ownership`]. The kernels are
-/// loaded in the context. Handles of the driver may be used on any thread on which the context is current, as
+/// those of the context. A session that cannot wait for its stream does not release them. Handles of the driver may be used on any thread on which the context is current, as
 /// [`Current`] ensures.
 pub(crate) struct Session {
     context: CUcontext,
     stream: CUstream,
-    kernels: Kernels,
+    kernels: ManuallyDrop<Arc<Kernels>>,
     ownership: Ownership,
     /// The device of the context.
     pub(crate) device: CUdevice,
@@ -111,10 +116,24 @@ impl Session {
         let _current = Current::set(raw)?;
         let stream = Stream::new(StreamFlags::DEFAULT, None)
             .map_err(|e| out_of_memory(failed("cuStreamCreateWithPriority", e)))?;
-        let parts = Parts::load(device)?;
+        let properties = Properties::of(device)?;
         let handle = stream.as_inner();
         let ownership = Ownership::Primary(ManuallyDrop::new(stream), context);
-        Ok(Self::new(raw, handle, ownership, parts))
+        let mut shared = primary_kernels();
+        let of_device = shared.iter().find(|(other, _)| *other == ordinal);
+        let kernels = match of_device.and_then(|(_, kernels)| kernels.upgrade()) {
+            Some(kernels) => kernels,
+            None => {
+                // SAFETY: each session of the device holds a reference to its primary context. A session releases
+                // the kernels before the context, and after it has waited for its stream.
+                let kernels = Arc::new(unsafe { Kernels::new(raw) });
+                shared.retain(|(other, _)| *other != ordinal);
+                shared.push((ordinal, Arc::downgrade(&kernels)));
+                kernels
+            }
+        };
+        drop(shared);
+        Ok(Self::new(raw, handle, ownership, kernels, properties))
     }
 
     /// Returns a session of a context and a stream of the caller.
@@ -122,9 +141,12 @@ impl Session {
         let (raw, inner) = (context.as_raw(), stream.as_inner());
         let _current = Current::set(raw)?;
         check_stream(inner)?;
-        let parts = Parts::load(current_device()?)?;
+        let properties = Properties::of(current_device()?)?;
         let ownership = Ownership::Shared(stream, context);
-        Ok(Self::new(raw, inner, ownership, parts))
+        // SAFETY: the session shares ownership of the context, and releases the kernels after it has waited for the
+        // stream.
+        let kernels = Arc::new(unsafe { Kernels::new(raw) });
+        Ok(Self::new(raw, inner, ownership, kernels, properties))
     }
 
     /// Returns a session of raw handles.
@@ -142,19 +164,29 @@ impl Session {
             return Err(CudaError::PerThreadStream);
         }
         let _current = Current::set(context)?;
-        let parts = Parts::load(current_device()?)?;
-        Ok(Self::new(context, stream, Ownership::Guaranteed, parts))
+        let properties = Properties::of(current_device()?)?;
+        // SAFETY: the caller guarantees the context. The session releases the kernels after it has waited for the
+        // stream.
+        let kernels = Arc::new(unsafe { Kernels::new(context) });
+        let ownership = Ownership::Guaranteed;
+        Ok(Self::new(context, stream, ownership, kernels, properties))
     }
 
-    fn new(context: CUcontext, stream: CUstream, ownership: Ownership, parts: Parts) -> Self {
+    fn new(
+        context: CUcontext,
+        stream: CUstream,
+        ownership: Ownership,
+        kernels: Arc<Kernels>,
+        properties: Properties,
+    ) -> Self {
         Session {
             context,
             stream,
-            kernels: parts.kernels,
+            kernels: ManuallyDrop::new(kernels),
             ownership,
-            device: parts.device,
-            name: parts.name,
-            processors: parts.processors,
+            device: properties.device,
+            name: properties.name,
+            processors: properties.processors,
         }
     }
 
@@ -253,13 +285,19 @@ impl Drop for Session {
         // If the work cannot be waited for, the kernels and the stream are not freed: either the context has
         // failed, or the stream is captured. See `lifetimes.md`.
         if self.synchronize().is_err() {
+            // These kernels are never dropped, but their context may end. In a child made by `fork`, another thread
+            // of the parent may have held the lock, and no session can be opened.
+            if !is_of_other_process() {
+                let kernels = Arc::as_ptr(&self.kernels);
+                primary_kernels().retain(|(_, other)| other.as_ptr() != kernels);
+            }
             return;
         }
         let Ok(_current) = self.current() else {
             return;
         };
-        // SAFETY: the context is current, no work is queued, and nothing uses the kernels after this.
-        unsafe { self.kernels.unload() };
+        // SAFETY: the kernels are not used again.
+        unsafe { ManuallyDrop::drop(&mut self.kernels) };
         if let Ownership::Primary(stream, _) = &mut self.ownership {
             // SAFETY: the stream is not used again.
             unsafe { ManuallyDrop::drop(stream) };
@@ -306,7 +344,7 @@ impl Current {
         Ok(Current { before })
     }
 
-    fn set(context: CUcontext) -> Result<Self, CudaError> {
+    pub(super) fn set(context: CUcontext) -> Result<Self, CudaError> {
         let current = Self::remember()?;
         // SAFETY: the context is valid, or is a handle of the caller that the driver checks.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(context) })?;

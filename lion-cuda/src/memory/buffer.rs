@@ -1,6 +1,7 @@
 //! Ordinary device memory.
 
 use super::event::Event;
+use super::pinned_buffer::PinnedBuffer;
 use crate::CudaError;
 use crate::driver::{Session, check};
 use cust::sys;
@@ -78,6 +79,27 @@ impl Buffer {
         };
         check("cuMemcpyHtoDAsync", result)?;
         self.session.synchronize()
+    }
+
+    /// Queues a copy of the first `bytes` bytes of pinned memory into the buffer, after all queued work.
+    ///
+    /// # Safety
+    /// The pinned memory is not changed before the copy is complete.
+    pub(crate) unsafe fn write_queued(
+        &self,
+        from: &PinnedBuffer,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        let address = self.range(0, bytes);
+        let from = &from.as_slice()[..bytes];
+        let _current = self.session.queueing()?;
+        // SAFETY: the range is in the buffer. The caller guarantees the source, which waits for the stream before it
+        // is freed.
+        let result = unsafe {
+            let stream = self.session.stream();
+            sys::cuMemcpyHtoDAsync_v2(address, from.as_ptr().cast(), bytes, stream)
+        };
+        check("cuMemcpyHtoDAsync", result)
     }
 
     /// Copies bytes of the buffer from `start` on to the host, after all queued work, and waits for the copy.

@@ -6,14 +6,17 @@ mod array;
 mod borrowed;
 mod buffer;
 mod event;
+mod host_arrays;
 mod mover;
 mod paged_allocation;
+mod pinned_buffer;
 mod transfer_streams;
 
 pub use array::DeviceArray;
 pub(crate) use borrowed::BorrowedMemory;
 pub use borrowed::{device_slice, device_slice_mut, lend, lend_bits, lend_bits_mut, lend_mut};
 pub(crate) use buffer::{Buffer, copy};
+pub(crate) use host_arrays::HostArrays;
 pub(crate) use mover::DeviceMover;
 pub(crate) use paged_allocation::PagedAllocation;
 

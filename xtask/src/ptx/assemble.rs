@@ -6,9 +6,20 @@ use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 
 /// From Volta, the oldest architecture that the PTX supports, to Blackwell.
 const ARCHITECTURES: [u32; 8] = [70, 75, 80, 86, 89, 90, 100, 120];
+
+/// The architecture of the emulated driver.
+const REGISTERS_OF: u32 = 90;
+
+/// The architecture for which the time of the assembler is printed.
+pub(super) const TIMED: u32 = 90;
+
+/// Bytes of spills that are accepted. The kernels with options fit three CTAs per multiprocessor, at the cost of a few
+/// spills per block on some architectures.
+const ACCEPTED_SPILLS: u32 = 32;
 
 /// The resources of a kernel, as reported by the assembler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,33 +35,49 @@ struct Usage {
 pub(super) struct Assembled {
     architecture: u32,
     kernels: BTreeMap<String, Usage>,
-    file: PathBuf,
+    pub(super) file: PathBuf,
+    /// The time that the assembler took to compile the kernels.
+    pub(super) milliseconds: f64,
 }
 
 impl Assembled {
-    /// Returns the file with the machine code for an architecture.
-    pub(super) fn file(all: &[Assembled], architecture: u32) -> Result<&Path> {
-        all.iter()
+    /// Returns the machine code of a module for an architecture.
+    pub(super) fn of(module: &[Assembled], architecture: u32) -> Result<&Assembled> {
+        module
+            .iter()
             .find(|assembled| assembled.architecture == architecture)
-            .map(|assembled| assembled.file.as_path())
             .with_context(|| format!("nothing is assembled for sm_{architecture}"))
     }
 }
 
-/// Assembles for all architectures in parallel. The assembler is single-threaded.
-pub(super) fn assemble(toolkit: &Toolkit, ptx: &Path) -> Result<Vec<Assembled>> {
+/// Assembles a module for all architectures. The assembler is single-threaded. It runs for [`TIMED`] alone, whose time is
+/// printed, then for the others in parallel.
+pub(super) fn assemble(toolkit: &Toolkit, module: &str, ptx: &Path) -> Result<Vec<Assembled>> {
+    let timed = assemble_for(TIMED, toolkit, module, ptx)?;
     std::thread::scope(|scope| {
-        let runs = ARCHITECTURES
-            .map(|architecture| scope.spawn(move || assemble_for(architecture, toolkit, ptx)));
-        runs.into_iter()
-            .map(|run| run.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .collect()
+        let others = ARCHITECTURES.into_iter().filter(|&other| other != TIMED);
+        let runs: Vec<_> = others
+            .map(|architecture| {
+                scope.spawn(move || assemble_for(architecture, toolkit, module, ptx))
+            })
+            .collect();
+        let mut all = vec![timed];
+        for run in runs {
+            all.push(run.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
+        all.sort_by_key(|assembled| assembled.architecture);
+        Ok(all)
     })
 }
 
-fn assemble_for(architecture: u32, toolkit: &Toolkit, ptx: &Path) -> Result<Assembled> {
+fn assemble_for(
+    architecture: u32,
+    toolkit: &Toolkit,
+    module: &str,
+    ptx: &Path,
+) -> Result<Assembled> {
     let file = std::env::temp_dir().join(format!(
-        "lion-{}.sm_{architecture}.cubin",
+        "lion-{}-{module}.sm_{architecture}.cubin",
         std::process::id()
     ));
     let report = execute(
@@ -68,6 +95,7 @@ fn assemble_for(architecture: u32, toolkit: &Toolkit, ptx: &Path) -> Result<Asse
     );
     Ok(Assembled {
         architecture,
+        milliseconds: compile_time(&report)?,
         kernels,
         file,
     })
@@ -89,7 +117,8 @@ fn parse(report: &str) -> Result<BTreeMap<String, Usage>> {
         if let Some((_, of)) = line.split_once("Function properties for ") {
             (name, spills) = (of.trim(), 0);
         } else if line.contains("bytes spill stores") {
-            spills = before(line, " bytes spill stores")? + before(line, " bytes spill loads")?;
+            spills = before::<u32>(line, " bytes spill stores")?
+                + before::<u32>(line, " bytes spill loads")?;
         } else if line.contains(": Used ") {
             let shared = if line.contains(" bytes smem") {
                 before(line, " bytes smem")?
@@ -107,8 +136,17 @@ fn parse(report: &str) -> Result<BTreeMap<String, Usage>> {
     Ok(kernels)
 }
 
+/// Returns the sum of the times of all kernels, in milliseconds.
+fn compile_time(report: &str) -> Result<f64> {
+    report
+        .lines()
+        .filter(|line| line.contains("Compile time = "))
+        .map(|line| before::<f64>(line, " ms"))
+        .sum()
+}
+
 /// Returns the number before a text.
-fn before(line: &str, text: &str) -> Result<u32> {
+fn before<T: FromStr>(line: &str, text: &str) -> Result<T> {
     line.split(text)
         .next()
         .and_then(|head| head.rsplit(' ').next())
@@ -116,14 +154,16 @@ fn before(line: &str, text: &str) -> Result<u32> {
         .with_context(|| format!("no number before `{text}` in the assembler's `{line}`"))
 }
 
-/// Returns the kernels that spill registers, with the architecture.
-pub(super) fn spilling(all: &[Assembled]) -> Vec<String> {
-    all.iter()
+/// Returns the kernels that spill more than [`ACCEPTED_SPILLS`], with the architecture.
+pub(super) fn spilling(modules: &[Vec<Assembled>]) -> Vec<String> {
+    modules
+        .iter()
+        .flatten()
         .flat_map(|assembled| {
             assembled
                 .kernels
                 .iter()
-                .filter(|(_, usage)| usage.spills > 0)
+                .filter(|(_, usage)| usage.spills > ACCEPTED_SPILLS)
                 .map(|(name, usage)| {
                     format!(
                         "{name} on sm_{}: {} bytes",
@@ -134,27 +174,50 @@ pub(super) fn spilling(all: &[Assembled]) -> Vec<String> {
         .collect()
 }
 
+/// Returns the text of the table of registers that the emulated driver reads.
+pub(super) fn registers(modules: &[Vec<Assembled>]) -> Result<String> {
+    let mut lines = Vec::new();
+    for module in modules {
+        let kernels = &Assembled::of(module, REGISTERS_OF)?.kernels;
+        lines.extend(
+            kernels
+                .iter()
+                .map(|(name, usage)| format!("{name} {}\n", usage.registers)),
+        );
+    }
+    lines.sort();
+    Ok(format!(
+        "# Registers per thread of the kernels of lion-cuda on sm_{REGISTERS_OF}, for LION_EMULATED_REGISTERS.\n\
+         # Made by `cargo xtask ptx`. A kernel that is not listed is not limited.\n{}",
+        lines.concat()
+    ))
+}
+
 /// Prints a row per kernel: registers, bytes of shared memory and bytes spilled, for each
 /// architecture.
-pub(super) fn print(all: &[Assembled]) {
+pub(super) fn print(modules: &[Vec<Assembled>]) {
     print!("{:<24}", "registers/shared/spills");
-    for assembled in all {
-        print!(" {:>10}", format!("sm_{}", assembled.architecture));
+    for architecture in ARCHITECTURES {
+        print!(" {:>10}", format!("sm_{architecture}"));
     }
     println!();
-    let Some(first) = all.first() else { return };
-    for name in first.kernels.keys() {
-        print!("{name:<24}");
-        for assembled in all {
-            let usage = assembled.kernels.get(name).copied().unwrap_or_default();
-            let Usage {
-                registers,
-                shared,
-                spills,
-            } = usage;
-            print!(" {:>10}", format!("{registers}/{shared}/{spills}"));
+    for module in modules {
+        let Some(first) = module.first() else {
+            continue;
+        };
+        for name in first.kernels.keys() {
+            print!("{name:<24}");
+            for assembled in module {
+                let usage = assembled.kernels.get(name).copied().unwrap_or_default();
+                let Usage {
+                    registers,
+                    shared,
+                    spills,
+                } = usage;
+                print!(" {:>10}", format!("{registers}/{shared}/{spills}"));
+            }
+            println!();
         }
-        println!();
     }
 }
 
@@ -181,6 +244,7 @@ ptxas info    : Used 45 registers, used 0 barriers
         };
         assert_eq!(kernels["a"], usage(80, 2488, 16));
         assert_eq!(kernels["b"], usage(45, 0, 0));
+        assert_eq!(compile_time(report).unwrap(), 51.448);
         assert!(parse("x : Used many registers").is_err());
     }
 }

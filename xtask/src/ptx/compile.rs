@@ -1,4 +1,4 @@
-//! Compiles lion-cuda/kernels/*.cu and *.cuh to a single PTX text.
+//! Compiles lion-cuda/kernels/*.cu and *.cuh to PTX, which is divided into modules.
 
 use super::nvrtc::Nvrtc;
 use super::tables;
@@ -22,9 +22,56 @@ const COMPILER: &str = "// Cuda compilation tools, release 12.0, V12.0.140";
 /// and is accepted by older drivers.
 const VERSIONS: (&str, &str) = (".version 8.0\n", ".version 6.0\n");
 
-/// Compiles the kernels.
-pub(super) fn compile(toolkit: &Toolkit, kernels: &Path) -> Result<String> {
-    let source = read(&kernels.join("lion.cu"))?;
+/// The formats of parameters and gradients: their names in the names of kernels, and in the source.
+const FORMATS: [(&str, &str); 3] = [("f32", "F32"), ("f16", "F16"), ("bf16", "Bf16")];
+
+/// A module: PTX that is loaded as a whole.
+pub(super) struct Module {
+    /// The name of the file, without `.ptx`.
+    pub(super) name: String,
+    source: &'static str,
+    defines: Vec<String>,
+}
+
+/// Returns the modules: one per pair of formats, one per format of the gradient, and one for both.
+pub(super) fn modules() -> Vec<Module> {
+    let mut modules = Vec::new();
+    for (grad, grad_format) in FORMATS {
+        for (param, param_format) in FORMATS {
+            let name = format!("{param}_{grad}");
+            modules.push(Module {
+                source: "pair.cu",
+                defines: vec![
+                    format!("-DPAIR={name}"),
+                    format!("-DOF_PARAM={param_format}"),
+                    format!("-DOF_GRAD={grad_format}"),
+                ],
+                name,
+            });
+        }
+        modules.push(Module {
+            name: grad.to_string(),
+            source: "gradient.cu",
+            defines: vec![
+                format!("-DGRADIENT={grad}"),
+                format!("-DOF_GRAD={grad_format}"),
+            ],
+        });
+    }
+    modules.push(Module {
+        name: "totals".to_string(),
+        source: "totals.cu",
+        defines: Vec::new(),
+    });
+    modules
+}
+
+/// Compiles the modules. Returns the PTX of each, in order.
+pub(super) fn compile(
+    toolkit: &Toolkit,
+    kernels: &Path,
+    modules: &[Module],
+) -> Result<Vec<String>> {
     let mut headers = vec![("tables.cuh".to_string(), tables::header())];
     for entry in
         fs::read_dir(kernels).with_context(|| format!("cannot read {}", kernels.display()))?
@@ -37,19 +84,51 @@ pub(super) fn compile(toolkit: &Toolkit, kernels: &Path) -> Result<String> {
     }
     // The output must not depend on the order of directory entries.
     headers.sort();
-    let ptx = Nvrtc::open(&toolkit.nvrtc)?.compile("lion.cu", &source, &headers, &OPTIONS)?;
-    ensure!(
-        ptx.contains(COMPILER),
-        "{} is another compiler, wanted `{COMPILER}`",
-        toolkit.nvrtc.display()
-    );
-    ensure!(
-        ptx.matches(VERSIONS.0).count() == 1,
-        "the compiler's PTX has no line `{}`",
-        VERSIONS.0.trim()
-    );
-    let ptx = without_unused_variables(&ptx).replacen(VERSIONS.0, VERSIONS.1, 1);
-    Ok(format!("// Made by `cargo xtask ptx` from lion.cu.\n{ptx}"))
+    let nvrtc = Nvrtc::open(&toolkit.nvrtc)?;
+    let compile = |module: &Module| {
+        let source = read(&kernels.join(module.source))?;
+        let options: Vec<&str> = OPTIONS
+            .into_iter()
+            .chain(module.defines.iter().map(String::as_str))
+            .collect();
+        let ptx = nvrtc.compile(module.source, &source, &headers, &options)?;
+        ensure!(
+            ptx.contains(COMPILER),
+            "{} is another compiler, wanted `{COMPILER}`",
+            toolkit.nvrtc.display()
+        );
+        ensure!(
+            ptx.matches(VERSIONS.0).count() == 1,
+            "the compiler's PTX has no line `{}`",
+            VERSIONS.0.trim()
+        );
+        let ptx = without_unused_variables(&ptx).replacen(VERSIONS.0, VERSIONS.1, 1);
+        Ok(format!(
+            "// Made by `cargo xtask ptx` from {}.\n{}",
+            module.source,
+            condensed(&ptx)
+        ))
+    };
+    modules.iter().map(compile).collect()
+}
+
+/// Removes comments, blank lines and white space that separates nothing.
+fn condensed(ptx: &str) -> String {
+    let mut out = String::with_capacity(ptx.len());
+    for line in ptx.lines() {
+        let code = line.split("//").next().unwrap_or_default();
+        let mut words = code.split_whitespace();
+        let Some(first) = words.next() else { continue };
+        out.push_str(first);
+        for word in words {
+            if !out.ends_with(',') {
+                out.push(' ');
+            }
+            out.push_str(word);
+        }
+        out.push('\n');
+    }
+    out
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -92,5 +171,20 @@ mod tests {
             .global .align 4 .b8 TABLE[8] = {1, 2, 3, 4, 5, 6, 7, 8};\n\
             \tmov.u64 \t%rd1, TABLE;\n";
         assert_eq!(without_unused_variables(ptx), kept);
+    }
+
+    #[test]
+    fn comments_and_white_space_are_removed() {
+        let ptx = "// a comment\n\n\t// begin inline asm\n\tmov.u32 \t%r1, %r2; // another\n}\n";
+        assert_eq!(condensed(ptx), "mov.u32 %r1,%r2;\n}\n");
+    }
+
+    #[test]
+    fn each_pair_of_formats_is_a_module() {
+        let names: Vec<String> = modules().into_iter().map(|module| module.name).collect();
+        assert_eq!(names.len(), 9 + 3 + 1);
+        for name in ["f32_bf16", "bf16_f32", "f16", "totals"] {
+            assert!(names.iter().any(|module| module == name), "{name}");
+        }
     }
 }
