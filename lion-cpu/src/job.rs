@@ -12,17 +12,6 @@ pub(crate) struct KernelOptions {
     pub(crate) key: PhiloxKey,
     pub(crate) stochastic_param: bool,
     pub(crate) stochastic_state: bool,
-    /// What the thread reads after this run, if it knows.
-    pub(crate) next: Option<NextRun>,
-}
-
-/// The addresses at which a run begins. A kernel prefetches them towards the end of the run before.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NextRun {
-    pub(crate) param: usize,
-    pub(crate) grad: usize,
-    /// Of the momentum or of the codes.
-    pub(crate) state: usize,
 }
 
 impl KernelOptions {

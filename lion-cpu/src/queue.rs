@@ -77,17 +77,13 @@ fn work(kernel: Kernel, queue: &Mutex<Queue<'_, '_>>) {
             break;
         }
         for i in 0..BATCH {
-            let next = batch.get(i + 1).and_then(Option::as_ref);
-            let next = next.map(|next| arch::prefetch(&next.job));
-            let Some(Run {
-                tensor,
-                mut job,
-                part,
-            }) = batch[i].take()
-            else {
+            if let Some(Some(next)) = batch.get(i + 1) {
+                // A kernel prefetches only within its own tensor.
+                arch::prefetch(&next.job);
+            }
+            let Some(Run { tensor, job, part }) = batch[i].take() else {
                 break;
             };
-            job.options.next = next;
             let blocks = kernel.step(job);
             drop(part);
             match skipped.last_mut() {

@@ -56,7 +56,6 @@ impl<'a> Tensor<'a> {
             key: tensor.key,
             stochastic_param: tensor.stochastic_param,
             stochastic_state: tensor.stochastic_state,
-            next: None,
         };
         let param = tensor.param.host_mut();
         let param = param.ok_or_else(|| wrong_device(Operand::Parameter))?;

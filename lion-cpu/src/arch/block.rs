@@ -328,7 +328,6 @@ mod tests {
                     key: PhiloxKey::new(seed, 1),
                     stochastic_param: seed % 4 >= 2,
                     stochastic_state: false,
-                    next: None,
                 };
                 // Some blocks have a small momentum in one place only.
                 let small_place = 37 * seed as usize;

@@ -94,26 +94,13 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
     debug_assert_eq!(p.len(), g.len());
     let (p, p_tail) = p.as_chunks_mut::<BLOCK>();
     let (g, g_tail) = g.as_chunks::<BLOCK>();
-    let mut run = Run::<V, PLAIN> {
+    let run = Run::<V, PLAIN> {
         v,
         constants: Constants::new(v, &options.constants),
         options,
-        first,
-        blocks: p.len(),
-        to_next: [0; 3],
     };
-    if let Some(next) = options.next {
-        let state = match &state {
-            StateMut::Momentum32(m) => m.as_ptr_range().end.addr(),
-            StateMut::Blockwise8(codes, _) => codes.as_ptr_range().end.addr(),
-        };
-        run.to_next = [
-            next.param.wrapping_sub(p.as_ptr_range().end.addr()),
-            next.grad.wrapping_sub(g.as_ptr_range().end.addr()),
-            next.state.wrapping_sub(state),
-        ];
-    }
-    let tail = run.first_of(p.len());
+    let start = |block: usize| first + (block * BLOCK) as u64;
+    let tail = start(p.len());
     let bound = gradient_bound(options.constants.grad_scale);
     let mut skipped = 0;
     match state {
@@ -122,7 +109,7 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
             let (m, m_tail) = m.as_chunks_mut::<BLOCK>();
             let mut small = SmallMomenta::default();
             for (block, ((p, g), m)) in p.iter_mut().zip(g).zip(m).enumerate() {
-                skipped += u64::from(!run.block32(p, g, m, bound, block, &mut small));
+                skipped += u64::from(!run.block32(p, g, m, bound, start(block), &mut small));
             }
             if !p_tail.is_empty() {
                 let stepped = scalar::step_block(p_tail, g_tail, m_tail, tail, options);
@@ -135,7 +122,7 @@ pub(crate) fn step<V: Vector, P: Lane, G: Lane, const PLAIN: bool>(
             let (codes, codes_tail) = codes.as_chunks_mut::<BLOCK>();
             let mut absmax = absmax.iter_mut();
             let arrays = p.iter_mut().zip(g).zip(codes).zip(&mut absmax);
-            skipped += run.blocks8(arrays, bound);
+            skipped += run.blocks8(arrays, bound, first);
             if let Some(absmax) = absmax.next() {
                 let state = (codes_tail, absmax);
                 let stepped = scalar::step_block(p_tail, g_tail, state, tail, options);
@@ -251,17 +238,7 @@ struct Run<'a, V: Vector, const PLAIN: bool> {
     v: V,
     constants: Constants<V, PLAIN>,
     options: &'a KernelOptions,
-    /// Index in the whole tensor of the first element.
-    first: u64,
-    /// The number of whole blocks.
-    blocks: usize,
-    /// The distances in bytes from the ends of the arrays to the starts of those of the next run.
-    to_next: Ahead,
 }
-
-/// Distances in bytes that are added to the addresses of a prefetch: those for the parameter, the gradient and the
-/// state.
-type Ahead = [usize; 3];
 
 impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
     /// Steps one block with a 32-bit state. Returns `false` if the block was skipped.
@@ -272,10 +249,10 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         g: &[G; BLOCK],
         m: &mut [f32; BLOCK],
         bound: u32,
-        block: usize,
+        first: u64,
         small: &mut SmallMomenta,
     ) -> bool {
-        let (v, first, ahead) = (self.v, self.first_of(block), self.ahead(block));
+        let v = self.v;
         if !(G::is_within(v, g, bound) && f32::is_within(v, m, BOUND.to_bits())) {
             return scalar::step_block(p, g, &mut m[..], first, self.options);
         }
@@ -289,13 +266,13 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         if small.are_in(m) {
             let mut constants = self.options.constants;
             constants.skip_zeros &= !PLAIN;
-            block::step32_small(&constants, p, g, m, draws);
+            block::step32_small(&constants, p, g, m, draws.map(|draws| &*draws));
             return true;
         }
         for i in (0..BLOCK).step_by(4 * V::LANES) {
-            self.prefetch(p.as_ptr(), i, ahead[0]);
-            self.prefetch(g.as_ptr(), i, ahead[1]);
-            self.prefetch(m.as_ptr(), i, ahead[2]);
+            self.prefetch(p, i);
+            self.prefetch(g, i);
+            self.prefetch(m, i);
             // SAFETY: 4 * LANES divides BLOCK, so the arrays have that many elements from i on.
             unsafe {
                 let (p, m) = (p.as_mut_ptr().add(i), m.as_mut_ptr().add(i));
@@ -317,13 +294,15 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         &self,
         mut blocks: impl Iterator<Item = Block8<'b, P, G>>,
         bound: u32,
+        first: u64,
     ) -> u64 {
         let v = self.v;
         let mut buffers = [Buffer::new(), Buffer::new()];
         let [mut now, mut before] = buffers.each_mut();
         let mut waiting: Option<Waiting<'_>> = None;
+        let mut first = first;
         let mut skipped = 0;
-        for block in 0.. {
+        loop {
             let next = blocks.next();
             let last = next.is_none();
             let mut updated = None;
@@ -332,17 +311,16 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
                 next_p = p.as_ptr();
                 // A NaN in absmax fails the comparison, too.
                 if G::is_within(v, g, bound) && *absmax <= BOUND {
-                    let top = self.update8(p, g, codes, *absmax, block, now);
+                    let top = self.update8(p, g, codes, *absmax, first, now);
                     updated = Some(Waiting { codes, absmax, top });
                 } else {
                     let state = (&mut codes[..], absmax);
-                    let first = self.first_of(block);
                     skipped += u64::from(!scalar::step_block(p, g, state, first, self.options));
                 }
+                first += BLOCK as u64;
             }
-            if let Some(waited) = std::mem::replace(&mut waiting, updated) {
-                let ahead = self.ahead(block);
-                let prefetch = |i| self.prefetch(next_p, i, ahead[0]);
+            if let Some(block) = std::mem::replace(&mut waiting, updated) {
+                let ahead = |i| self.prefetch_at(next_p, i);
                 let drawn = !PLAIN && self.options.stochastic_state;
                 // SAFETY: `update8` has written all momenta of that block, and its draws if
                 // there are any.
@@ -350,14 +328,13 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
                     let draws = drawn.then(|| before.draws.assume_init_ref());
                     (before.m.assume_init_ref(), draws)
                 };
-                *waited.absmax = quantize(v, m, waited.top, draws, waited.codes, prefetch);
+                *block.absmax = quantize(v, m, block.top, draws, block.codes, ahead);
             }
             if last {
-                break;
+                return skipped;
             }
             std::mem::swap(&mut now, &mut before);
         }
-        skipped
     }
 
     /// Steps the parameters of one block, and writes its new momenta to the buffer. Returns the bits of the
@@ -369,10 +346,10 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         g: &[G; BLOCK],
         codes: &[u8; BLOCK],
         absmax: f32,
-        block: usize,
+        first: u64,
         buffer: &mut Buffer,
     ) -> u32 {
-        let (v, first, ahead) = (self.v, self.first_of(block), self.ahead(block));
+        let v = self.v;
         let KernelOptions {
             stochastic_param,
             stochastic_state,
@@ -384,8 +361,8 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         let scale = v.splat(absmax);
         let mut top = v.no_top();
         for i in (0..BLOCK).step_by(4 * V::LANES) {
-            self.prefetch(g.as_ptr(), i, ahead[1]);
-            self.prefetch(codes.as_ptr(), i, ahead[2]);
+            self.prefetch(g, i);
+            self.prefetch(codes, i);
             // SAFETY: 4 * LANES divides BLOCK, so the arrays have that many elements from i on.
             unsafe {
                 let mut m = v.decode(codes.as_ptr().add(i));
@@ -442,32 +419,18 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         Some(self.v.draws(self.options.key, stream, first, buffer))
     }
 
-    /// Returns the index in the whole tensor of the first element of a block.
+    /// Prefetches the arrays at a distance of [`AHEAD`] from the `4 * LANES` elements from `i` on.
     #[inline(always)]
-    fn first_of(&self, block: usize) -> u64 {
-        self.first + (block * BLOCK) as u64
+    fn prefetch<T>(&self, array: &[T; BLOCK], i: usize) {
+        self.prefetch_at(array.as_ptr(), i);
     }
 
-    /// Returns what is added to the addresses of the prefetches of a block: nothing, or for the last blocks the
-    /// distances to the next run.
     #[inline(always)]
-    fn ahead(&self, block: usize) -> Ahead {
-        if (block * BLOCK + AHEAD) / BLOCK < self.blocks {
-            [0; 3]
-        } else {
-            self.to_next
-        }
-    }
-
-    /// Prefetches an array at a distance of [`AHEAD`] elements and `ahead` bytes from the `4 * LANES` elements from
-    /// `i` on.
-    #[inline(always)]
-    fn prefetch<T>(&self, array: *const T, i: usize, ahead: usize) {
+    fn prefetch_at<T>(&self, array: *const T, i: usize) {
         let line = 64 / size_of::<T>();
         for at in (i..i + 4 * V::LANES).step_by(line) {
             if at.is_multiple_of(line) {
-                let at = array.wrapping_add(at + AHEAD);
-                self.v.prefetch(at.wrapping_byte_add(ahead).cast());
+                self.v.prefetch(array.wrapping_add(at + AHEAD).cast());
             }
         }
     }

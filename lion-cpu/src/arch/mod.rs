@@ -38,7 +38,7 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-use crate::job::{Job, NextRun, StateMut, View};
+use crate::job::{Job, StateMut, View};
 use lion_core::{BackendError, Slice, SumSquares};
 use std::env;
 use std::fmt;
@@ -265,27 +265,20 @@ impl Kernel {
     }
 }
 
-/// Prefetches the first lines of a run that will be stepped next, and returns where it begins. The kernel of the run
-/// before prefetches what follows these lines.
-pub(crate) fn prefetch(job: &Job<'_>) -> NextRun {
+/// Prefetches the start of a run that will be stepped next.
+pub(crate) fn prefetch(job: &Job<'_>) {
     let (param, grad) = (job.param.as_slice(), job.grad);
-    let (param, grad) = for_each_pair!(Slice, param, grad, |p, g| {
+    for_each_pair!(Slice, param, grad, |p, g| {
         prefetch_slice(p);
         prefetch_slice(g);
-        (p.as_ptr().addr(), g.as_ptr().addr())
     });
-    let state = match &job.state {
-        StateMut::Momentum32(m) => {
-            prefetch_slice(m);
-            m.as_ptr().addr()
-        }
+    match &job.state {
+        StateMut::Momentum32(m) => prefetch_slice(m),
         StateMut::Blockwise8(codes, absmax) => {
             prefetch_slice(codes);
             prefetch_slice(&absmax[..absmax.len().min(1)]);
-            codes.as_ptr().addr()
         }
-    };
-    NextRun { param, grad, state }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -293,7 +286,7 @@ fn prefetch_slice<T>(slice: &[T]) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
     /// The number of elements that are prefetched per array.
-    const HEAD: usize = 32;
+    const HEAD: usize = 576;
 
     for line in slice[..slice.len().min(HEAD)].chunks(64 / size_of::<T>()) {
         // SAFETY: a prefetch has no visible effect, and any address is valid.
