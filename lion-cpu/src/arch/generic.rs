@@ -266,7 +266,7 @@ impl<V: Vector, const PLAIN: bool> Run<'_, V, PLAIN> {
         if small.are_in(m) {
             let mut constants = self.options.constants;
             constants.skip_zeros &= !PLAIN;
-            block::step32_small(&constants, p, g, m, draws.map(|draws| &*draws));
+            block::step32_small(&constants, p, g, m, draws);
             return true;
         }
         for i in (0..BLOCK).step_by(4 * V::LANES) {
