@@ -54,7 +54,8 @@ impl Device {
         (device, refused)
     }
 
-    /// Opens a CUDA device by its ordinal: retains its context, creates a stream and loads the kernels.
+    /// Opens a CUDA device by its ordinal: retains its context and creates a stream. The first step with a pair of types
+    /// loads its kernels.
     ///
     /// ```
     /// use lion::{Device, Lion8bit};

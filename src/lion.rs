@@ -124,6 +124,23 @@ impl Lion {
         self.inner.shard_norms(args, updates)
     }
 
+    /// Returns the parameters with blocks that a step would skip, because their new momentum is not finite. Nothing
+    /// changes. [`Optimizer::non_finite_blocks`] has an example.
+    ///
+    /// # Errors
+    /// The errors of [`Optimizer::non_finite_blocks`].
+    pub fn non_finite_blocks<'a, I>(
+        &mut self,
+        args: StepArgs,
+        updates: I,
+    ) -> Result<Vec<SkippedBlocks>, Error>
+    where
+        I: IntoIterator<Item: IntoUpdate<'a>>,
+    {
+        let updates = updates.into_iter().map(IntoUpdate::into_update);
+        self.inner.non_finite_blocks(args, updates)
+    }
+
     /// Returns an independent copy with the same parameters, settings and states, on the same backend.
     /// Handles are valid for both. `Lion` does not implement [`Clone`] because the copy fails if the states
     /// cannot be allocated. [`Optimizer::try_clone`] has an example.

@@ -207,14 +207,20 @@ pub enum Error {
     },
     /// The norms of some shards do not make the norm of a whole tensor.
     ShardsIncomplete {
-        /// The block of the whole tensor at which the next shard must begin.
-        next_block: usize,
-        /// The first block of the next shard, if there is one.
-        given: Option<usize>,
-        /// Blocks of the whole tensor, according to the first shard.
-        whole_blocks: usize,
-        /// Blocks of the whole tensor, according to the next shard.
-        given_whole_blocks: usize,
+        /// The shard at which the sum ends. If there is none, the whole tensor.
+        shard: Shard,
+        /// The block of the whole tensor up to which the norms are complete.
+        block: usize,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// `max_grad_norm` is set for a step of a shard. It would clip by the gradients of this process alone. Compute
+    /// the norm over all processes, and set [`grad_scale`](crate::StepArgs::grad_scale).
+    ShardGradNorm {
+        /// Name of the parameter.
+        parameter: String,
+        /// Its position in the whole tensor.
+        shard: Shard,
     },
     /// Two options of a builder exclude each other.
     ConflictingOptions {
@@ -427,24 +433,18 @@ impl fmt::Display for Error {
                  of the whole tensor"
             ),
             Error::ShardsIncomplete {
-                next_block,
-                given,
-                whole_blocks,
-                given_whole_blocks,
-            } => {
-                write!(f, "the norms of the shards of {whole_blocks} blocks: ")?;
-                match given {
-                    _ if given_whole_blocks != whole_blocks => {
-                        write!(f, "one belongs to a tensor of {given_whole_blocks} blocks")
-                    }
-                    None => write!(f, "they end before block {next_block}"),
-                    Some(given) => write!(
-                        f,
-                        "a shard begins at block {given}, and after the shards before it one of whole \
-                         subtrees must begin at block {next_block}"
-                    ),
-                }
-            }
+                shard,
+                block,
+                reason,
+            } => write!(
+                f,
+                "the norms of shards, at block {block}: {shard}: {reason}"
+            ),
+            Error::ShardGradNorm { parameter, shard } => write!(
+                f,
+                "parameter `{parameter}`: max_grad_norm is set for {shard}; set grad_scale by the norm over \
+                 all processes"
+            ),
             Error::ConflictingOptions {
                 first,
                 second,

@@ -38,11 +38,13 @@ impl<'a> Tensor<'a> {
     /// [`BackendError::WrongDevice`] for an array in the memory of a device,
     /// [`BackendError::ForeignState`] for a state of another backend or another pager,
     /// [`BackendError::WrongState`] and [`BackendError::WrongGradient`] for a state or a gradient that does
-    /// not fit the parameter: a step would pair elements wrongly, or end with the shorter one.
+    /// not fit the parameter: a step would pair elements wrongly, or end with the shorter one;
+    /// [`BackendError::WrongShard`].
     pub(crate) fn new(
         tensor: &'a mut TensorStep<'_>,
         target: Target<'_>,
     ) -> Result<Self, BackendError> {
+        tensor.check_shard(target.name)?;
         let backend = || target.name.to_owned();
         let parameter = tensor.name;
         let wrong_device = |operand| BackendError::WrongDevice {

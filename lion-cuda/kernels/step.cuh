@@ -95,7 +95,7 @@ __device__ u64 begin(u64 address) {
     return address;
 }
 
-// The memory determines the duration of this step, so one kernel serves with and without options.
+// By its count of instructions, memory bounds this step on current GPUs. So one kernel serves with and without options.
 template <class P, class G>
 __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
     const u32 lane = threadIdx.x % WARP;

@@ -1,7 +1,9 @@
 //! The choice of a device.
 
 use crate::driver::count;
+use crate::kind::{Kind, Task};
 use crate::{Cuda, CudaError};
+use lion_core::Dtype;
 use std::fmt;
 
 /// A device that cannot be used, with the reason. [`Cuda::first_usable`] returns them.
@@ -44,7 +46,9 @@ impl Cuda {
             0
         });
         for ordinal in 0..devices {
-            match Cuda::new(ordinal) {
+            let opened = Cuda::new(ordinal);
+            // A driver without a compiler for PTX opens a device and fails in the first step.
+            match opened.and_then(|cuda| cuda.check_compiler().map(|()| cuda)) {
                 Ok(cuda) => return (Some(cuda), refused),
                 Err(error) => refused.push(RefusedDevice {
                     ordinal: Some(ordinal),
@@ -53,5 +57,11 @@ impl Cuda {
             }
         }
         (None, refused)
+    }
+    /// Compiles and loads the smallest module.
+    fn check_compiler(&self) -> Result<(), CudaError> {
+        let _current = self.session.current()?;
+        let kernel = Kind::of_gradient(Dtype::F32).kernel(Task::Total);
+        self.session.kernels().kernel(&kernel).map(drop)
     }
 }

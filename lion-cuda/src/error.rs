@@ -63,7 +63,7 @@ pub enum CudaError {
         /// The number of bytes. 0 for a context, a stream or the kernels, whose size only the driver knows.
         bytes: usize,
     },
-    /// The driver could not compile the kernels of a step for the device. The step has not begun.
+    /// The driver could not compile the kernels of a call for the device. The call has changed nothing.
     Kernels {
         /// The result code.
         status: Status,
@@ -293,7 +293,8 @@ impl StdError for CudaError {}
 impl From<CudaError> for BackendError {
     fn from(error: CudaError) -> Self {
         match error {
-            CudaError::OutOfMemory { bytes } => BackendError::OutOfMemory { bytes },
+            // Without a number of bytes, it is not the memory of a state.
+            CudaError::OutOfMemory { bytes } if bytes > 0 => BackendError::OutOfMemory { bytes },
             error => BackendError::Other(Box::new(error)),
         }
     }

@@ -88,7 +88,7 @@ impl Kind {
         let (bits, param, grad) = (self.bits.get(), self.param.name(), self.grad.name());
         let pair = || format!("{param}_{grad}");
         let (module, task, options) = match task {
-            // The 32-bit kernel reads the flags without a loss of time.
+            // The 32-bit kernel reads the flags: by its count of instructions, memory bounds it on current GPUs.
             Task::Step if self.options && self.bits == Bits::Eight => (pair(), "lion", "_options"),
             Task::Step => (pair(), "lion", ""),
             Task::Norm => (pair(), "norm", ""),

@@ -85,8 +85,8 @@ pub(crate) fn norms(
     tensors: &[CudaTensor<'_>],
 ) -> Result<Vec<ShardNorm>, BackendError> {
     let tensors: Vec<&CudaTensor<'_>> = tensors.iter().collect();
-    let mut subtrees = Subtrees::new(queue.workspace, &tensors)?;
     let order = StepOrder::of_survey(tensors.iter().map(|tensor| tensor.state.residence()));
+    let mut subtrees = Subtrees::new(queue.workspace, &tensors, &order)?;
     let residency = order.begin(pager, Pass::Survey)?;
     for pieces in order.groups().flat_map(|group| batches(group.reads)) {
         let batch = Batch {
@@ -102,8 +102,8 @@ pub(crate) fn norms(
                 .map(|piece| subtrees[piece.tensor].rows(tensors[piece.tensor], piece));
             rows.flatten().collect()
         };
-        // SAFETY: as for a step in `Run::batch`. The results are in the scratch memory, which has room for one
-        // per block.
+        // SAFETY: as for a step in `Run::batch`. The results are in the scratch memory, which has room for all of
+        // them.
         unsafe { queue.batch(&batch, rows) }?;
     }
     residency.finish()?;

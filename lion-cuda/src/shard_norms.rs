@@ -11,7 +11,7 @@ use crate::tensor_table::{TILE, TensorDesc};
 use crate::workspace::{Workspace, grow};
 use lion_core::norm::ShardNorm;
 use lion_core::{BLOCK, Shard};
-use lion_paging::StepPiece;
+use lion_paging::{StepOrder, StepPiece};
 use std::ops::Range;
 
 /// Bytes of the result of a subtree: the sum and the number of nonzero updates.
@@ -25,28 +25,35 @@ pub(crate) struct Subtrees {
     shard: Shard,
     /// Device address of the sums. The numbers of nonzero updates follow.
     sums: u64,
-    /// Maximum number of subtrees.
+    /// Number of subtrees.
     room: usize,
 }
 
 impl Subtrees {
-    /// Returns the subtrees of each tensor, with scratch memory for their results.
+    /// Returns the subtrees of each tensor, with scratch memory for their results. `order` lists the pieces.
     pub(crate) fn new(
         workspace: &mut Workspace,
         tensors: &[&CudaTensor<'_>],
+        order: &StepOrder,
     ) -> Result<Vec<Self>, CudaError> {
-        let mut bytes = 0;
-        let mut all = Vec::with_capacity(tensors.len());
-        for tensor in tensors {
-            // No subtree has less than a block.
-            let room = tensor.len().div_ceil(BLOCK);
-            all.push(Subtrees {
+        let shards = tensors.iter().map(|tensor| tensor.shard);
+        let mut all: Vec<Subtrees> = shards
+            .map(|shard| Subtrees {
                 queued: Vec::new(),
-                shard: tensor.shard,
-                sums: bytes as u64,
-                room,
-            });
-            bytes += RESULT * room;
+                shard,
+                sums: 0,
+                room: 0,
+            })
+            .collect();
+        for piece in order.groups().flat_map(|group| group.reads) {
+            let subtrees = &mut all[piece.tensor];
+            let rows = rows(subtrees.shard.offset, &piece.elements);
+            subtrees.room += rows.map(|row| row.len().div_ceil(TILE)).sum::<usize>();
+        }
+        let mut bytes = 0;
+        for subtrees in &mut all {
+            subtrees.sums = bytes as u64;
+            bytes += RESULT * subtrees.room;
         }
         grow(&mut workspace.scratch, bytes)?;
         for subtrees in &mut all {

@@ -57,7 +57,8 @@ impl Cuda {
     /// The optimizer has checked the lengths. A backend that wraps this one may have changed them since.
     ///
     /// # Errors
-    /// [`BackendError::ForeignState`], [`BackendError::WrongState`], [`BackendError::WrongGradient`]; the
+    /// [`BackendError::ForeignState`], [`BackendError::WrongState`], [`BackendError::WrongGradient`],
+    /// [`BackendError::WrongShard`]; the
     /// errors of [`address`](Cuda::address).
     pub(crate) fn check<'t>(
         &self,
@@ -75,6 +76,7 @@ impl Cuda {
         tensor: &'t mut TensorStep<'_>,
         task: Task,
     ) -> Result<CudaTensor<'t>, BackendError> {
+        tensor.check_shard(&self.name)?;
         let mut desc = TensorDesc::new(tensor);
         let kind = match task {
             Task::Step => Kind::of_step(tensor, desc.flags),

@@ -3,7 +3,9 @@
 
 use lion::arithmetic::norm::UpdateNorm;
 use lion::backend::{Backend, BackendError, Bits, StateRequest, TensorStep};
+use lion::checkpoint::LoadPolicy;
 use lion::cpu::{Cpu, Isa};
+use lion::interop::{self, InteropError};
 use lion::tensor::{BLOCK, Shard};
 use lion::{Dtype, Error, Lion, Lion8bit, OnNonFinite, Overrides, ParamSpec, StepArgs, update};
 use lion_test_support::{Mode, Rng, Tensor, Trajectory, backends, replay, temporary_path};
@@ -211,7 +213,7 @@ fn every_backend_refuses_a_clipped_shard_without_a_norm() {
         let step = step.unwrap().with_shard(shard).unwrap();
         let norms = backend.shard_norms(&mut [step]).unwrap();
         assert_eq!(norms.len(), 1);
-        assert_eq!((norms[0].first_block, norms[0].whole_blocks), (1, 2));
+        assert_eq!(norms[0].shard, shard);
         assert_eq!(norms[0].total(), UpdateNorm::new(256.0, 256));
     }
 }
@@ -265,7 +267,69 @@ fn a_checkpoint_contains_the_shard() {
     assert_eq!(other.info(w).unwrap().steps, 0);
 }
 
-/// Blocks that are not finite are counted per shard; the processes decide together.
+/// A backend that wraps another one may change the position, which decides the draws.
+#[test]
+fn every_backend_refuses_a_shard_of_parts_of_blocks() {
+    for candidate in backends() {
+        let Some(backend) = candidate.open_or_skip() else {
+            continue;
+        };
+        let request = StateRequest::new("w", Bits::ThirtyTwo, 256);
+        let mut state = backend.allocate(&request).unwrap();
+        let hyper = Overrides::new().resolved().unwrap();
+        let (mut weight, grad) = (vec![1.0f32; 256], vec![1.0f32; 256]);
+        for shard in [Shard::new(4, 260), Shard::new(usize::MAX, 256)] {
+            let step = TensorStep::new("w", &mut weight[..], &grad[..], &mut *state, &hyper, 1);
+            let mut steps = [step.unwrap()];
+            steps[0].shard = shard;
+            for error in [
+                backend.step(&mut steps).unwrap_err(),
+                backend.count_non_finite(&mut steps).unwrap_err(),
+                backend.shard_norms(&mut steps).unwrap_err(),
+            ] {
+                assert!(matches!(error, BackendError::WrongShard { .. }), "{error}");
+                assert!(!error.has_begun());
+            }
+        }
+        assert_eq!(weight, [1.0; 256]);
+    }
+}
+
+#[test]
+fn a_norm_of_one_process_does_not_clip_the_gradients_of_a_shard() {
+    let mut lion = Lion::builder().build().unwrap();
+    let spec = ParamSpec::new("w", 256, Dtype::F32).shard(0, 512);
+    let w = lion.register(spec).unwrap();
+    let (mut weight, grad) = (vec![1.0f32; 256], vec![1.0f32; 256]);
+    let args = StepArgs::new().max_grad_norm(1.0);
+    let error = lion.step_with(args, [(w, &mut weight, &grad)]).unwrap_err();
+    assert!(matches!(error, Error::ShardGradNorm { .. }), "{error}");
+    let error = lion
+        .shard_norms(args, [(w, &mut weight, &grad)])
+        .unwrap_err();
+    assert!(matches!(error, Error::ShardGradNorm { .. }), "{error}");
+    assert_eq!((weight[0], lion.info(w).unwrap().steps), (1.0, 0));
+}
+
+/// A file of tensors without positions must not be taken for one of whole tensors.
+#[test]
+fn shards_are_not_exchanged_as_safetensors() {
+    let mut lion = Lion::builder().build().unwrap();
+    let spec = ParamSpec::new("w", 256, Dtype::F32);
+    lion.register(spec.clone()).unwrap();
+    let (_folder, path) = temporary_path("states.safetensors");
+    interop::export(&lion, &path).unwrap();
+    let mut shard = Lion::builder().build().unwrap();
+    shard.register(spec.shard(0, 512)).unwrap();
+    let (_other, other) = temporary_path("shard.safetensors");
+    let error = interop::export(&shard, &other).unwrap_err();
+    assert!(matches!(error, InteropError::Shard { .. }), "{error}");
+    assert!(!other.exists());
+    let error = interop::import(&mut shard, &path, LoadPolicy::Strict).unwrap_err();
+    assert!(matches!(error, InteropError::Shard { .. }), "{error}");
+}
+
+/// Blocks that are not finite are counted per shard. The processes exchange the counts and decide together.
 #[test]
 fn a_rejected_step_of_a_shard_changes_nothing() {
     let mut lion = Lion::builder()
@@ -276,6 +340,8 @@ fn a_rejected_step_of_a_shard_changes_nothing() {
     let w = lion.register(spec).unwrap();
     let (mut weight, mut grad) = (vec![1.0f32; 256], vec![1.0f32; 256]);
     grad[3] = f32::INFINITY;
+    let found = lion.non_finite_blocks(StepArgs::new(), [(w, &mut weight, &grad)]);
+    assert_eq!(found.unwrap()[0].to_string(), "`w` (1 of 1 blocks)");
     let error = lion.step([(w, &mut weight, &grad)]).unwrap_err();
     assert!(matches!(error, Error::NonFinite { .. }), "{error}");
     assert_eq!(weight[0], 1.0);

@@ -1,6 +1,7 @@
 //! The error type of imports and exports.
 
 use crate::CheckpointError;
+use lion_core::{ParamInfo, Shard};
 use safetensors::SafeTensorError;
 use std::error::Error as StdError;
 use std::fmt;
@@ -31,6 +32,14 @@ pub enum InteropError {
         path: PathBuf,
         /// The name of the tensor.
         tensor: String,
+    },
+    /// A parameter is a shard. A safetensors file does not contain positions, so the file of a shard could not be told
+    /// from that of another shard or of a whole tensor.
+    Shard {
+        /// The parameter.
+        parameter: String,
+        /// Its position in the whole tensor.
+        shard: Shard,
     },
     /// A tensor of a parameter is missing.
     MissingTensor {
@@ -99,6 +108,17 @@ impl From<CheckpointError> for InteropError {
     }
 }
 
+/// Checks that a parameter is a whole tensor.
+pub(super) fn check_whole(info: &ParamInfo<'_>) -> Result<(), InteropError> {
+    if info.shard.is_whole(info.len) {
+        return Ok(());
+    }
+    Err(InteropError::Shard {
+        parameter: info.name.to_owned(),
+        shard: info.shard,
+    })
+}
+
 impl fmt::Display for InteropError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -113,6 +133,11 @@ impl fmt::Display for InteropError {
             InteropError::Header { source } => {
                 write!(f, "cannot build the safetensors header: {source}")
             }
+            InteropError::Shard { parameter, shard } => write!(
+                f,
+                "parameter `{parameter}` is {shard}; wanted a whole tensor, because a safetensors file does not \
+                 contain positions"
+            ),
             InteropError::UnknownTensor { path, tensor } => write!(
                 f,
                 "`{}`: tensor `{tensor}` does not belong to a Lion state, wanted a name that ends in \

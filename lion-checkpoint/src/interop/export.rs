@@ -1,5 +1,6 @@
 //! Exports states under the names of bitsandbytes.
 
+use super::error::check_whole;
 use super::header::MAX_HEADER;
 use super::{InteropError, QMAP, STEP, planes};
 use crate::CheckpointError;
@@ -39,6 +40,7 @@ struct Part<'a> {
 /// - [`InteropError::File`] with [`CheckpointError::TooLarge`] for a header or a name that is longer than
 ///   [`import`](super::import) accepts, or with [`CheckpointError::Unrepresentable`] for a step count
 ///   above 2^62
+/// - [`InteropError::Shard`] if a parameter is a shard
 ///
 /// Later errors are those of [`checkpoint::save`](crate::save), in [`InteropError::File`].
 pub fn export(
@@ -50,6 +52,7 @@ pub fn export(
     infos.sort_unstable_by_key(|info| info.name);
     let mut parts = Vec::new();
     for info in &infos {
+        check_whole(info)?;
         if !matches!(info.order, None | Some(MemoryOrder::RowMajor)) {
             return Err(InteropError::Order {
                 parameter: info.name.to_owned(),

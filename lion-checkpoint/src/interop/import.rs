@@ -1,5 +1,6 @@
 //! Imports states under the names of bitsandbytes.
 
+use super::error::check_whole;
 use super::header::{self, Header, MAX_HEADER, TensorInfo, Tensors};
 use super::{InteropError, QMAP, STEP, planes};
 use crate::{CheckpointError, LoadPolicy, LoadReport};
@@ -34,7 +35,7 @@ struct Reader<'a, R> {
 /// - [`InteropError::NotSafetensors`]
 /// - [`InteropError::UnknownTensor`], [`InteropError::MissingTensor`], [`InteropError::WrongTensor`]
 /// - [`InteropError::BlockSize`] and [`InteropError::Codebook`] for a state that is quantized differently
-/// - [`InteropError::Number`]
+/// - [`InteropError::Number`], [`InteropError::Shard`]
 /// - [`InteropError::File`] with [`CheckpointError::Mismatch`] if the policy is [`LoadPolicy::Strict`] and
 ///   the parameters differ; the error lists all differences
 /// - [`InteropError::File`] for errors of the file system and of the optimizer
@@ -90,6 +91,7 @@ pub fn import_from<R: Read + Seek>(
             path: path.to_owned(),
             source,
         })?;
+        check_whole(&info)?;
         seen.insert(info.name);
         let (bits, elements) = reader.bits(&name, &tensors)?;
         if let Some(difference) = difference(elements, bits, &info) {

@@ -2,7 +2,7 @@
 
 #[cfg(doc)]
 use crate::Backend;
-use crate::{Bits, Operand, PagingError};
+use crate::{Bits, Operand, PagingError, Shard};
 use std::error::Error as StdError;
 use std::fmt;
 
@@ -92,6 +92,17 @@ pub enum BackendError {
         /// The parameter.
         parameter: String,
     },
+    /// The shard of a [`TensorStep`](crate::TensorStep) does not consist of whole blocks of the whole tensor.
+    WrongShard {
+        /// The backend.
+        backend: Box<str>,
+        /// The parameter.
+        parameter: Box<str>,
+        /// Elements of the parameter.
+        elements: usize,
+        /// Its position in the whole tensor.
+        shard: Shard,
+    },
     /// A shard is to be clipped by `max_unorm`, and the step does not contain the norm of the whole tensor.
     MissingNorm {
         /// The backend.
@@ -155,6 +166,7 @@ impl BackendError {
                 | BackendError::WrongDevice { .. }
                 | BackendError::WrongGradient { .. }
                 | BackendError::MissingNorm { .. }
+                | BackendError::WrongShard { .. }
         ) && !self.is_of_another_process()
     }
 
@@ -258,6 +270,16 @@ impl fmt::Display for BackendError {
             BackendError::ShardNormUnsupported { backend, parameter } => write!(
                 f,
                 "parameter `{parameter}`: the backend `{backend}` does not support the norm of a shard"
+            ),
+            BackendError::WrongShard {
+                backend,
+                parameter,
+                elements,
+                shard,
+            } => write!(
+                f,
+                "parameter `{parameter}`: the backend `{backend}` was given {elements} elements as {shard}; wanted \
+                 whole blocks within the whole"
             ),
             BackendError::MissingNorm { backend, parameter } => write!(
                 f,

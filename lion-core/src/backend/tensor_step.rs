@@ -262,6 +262,24 @@ impl<'a> TensorStep<'a> {
         self.max_unorm > 0.0
     }
 
+    /// Checks the position in the whole tensor. A backend calls it first, because a backend that wraps it may have
+    /// changed the position.
+    ///
+    /// # Errors
+    /// [`BackendError::WrongShard`].
+    pub fn check_shard(&self, backend: &str) -> Result<(), BackendError> {
+        let elements = self.param.len();
+        if self.shard.is_shard_of(elements) {
+            return Ok(());
+        }
+        Err(BackendError::WrongShard {
+            backend: backend.into(),
+            parameter: self.name.into(),
+            elements,
+            shard: self.shard,
+        })
+    }
+
     /// Checks that a step that computes norms is one of a whole tensor. A backend calls it before it changes
     /// anything. `backend` is the name of the backend.
     ///

@@ -72,8 +72,8 @@ impl StepArgs {
     /// after the loss scale is divided out. PyTorch divides by `norm + 1e-6`; here the quotient is
     /// exact. The norm is returned in [`StepReport::grad_norm`](crate::StepReport::grad_norm).
     ///
-    /// The norm is that of this process. For [shards](crate::Shard), compute the norm over all processes, and
-    /// pass the factor to [`grad_scale`](StepArgs::grad_scale).
+    /// A step of a [shard](crate::Shard) refuses it, because the norm would be that of this process alone. Compute
+    /// the norm over all processes, and pass the factor to [`grad_scale`](StepArgs::grad_scale).
     ///
     /// `max_grad_norm` is at least 0. If it is infinite, the norm is reported and nothing is
     /// clipped. The step reads all gradients once more. If they are in device memory, the step

@@ -62,10 +62,8 @@ impl UpdateNorm {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ShardNorm {
-    /// Index in the whole tensor of the first block.
-    pub first_block: usize,
-    /// Number of blocks of the whole tensor.
-    pub whole_blocks: usize,
+    /// The position in the whole tensor.
+    pub shard: Shard,
     /// The subtrees, from left to right: their numbers of blocks, each a power of two, and their sums of
     /// squares. The last block of a tensor may be short.
     pub sums: Vec<(usize, f64)>,
@@ -77,27 +75,37 @@ impl ShardNorm {
     /// Returns the norm of a shard to which no block is added yet.
     pub const fn new(shard: Shard) -> Self {
         ShardNorm {
-            first_block: shard.offset.div_ceil(BLOCK),
-            whole_blocks: shard.whole_len.div_ceil(BLOCK),
+            shard,
             sums: Vec::new(),
             nonzero_updates: 0,
         }
     }
 
+    /// Returns the norm with these fields, for example from a message of another process.
+    /// [`UpdateNorm::of_shards`] checks them.
+    pub const fn from_parts(shard: Shard, sums: Vec<(usize, f64)>, nonzero_updates: u64) -> Self {
+        ShardNorm {
+            shard,
+            sums,
+            nonzero_updates,
+        }
+    }
+
     /// Adds the next subtree. `blocks` is its number of blocks: a power of two of which the index in the whole
-    /// tensor of its first block is a multiple. A single block always is one.
+    /// tensor of its first block is a multiple. A single block always is one. [`UpdateNorm::of_shards`] refuses a
+    /// norm with others.
     pub fn add(&mut self, blocks: usize, squares: f64, nonzero_updates: u64) {
-        debug_assert!(blocks.is_power_of_two() && self.next_block().is_multiple_of(blocks));
-        self.nonzero_updates += nonzero_updates;
+        self.nonzero_updates = self.nonzero_updates.saturating_add(nonzero_updates);
         let (mut blocks, mut squares) = (blocks, squares);
         // The block behind the subtree.
-        let end = self.next_block() + blocks;
+        let end = self.next_block().saturating_add(blocks);
         while let Some(&(left, sum)) = self.sums.last()
             && left == blocks
-            && end.is_multiple_of(2 * blocks)
+            && let Some(both) = blocks.checked_mul(2)
+            && end.is_multiple_of(both)
         {
             self.sums.pop();
-            (blocks, squares) = (2 * blocks, sum + squares);
+            (blocks, squares) = (both, sum + squares);
         }
         self.sums.push((blocks, squares));
     }
@@ -113,7 +121,7 @@ impl ShardNorm {
     /// Returns the index in the whole tensor of the block behind the last one that was added.
     pub fn next_block(&self) -> usize {
         let blocks = self.sums.iter().map(|&(blocks, _)| blocks);
-        blocks.fold(self.first_block, usize::saturating_add)
+        blocks.fold(self.shard.offset.div_ceil(BLOCK), usize::saturating_add)
     }
 }
 
@@ -122,39 +130,54 @@ impl UpdateNorm {
     /// bits for any division into shards.
     ///
     /// # Errors
-    /// [`Error::ShardsIncomplete`] if the shards leave out a block, contain one twice, or belong to tensors of
-    /// different lengths.
+    /// [`Error::ShardsIncomplete`] if there is no shard, if the shards leave out a block or contain one twice, if
+    /// they belong to tensors of different lengths, or if their sums are not those of subtrees.
     pub fn of_shards<'n>(norms: impl IntoIterator<Item = &'n ShardNorm>) -> Result<Self, Error> {
         let mut norms: Vec<&ShardNorm> = norms.into_iter().collect();
-        norms.sort_by_key(|norm| (norm.first_block, norm.sums.len()));
-        let whole_blocks = norms.first().map_or(0, |norm| norm.whole_blocks);
-        let mut whole = ShardNorm::new(Shard::whole(0));
-        let incomplete = |next: usize, given: Option<&ShardNorm>| {
-            Err(Error::ShardsIncomplete {
-                next_block: next,
-                given: given.map(|norm| norm.first_block),
-                whole_blocks,
-                given_whole_blocks: given.map_or(whole_blocks, |norm| norm.whole_blocks),
-            })
+        norms.sort_by_key(|norm| norm.shard.offset);
+        let Some(whole_len) = norms.first().map(|norm| norm.shard.whole_len) else {
+            let shard = Shard::whole(0);
+            return Err(Error::ShardsIncomplete {
+                shard,
+                block: 0,
+                reason: "there is no shard",
+            });
         };
+        let blocks = whole_len.div_ceil(BLOCK);
+        let mut whole = ShardNorm::new(Shard::whole(whole_len));
         for norm in norms {
             let next = whole.next_block();
-            if norm.first_block != next || norm.whole_blocks != whole_blocks {
-                return incomplete(next, Some(norm));
+            let incomplete = |block, reason| {
+                let shard = norm.shard;
+                Err(Error::ShardsIncomplete {
+                    shard,
+                    block,
+                    reason,
+                })
+            };
+            if norm.shard.whole_len != whole_len {
+                return incomplete(next, "another shard belongs to a tensor of another length");
             }
-            for &(blocks, squares) in &norm.sums {
-                let is_subtree = blocks.is_power_of_two()
-                    && whole.next_block().is_multiple_of(blocks)
-                    && blocks <= whole_blocks - whole.next_block();
-                if !is_subtree {
-                    return incomplete(whole.next_block(), Some(norm));
+            // A shard without elements may be at any block.
+            if !norm.sums.is_empty() && norm.shard.offset != next * BLOCK {
+                return incomplete(next, "the shards before it end at another block");
+            }
+            for &(size, squares) in &norm.sums {
+                let next = whole.next_block();
+                let is_subtree = size.is_power_of_two() && next.is_multiple_of(size);
+                if !is_subtree || size > blocks - next {
+                    return incomplete(next, "its sums are not those of subtrees of the tensor");
                 }
-                whole.add(blocks, squares, 0);
+                whole.add(size, squares, 0);
             }
             whole.nonzero_updates = whole.nonzero_updates.saturating_add(norm.nonzero_updates);
         }
-        if whole.next_block() != whole_blocks {
-            return incomplete(whole.next_block(), None);
+        if whole.next_block() != blocks {
+            return Err(Error::ShardsIncomplete {
+                shard: whole.shard,
+                block: whole.next_block(),
+                reason: "the shards do not reach the end of the tensor",
+            });
         }
         Ok(whole.total())
     }
@@ -192,30 +215,62 @@ mod tests {
                 }
             }
         }
-        let none = UpdateNorm::of_shards(&[]).unwrap();
-        assert_eq!(none, UpdateNorm::default());
+        // An empty tensor, and shards without elements.
+        let empty = [norm(&[], 0..0)];
+        assert_eq!(
+            UpdateNorm::of_shards(&empty).unwrap(),
+            UpdateNorm::default()
+        );
+        let p = [1.0f32; 3 * BLOCK];
+        let parts = [norm(&p, 0..1), norm(&p, 1..3), norm(&p, 2..2)];
+        let whole = UpdateNorm::of_shards(&parts).unwrap();
+        assert_eq!(whole, UpdateNorm::new(768.0, 3));
     }
 
     #[test]
     fn shards_that_do_not_make_a_whole_are_refused() {
         let p = [1.0f32; 5 * BLOCK];
         let other = ShardNorm::new(Shard::new(0, 4 * BLOCK));
-        let mut invalid = norm(&p, 1..5);
-        invalid.sums[0].0 = 2;
-        let mut long = norm(&p, 0..4);
-        long.sums.push((usize::MAX / 2 + 1, 0.0));
+        let mut shorter = norm(&p, 3..5);
+        shorter.shard.whole_len -= 1;
+        let whole = Shard::whole(p.len());
+        let sums = |sums: &[usize]| {
+            let sums = sums.iter().map(|&blocks| (blocks, 0.0));
+            ShardNorm::from_parts(whole, sums.collect(), 0)
+        };
+        let most = usize::MAX / 2 + 1;
         for parts in [
+            vec![],
+            vec![norm(&p, 0..3), shorter],
             vec![norm(&p, 0..2)],
             vec![norm(&p, 0..2), norm(&p, 3..5)],
             vec![norm(&p, 0..3), norm(&p, 2..5)],
             vec![norm(&p, 0..5), norm(&p, 0..5)],
             vec![norm(&p, 1..5)],
             vec![norm(&p, 0..5), other.clone()],
-            vec![norm(&p, 0..1), invalid],
-            vec![long],
+            vec![sums(&[3, 2])],
+            vec![sums(&[1, 2, 2])],
+            vec![sums(&[4, most, most])],
+            vec![sums(&[0, 4, 1])],
         ] {
             let error = UpdateNorm::of_shards(&parts).unwrap_err();
             assert!(matches!(error, Error::ShardsIncomplete { .. }), "{error}");
         }
+        let mut far = ShardNorm::new(Shard::new(usize::MAX, usize::MAX));
+        for _ in 0..3 {
+            far.add(most, 1.0, u64::MAX);
+        }
+        assert!(UpdateNorm::of_shards(&[far]).is_err());
+    }
+
+    #[test]
+    fn an_error_names_the_shard_and_the_reason() {
+        let p = [1.0f32; 5 * BLOCK];
+        let error = UpdateNorm::of_shards(&[norm(&p, 0..2), norm(&p, 3..5)]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the norms of shards, at block 2: a shard at element 768 of 1280: the shards before it end at another \
+             block"
+        );
     }
 }

@@ -45,7 +45,7 @@ impl Optimizer {
     /// - [`Error::UnknownHandle`], [`Error::RepeatedParameter`], [`Error::MissingGradient`],
     ///   [`Error::WrongLength`], [`Error::WrongDtype`], [`Error::NotContiguous`],
     ///   [`Error::ShapeMismatch`], [`Error::OrderMismatch`], [`Error::TooManySteps`],
-    ///   [`Error::MissingNorm`].
+    ///   [`Error::MissingNorm`], [`Error::ShardGradNorm`].
     /// - [`Error::NonFinite`], only under [`OnNonFinite::RejectStep`].
     /// - [`Error::Backend`]. If [`BackendError::has_begun`] returns `true`, parameters and states may
     ///   have changed.
@@ -58,7 +58,7 @@ impl Optimizer {
         // In another rounding mode, the constants of the step would differ.
         in_default_mode(|| {
             let mut batch = self.check(&args, updates)?;
-            self.check_norms(&batch)?;
+            self.check_shards(&args, &batch, true)?;
             let grad_scale = self.clip(&args, &mut batch)?;
             self.run(grad_scale, batch)
         })
@@ -95,8 +95,8 @@ impl Optimizer {
     /// ```
     ///
     /// # Errors
-    /// Those of [`step`](Optimizer::step) before it begins, other than [`Error::MissingNorm`];
-    /// [`Error::Backend`] with [`BackendError::ShardNormUnsupported`].
+    /// Those of [`step`](Optimizer::step) before it begins, other than [`Error::NonFinite`] and
+    /// [`Error::MissingNorm`]; [`Error::Backend`] with [`BackendError::ShardNormUnsupported`].
     pub fn shard_norms<'a>(
         &mut self,
         args: StepArgs,
@@ -104,6 +104,7 @@ impl Optimizer {
     ) -> Result<Vec<(Handle, ShardNorm)>, Error> {
         in_default_mode(|| {
             let mut batch = self.check(&args, updates)?;
+            self.check_shards(&args, &batch, false)?;
             let grad_scale = self.clip(&args, &mut batch)?;
             let (count, handles) = (batch.indices.len(), batch.report.updated);
             let mut tensors = tensors(&mut self.params, &batch.indices, grad_scale, batch.arrays);
@@ -114,16 +115,61 @@ impl Optimizer {
         })
     }
 
-    /// Checks that each clipped shard comes with the norm of the whole tensor.
-    fn check_norms(&self, batch: &Batch<'_>) -> Result<(), Error> {
+    /// Returns the parameters with blocks that a step with these arguments would skip, because their new momentum
+    /// is not finite. Nothing changes.
+    ///
+    /// Processes that step [shards](crate::Shard) under [`OnNonFinite::RejectStep`] call it before each step, and
+    /// step only if none of them has such a block.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec, StepArgs};
+    /// let mut lion = Lion::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 512, Dtype::F32))?;
+    /// let (mut weight, mut grad) = (vec![1.0f32; 512], vec![0.5f32; 512]);
+    /// grad[300] = f32::NAN;
+    /// let found = lion.non_finite_blocks(StepArgs::new(), [(w, &mut weight, &grad)])?;
+    /// assert_eq!(found[0].to_string(), "`w` (1 of 2 blocks)");
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`step`](Optimizer::step) before it begins, other than [`Error::NonFinite`] and
+    /// [`Error::MissingNorm`].
+    pub fn non_finite_blocks<'a>(
+        &mut self,
+        args: StepArgs,
+        updates: impl IntoIterator<Item = Update<'a>>,
+    ) -> Result<Vec<SkippedBlocks>, Error> {
+        in_default_mode(|| {
+            let mut batch = self.check(&args, updates)?;
+            self.check_shards(&args, &batch, false)?;
+            let grad_scale = self.clip(&args, &mut batch)?;
+            let count = batch.indices.len();
+            let mut tensors = tensors(&mut self.params, &batch.indices, grad_scale, batch.arrays);
+            let counts = self.backend.count_non_finite(&mut tensors);
+            let counts = counts.and_then(|counts| one_each(&*self.backend, counts, count));
+            let counts = counts.map_err(BackendError::not_begun)?;
+            drop(tensors);
+            Ok(self.name_skipped(&nonzero(&batch.indices, counts)))
+        })
+    }
+
+    /// Checks that no step of a shard uses a norm of this process alone. If `norms` is set, a clipped shard must come
+    /// with the norm of the whole tensor.
+    fn check_shards(&self, args: &StepArgs, batch: &Batch<'_>, norms: bool) -> Result<(), Error> {
         for (&index, arrays) in batch.indices.iter().zip(&batch.arrays) {
             let entry = &self.params[index];
-            let is_whole = entry.shard.is_whole(entry.len);
-            if !is_whole && entry.hyper.max_unorm > 0.0 && arrays.norm.is_none() {
-                return Err(Error::MissingNorm {
-                    parameter: entry.name(),
-                    shard: entry.shard,
-                });
+            let shard = entry.shard;
+            if shard.is_whole(entry.len) {
+                continue;
+            }
+            if args.get_max_grad_norm().is_some() {
+                let parameter = entry.name();
+                return Err(Error::ShardGradNorm { parameter, shard });
+            }
+            if norms && entry.hyper.max_unorm > 0.0 && arrays.norm.is_none() {
+                let parameter = entry.name();
+                return Err(Error::MissingNorm { parameter, shard });
             }
         }
         Ok(())

@@ -8,8 +8,14 @@ use std::fmt;
 /// A tensor that is too large for one process is divided among several. Each process registers its shard
 /// with [`ParamSpec::shard`](crate::ParamSpec::shard) and steps it by itself. All shards together then have
 /// the bits of the whole tensor: blocks are cut at the same elements, stochastic rounding draws by the index
-/// in the whole, and the width of the state and whether it is paged depend on the length of the whole. Only
-/// [`max_unorm`](crate::Hyper::max_unorm) needs the shards to exchange a number: see [`ShardNorm`].
+/// in the whole, and the width of the state and whether it is paged depend on the length of the whole.
+///
+/// Three options depend on all shards, so the processes exchange numbers before the step:
+/// - [`max_unorm`](crate::Hyper::max_unorm) needs the norm of the whole tensor: see [`ShardNorm`].
+/// - [`RejectStep`](crate::OnNonFinite::RejectStep) rejects the step of one process. If a block of any shard would be
+///   skipped, no process may step: see [`Optimizer::non_finite_blocks`](crate::Optimizer::non_finite_blocks).
+/// - [`max_grad_norm`](crate::StepArgs::max_grad_norm) is refused. Compute the norm over all processes, and pass the
+///   factor to [`grad_scale`](crate::StepArgs::grad_scale).
 ///
 /// A shard of `len` elements consists of whole blocks of 256 elements: `offset` is a multiple of 256 or
 /// `whole_len`, and so is `offset + len`.

@@ -1,8 +1,8 @@
 //! The step of a whole block in plain loops that the compiler vectorizes for the baseline of the target, SSE2
 //! among them.
 //!
-//! It is for blocks of 256 elements, without `skip_zeros` and stochastic rounding, and with a new momentum that is
-//! surely finite. Others go to [`scalar::step_block`](super::scalar::step_block), which returns the same bits. Arrays
+//! It is for blocks of 256 elements with a new momentum that is surely finite. `step32` and `step8` are for steps without
+//! `skip_zeros` and stochastic rounding. Others go to [`scalar::step_block`](super::scalar::step_block), which returns the same bits. Arrays
 //! of a constant length leave no loop for a remainder, and a function of its own tells the compiler that they do
 //! not overlap.
 

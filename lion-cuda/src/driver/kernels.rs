@@ -8,7 +8,7 @@ use crate::kind::KernelName;
 use cust::sys::{self, CUcontext, CUfunction, CUjit_option, CUmodule, CUresult};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Returns the name and the PTX of each module, with a terminating NUL.
 macro_rules! modules {
@@ -54,7 +54,10 @@ const LOG_BYTES: usize = 8 << 10;
 /// `context` lives as long as this. No kernel is queued or running when this is dropped.
 pub(crate) struct Kernels {
     context: CUcontext,
+    /// Not held during calls of the driver, so that a launch does not wait for a compilation.
     loaded: Mutex<Loaded>,
+    /// Held while a module is loaded, so that no module is loaded twice.
+    loading: Mutex<()>,
 }
 
 /// The modules that are loaded, and the kernels that have been requested, by name.
@@ -86,17 +89,17 @@ impl Kernels {
         Kernels {
             context,
             loaded: Mutex::default(),
+            loading: Mutex::default(),
         }
     }
 
     /// Returns a kernel by its name and the name of its module. The context of the kernels must be current.
     pub(crate) fn kernel(&self, kernel: &KernelName) -> Result<Kernel, CudaError> {
         let KernelName { module, name } = kernel;
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&kernel) = loaded.kernels.get(name) {
+        if let Some(&kernel) = self.loaded().kernels.get(name) {
             return Ok(kernel);
         }
-        let module = loaded.module(module)?;
+        let module = self.module(module)?;
         // Names of kernels contain no NUL. With one, the driver would not find the kernel.
         let c_name = CString::new(name.as_str()).unwrap_or_default();
         let mut function = std::ptr::null_mut();
@@ -118,8 +121,28 @@ impl Kernels {
                 .map(|()| blocks.max(1) as u32)?,
         };
         let kernel = Kernel { function, blocks };
-        loaded.kernels.insert(name.clone(), kernel);
+        self.loaded().kernels.insert(name.clone(), kernel);
         Ok(kernel)
+    }
+
+    /// Returns a module, which is loaded into the current context if necessary.
+    fn module(&self, name: &str) -> Result<CUmodule, CudaError> {
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&module) = self.loaded().modules.get(name) {
+            return Ok(module);
+        }
+        let Some(&(name, ptx)) = MODULES.iter().find(|(other, _)| *other == name) else {
+            // As for a kernel that a module does not have.
+            check("cuModuleGetFunction", CUresult::CUDA_ERROR_NOT_FOUND)?;
+            return Ok(std::ptr::null_mut());
+        };
+        let module = load(ptx)?;
+        self.loaded().modules.insert(name, module);
+        Ok(module)
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,23 +157,6 @@ impl Drop for Kernels {
             // SAFETY: the module is loaded in the current context, and nothing uses it: see the type.
             unsafe { sys::cuModuleUnload(module) };
         }
-    }
-}
-
-impl Loaded {
-    /// Returns a module, which is loaded into the current context if necessary.
-    fn module(&mut self, name: &str) -> Result<CUmodule, CudaError> {
-        if let Some(&module) = self.modules.get(name) {
-            return Ok(module);
-        }
-        let Some(&(name, ptx)) = MODULES.iter().find(|(other, _)| *other == name) else {
-            // As for a kernel that a module does not have.
-            check("cuModuleGetFunction", CUresult::CUDA_ERROR_NOT_FOUND)?;
-            return Ok(std::ptr::null_mut());
-        };
-        let module = load(ptx)?;
-        self.modules.insert(name, module);
-        Ok(module)
     }
 }
 

@@ -284,16 +284,14 @@ impl Drop for Session {
     fn drop(&mut self) {
         // If the work cannot be waited for, the kernels and the stream are not freed: either the context has
         // failed, or the stream is captured. See `lifetimes.md`.
-        if self.synchronize().is_err() {
+        let waited = self.synchronize().and_then(|()| self.current());
+        let Ok(_current) = waited else {
             // These kernels are never dropped, but their context may end. In a child made by `fork`, another thread
             // of the parent may have held the lock, and no session can be opened.
             if !is_of_other_process() {
                 let kernels = Arc::as_ptr(&self.kernels);
                 primary_kernels().retain(|(_, other)| other.as_ptr() != kernels);
             }
-            return;
-        }
-        let Ok(_current) = self.current() else {
             return;
         };
         // SAFETY: the kernels are not used again.

@@ -47,6 +47,8 @@ impl HostArrays {
         }
         grow(&mut self.device, total)?;
         if self.pinned.bytes() < total {
+            // The old memory is freed first, so that both are never held at once.
+            self.pinned = PinnedBuffer::new(self.device.session(), 0)?;
             self.pinned = PinnedBuffer::new(self.device.session(), total)?;
         }
         Ok(())

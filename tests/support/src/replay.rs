@@ -107,7 +107,10 @@ fn replay_division(
     let mut parts = Vec::new();
     for bounds in bounds.windows(2) {
         let (elements, n) = (bounds[0]..bounds[1], trajectory.elements());
-        let name = format!("{} of {}", elements.start, lion.parameters().len());
+        let name = match mode {
+            Mode::Shards => format!("p from {}", elements.start),
+            _ => "p".to_owned(),
+        };
         let spec = ParamSpec::new(name, elements.len(), trajectory.param_dtype);
         let spec = spec.shard(elements.start, n);
         parts.push(Part {
