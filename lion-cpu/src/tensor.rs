@@ -44,7 +44,7 @@ impl<'a> Tensor<'a> {
         tensor: &'a mut TensorStep<'_>,
         target: Target<'_>,
     ) -> Result<Self, BackendError> {
-        tensor.check_shard(target.name)?;
+        tensor.check_shard()?;
         let backend = || target.name.to_owned();
         let parameter = tensor.name;
         let wrong_device = |operand| BackendError::WrongDevice {

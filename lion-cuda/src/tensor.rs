@@ -26,11 +26,6 @@ pub(crate) struct CudaTensor<'t> {
 }
 
 impl CudaTensor<'_> {
-    /// Returns the number of elements.
-    pub(crate) fn len(&self) -> usize {
-        self.desc.len as usize
-    }
-
     /// Returns whether the parameter is in host memory. A step of it is complete when the call returns.
     pub(crate) fn is_on_host(&self) -> bool {
         self.host_param.is_some()
@@ -76,7 +71,7 @@ impl Cuda {
         tensor: &'t mut TensorStep<'_>,
         task: Task,
     ) -> Result<CudaTensor<'t>, BackendError> {
-        tensor.check_shard(&self.name)?;
+        tensor.check_shard()?;
         let mut desc = TensorDesc::new(tensor);
         let kind = match task {
             Task::Step => Kind::of_step(tensor, desc.flags),

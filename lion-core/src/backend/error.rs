@@ -94,8 +94,6 @@ pub enum BackendError {
     },
     /// The shard of a [`TensorStep`](crate::TensorStep) does not consist of whole blocks of the whole tensor.
     WrongShard {
-        /// The backend.
-        backend: Box<str>,
         /// The parameter.
         parameter: Box<str>,
         /// Elements of the parameter.
@@ -272,14 +270,13 @@ impl fmt::Display for BackendError {
                 "parameter `{parameter}`: the backend `{backend}` does not support the norm of a shard"
             ),
             BackendError::WrongShard {
-                backend,
                 parameter,
                 elements,
                 shard,
             } => write!(
                 f,
-                "parameter `{parameter}`: the backend `{backend}` was given {elements} elements as {shard}; wanted \
-                 whole blocks within the whole"
+                "parameter `{parameter}`: {elements} elements are {shard}; wanted whole blocks within the \
+                 whole"
             ),
             BackendError::MissingNorm { backend, parameter } => write!(
                 f,

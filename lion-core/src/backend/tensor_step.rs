@@ -267,13 +267,12 @@ impl<'a> TensorStep<'a> {
     ///
     /// # Errors
     /// [`BackendError::WrongShard`].
-    pub fn check_shard(&self, backend: &str) -> Result<(), BackendError> {
+    pub fn check_shard(&self) -> Result<(), BackendError> {
         let elements = self.param.len();
         if self.shard.is_shard_of(elements) {
             return Ok(());
         }
         Err(BackendError::WrongShard {
-            backend: backend.into(),
             parameter: self.name.into(),
             elements,
             shard: self.shard,
