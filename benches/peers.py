@@ -18,6 +18,7 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 
 FOLDER, THREADS = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -73,15 +74,18 @@ def adamw():
 
 
 def deepspeed_source():
-    """Returns the folder of the newest DeepSpeed's source, from its source distribution on PyPI."""
+    """Returns the folder of DeepSpeed's source, which is downloaded from PyPI once."""
     folder = FOLDER / "deepspeed"
     if not any(folder.glob("deepspeed-*/csrc")):
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
         command += ["--no-binary", ":all:", "--dest", str(folder), "deepspeed"]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
-        with tarfile.open(next(folder.glob("deepspeed-*.tar.gz"))) as archive:
-            archive.extractall(folder, filter="data")
+        with tarfile.open(next(folder.glob("deepspeed-*.tar.gz"))) as archive, tempfile.TemporaryDirectory(dir=folder) as new:
+            archive.extractall(new, filter="data")
+            # Renamed when it is complete, because an interrupted run leaves a part.
+            source = next(pathlib.Path(new).glob("deepspeed-*"))
+            source.rename(folder / source.name)
     return next(folder.glob("deepspeed-*/csrc")).parent
 
 

@@ -399,7 +399,7 @@ impl Stochastic {
         }
     }
 
-    /// Returns whether a step of a parameter with this type and width of the state draws random numbers.
+    /// Returns whether a step uses random numbers, for a parameter of this type with a state of this width.
     fn draws(self, dtype: Dtype, bits: Bits) -> bool {
         let param = self.param == Some(true) && dtype == Dtype::Bf16;
         let state = self.state == Some(true) && bits == Bits::Eight;

@@ -155,7 +155,7 @@ pub fn quantize_block(m: &[f32], draws: Option<&[u16]>, codes: &mut [u8]) -> f32
     top
 }
 
-/// Quantizes a block of finite numbers with a given largest magnitude, as [`quantize_block`] does without draws.
+/// Does what [`quantize_block`] does without draws, for a block of finite numbers whose largest magnitude is known.
 #[doc(hidden)]
 #[inline(never)]
 pub fn quantize_within(m: &[f32; BLOCK], top: f32, codes: &mut [u8; BLOCK]) -> f32 {

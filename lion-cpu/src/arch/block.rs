@@ -2,9 +2,9 @@
 //! among them.
 //!
 //! It is for blocks of 256 elements with a new momentum that is surely finite. `step32` and `step8` are for steps without
-//! `skip_zeros` and stochastic rounding. Others go to [`scalar::step_block`](super::scalar::step_block), which returns the same bits. Arrays
-//! of a constant length leave no loop for a remainder, and a function of its own tells the compiler that they do
-//! not overlap.
+//! `skip_zeros` and stochastic rounding. Others go to [`scalar::step_block`](super::scalar::step_block), which returns
+//! the same bits. The arrays have a constant length, so there is no remainder loop. Each step is a function whose
+//! arguments do not alias, as the compiler needs for vectorization.
 
 use half::{bf16, f16};
 use lion_core::update::StepConstants;

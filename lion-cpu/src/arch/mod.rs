@@ -19,6 +19,8 @@ macro_rules! for_each_pair {
 }
 
 mod block;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod bytes;
 #[cfg(test)]
 mod faulty;
 #[cfg(feature = "bench-internals")]

@@ -4,6 +4,7 @@
 //! Every aarch64 CPU has NEON, and it computes with subnormal numbers. Products and sums are separate instructions:
 //! `FMLA` would round once instead of twice.
 
+use super::bytes::{bytes, padded};
 use super::vector::{Lane, Vector};
 use super::{generic, scalar};
 use crate::job::{Job, KernelOptions, StateMut, View};
@@ -139,26 +140,9 @@ const fn key_of(threshold: f32) -> usize {
     ((threshold.to_bits() >> 16) as u16).saturating_sub(KEY_BASE) as usize >> 4
 }
 
-/// The four bytes of each number, padded with infinities.
-const fn bytes<const N: usize>(numbers: &[f32; N]) -> [[u8; 16]; 4] {
-    let mut bytes = [[0; 16]; 4];
-    let mut i = 0;
-    while i < 16 {
-        let number = if i < N { numbers[i] } else { f32::INFINITY };
-        let of_float = number.to_bits().to_le_bytes();
-        let mut byte = 0;
-        while byte < 4 {
-            bytes[byte][i] = of_float[byte];
-            byte += 1;
-        }
-        i += 1;
-    }
-    bytes
-}
-
-static SLOPE_BYTES: [[u8; 16]; 4] = bytes(&SLOPES);
-static OFFSET_BYTES: [[u8; 16]; 4] = bytes(&OFFSETS);
-static THRESHOLD_BYTES: [[u8; 16]; 4] = bytes(&THRESHOLDS);
+static SLOPE_BYTES: [[u8; 16]; 4] = bytes(&padded(&SLOPES, f32::INFINITY));
+static OFFSET_BYTES: [[u8; 16]; 4] = bytes(&padded(&OFFSETS, f32::INFINITY));
+static THRESHOLD_BYTES: [[u8; 16]; 4] = bytes(&padded(&THRESHOLDS, f32::INFINITY));
 
 impl Neon {
     /// Returns a value, if this CPU has NEON and is little-endian.

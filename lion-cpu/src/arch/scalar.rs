@@ -4,7 +4,7 @@
 //! operation to all elements of a block without branches, so the compiler vectorizes it for the baseline of
 //! the target. Only the look-ups in the codebook stay scalar.
 //!
-//! Whole blocks of a step without options take the shorter way of [`block`], which returns the same bits.
+//! Whole blocks of a step without options are stepped by [`block`], which is faster and returns the same bits.
 
 use super::block::{self, Bounded, SmallMomenta};
 use crate::job::{Job, KernelOptions, StateMut, StateRef, View};

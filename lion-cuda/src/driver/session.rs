@@ -62,8 +62,8 @@ enum Ownership {
 ///
 /// # Safety
 /// `context` and `stream`, which belongs to it, live as long as the session: see [`Ownership`]. The kernels are
-/// those of the context. A session that cannot wait for its stream does not release them. Handles of the driver may be used on any thread on which the context is current, as
-/// [`Current`] ensures.
+/// those of the context. A session that cannot wait for its stream does not release them. Handles of the driver may be
+/// used on any thread on which the context is current, as [`Current`] ensures.
 pub(crate) struct Session {
     context: CUcontext,
     stream: CUstream,

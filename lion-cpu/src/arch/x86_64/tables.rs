@@ -1,5 +1,6 @@
 //! The constants of `lion_quant::position`, laid out for look-ups in registers.
 
+use crate::arch::bytes::{bytes, padded};
 pub(super) use lion_quant::{KEY_BASE, LAST_UPPER_HALF};
 use lion_quant::{OFFSETS, PIECE_OF_KEY as PIECE, PIECES, SLOPES, THRESHOLDS};
 
@@ -92,34 +93,8 @@ pub(super) static PAIRS: Pairs = {
 };
 
 /// The lines of the pieces, padded to a register.
-const fn padded(pieces: [f32; PIECES]) -> [f32; 16] {
-    let mut all = [0.0; 16];
-    let mut s = 0;
-    while s < PIECES {
-        all[s] = pieces[s];
-        s += 1;
-    }
-    all
-}
-
-pub(super) static SLOPE: [f32; 16] = padded(SLOPES);
-pub(super) static OFFSET: [f32; 16] = padded(OFFSETS);
-
-/// The four bytes of each entry of a table.
-const fn bytes(table: &[f32; 16]) -> [[u8; 16]; 4] {
-    let mut bytes = [[0; 16]; 4];
-    let mut i = 0;
-    while i < 16 {
-        let of_float = table[i].to_bits().to_le_bytes();
-        let mut byte = 0;
-        while byte < 4 {
-            bytes[byte][i] = of_float[byte];
-            byte += 1;
-        }
-        i += 1;
-    }
-    bytes
-}
+pub(super) static SLOPE: [f32; 16] = padded(&SLOPES, 0.0);
+pub(super) static OFFSET: [f32; 16] = padded(&OFFSETS, 0.0);
 
 pub(super) static SLOPE_BYTES: [[u8; 16]; 4] = bytes(&SLOPE);
 pub(super) static OFFSET_BYTES: [[u8; 16]; 4] = bytes(&OFFSET);
