@@ -154,7 +154,7 @@ impl LionBuilder {
             return Err(BackendError::from(PagingError::NotSetUp { backend }).into());
         }
         let inner = Optimizer::new(backend, self.defaults, self.on_non_finite)?;
-        Ok(Lion { inner })
+        Ok(Lion::new(inner))
     }
 
     fn set(mut self, change: impl FnOnce(Overrides) -> Overrides) -> Self {

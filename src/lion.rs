@@ -3,9 +3,9 @@
 use crate::LionBuilder;
 use lion_core::norm::ShardNorm;
 use lion_core::{
-    Backend, Error, GradNorm, Group, Handle, IntoGrad, IntoUpdate, Optimizer, OptimizerConfig,
-    Overrides, PagingReport, ParamInfo, ParamRecord, ParamSpec, Restore, SkippedBlocks, State,
-    StateRecord, StepArgs, StepReport,
+    Backend, Error, GradNorm, Group, Handle, IntoGrad, IntoUpdate, OnNonFinite, Optimizer,
+    OptimizerConfig, Overrides, PagingReport, ParamInfo, ParamRecord, ParamSpec, Restore,
+    SkippedBlocks, State, StateRecord, StepArgs, StepReport,
 };
 use std::fmt;
 use std::ops::Range;
@@ -40,9 +40,20 @@ use std::ops::Range;
 /// ```
 pub struct Lion {
     pub(crate) inner: Optimizer,
+    /// The save that a thread writes.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) background: lion_checkpoint::Background,
 }
 
 impl Lion {
+    pub(crate) fn new(inner: Optimizer) -> Self {
+        Lion {
+            inner,
+            #[cfg(feature = "checkpoint")]
+            background: lion_checkpoint::Background::default(),
+        }
+    }
+
     /// Returns a builder with the defaults of bitsandbytes.
     pub fn builder() -> LionBuilder {
         LionBuilder::new(Overrides::new())
@@ -149,7 +160,7 @@ impl Lion {
     /// [`Error::Backend`] if a state cannot be read or allocated; [`Error::Damaged`].
     pub fn try_clone(&self) -> Result<Lion, Error> {
         let inner = self.inner.try_clone()?;
-        Ok(Lion { inner })
+        Ok(Lion::new(inner))
     }
 }
 
@@ -299,6 +310,9 @@ forward! {
 
     /// Returns the groups, in the order in which they were added.
     fn groups(self: &Self) -> &[Group];
+
+    /// Returns what a step does if a new momentum is not finite.
+    fn on_non_finite(self: &Self) -> OnNonFinite;
 
     /// Returns the handle of the parameter with this name.
     ///

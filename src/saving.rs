@@ -1,7 +1,11 @@
 //! The methods of [`Lion`] that save and load checkpoints.
 
 use crate::Lion;
-use lion_checkpoint::{Checkpoint, CheckpointError, Load, LoadReport, load, save};
+use lion_checkpoint::{
+    Checkpoint, CheckpointError, Load, LoadReport, Save, SaveHandle, WhenSaving, load, save,
+    save_async, save_with, write_to,
+};
+use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 impl Lion {
@@ -29,6 +33,64 @@ impl Lion {
     /// [`CheckpointError::NotDurable`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<u64, CheckpointError> {
         save(self, path)
+    }
+
+    /// Saves hyper-parameters and states to a file as [`save`](Lion::save) does, together with the values of parameters
+    /// and named bytes of the trainer. [`Save`] has an example.
+    ///
+    /// # Errors
+    /// The errors of [`save`](Lion::save), and [`CheckpointError::InvalidSection`].
+    pub fn save_with(
+        &self,
+        path: impl AsRef<Path>,
+        save: &Save<'_>,
+    ) -> Result<u64, CheckpointError> {
+        save_with(self, path, save)
+    }
+
+    /// Saves to a file as [`save_with`](Lion::save_with) does, with a thread that writes the file. Returns when everything
+    /// is copied. [`checkpoint::save_async`](crate::checkpoint::save_async) describes it and has an example.
+    ///
+    /// # Errors
+    /// The errors of [`checkpoint::save_async`](crate::checkpoint::save_async).
+    pub fn save_async(
+        &self,
+        path: impl AsRef<Path>,
+        save: &Save<'_>,
+        when: WhenSaving,
+    ) -> Result<SaveHandle, CheckpointError> {
+        save_async(self, &self.background, path, save, when)
+    }
+
+    /// Writes a checkpoint to anything but a file, from the beginning to the end, and returns its size in bytes.
+    /// [`checkpoint::write_to`](crate::checkpoint::write_to) has an example.
+    ///
+    /// # Errors
+    /// The errors of [`checkpoint::write_to`](crate::checkpoint::write_to). They name the writer `writer`.
+    pub fn write_to(&self, writer: impl Write, save: &Save<'_>) -> Result<u64, CheckpointError> {
+        write_to(self, writer, "writer", save)
+    }
+
+    /// Loads hyper-parameters and states from anything that can be read and positioned, such as bytes in memory.
+    ///
+    /// ```
+    /// use lion::{Lion, checkpoint::{Load, Save}};
+    /// let mut bytes = Vec::new();
+    /// Lion::builder().lr(3e-4).build()?.write_to(&mut bytes, &Save::new())?;
+    /// let mut resumed = Lion::builder().build()?;
+    /// resumed.read_from(std::io::Cursor::new(bytes), Load::new())?;
+    /// assert_eq!(resumed.lr(), 3e-4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`load_with`](Lion::load_with), except [`CheckpointError::NotAFile`]. They name the reader `reader`.
+    pub fn read_from(
+        &mut self,
+        reader: impl Read + Seek + Send,
+        how: Load,
+    ) -> Result<LoadReport, CheckpointError> {
+        load(self, &mut Checkpoint::read(reader, "reader")?, how)
     }
 
     /// Loads hyper-parameters and states from a file. The registered parameters must be exactly those of

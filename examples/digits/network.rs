@@ -1,6 +1,7 @@
 //! A network of dense layers with ReLU between them: forward pass, loss, and backward pass.
 
 use crate::random::Random;
+use lion::tensor::{GradRef, IntoGrad, IntoParam, ParamMut};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip};
 
@@ -60,10 +61,26 @@ impl Network {
             .flat_map(|layer| layer.weight.iter().chain(&layer.bias))
     }
 
-    /// Returns a mutable iterator over all parameters, in the same order.
-    pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = &mut f32> {
-        let layers = self.layers.iter_mut();
-        layers.flat_map(|layer| layer.weight.iter_mut().chain(&mut layer.bias))
+    /// Returns the arrays with their names.
+    pub(crate) fn arrays(&self) -> impl Iterator<Item = (String, Option<GradRef<'_>>)> {
+        (1..).zip(&self.layers).flat_map(|(number, layer)| {
+            [
+                (format!("layer{number}.weight"), layer.weight.into_grad()),
+                (format!("layer{number}.bias"), layer.bias.into_grad()),
+            ]
+        })
+    }
+
+    /// Returns the arrays with their names, to be written.
+    pub(crate) fn arrays_mut(&mut self) -> impl Iterator<Item = (String, ParamMut<'_>)> {
+        (1..).zip(&mut self.layers).flat_map(|(number, layer)| {
+            let weight = layer.weight.view_mut().into_param();
+            let bias = layer.bias.view_mut().into_param();
+            [
+                (format!("layer{number}.weight"), weight),
+                (format!("layer{number}.bias"), bias),
+            ]
+        })
     }
 
     /// Returns a checksum of the bits of all parameters: 64-bit FNV-1a.

@@ -1,13 +1,13 @@
 //! Saves a run after every epoch, and resumes it.
 //!
-//! `NAME-EPOCHS.lion` has the optimizer, `NAME-EPOCHS.trainer` the parameters and the losses.
-//! `Rotation::save_with` saves both files or neither, even if the power is cut.
+//! One file has everything: the optimizer, the parameters, and the losses as a section of the trainer's own. So a crash
+//! or a power cut leaves a run that can be resumed.
 
 use crate::network::Network;
 use crate::train::Plan;
 use anyhow::{Context, Result, ensure};
 use lion::Lion;
-use lion::checkpoint::Rotation;
+use lion::checkpoint::{Load, Rotation, Save};
 use std::fs;
 use std::path::Path;
 
@@ -28,7 +28,7 @@ fn rotation(folder: &Path, name: &str) -> Rotation {
     Rotation::new(folder, letters, KEEP)
 }
 
-/// The extension of the trainer's file beside a checkpoint.
+/// The section of the trainer: the settings of the run, and the losses.
 const TRAINER: &str = "trainer";
 
 /// Saves a run, and removes all but its last checkpoints.
@@ -42,14 +42,16 @@ pub(crate) fn save(
 ) -> Result<()> {
     fs::create_dir_all(folder)
         .with_context(|| format!("cannot create the folder {}", folder.display()))?;
-    let mut bytes = header(plan, network);
-    bytes.extend(network.parameters().flat_map(|x| x.to_le_bytes()));
-    bytes.extend(progress.losses.iter().flat_map(|x| x.to_le_bytes()));
-    rotation(folder, name).save_with(lion, progress.epochs.into(), TRAINER, &bytes)?;
+    let mut trainer = header(plan, network);
+    trainer.extend(progress.losses.iter().flat_map(|x| x.to_le_bytes()));
+    let save = Save::new()
+        .params(network.arrays())
+        .section(TRAINER, &trainer);
+    rotation(folder, name).save_with(lion, progress.epochs.into(), &save)?;
     Ok(())
 }
 
-/// Restores network and optimizer from the last save.
+/// Restores network and optimizer from the last save that is whole.
 pub(crate) fn load(
     folder: &Path,
     name: &str,
@@ -57,31 +59,23 @@ pub(crate) fn load(
     lion: &mut Lion,
     network: &mut Network,
 ) -> Result<Progress> {
-    let rotation = rotation(folder, name);
-    let files = rotation.files()?;
-    let (epochs, checkpoint) = files
-        .first()
-        .with_context(|| format!("{} has no checkpoint of {name}", folder.display()))?;
-    let trainer = rotation.beside(*epochs, TRAINER);
-    let bytes = fs::read(&trainer).with_context(|| format!("cannot read {}", trainer.display()))?;
-    let rest = bytes.strip_prefix(&header(plan, network)[..]);
-    let rest = rest.with_context(|| {
-        let run = trainer.display();
+    let latest = rotation(folder, name).load_latest(lion, Load::new())?;
+    let mut latest =
+        latest.with_context(|| format!("{} has no checkpoint of {name}", folder.display()))?;
+    for (_, error) in &latest.passed_over {
+        eprintln!("passed over: {error}");
+    }
+    let run = latest.path.display();
+    let trainer = latest.checkpoint.section(TRAINER)?.unwrap_or_default();
+    let losses = trainer.strip_prefix(&header(plan, network)[..]);
+    let losses = losses.with_context(|| {
         format!("{run} is of a run with other --seed, --lr, --epochs, or another network")
     })?;
-    let (words, cut) = rest.as_chunks::<4>();
-    ensure!(
-        cut.is_empty() && words.len() > network.len(),
-        "{} is cut short",
-        trainer.display()
-    );
-    lion.load(checkpoint)?;
-    let (parameters, losses) = words.split_at(network.len());
-    for (x, &word) in network.parameters_mut().zip(parameters) {
-        *x = f32::from_le_bytes(word);
-    }
+    let (losses, cut) = losses.as_chunks::<4>();
+    ensure!(cut.is_empty(), "{run} is not of this example");
+    latest.checkpoint.read_params(network.arrays_mut())?;
     Ok(Progress {
-        epochs: u32::try_from(*epochs)?,
+        epochs: u32::try_from(latest.step)?,
         losses: losses
             .iter()
             .map(|&word| f32::from_le_bytes(word))
@@ -133,12 +127,13 @@ mod tests {
             stop_after: Some(3),
             resume: None,
         };
-        // A file of the trainer whose checkpoint is gone.
-        fs::create_dir(&path).unwrap();
-        fs::write(path.join("lion8bit-7.trainer"), "left").unwrap();
         assert_ne!(run(&plan, killed).unwrap().checksum, whole.checksum);
-        // Two checkpoints, and what lies beside each.
-        assert_eq!(fs::read_dir(&path).unwrap().count(), 4);
+        // Two checkpoints, of which the later is torn.
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
+        let torn = fs::OpenOptions::new()
+            .write(true)
+            .open(path.join("lion8bit-3.lion"));
+        torn.unwrap().set_len(1000).unwrap();
         let resumed = Saving {
             save,
             resume: resume.clone(),

@@ -2,14 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, FileType, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::io::{self, ErrorKind, Seek, Write};
 use std::path::Path;
 
 /// The file system operations that a save uses.
 ///
 /// Writes to a file and changes to a folder are durable only after a sync. If the power fails before the
 /// sync, any part of them may survive.
-pub(crate) trait Disk {
+pub(crate) trait Disk: Clone {
     /// A file open for writing.
     type File: DiskFile;
     /// An open folder.
@@ -20,9 +20,6 @@ pub(crate) trait Disk {
 
     /// Returns the names of the regular files in a folder.
     fn files(&self, folder: &Path) -> io::Result<Vec<OsString>>;
-
-    /// Returns whether the regular file at `path` holds exactly `contents`.
-    fn holds(&self, path: &Path, contents: &[u8]) -> bool;
 
     /// Opens a folder, so that it can be synced.
     fn open_folder(&self, folder: &Path) -> io::Result<Self::Folder>;
@@ -126,6 +123,7 @@ pub(crate) fn open_regular(
 }
 
 /// The file system of the operating system.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Os;
 
 impl Disk for Os {
@@ -151,20 +149,6 @@ impl Disk for Os {
             }
         }
         Ok(files)
-    }
-
-    fn holds(&self, path: &Path, contents: &[u8]) -> bool {
-        let Ok(Some(Kind::File)) = self.kind(path) else {
-            return false;
-        };
-        let Ok(Ok(mut file)) = open_regular(path, OpenOptions::new().read(true)) else {
-            return false;
-        };
-        // Compare the lengths first, so that a longer file is not read into memory.
-        let mut found = Vec::new();
-        file.length().is_ok_and(|n| n == contents.len() as u64)
-            && file.read_to_end(&mut found).is_ok()
-            && found == contents
     }
 
     fn open_folder(&self, folder: &Path) -> io::Result<Self::Folder> {

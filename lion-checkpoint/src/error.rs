@@ -46,6 +46,15 @@ pub enum CheckpointError {
         /// The version of this library.
         newest: u32,
     },
+    /// The file has a section that this version of the library does not know, and that a reader must not skip.
+    UnknownSection {
+        /// The file.
+        path: PathBuf,
+        /// The id of the section.
+        given: u32,
+        /// The name and version of the library that wrote the file.
+        library: String,
+    },
     /// The file is damaged: it holds bytes that no save writes.
     Damaged {
         /// The file.
@@ -85,6 +94,40 @@ pub enum CheckpointError {
         parameter: String,
         /// The value.
         damage: Damage,
+    },
+    /// Values of a parameter or named bytes cannot be saved, or are asked for twice.
+    InvalidSection {
+        /// The file.
+        path: PathBuf,
+        /// The name of the parameter or section.
+        name: String,
+        /// What was given and what is wanted.
+        reason: String,
+    },
+    /// The save before this one is still running.
+    StillSaving {
+        /// The file that it writes.
+        path: PathBuf,
+    },
+    /// A folder has checkpoints, and none of them is whole.
+    NoneWhole {
+        /// The folder.
+        folder: PathBuf,
+        /// The checkpoints, latest step first, each with the reason.
+        passed_over: Vec<(PathBuf, CheckpointError)>,
+    },
+    /// A range of bytes is not in the plane.
+    OutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// The name of the plane.
+        plane: &'static str,
+        /// The first byte that was asked for.
+        offset: u64,
+        /// The number of bytes that were asked for.
+        len: u64,
+        /// The size of the plane in bytes.
+        bytes: u64,
     },
     /// A state has a layout that the format does not support.
     UnknownLayout {
@@ -199,7 +242,7 @@ pub enum Damage {
     },
     /// A checksum does not match.
     Checksum {
-        /// The bytes that the checksum covers: `preamble`, `header`, or the name of a plane.
+        /// The bytes that the checksum covers: `preamble`, `header`, `index`, or the name of a plane, for one of its chunks.
         part: &'static str,
         /// The checksum computed from the bytes.
         given: u32,
@@ -293,6 +336,40 @@ impl fmt::Display for CheckpointError {
             } => write!(
                 f,
                 "`{}` has version {given} of the numbers, wanted 1 to {newest}",
+                path.display()
+            ),
+            CheckpointError::UnknownSection {
+                path,
+                given,
+                library,
+            } => write!(
+                f,
+                "`{}` has a section with the id {given}, which this version of the library cannot read; it was \
+                 written by {library:?}",
+                path.display()
+            ),
+            CheckpointError::InvalidSection { path, name, reason } => {
+                write!(f, "`{}`: {name:?}: {reason}", path.display())
+            }
+            CheckpointError::StillSaving { path } => {
+                write!(f, "the save to `{}` is still running", path.display())
+            }
+            CheckpointError::NoneWhole {
+                folder,
+                passed_over,
+            } => {
+                write!(f, "`{}` has no whole checkpoint", folder.display())?;
+                list(f, "", passed_over, |f, (_, error)| write!(f, "{error}"))
+            }
+            CheckpointError::OutOfRange {
+                path,
+                plane,
+                offset,
+                len,
+                bytes,
+            } => write!(
+                f,
+                "`{}`: {len} bytes of `{plane}` from byte {offset} on, wanted bytes within its {bytes}",
                 path.display()
             ),
             CheckpointError::Damaged {

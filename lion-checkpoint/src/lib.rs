@@ -35,37 +35,52 @@
 
 #![forbid(unsafe_code)]
 
+mod background;
+mod contents;
 mod disk;
 mod error;
-mod header;
+mod format;
 #[cfg(feature = "interop")]
 pub mod interop;
 mod load;
+mod open;
+mod plan;
+mod planes;
 #[cfg(test)]
 mod power_cut;
 mod read;
+mod records;
+mod replace;
 mod rotation;
 #[cfg(test)]
 mod round_trip;
 mod save;
+mod sections;
 mod settings;
 mod source;
 mod tensors;
+mod version1;
+mod version2;
 mod write;
 
+pub use background::{Background, SaveHandle, WhenSaving, save_async};
+pub use contents::Save;
 pub use error::{CheckpointError, Damage, Difference};
-pub use header::VERSION;
+pub use format::VERSION;
 pub use load::{Load, LoadPolicy, LoadReport, load};
 pub use read::Checkpoint;
-pub use rotation::Rotation;
-pub use save::save;
+pub use records::Plane;
+pub use rotation::{Latest, Rotation};
+pub use save::{save, save_with};
+pub use sections::{SavedParam, SavedParams, SavedSection, SavedSections};
 pub use settings::{SettingChange, SettingChanges};
-pub use tensors::{Plane, Tensor, Tensors};
+pub use tensors::{Tensor, Tensors};
+pub use write::write_to;
 
 #[cfg(feature = "interop")]
 pub(crate) use {
-    header::{MAX_NAME, MAX_STEPS, check_steps},
+    format::{MAX_NAME, MAX_STEPS, check_steps},
     load::{Take, transfer},
-    save::replace,
+    replace::replace,
     source::{PART, Source, open},
 };

@@ -3,8 +3,9 @@
 
 use super::error::{CheckpointError, Difference, list};
 use super::read::Checkpoint;
+use super::records::Plane;
 use super::settings::{SettingChange, SettingChanges, Snapshot};
-use super::tensors::{Plane, Tensor};
+use super::tensors::Tensor;
 use lion_core::{
     Bits, Dtype, NUMBERS_VERSION, Optimizer, Overrides, ParamInfo, ParamRecord, Restore,
 };

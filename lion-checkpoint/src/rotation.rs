@@ -1,12 +1,17 @@
 //! Keeps the last checkpoints of a run and removes older ones.
 
+use super::background::{Background, SaveHandle, WhenSaving, start};
+use super::contents::Save;
 use super::disk::{Disk, Os};
 use super::error::CheckpointError;
-use super::save::{failed, replace_on, replaceable, sync_folder};
+use super::load::{Load, LoadReport, load};
+use super::read::Checkpoint;
+use super::replace::{failed, remove_unfinished, replace_on};
 use super::write::write;
 use lion_core::Optimizer;
 use std::collections::BTreeSet;
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 /// Keeps the last checkpoints of a run in a folder, in files named `NAME-STEP.lion`.
@@ -37,6 +42,26 @@ pub struct Rotation {
     folder: PathBuf,
     name: String,
     keep: usize,
+    /// Keeps the checkpoints of steps that are multiples of this, if it is not 0.
+    every: u64,
+    /// The number of checkpoints with the lowest scores that are kept.
+    best: usize,
+}
+
+/// A checkpoint that [`Rotation::load_latest`] has loaded.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Latest {
+    /// The step of the checkpoint.
+    pub step: u64,
+    /// The path of the file.
+    pub path: PathBuf,
+    /// The open file, from which parameters and sections can be read.
+    pub checkpoint: Checkpoint<File>,
+    /// The result of the load.
+    pub report: LoadReport,
+    /// The newer checkpoints that were passed over, with the reason.
+    pub passed_over: Vec<(PathBuf, CheckpointError)>,
 }
 
 /// The extension of a checkpoint's file name.
@@ -51,7 +76,48 @@ impl Rotation {
             folder: folder.into(),
             name: name.into(),
             keep: keep.max(1),
+            every: 0,
+            best: 0,
         }
+    }
+
+    /// Also keeps the checkpoints of all steps that are multiples of `every`. 0 keeps no others, which is the default.
+    ///
+    /// ```
+    /// use lion::{Lion, checkpoint::Rotation};
+    /// # let folder = tempfile::tempdir()?;
+    /// let rotation = Rotation::new(folder.path(), "run", 1).keep_every(100);
+    /// for step in [50, 100, 150, 200, 250] {
+    ///     rotation.save(&Lion::builder().build()?, step)?;
+    /// }
+    /// let steps: Vec<u64> = rotation.files()?.into_iter().map(|(step, _)| step).collect();
+    /// assert_eq!(steps, [250, 200, 100]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn keep_every(mut self, every: u64) -> Self {
+        self.every = every;
+        self
+    }
+
+    /// Also keeps the `best` checkpoints with the lowest [`Save::score`], such as the validation loss. Of two with the
+    /// same score, the later is better. A checkpoint without a score, or with NaN, is not kept for its score.
+    ///
+    /// ```
+    /// use lion::{Lion, checkpoint::{Rotation, Save}};
+    /// # let folder = tempfile::tempdir()?;
+    /// let rotation = Rotation::new(folder.path(), "run", 1).keep_best(1);
+    /// for (step, loss) in [(10, 0.9), (20, 0.3), (30, 0.5), (40, 0.4)] {
+    ///     rotation.save_with(&Lion::builder().build()?, step, &Save::new().score(loss))?;
+    /// }
+    /// let steps: Vec<u64> = rotation.files()?.into_iter().map(|(step, _)| step).collect();
+    /// assert_eq!(steps, [40, 20]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn keep_best(mut self, best: usize) -> Self {
+        self.best = best;
+        self
     }
 
     /// Returns the path of the checkpoint of a step.
@@ -61,16 +127,9 @@ impl Rotation {
     /// use std::path::Path;
     /// let rotation = Rotation::new("runs", "digits", 3);
     /// assert_eq!(rotation.path(500), Path::new("runs/digits-500.lion"));
-    /// assert_eq!(rotation.beside(500, "params"), Path::new("runs/digits-500.params"));
     /// ```
     pub fn path(&self, step: u64) -> PathBuf {
-        self.beside(step, EXTENSION)
-    }
-
-    /// Returns the path of the file that [`save_with`](Rotation::save_with) saves beside the checkpoint of
-    /// a step.
-    pub fn beside(&self, step: u64, extension: &str) -> PathBuf {
-        self.folder().join(self.file_name(step, extension))
+        self.folder().join(self.file_name(step))
     }
 
     /// Saves the checkpoint of a step, and returns its path.
@@ -78,7 +137,8 @@ impl Rotation {
     /// Once the checkpoint is on the disk, other checkpoints are removed:
     ///
     /// - those of later steps, because a run that saves this step was resumed from an earlier one;
-    /// - those of earlier steps, except the last `keep - 1`.
+    /// - those of earlier steps, except the last `keep - 1`, and those that [`keep_every`](Rotation::keep_every) and
+    ///   [`keep_best`](Rotation::keep_best) keep.
     ///
     /// Unfinished files that earlier saves under this name left behind when they were killed are removed
     /// too.
@@ -93,42 +153,73 @@ impl Rotation {
         optimizer: &impl AsRef<Optimizer>,
         step: u64,
     ) -> Result<PathBuf, CheckpointError> {
-        self.save_on(&Os, optimizer.as_ref(), step)
+        self.save_on(&Os, optimizer.as_ref(), step, &Save::new())
     }
 
-    /// Saves the checkpoint of a step as [`save`](Rotation::save) does, together with a second file of the
-    /// trainer, for example the parameters. That file is named `NAME-STEP.EXTENSION`. After a crash or a
-    /// power cut, every checkpoint that exists has its complete second file beside it.
+    /// Saves the checkpoint of a step as [`save`](Rotation::save) does, together with what `save` adds to it.
     ///
     /// ```
-    /// use lion::{Lion, checkpoint::Rotation};
+    /// use lion::{Lion, checkpoint::{Checkpoint, Rotation, Save}};
     /// # let folder = tempfile::tempdir()?;
     /// let lion = Lion::builder().build()?;
     /// let rotation = Rotation::new(folder.path(), "run", 2);
-    /// rotation.save_with(&lion, 10, "parameters", &1.5f32.to_le_bytes())?;
+    /// let path = rotation.save_with(&lion, 10, &Save::new().section("loader", b"epoch 3"))?;
     ///
-    /// let (step, checkpoint) = rotation.files()?.swap_remove(0);
-    /// let mut resumed = Lion::builder().build()?;
-    /// resumed.load(checkpoint)?;
-    /// let parameters = std::fs::read(rotation.beside(step, "parameters"))?;
-    /// assert_eq!((step, parameters), (10, 1.5f32.to_le_bytes().to_vec()));
+    /// let mut file = Checkpoint::open(path)?;
+    /// assert_eq!(file.section("loader")?.as_deref(), Some(&b"epoch 3"[..]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// The second file is saved before the checkpoint. If a checkpoint of this step already exists with a
-    /// different second file, that checkpoint is removed first.
-    ///
     /// # Errors
-    /// The errors of [`save`](Rotation::save); [`CheckpointError::InvalidName`] also if the extension
-    /// is not valid in a file name or is `lion`.
+    /// The errors of [`save`](Rotation::save); [`CheckpointError::InvalidSection`].
     pub fn save_with(
         &self,
         optimizer: &impl AsRef<Optimizer>,
         step: u64,
-        extension: &str,
-        contents: &[u8],
+        save: &Save<'_>,
     ) -> Result<PathBuf, CheckpointError> {
-        self.save_with_on(&Os, optimizer.as_ref(), step, extension, contents)
+        self.save_on(&Os, optimizer.as_ref(), step, save)
+    }
+
+    /// Saves the checkpoint of a step as [`save_with`](Rotation::save_with) does, with a thread that writes the file and
+    /// then removes other checkpoints. [`save_async`](super::save_async) describes what is copied.
+    ///
+    /// ```
+    /// use lion::{Lion, checkpoint::{Background, Rotation, Save, WhenSaving}};
+    /// # let folder = tempfile::tempdir()?;
+    /// let lion = Lion::builder().build()?;
+    /// let (rotation, background) = (Rotation::new(folder.path(), "run", 2), Background::default());
+    /// let save = Save::new();
+    /// let saving = rotation.save_async(&lion, &background, 10, &save, WhenSaving::Wait)?;
+    /// assert_eq!(saving.path(), rotation.path(10));
+    /// saving.wait()?;
+    /// assert_eq!(rotation.files()?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`save_async`](super::save_async); [`CheckpointError::InvalidName`].
+    pub fn save_async(
+        &self,
+        optimizer: &impl AsRef<Optimizer>,
+        background: &Background,
+        step: u64,
+        save: &Save<'_>,
+        when: WhenSaving,
+    ) -> Result<SaveHandle, CheckpointError> {
+        check(&self.name)?;
+        let (path, rotation) = (self.path(step), self.clone());
+        let is_own = |name: &[u8]| self.step_of(name).is_some();
+        let prune = move || rotation.prune(&Os, step);
+        start(
+            optimizer.as_ref(),
+            background,
+            &path,
+            save,
+            when,
+            is_own,
+            prune,
+        )
     }
 
     /// Returns the steps and paths of the checkpoints, latest step first.
@@ -140,9 +231,69 @@ impl Rotation {
     /// [`CheckpointError::Io`] if the folder cannot be read; [`CheckpointError::InvalidName`].
     pub fn files(&self) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
         check(&self.name)?;
-        let steps = self.steps(&Os, EXTENSION)?;
+        let steps = self.steps(&Os)?;
         let files = steps.into_iter().rev();
         Ok(files.map(|step| (step, self.path(step))).collect())
+    }
+
+    /// Loads the latest checkpoint that is whole, and returns it with those that were passed over. Returns `None` if
+    /// there is no checkpoint.
+    ///
+    /// A checkpoint is passed over if it cannot be read, is damaged in any of its states, parameters or sections, or
+    /// was written by a newer version of the library. Unfinished files that killed saves left behind are removed.
+    ///
+    /// ```
+    /// use lion::{Lion, checkpoint::{Load, Rotation}};
+    /// # let folder = tempfile::tempdir()?;
+    /// let rotation = Rotation::new(folder.path(), "run", 3);
+    /// for (step, lr) in [(10, 0.5), (20, 0.25)] {
+    ///     rotation.save(&Lion::builder().lr(lr).build()?, step)?;
+    /// }
+    /// let half = std::fs::read(rotation.path(20))?.len() as u64 / 2;
+    /// std::fs::File::options().write(true).open(rotation.path(20))?.set_len(half)?;
+    ///
+    /// let mut resumed = Lion::builder().build()?;
+    /// let latest = rotation.load_latest(&mut resumed, Load::new())?.expect("a checkpoint");
+    /// assert_eq!((latest.step, resumed.lr()), (10, 0.5));
+    /// assert_eq!(latest.passed_over[0].0, rotation.path(20));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// - [`CheckpointError::NoneWhole`] if there are checkpoints and all of them are passed over.
+    /// - [`CheckpointError::Mismatch`] and the other errors of [`load`](super::load) for the latest checkpoint that is
+    ///   whole. An earlier one is not tried, because it would give the same error.
+    /// - [`CheckpointError::Io`] if the folder cannot be read; [`CheckpointError::InvalidName`].
+    pub fn load_latest(
+        &self,
+        optimizer: &mut impl AsMut<Optimizer>,
+        how: Load,
+    ) -> Result<Option<Latest>, CheckpointError> {
+        let files = self.files()?;
+        remove_unfinished(&Os, self.folder(), |name| self.step_of(name).is_some());
+        let mut passed_over = Vec::new();
+        for (step, path) in files {
+            match open_whole(&path) {
+                Ok(mut checkpoint) => {
+                    let report = load(optimizer, &mut checkpoint, how)?;
+                    return Ok(Some(Latest {
+                        step,
+                        path,
+                        checkpoint,
+                        report,
+                        passed_over,
+                    }));
+                }
+                Err(error) => passed_over.push((path, error)),
+            }
+        }
+        if passed_over.is_empty() {
+            return Ok(None);
+        }
+        Err(CheckpointError::NoneWhole {
+            folder: self.folder().to_owned(),
+            passed_over,
+        })
     }
 
     pub(super) fn save_on<D: Disk>(
@@ -150,93 +301,56 @@ impl Rotation {
         disk: &D,
         optimizer: &Optimizer,
         step: u64,
+        save: &Save<'_>,
     ) -> Result<PathBuf, CheckpointError> {
         check(&self.name)?;
-        let path = self.write_on(disk, optimizer, step)?;
-        self.prune(disk, step)?;
-        Ok(path)
-    }
-
-    pub(super) fn save_with_on<D: Disk>(
-        &self,
-        disk: &D,
-        optimizer: &Optimizer,
-        step: u64,
-        extension: &str,
-        contents: &[u8],
-    ) -> Result<PathBuf, CheckpointError> {
-        check(&self.name)?;
-        check(extension)?;
-        if extension == EXTENSION {
-            return Err(invalid(extension));
-        }
-        let beside = self.beside(step, extension);
-        replaceable(disk, &beside)?;
-        replaceable(disk, &self.path(step))?;
-        if !disk.holds(&beside, contents) {
-            // An existing checkpoint of this step belongs to the second file that is about to be replaced.
-            // Its removal must be durable before the replacement begins.
-            if remove(disk, &self.path(step))? {
-                self.sync(disk)?;
-            }
-            let is_own = |name: &[u8]| self.step_of(name, extension).is_some();
-            replace_on(disk, &beside, is_own, |writer| {
-                let written = writer.write_all(contents);
-                written.map_err(|source| failed("write", &beside, source))?;
-                Ok::<_, CheckpointError>(contents.len() as u64)
-            })?;
-        }
-        let path = self.write_on(disk, optimizer, step)?;
-        self.prune(disk, step)?;
-        let checkpoints = self.steps(disk, EXTENSION)?;
-        let mut alone = self.steps(disk, extension)?;
-        alone.retain(|step| !checkpoints.contains(step));
-        if !alone.is_empty() {
-            // Without this sync, a power cut could bring back a removed checkpoint but not its second file.
-            self.sync(disk)?;
-        }
-        remove_all(disk, alone.iter().map(|&step| self.beside(step, extension)))?;
-        Ok(path)
-    }
-
-    fn write_on<D: Disk>(
-        &self,
-        disk: &D,
-        optimizer: &Optimizer,
-        step: u64,
-    ) -> Result<PathBuf, CheckpointError> {
         let path = self.path(step);
-        let is_own = |name: &[u8]| self.step_of(name, EXTENSION).is_some();
+        let is_own = |name: &[u8]| self.step_of(name).is_some();
         replace_on(disk, &path, is_own, |writer| {
-            write(optimizer, writer, &path)
+            write(optimizer, save, writer, &path)
         })?;
+        self.prune(disk, step)?;
         Ok(path)
     }
 
-    /// Removes the checkpoints of steps after `step`, and all but the last `keep` of the others.
+    /// Removes the checkpoints of steps after `step`, and those of earlier steps that are not to be kept.
     fn prune<D: Disk>(&self, disk: &D, step: u64) -> Result<(), CheckpointError> {
-        let steps = self.steps(disk, EXTENSION)?;
+        let steps = self.steps(disk)?;
         let later = steps.iter().filter(|&&other| other > step);
-        let earlier = steps.iter().rev().filter(|&&other| other <= step);
-        let removed = later.chain(earlier.skip(self.keep));
-        remove_all(disk, removed.map(|&step| self.path(step)))
+        let earlier: Vec<_> = steps.iter().rev().filter(|&&other| other <= step).collect();
+        let mut best = BTreeSet::new();
+        if self.best > 0 && earlier.len() > self.keep {
+            let scores = earlier
+                .iter()
+                .filter_map(|&&step| Some((self.score(step)?, step)));
+            let mut scores: Vec<_> = scores.collect();
+            // The order of `earlier` decides between equal scores, and the sort is stable.
+            scores.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+            best.extend(scores.into_iter().take(self.best).map(|(_, step)| step));
+        }
+        let old = earlier.into_iter().skip(self.keep);
+        let old = old.filter(|step| !best.contains(step) && !self.is_of_every(**step));
+        remove_all(disk, later.chain(old).map(|&step| self.path(step)))
     }
 
-    /// Syncs the folder.
-    fn sync<D: Disk>(&self, disk: &D) -> Result<(), CheckpointError> {
-        let folder = self.folder();
-        let opened = disk.open_folder(folder);
-        let opened = opened.map_err(|source| failed("open", folder, source))?;
-        sync_folder(disk, &opened).map_err(|source| failed("sync", folder, source))
+    /// Returns whether [`keep_every`](Rotation::keep_every) keeps a step.
+    fn is_of_every(&self, step: u64) -> bool {
+        self.every > 0 && step.is_multiple_of(self.every)
     }
 
-    /// Returns the steps for which there is a regular file with this extension.
-    fn steps<D: Disk>(&self, disk: &D, extension: &str) -> Result<BTreeSet<u64>, CheckpointError> {
+    /// Returns the score of the checkpoint of a step. A file that cannot be read has none.
+    fn score(&self, step: u64) -> Option<f64> {
+        let score = Checkpoint::open(self.path(step)).ok()?.score()?;
+        (!score.is_nan()).then_some(score)
+    }
+
+    /// Returns the steps for which there is a regular file.
+    fn steps<D: Disk>(&self, disk: &D) -> Result<BTreeSet<u64>, CheckpointError> {
         let names = disk.files(self.folder());
         let names = names.map_err(|source| failed("read", self.folder(), source))?;
         let steps = names
             .iter()
-            .filter_map(|name| self.step_of(name.as_encoded_bytes(), extension));
+            .filter_map(|name| self.step_of(name.as_encoded_bytes()));
         Ok(steps.collect())
     }
 
@@ -247,19 +361,26 @@ impl Rotation {
         &self.folder
     }
 
-    fn file_name(&self, step: u64, extension: &str) -> String {
-        format!("{}-{step}.{extension}", self.name)
+    fn file_name(&self, step: u64) -> String {
+        format!("{}-{step}.{EXTENSION}", self.name)
     }
 
     /// Returns the step in the name of a file of this rotation, or `None` for other names.
-    fn step_of(&self, name: &[u8], extension: &str) -> Option<u64> {
+    fn step_of(&self, name: &[u8]) -> Option<u64> {
         let name = std::str::from_utf8(name).ok()?;
         let step = name.strip_prefix(&self.name)?.strip_prefix('-')?;
-        let step = step.strip_suffix(extension)?.strip_suffix('.')?;
+        let step = step.strip_suffix(EXTENSION)?.strip_suffix('.')?;
         let step = step.parse().ok()?;
         // Refuses names such as `007` and `+7`, which parse too.
-        (self.file_name(step, extension) == name).then_some(step)
+        (self.file_name(step) == name).then_some(step)
     }
+}
+
+/// Opens a checkpoint and checks all of it.
+fn open_whole(path: &Path) -> Result<Checkpoint<File>, CheckpointError> {
+    let mut checkpoint = Checkpoint::open(path)?;
+    checkpoint.verify_all()?;
+    Ok(checkpoint)
 }
 
 /// Checks that a name can be part of a file name.

@@ -1,7 +1,7 @@
 //! Checkpoints that are written into memory and loaded from there, without a file: Miri runs this too.
 
 use super::write::write;
-use super::{Checkpoint, CheckpointError, Damage, Load, load};
+use super::{Checkpoint, CheckpointError, Damage, Load, Save, load};
 use lion::{Device, Dtype, Handle, Lion, Overrides, ParamSpec};
 use lion_core::{BLOCK, Planes, StateRecord};
 use std::io::Cursor;
@@ -59,7 +59,13 @@ impl Run {
 
     fn saved(&self) -> Vec<u8> {
         let mut file = Cursor::new(Vec::new());
-        let bytes = write(self.lion.as_ref(), &mut file, Path::new("memory")).unwrap();
+        let bytes = write(
+            self.lion.as_ref(),
+            &Save::new(),
+            &mut file,
+            Path::new("memory"),
+        )
+        .unwrap();
         assert_eq!(bytes, file.get_ref().len() as u64);
         file.into_inner()
     }

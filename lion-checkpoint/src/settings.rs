@@ -1,6 +1,6 @@
 //! The differences between the settings of an optimizer before and after a load.
 
-use lion_core::{Group, Optimizer, Overrides, Scope};
+use lion_core::{Group, OnNonFinite, Optimizer, Overrides, Scope};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 pub struct SettingChange {
     /// The scope of the setting: the defaults, a group or a parameter.
     pub scope: Scope,
-    /// The name of the hyper-parameter, as in [`Overrides`], or `group`. The value of `group` is the name
+    /// The name of the hyper-parameter, as in [`Overrides`], `on_non_finite`, or `group`. The value of `group` is the name
     /// of a parameter's group. In the scope of a group, it is the name of a group that the load added.
     pub setting: &'static str,
     /// The value before the load. `None` if it was not set.
@@ -63,7 +63,11 @@ impl fmt::Display for SettingChange {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Default, PartialEq)]
-pub struct SettingChanges(Vec<Scoped>);
+pub struct SettingChanges {
+    /// What a step does if a momentum is not finite, before and after the load, if it changed.
+    on_non_finite: Option<[OnNonFinite; 2]>,
+    scopes: Vec<Scoped>,
+}
 
 /// The changes in one scope.
 ///
@@ -91,12 +95,22 @@ enum Place {
 impl SettingChanges {
     /// Returns an iterator over the changes, one per setting.
     pub fn iter(&self) -> impl Iterator<Item = SettingChange> + '_ {
-        self.0.iter().flat_map(Scoped::changes)
+        let on_non_finite = self.on_non_finite.map(|changed| {
+            let [before, after] = changed.map(|it| Some(format!("{it:?}")));
+            SettingChange {
+                scope: Scope::Defaults,
+                setting: "on_non_finite",
+                before,
+                after,
+            }
+        });
+        let scopes = self.scopes.iter().flat_map(Scoped::changes);
+        on_non_finite.into_iter().chain(scopes)
     }
 
     /// Returns `true` if no setting changed.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.on_non_finite.is_none() && self.scopes.is_empty()
     }
 }
 
@@ -156,6 +170,7 @@ const GROUP: &str = "group";
 
 /// A copy of all settings of an optimizer.
 pub(super) struct Snapshot {
+    on_non_finite: OnNonFinite,
     defaults: Overrides,
     groups: HashMap<Arc<str>, Overrides>,
     /// The name, the group and the overrides of each parameter.
@@ -174,6 +189,7 @@ impl Snapshot {
             (info.name.into(), group, info.overrides)
         });
         Snapshot {
+            on_non_finite: optimizer.on_non_finite(),
             defaults: *optimizer.defaults(),
             parameters: parameters.collect(),
             groups,
@@ -212,6 +228,10 @@ impl Snapshot {
             let groups = [group, now_in];
             changes.extend(Scoped::of(place, groups, Some(before), now.overrides));
         }
-        SettingChanges(changes)
+        let on_non_finite = [self.on_non_finite, optimizer.on_non_finite()];
+        SettingChanges {
+            on_non_finite: (on_non_finite[0] != on_non_finite[1]).then_some(on_non_finite),
+            scopes: changes,
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::disk::open_regular;
 use super::error::{CheckpointError, Damage};
-use super::header::{CONFIG, FIRST_VERSION, Versioned};
-use super::save::{failed, not_a_file};
+use super::replace::{failed, not_a_file};
 use bincode::Decode;
+use bincode::config::Config;
 use bincode::error::DecodeError;
 use crc32fast::Hasher;
 use std::fs::{File, OpenOptions};
@@ -180,13 +180,17 @@ impl<R: Read + Seek> Source<R> {
     }
 
     /// Decodes a record that ends at or before the offset `end`.
-    pub(crate) fn decode<T: Decode<()>>(&mut self, end: u64) -> Result<T, CheckpointError> {
+    pub(crate) fn decode<T: Decode<()>>(
+        &mut self,
+        end: u64,
+        config: impl Config,
+    ) -> Result<T, CheckpointError> {
         let start = self.position;
         let mut within = Within {
             reader: &mut self.reader,
             left: end.saturating_sub(start),
         };
-        let decoded = bincode::decode_from_std_read(&mut within, CONFIG);
+        let decoded = bincode::decode_from_std_read(&mut within, config);
         let left = within.left;
         self.position = end - left;
         decoded.map_err(|error| match error {
@@ -201,19 +205,6 @@ impl<R: Read + Seek> Source<R> {
                 },
             ),
         })
-    }
-
-    /// Decodes a record of a file with this version of the format. The record ends at or before the
-    /// offset `end`.
-    pub(crate) fn decode_version<T: Versioned>(
-        &mut self,
-        version: u32,
-        end: u64,
-    ) -> Result<T, CheckpointError> {
-        if version == FIRST_VERSION {
-            return self.decode(end).map(T::from_first);
-        }
-        self.decode(end)
     }
 
     /// Returns [`CheckpointError::Io`] for a read of this file.
@@ -282,7 +273,7 @@ impl std::fmt::Display for Undecodable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.0 {
             DecodeError::Io { .. } | DecodeError::UnexpectedEnd { .. } => {
-                f.write_str("the header ends before the record does")
+                f.write_str("the records end before this one does")
             }
             DecodeError::LimitExceeded | DecodeError::OutsideUsizeRange(_) => {
                 f.write_str("a length in it exceeds the limit of the format")
@@ -296,6 +287,9 @@ impl std::fmt::Display for Undecodable {
                     f,
                     "the tag of an optional value in it is {found}, wanted 0 or 1"
                 )
+            }
+            DecodeError::InvalidIntegerType { .. } => {
+                f.write_str("an integer in it exceeds the range of its type")
             }
             other => write!(f, "{other:?}"),
         }

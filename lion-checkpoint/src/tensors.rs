@@ -1,17 +1,19 @@
-//! The records of the tensors in the header of a checkpoint, read and checked one by one.
+//! The records of the states of parameters, read and checked one by one.
 
 use super::error::{CheckpointError, Damage};
-use super::header::{IdRecord, TensorRecord, align, check_steps, dtype, value};
-use super::read::check_length;
-use super::source::Source;
+use super::format::{
+    LayoutCode, check_length, check_shard, check_steps, dtype, layout_with, order, value,
+};
+use super::records::{PLANE_SIZE, Plane, Records};
+use super::{version1, version2};
 #[cfg(doc)]
 use crate::Checkpoint;
 #[cfg(doc)]
 use lion_core::OptimizerConfig;
-use lion_core::{Bits, Dtype, MemoryOrder, Overrides, PlaneSpec, PlaneType};
+use lion_core::{Bits, Dtype, MemoryOrder, Overrides, PlaneSpec};
 use std::io::{Read, Seek};
 
-/// The record of one parameter in a checkpoint.
+/// The record of the state of one parameter in a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Tensor {
@@ -47,188 +49,167 @@ pub struct Tensor {
     pub planes: Vec<Plane>,
 }
 
-/// A plane of a state: an array of codes or numbers, and its position in the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Plane {
-    /// The name of the plane.
-    pub name: &'static str,
-    /// The byte offset of the plane in the file.
-    pub offset: u64,
-    /// The size of the plane in bytes.
-    pub bytes: u64,
-    /// The CRC-32 of the bytes.
-    pub checksum: u32,
-    /// The type of the elements.
-    pub plane_type: PlaneType,
-    /// The byte offset of the zero padding before the plane.
-    pub(super) padding: u64,
-}
-
-/// An iterator over the tensor records of a checkpoint. It ends after the first error.
+/// An iterator over the records of the states in a checkpoint. It ends after the first error.
 ///
 /// Returned by [`Checkpoint::tensors`].
 #[derive(Debug)]
 pub struct Tensors<'a, R> {
-    source: &'a mut Source<R>,
-    /// The version of the format.
-    version: u32,
-    /// The offset of the end of the header.
-    end: u64,
-    /// The number of records not yet read. `None` after the last record or an error.
-    left: Option<u64>,
-    /// The name of the previous record.
-    name: String,
-    /// The offset of the end of the last plane.
-    offset: u64,
+    records: Records<'a, R>,
     groups: usize,
-    file_bytes: u64,
+    /// The layouts that states may have, by code. `None` in version 1, where each record describes its layout.
+    layouts: Option<&'a [&'static LayoutCode]>,
+}
+
+impl<'a, R: Read + Seek> Tensors<'a, R> {
+    pub(super) fn new(
+        records: Records<'a, R>,
+        groups: usize,
+        layouts: Option<&'a [&'static LayoutCode]>,
+    ) -> Self {
+        Tensors {
+            records,
+            groups,
+            layouts,
+        }
+    }
 }
 
 impl<R: Read + Seek> Iterator for Tensors<'_, R> {
     type Item = Result<Tensor, CheckpointError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let left = self.left.take()?;
-        if left == 0 {
-            return self.finish().err().map(Err);
+        let groups = self.groups;
+        match self.layouts {
+            None => self.records.next(
+                |source, end| source.decode(end, version1::CONFIG),
+                |record: &version1::TensorRecord| &record.name,
+                |records, record| of_version1(records, record, groups),
+            ),
+            Some(layouts) => self.records.next(
+                |source, end| source.decode(end, version2::CONFIG),
+                |record: &version2::TensorRecord| &record.name,
+                |records, record| of_version2(records, record, groups, layouts),
+            ),
         }
-        let tensor = self.tensor();
-        if tensor.is_ok() {
-            self.left = Some(left - 1);
-        }
-        Some(tensor)
     }
 }
 
-impl<'a, R: Read + Seek> Tensors<'a, R> {
-    /// Returns an iterator over `count` records. The first begins at the position of the source, and the
-    /// last ends at `end`, the end of the header.
-    pub(super) fn new(
-        source: &'a mut Source<R>,
-        version: u32,
-        end: u64,
-        count: u64,
-        groups: usize,
-        file_bytes: u64,
-    ) -> Self {
-        Tensors {
-            source,
-            version,
-            end,
-            left: Some(count),
-            name: String::new(),
-            offset: end,
-            groups,
-            file_bytes,
+/// Checks a record of version 1. It also gives the offset and the size of each plane.
+fn of_version1<R: Read + Seek>(
+    records: &mut Records<'_, R>,
+    record: version1::TensorRecord,
+    groups: usize,
+) -> Result<Tensor, Damage> {
+    let layout = layout_with(record.layout, record.block, record.codebook)?;
+    // Parameters of version 1 are whole tensors.
+    let head = version2::TensorRecord {
+        name: record.name,
+        len: record.len,
+        shard: None,
+        dtype: record.dtype,
+        layout: record.layout,
+        group: record.group,
+        overrides: record.overrides,
+        order: record.order,
+        steps: record.steps,
+        seed: record.seed,
+        planes: Vec::new(),
+    };
+    let mut tensor = tensor(&head, layout, groups)?;
+    let specs = layout.layout.planes();
+    check_count(record.planes.len(), specs.len())?;
+    for (spec, stored) in specs.iter().zip(record.planes) {
+        if Some(stored.bytes) != plane_bytes(spec, head.len) {
+            let wanted = format!("the size for {} elements", head.len);
+            return Err(value(PLANE_SIZE, stored.bytes, wanted));
         }
+        let checksum = stored.checksum.to_le_bytes();
+        let plane = plane(records, spec, head.len, &[checksum])?;
+        if stored.offset != plane.offset {
+            let (given, wanted) = (stored.offset, plane.offset);
+            return Err(value("the offset of a plane", given, wanted));
+        }
+        tensor.planes.push(plane);
     }
-
-    fn tensor(&mut self) -> Result<Tensor, CheckpointError> {
-        let start = self.source.position();
-        let record: TensorRecord = self.source.decode_version(self.version, self.end)?;
-        let name = record.id.name.clone();
-        let tensor = self.check(record).map_err(|damage| {
-            let name = (!name.is_empty()).then_some(name.as_str());
-            self.source.damaged(start, name, damage)
-        })?;
-        self.name.clone_from(&tensor.name);
-        Ok(tensor)
-    }
-
-    fn check(&mut self, record: TensorRecord) -> Result<Tensor, Damage> {
-        let TensorRecord {
-            id: IdRecord { name, len },
-            shard,
-            state: record,
-        } = record;
-        check_length("the length of a name", &name)?;
-        shard.check(len)?;
-        let layout = record.state_layout()?;
-        let dtype = dtype(record.dtype)?;
-        let order = record.order(len)?;
-        check_steps(record.steps)?;
-        // The names must be sorted. This also refuses an empty name and repeated names.
-        if name <= self.name {
-            let wanted = format!("a name that sorts after `{}`", self.name);
-            return Err(value("a name", format!("`{name}`"), wanted));
-        }
-        let group = record.group.map(|group| group as usize);
-        if let Some(group) = group.filter(|&group| group >= self.groups) {
-            let wanted = format!("below {}", self.groups);
-            return Err(value("the group", group, wanted));
-        }
-        let specs = layout.planes();
-        if record.planes.len() != specs.len() {
-            let (given, wanted) = (record.planes.len(), specs.len());
-            return Err(value("the number of planes", given, wanted));
-        }
-        let mut planes = Vec::with_capacity(specs.len());
-        for (spec, plane) in specs.iter().zip(&record.planes) {
-            let padding = self.offset;
-            let offset = align(padding).filter(|&offset| offset <= self.file_bytes);
-            let Some(offset) = offset.filter(|&offset| offset == plane.offset) else {
-                let wanted = match offset {
-                    Some(offset) => offset.to_string(),
-                    None => format!("at most {}", self.file_bytes),
-                };
-                return Err(value("the offset of a plane", plane.offset, wanted));
-            };
-            if plane.bytes > self.file_bytes - offset {
-                let wanted = format!("at most {}", self.file_bytes - offset);
-                return Err(value(PLANE_SIZE, plane.bytes, wanted));
-            }
-            if Some(plane.bytes) != plane_bytes(spec, len) {
-                let wanted = format!("the size for {len} elements");
-                return Err(value(PLANE_SIZE, plane.bytes, wanted));
-            }
-            self.offset = offset + plane.bytes;
-            planes.push(Plane {
-                name: spec.name,
-                offset,
-                bytes: plane.bytes,
-                checksum: plane.checksum,
-                plane_type: spec.plane_type,
-                padding,
-            });
-        }
-        Ok(Tensor {
-            name,
-            len,
-            offset: shard.offset,
-            whole_len: shard.whole_len,
-            dtype,
-            layout: layout.name(),
-            bits: layout.bits(),
-            block: record.block,
-            codebook: record.codebook,
-            group,
-            overrides: record.overrides.read(),
-            order,
-            steps: record.steps,
-            seed: record.seed,
-            planes,
-        })
-    }
-
-    /// Checks that the header ends after the last record, and the file after the last plane.
-    fn finish(&self) -> Result<(), CheckpointError> {
-        let (given, wanted) = (self.source.position(), self.end);
-        if given != wanted {
-            let damage = value("the header's end", wanted, given);
-            return Err(self.source.damaged(given, None, damage));
-        }
-        if self.offset != self.file_bytes {
-            let (given, wanted) = (self.file_bytes, self.offset);
-            let damage = Damage::TooLong { given, wanted };
-            return Err(self.source.damaged(wanted, None, damage));
-        }
-        Ok(())
-    }
+    Ok(tensor)
 }
 
-/// The name of a plane's size in error messages.
-const PLANE_SIZE: &str = "the size of a plane in bytes";
+/// Checks a record of version 2.
+fn of_version2<R: Read + Seek>(
+    records: &mut Records<'_, R>,
+    record: version2::TensorRecord,
+    groups: usize,
+    layouts: &[&'static LayoutCode],
+) -> Result<Tensor, Damage> {
+    let layout = layouts.iter().find(|layout| layout.code == record.layout);
+    let Some(layout) = layout else {
+        let wanted = "a layout that the section lists";
+        return Err(value("the layout of the state", record.layout, wanted));
+    };
+    let mut tensor = tensor(&record, layout, groups)?;
+    let specs = layout.layout.planes();
+    check_count(record.planes.len(), specs.len())?;
+    for (spec, checksums) in specs.iter().zip(&record.planes) {
+        tensor
+            .planes
+            .push(plane(records, spec, record.len, checksums)?);
+    }
+    Ok(tensor)
+}
+
+/// Checks everything but the planes.
+fn tensor(
+    record: &version2::TensorRecord,
+    layout: &LayoutCode,
+    groups: usize,
+) -> Result<Tensor, Damage> {
+    let len = record.len;
+    check_length("the length of a name", &record.name)?;
+    let (offset, whole_len) = record.shard.unwrap_or((0, len));
+    check_shard(offset, whole_len, len)?;
+    let dtype = dtype(record.dtype)?;
+    let order = record.order.as_deref().map(|axes| order(len, axes));
+    check_steps(record.steps)?;
+    let group = record.group.map(|group| group as usize);
+    if let Some(group) = group.filter(|&group| group >= groups) {
+        let wanted = format!("below {groups}");
+        return Err(value("the group", group, wanted));
+    }
+    Ok(Tensor {
+        name: record.name.clone(),
+        len,
+        offset,
+        whole_len,
+        dtype,
+        layout: layout.layout.name(),
+        bits: layout.layout.bits(),
+        block: layout.block,
+        codebook: layout.codebook,
+        group,
+        overrides: record.overrides.read(),
+        order: order.transpose()?,
+        steps: record.steps,
+        seed: record.seed,
+        planes: Vec::new(),
+    })
+}
+
+fn check_count(given: usize, wanted: usize) -> Result<(), Damage> {
+    if given == wanted {
+        return Ok(());
+    }
+    Err(value("the number of planes", given, wanted))
+}
+
+fn plane<R: Read + Seek>(
+    records: &mut Records<'_, R>,
+    spec: &PlaneSpec,
+    len: u64,
+    checksums: &[version2::Checksum],
+) -> Result<Plane, Damage> {
+    let (bytes, what) = (plane_bytes(spec, len), format!("{len} elements"));
+    records.plane(spec.name, spec.plane_type, bytes, &what, checksums)
+}
 
 /// Returns the size in bytes of a plane for `n` elements, or `None` if it overflows.
 fn plane_bytes(spec: &PlaneSpec, n: u64) -> Option<u64> {

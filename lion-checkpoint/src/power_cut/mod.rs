@@ -3,9 +3,9 @@
 mod simulated;
 
 use self::simulated::{Folder, Simulated};
+use super::replace::replace_on;
 use super::rotation::Rotation;
-use super::save::replace_on;
-use super::{Checkpoint, CheckpointError, Load, load};
+use super::{Checkpoint, CheckpointError, Load, Save, load};
 use lion::{Device, Dtype, Lion, ParamSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -37,7 +37,7 @@ fn save(disk: &Simulated, lion: &Lion, path: &OsStr) -> Result<u64, CheckpointEr
         disk,
         path,
         |name| name == own.as_encoded_bytes(),
-        |writer| super::write::write(lion.as_ref(), writer, path),
+        |writer| super::write::write(lion.as_ref(), &Save::new(), writer, path),
     )
 }
 
@@ -219,7 +219,9 @@ fn a_rotation_removes_no_checkpoint_before_the_next_is_on_the_disk() {
         for (step, kept) in [(1, vec![1]), (2, vec![1, 2]), (3, vec![2, 3]), (2, vec![2])] {
             let before = checkpoints(&disk.contents());
             let lion = stepped_in(1, step);
-            rotation.save_on(&disk, lion.as_ref(), step).unwrap();
+            rotation
+                .save_on(&disk, lion.as_ref(), step, &Save::new())
+                .unwrap();
             for (operation, folders) in disk.cuts() {
                 for folder in folders {
                     let found = checkpoints(&folder);
@@ -239,70 +241,4 @@ fn a_rotation_removes_no_checkpoint_before_the_next_is_on_the_disk() {
             disk = Simulated::of(&disk.contents());
         }
     }
-}
-
-#[test]
-fn a_cut_leaves_no_checkpoint_without_the_file_that_was_saved_with_it() {
-    let rotation = Rotation::new(FOLDER, "run", 2);
-    let beside = |step: u64| path(&format!("run-{step}.trainer"));
-    let parameters = |steps: u64, run: u64| format!("parameters {steps} of run {run}");
-    let mut disk = Simulated::default();
-    // The last ones save a step again, as they were and in another run.
-    let saves = [
-        (1, 1),
-        (2, 1),
-        (3, 1),
-        (2, 1),
-        (2, 1),
-        (2, 2),
-        (3, 2),
-        (4, 2),
-    ];
-    // Under Miri only two of them; one replaces the checkpoint of another run.
-    let saves = &saves[if cfg!(miri) { 4..6 } else { 0..8 }];
-    let whole = whole(saves);
-    let assert_pairs = |folder: &Folder, when: &str| {
-        let checkpoints = checkpoints(folder, &whole);
-        for (&step, &run) in &checkpoints {
-            let found = folder
-                .get(&beside(step))
-                .map(|x| String::from_utf8_lossy(x));
-            assert_eq!(found.as_deref(), Some(&*parameters(step, run)), "{when}");
-        }
-        checkpoints
-    };
-    for &(step, run) in saves {
-        let (lion, parameters) = (stepped_in(run, step), parameters(step, run));
-        let save = |disk: &Simulated| {
-            rotation.save_with_on(disk, lion.as_ref(), step, "trainer", parameters.as_bytes())
-        };
-        let before = disk.contents();
-        save(&disk).unwrap();
-        for (operation, folders) in disk.cuts() {
-            for folder in folders {
-                let when = format!("a cut before `{operation}` of step {step} of run {run}");
-                assert_pairs(&folder, &when);
-            }
-        }
-        for folder in disk.cut_now() {
-            let found = assert_pairs(&folder, "a cut after the save");
-            assert_eq!(found.get(&step), Some(&run));
-        }
-        let operations = 0..disk.record().before.len();
-        for failing in operations.step_by(if cfg!(miri) { 10 } else { 1 }) {
-            let disk = Simulated::of(&before);
-            disk.record().fails = Some((failing, ErrorKind::StorageFull));
-            let _ = save(&disk);
-            for folder in disk.cut_now() {
-                assert_pairs(&folder, "a failure, then a cut");
-            }
-        }
-        disk = Simulated::of(&disk.contents());
-    }
-    let names: Vec<_> = disk.contents().into_keys().collect();
-    let kept: &[u64] = if cfg!(miri) { &[2] } else { &[3, 4] };
-    let kept = kept
-        .iter()
-        .flat_map(|step| ["lion", "trainer"].map(|end| path(&format!("run-{step}.{end}"))));
-    assert_eq!(names, Vec::from_iter(kept));
 }

@@ -102,6 +102,11 @@ impl Optimizer {
         &self.groups
     }
 
+    /// Returns what a step does if a new momentum is not finite.
+    pub fn on_non_finite(&self) -> OnNonFinite {
+        self.on_non_finite
+    }
+
     /// Adds a group, whose parameters share hyper-parameters. A parameter joins it when it is registered.
     ///
     /// ```

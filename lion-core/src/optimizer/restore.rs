@@ -3,8 +3,8 @@
 
 use super::configure::resolve;
 use crate::{
-    BackendError, Dtype, Error, Group, Handle, Hyper, MemoryOrder, Optimizer, Overrides, PlaneSpec,
-    Scope, State, StateRequest,
+    BackendError, Dtype, Error, Group, Handle, Hyper, MemoryOrder, OnNonFinite, Optimizer,
+    Overrides, PlaneSpec, Scope, State, StateRequest,
 };
 use std::mem::take;
 use std::ops::Range;
@@ -24,12 +24,25 @@ pub struct OptimizerConfig {
     pub defaults: Overrides,
     /// The groups.
     pub groups: Vec<Group>,
+    /// What a step does if a new momentum is not finite. A restore with `None` keeps the optimizer's own.
+    pub on_non_finite: Option<OnNonFinite>,
 }
 
 impl OptimizerConfig {
-    /// Returns a configuration with these defaults and groups.
+    /// Returns a configuration with these defaults and groups, which does not set `on_non_finite`.
     pub fn new(defaults: Overrides, groups: Vec<Group>) -> Self {
-        OptimizerConfig { defaults, groups }
+        OptimizerConfig {
+            defaults,
+            groups,
+            on_non_finite: None,
+        }
+    }
+
+    /// Sets what a step does if a new momentum is not finite.
+    #[must_use]
+    pub fn on_non_finite(mut self, on_non_finite: OnNonFinite) -> Self {
+        self.on_non_finite = Some(on_non_finite);
+        self
     }
 }
 
@@ -126,8 +139,8 @@ struct Target {
 impl Optimizer {
     /// Begins to restore parameters from records.
     ///
-    /// If `settings` is given, it replaces the defaults, the groups, and the group and overrides of
-    /// each parameter that has a record. Groups that only this optimizer has are kept, with their
+    /// If `settings` is given, it replaces the defaults, the groups, `on_non_finite` if it is set, and the group
+    /// and overrides of each parameter that has a record. Groups that only this optimizer has are kept, with their
     /// parameters.
     ///
     /// A state keeps its width, and whether it is paged. If the settings differ from that, the
@@ -291,9 +304,12 @@ impl Restore<'_> {
         // The drop has nothing to undo.
         let targets = take(&mut self.targets);
         let optimizer = &mut *self.optimizer;
-        if let Some(OptimizerConfig { defaults, groups }) = self.settings.take() {
-            optimizer.defaults = defaults;
-            optimizer.groups = groups;
+        if let Some(settings) = self.settings.take() {
+            optimizer.defaults = settings.defaults;
+            optimizer.groups = settings.groups;
+            if let Some(on_non_finite) = settings.on_non_finite {
+                optimizer.on_non_finite = on_non_finite;
+            }
         }
         for (entry, resolved) in optimizer.params.iter_mut().zip(take(&mut self.resolved)) {
             entry.group = resolved.group;

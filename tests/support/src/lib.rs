@@ -27,7 +27,9 @@ mod trajectory;
 
 pub use backends::{AllPaged, Candidate, backends, cpus, cuda, emulator, managed_room};
 pub use bits::{BitDifference, compare_codes, compare_f32, compare_params};
-pub use checkpoint::{CheckpointFile, GroupPart, OverridesPart, TensorPart, seal};
+pub use checkpoint::{
+    CheckpointFile, GroupPart, OverridesPart, RecordPart, SectionPart, TensorPart, seal,
+};
 pub use child::{again, child, skipped_on_an_anonymous_driver};
 pub use failing::FailingWrites;
 pub use file::{RecordFile, is_codebook};

@@ -3,6 +3,7 @@
 
 mod invalid;
 mod numbers;
+mod sections;
 
 use lion::checkpoint::{Checkpoint, Damage};
 use lion::{
@@ -159,17 +160,21 @@ fn resumes(file: &str, version: u32, redrawn: &[&str]) {
     let bytes = saved(&lion);
     let mut again = Checkpoint::read(std::io::Cursor::new(bytes), "again").unwrap();
     assert_eq!((again.version(), again.numbers()), (2, 2));
-    assert_eq!(again.settings(), checkpoint.settings());
+    let (ours, theirs) = (again.settings(), checkpoint.settings());
+    assert_eq!(
+        (ours.defaults, &ours.groups),
+        (theirs.defaults, &theirs.groups)
+    );
     for (ours, theirs) in again.tensors().unwrap().zip(checkpoint.tensors().unwrap()) {
         let (ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
         if theirs.dtype == Dtype::F16 && theirs.overrides.stochastic_param == Some(true) {
             // This option has no effect on this type, and a load unsets it.
             theirs.overrides.stochastic_param = Some(false);
         }
-        // The length of the library's name moves everything after it, so offsets may differ.
+        // Offsets and chunks depend on the version of the format. The states have been compared.
         let [ours, theirs] = [ours, theirs].map(|mut tensor| {
             let planes = std::mem::take(&mut tensor.planes).into_iter();
-            let planes = planes.map(|plane| (plane.name, plane.bytes, plane.checksum));
+            let planes = planes.map(|plane| (plane.name, plane.bytes));
             (tensor, planes.collect::<Vec<_>>())
         });
         assert_eq!(ours, theirs);

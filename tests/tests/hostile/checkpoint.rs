@@ -73,10 +73,11 @@ fn every_changed_byte_and_every_truncation_is_rejected() {
 }
 
 #[test]
-fn no_number_in_a_header_makes_a_load_exceed_its_memory_bound() {
+fn no_number_in_a_preamble_or_index_makes_a_load_exceed_its_memory_bound() {
     let _alone = alone();
     let whole = saved(&stepped());
-    let header = u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
+    let index = u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
+    let index = whole.len() - 4 - index;
     let numbers = [
         u64::MAX,
         i64::MAX as u64,
@@ -85,10 +86,15 @@ fn no_number_in_a_header_makes_a_load_exceed_its_memory_bound() {
         255,
         0,
     ];
-    for at in 8..36 + header - 8 {
+    for at in (8..28).chain(index..whole.len() - 12) {
         for number in numbers {
             let mut bytes = whole.clone();
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+            seal(&mut bytes);
+            try_all(&bytes);
+            // The encoding of the number in the index.
+            let mut bytes = whole.clone();
+            bytes.splice(at..=at, [&[253], &number.to_le_bytes()[..]].concat());
             seal(&mut bytes);
             try_all(&bytes);
         }
@@ -150,15 +156,11 @@ fn invalid_state_values_are_rejected_with_their_position() {
             let range = plane.offset as usize..(plane.offset + plane.bytes) as usize;
             let at = range.end - 4;
             bytes[at..range.end].copy_from_slice(&number.to_le_bytes());
-            // The record ends with the offset, the size and the checksum of the plane.
-            let record = [plane.offset.to_le_bytes(), plane.bytes.to_le_bytes()].concat();
-            let place = bytes
-                .windows(16)
-                .position(|window| window == record)
-                .unwrap()
-                + 16;
-            let checksum = crc32fast::hash(&bytes[range]);
-            bytes[place..place + 4].copy_from_slice(&checksum.to_le_bytes());
+            // The checksum of the only chunk is in the index.
+            let old = crc32fast::hash(&whole[range.clone()]).to_le_bytes();
+            let new = crc32fast::hash(&bytes[range]).to_le_bytes();
+            let place = bytes.windows(4).rposition(|it| it == old).unwrap();
+            bytes[place..place + 4].copy_from_slice(&new);
             seal(&mut bytes);
             let mut lion = optimizer();
             match load_bytes(&mut lion, &bytes, LoadPolicy::Strict) {

@@ -16,6 +16,7 @@ KINDS = ["decay", "stochastic", "unorm", "zeros"]
 NAMES = [f"spec{bits}_{t}_{t}_{kind}" for bits in (8, 32) for t in ("f32", "f16", "bf16") for kind in KINDS
          if kind != "zeros" or t == "f32"]
 NUMBERS = 2
+CHUNK = 4096
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2}
 
 def read(path):
@@ -25,17 +26,26 @@ def read(path):
     part = lambda name: raw[start + head[name]["data_offsets"][0] : start + head[name]["data_offsets"][1]]
     return head.pop("__metadata__", {}), head, part
 
+def integer(x):
+    if x < 251:
+        return struct.pack("<B", x)
+    width, kind = (251, "H") if x < 1 << 16 else (252, "I") if x < 1 << 32 else (253, "Q")
+    return struct.pack("<B" + kind, width, x)
+
 def string(text):
-    return struct.pack("<Q", len(text.encode())) + text.encode()
+    return integer(len(text.encode())) + text.encode()
 
 def option(kind, *values):
-    return struct.pack("<B", 0) if values[0] is None else struct.pack("<B" + kind, 1, *values)
+    if values[0] is None:
+        return b"\x00"
+    return b"\x01" + b"".join(integer(x) if kind == "integer" else struct.pack("<" + kind, x) for x in values)
 
 def overrides(lr=None, lr_multiplier=None, betas=(None,), weight_decay=None, max_unorm=None, skip_zeros=None,
               stochastic_param=None, stochastic_state=None, seed=None, optim_bits=None, min_8bit_size=None):
-    return (option("d", lr) + option("d", lr_multiplier) + option("dd", *betas) + option("d", weight_decay)
+    return (option("d", lr) + option("d", lr_multiplier) + option("d", *betas) + option("d", weight_decay)
             + option("d", max_unorm) + option("?", skip_zeros) + option("?", stochastic_param)
-            + option("?", stochastic_state) + option("Q", seed) + option("I", optim_bits) + option("Q", min_8bit_size))
+            + option("?", stochastic_state) + option("integer", seed)
+            + option("integer", optim_bits) + option("integer", min_8bit_size))
 
 _, _, codebook = read(HERE / "../spec/qmap_signed.safetensors")
 CODEBOOK = zlib.crc32(codebook("qmap"))
@@ -46,32 +56,35 @@ for name in sorted(NAMES):
     half, eight = int(meta["steps"]) // 2, meta["state"] == "8"
     n = head["p.0"]["shape"][0]
     yes = lambda key: meta[key] == "true"
-    record = string(name) + struct.pack("<QQQ", n, 0, n)                   # all of a whole tensor
-    record += struct.pack("<BBII", DTYPES[meta["param"]], eight, 256 * eight, CODEBOOK * eight)
-    record += option("I", 0 if eight else None)       # the group
+    record = string(name) + integer(n) + option("integer", None)           # not a shard
+    record += struct.pack("<BB", DTYPES[meta["param"]], eight)
+    record += option("integer", 0 if eight else None)                      # the group
     record += overrides(
         lr=float(meta["lr"]), betas=(float(meta["beta1"]), float(meta["beta2"])),
         weight_decay=float(meta["weight_decay"]), max_unorm=float(meta["max_unorm"]),
         skip_zeros=yes("skip_zeros"), stochastic_param=yes("stochastic_param"),
         stochastic_state=yes("stochastic_state"), seed=int(meta["seed"]))
-    record += struct.pack("<BQ", 1, 0)                # row-major
-    record += struct.pack("<QQ", half, int(meta["seed"]))
-    planes = [part(f"{plane}.{half}") for plane in ("ca" if eight else "m")]
-    tensors.append((record, planes))
+    record += option("integer", 0)                    # row-major: no axes
+    record += integer(half) + integer(int(meta["seed"]))
+    tensors.append((record, [part(f"{plane}.{half}") for plane in ("ca" if eight else "m")]))
 
-head = string("generate.py") + struct.pack("<I", NUMBERS) + overrides(lr=1.0, optim_bits=32) + struct.pack("<Q", 1)
-head += string("eight") + overrides(optim_bits=8, min_8bit_size=0) + struct.pack("<Q", len(tensors))
-header_bytes = len(head) + sum(len(record) + 8 + 20 * len(planes) for record, planes in tensors)
-
-body, end = b"", 36 + header_bytes
+body = integer(NUMBERS) + struct.pack("<B", 0)        # skip blocks
+body += integer(2) + struct.pack("<B", 0) + integer(0) + integer(0)
+body += struct.pack("<B", 1) + integer(256) + integer(CODEBOOK)
+body += overrides(lr=1.0, optim_bits=32) + integer(1)
+body += string("eight") + overrides(optim_bits=8, min_8bit_size=0) + integer(len(tensors))
+data = b""
 for record, planes in tensors:
-    head += record + struct.pack("<Q", len(planes))
+    body += record + integer(len(planes))
     for plane in planes:
-        offset = (end + 63) // 64 * 64
-        head += struct.pack("<QQI", offset, len(plane), zlib.crc32(plane))
-        body += bytes(offset - end) + plane
-        end = offset + len(plane)
+        data += bytes(-(36 + len(data)) % 64) + plane
+        chunks = [plane[i : i + CHUNK] for i in range(0, len(plane), CHUNK)]
+        body += integer(len(chunks)) + b"".join(struct.pack("<I", zlib.crc32(chunk)) for chunk in chunks)
 
-preamble = b"\x89LION\r\n\x1a" + struct.pack("<IIQQ", 2, zlib.crc32(head), header_bytes, end)
+index = string("generate.py") + integer(1)
+index += integer(1) + struct.pack("<?", True) + integer(len(data)) + integer(len(body)) + body
+size = 36 + len(data) + len(index) + 4
+preamble = b"\x89LION\r\n\x1a" + struct.pack("<IIQQ", 2, CHUNK, len(index), size)
 preamble += struct.pack("<I", zlib.crc32(preamble))
-(Path(sys.argv[1]) / "v2.lion").write_bytes(preamble + head + body)
+file = preamble + data + index + struct.pack("<I", zlib.crc32(index))
+(Path(sys.argv[1]) / "v2.lion").write_bytes(file)

@@ -1,10 +1,10 @@
-//! The records of a header as bincode encodes them, and their conversion to the types of lion-core.
-//! docs/format.md specifies the bytes.
+//! What both versions of the format have in common: the preamble, the codes of types and layouts, the checks of
+//! fields, and the conversion of records to the types of lion-core. docs/format.md specifies the bytes.
 
 use super::error::Damage;
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
-use lion_core::{Dtype, MemoryOrder, Momentum32, Overrides, StateLayout};
+use lion_core::{Dtype, MemoryOrder, Momentum32, OnNonFinite, Overrides, StateLayout};
 use lion_quant::Blockwise8;
 
 /// The magic number: the first bytes of a file. The first byte is not ASCII, and the last three are a line
@@ -17,14 +17,14 @@ pub const VERSION: u32 = 2;
 /// The first version of the format, which [`Checkpoint`](crate::Checkpoint) reads as well.
 pub(super) const FIRST_VERSION: u32 = 1;
 
-/// The size of the preamble in bytes. The header follows it.
+/// The size of the preamble in bytes.
 pub(super) const PREAMBLE: u64 = 36;
 
 /// The alignment of planes in bytes. In a memory-mapped file, planes are aligned for any vector register.
 pub(super) const ALIGN: u64 = 64;
 
 /// The largest number of bytes that decoding one record may allocate. No valid record needs as much.
-const LIMIT: usize = 256 << 10;
+pub(super) const LIMIT: usize = 256 << 10;
 
 /// The maximum length of a string in bytes: of the library, or of the name of a parameter or group.
 pub(crate) const MAX_NAME: usize = u16::MAX as usize;
@@ -41,8 +41,8 @@ pub(crate) const MAX_STEPS: u64 = 1 << 62;
 /// The CRC-32 of the 1,024 bytes of the codebook.
 pub(super) const CODEBOOK_ID: u32 = 0x1B13_7AEB;
 
-/// The bincode configuration: little-endian integers of fixed width.
-pub(super) const CONFIG: Configuration<LittleEndian, Fixint, Limit<LIMIT>> =
+/// The bincode configuration of the preamble: little-endian integers of fixed width.
+pub(super) const FIXED: Configuration<LittleEndian, Fixint, Limit<LIMIT>> =
     bincode::config::standard()
         .with_fixed_int_encoding()
         .with_limit::<LIMIT>();
@@ -52,48 +52,13 @@ pub(super) const CONFIG: Configuration<LittleEndian, Fixint, Limit<LIMIT>> =
 pub(super) struct Preamble {
     pub(super) magic: [u8; 8],
     pub(super) version: u32,
-    pub(super) header_checksum: u32,
-    pub(super) header_bytes: u64,
+    /// In version 1, the checksum of the header. In version 2, the size of a chunk in bytes.
+    pub(super) word: u32,
+    /// The size in bytes of the header of version 1, or of the index of version 2.
+    pub(super) records_bytes: u64,
     pub(super) file_bytes: u64,
     /// The CRC-32 of the 32 bytes before it.
     pub(super) checksum: u32,
-}
-
-/// A record that version 2 of the format extended. Version 2 is its encoding.
-pub(super) trait Versioned: Decode<()> {
-    /// The fields that version 1 of the format has, in its order.
-    type First: Decode<()>;
-
-    /// Returns the record of version 2 that means the same.
-    fn from_first(record: Self::First) -> Self;
-}
-
-/// The start of a header, up to and including the number of groups.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
-pub(super) struct HeadRecord {
-    pub(super) library: String,
-    /// The version of the numbers.
-    pub(super) numbers: u32,
-    pub(super) scopes: ScopesRecord,
-}
-
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
-pub(super) struct ScopesRecord {
-    pub(super) defaults: OverridesRecord,
-    pub(super) groups: u64,
-}
-
-impl Versioned for HeadRecord {
-    type First = (String, ScopesRecord);
-
-    /// Files of version 1 were written before the numbers had a version.
-    fn from_first((library, scopes): Self::First) -> Self {
-        HeadRecord {
-            library,
-            numbers: 1,
-            scopes,
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -115,61 +80,6 @@ pub(super) struct OverridesRecord {
     seed: Option<u64>,
     optim_bits: Option<u32>,
     min_8bit_size: Option<u64>,
-}
-
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
-pub(super) struct TensorRecord {
-    pub(super) id: IdRecord,
-    pub(super) shard: ShardRecord,
-    pub(super) state: StateRecord,
-}
-
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
-pub(super) struct IdRecord {
-    pub(super) name: String,
-    pub(super) len: u64,
-}
-
-/// The part of a tensor that the parameter holds.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
-pub(super) struct ShardRecord {
-    pub(super) offset: u64,
-    pub(super) whole_len: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
-pub(super) struct StateRecord {
-    pub(super) dtype: u8,
-    pub(super) layout: u8,
-    pub(super) block: u32,
-    pub(super) codebook: u32,
-    pub(super) group: Option<u32>,
-    pub(super) overrides: OverridesRecord,
-    /// Length and stride per axis. `None` before the first step; empty for row-major order.
-    pub(super) order: Option<Vec<(u64, i64)>>,
-    pub(super) steps: u64,
-    pub(super) seed: u64,
-    pub(super) planes: Vec<PlaneRecord>,
-}
-
-impl Versioned for TensorRecord {
-    type First = (IdRecord, StateRecord);
-
-    /// Parameters of version 1 are whole tensors.
-    fn from_first((id, state): Self::First) -> Self {
-        let shard = ShardRecord {
-            offset: 0,
-            whole_len: id.len,
-        };
-        TensorRecord { id, shard, state }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
-pub(super) struct PlaneRecord {
-    pub(super) offset: u64,
-    pub(super) bytes: u64,
-    pub(super) checksum: u32,
 }
 
 impl From<&Overrides> for OverridesRecord {
@@ -211,13 +121,13 @@ impl OverridesRecord {
     }
 }
 
-/// Returns the code of a type, or `None` if the format has none for it.
-pub(super) fn dtype_code(dtype: Dtype) -> Option<u8> {
+/// Returns the code of a type.
+pub(super) fn dtype_code(dtype: Dtype) -> Result<u8, Damage> {
     match dtype {
-        Dtype::F32 => Some(0),
-        Dtype::F16 => Some(1),
-        Dtype::Bf16 => Some(2),
-        _ => None,
+        Dtype::F32 => Ok(0),
+        Dtype::F16 => Ok(1),
+        Dtype::Bf16 => Ok(2),
+        _ => Err(value("the type", dtype, "f32, f16 or bf16")),
     }
 }
 
@@ -231,7 +141,28 @@ pub(super) fn dtype(code: u8) -> Result<Dtype, Damage> {
     }
 }
 
+/// Returns the code of what a step does if a momentum is not finite.
+pub(super) fn on_non_finite_code(on_non_finite: OnNonFinite) -> u8 {
+    match on_non_finite {
+        OnNonFinite::RejectStep => 1,
+        _ => 0,
+    }
+}
+
+/// Returns what a step does if a momentum is not finite.
+pub(super) fn on_non_finite(code: u8) -> Result<OnNonFinite, Damage> {
+    match code {
+        0 => Ok(OnNonFinite::SkipBlock),
+        1 => Ok(OnNonFinite::RejectStep),
+        _ => {
+            let wanted = "0 (skip the block) or 1 (reject the step)";
+            Err(value("on_non_finite", code, wanted))
+        }
+    }
+}
+
 /// A state layout with its code, block size and codebook in the format.
+#[derive(Debug)]
 pub(super) struct LayoutCode {
     pub(super) code: u8,
     pub(super) block: u32,
@@ -254,6 +185,27 @@ const LAYOUTS: [LayoutCode; 2] = [
     },
 ];
 
+/// Returns the entry of the layout with a code. Checks the block size and the codebook.
+pub(super) fn layout_with(
+    code: u8,
+    block: u32,
+    codebook: u32,
+) -> Result<&'static LayoutCode, Damage> {
+    let found = const { &LAYOUTS }.iter().find(|layout| layout.code == code);
+    let Some(found) = found else {
+        let wanted = "0 (momentum32) or 1 (blockwise8)";
+        return Err(value("the layout of the state", code, wanted));
+    };
+    if block != found.block {
+        return Err(value("the block size", block, found.block));
+    }
+    if codebook != found.codebook {
+        let [given, wanted] = [codebook, found.codebook].map(|id| format!("{id:#010x}"));
+        return Err(value("the codebook", given, wanted));
+    }
+    Ok(found)
+}
+
 /// Returns the entry of the layout with this name, or `None` if the format has no code for it.
 pub(super) fn layout_named(name: &str) -> Option<&'static LayoutCode> {
     const { &LAYOUTS }
@@ -261,68 +213,41 @@ pub(super) fn layout_named(name: &str) -> Option<&'static LayoutCode> {
         .find(|code| code.layout.name() == name)
 }
 
-impl ShardRecord {
-    /// Checks that a shard of `len` elements consists of whole blocks of its tensor.
-    pub(super) fn check(&self, len: u64) -> Result<(), Damage> {
-        const BLOCK: u64 = lion_core::BLOCK as u64;
-        let &ShardRecord { offset, whole_len } = self;
-        if !offset.is_multiple_of(BLOCK) && offset != whole_len {
-            let wanted = format!("a multiple of {BLOCK}, or the whole length {whole_len}");
-            return Err(value("the offset of a shard", offset, wanted));
-        }
-        let end = offset.checked_add(len).filter(|&end| end <= whole_len);
-        let Some(end) = end else {
-            let wanted = format!("at least its offset {offset} and its length {len} together");
-            return Err(value("the whole length of a shard", whole_len, wanted));
-        };
-        if end < whole_len && !end.is_multiple_of(BLOCK) {
-            let wanted = format!("a multiple of {BLOCK} or the whole length {whole_len}");
-            return Err(value("the end of a shard", end, wanted));
-        }
-        Ok(())
+/// Checks that a shard of `len` elements consists of whole blocks of its tensor.
+pub(super) fn check_shard(offset: u64, whole_len: u64, len: u64) -> Result<(), Damage> {
+    const BLOCK: u64 = lion_core::BLOCK as u64;
+    if !offset.is_multiple_of(BLOCK) && offset != whole_len {
+        let wanted = format!("a multiple of {BLOCK}, or the whole length {whole_len}");
+        return Err(value("the offset of a shard", offset, wanted));
     }
+    let end = offset.checked_add(len).filter(|&end| end <= whole_len);
+    let Some(end) = end else {
+        let wanted = format!("at least its offset {offset} and its length {len} together");
+        return Err(value("the whole length of a shard", whole_len, wanted));
+    };
+    if end < whole_len && !end.is_multiple_of(BLOCK) {
+        let wanted = format!("a multiple of {BLOCK} or the whole length {whole_len}");
+        return Err(value("the end of a shard", end, wanted));
+    }
+    Ok(())
 }
 
-impl StateRecord {
-    /// Returns the state layout. Checks the block size and the codebook.
-    pub(super) fn state_layout(&self) -> Result<&'static dyn StateLayout, Damage> {
-        let found = const { &LAYOUTS }
-            .iter()
-            .find(|code| code.code == self.layout);
-        let Some(found) = found else {
-            let wanted = "0 (momentum32) or 1 (blockwise8)";
-            return Err(value("the layout of the state", self.layout, wanted));
-        };
-        if self.block != found.block {
-            return Err(value("the block size", self.block, found.block));
-        }
-        if self.codebook != found.codebook {
-            let [given, wanted] = [self.codebook, found.codebook].map(|id| format!("{id:#010x}"));
-            return Err(value("the codebook", given, wanted));
-        }
-        Ok(found.layout)
+/// Returns the memory order of `len` elements that the axes describe.
+pub(super) fn order(len: u64, axes: &[(u64, i64)]) -> Result<MemoryOrder, Damage> {
+    check_axes(len, axes)?;
+    if axes.is_empty() {
+        return Ok(MemoryOrder::RowMajor);
     }
-
-    /// Returns the memory order of the elements.
-    pub(super) fn order(&self, len: u64) -> Result<Option<MemoryOrder>, Damage> {
-        let Some(axes) = &self.order else {
-            return Ok(None);
-        };
-        check_axes(len, axes)?;
-        if axes.is_empty() {
-            return Ok(Some(MemoryOrder::RowMajor));
-        }
-        let axis = |&(len, stride): &(u64, i64)| {
-            Some((usize::try_from(len).ok()?, isize::try_from(stride).ok()?))
-        };
-        match axes.iter().map(axis).collect() {
-            Some(axes) => Ok(Some(MemoryOrder::Permuted(axes))),
-            None => Err(value(
-                "the number of elements",
-                len,
-                "as many as this machine can address",
-            )),
-        }
+    let axis = |&(len, stride): &(u64, i64)| {
+        Some((usize::try_from(len).ok()?, isize::try_from(stride).ok()?))
+    };
+    match axes.iter().map(axis).collect() {
+        Some(axes) => Ok(MemoryOrder::Permuted(axes)),
+        None => Err(value(
+            "the number of elements",
+            len,
+            "as many as this machine can address",
+        )),
     }
 }
 
@@ -378,14 +303,19 @@ pub(crate) fn check_steps(steps: u64) -> Result<(), Damage> {
     Err(value("the number of steps", steps, wanted))
 }
 
-/// Returns the axes of a memory order as the format stores them. An order with gaps does not occur,
-/// because a step refuses it.
-pub(super) fn axes_of(order: Option<&MemoryOrder>) -> Option<Vec<(u64, i64)>> {
-    match order? {
-        MemoryOrder::Permuted(axes) => {
-            Some(axes.iter().map(|&(n, s)| (n as u64, s as i64)).collect())
-        }
-        _ => Some(Vec::new()),
+/// Checks that a string is at most [`MAX_NAME`] bytes long.
+pub(super) fn check_length(field: &'static str, string: &str) -> Result<(), Damage> {
+    if string.len() <= MAX_NAME {
+        return Ok(());
+    }
+    Err(value(field, string.len(), "at most 65535 bytes"))
+}
+
+/// Returns the axes of a memory order as the format stores them. An order with gaps must not be given.
+pub(super) fn axes_of(order: &MemoryOrder) -> Vec<(u64, i64)> {
+    match order {
+        MemoryOrder::Permuted(axes) => axes.iter().map(|&(n, s)| (n as u64, s as i64)).collect(),
+        _ => Vec::new(),
     }
 }
 
