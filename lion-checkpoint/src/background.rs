@@ -262,7 +262,6 @@ impl<D: Disk> Prepared<D> {
         let mut replacement = Replacement::begin(disk, path, is_own)?;
         let places = plan.planes.clone();
         let mut planes: Vec<_> = places.iter().map(|_| Copied::Written).collect();
-        // In a loop of its own, so that memory is not used up before a file is found not to be writable.
         let all = places.iter().zip(&origins).zip(plan.checksums());
         replacement.write(|writer| {
             let mut buffer = Vec::new();
@@ -304,6 +303,7 @@ impl<D: Disk> Prepared<D> {
             mut replacement,
             path,
         } = self;
+        let places = plan.planes.clone();
         let mut buffer = Vec::new();
         let total = replacement.write(|writer| {
             write_planes(
@@ -313,7 +313,8 @@ impl<D: Disk> Prepared<D> {
                 |writer, plane, bytes, checksums| {
                     match std::mem::replace(&mut planes[plane], Copied::Written) {
                         Copied::Written => {
-                            let seeked = writer.seek(SeekFrom::Current(bytes as i64));
+                            let end = SeekFrom::Start(places[plane].offset + bytes);
+                            let seeked = writer.seek(end);
                             seeked.map_err(failed_at(&path))?;
                             written.fetch_add(bytes, Ordering::Relaxed);
                             Ok(())

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
-use lion::{Dtype, Lion, Lion8bit, ParamSpec, checkpoint::CheckpointError};
+use lion::checkpoint::{CheckpointError, Save, WhenSaving};
+use lion::{Dtype, Lion, Lion8bit, ParamSpec};
 use lion_test_support::{Rng, child};
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};
@@ -54,6 +55,17 @@ fn steps_of_whole(path: &Path, reference: &mut Lion, folder: &Path) -> u64 {
 
 #[test]
 fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
+    kill_saves("child_saves_until_it_is_killed", KILLS);
+}
+
+/// The steps go on while the file is written.
+#[test]
+fn kill_at_any_instant_of_an_asynchronous_save_leaves_a_complete_checkpoint() {
+    let kills = std::env::var("LION_TEST_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
+    kill_saves("child_saves_asynchronously_until_it_is_killed", kills);
+}
+
+fn kill_saves(saver: &str, kills: usize) {
     let seed = std::env::var("LION_TEST_SEED").map_or_else(
         |_| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
         |seed| seed.parse().unwrap(),
@@ -65,8 +77,8 @@ fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
     let (mut reference, mut steps, mut cut, mut whole) = (optimizer(), 0, 0, 0);
     reference.save(&path).unwrap();
     let names = || fs::read_dir(folder.path()).unwrap().count();
-    for kill in 0..KILLS {
-        let mut saver = child("child_saves_until_it_is_killed")
+    for kill in 0..kills {
+        let mut saver = child(saver)
             .env("LION_CRASH", &path)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -98,10 +110,10 @@ fn kill_at_any_instant_of_a_save_leaves_a_complete_checkpoint() {
         assert!(found > steps, "kill {kill}: {found} steps after {steps}");
         steps = found;
     }
-    println!("{KILLS} kills: {cut} left an unfinished file, {whole} none; {steps} steps saved");
+    println!("{kills} kills: {cut} left an unfinished file, {whole} none; {steps} steps saved");
     // The kills must be spread over the whole save, otherwise the test covers nothing.
     assert!(
-        cut.min(whole) >= KILLS / 20,
+        cut.min(whole) >= kills / 20,
         "{cut} kills while the file was written, {whole} not"
     );
     reference.save(&path).unwrap();
@@ -120,6 +132,26 @@ fn child_saves_until_it_is_killed() {
         step(&mut lion);
         println!("saving");
         lion.save(&path).unwrap();
+        println!("saved");
+    }
+}
+
+/// Resumes from the file, and saves after each step, while the next step runs, until it is killed.
+#[test]
+fn child_saves_asynchronously_until_it_is_killed() {
+    let Ok(path) = std::env::var("LION_CRASH") else {
+        return;
+    };
+    let mut lion = optimizer();
+    lion.load(&path).unwrap();
+    step(&mut lion);
+    loop {
+        println!("saving");
+        let saving = lion
+            .save_async(&path, &Save::new(), WhenSaving::Refuse)
+            .unwrap();
+        step(&mut lion);
+        saving.wait().unwrap();
         println!("saved");
     }
 }

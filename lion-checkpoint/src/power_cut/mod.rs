@@ -3,14 +3,17 @@
 mod simulated;
 
 use self::simulated::{Folder, Simulated};
+use super::background::Prepared;
 use super::replace::replace_on;
 use super::rotation::Rotation;
 use super::{Checkpoint, CheckpointError, Load, Save, load};
 use lion::{Device, Dtype, Lion, ParamSpec};
+use lion_core::Optimizer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{Cursor, ErrorKind, Write};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 const FOLDER: &str = "folder";
 
@@ -30,15 +33,34 @@ fn stepped(steps: u64) -> Lion {
     lion
 }
 
-fn save(disk: &Simulated, lion: &Lion, path: &OsStr) -> Result<u64, CheckpointError> {
+/// The forms of a save.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// Written from place.
+    Direct,
+    /// Copied to memory, and written later.
+    Copied,
+    /// Copied to the new file, as paged states are, which is completed later.
+    Spilled,
+}
+
+const FORMS: [Form; 3] = [Form::Direct, Form::Copied, Form::Spilled];
+
+fn save(disk: &Simulated, lion: &Lion, path: &OsStr, form: Form) -> Result<u64, CheckpointError> {
     let path = Path::new(path);
-    let own = path.file_name().unwrap();
-    replace_on(
-        disk,
-        path,
-        |name| name == own.as_encoded_bytes(),
-        |writer| super::write::write(lion.as_ref(), &Save::new(), writer, path),
-    )
+    let own = path.file_name().unwrap().as_encoded_bytes();
+    let is_own = |name: &[u8]| name == own;
+    let (optimizer, save) = (lion.as_ref(), Save::new());
+    match form {
+        Form::Direct => replace_on(disk, path, is_own, |writer| {
+            super::write::write(optimizer, &save, writer, path)
+        }),
+        Form::Copied | Form::Spilled => {
+            let is_large = |_: &Optimizer, _| matches!(form, Form::Spilled);
+            let prepared = Prepared::of(disk, optimizer, &save, path, is_own, is_large)?;
+            prepared.write(&AtomicU64::new(0))
+        }
+    }
 }
 
 /// Returns an optimizer of a run after this number of steps. The learning rate identifies the run.
@@ -60,7 +82,7 @@ fn loaded(bytes: &[u8]) -> (u64, u64) {
 /// The bytes that a save of an optimizer writes.
 fn saved(lion: &Lion) -> Vec<u8> {
     let disk = Simulated::default();
-    save(&disk, lion, &path("x")).unwrap();
+    save(&disk, lion, &path("x"), Form::Direct).unwrap();
     disk.contents().remove(&path("x")).unwrap()
 }
 
@@ -69,44 +91,88 @@ fn a_cut_leaves_the_old_file_or_the_new_one_and_the_new_one_after_a_save() {
     let target = path("run.lion");
     let [before, after] = [1, 2].map(stepped);
     let [old, new] = [&before, &after].map(saved);
-    for before in [None, Some(&old)] {
-        let folder = before.map(|bytes| (target.clone(), bytes.clone()));
-        let disk = Simulated::of(&folder.into_iter().collect());
-        save(&disk, &after, &target).unwrap();
-        let cuts = disk.cuts();
-        assert!(cuts.iter().any(|(_, folders)| folders.len() > 10));
-        for (operation, folders) in cuts {
-            for folder in folders {
-                let found = folder.get(&target);
-                assert!(
-                    found == before || found == Some(&new),
-                    "a cut before `{operation}` leaves another file: {:?}",
-                    found.map(Vec::len)
-                );
+    for form in FORMS {
+        for before in [None, Some(&old)] {
+            let folder = before.map(|bytes| (target.clone(), bytes.clone()));
+            let disk = Simulated::of(&folder.into_iter().collect());
+            save(&disk, &after, &target, form).unwrap();
+            assert!(disk.cuts().iter().any(|(_, folders)| folders.len() > 10));
+            assert_eq!(first_loss(&disk, &target, before, &new), None, "{form:?}");
+            assert_eq!(disk.contents().len(), 1);
+        }
+    }
+}
+
+/// Returns what a cut during or after a save leaves, if it is neither the old file nor the new one.
+fn first_loss(
+    disk: &Simulated,
+    target: &OsStr,
+    old: Option<&Vec<u8>>,
+    new: &Vec<u8>,
+) -> Option<String> {
+    for (operation, folders) in disk.cuts() {
+        for folder in folders {
+            let found = folder.get(target);
+            if found != old && found != Some(new) {
+                let bytes = found.map(Vec::len);
+                return Some(format!("a cut before `{operation}` leaves {bytes:?} bytes"));
             }
         }
-        for folder in disk.cut_now() {
-            let found = folder.get(&target);
-            assert!(found == Some(&new), "a save has returned and is lost");
+    }
+    let mut after = disk.cut_now().into_iter();
+    let lost = after.any(|folder| folder.get(target) != Some(new));
+    lost.then(|| "a save has returned and is lost".to_owned())
+}
+
+/// Without any one of the syncs, some cut loses the file.
+#[test]
+fn each_sync_is_needed() {
+    let target = path("run.lion");
+    let [before, after] = [1, 2].map(stepped);
+    let [old, new] = [&before, &after].map(saved);
+    let folder = Folder::from([(target.clone(), old.clone())]);
+    for form in FORMS {
+        let disk = Simulated::of(&folder);
+        save(&disk, &after, &target, form).unwrap();
+        let operations: Vec<_> = disk.record().before.iter().map(|it| it.0).collect();
+        let syncs = (0..operations.len()).filter(|&at| operations[at].starts_with("sync"));
+        let mut names = Vec::new();
+        for sync in syncs {
+            let disk = Simulated::of(&folder);
+            disk.record().ignores = Some(sync);
+            save(&disk, &after, &target, form).unwrap();
+            let loss = first_loss(&disk, &target, Some(&old), &new);
+            assert!(
+                loss.is_some(),
+                "{form:?}: `{}` is not needed",
+                operations[sync]
+            );
+            names.push(operations[sync]);
         }
-        assert_eq!(disk.contents().len(), 1);
+        assert_eq!(names, ["sync file", "sync folder"], "{form:?}");
     }
 }
 
 #[test]
 fn an_operation_that_fails_leaves_the_old_file_or_says_that_the_new_one_is_there() {
+    for form in FORMS {
+        operations_that_fail(form);
+    }
+}
+
+fn operations_that_fail(form: Form) {
     let target = path("run.lion");
     let [before, after] = [1, 2].map(stepped);
     let [old, new] = [&before, &after].map(saved);
     let folder = Folder::from([(target.clone(), old.clone())]);
     let disk = Simulated::of(&folder);
-    save(&disk, &after, &target).unwrap();
+    save(&disk, &after, &target, form).unwrap();
     let operations = disk.record().before.len();
     let mut told = BTreeSet::new();
     for failing in 0..operations {
         let disk = Simulated::of(&folder);
         disk.record().fails = Some((failing, ErrorKind::StorageFull));
-        let result = save(&disk, &after, &target);
+        let result = save(&disk, &after, &target, form);
         let operation = disk.record().before[failing].0;
         let contents = disk.contents();
         assert_eq!(contents.len(), 1, "`{operation}` has left a file");
@@ -149,7 +215,7 @@ fn an_operation_that_fails_leaves_the_old_file_or_says_that_the_new_one_is_there
     for kind in [ErrorKind::InvalidInput, ErrorKind::Unsupported] {
         let disk = Simulated::of(&folder);
         disk.record().fails = Some((operations - 1, kind));
-        save(&disk, &after, &target).unwrap();
+        save(&disk, &after, &target, form).unwrap();
     }
 }
 

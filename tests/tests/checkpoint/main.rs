@@ -2,6 +2,7 @@
 //! changes nothing.
 #![allow(clippy::unwrap_used)]
 
+mod background;
 mod rotation;
 
 use lion::checkpoint::{Checkpoint, Damage};

@@ -1,8 +1,10 @@
-//! Measures saving and loading of a checkpoint relative to `dd`, which writes and reads the same
-//! number of bytes with the same sync on the same disk.
+//! Measures saving and loading of a checkpoint relative to `dd`, which writes and reads the same number of bytes with the
+//! same sync on the same disk, and the time that a trainer waits for a save in the background relative to a copy of the
+//! state in memory.
 
 use super::measure::median;
 use anyhow::{Context, Result, ensure};
+use lion::checkpoint::{Save, WhenSaving};
 use lion::{
     Dtype, Lion, ParamSpec,
     backend::{Planes, StateRecord},
@@ -18,8 +20,13 @@ const ELEMENTS: usize = 1 << 29;
 /// Elements per tensor.
 const TENSOR: usize = 1 << 24;
 
-/// The target, as a fraction of dd's speed.
-const WANTED: f64 = 0.8;
+/// The targets, as fractions of the speed of `dd`.
+const WANTED_SAVE: f64 = 0.9;
+const WANTED_LOAD: f64 = 0.9;
+const WANTED_CACHED: f64 = 0.8;
+
+/// The target of the time of a copy of the state in memory, divided by the time that a trainer waits.
+const WANTED_COPY: f64 = 1.0;
 
 pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -> Result<()> {
     let n = n.unwrap_or(if quick { ELEMENTS / 8 } else { ELEMENTS });
@@ -65,9 +72,9 @@ pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -
         );
     }
     for (what, wanted) in [
-        ("save, synced", Some(WANTED)),
-        ("load from disk", Some(WANTED)),
-        ("load from memory", None),
+        ("save, synced", WANTED_SAVE),
+        ("load from disk", WANTED_LOAD),
+        ("load from memory", WANTED_CACHED),
     ] {
         let (Some(dd), Some(own)) = (times.next(), times.next()) else {
             break;
@@ -81,14 +88,53 @@ pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -
             });
             println!("{row}");
         } else {
-            let wanted = wanted.map_or(String::new(), |wanted| format!(", wanted {wanted}"));
             println!(
-                "{what:17} {:6.2} GB/s, dd {:6.2} GB/s, ratio {:.2}{wanted}",
+                "{what:17} {:6.2} GB/s, dd {:6.2} GB/s, ratio {:.2}, wanted {wanted}",
                 speed(own),
                 speed(dd),
                 dd / own
             );
         }
+    }
+    background(&lion, &file, samples, as_json)
+}
+
+/// Compares the time until a save in the background lets the trainer go on with that of a copy of the state.
+fn background(lion: &Lion, file: &Path, samples: usize, as_json: bool) -> Result<()> {
+    let handles: Vec<_> = lion.parameters().map(|info| info.handle).collect();
+    let (mut copies, mut waits) = (Vec::new(), Vec::new());
+    for _ in 0..samples {
+        let mut states = Vec::new();
+        copies.push(time(|| {
+            for &handle in &handles {
+                states.push(lion.export_state(handle)?);
+            }
+            Ok(())
+        })?);
+        drop(states);
+        let mut saving = None;
+        waits.push(time(|| {
+            saving = Some(lion.save_async(file, &Save::new(), WhenSaving::Wait)?);
+            Ok(())
+        })?);
+        if let Some(saving) = saving {
+            saving.wait()?;
+        }
+    }
+    let [copy, wait] = [copies, waits].map(median);
+    let (copy, wait) = (copy?.as_secs_f64(), wait?.as_secs_f64());
+    let ratio = copy / wait;
+    if as_json {
+        let row = serde_json::json!({
+            "checkpoint": "wait for a save in the background", "seconds": wait, "copy_seconds": copy,
+            "ratio": ratio, "wanted": WANTED_COPY,
+        });
+        println!("{row}");
+    } else {
+        println!(
+            "save in the background: the trainer waits {wait:.3} s, a copy of the state takes {copy:.3} s, ratio \
+             {ratio:.2}, wanted {WANTED_COPY}"
+        );
     }
     Ok(())
 }

@@ -1,16 +1,20 @@
-//! `cargo xtask inspect FILE`: prints the contents of a checkpoint, and verifies its checksums.
+//! `cargo xtask inspect FILE`: prints the contents of a checkpoint, and verifies its checksums. With `--diff A B`,
+//! compares two checkpoints. With `--export safetensors`, writes its states for PyTorch.
 //!
 //! The file is not trusted. Names are escaped, so that they cannot control a terminal, and
 //! truncated, so that a long name is not repeated in full for every tensor.
 
-use anyhow::Result;
-use lion::checkpoint::{Checkpoint, Tensor};
+mod diff;
+mod export;
+
+use anyhow::{Result, bail};
+use lion::checkpoint::{Checkpoint, SavedParam, SavedSection, Tensor};
 use lion::{Overrides, checkpoint::CheckpointError};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Maximum length of a name in the table, in characters.
 const NAME: usize = 80;
@@ -21,25 +25,96 @@ const TEXT: usize = 1000;
 /// Options of the inspection.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The checkpoint.
-    file: PathBuf,
+    /// The checkpoint. With --diff, two of them.
+    #[arg(required = true, num_args = 1..=2)]
+    files: Vec<PathBuf>,
+
+    /// Compares the states and values of two checkpoints. Exits with 1 if they differ.
+    #[arg(long, conflicts_with = "export")]
+    diff: bool,
+
+    /// Writes the states into a file of this format beside the checkpoint, with the extension of the format.
+    #[arg(long, value_name = "FORMAT")]
+    export: Option<export::Format>,
 
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
 }
 
-/// Prints the contents of a file, and returns whether all of it is valid.
+/// Prints the contents of a file, and returns whether all of it is valid. With `--diff`, returns whether two files are
+/// equal.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let opened = Checkpoint::open(&args.file).and_then(|mut checkpoint| {
-        let tensors = checkpoint.tensors()?.collect::<Result<Vec<_>, _>>()?;
-        Ok((checkpoint, tensors))
-    });
-    let (mut checkpoint, tensors) = match opened {
+    match (args.diff, &args.files[..]) {
+        (true, [a, b]) => diff::run(a, b, args.json),
+        (false, [file]) => match args.export {
+            Some(format) => export::run(file, format),
+            None => inspect(file, args.json),
+        },
+        (true, _) => bail!("--diff compares two files, given 1"),
+        (false, _) => bail!("2 files, wanted 1 without --diff"),
+    }
+}
+
+/// The records of a file.
+struct Contents {
+    tensors: Vec<Tensor>,
+    params: Vec<SavedParam>,
+    sections: Vec<SavedSection>,
+}
+
+/// Opens a file and reads its records.
+fn open(file: &Path) -> Result<(Checkpoint<File>, Contents), CheckpointError> {
+    let mut checkpoint = Checkpoint::open(file)?;
+    let contents = Contents {
+        tensors: checkpoint.tensors()?.collect::<Result<_, _>>()?,
+        params: checkpoint.params()?.collect::<Result<_, _>>()?,
+        sections: checkpoint.sections()?.collect::<Result<_, _>>()?,
+    };
+    Ok((checkpoint, contents))
+}
+
+/// Whether the checksums of each record are right.
+struct Verdicts {
+    tensors: Vec<Verdict>,
+    params: Vec<Verdict>,
+    sections: Vec<Verdict>,
+}
+
+impl Verdicts {
+    fn of(checkpoint: &mut Checkpoint<File>, contents: &Contents) -> Self {
+        let Contents {
+            tensors,
+            params,
+            sections,
+        } = contents;
+        Verdicts {
+            tensors: tensors.iter().map(|it| checkpoint.verify(it)).collect(),
+            params: params
+                .iter()
+                .map(|it| checkpoint.verify_param(it))
+                .collect(),
+            sections: sections
+                .iter()
+                .map(|it| checkpoint.verify_section(it))
+                .collect(),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Verdict> {
+        self.tensors
+            .iter()
+            .chain(&self.params)
+            .chain(&self.sections)
+    }
+}
+
+fn inspect(file: &Path, as_json: bool) -> Result<bool> {
+    let (mut checkpoint, contents) = match open(file) {
         Ok(opened) => opened,
         Err(error) => {
-            if args.json {
-                let file = args.file.display().to_string();
+            if as_json {
+                let file = file.display().to_string();
                 let damaged = is_damage(&error);
                 let value = json!({ "file": file, "damaged": damaged, "error": error.to_string() });
                 println!("{}", visible_json(&value));
@@ -49,20 +124,21 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             return Ok(false);
         }
     };
-    let verdicts: Vec<_> = tensors.iter().map(|t| checkpoint.verify(t)).collect();
-    if args.json {
-        let value = as_json(args, &checkpoint, &tensors, &verdicts);
+    let verdicts = Verdicts::of(&mut checkpoint, &contents);
+    if as_json {
+        let value = self::as_json(file, &checkpoint, &contents, &verdicts);
         println!("{}", visible_json(&value));
     } else {
-        print(args, &checkpoint, &tensors, &verdicts);
+        print(file, &checkpoint, &contents, &verdicts);
     }
-    Ok(verdicts.iter().all(Result::is_ok))
+    Ok(verdicts.all().all(Result::is_ok))
 }
 
 type Verdict = Result<(), CheckpointError>;
 
-fn print(args: &Args, checkpoint: &Checkpoint<File>, tensors: &[Tensor], verdicts: &[Verdict]) {
-    let file = visible(&args.file.display().to_string(), TEXT);
+fn print(file: &Path, checkpoint: &Checkpoint<File>, contents: &Contents, verdicts: &Verdicts) {
+    let file = visible(&file.display().to_string(), TEXT);
+    let tensors = &contents.tensors;
     let (bytes, version) = (checkpoint.file_bytes(), checkpoint.version());
     let library = visible(checkpoint.library(), NAME);
     let numbers = checkpoint.numbers();
@@ -87,7 +163,7 @@ fn print(args: &Args, checkpoint: &Checkpoint<File>, tensors: &[Tensor], verdict
         "\n{:width$} {:>12} {:>5} {:>4} {:>13} {:>8} {:>16} {:8} {:9} overrides",
         "tensor", "elements", "type", "bits", "state bytes", "steps", "seed", "order", "checksums"
     );
-    for (tensor, verdict) in tensors.iter().zip(verdicts) {
+    for (tensor, verdict) in tensors.iter().zip(&verdicts.tensors) {
         let name = visible(&tensor.name, NAME);
         let (bits, steps, seed) = (tensor.bits.get(), tensor.steps, tensor.seed);
         let (bytes, verdict) = (state_bytes(tensor), word(verdict));
@@ -109,16 +185,38 @@ fn print(args: &Args, checkpoint: &Checkpoint<File>, tensors: &[Tensor], verdict
         "\n{} tensors, {elements} elements, {bytes} bytes of state",
         tensors.len()
     );
-    for error in verdicts.iter().filter_map(|verdict| verdict.as_ref().err()) {
+    print_sections(checkpoint, contents, verdicts);
+    for error in verdicts.all().filter_map(|verdict| verdict.as_ref().err()) {
         eprintln!("error: {}", visible(&error.to_string(), TEXT));
     }
 }
 
+/// Prints the values of parameters, the named bytes and the score.
+fn print_sections(checkpoint: &Checkpoint<File>, contents: &Contents, verdicts: &Verdicts) {
+    for (param, verdict) in contents.params.iter().zip(&verdicts.params) {
+        println!(
+            "values of {}: {} elements of {}, {} bytes, checksums {}",
+            visible(&param.name, NAME),
+            param.len,
+            param.dtype.name(),
+            param.plane.bytes,
+            word(verdict)
+        );
+    }
+    for (section, verdict) in contents.sections.iter().zip(&verdicts.sections) {
+        let (name, bytes) = (visible(&section.name, NAME), section.plane.bytes);
+        println!("section {name}: {bytes} bytes, checksums {}", word(verdict));
+    }
+    if let Some(score) = checkpoint.score() {
+        println!("score: {score}");
+    }
+}
+
 fn as_json(
-    args: &Args,
+    file: &Path,
     checkpoint: &Checkpoint<File>,
-    tensors: &[Tensor],
-    verdicts: &[Verdict],
+    contents: &Contents,
+    verdicts: &Verdicts,
 ) -> Value {
     let settings = checkpoint.settings();
     let groups = settings.groups.iter();
@@ -129,7 +227,7 @@ fn as_json(
                 "name": plane.name,
                 "offset": plane.offset,
                 "bytes": plane.bytes,
-                "checksum": format!("{:08x}", plane.checksum),
+                "checksums": plane.checksums.iter().map(|it| format!("{it:08x}")).collect::<Vec<_>>(),
             })
         });
         json!({
@@ -152,16 +250,39 @@ fn as_json(
             "error": verdict.as_ref().err().map(ToString::to_string),
         })
     };
+    let error = |verdict: &Verdict| verdict.as_ref().err().map(ToString::to_string);
+    let params = contents.params.iter().zip(&verdicts.params);
+    let params = params.map(|(param, verdict)| {
+        json!({
+            "name": cut(&param.name, TEXT),
+            "elements": param.len,
+            "type": param.dtype.name(),
+            "bytes": param.plane.bytes,
+            "error": error(verdict),
+        })
+    });
+    let sections = contents.sections.iter().zip(&verdicts.sections);
+    let sections = sections.map(|(section, verdict)| {
+        json!({
+            "name": cut(&section.name, TEXT),
+            "bytes": section.plane.bytes,
+            "error": error(verdict),
+        })
+    });
     json!({
-        "file": args.file.display().to_string(),
+        "file": file.display().to_string(),
         "bytes": checkpoint.file_bytes(),
         "version": checkpoint.version(),
         "numbers": checkpoint.numbers(),
         "library": checkpoint.library(),
-        "damaged": verdicts.iter().any(|verdict| verdict.as_ref().is_err_and(is_damage)),
+        "on_non_finite": settings.on_non_finite.map(|it| format!("{it:?}")),
+        "score": checkpoint.score(),
+        "damaged": verdicts.all().any(|verdict| verdict.as_ref().is_err_and(is_damage)),
         "defaults": fields(&settings.defaults),
         "groups": groups.collect::<Vec<_>>(),
-        "tensors": tensors.iter().zip(verdicts).map(tensor).collect::<Vec<_>>(),
+        "tensors": contents.tensors.iter().zip(&verdicts.tensors).map(tensor).collect::<Vec<_>>(),
+        "params": params.collect::<Vec<_>>(),
+        "sections": sections.collect::<Vec<_>>(),
     })
 }
 
