@@ -2,8 +2,9 @@
 
 use super::{Contents, NAME, open, visible, visible_json};
 use anyhow::{Context, Result};
+use lion::backend::Bits;
 use lion::checkpoint::{Checkpoint, Plane, SavedParam, Tensor};
-use lion::{Bits, Dtype, bf16, f16, quant};
+use lion::{Dtype, bf16, f16, quant};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -163,10 +164,7 @@ impl Source<'_> {
                 let absmax = bytes(file, name, plane(1)?, 4 * (first / block), 4 * blocks)?;
                 let absmax = numbers(&absmax, f32::from_le_bytes);
                 let mut momenta = vec![0.0; codes.len()];
-                let parts = momenta.chunks_mut(block as usize);
-                for ((m, codes), absmax) in parts.zip(codes.chunks(block as usize)).zip(absmax) {
-                    quant::dequantize_block(codes, absmax, m);
-                }
+                quant::dequantize(&codes, &absmax, &mut momenta)?;
                 Ok(momenta)
             }
         }

@@ -45,15 +45,20 @@ pub(crate) struct Args {
 /// Prints the contents of a file, and returns whether all of it is valid. With `--diff`, returns whether two files are
 /// equal.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    match (args.diff, &args.files[..]) {
+    let result = match (args.diff, &args.files[..]) {
         (true, [a, b]) => diff::run(a, b, args.json),
         (false, [file]) => match args.export {
             Some(format) => export::run(file, format),
-            None => inspect(file, args.json),
+            None => return inspect(file, args.json),
         },
         (true, _) => bail!("--diff compares two files, given 1"),
         (false, _) => bail!("2 files, wanted 1 without --diff"),
-    }
+    };
+    // The error may contain names of the file.
+    result.or_else(|error| {
+        eprintln!("error: {}", visible(&format!("{error:#}"), TEXT));
+        Ok(false)
+    })
 }
 
 /// The records of a file.
