@@ -22,6 +22,8 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+#[cfg(any(feature = "bincode", feature = "serde"))]
+mod encoding;
 mod error;
 mod hyper;
 mod math;
