@@ -164,7 +164,7 @@ fn long_planes_return_with_the_same_bits() {
 /// A parser of JSON may be off by one in the last digit of an f64. A momentum does not depend on it.
 #[test]
 fn floats_in_json_have_the_digits_of_an_f64() {
-    let momentum = vec![0.1, 1.17549435e-38];
+    let momentum = vec![0.1, f32::MIN_POSITIVE];
     let text = serde_json::to_string(&Planes::Momentum32 { momentum }).unwrap();
     let wanted = r#"{"momentum32":[0.10000000149011612,1.1754943508222875e-38]}"#;
     assert_eq!(text, wanted);
