@@ -1,5 +1,5 @@
 //! Records and settings in a file of the trainer. This file has the fields that are written for each type, and the
-//! checks of what is read. `with_bincode.rs` and `with_serde.rs` implement the traits of these crates.
+//! checks of what is read. `with_bincode.rs` and `with_serde/` implement the traits of these crates.
 //!
 //! docs/records.md specifies the bytes and the names. A field is only added to a record with a new version of it, and
 //! every earlier version is read as before.
