@@ -2,6 +2,7 @@
 
 use super::Planes;
 use crate::MemoryOrder;
+use lion_float_mode::in_default_mode;
 
 /// The maximum step count of a record. No run reaches it, and counting further does not overflow.
 pub(crate) const MAX_STEPS: u64 = 1 << 62;
@@ -51,9 +52,9 @@ impl Planes {
             Planes::Momentum32 { momentum } => ("momentum", momentum, f32::MIN),
             Planes::Blockwise8 { absmax, .. } => ("absmax", absmax, 0.0),
         };
-        // Finite, and at least `lowest`.
+        // Finite, and at least `lowest`. In another mode, a negative subnormal number may compare as zero.
         let valid = |x: &f32| (lowest..=f32::MAX).contains(x);
-        match floats.iter().position(|x| !valid(x)) {
+        match in_default_mode(|| floats.iter().position(|x| !valid(x))) {
             Some(at) => {
                 let given = format!("{} at index {at}", floats[at]);
                 let wanted = "finite values, and no negative absmax";

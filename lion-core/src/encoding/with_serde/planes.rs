@@ -1,6 +1,7 @@
 //! The planes of a state: floats and codes, which formats for machines store as bytes.
 
 use super::*;
+use lion_float_mode::in_default_mode;
 use serde::ser::SerializeSeq;
 
 impl Field for Codes<'_> {}
@@ -77,12 +78,15 @@ struct Floats<'a>(Cow<'a, [f32]>);
 impl Serialize for Floats<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         if to.is_human_readable() {
-            let mut list = to.serialize_seq(Some(self.0.len()))?;
-            for &x in &*self.0 {
-                // With the digits of an f64, a parser whose last digit is not exact still returns this f32.
-                list.serialize_element(&f64::from(x))?;
-            }
-            return list.end();
+            // A thread may be in a mode that converts subnormal numbers to zero.
+            return in_default_mode(|| {
+                let mut list = to.serialize_seq(Some(self.0.len()))?;
+                for &x in &*self.0 {
+                    // With the digits of an f64, a parser whose last digit is not exact still returns this f32.
+                    list.serialize_element(&f64::from(x))?;
+                }
+                list.end()
+            });
         }
         let mut bytes = vec![0; size_of_val(&*self.0)];
         let (words, _) = bytes.as_chunks_mut::<4>();
@@ -96,7 +100,7 @@ impl Serialize for Floats<'_> {
 impl<'de> Deserialize<'de> for Floats<'_> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         if from.is_human_readable() {
-            return from.deserialize_seq(Numbers32);
+            return in_default_mode(|| from.deserialize_seq(Numbers32));
         }
         let bytes = from.deserialize_bytes(Bytes)?;
         let (words, rest) = bytes.as_chunks::<4>();
