@@ -41,6 +41,8 @@
 //! [`Lion::save`] saves a run and [`Lion::load`] resumes it; see [`checkpoint`].
 //!
 //! # Features
+//! - `bincode`, `serde`: the traits of these crates for records and settings, so that a trainer stores them in a
+//!   file of its own. docs/records.md has the types and specifies what is stored.
 //! - `checkpoint` (default): saves and loads optimizers.
 //! - `cuda`: runs steps on NVIDIA GPUs, chosen at run time. Building does not need a CUDA toolkit, and
 //!   programs start on machines without a CUDA driver.

@@ -19,9 +19,43 @@
 //! crate to write a backend: implement [`Backend`] and [`State`].
 //!
 //! The feature `ndarray` implements [`IntoParam`] and [`IntoGrad`] for `ndarray` arrays and views.
+//!
+//! # Records in a file of the trainer
+//!
+//! The feature `bincode` implements bincode's `Encode` and `Decode`, and the feature `serde` implements serde's
+//! `Serialize` and `Deserialize`, for [`StateRecord`], [`Planes`], [`MemoryOrder`], [`Shard`], [`OptimizerConfig`],
+//! [`Group`], [`Overrides`], [`Hyper`], [`Bits`], [`Dtype`] and [`OnNonFinite`].
+//!
+//! - Encoding and decoding check what a step relies on, such as finite values and the ranges of hyper-parameters. An
+//!   error is one of bincode or of the format, and names the field, what was given and what was wanted.
+//! - A length in damaged input does not take memory beyond a small multiple of the input.
+//! - Each record stores its version, now 1. Every later version of this crate reads the versions before it, and
+//!   refuses a version that it does not know. The tags and names of enum variants do not change.
+//! - bincode's bytes do not depend on its configuration. docs/records.md in the repository specifies them, and
+//!   serde's names.
+//!
+//! ```
+//! # #[cfg(feature = "bincode")] {
+//! use bincode::config;
+//! use lion_core::{Planes, StateRecord};
+//! let planes = Planes::Blockwise8 { codes: vec![255; 300], absmax: vec![0.5, 0.25] };
+//! let record = StateRecord::new(3, planes).seed(7);
+//! let bytes = bincode::encode_to_vec(&record, config::standard())?;
+//! assert_eq!(bytes.len(), 357);
+//! let (decoded, _): (StateRecord, usize) = bincode::decode_from_slice(&bytes, config::standard())?;
+//! assert_eq!(decoded, record);
+//!
+//! let planes = Planes::Momentum32 { momentum: vec![1.0, f32::NAN] };
+//! let error = bincode::encode_to_vec(&planes, config::standard()).unwrap_err();
+//! assert!(error.to_string().contains("Planes.momentum is NaN at index 1"));
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod backend;
+#[cfg(any(feature = "bincode", feature = "serde"))]
+mod encoding;
 mod error;
 mod hyper;
 mod math;

@@ -307,11 +307,11 @@ fn import_rejects_records_that_do_not_match() {
         ),
         (
             blockwise(300, &[1.0, f32::NAN]),
-            "state absmax: the record has other values, wanted finite values, and no negative absmax",
+            "state absmax: the record has NaN at index 1, wanted finite values, and no negative absmax",
         ),
         (
             blockwise(300, &[1.0, -1.0]),
-            "state absmax: the record has other values, wanted finite values, and no negative absmax",
+            "state absmax: the record has -1 at index 1, wanted finite values, and no negative absmax",
         ),
     ] {
         let record = StateRecord::new(3, planes).seed(4).order(None);

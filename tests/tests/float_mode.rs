@@ -376,3 +376,38 @@ fn quantization_returns_the_same_bits_in_any_mode() {
         }
     }
 }
+
+/// Records in a trainer's file have the same bits, and a subnormal negative absmax is refused, in every mode.
+#[test]
+fn records_do_not_depend_on_the_mode() {
+    use bincode::config;
+
+    let momentum = tiny(&mut Rng::new(5), 600);
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let wanted = bits(&momentum);
+    let planes = Planes::Momentum32 { momentum };
+    let text = serde_json::to_string(&planes).unwrap();
+    let bytes = bincode::encode_to_vec(&planes, config::standard()).unwrap();
+
+    let absmax = vec![-f32::MIN_POSITIVE / 2.0];
+    let codes = vec![0];
+    let negative = Planes::Blockwise8 { codes, absmax };
+    for mode in MODES {
+        let written = in_mode(mode, || serde_json::to_string(&planes).unwrap());
+        assert!(written == text, "{mode:#x}");
+        let read: Planes = in_mode(mode, || serde_json::from_str(&text).unwrap());
+        let (decoded, _): (Planes, usize) = in_mode(mode, || {
+            bincode::decode_from_slice(&bytes, config::standard()).unwrap()
+        });
+        for planes in [read, decoded] {
+            let Planes::Momentum32 { momentum } = planes else {
+                panic!("other planes");
+            };
+            assert!(bits(&momentum) == wanted, "{mode:#x}");
+        }
+        let refused = in_mode(mode, || {
+            bincode::encode_to_vec(&negative, config::standard())
+        });
+        assert!(refused.is_err(), "{mode:#x}");
+    }
+}

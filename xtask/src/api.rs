@@ -15,7 +15,7 @@ const LISTING: &str = "docs/api.txt";
 pub(crate) const DOC: &str = "doc --workspace --no-deps";
 
 const HEADER: &str = "\
-# The public items of the crate `lion` with the features `cuda` and `interop`, on x86_64 Linux.
+# The public items of the crate `lion` with the features `bincode`, `cuda`, `interop` and `serde`, on x86_64 Linux.
 # `cargo xtask api` writes this file; `cargo xtask check` compares it.
 ";
 

@@ -14,8 +14,12 @@ const CHECKS: &[(&str, &str)] = &[
         "clippy --package lion --no-default-features --lib -- -D warnings",
     ),
     (
-        "clippy with cuda, without what only the tests see",
-        "clippy --package lion --no-default-features --features cuda --lib -- -D warnings",
+        "clippy with cuda and bincode, without what only the tests see",
+        "clippy --package lion --no-default-features --features cuda,bincode --lib -- -D warnings",
+    ),
+    (
+        "clippy with serde alone",
+        "clippy --package lion-core --features serde --lib -- -D warnings",
     ),
     ("docs", api::DOC),
 ];

@@ -1,5 +1,6 @@
 //! The interface of a backend: it allocates states and runs steps.
 
+mod checks;
 mod error;
 mod state;
 mod tensor_step;
@@ -8,6 +9,7 @@ pub use error::BackendError;
 pub use state::{Momentum32, PlaneSpec, PlaneType, Planes, State, StateLayout, StateRecord};
 pub use tensor_step::{Outcome, TensorStep};
 
+pub(crate) use checks::{MAX_STEPS, Mismatch, check_progress};
 pub(crate) use tensor_step::Arrays;
 
 use crate::norm::ShardNorm;

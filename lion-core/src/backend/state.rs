@@ -259,7 +259,7 @@ fn with_room<T>(len: usize) -> Result<Vec<T>, BackendError> {
 /// Checks that `planes`, which have the width of the state, also have its lengths.
 fn check_planes<S: State + ?Sized>(state: &S, planes: &Planes) -> Result<(), BackendError> {
     let (layout, n) = (state.layout(), state.len());
-    for (plane, (_, given, _)) in planes.describe().into_iter().enumerate() {
+    for (plane, (_, given)) in planes.describe().into_iter().enumerate() {
         let spec = layout.planes().get(plane);
         if spec.map(|spec| PlaneSpec::len(spec, n)) != Some(given) {
             return Err(BackendError::WrongPart {
@@ -337,33 +337,28 @@ impl Planes {
     }
 
     /// Returns the number of elements of the parameter.
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Planes::Momentum32 { momentum } => momentum.len(),
             Planes::Blockwise8 { codes, .. } => codes.len(),
         }
     }
 
-    /// Returns the name, the length, and for floats whether all values are finite, of each plane.
-    pub(crate) fn describe(&self) -> Vec<(&'static str, usize, bool)> {
-        let finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
+    /// Returns the name and the length of each plane.
+    pub(crate) fn describe(&self) -> Vec<(&'static str, usize)> {
         match self {
-            Planes::Momentum32 { momentum } => {
-                vec![("momentum", momentum.len(), finite(momentum))]
+            Planes::Momentum32 { momentum } => vec![("momentum", momentum.len())],
+            Planes::Blockwise8 { codes, absmax } => {
+                vec![("codes", codes.len()), ("absmax", absmax.len())]
             }
-            Planes::Blockwise8 { codes, absmax } => vec![
-                ("codes", codes.len(), true),
-                (
-                    "absmax",
-                    absmax.len(),
-                    finite(absmax) && absmax.iter().all(|&a| a >= 0.0),
-                ),
-            ],
         }
     }
 }
 
 /// The state and step count of one parameter, from which another optimizer can continue.
+///
+/// With the features `bincode` and `serde`, a trainer can store it in a file of its own; see the
+/// [crate's documentation](crate#records-in-a-file-of-the-trainer).
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StateRecord {

@@ -1,6 +1,6 @@
 //! One registered parameter, and the checks of its arguments.
 
-use crate::backend::Arrays;
+use crate::backend::{Arrays, MAX_STEPS, Mismatch, check_progress};
 use crate::tensor::Expected;
 use crate::{
     BackendError, Dtype, Error, GradRef, Handle, Hyper, MemoryOrder, Overrides, ParamMut,
@@ -8,9 +8,6 @@ use crate::{
 };
 use std::fmt;
 use std::sync::Arc;
-
-/// The maximum step count of a record. No run reaches it, and counting further does not overflow.
-const MAX_STEPS: u64 = 1 << 62;
 
 pub(crate) struct Parameter {
     pub(crate) name: Arc<str>,
@@ -117,10 +114,15 @@ impl Parameter {
         &mut *self.state
     }
 
-    fn state_mismatch(&self, plane: &'static str, given: String, wanted: String) -> Error {
+    fn state_mismatch(&self, mismatch: Mismatch) -> Error {
+        let Mismatch {
+            part,
+            given,
+            wanted,
+        } = mismatch;
         Error::StateMismatch {
             parameter: self.name(),
-            plane,
+            plane: part,
             given,
             wanted,
         }
@@ -156,42 +158,31 @@ impl Parameter {
         steps: u64,
         order: Option<&MemoryOrder>,
     ) -> Result<(), Error> {
-        if steps > MAX_STEPS {
-            let wanted = format!("{MAX_STEPS} at most");
-            return Err(self.state_mismatch("steps", steps.to_string(), wanted));
-        }
-        match order {
-            Some(order) if !order.is_order_of(self.len) => {
-                let wanted = format!("a contiguous order of {} elements", self.len);
-                Err(self.state_mismatch("order", order.to_string(), wanted))
-            }
-            _ => Ok(()),
-        }
+        check_progress(steps, order, self.len).map_err(|e| self.state_mismatch(e))
     }
 
     /// Checks that a record fits this state.
     pub(crate) fn check_record(&self, record: &StateRecord) -> Result<(), Error> {
-        let mismatch = |plane, given, wanted| Err(self.state_mismatch(plane, given, wanted));
-        self.check_progress(record.steps, record.order.as_ref())?;
+        self.fits(record).map_err(|e| self.state_mismatch(e))
+    }
+
+    fn fits(&self, record: &StateRecord) -> Result<(), Mismatch> {
+        check_progress(record.steps, record.order.as_ref(), self.len)?;
         let layout = self.state.layout();
         let (given, wanted) = (record.planes.bits(), layout.bits());
         if given != wanted {
-            return mismatch("bits", given.to_string(), wanted.to_string());
+            return Err(Mismatch::new("bits", given, wanted));
         }
-        for ((name, given, valid), plane) in record.planes.describe().iter().zip(layout.planes()) {
+        for ((name, given), plane) in record.planes.describe().into_iter().zip(layout.planes()) {
             let wanted = PlaneSpec::len(plane, self.len);
-            if *given != wanted {
-                let [given, wanted] = [given, &wanted].map(|n| format!("{n} numbers"));
-                return mismatch(name, given, wanted);
-            }
-            if !valid {
-                let wanted = "finite values, and no negative absmax";
-                return mismatch(name, "other values".to_owned(), wanted.to_owned());
+            if given != wanted {
+                let [given, wanted] = [given, wanted].map(|n| format!("{n} numbers"));
+                return Err(Mismatch::new(name, given, wanted));
             }
         }
+        record.planes.check_values()?;
         if record.shard != self.shard {
-            let [given, wanted] = [record.shard, self.shard].map(|shard| shard.to_string());
-            return mismatch("shard", given, wanted);
+            return Err(Mismatch::new("shard", record.shard, self.shard));
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::{
     BackendError, Dtype, Error, Group, Handle, Hyper, MemoryOrder, OnNonFinite, Optimizer,
     Overrides, PlaneSpec, Scope, State, StateRequest,
 };
+use std::collections::HashSet;
 use std::mem::take;
 use std::ops::Range;
 
@@ -43,6 +44,21 @@ impl OptimizerConfig {
     pub fn on_non_finite(mut self, on_non_finite: OnNonFinite) -> Self {
         self.on_non_finite = Some(on_non_finite);
         self
+    }
+
+    /// Checks every value that is set, and that the groups have names that differ.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.defaults.check(|| Scope::Defaults)?;
+        let mut names = HashSet::new();
+        for group in &self.groups {
+            group.check()?;
+            if !names.insert(group.name.as_str()) {
+                return Err(Error::DuplicateGroup {
+                    group: group.name.clone(),
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -251,25 +267,13 @@ impl Optimizer {
     /// Checks settings, and appends the groups that only this optimizer has.
     fn merge(&self, mut settings: OptimizerConfig) -> Result<OptimizerConfig, Error> {
         settings.defaults = settings.defaults.paged_as(&self.defaults);
-        settings.defaults.check(|| Scope::Defaults)?;
-        let mut names = std::collections::HashSet::new();
         for group in &mut settings.groups {
             let own = self.groups.iter().find(|own| own.name == group.name);
             let paging = own.map(|own| own.overrides).unwrap_or_default();
             group.overrides = group.overrides.paged_as(&paging);
         }
-        for group in &settings.groups {
-            if group.name.is_empty() {
-                return Err(Error::EmptyName);
-            }
-            if !names.insert(group.name.as_str()) {
-                return Err(Error::DuplicateGroup {
-                    group: group.name.clone(),
-                });
-            }
-            let scope = || Scope::Group(group.name.clone());
-            group.overrides.check(scope)?;
-        }
+        settings.check()?;
+        let names: HashSet<&str> = settings.groups.iter().map(|g| g.name.as_str()).collect();
         let kept = self.groups.iter();
         let kept: Vec<Group> = kept
             .filter(|group| !names.contains(group.name.as_str()))

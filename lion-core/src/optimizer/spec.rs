@@ -2,7 +2,7 @@
 
 #[cfg(doc)]
 use crate::Optimizer;
-use crate::{Dtype, Overrides, Shard};
+use crate::{Dtype, Error, Overrides, Scope, Shard};
 
 /// A handle of a registered parameter. Handles are cheap to copy. A handle is valid for the
 /// optimizer that returned it, until the parameter is [removed](Optimizer::remove).
@@ -114,5 +114,14 @@ impl Group {
             name: name.into(),
             overrides,
         }
+    }
+
+    /// Checks that it has a name, and every value that is set.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.name.is_empty() {
+            return Err(Error::EmptyName);
+        }
+        let scope = || Scope::Group(self.name.clone());
+        self.overrides.check(scope)
     }
 }

@@ -70,18 +70,24 @@ impl MemoryOrder {
 
     /// Returns whether this is a contiguous order of `n` elements that has no axes of length 1.
     pub(crate) fn is_order_of(&self, n: usize) -> bool {
-        let MemoryOrder::Permuted(axes) = self else {
-            return matches!(self, MemoryOrder::RowMajor);
-        };
-        let mut axes = axes.to_vec();
-        axes.sort_unstable_by_key(|&(_, stride)| stride.unsigned_abs());
-        // Each stride must equal the number of elements spanned by the axes with smaller strides.
-        let span = axes.into_iter().try_fold(1usize, |span, (len, stride)| {
-            let fits = len > 1 && stride.unsigned_abs() == span;
-            fits.then(|| span.checked_mul(len)).flatten()
-        });
-        span == Some(n)
+        match self {
+            MemoryOrder::RowMajor => true,
+            MemoryOrder::Permuted(axes) => span(axes) == Some(n),
+            MemoryOrder::Strided(_) => false,
+        }
     }
+}
+
+/// Returns the number of elements of the axes of a contiguous order, or `None` if there are gaps or axes
+/// of length 1.
+pub(crate) fn span(axes: &[(usize, isize)]) -> Option<usize> {
+    let mut axes = axes.to_vec();
+    axes.sort_unstable_by_key(|&(_, stride)| stride.unsigned_abs());
+    // Each stride must equal the number of elements spanned by the axes with smaller strides.
+    axes.into_iter().try_fold(1usize, |span, (len, stride)| {
+        let fits = len > 1 && stride.unsigned_abs() == span;
+        fits.then(|| span.checked_mul(len)).flatten()
+    })
 }
 
 /// Prints the order for an error message.

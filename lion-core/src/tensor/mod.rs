@@ -20,4 +20,6 @@ pub use storage::{DeviceMemory, DeviceSlice, DeviceSliceMut, Storage, StorageMut
 pub use update::{GradRef, Operand, ParamMut, Update};
 
 pub(crate) use expected::Expected;
+#[cfg(any(feature = "bincode", feature = "serde"))]
+pub(crate) use memory_order::span;
 pub(crate) use update::shapes_differ;
