@@ -170,6 +170,7 @@ macro_rules! records {
                 version: Version,
                 defaults: Overrides,
                 groups: List<Group, MAX_GROUPS>,
+                on_non_finite: Option<OnNonFinite>,
             }
         }
     };
@@ -402,11 +403,13 @@ impl ConfigFields {
             version: Version,
             defaults: config.defaults,
             groups: List::new(config.groups.clone(), "OptimizerConfig.groups")?,
+            on_non_finite: config.on_non_finite,
         })
     }
 
     fn record(self) -> Result<OptimizerConfig, Invalid> {
-        let config = OptimizerConfig::new(self.defaults, self.groups.0);
+        let mut config = OptimizerConfig::new(self.defaults, self.groups.0);
+        config.on_non_finite = self.on_non_finite;
         check_config(&config)?;
         Ok(config)
     }

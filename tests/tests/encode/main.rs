@@ -69,7 +69,7 @@ fn settings() -> OptimizerConfig {
         Group::new("norms", Overrides::new().weight_decay(0.0).is_paged(true)),
         Group::new("größe", Overrides::new().min_8bit_size(usize::MAX)),
     ];
-    OptimizerConfig::new(defaults, groups)
+    OptimizerConfig::new(defaults, groups).on_non_finite(OnNonFinite::RejectStep)
 }
 
 /// Encodes a type of lion in each form, and decodes it.

@@ -52,8 +52,10 @@ def group(g):
     return u8(1) + string(g["name"]) + overrides(g["overrides"])
 
 def settings(s):
-    return u8(1) + overrides(s["defaults"]) + listed(group, s["groups"])
+    return (u8(1) + overrides(s["defaults"]) + listed(group, s["groups"])
+            + option(lambda name: u8(ON_NON_FINITE.index(name)), s.get("on_non_finite")))
 
+ON_NON_FINITE = ["skip_block", "reject_step"]
 one = {"version": 1}
 every = one | {"lr": 0.25, "lr_multiplier": 0.5, "betas": [0.75, 0.875], "weight_decay": 0.125, "max_unorm": 2.0,
                "skip_zeros": True, "stochastic_param": False, "stochastic_state": True, "seed": 2**64 - 1,
@@ -75,7 +77,8 @@ records = {
     "settings": (settings, one | {
         "defaults": every,
         "groups": [one | {"name": "norms", "overrides": one | {"weight_decay": 0.0}},
-                   one | {"name": "größe", "overrides": one | {"seed": 0, "optim_bits": 32}}]}),
+                   one | {"name": "größe", "overrides": one | {"seed": 0, "optim_bits": 32}}],
+        "on_non_finite": "reject_step"}),
     "hyper": (hyper, one | {"lr": 0.5, "lr_multiplier": 0.25, "beta1": 0.5, "beta2": 0.75, "weight_decay": 0.0,
                             "max_unorm": 0.5, "skip_zeros": False, "stochastic_param": True,
                             "stochastic_state": False, "seed": 9, "optim_bits": 32, "min_8bit_size": 0,
@@ -88,4 +91,4 @@ for name, (kind, record) in records.items():
 
 # Dtype, Bits and OnNonFinite.
 (out / "enums.bin").write_bytes(bytes([0, 1, 2]) + bytes([8, 32]) + bytes([0, 1]))
-(out / "enums.json").write_text(json.dumps([["f32", "f16", "bf16"], [8, 32], ["skip_block", "reject_step"]]) + "\n")
+(out / "enums.json").write_text(json.dumps([["f32", "f16", "bf16"], [8, 32], ON_NON_FINITE]) + "\n")
