@@ -92,3 +92,28 @@ __device__ float2 shared_pair(u32 table, u32 index) {
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(element_address<8>(table, index)));
     return x;
 }
+
+// Accesses to one element of BYTES bytes, with its bits in a word.
+template <u32 BYTES>
+__device__ u32 load_shared_one(u32 at) {
+    u32 bits;
+    if constexpr (BYTES == 1) {
+        asm volatile("ld.shared.u8 %0, [%1];" : "=r"(bits) : "r"(at));
+    } else if constexpr (BYTES == 2) {
+        asm volatile("ld.shared.u16 %0, [%1];" : "=r"(bits) : "r"(at));
+    } else {
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(bits) : "r"(at));
+    }
+    return bits;
+}
+
+template <u32 BYTES>
+__device__ void store_shared_one(u32 at, u32 bits) {
+    if constexpr (BYTES == 1) {
+        asm volatile("st.shared.u8 [%0], %1;" :: "r"(at), "r"(bits) : "memory");
+    } else if constexpr (BYTES == 2) {
+        asm volatile("st.shared.u16 [%0], %1;" :: "r"(at), "r"(bits) : "memory");
+    } else {
+        asm volatile("st.shared.u32 [%0], %1;" :: "r"(at), "r"(bits) : "memory");
+    }
+}

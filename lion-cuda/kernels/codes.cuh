@@ -3,7 +3,7 @@
 #include "bits.cuh"
 #include "tables.cuh"  // tables of lion-quant, which `cargo xtask ptx` generates
 
-constexpr u32 ZERO_CODE = 127;
+constexpr u32 ZERO_CODES = 0x7F7F7F7F;  // four codes of 0
 constexpr u32 TINY_BITS = 0x00800000;  // the bits of the smallest normal f32
 
 // Adding this constant rounds to an integer, half to even, which is in the low bits of the sum.

@@ -4,7 +4,7 @@
 // beyond the end of a short block are zeros, which change nothing.
 #pragma once
 #include "codes.cuh"
-#include "load.cuh"
+#include "copied.cuh"
 #include "philox.cuh"
 #include "update.cuh"
 
@@ -98,6 +98,7 @@ __device__ u64 begin(u64 address) {
 // By its count of instructions, memory bounds this step on current GPUs. So one kernel serves with and without options.
 template <class P, class G>
 __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
+    __shared__ Copies<4> copies;
     const u32 lane = threadIdx.x % WARP;
     Constants<P, G, 4, true> c;
     for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
@@ -118,9 +119,9 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
                 load_whole<true>(grad, g.word);
                 load_whole<true>(state, m.word);
             } else {
-                load_part<true>(param, lane, len, p.word);
-                load_part<true>(grad, lane, len, g.word);
-                load_part<true>(state, lane, len, m.word);
+                Copied<P::BYTES, true>(param, len, copies).load(p.word);
+                Copied<G::BYTES, true>(grad, len, copies).load(g.word);
+                Copied<4, true>(state, len, copies).load(m.word);
             }
             float new_p[8], new_m[8];
 #pragma unroll
@@ -141,8 +142,8 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
                     store_whole<true>(param, p.word);
                     store_whole<true>(state, m.word);
                 } else {
-                    store_part<true>(param, lane, len, p.word);
-                    store_part<true>(state, lane, len, m.word);
+                    Copied<P::BYTES, true>(param, len, copies).store(p.word);
+                    Copied<4, true>(state, len, copies).store(m.word);
                 }
             }
             param += BLOCK * P::BYTES;
@@ -163,6 +164,7 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
     __syncthreads();
 
     const u32 codebook = shared_address(tables.codebook), lines = shared_address(tables.line);
+    __shared__ Copies<WIDE ? 4 : 2> copies;
     const u32 lane = threadIdx.x % WARP;
     Constants<P, G, 1, WIDE> c;
     for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
@@ -187,9 +189,9 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                 load_whole<WIDE>(grad, g.word);
                 load_whole<WIDE>(state, codes);
             } else {
-                load_part<WIDE>(param, lane, len, p.word);
-                load_part<WIDE>(grad, lane, len, g.word);
-                load_part<WIDE>(state, lane, len, codes, ZERO_CODE);
+                Copied<P::BYTES, WIDE>(param, len, copies).load(p.word);
+                Copied<G::BYTES, WIDE>(grad, len, copies).load(g.word);
+                Copied<1, WIDE>(state, len, copies).load(codes, ZERO_CODES);
             }
             const float absmax = __uint_as_float(__shfl_sync(ALL_LANES, absmax_of_lane, block));
             float new_p[8], new_m[8];
@@ -223,8 +225,8 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                     store_whole<WIDE>(param, p.word);
                     store_whole<WIDE>(state, codes);
                 } else {
-                    store_part<WIDE>(param, lane, len, p.word);
-                    store_part<WIDE>(state, lane, len, codes);
+                    Copied<P::BYTES, WIDE>(param, len, copies).store(p.word);
+                    Copied<1, WIDE>(state, len, copies).store(codes);
                 }
             }
             param += BLOCK * P::BYTES;
