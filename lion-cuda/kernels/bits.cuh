@@ -15,13 +15,6 @@ __device__ u32 magnitude(float x) {
     return bits;
 }
 
-// Returns x times a float that is given by its bits.
-__device__ float multiply_bits(u32 bits, float x) {
-    float product;
-    asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "r"(bits), "f"(x));
-    return product;
-}
-
 // Returns the bits of x + y.
 __device__ u32 sum_bits(float x, float y) {
     u32 bits;

@@ -21,6 +21,7 @@ struct Copied {
     static constexpr u32 WORDS = VECTOR / 4;                 // per vector
     static constexpr u32 GROUPS = WIDE ? 2 : 1;              // vectors per lane
     static constexpr u32 SECOND = WARP * VECTOR;             // bytes between the two vectors of a lane
+    static_assert(!WIDE || SECOND == Place<BYTES, WIDE>::SECOND, "the vectors of a block are adjacent");
 
     u64 vectors;      // address of the first vector of the lane
     u32 lane;

@@ -1,5 +1,4 @@
-// Accesses to global memory: the eight elements of a lane, as vectors if the arrays are aligned, otherwise one by
-// one.
+// Accesses to global memory: one element, or, as vectors, the eight elements of a lane in a whole, aligned block.
 //
 // The accesses are written in PTX, because the compiler does not know the state space of an address from a table and
 // would use slower generic accesses.

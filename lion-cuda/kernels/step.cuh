@@ -47,10 +47,9 @@ __device__ void update(const Coefficients &k, bool skip_zeros, float (&p)[8], co
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {
         const float g = widen(grad, i);
-        const float new_p = k.parameter(p[i], k.direction(g, m[i])), new_m = k.momentum(g, m[i]);
         const bool still = skip_zeros && g == 0;
-        p[i] = still ? p[i] : new_p;
-        m[i] = still ? m[i] : new_m;
+        p[i] = k.parameter(p[i], k.direction(g, m[i]), still);
+        m[i] = still ? m[i] : k.momentum(g, m[i]);
     }
 }
 
@@ -130,8 +129,7 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
                 new_m[i] = widen(m, i);
             }
             update(c.k, skip_zeros, new_p, g, new_m);
-            u32 unused[8];
-            if (__any_sync(ALL_LANES, magnitudes(new_m, unused) >= INFINITE)) {
+            if (__any_sync(ALL_LANES, largest_of_lane(new_m) >= INFINITE)) {
                 left_as_they_were++;
             } else {
                 u32 draws[4];
@@ -159,7 +157,7 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
     constexpr bool WIDE = WIDE8<P, G>;
     __shared__ Tables tables;
     load_tables(tables);
-    __shared__ Exact exact[OPTIONS ? KEYS : 1];
+    __shared__ Exact exact;
     if constexpr (OPTIONS) load_exact(exact);
     __syncthreads();
 
@@ -201,14 +199,22 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                 new_m[i] = dequantize(codebook, codes, i, absmax);
             }
             update(c.k, skip_zeros, new_p, g, new_m);
-            u32 magnitude[8];
-            const u32 top = largest_of_warp(magnitudes(new_m, magnitude));
+            const u32 top = largest_of_warp(largest_of_lane(new_m));
             if (top >= INFINITE) {
                 left_as_they_were++;
             } else {
-                u32 draws[4];
                 const u64 first = t.offset + run.first + block * BLOCK;
-                if (draw_param) draws_of_lane<WIDE>(first, lane, PARAM, t.seed, t.step, draws);
+                const auto draw = [&](u32 stream, u32 (&draws)[4]) {
+                    draws_of_lane<WIDE>(first, lane, stream, t.seed, t.step, draws);
+                };
+                // Both streams together take fewer instructions than one after the other, because they share a part of
+                // Philox, but more registers, which the exchange between the lanes of a wide kernel does not leave.
+                constexpr bool TOGETHER = is_bf16<P>::value && !WIDE;
+                u32 draws[4], state_draws[4];
+                if (TOGETHER ? draw_param || draw_state : draw_param) {
+                    draw(PARAM, draws);
+                    if constexpr (TOGETHER) draw(STATE, state_draws);
+                }
                 p = narrow<P>(new_p, draw_param, draws);
                 // If the absmax is below the smallest normal f32, the block becomes zero. With the factor 0, all
                 // codes are those of 0.
@@ -216,10 +222,10 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                 const float inverse = tiny ? 0.0f : __frcp_rn(__uint_as_float(top));
                 if (lane == block) absmax_of_lane = tiny ? 0 : top;
                 if (draw_state) {
-                    draws_of_lane<WIDE>(first, lane, STATE, t.seed, t.step, draws);
-                    stochastic(shared_address(exact), new_m, magnitude, inverse, draws, codes);
+                    if constexpr (!TOGETHER) draw(STATE, state_draws);
+                    stochastic(shared_address(&exact), new_m, inverse, state_draws, codes);
                 } else {
-                    nearest(lines, new_m, magnitude, inverse, codes);
+                    nearest(lines, new_m, inverse, codes);
                 }
                 if (whole) {
                     store_whole<WIDE>(param, p.word);

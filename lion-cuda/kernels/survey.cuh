@@ -10,8 +10,7 @@ __device__ u32 top_of_new(const Coefficients &k, bool skip_zeros, const Eight<G>
 #pragma unroll
     for (u32 i = 0; i < 8; i++) m[i] = momentum(i);
     update(k, skip_zeros, p, grad, m);
-    u32 unused[8];
-    return magnitudes(m, unused);
+    return largest_of_lane(m);
 }
 
 template <class G, bool CODES>
