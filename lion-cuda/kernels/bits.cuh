@@ -15,13 +15,6 @@ __device__ u32 magnitude(float x) {
     return bits;
 }
 
-// Returns x times a float that is given by its bits.
-__device__ float multiply_bits(u32 bits, float x) {
-    float product;
-    asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "r"(bits), "f"(x));
-    return product;
-}
-
 // Returns the bits of x + y.
 __device__ u32 sum_bits(float x, float y) {
     u32 bits;
@@ -91,4 +84,29 @@ __device__ float2 shared_pair(u32 table, u32 index) {
     float2 x;
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(element_address<8>(table, index)));
     return x;
+}
+
+// Accesses to one element of BYTES bytes, with its bits in a word.
+template <u32 BYTES>
+__device__ u32 load_shared_one(u32 at) {
+    u32 bits;
+    if constexpr (BYTES == 1) {
+        asm volatile("ld.shared.u8 %0, [%1];" : "=r"(bits) : "r"(at));
+    } else if constexpr (BYTES == 2) {
+        asm volatile("ld.shared.u16 %0, [%1];" : "=r"(bits) : "r"(at));
+    } else {
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(bits) : "r"(at));
+    }
+    return bits;
+}
+
+template <u32 BYTES>
+__device__ void store_shared_one(u32 at, u32 bits) {
+    if constexpr (BYTES == 1) {
+        asm volatile("st.shared.u8 [%0], %1;" :: "r"(at), "r"(bits) : "memory");
+    } else if constexpr (BYTES == 2) {
+        asm volatile("st.shared.u16 [%0], %1;" :: "r"(at), "r"(bits) : "memory");
+    } else {
+        asm volatile("st.shared.u32 [%0], %1;" :: "r"(at), "r"(bits) : "memory");
+    }
 }

@@ -1,5 +1,4 @@
-// Accesses to global memory: the eight elements of a lane, as vectors if the arrays are aligned, otherwise one by
-// one.
+// Accesses to global memory: one element, or, as vectors, the eight elements of a lane in a whole, aligned block.
 //
 // The accesses are written in PTX, because the compiler does not know the state space of an address from a table and
 // would use slower generic accesses.
@@ -114,50 +113,5 @@ __device__ void store_whole(u64 at, const u32 (&w)[WORDS]) {
         store<SECOND>(at, w[1]);
     } else {
         store<0>(at, w[0], w[1]);
-    }
-}
-
-// Returns the position, behind the first element of a lane, of its element i.
-template <bool WIDE>
-__device__ u32 behind_first(u32 i) {
-    return WIDE ? first_of_group<true>(0, i / 4) + i % 4 : i;
-}
-
-// The same for a block of `len` elements, which may be short or not aligned. Elements beyond the end have the bits
-// `missing`. The loops are not unrolled, because such blocks are rare, and the PTX would be twice as long.
-template <bool WIDE, u32 WORDS>
-__device__ void load_part(u64 at, u32 lane, u32 len, u32 (&w)[WORDS], u32 missing = 0) {
-    constexpr u32 BYTES = WORDS / 2, BITS = 8 * BYTES;
-    const u32 start = first_of_group<WIDE>(lane, 0);
-#pragma unroll
-    for (u32 i = 0; i < WORDS; i++) w[i] = 0;
-#pragma unroll 1
-    for (u32 i = 8; i-- > 0;) {
-        const u32 behind = behind_first<WIDE>(i);
-        const u32 bits = start + behind < len ? load_one<BYTES>(at + behind * BYTES) : missing;
-        // Moves all elements up by one.
-#pragma unroll
-        for (u32 j = WORDS - 1; j > 0; j--) w[j] = BITS == 32 ? w[j - 1] : w[j] << (BITS % 32) | w[j - 1] >> (32 - BITS);
-        w[0] = BITS == 32 ? bits : w[0] << (BITS % 32) | bits;
-    }
-}
-
-template <bool WIDE, u32 WORDS>
-__device__ void store_part(u64 at, u32 lane, u32 len, const u32 (&from)[WORDS]) {
-    constexpr u32 BYTES = WORDS / 2, BITS = 8 * BYTES;
-    const u32 start = first_of_group<WIDE>(lane, 0);
-    u32 w[WORDS];
-#pragma unroll
-    for (u32 i = 0; i < WORDS; i++) w[i] = from[i];
-#pragma unroll 1
-    for (u32 i = 0; i < 8; i++) {
-        const u32 behind = behind_first<WIDE>(i);
-        if (start + behind < len) store_one<BYTES>(at + behind * BYTES, w[0]);
-        // Moves all elements down by one.
-#pragma unroll
-        for (u32 j = 0; j < WORDS; j++) {
-            const u32 above = j + 1 < WORDS ? w[j + 1] : 0;
-            w[j] = BITS == 32 ? above : w[j] >> (BITS % 32) | above << (32 - BITS);
-        }
     }
 }

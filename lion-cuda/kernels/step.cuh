@@ -4,7 +4,7 @@
 // beyond the end of a short block are zeros, which change nothing.
 #pragma once
 #include "codes.cuh"
-#include "load.cuh"
+#include "copied.cuh"
 #include "philox.cuh"
 #include "update.cuh"
 
@@ -47,10 +47,9 @@ __device__ void update(const Coefficients &k, bool skip_zeros, float (&p)[8], co
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {
         const float g = widen(grad, i);
-        const float new_p = k.parameter(p[i], k.direction(g, m[i])), new_m = k.momentum(g, m[i]);
         const bool still = skip_zeros && g == 0;
-        p[i] = still ? p[i] : new_p;
-        m[i] = still ? m[i] : new_m;
+        p[i] = k.parameter(p[i], k.direction(g, m[i]), still);
+        m[i] = still ? m[i] : k.momentum(g, m[i]);
     }
 }
 
@@ -98,6 +97,7 @@ __device__ u64 begin(u64 address) {
 // By its count of instructions, memory bounds this step on current GPUs. So one kernel serves with and without options.
 template <class P, class G>
 __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
+    __shared__ Copies<4> copies;
     const u32 lane = threadIdx.x % WARP;
     Constants<P, G, 4, true> c;
     for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
@@ -118,9 +118,9 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
                 load_whole<true>(grad, g.word);
                 load_whole<true>(state, m.word);
             } else {
-                load_part<true>(param, lane, len, p.word);
-                load_part<true>(grad, lane, len, g.word);
-                load_part<true>(state, lane, len, m.word);
+                Copied<P::BYTES, true>(param, len, copies).load(p.word);
+                Copied<G::BYTES, true>(grad, len, copies).load(g.word);
+                Copied<4, true>(state, len, copies).load(m.word);
             }
             float new_p[8], new_m[8];
 #pragma unroll
@@ -129,8 +129,7 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
                 new_m[i] = widen(m, i);
             }
             update(c.k, skip_zeros, new_p, g, new_m);
-            u32 unused[8];
-            if (__any_sync(ALL_LANES, magnitudes(new_m, unused) >= INFINITE)) {
+            if (__any_sync(ALL_LANES, largest_of_lane(new_m) >= INFINITE)) {
                 left_as_they_were++;
             } else {
                 u32 draws[4];
@@ -141,8 +140,8 @@ __device__ void step32(const Tensor *tensors, u32 count, u64 runs) {
                     store_whole<true>(param, p.word);
                     store_whole<true>(state, m.word);
                 } else {
-                    store_part<true>(param, lane, len, p.word);
-                    store_part<true>(state, lane, len, m.word);
+                    Copied<P::BYTES, true>(param, len, copies).store(p.word);
+                    Copied<4, true>(state, len, copies).store(m.word);
                 }
             }
             param += BLOCK * P::BYTES;
@@ -158,11 +157,12 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
     constexpr bool WIDE = WIDE8<P, G>;
     __shared__ Tables tables;
     load_tables(tables);
-    __shared__ Exact exact[OPTIONS ? KEYS : 1];
+    __shared__ Exact exact;
     if constexpr (OPTIONS) load_exact(exact);
     __syncthreads();
 
     const u32 codebook = shared_address(tables.codebook), lines = shared_address(tables.line);
+    __shared__ Copies<WIDE ? 4 : 2> copies;
     const u32 lane = threadIdx.x % WARP;
     Constants<P, G, 1, WIDE> c;
     for_each_run(tensors, count, runs, [&](const Tensor &t) { c.read(t, lane); }, [&](const Tensor &t, const Run &run) {
@@ -187,9 +187,9 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                 load_whole<WIDE>(grad, g.word);
                 load_whole<WIDE>(state, codes);
             } else {
-                load_part<WIDE>(param, lane, len, p.word);
-                load_part<WIDE>(grad, lane, len, g.word);
-                load_part<WIDE>(state, lane, len, codes, ZERO_CODE);
+                Copied<P::BYTES, WIDE>(param, len, copies).load(p.word);
+                Copied<G::BYTES, WIDE>(grad, len, copies).load(g.word);
+                Copied<1, WIDE>(state, len, copies).load(codes, ZERO_CODES);
             }
             const float absmax = __uint_as_float(__shfl_sync(ALL_LANES, absmax_of_lane, block));
             float new_p[8], new_m[8];
@@ -199,14 +199,22 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                 new_m[i] = dequantize(codebook, codes, i, absmax);
             }
             update(c.k, skip_zeros, new_p, g, new_m);
-            u32 magnitude[8];
-            const u32 top = largest_of_warp(magnitudes(new_m, magnitude));
+            const u32 top = largest_of_warp(largest_of_lane(new_m));
             if (top >= INFINITE) {
                 left_as_they_were++;
             } else {
-                u32 draws[4];
                 const u64 first = t.offset + run.first + block * BLOCK;
-                if (draw_param) draws_of_lane<WIDE>(first, lane, PARAM, t.seed, t.step, draws);
+                const auto draw = [&](u32 stream, u32 (&draws)[4]) {
+                    draws_of_lane<WIDE>(first, lane, stream, t.seed, t.step, draws);
+                };
+                // Both streams together take fewer instructions than one after the other, because they share a part of
+                // Philox, but more registers, which the exchange between the lanes of a wide kernel does not leave.
+                constexpr bool TOGETHER = is_bf16<P>::value && !WIDE;
+                u32 draws[4], state_draws[4];
+                if (TOGETHER ? draw_param || draw_state : draw_param) {
+                    draw(PARAM, draws);
+                    if constexpr (TOGETHER) draw(STATE, state_draws);
+                }
                 p = narrow<P>(new_p, draw_param, draws);
                 // If the absmax is below the smallest normal f32, the block becomes zero. With the factor 0, all
                 // codes are those of 0.
@@ -214,17 +222,17 @@ __device__ void step8(const Tensor *tensors, u32 count, u64 runs) {
                 const float inverse = tiny ? 0.0f : __frcp_rn(__uint_as_float(top));
                 if (lane == block) absmax_of_lane = tiny ? 0 : top;
                 if (draw_state) {
-                    draws_of_lane<WIDE>(first, lane, STATE, t.seed, t.step, draws);
-                    stochastic(shared_address(exact), new_m, magnitude, inverse, draws, codes);
+                    if constexpr (!TOGETHER) draw(STATE, state_draws);
+                    stochastic(shared_address(&exact), new_m, inverse, state_draws, codes);
                 } else {
-                    nearest(lines, new_m, magnitude, inverse, codes);
+                    nearest(lines, new_m, inverse, codes);
                 }
                 if (whole) {
                     store_whole<WIDE>(param, p.word);
                     store_whole<WIDE>(state, codes);
                 } else {
-                    store_part<WIDE>(param, lane, len, p.word);
-                    store_part<WIDE>(state, lane, len, codes);
+                    Copied<P::BYTES, WIDE>(param, len, copies).store(p.word);
+                    Copied<1, WIDE>(state, len, copies).store(codes);
                 }
             }
             param += BLOCK * P::BYTES;

@@ -10,8 +10,7 @@ __device__ u32 top_of_new(const Coefficients &k, bool skip_zeros, const Eight<G>
 #pragma unroll
     for (u32 i = 0; i < 8; i++) m[i] = momentum(i);
     update(k, skip_zeros, p, grad, m);
-    u32 unused[8];
-    return magnitudes(m, unused);
+    return largest_of_lane(m);
 }
 
 template <class G, bool CODES>
@@ -24,6 +23,7 @@ __device__ void survey(const Tensor *tensors, u32 count, u64 runs) {
         __syncthreads();
     }
     const u32 codebook_at = CODES ? shared_address(codebook) : 0;
+    __shared__ Copies<WIDE ? 4 : 2> copies;
     const u32 lane = threadIdx.x % WARP;
     Constants<G, G, STATE_BYTES, WIDE> c;
     const auto begin_tensor = [&](const Tensor &t) {
@@ -48,8 +48,8 @@ __device__ void survey(const Tensor *tensors, u32 count, u64 runs) {
                 load_whole<WIDE>(grad, g.word);
                 load_whole<WIDE>(state, stored);
             } else {
-                load_part<WIDE>(grad, lane, len, g.word);
-                load_part<WIDE>(state, lane, len, stored, CODES ? ZERO_CODE : 0);
+                Copied<G::BYTES, WIDE>(grad, len, copies).load(g.word);
+                Copied<STATE_BYTES, WIDE>(state, len, copies).load(stored, CODES ? ZERO_CODES : 0);
             }
             u32 top;
             if constexpr (CODES) {

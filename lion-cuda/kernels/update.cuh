@@ -20,27 +20,24 @@ struct Coefficients {
         return (beta2 * m) + (one_minus_beta2 * (g * grad_scale));
     }
 
-    // Returns p', given c = direction(g, m).
-    __device__ float parameter(float p, float c) const {
-        const float decayed = p * decay;
+    // Returns p', given c = direction(g, m), or p if `still`. Both operations depend on `still`, because then they are
+    // predicated, and no instruction selects the result.
+    __device__ float parameter(float p, float c, bool still) const {
+        const float decayed = still ? p : p * decay;
         // sign(0) and sign(NaN) are 0.
-        return moves(c) ? decayed - negate_by(lr, c) : decayed;
+        return moves(c) && !still ? decayed - negate_by(lr, c) : decayed;
     }
 
     // Returns whether sign(c) is not 0.
     static __device__ bool moves(float c) { return c > 0 || c < 0; }
 };
 
-// Computes the bits of the magnitudes of the eight numbers of a lane, and returns the largest. It is at least
-// INFINITE if a number is not finite: the bits are ordered as the magnitudes, and those of NaN are above those of
-// infinity.
-__device__ u32 magnitudes(const float (&x)[8], u32 (&bits)[8]) {
-    u32 top = 0;
+// Returns the bits of the largest magnitude of the eight numbers of a lane. They are at least INFINITE if a number is
+// not finite: the bits are ordered as the magnitudes, and those of NaN are above those of infinity.
+__device__ u32 largest_of_lane(const float (&x)[8]) {
+    u32 top = magnitude(x[0]);
 #pragma unroll
-    for (u32 i = 0; i < 8; i++) {
-        bits[i] = magnitude(x[i]);
-        top = i == 0 ? bits[i] : max(top, bits[i]);
-    }
+    for (u32 i = 1; i < 8; i++) top = max(top, magnitude(x[i]));
     return top;
 }
 
