@@ -323,8 +323,8 @@ fn export_writes_the_states_for_pytorch() {
     let path = folder.path().join("run.lion");
     save(&path, 0.25, 1.0, b"");
     let output = inspect(&["--export", "safetensors"], &path);
-    let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
     let exported = folder.path().join("run.safetensors");
     assert_eq!(text.trim_end(), exported.to_str().unwrap());
     let mut lion = Lion::builder().build().unwrap();

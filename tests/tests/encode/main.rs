@@ -11,7 +11,7 @@ use bincode::error::DecodeError;
 use bincode::{BorrowDecode, Decode, Encode};
 use lion::backend::{Group, OptimizerConfig, Planes, StateRecord};
 use lion::tensor::{MemoryOrder, Shard};
-use lion::{Dtype, Overrides};
+use lion::{Dtype, OnNonFinite, Overrides};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;

@@ -71,7 +71,8 @@ fn hyper_parameters() {
         Group::new("norms", Overrides::new().weight_decay(0.0)),
         Group::new("größe", Overrides::new().seed(0).optim_bits(32)),
     ];
-    same("settings", &OptimizerConfig::new(defaults, groups));
+    let settings = OptimizerConfig::new(defaults, groups);
+    same("settings", &settings.on_non_finite(OnNonFinite::RejectStep));
 
     let hyper: Hyper = Overrides::new()
         .lr(0.5)

@@ -6,7 +6,9 @@ use lion::{
     Lion,
     checkpoint::{Load, LoadPolicy},
 };
-use lion_test_support::{CheckpointFile, GroupPart, OverridesPart, Rng, TensorPart, seal};
+use lion_test_support::{
+    CheckpointFile, GroupPart, OverridesPart, RecordPart, Rng, SectionPart, TensorPart, seal,
+};
 use std::io::Cursor;
 use std::path::Path;
 
@@ -30,6 +32,11 @@ fn checkpoints() {
             CONSTANT + MULTIPLE * bytes.len() + GROUP * groups,
             |lion| {
                 let mut checkpoint = Checkpoint::read(Cursor::new(&bytes), "input")?;
+                // Planes of sections are read in parts of a few MiB, other than the bytes that are asked for.
+                for name in ["loader", "unknown"] {
+                    let section = checkpoint.section(name)?;
+                    assert!(section.is_none_or(|section| section.len() <= bytes.len()));
+                }
                 load(lion, &mut checkpoint, how).map(drop)
             },
             |lion| saves_and_loads(lion, &path),
@@ -80,17 +87,19 @@ fn input(rng: &mut Rng) -> (Vec<u8>, usize) {
     let mut bytes = file.bytes();
     if rng.below(2) == 0 {
         let other = right(rng).bytes();
-        let header = 36 + u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize;
+        let records = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize;
         for _ in 0..1 + rng.below(3) {
-            // Mutations of the header reach more checks than those of the planes.
-            if rng.below(4) > 0 {
-                let end = header.min(bytes.len());
-                let mut head = bytes[..end].to_vec();
-                mutate(rng, &mut head, &other);
-                bytes.splice(..end, head);
-            } else {
-                mutate(rng, &mut bytes, &other);
-            }
+            // Mutations of the preamble and the records reach more checks than those of the planes.
+            let range = match rng.below(8) {
+                0 => 0..bytes.len(),
+                1 => 0..36.min(bytes.len()),
+                // The header of version 1, and the index of version 2 with its checksum.
+                _ if file.version == 1 => 0..(36 + records).min(bytes.len()),
+                _ => bytes.len().saturating_sub(records + 4)..bytes.len(),
+            };
+            let mut part = bytes[range.clone()].to_vec();
+            mutate(rng, &mut part, &other);
+            bytes.splice(range, part);
         }
         // With correct checksums the reader gets further.
         if rng.below(4) > 0 {
@@ -127,8 +136,18 @@ fn right(rng: &mut Rng) -> CheckpointFile {
             TensorPart::momentum32("none", &[]),
             turned,
         ],
+        on_non_finite: rng.below(2) as u8,
+        chunk: [4096, 8192, 4 << 20][rng.below(3)],
         ..CheckpointFile::default()
     };
+    if rng.below(2) == 0 {
+        let values = rng.spread(1 + rng.below(3000), 4.0);
+        file.sections.push(SectionPart::param("codes", &values));
+    }
+    if rng.below(2) == 0 {
+        let bytes = vec![rng.next_u64() as u8; rng.below(10_000)];
+        file.sections.push(SectionPart::entry("loader", &bytes));
+    }
     for (i, tensor) in file.tensors.iter_mut().enumerate() {
         tensor.dtype = [0, 2, 1, 0, 0][i];
         tensor.steps = rng.next_u64() >> (2 + rng.below(62));
@@ -214,6 +233,20 @@ fn change(rng: &mut Rng, file: &mut CheckpointFile) {
             file.numbers = extreme(rng, 2) as u32;
             return;
         }
+        12 => {
+            file.chunk = extreme(rng, 4096) as u32;
+            return;
+        }
+        13 => {
+            file.on_non_finite = extreme(rng, 1) as u8;
+            return;
+        }
+        14 => {
+            let layout = |_| (rng.below(3) as u8, 256 * rng.below(2) as u32, 0x1B13_7AEB);
+            file.layouts = Some((0..rng.below(4)).map(layout).collect());
+            return;
+        }
+        15 | 16 => return change_section(rng, &mut file.sections),
         11 => {
             file.version = [0, 1, 2, 3, u32::MAX][rng.below(5)];
             return;
@@ -259,6 +292,51 @@ fn change(rng: &mut Rng, file: &mut CheckpointFile) {
         16 => tensor.shard = Some((extreme(rng, 256), extreme(rng, 1024))),
         17 => tensor.shard = Some((256, 256 + tensor.len)),
         _ => {}
+    }
+}
+
+/// Adds, removes or changes a section.
+fn change_section(rng: &mut Rng, sections: &mut Vec<SectionPart>) {
+    let mut unknown = SectionPart::entry("unknown", &vec![1; rng.below(300)]);
+    unknown.id = extreme(rng, 1000) as u32;
+    unknown.required = [0, 0, 1, 2][rng.below(4)];
+    if sections.is_empty() || rng.below(4) == 0 {
+        sections.push(unknown);
+        return;
+    }
+    let i = rng.below(sections.len());
+    let section = &mut sections[i];
+    match (rng.below(7), section.records.first_mut()) {
+        (0, _) => section.id = extreme(rng, section.id.into()) as u32,
+        (1, _) => section.required ^= 1,
+        (2, _) => section.rest = vec![rng.next_u64() as u8; 1 + rng.below(20)],
+        (3, Some(record)) => {
+            let again = record.clone();
+            section.records.push(again);
+        }
+        (4, _) => drop(section.records.pop()),
+        (
+            _,
+            Some(RecordPart::Param {
+                name,
+                len,
+                dtype,
+                order,
+                plane,
+            }),
+        ) => match rng.below(5) {
+            0 => *name = self::name(rng),
+            1 => *len = extreme(rng, *len),
+            2 => *dtype = extreme(rng, 0) as u8,
+            3 => *order = vec![(extreme(rng, 2), extreme(rng, 1) as i64); rng.below(4)],
+            _ => plane.truncate(rng.below(plane.len() + 1)),
+        },
+        (_, Some(RecordPart::Entry { name, bytes, plane })) => match rng.below(3) {
+            0 => *name = self::name(rng),
+            1 => *bytes = extreme(rng, *bytes),
+            _ => plane.extend([0; 7]),
+        },
+        (_, None) => {}
     }
 }
 
