@@ -45,7 +45,7 @@ pub struct Cpu {
 
 impl Cpu {
     /// Returns the backend with the fastest kernel of this CPU, or with the one that the environment variable
-    /// `LION_CPU_ISA` names: `scalar`, `neon`, `avx2`, `avx512` or `avx512vbmi`.
+    /// `LION_CPU_ISA` names: `scalar`, `neon`, `avx2`, `avx512`, `avx512vbmi` or `avx512bf16`.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] if `LION_CPU_ISA` names an unknown instruction set, or one that this CPU does not

@@ -9,6 +9,7 @@ use lion::{
     bf16, update,
 };
 use lion_test_support::{Rng, Tensor, backends, compare_params};
+use std::sync::Arc;
 
 const N: usize = 4 * 256 + 100;
 
@@ -168,6 +169,70 @@ fn extreme_numbers_match_the_scalar_kernel() {
         compared >= 600 && skipped > 0,
         "{compared} runs, {skipped} blocks skipped"
     );
+}
+
+/// All numbers of type `bf16`, subnormal numbers, infinities and NaNs included, each plus and minus a learning rate.
+/// The rates make results that are subnormal, halfway between two `bf16` numbers, next to halfway, or zero.
+#[test]
+fn all_bf16_parameters_round_to_nearest_even() {
+    const HALF_OF_SMALLEST: u32 = 0x8000; // as bits of an f32
+    let subnormal = [
+        1,
+        HALF_OF_SMALLEST - 1,
+        HALF_OF_SMALLEST,
+        HALF_OF_SMALLEST + 1,
+    ];
+    // Half the distance between two bf16 numbers from 1 to 2, and the numbers next to it.
+    let normal = [0x3B7F_FFFF, 0x3B80_0000, 0x3B80_0001];
+    let rates: Vec<f32> = [0, 0x0080_0000, 0x3F80_0000, 0x7F00_0000]
+        .into_iter()
+        .chain(subnormal)
+        .chain(normal)
+        .map(f32::from_bits)
+        .collect();
+    let run = |backend: Arc<dyn Backend>, rate: f32, bits: u32, factor: u16| {
+        let mut lion = Lion::builder().backend(backend).build().unwrap();
+        let overrides = Overrides::new().lr(rate.into()).weight_decay(0.0);
+        let spec = ParamSpec::new("w", 1 << 16, Dtype::Bf16)
+            .overrides(overrides.optim_bits(bits).min_8bit_size(0));
+        let w = lion.register(spec).unwrap();
+        // Either in order, or so that numbers of all kinds are in each block.
+        let mut p: Vec<bf16> = (0..=u16::MAX)
+            .map(|i| bf16::from_bits(i.wrapping_mul(factor)))
+            .collect();
+        let g: Vec<f32> = (0..1 << 16)
+            .map(|i| if i % 3 == 0 { -1.0 } else { 1.0 })
+            .collect();
+        let report = lion.step([(w, &mut p, &g)]).unwrap();
+        assert_eq!(report.skipped_blocks(), 0);
+        p.into_iter().map(bf16::to_bits).collect::<Vec<u16>>()
+    };
+    let expected = |bits: u16, i: usize, rate: f32| {
+        let update = if i.is_multiple_of(3) { -rate } else { rate };
+        bf16::from_f32(bf16::from_bits(bits).to_f32() - update).to_bits()
+    };
+    for candidate in backends() {
+        let Some(backend) = candidate.open_or_skip() else {
+            continue;
+        };
+        let backend: Arc<dyn Backend> = backend.into();
+        for &rate in &rates {
+            for (bits, factor) in [(8, 1), (32, 0x6A4D)] {
+                let found = run(Arc::clone(&backend), rate, bits, factor);
+                for (i, found) in found.into_iter().enumerate() {
+                    let from = (i as u16).wrapping_mul(factor);
+                    let wanted = expected(from, i, rate);
+                    // The payload of a NaN is not specified.
+                    let [is, should] = [found, wanted].map(bf16::from_bits);
+                    assert!(
+                        found == wanted || (is.is_nan() && should.is_nan()),
+                        "{} {bits} rate {rate:e}: {found:#x}, wanted {wanted:#x}, from {from:#x}",
+                        candidate.name
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// A learning rate of -0 is valid, and does not change a parameter of -0.

@@ -59,7 +59,7 @@ fn unknown_instruction_set_is_an_error() {
     assert_eq!(
         with_variable(Some("avx1024")),
         "error: backend `avx1024` cannot be used here: no such instruction set, \
-         wanted one of scalar, neon, avx2, avx512, avx512vbmi"
+         wanted one of scalar, neon, avx2, avx512, avx512vbmi, avx512bf16"
     );
     assert!(with_variable(Some("")).starts_with("error: "));
 }

@@ -154,6 +154,25 @@ impl Quantizer {
         })
     }
 
+    /// Checks random choices for numbers around each magnitude, where the slope of the position changes for some:
+    /// the next floats, and floats up to a sixteenth of a binade away.
+    fn draws_as_the_plain_one_around_magnitudes(&self) {
+        for (k, &v) in MAGNITUDES.iter().enumerate().take(128).skip(1) {
+            for stride in [1, 4099] {
+                for sign in [1.0, -1.0] {
+                    let first = v.to_bits() - 127 * stride;
+                    let around = (0..255).map(|i| f32::from_bits(first + i * stride).min(1.0));
+                    let m: Vec<f32> = around.chain([1.0]).map(|x| sign * x).collect();
+                    let key = Some(PhiloxKey::new(k as u64, stride.into()));
+                    let (codes, _) = self.quantize(&m, key);
+                    let (mut plain, mut absmax) = (vec![0; 256], [0.0]);
+                    quant::quantize(&m, &mut plain, &mut absmax, key).unwrap();
+                    assert_eq!(codes, plain, "around {v:e}");
+                }
+            }
+        }
+    }
+
     fn keeps_the_sign_of_small_numbers(&self) {
         for (k, &v) in MAGNITUDES.iter().enumerate().take(128).skip(1) {
             let mut m = [0.0; 256];
@@ -246,6 +265,7 @@ macro_rules! for_each_isa {
                     q.keeps_the_sign_of_small_numbers();
                     q.dequantizes_every_code();
                     q.is_right_on_average();
+                    q.draws_as_the_plain_one_around_magnitudes();
                 }
             }
         })*
@@ -258,4 +278,5 @@ for_each_isa! {
     avx2 Isa::Avx2;
     avx512 Isa::Avx512;
     avx512vbmi Isa::Avx512Vbmi;
+    avx512bf16 Isa::Avx512Bf16;
 }

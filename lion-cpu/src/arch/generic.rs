@@ -442,7 +442,7 @@ mod tests {
     #[cfg(target_arch = "aarch64")]
     use crate::arch::neon::Neon;
     #[cfg(target_arch = "x86_64")]
-    use crate::arch::x86_64::{avx2::Avx2, avx512::Avx512};
+    use crate::arch::x86_64::{avx2::Avx2, avx512, avx512::Avx512};
     use lion_core::philox::PhiloxKey;
 
     fn draws_are_those_of_the_key<V: Vector>(name: &str, vector: Option<V>) {
@@ -476,8 +476,8 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         {
             draws_are_those_of_the_key("avx2", Avx2::new());
-            draws_are_those_of_the_key("avx512", Avx512::<false>::new());
-            draws_are_those_of_the_key("avx512vbmi", Avx512::<true>::new());
+            draws_are_those_of_the_key("avx512", Avx512::<{ avx512::BASE }>::new());
+            draws_are_those_of_the_key("avx512vbmi", Avx512::<{ avx512::VBMI }>::new());
         }
     }
 }

@@ -1,5 +1,44 @@
 //! Macros that the files of the instruction sets share.
 
+/// Defines the method of a kernel that steps a run of blocks, with the pairs of element types of `$for_each`.
+///
+/// The attribute of the inner function applies to the loops that are inlined into it. Calling it is unsafe if the CPU
+/// may lack the instructions.
+macro_rules! step {
+    ($name:ident, $vector:ty, $features:literal, $for_each:ident) => {
+        /// Steps a run of blocks. Returns the number of blocks that were skipped.
+        pub(crate) fn $name(self, job: Job<'_>) -> u64 {
+            #[target_feature(enable = $features)]
+            fn inner<P: Lane, G: Lane>(
+                v: $vector,
+                p: &mut [P],
+                g: &[G],
+                state: StateMut<'_>,
+                first: u64,
+                options: &KernelOptions,
+            ) -> u64 {
+                if options.is_plain() {
+                    generic::step::<_, _, _, true>(v, p, g, state, first, options)
+                } else {
+                    generic::step::<_, _, _, false>(v, p, g, state, first, options)
+                }
+            }
+
+            let Job {
+                param,
+                grad,
+                state,
+                first,
+                options,
+            } = job;
+            // SAFETY: `self` proves that the CPU has the instructions.
+            $for_each!(SliceMut, param, grad, |p, g| unsafe {
+                inner(self, p, g, state, first, &options)
+            })
+        }
+    };
+}
+
 /// Defines the methods of a kernel, compiled for the instructions that a value of the type proves.
 ///
 /// The attribute of the inner functions applies to the loops that are inlined into them. Calling one is unsafe if
@@ -7,36 +46,7 @@
 macro_rules! kernel {
     ($vector:ty, $features:literal) => {
         impl $vector {
-            /// Steps a run of blocks. Returns the number of blocks that were skipped.
-            pub(crate) fn step(self, job: Job<'_>) -> u64 {
-                #[target_feature(enable = $features)]
-                fn inner<P: Lane, G: Lane>(
-                    v: $vector,
-                    p: &mut [P],
-                    g: &[G],
-                    state: StateMut<'_>,
-                    first: u64,
-                    options: &KernelOptions,
-                ) -> u64 {
-                    if options.is_plain() {
-                        generic::step::<_, _, _, true>(v, p, g, state, first, options)
-                    } else {
-                        generic::step::<_, _, _, false>(v, p, g, state, first, options)
-                    }
-                }
-
-                let Job {
-                    param,
-                    grad,
-                    state,
-                    first,
-                    options,
-                } = job;
-                // SAFETY: `self` proves that the CPU has the instructions.
-                for_each_pair!(SliceMut, param, grad, |p, g| unsafe {
-                    inner(self, p, g, state, first, &options)
-                })
-            }
+            step!(step, $vector, $features, for_each_pair);
 
             /// Returns the sum of the squares of one block of the parameter, and the number of elements whose
             /// update is not zero. Runs the scalar loop, compiled for these instructions.

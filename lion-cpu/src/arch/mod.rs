@@ -18,6 +18,19 @@ macro_rules! for_each_pair {
     };
 }
 
+/// Evaluates an expression with the slices of a `bf16` parameter and of its gradient, for each type of gradient.
+#[cfg(target_arch = "x86_64")]
+macro_rules! for_each_bf16 {
+    ($enum:ident, $param:expr, $grad:expr, |$p:ident, $g:ident| $call:expr) => {
+        match ($param, $grad) {
+            ($enum::Bf16($p), Slice::F32($g)) => $call,
+            ($enum::Bf16($p), Slice::F16($g)) => $call,
+            ($enum::Bf16($p), Slice::Bf16($g)) => $call,
+            _ => unreachable!("the parameter is bf16"),
+        }
+    };
+}
+
 mod block;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod bytes;
@@ -41,6 +54,8 @@ mod vector;
 mod x86_64;
 
 use crate::job::{Job, StateMut, View};
+#[cfg(target_arch = "x86_64")]
+use lion_core::SliceMut;
 use lion_core::{BackendError, Slice, SumSquares};
 use std::env;
 use std::fmt;
@@ -72,6 +87,8 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with VBMI, which looks up codewords per byte in registers.
     Avx512Vbmi,
+    /// AVX-512 with VBMI and BF16, which rounds parameters to `bf16` in one instruction.
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -82,6 +99,7 @@ impl Isa {
         Isa::Avx2,
         Isa::Avx512,
         Isa::Avx512Vbmi,
+        Isa::Avx512Bf16,
     ];
 
     /// Returns the name, in lower case.
@@ -92,6 +110,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vbmi => "avx512vbmi",
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 }
@@ -134,9 +153,11 @@ pub(crate) enum Kernel {
     #[cfg(target_arch = "x86_64")]
     Avx2(x86_64::avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(x86_64::avx512::Avx512<false>),
+    Avx512(x86_64::avx512::Avx512<{ x86_64::avx512::BASE }>),
     #[cfg(target_arch = "x86_64")]
-    Avx512Vbmi(x86_64::avx512::Avx512<true>),
+    Avx512Vbmi(x86_64::avx512::Avx512<{ x86_64::avx512::VBMI }>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(x86_64::avx512::Avx512<{ x86_64::avx512::BF16 }>),
 }
 
 /// Calls a method on the kernel of each variant.
@@ -156,6 +177,8 @@ macro_rules! dispatch {
             Kernel::Avx512(kernel) => kernel.$name($($argument),*),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx512Vbmi(kernel) => kernel.$name($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512Bf16(kernel) => kernel.vbmi().$name($($argument),*),
         }
     };
 }
@@ -180,6 +203,7 @@ impl Kernel {
             Isa::Avx2 => return x86_64::avx2::Avx2::new().map(Kernel::Avx2),
             Isa::Avx512 => return x86_64::avx512::Avx512::new().map(Kernel::Avx512),
             Isa::Avx512Vbmi => return x86_64::avx512::Avx512::new().map(Kernel::Avx512Vbmi),
+            Isa::Avx512Bf16 => return x86_64::avx512::Avx512::new().map(Kernel::Avx512Bf16),
         }
         (isa == Isa::Scalar).then_some(Kernel::Scalar(scalar::Kernel))
     }
@@ -227,11 +251,18 @@ impl Kernel {
             Kernel::Avx512(_) => Isa::Avx512.name(),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx512Vbmi(_) => Isa::Avx512Vbmi.name(),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512Bf16(_) => Isa::Avx512Bf16.name(),
         }
     }
 
     /// Steps a run of blocks. Returns the number of blocks that were skipped.
     pub(crate) fn step(self, job: Job<'_>) -> u64 {
+        // The only method in which this kernel differs from `Avx512<VBMI>`.
+        #[cfg(target_arch = "x86_64")]
+        if let (Kernel::Avx512Bf16(kernel), SliceMut::Bf16(_)) = (self, &job.param) {
+            return kernel.step_bf16(job);
+        }
         dispatch!(self, step(job))
     }
 

@@ -169,6 +169,7 @@ pub fn backends() -> Vec<Candidate> {
             Isa::Avx2 => "avx2-paged",
             Isa::Avx512 => "avx512-paged",
             Isa::Avx512Vbmi => "avx512vbmi-paged",
+            Isa::Avx512Bf16 => "avx512bf16-paged",
             _ => return None,
         };
         Some(Candidate {

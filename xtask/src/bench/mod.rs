@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "THREADS")]
     threads: Option<usize>,
 
-    /// Measures only one instruction set (scalar, neon, avx2, avx512 or avx512vbmi) or only the CUDA
+    /// Measures only one instruction set (scalar, neon, avx2, avx512, avx512vbmi or avx512bf16) or only the CUDA
     /// device (cuda or cuda-emulated).
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,

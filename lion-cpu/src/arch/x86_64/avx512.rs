@@ -1,4 +1,5 @@
-//! AVX-512, with 16 lanes. With VBMI, codewords are looked up in registers, one byte at a time.
+//! AVX-512, with 16 lanes. With VBMI, codewords are looked up in registers, one byte at a time. With BF16, one
+//! instruction rounds two vectors to `bf16`.
 
 use super::super::vector::{Lane, Vector};
 use super::super::{generic, scalar};
@@ -10,12 +11,21 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::mem::MaybeUninit;
 
-/// AVX-512 F, BW, DQ and VL, and VBMI if `VBMI` is `true`.
+/// AVX-512 F, BW, DQ and VL, and the extensions of a level: [`BASE`], [`VBMI`] or [`BF16`].
 ///
-/// The field is private, so only [`new`](Avx512::new) returns a value, and a value proves that this CPU has
-/// these instructions.
+/// The field is private, so only [`new`](Avx512::new) and [`vbmi`](Avx512::vbmi) return a value, and a value proves
+/// that this CPU has these instructions.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512<const VBMI: bool>(());
+pub(crate) struct Avx512<const LEVEL: u8>(());
+
+/// The level without extensions.
+pub(crate) const BASE: u8 = 0;
+
+/// The level with VBMI.
+pub(crate) const VBMI: u8 = 1;
+
+/// The level with VBMI and BF16.
+pub(crate) const BF16: u8 = 2;
 
 /// `a | (b & c)`, as a table of three bits.
 pub(super) const OR_AND: i32 = 0b1111_1000;
@@ -66,14 +76,15 @@ unsafe fn load_draws(draws: *const u16, j: usize) -> __m512i {
     unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(draws.cast::<__m256i>().add(j))) }
 }
 
-impl<const VBMI: bool> Avx512<VBMI> {
+impl<const LEVEL: u8> Avx512<LEVEL> {
     /// Returns a value, if this CPU has the instructions.
     pub(crate) fn new() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && (!VBMI || is_x86_feature_detected!("avx512vbmi"));
+            && (LEVEL < VBMI || is_x86_feature_detected!("avx512vbmi"))
+            && (LEVEL < BF16 || is_x86_feature_detected!("avx512bf16"));
         has.then_some(Avx512(()))
     }
 
@@ -112,6 +123,28 @@ impl<const VBMI: bool> Avx512<VBMI> {
         }
     }
 
+    /// Rounds four vectors to two of `bf16`, to nearest even, by the instruction for it. Returns `None` if the level
+    /// lacks the instruction, or if a result is zero, because the instruction replaces subnormal numbers with zeros.
+    ///
+    /// It rounds all other numbers as [`round_bf16`](Avx512::round_bf16) does, and makes NaNs quiet. Zeros are rare
+    /// among parameters, and finding them in the results takes fewer operations than finding subnormal numbers.
+    #[inline(always)]
+    fn convert_bf16(self, x: [__m512; 4]) -> Option<[__m512i; 2]> {
+        if LEVEL < BF16 {
+            return None;
+        }
+        intrinsics! {
+            let front: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(x[1], x[0]));
+            let back: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(x[3], x[2]));
+            // Twice a number is 0 if all bits but the sign are. The compiler turns a comparison of these bits
+            // with 0 into one of floats, which takes several times as long.
+            let front2 = _mm512_add_epi16(front, front);
+            let back2 = _mm512_add_epi16(back, back);
+            let least = _mm512_min_epu16(front2, back2);
+            (_mm512_testn_epi16_mask(least, least) == 0).then_some([front, back])
+        }
+    }
+
     /// Two vectors of eight counters of Philox4x32-7, one in the low half of each lane of 64 bits. The high
     /// halves hold remainders of the products, which no product reads.
     ///
@@ -141,13 +174,27 @@ impl<const VBMI: bool> Avx512<VBMI> {
     }
 }
 
-kernel!(Avx512<false>, "avx512f,avx512bw,avx512dq,avx512vl");
+kernel!(Avx512<BASE>, "avx512f,avx512bw,avx512dq,avx512vl");
 kernel!(
-    Avx512<true>,
+    Avx512<VBMI>,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi"
 );
 
-impl<const VBMI: bool> Vector for Avx512<VBMI> {
+impl Avx512<BF16> {
+    /// Returns the kernel that this CPU has, too, and that does everything but steps of `bf16` parameters.
+    pub(crate) fn vbmi(self) -> Avx512<VBMI> {
+        Avx512(())
+    }
+
+    step!(
+        step_bf16,
+        Avx512<BF16>,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16",
+        for_each_bf16
+    );
+}
+
+impl<const LEVEL: u8> Vector for Avx512<LEVEL> {
     const LANES: usize = 16;
     type F = __m512;
     type I = __m512i;
@@ -213,6 +260,16 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
 
     #[inline(always)]
     unsafe fn store_bf16(self, x: [__m512; 4], draws: Option<*const u16>, to: *mut bf16) {
+        if draws.is_none()
+            && let Some([front, back]) = self.convert_bf16(x)
+        {
+            intrinsics! {
+                let to: *mut __m512i = to.cast();
+                _mm512_storeu_si512(to, front);
+                _mm512_storeu_si512(to.add(1), back);
+            }
+            return;
+        }
         // SAFETY: the caller guarantees 64 draws, and `self` the instructions.
         let draws = |j: usize| draws.map(|draws| unsafe { load_draws(draws, j) });
         let b0 = self.round_bf16(x[0], draws(0));
@@ -333,7 +390,7 @@ impl<const VBMI: bool> Vector for Avx512<VBMI> {
 
     #[inline(always)]
     unsafe fn decode(self, codes: *const u8) -> [__m512; 4] {
-        if VBMI {
+        if LEVEL >= VBMI {
             self.dequantize_bytes(intrinsics!(_mm512_loadu_si512(codes.cast())))
         } else {
             intrinsics! {

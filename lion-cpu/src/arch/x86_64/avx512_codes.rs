@@ -1,6 +1,6 @@
 //! The codebook in registers of AVX-512: from codes to codewords, and from numbers to codes.
 
-use super::avx512::{Avx512, MAGNITUDE, OR_AND, SIGN, TRANSPOSE, XOR_AND};
+use super::avx512::{Avx512, MAGNITUDE, OR_AND, SIGN, TRANSPOSE, VBMI, XOR_AND};
 use super::tables::{
     KEY_BASE, LAST_KEY, LAST_UPPER_HALF, LOWEST_PAIR, OFFSET, PAIRS, PIECE_OF_KEY, ROWS, SLOPE,
 };
@@ -36,7 +36,7 @@ static MAGNITUDE_WORDS: [[[u16; 32]; 4]; 2] = {
     words
 };
 
-impl<const VBMI: bool> Avx512<VBMI> {
+impl<const LEVEL: u8> Avx512<LEVEL> {
     /// One byte of each of 128 magnitudes.
     #[inline(always)]
     fn byte_table(self, byte: usize) -> (__m512i, __m512i) {
@@ -159,7 +159,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
     /// Returns the pieces of 64 keys.
     #[inline(always)]
     fn pieces(self, key: __m512i) -> __m512i {
-        if VBMI {
+        if LEVEL >= VBMI {
             let [t0, t1, t2] = &PIECE_OF_KEY;
             let (t0, t1, t2) = (
                 self.load_table(t0),

@@ -1,4 +1,4 @@
-//! Vectors of x86-64: AVX2, AVX-512, and AVX-512 with VBMI.
+//! Vectors of x86-64: AVX2, and AVX-512 without extensions, with VBMI, and with VBMI and BF16.
 
 pub(super) mod avx2;
 pub(super) mod avx512;
