@@ -13,6 +13,7 @@ use std::io::Cursor;
 
 fn try_load(lion: &mut Lion, bytes: &[u8], how: Load) -> Result<(), CheckpointError> {
     let mut checkpoint = Checkpoint::read(Cursor::new(bytes), "input")?;
+    checkpoint.verify_all()?;
     load(lion, &mut checkpoint, how).map(drop)
 }
 
@@ -24,12 +25,20 @@ fn repair(bytes: &mut [u8]) {
     // Either version of the format.
     let version = 2 - u32::from(bytes[8] & 1);
     bytes[8..12].copy_from_slice(&version.to_le_bytes());
-    let len = bytes.len() as u64;
-    bytes[24..32].copy_from_slice(&len.to_le_bytes());
-    let header = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
-    let end = header.saturating_add(36).min(len) as usize;
-    let checksum = crc32fast::hash(&bytes[36..end]);
-    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+    let len = bytes.len();
+    bytes[24..32].copy_from_slice(&(len as u64).to_le_bytes());
+    let records = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
+    let records = usize::try_from(records).unwrap_or(usize::MAX);
+    if version == 1 {
+        let end = records.saturating_add(36).min(len);
+        let checksum = crc32fast::hash(&bytes[36..end]);
+        bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+    } else if len >= 40 {
+        // The index ends four bytes before the file, and its checksum follows.
+        let start = (len - 4).saturating_sub(records).max(36);
+        let checksum = crc32fast::hash(&bytes[start..len - 4]);
+        bytes[len - 4..].copy_from_slice(&checksum.to_le_bytes());
+    }
     let checksum = crc32fast::hash(&bytes[..32]);
     bytes[32..36].copy_from_slice(&checksum.to_le_bytes());
 }

@@ -307,7 +307,7 @@ fn groups<R: Read + Seek>(
     source: &mut Source<R>,
     count: u64,
     end: u64,
-    config: impl Config + Copy,
+    config: impl Config,
 ) -> Result<Vec<Group>, CheckpointError> {
     if count > MAX_GROUPS as u64 {
         let damage = value("the number of groups", count, "at most 4096");

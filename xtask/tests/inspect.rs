@@ -270,7 +270,7 @@ fn diff_lists_what_differs() {
     let output = diff(&[], &b);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stdout).unwrap();
-    let momentum = 1.0f32 - 0.99;
+    let momentum = (1.0 - 0.99) as f32;
     let wanted = format!(
         "state b: 1 of 600 elements differ, by at most {:e}\nvalues a: 1 of 10 elements differ, by at most 2e0\n\
          section loader: differs\n",

@@ -141,7 +141,8 @@ fn right(rng: &mut Rng) -> CheckpointFile {
         ..CheckpointFile::default()
     };
     if rng.below(2) == 0 {
-        let values = rng.spread(1 + rng.below(3000), 4.0);
+        let len = 1 + rng.below(3000);
+        let values = rng.spread(len, 4.0);
         file.sections.push(SectionPart::param("codes", &values));
     }
     if rng.below(2) == 0 {
@@ -242,8 +243,9 @@ fn change(rng: &mut Rng, file: &mut CheckpointFile) {
             return;
         }
         14 => {
+            let count = rng.below(4);
             let layout = |_| (rng.below(3) as u8, 256 * rng.below(2) as u32, 0x1B13_7AEB);
-            file.layouts = Some((0..rng.below(4)).map(layout).collect());
+            file.layouts = Some((0..count).map(layout).collect());
             return;
         }
         15 | 16 => return change_section(rng, &mut file.sections),
