@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod rotation;
+mod transforms;
 
 use lion::checkpoint::{Checkpoint, Damage};
 use lion::{
