@@ -86,7 +86,8 @@ impl<'a> Load<'a> {
     /// - From 8 to 32 bits by dequantizing: `momentum[i] = CODEBOOK[codes[i]] * absmax[i / 256]`, as a step reads the
     ///   state. The conversion is exact: the momentum is that of the 8-bit state.
     /// - From 32 to 8 bits by quantizing to the nearest codewords, as `lion::quant::quantize` does. Each momentum
-    ///   changes by at most 0.0071 times the absmax of its block of 256 elements.
+    ///   changes by at most 0.0071 times the absmax of its block of 256 elements. A block in which every number is
+    ///   subnormal or 0 becomes 0.
     ///
     /// [`LoadReport::converted`] lists such parameters. Otherwise a different width is a difference, with any
     /// [`LoadPolicy`]. The width in the optimizer does not change: if the hyper-parameters of the file ask for another
