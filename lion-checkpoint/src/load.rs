@@ -26,7 +26,8 @@ const DRAWS_SINCE: u32 = 2;
 #[non_exhaustive]
 pub enum LoadPolicy {
     /// Returns [`CheckpointError::Mismatch`] with all differences, and loads nothing. A parameter that
-    /// differs only in its type is loaded if [`Load::allow_dtype_change`] is set.
+    /// differs only in its type is loaded if [`Load::allow_dtype_change`] is set, and one that differs in the width of
+    /// its state if [`Load::convert_states`] is set.
     #[default]
     Strict,
     /// Loads the parameters that match and skips the others. The [`LoadReport`] lists the skipped ones. A
