@@ -218,8 +218,8 @@ impl fmt::Debug for Load<'_> {
 ///
 /// # Errors
 /// [`CheckpointError::Io`], [`CheckpointError::Damaged`], [`CheckpointError::Mismatch`],
-/// [`CheckpointError::NameCollision`], [`CheckpointError::TooLarge`] if the groups of the file and of the optimizer together exceed the limit
-/// of the format, [`CheckpointError::Optimizer`]. The optimizer is unchanged, except after
+/// [`CheckpointError::NameCollision`], [`CheckpointError::TooLarge`] if the groups of the file and of the optimizer
+/// together exceed the limit of the format, [`CheckpointError::Optimizer`]. The optimizer is unchanged, except after
 /// [`CheckpointError::PartlyLoaded`].
 pub fn load<R: Read + Seek + Send>(
     optimizer: &mut impl AsMut<Optimizer>,

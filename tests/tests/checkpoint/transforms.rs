@@ -238,6 +238,38 @@ fn damage_in_a_converted_plane_changes_nothing() {
     }
 }
 
+#[test]
+fn every_changed_byte_of_a_converted_file_is_rejected() {
+    println!("seed {SEED}");
+    let mut rng = Rng::new(SEED);
+    for from in [Bits::Eight, Bits::ThirtyTwo] {
+        let whole = saved(&run(&mut rng, from, &[3, 257]));
+        let make = || {
+            let mut lion = optimizer(other(from));
+            lion.register(f32_spec("w3", 3)).unwrap();
+            lion.register(ParamSpec::new("w257", 257, Dtype::F16))
+                .unwrap();
+            lion
+        };
+        let mut used = make();
+        load(&mut used, &whole, convert()).unwrap();
+        for mut lion in [make(), used] {
+            let before = settings_and_states(&lion);
+            for at in 0..whole.len() {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << rng.below(8);
+                let changed = load(&mut lion, &bytes, convert());
+                assert!(changed.is_err(), "byte {at}");
+                assert!(
+                    load(&mut lion, &whole[..at], convert()).is_err(),
+                    "cut to {at}"
+                );
+            }
+            assert_eq!(settings_and_states(&lion), before);
+        }
+    }
+}
+
 /// Numbers that no step produces, with correct checksums, in files of both versions.
 #[test]
 fn numbers_that_are_not_finite_are_not_converted() {
