@@ -88,7 +88,7 @@ impl Lion {
     pub fn read_from(
         &mut self,
         reader: impl Read + Seek + Send,
-        how: Load,
+        how: Load<'_>,
     ) -> Result<LoadReport, CheckpointError> {
         load(self, &mut Checkpoint::read(reader, "reader")?, how)
     }
@@ -134,7 +134,7 @@ impl Lion {
     pub fn load_with(
         &mut self,
         path: impl AsRef<Path>,
-        how: Load,
+        how: Load<'_>,
     ) -> Result<LoadReport, CheckpointError> {
         load(self, &mut Checkpoint::open(path)?, how)
     }

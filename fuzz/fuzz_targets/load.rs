@@ -53,7 +53,7 @@ fuzz_target!(|data: &[u8]| {
             for policy in [LoadPolicy::Strict, LoadPolicy::NonStrict] {
                 let mut lion = optimizer(used);
                 let before = state(&lion);
-                let how = Load::new().policy(policy);
+                let how = Load::new().policy(policy).convert_states(repaired);
                 if let Err(error) = try_load(&mut lion, &bytes, how) {
                     assert!(!error.to_string().is_empty());
                     assert_eq!(state(&lion), before, "{error}");

@@ -77,6 +77,15 @@ pub enum CheckpointError {
         /// The parameters that are in both but differ in length, shard, type or width of the state.
         different: Vec<Difference>,
     },
+    /// Two parameters of the file get the same name, from the function of [`Load::rename`](super::Load::rename).
+    NameCollision {
+        /// The file.
+        path: PathBuf,
+        /// The names of the two parameters in the file.
+        given: [String; 2],
+        /// The name that both get.
+        renamed: String,
+    },
     /// The optimizer exceeds a limit of the format.
     TooLarge {
         /// The limited quantity.
@@ -398,6 +407,16 @@ impl fmt::Display for CheckpointError {
                 })?;
                 list(f, "it differs in ", different, |f, it| write!(f, "{it}"))
             }
+            CheckpointError::NameCollision {
+                path,
+                given: [first, second],
+                renamed,
+            } => write!(
+                f,
+                "`{}`: the parameters `{first}` and `{second}` of the file both get the name `{renamed}`, wanted \
+                 different names",
+                path.display()
+            ),
             CheckpointError::TooLarge { what, given, most } => {
                 write!(f, "{given} {what}, wanted at most {most}")
             }

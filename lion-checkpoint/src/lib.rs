@@ -37,6 +37,7 @@
 
 mod background;
 mod contents;
+mod convert;
 mod disk;
 mod error;
 mod format;
@@ -50,7 +51,9 @@ mod planes;
 mod power_cut;
 mod read;
 mod records;
+mod rename;
 mod replace;
+mod report;
 mod rotation;
 #[cfg(test)]
 mod round_trip;
@@ -67,9 +70,10 @@ pub use background::{Background, SaveHandle, WhenSaving, save_async};
 pub use contents::Save;
 pub use error::{CheckpointError, Damage, Difference};
 pub use format::VERSION;
-pub use load::{Load, LoadPolicy, LoadReport, load};
+pub use load::{Load, LoadPolicy, load};
 pub use read::Checkpoint;
 pub use records::Plane;
+pub use report::LoadReport;
 pub use rotation::{Latest, Rotation};
 pub use save::{save, save_with};
 pub use sections::{SavedParam, SavedParams, SavedSection, SavedSections};
@@ -79,8 +83,10 @@ pub use write::write_to;
 
 #[cfg(feature = "interop")]
 pub(crate) use {
+    convert::{Conversion, Part, read_state},
     format::{MAX_NAME, MAX_STEPS, check_steps},
     load::{Take, transfer},
+    rename::{Names, Rename, renamed},
     replace::replace,
     source::{PART, Source, open},
 };

@@ -1,18 +1,21 @@
 //! Loads a checkpoint into an optimizer. The parameters are first matched by name and compared; then the
 //! file is read directly into the states.
 
-use super::error::{CheckpointError, Difference, list};
+use super::convert::{Conversion, read_state};
+use super::error::{CheckpointError, Difference};
 use super::read::Checkpoint;
 use super::records::Plane;
-use super::settings::{SettingChange, SettingChanges, Snapshot};
+use super::rename::{Names, Rename};
+use super::settings::Snapshot;
 use super::tensors::Tensor;
-use lion_core::{
-    Bits, Dtype, NUMBERS_VERSION, Optimizer, Overrides, ParamInfo, ParamRecord, Restore,
-};
+use lion_core::{Bits, Dtype, Optimizer, Overrides, ParamInfo, ParamRecord, Restore};
+use lion_quant::state_layout;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io::{Read, Seek};
 use std::path::Path;
+
+pub(super) use super::report::LoadReport;
 
 /// The first version of the numbers with the current draws of stochastic rounding.
 const DRAWS_SINCE: u32 = 2;
@@ -23,7 +26,8 @@ const DRAWS_SINCE: u32 = 2;
 #[non_exhaustive]
 pub enum LoadPolicy {
     /// Returns [`CheckpointError::Mismatch`] with all differences, and loads nothing. A parameter that
-    /// differs only in its type is loaded if [`Load::allow_dtype_change`] is set.
+    /// differs only in its type is loaded if [`Load::allow_dtype_change`] is set, and one that differs in the width of
+    /// its state if [`Load::convert_states`] is set.
     #[default]
     Strict,
     /// Loads the parameters that match and skips the others. The [`LoadReport`] lists the skipped ones. A
@@ -34,20 +38,22 @@ pub enum LoadPolicy {
 /// Options of a load.
 ///
 /// ```
-/// use lion::{checkpoint::{Load, LoadPolicy}};
+/// use lion::checkpoint::{Load, LoadPolicy};
 /// let load = Load::new().policy(LoadPolicy::NonStrict).keep_settings(true);
-/// assert_ne!(load, Load::default());
+/// # assert!(format!("{load:?}").contains("NonStrict"));
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
+#[derive(Clone, Copy, Default)]
+pub struct Load<'a> {
     policy: LoadPolicy,
     keep_settings: bool,
     allow_dtype_change: bool,
+    convert_states: bool,
+    rename: Option<&'a Rename<'a>>,
 }
 
-impl Load {
-    /// Returns the default options: [`LoadPolicy::Strict`], the hyper-parameters of the file, and no
-    /// changes of type.
+impl<'a> Load<'a> {
+    /// Returns the default options: [`LoadPolicy::Strict`], the hyper-parameters of the file, and neither changes of type
+    /// or width nor new names.
     pub fn new() -> Self {
         Self::default()
     }
@@ -76,96 +82,90 @@ impl Load {
         self
     }
 
+    /// If set, converts a state of the file to the width of the state in the optimizer:
+    ///
+    /// - From 8 to 32 bits by dequantizing: `momentum[i] = CODEBOOK[codes[i]] * absmax[i / 256]`, as a step reads the
+    ///   state. The conversion is exact: the momentum is that of the 8-bit state.
+    /// - From 32 to 8 bits by quantizing to the nearest codewords, as `lion::quant::quantize` does. Each momentum
+    ///   changes by at most 0.0071 times the absmax of its block of 256 elements. A block in which every number is
+    ///   subnormal or 0 becomes 0.
+    ///
+    /// [`LoadReport::converted`] lists such parameters. Otherwise a different width is a difference, with any
+    /// [`LoadPolicy`]. The width in the optimizer does not change: if the hyper-parameters of the file ask for another
+    /// one, the parameter gets overrides of `optim_bits` and `min_8bit_size`.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion8bit, Lion32bit, ParamSpec};
+    /// use lion::{backend::Planes, checkpoint::Load, quant};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    /// let mut lion = Lion8bit::builder().build()?;
+    /// let w = lion.register(ParamSpec::new("w", 4096, Dtype::F32))?;
+    /// lion.step([(w, &mut vec![0.0f32; 4096], &vec![1.0f32; 4096])])?;
+    /// lion.save(&path)?;
+    ///
+    /// let mut wide = Lion32bit::builder().build()?;
+    /// let v = wide.register(ParamSpec::new("w", 4096, Dtype::F32))?;
+    /// let report = wide.load_with(&path, Load::new().convert_states(true))?;
+    /// assert_eq!(report.converted[0].parameter, "w");
+    ///
+    /// let mut momentum = vec![0.0; 4096];
+    /// if let Planes::Blockwise8 { codes, absmax } = lion.export_state(w)?.planes {
+    ///     quant::dequantize(&codes, &absmax, &mut momentum)?;
+    /// }
+    /// assert_eq!(wide.export_state(v)?.planes, Planes::Momentum32 { momentum });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn convert_states(mut self, convert: bool) -> Self {
+        self.convert_states = convert;
+        self
+    }
+
+    /// Sets a function from the name of a parameter in the file to its name in the optimizer. A parameter for which it
+    /// returns `None` keeps its name. [`LoadReport::renamed`] lists the loaded parameters with new names.
+    ///
+    /// The seed of a parameter comes from the file, so a run with renamed parameters continues with the same bits.
+    /// The function is called for every parameter of the file. If two get the same name, the load returns
+    /// [`CheckpointError::NameCollision`] and changes nothing. To pass over a parameter of the file, give it a name that
+    /// is not registered, and set [`LoadPolicy::NonStrict`]. The names of a trainer's own sections and values are not
+    /// changed.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec, checkpoint::Load};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    /// let mut lion = Lion::builder().build()?;
+    /// lion.register(ParamSpec::new("module.w", 4, Dtype::F32))?;
+    /// lion.save(&path)?;
+    ///
+    /// let mut resumed = Lion::builder().build()?;
+    /// resumed.register(ParamSpec::new("w", 4, Dtype::F32))?;
+    /// let rename = |name: &str| name.strip_prefix("module.").map(str::to_owned);
+    /// let report = resumed.load_with(&path, Load::new().rename(&rename))?;
+    /// assert_eq!(report.renamed, [("module.w".to_owned(), "w".to_owned())]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn rename(mut self, rename: &'a (dyn Fn(&str) -> Option<String> + Sync)) -> Self {
+        self.rename = Some(rename);
+        self
+    }
+
     fn allows_dtype_change(self) -> bool {
         self.allow_dtype_change || self.policy == LoadPolicy::NonStrict
     }
 }
 
-/// The result of a load. Parameters are listed by name. [`Display`](fmt::Display) summarizes it in one line.
-///
-/// ```
-/// # use lion::{Dtype, Lion, ParamSpec};
-/// # let folder = tempfile::tempdir()?;
-/// # let path = folder.path().join("run.lion");
-/// let mut lion = Lion::builder().build()?;
-/// lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
-/// lion.save(&path)?;
-/// let report = lion.load(&path)?;
-/// assert_eq!(report.numbers, Some(lion::arithmetic::NUMBERS_VERSION));
-/// assert_eq!(report.to_string(), "1 parameter loaded");
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct LoadReport {
-    /// The parameters whose states were loaded.
-    pub loaded: Vec<String>,
-    /// The parameters of the optimizer that are not in the file. Their states are unchanged.
-    pub missing: Vec<String>,
-    /// The parameters of the file that are not in the optimizer.
-    pub unexpected: Vec<String>,
-    /// The parameters that are in both but differ. They were not loaded; their states are unchanged.
-    pub different: Vec<Difference>,
-    /// The parameters that were loaded although their type differs.
-    pub dtype_changed: Vec<Difference>,
-    /// The settings of the optimizer that the load changed: defaults, groups, and the groups and overrides
-    /// of parameters.
-    pub settings: SettingChanges,
-    /// The version of the numbers of the file. `None` after an import, because safetensors files have none.
-    pub numbers: Option<u32>,
-    /// The loaded parameters that are rounded stochastically before and after the load, with other draws than
-    /// before. A run with such parameters does not return the bits that the version of the library that saved it
-    /// would have returned.
-    ///
-    /// Empty unless [`numbers`](LoadReport::numbers) is 1: version 2 changed the draws. A parameter is rounded
-    /// stochastically if it has [`stochastic_param`](lion_core::Overrides::stochastic_param) and is `bf16`, or
-    /// has [`stochastic_state`](lion_core::Overrides::stochastic_state) and an 8-bit state. Before the load,
-    /// the settings of the file decide; after it, those of the optimizer.
-    pub draws_changed: Vec<String>,
-}
-
-impl fmt::Display for LoadReport {
+impl fmt::Debug for Load<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let quoted = |f: &mut fmt::Formatter<'_>, name: &String| write!(f, "`{name}`");
-        let loaded = self.loaded.len();
-        let plural = if loaded == 1 { "" } else { "s" };
-        write!(f, "{loaded} parameter{plural} loaded")?;
-        list(f, "not in the file: ", &self.missing, quoted)?;
-        list(f, "only in the file: ", &self.unexpected, quoted)?;
-        let differ = |f: &mut fmt::Formatter<'_>, it: &Difference| write!(f, "{it}");
-        list(f, "not loaded: ", &self.different, differ)?;
-        list(f, "loaded as another type: ", &self.dtype_changed, differ)?;
-        let settings: Vec<_> = self.settings.iter().collect();
-        let setting = |f: &mut fmt::Formatter<'_>, it: &SettingChange| write!(f, "{it}");
-        list(f, "settings changed: ", &settings, setting)?;
-        let draws = format!(
-            "the file has version {} of the numbers, and stochastic rounding continues with the draws \
-             of version {NUMBERS_VERSION} for ",
-            self.numbers.unwrap_or(NUMBERS_VERSION),
-        );
-        list(f, &draws, &self.draws_changed, quoted)
-    }
-}
-
-impl LoadReport {
-    /// Returns [`CheckpointError::Mismatch`] if the policy is [`LoadPolicy::Strict`] and a parameter
-    /// cannot be loaded.
-    pub(crate) fn refuse(
-        &mut self,
-        policy: LoadPolicy,
-        path: &Path,
-    ) -> Result<(), CheckpointError> {
-        let all =
-            self.missing.is_empty() && self.unexpected.is_empty() && self.different.is_empty();
-        if all || policy == LoadPolicy::NonStrict {
-            return Ok(());
-        }
-        Err(CheckpointError::Mismatch {
-            path: path.to_owned(),
-            missing: std::mem::take(&mut self.missing),
-            unexpected: std::mem::take(&mut self.unexpected),
-            different: std::mem::take(&mut self.different),
-        })
+        f.debug_struct("Load")
+            .field("policy", &self.policy)
+            .field("keep_settings", &self.keep_settings)
+            .field("allow_dtype_change", &self.allow_dtype_change)
+            .field("convert_states", &self.convert_states)
+            .field("renames", &self.rename.is_some())
+            .finish()
     }
 }
 
@@ -195,7 +195,8 @@ impl LoadReport {
 /// # Cost
 /// The load writes directly into the states, without a second copy. If none of the loaded states has been
 /// stepped, the file is read once. Otherwise it is read twice, because all of it is checked before
-/// anything changes.
+/// anything changes. The conversion of an 8-bit state to 32 bits needs one byte of memory per 64 elements of the
+/// parameter; other states of any size pass through buffers of a few MiB.
 ///
 /// ```
 /// use lion::{Dtype, Lion, ParamSpec, checkpoint};
@@ -217,13 +218,13 @@ impl LoadReport {
 ///
 /// # Errors
 /// [`CheckpointError::Io`], [`CheckpointError::Damaged`], [`CheckpointError::Mismatch`],
-/// [`CheckpointError::TooLarge`] if the groups of the file and of the optimizer together exceed the limit
-/// of the format, [`CheckpointError::Optimizer`]. The optimizer is unchanged, except after
+/// [`CheckpointError::NameCollision`], [`CheckpointError::TooLarge`] if the groups of the file and of the optimizer
+/// together exceed the limit of the format, [`CheckpointError::Optimizer`]. The optimizer is unchanged, except after
 /// [`CheckpointError::PartlyLoaded`].
 pub fn load<R: Read + Seek + Send>(
     optimizer: &mut impl AsMut<Optimizer>,
     checkpoint: &mut Checkpoint<R>,
-    how: Load,
+    how: Load<'_>,
 ) -> Result<LoadReport, CheckpointError> {
     let optimizer = optimizer.as_mut();
     let path = checkpoint.source.path.clone();
@@ -231,7 +232,7 @@ pub fn load<R: Read + Seek + Send>(
         path: path.clone(),
         source,
     };
-    let (mut report, records, planes) = compare(optimizer, checkpoint, how)?;
+    let (mut report, records, states) = compare(optimizer, checkpoint, &path, how)?;
     let before = Snapshot::of(optimizer);
     let settings = (!how.keep_settings).then(|| checkpoint.settings_for(optimizer));
     let settings = settings.transpose()?;
@@ -239,7 +240,7 @@ pub fn load<R: Read + Seek + Send>(
         .restore(settings, records)
         .map_err(optimizer_error)?;
     transfer(restore, &report.loaded, &path, |take| {
-        read_planes(checkpoint, &report.loaded, &planes, take)
+        read_states(checkpoint, &states, take)
     })?;
     report.settings = before.changes(optimizer);
     report.draws_changed.retain(|name| {
@@ -309,14 +310,23 @@ pub(crate) fn transfer<E: From<CheckpointError> + StdError + Send + Sync + 'stat
     }
 }
 
-/// The report, and for each loaded parameter its record and its planes.
-type Loads = (LoadReport, Vec<ParamRecord>, Vec<Vec<Plane>>);
+/// A state of the file that is loaded.
+struct SavedState {
+    /// The name of the parameter in the file.
+    name: String,
+    planes: Vec<Plane>,
+    conversion: Option<Conversion>,
+}
+
+/// The report, and for each loaded parameter its record and its state.
+type Loads = (LoadReport, Vec<ParamRecord>, Vec<SavedState>);
 
 /// Matches the parameters of the checkpoint with those of the optimizer.
 fn compare<R: Read + Seek + Send>(
     optimizer: &Optimizer,
     checkpoint: &mut Checkpoint<R>,
-    how: Load,
+    path: &Path,
+    how: Load<'_>,
 ) -> Result<Loads, CheckpointError> {
     let mut report = LoadReport {
         numbers: Some(checkpoint.numbers()),
@@ -329,33 +339,36 @@ fn compare<R: Read + Seek + Send>(
     let groups: Vec<_> = groups
         .map(|group| Stochastic::of(&group.overrides))
         .collect();
-    let (mut records, mut planes) = (Vec::new(), Vec::new());
+    let (mut records, mut states) = (Vec::new(), Vec::new());
     let mut seen = std::collections::HashSet::new();
+    let mut names = Names::new(how.rename);
     for tensor in checkpoint.tensors()? {
         let tensor = tensor?;
-        let known = optimizer
-            .handle(&tensor.name)
-            .and_then(|h| optimizer.info(h));
+        let name = names.next(&tensor.name, path)?;
+        let known = optimizer.handle(&name).and_then(|h| optimizer.info(h));
         let Ok(info) = known else {
             report.unexpected.push(tensor.name);
             continue;
         };
         seen.insert(info.name);
-        match difference(&tensor, &info) {
-            Some(it) if it.what == TYPE && how.allows_dtype_change() => {
-                report.dtype_changed.push(it);
-            }
-            Some(it) => {
-                report.different.push(it);
+        let allowed = match differences(&tensor, &info, how) {
+            Ok(allowed) => allowed,
+            Err(difference) => {
+                report.different.push(difference);
                 continue;
             }
-            None => {}
-        }
+        };
+        let conversion = allowed.state.as_ref().map(|_| Conversion {
+            block: (tensor.block > 0).then_some(tensor.block as usize),
+            to: info.bits,
+        });
+        report.converted.extend(allowed.state);
+        report.dtype_changed.extend(allowed.dtype);
         let group = tensor.group.map(|group| groups[group]);
         let own = Stochastic::of(&tensor.overrides);
         let stochastic = own.or(group.unwrap_or_default()).or(defaults);
         if new_draws && stochastic.draws(tensor.dtype, tensor.bits) {
-            report.draws_changed.push(tensor.name.clone());
+            report.draws_changed.push(info.name.to_owned());
         }
         records.push({
             let mut record = ParamRecord::new(info.handle);
@@ -366,15 +379,23 @@ fn compare<R: Read + Seek + Send>(
             record.order = tensor.order;
             record
         });
-        planes.push(tensor.planes);
-        report.loaded.push(tensor.name);
+        report.loaded.push(info.name.to_owned());
+        if tensor.name != info.name {
+            let names = (tensor.name.clone(), info.name.to_owned());
+            report.renamed.push(names);
+        }
+        states.push(SavedState {
+            name: tensor.name,
+            planes: tensor.planes,
+            conversion,
+        });
     }
     let missing = optimizer
         .parameters()
         .filter(|info| !seen.contains(info.name));
     report.missing = missing.map(|info| info.name.to_owned()).collect();
-    report.refuse(how.policy, &checkpoint.source.path)?;
-    Ok((report, records, planes))
+    report.refuse(how.policy, path)?;
+    Ok((report, records, states))
 }
 
 /// The stochastic rounding that a scope sets, of the parameter and of the state.
@@ -408,42 +429,68 @@ impl Stochastic {
     }
 }
 
-/// The value of [`Difference::what`] if only the type differs.
-const TYPE: &str = "type";
+/// The differences of a parameter that is loaded nevertheless.
+#[derive(Default)]
+struct Allowed {
+    /// The layout of the state.
+    state: Option<Difference>,
+    /// The type of the parameter.
+    dtype: Option<Difference>,
+}
 
-/// Returns the first property in which a parameter differs. The type is compared last.
-fn difference(tensor: &Tensor, info: &ParamInfo<'_>) -> Option<Difference> {
+/// Returns the differences of a parameter that the options allow.
+///
+/// # Errors
+/// Returns the first difference that they do not allow. The type is compared last.
+fn differences(
+    tensor: &Tensor,
+    info: &ParamInfo<'_>,
+    how: Load<'_>,
+) -> Result<Allowed, Difference> {
+    let mut allowed = Allowed::default();
     let own = (info.shard.offset as u64, info.shard.whole_len as u64);
-    let (what, given, wanted) = if tensor.len != info.len as u64 {
-        ("length", tensor.len.to_string(), info.len.to_string())
-    } else if (tensor.offset, tensor.whole_len) != own {
+    if tensor.len != info.len as u64 {
+        return Err(Difference::of(info.name, "length", tensor.len, info.len));
+    }
+    if (tensor.offset, tensor.whole_len) != own {
         let shown = |(offset, whole_len)| format!("from element {offset} of {whole_len}");
         let given = shown((tensor.offset, tensor.whole_len));
-        ("shard", given, shown(own))
-    } else if tensor.layout != info.layout {
-        ("state", tensor.layout.to_owned(), info.layout.to_owned())
-    } else if tensor.dtype != info.dtype {
-        (TYPE, tensor.dtype.to_string(), info.dtype.to_string())
-    } else {
-        return None;
-    };
-    Some(Difference::of(info.name, what, given, wanted))
+        return Err(Difference::of(info.name, "shard", given, shown(own)));
+    }
+    if tensor.layout != info.layout {
+        let state = Difference::of(info.name, "state", tensor.layout, info.layout);
+        // A backend may have layouts of its own, which are not known here.
+        let known = state_layout(info.bits).is_some_and(|known| known.name() == info.layout);
+        if !(how.convert_states && known) {
+            return Err(state);
+        }
+        allowed.state = Some(state);
+    }
+    if tensor.dtype != info.dtype {
+        let dtype = Difference::of(info.name, "type", tensor.dtype, info.dtype);
+        if !how.allows_dtype_change() {
+            return Err(dtype);
+        }
+        allowed.dtype = Some(dtype);
+    }
+    Ok(allowed)
 }
 
 /// Reads and checks the planes of all loaded parameters, in the order of the file.
-fn read_planes<R: Read + Seek + Send>(
+fn read_states<R: Read + Seek + Send>(
     checkpoint: &mut Checkpoint<R>,
-    names: &[String],
-    planes: &[Vec<Plane>],
+    states: &[SavedState],
     take: &mut Take<'_, CheckpointError>,
 ) -> Result<(), CheckpointError> {
     let mut buffer = Vec::new();
-    for (i, (name, planes)) in names.iter().zip(planes).enumerate() {
-        for (index, plane) in planes.iter().enumerate() {
-            checkpoint.plane(name, plane, &mut buffer, |at, part| {
-                take(i, index, at, part)
-            })?;
-        }
+    for (i, state) in states.iter().enumerate() {
+        let planes = &state.planes;
+        read_state(
+            state.conversion,
+            planes.len(),
+            &mut |index, part| checkpoint.plane(&state.name, &planes[index], &mut buffer, part),
+            &mut |plane, at, part| take(i, plane, at, part),
+        )?;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! Import and export of the states of bitsandbytes, bit for bit.
 #![allow(clippy::unwrap_used)]
 
+use lion::checkpoint::{CheckpointError, LoadPolicy};
+use lion::interop::{self, Import, InteropError};
 use lion::quant::CODEBOOK;
-use lion::{
-    Dtype, Lion, Overrides, ParamSpec, backend::Planes, bf16, checkpoint::LoadPolicy, interop,
-};
-use lion_test_support::{RecordFile, from_root, temporary_path};
+use lion::{Dtype, Lion, Overrides, ParamSpec, backend::Planes, bf16, quant};
+use lion_test_support::{RecordFile, Rng, from_root, settings_and_states, temporary_path};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileType, SafeTensors, serialize_to_file};
 use std::fs;
@@ -269,6 +269,279 @@ fn parameters_without_a_state_are_reported_as_missing() {
             .to_string()
             .starts_with("parameter `turned`: its state is not in row-major order")
     );
+}
+
+/// Returns the codes and the absmax of `numbers` with `block` elements per absmax: the codes of the codewords nearest to
+/// `number / absmax`, found by comparing with all of them.
+fn encode(numbers: &[f32], block: usize) -> (Vec<u8>, Vec<f32>) {
+    let (mut all, mut tops) = (Vec::new(), Vec::new());
+    for block in numbers.chunks(block) {
+        let top = block.iter().fold(0f32, |top, x| top.max(x.abs()));
+        let nearest = |x: &f32| {
+            let quotient = f64::from(*x) / f64::from(top.max(f32::MIN_POSITIVE));
+            let distance = |code: &u8| (f64::from(CODEBOOK[usize::from(*code)]) - quotient).abs();
+            let codes = 0..=255u8;
+            codes.min_by(|a, b| distance(a).total_cmp(&distance(b)))
+        };
+        all.extend(block.iter().map(|x| nearest(x).unwrap()));
+        tops.push(top);
+    }
+    (all, tops)
+}
+
+/// Returns the tensors of an 8-bit state of `w`.
+fn state8(state: &[u8], absmax: &[f32]) -> Vec<Part> {
+    vec![
+        codes("w.state1", state),
+        floats("w.absmax1", absmax),
+        floats("w.qmap1", &CODEBOOK),
+        step("w.step", 3),
+    ]
+}
+
+/// Returns the numbers of an 8-bit state with any size of blocks, by the definition.
+fn numbers(codes: &[u8], absmax: &[f32], block: usize) -> Vec<f32> {
+    let codes = codes.iter().enumerate();
+    codes
+        .map(|(i, &code)| CODEBOOK[usize::from(code)] * absmax[i / block])
+        .collect()
+}
+
+fn planes(lion: &Lion) -> Planes {
+    lion.export_state(lion.handle("w").unwrap()).unwrap().planes
+}
+
+/// States of bitsandbytes before its version 0.44 have one absmax per 2,048 elements.
+#[test]
+fn states_with_old_blocks_are_requantized_if_asked_for() {
+    const SEED: u64 = 44;
+    println!("seed {SEED}");
+    let mut rng = Rng::new(SEED);
+    let (_folder, path) = temporary_path("states.safetensors");
+    // One more than the bytes that are read at a time, which the encoder above would take too long for.
+    let long = (1usize << 20) + 300;
+    for n in [257, 2047, 2048, 2049, 5000, long] {
+        let (old, tops) = match n {
+            n if n == long => {
+                let codes = (0..n).map(|_| rng.next_u64() as u8).collect();
+                let tops = rng.spread(n.div_ceil(2048), 6.0);
+                (codes, tops.iter().map(|x| x.abs()).collect())
+            }
+            n => encode(&rng.spread(n, 5.0), 2048),
+        };
+        write(&path, &state8(&old, &tops));
+        let read = numbers(&old, &tops, 2048);
+        for used in [false, true] {
+            let mut lion = optimizer(n, 8);
+            let w = lion.handle("w").unwrap();
+            if used {
+                lion.step([(w, &mut vec![0.0f32; n], &vec![1.0f32; n])])
+                    .unwrap();
+            }
+            let before = lion.export_state(w).unwrap();
+            for policy in [LoadPolicy::Strict, LoadPolicy::NonStrict] {
+                let error = interop::import(&mut lion, &path, policy).unwrap_err();
+                assert!(
+                    matches!(
+                        error,
+                        InteropError::BlockSize {
+                            given: 2048,
+                            wanted: 256,
+                            ..
+                        }
+                    ),
+                    "{error}"
+                );
+                assert!(lion.export_state(w).unwrap() == before);
+            }
+
+            let report = interop::import(&mut lion, &path, Import::new().requantize(true)).unwrap();
+            assert_eq!(
+                report.to_string(),
+                "1 parameter loaded; requantized from blocks of 2048 elements to blocks of 256, with a small loss of \
+                 precision: `w`"
+            );
+            assert_eq!(
+                (report.requantized, report.converted),
+                (vec!["w".to_owned()], vec![])
+            );
+            let state = lion.export_state(w).unwrap();
+            assert_eq!(state.steps, 3);
+            let Planes::Blockwise8 { codes, absmax } = &state.planes else {
+                panic!("{:?}", state.planes);
+            };
+            let mut wanted = (vec![0; n], vec![0.0; n.div_ceil(256)]);
+            quant::quantize(&read, &mut wanted.0, &mut wanted.1, None).unwrap();
+            assert!((codes, absmax) == (&wanted.0, &wanted.1), "{n}");
+            let now = numbers(codes, absmax, 256);
+            for (block, top) in read.chunks(256).zip(absmax) {
+                assert_eq!(block.iter().fold(0f32, |top, x| top.max(x.abs())), *top);
+            }
+            for (i, (was, is)) in read.iter().zip(&now).enumerate() {
+                let bound = 0.0071 * absmax[i / 256];
+                assert!((was - is).abs() <= bound, "{was} became {is}, {bound}");
+            }
+        }
+    }
+}
+
+/// A state of at most 256 elements has one absmax with blocks of either size.
+#[test]
+fn short_states_have_no_old_blocks() {
+    let (_folder, path) = temporary_path("states.safetensors");
+    for n in [0, 1, 256] {
+        let (old, tops) = encode(&vec![0.25; n], 2048);
+        write(&path, &state8(&old, &tops));
+        let mut lion = optimizer(n, 8);
+        let report = interop::import(&mut lion, &path, Import::new().requantize(true)).unwrap();
+        assert!(report.requantized.is_empty());
+        let (codes, absmax) = (old, tops);
+        assert_eq!(planes(&lion), Planes::Blockwise8 { codes, absmax });
+    }
+}
+
+/// The largest change that the documentation promises is half of the largest gap between codewords, or the gap between
+/// -1 and the lowest codeword.
+#[test]
+fn bound_of_the_loss_of_precision_is_that_of_the_codebook() {
+    let gaps = CODEBOOK.windows(2).map(|pair| (pair[1] - pair[0]) / 2.0);
+    let most = gaps.fold(1.0 + CODEBOOK[0], f32::max);
+    assert!((0.0069..=0.0071).contains(&most), "{most}");
+}
+
+#[test]
+fn imported_states_are_converted_to_another_width_if_asked_for() {
+    const SEED: u64 = 45;
+    println!("seed {SEED}");
+    let mut rng = Rng::new(SEED);
+    let (_folder, path) = temporary_path("states.safetensors");
+    let n = 5000;
+    let momentum = rng.spread(n, 6.0);
+    for block in [256, 2048] {
+        let (state, tops) = encode(&momentum, block);
+        write(&path, &state8(&state, &tops));
+        let mut lion = optimizer(n, 32);
+        let before = settings_and_states(&lion);
+        let how = Import::new().requantize(true);
+        let error = interop::import(&mut lion, &path, how).unwrap_err();
+        assert!(
+            error.to_string().contains("(state 8 bits, wanted 32 bits)"),
+            "{error}"
+        );
+        assert_eq!(settings_and_states(&lion), before);
+        // Nothing is requantized, because every number is exact in 32 bits.
+        let report = interop::import(&mut lion, &path, Import::new().convert_states(true)).unwrap();
+        assert_eq!(
+            report.to_string(),
+            "1 parameter loaded; converted to another width: `w` (state 8 bits, wanted 32 bits)"
+        );
+        assert!(report.requantized.is_empty());
+        let momentum = numbers(&state, &tops, block);
+        assert_eq!(planes(&lion), Planes::Momentum32 { momentum });
+    }
+
+    write(&path, &[floats("w.state1", &momentum), step("w.step", 3)]);
+    let mut lion = optimizer(n, 8);
+    interop::import(&mut lion, &path, Import::new().convert_states(true)).unwrap();
+    let (mut codes, mut absmax) = (vec![0; n], vec![0.0; n.div_ceil(256)]);
+    quant::quantize(&momentum, &mut codes, &mut absmax, None).unwrap();
+    assert_eq!(planes(&lion), Planes::Blockwise8 { codes, absmax });
+}
+
+#[test]
+fn a_number_that_no_step_produces_is_not_converted() {
+    let (_folder, path) = temporary_path("states.safetensors");
+    let bad = [f32::NAN, f32::INFINITY, -1.0];
+    for (i, number) in bad.into_iter().enumerate() {
+        let mut momentum = [0.5; 600];
+        momentum[599] = number;
+        let cases = [
+            (state8(&[9; 600], &[number]), 8, "element 0 of `w.absmax1`"),
+            (state8(&[9; 600], &[number]), 32, "element 0 of `w.absmax1`"),
+            (
+                state8(&[9; 600], &[1.0, 1.0, number]),
+                32,
+                "element 2 of `w.absmax1`",
+            ),
+            (
+                vec![floats("w.state1", &momentum), step("w.step", 3)],
+                8,
+                "element 599 of `w.state1`",
+            ),
+        ];
+        // The last case is that of a momentum, which may be negative.
+        let cases = cases.into_iter().take(if i == 2 { 3 } else { 4 });
+        for (parts, bits, wanted) in cases {
+            write(&path, &parts);
+            for used in [false, true] {
+                let mut lion = optimizer(600, bits);
+                if used {
+                    let w = lion.handle("w").unwrap();
+                    lion.step([(w, &mut [0.0f32; 600], &[1.0f32; 600])])
+                        .unwrap();
+                }
+                let before = settings_and_states(&lion);
+                let how = Import::new().requantize(true).convert_states(true);
+                let error = interop::import(&mut lion, &path, how).unwrap_err();
+                assert!(error.to_string().contains(wanted), "{error}");
+                assert_eq!(settings_and_states(&lion), before);
+            }
+        }
+    }
+}
+
+#[test]
+fn imported_parameters_are_renamed() {
+    let (_folder, path) = temporary_path("states.safetensors");
+    write(&path, &good());
+    let mut lion = Lion::builder()
+        .optim_bits(8)
+        .min_8bit_size(0)
+        .build()
+        .unwrap();
+    let new = lion
+        .register(ParamSpec::new("new", 300, Dtype::F32))
+        .unwrap();
+    let seed = lion.info(new).unwrap().hyper.seed;
+    let error = interop::import(&mut lion, &path, Import::new()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("it lacks `new`; it also has `w`"),
+        "{error}"
+    );
+    let rename = |name: &str| (name == "w").then(|| "new".to_owned());
+    let report = interop::import(&mut lion, &path, Import::new().rename(&rename)).unwrap();
+    assert_eq!(
+        report.to_string(),
+        "1 parameter loaded; renamed: `w` to `new`"
+    );
+    assert_eq!(report.loaded, ["new"]);
+    let info = lion.info(new).unwrap();
+    assert_eq!((info.steps, info.hyper.seed), (3, seed));
+
+    // An error about a tensor has its name in the file.
+    let mut parts = good();
+    parts[1] = floats("w.absmax1", &[0.5, -1.0]);
+    write(&path, &parts);
+    let error = interop::import(&mut lion, &path, Import::new().rename(&rename)).unwrap_err();
+    assert!(error.to_string().contains("`w.absmax1`"), "{error}");
+
+    // Two names that become one, whether it is registered or not.
+    let mut parts = good();
+    parts.extend([floats("v.state1", &[1.0]), step("v.step", 1)]);
+    write(&path, &parts);
+    for to in ["new", "unknown"] {
+        let both = |_: &str| Some(to.to_owned());
+        let how = Import::new().policy(LoadPolicy::NonStrict).rename(&both);
+        let error = interop::import(&mut lion, &path, how).unwrap_err();
+        let InteropError::File(CheckpointError::NameCollision { given, renamed, .. }) = error
+        else {
+            panic!("{error}");
+        };
+        assert_eq!((given, &*renamed), (["v".to_owned(), "w".to_owned()], to));
+        assert_eq!(lion.info(new).unwrap().steps, 3);
+    }
 }
 
 /// Exchanges states with bitsandbytes in both directions. `LION_TEST_PYTHON` names a Python that has bitsandbytes.

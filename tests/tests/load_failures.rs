@@ -7,7 +7,7 @@ use lion::{
     backend::Planes,
     checkpoint::{CheckpointError, Load},
 };
-use lion_test_support::{child, saved};
+use lion_test_support::{child, saved, settings_and_states};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
 /// Returns an optimizer with parameters (name, elements), after `steps` steps.
@@ -61,7 +61,7 @@ impl Seek for Failing {
 const PARAMETERS: [(&str, usize); 3] = [("a", 40_000), ("b", 40_000), ("c", 40_000)];
 
 /// Loads a file of two steps. Reading fails near the end of the state of a parameter, when it is read for the
-/// (`times` + 1)-th time.
+/// (`times` + 1)-th time. States are converted if their width differs.
 fn load_failing(lion: &mut Lion, parameter: &str, times: u32) -> CheckpointError {
     let bytes = saved(&stepped(&PARAMETERS, 2));
     let mut whole = Checkpoint::read(Cursor::new(&bytes), "file").unwrap();
@@ -74,7 +74,33 @@ fn load_failing(lion: &mut Lion, parameter: &str, times: u32) -> CheckpointError
     let at = plane.offset + plane.bytes - 1;
     let file = Cursor::new(bytes);
     let mut checkpoint = Checkpoint::read(Failing { file, at, times }, "file").unwrap();
-    load(lion, &mut checkpoint, Load::new()).unwrap_err()
+    let how = Load::new().convert_states(true);
+    load(lion, &mut checkpoint, how).unwrap_err()
+}
+
+#[test]
+fn failed_second_pass_of_a_conversion_names_the_overwritten_states() {
+    let builder = Lion::builder().optim_bits(8).min_8bit_size(0);
+    let mut lion = builder.build().unwrap();
+    for (name, n) in PARAMETERS {
+        let handle = lion.register(ParamSpec::new(name, n, Dtype::F32)).unwrap();
+        lion.step([(handle, &mut vec![0.0f32; n], &vec![1.0f32; n])])
+            .unwrap();
+    }
+    let before = settings_and_states(&lion);
+    for (parameter, times) in [("c", 0), ("a", 1)] {
+        let error = load_failing(&mut lion, parameter, times);
+        assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
+        assert!(settings_and_states(&lion) == before);
+    }
+    let error = load_failing(&mut lion, "c", 1);
+    let CheckpointError::PartlyLoaded { parameters, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(parameters, &["a", "b"]);
+    let w = lion.handle("a").unwrap();
+    let error = lion.step([(w, &mut vec![0.0f32; 40_000], &vec![1.0f32; 40_000])]);
+    assert!(matches!(error, Err(Error::Damaged { .. })), "{error:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn save_32_bits(path: &Path, name: &str, n: usize) {
     lion.save(path).unwrap();
 }
 
-fn non_strict() -> Load {
+fn non_strict() -> Load<'static> {
     Load::new().policy(LoadPolicy::NonStrict)
 }
 

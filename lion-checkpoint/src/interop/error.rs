@@ -59,8 +59,8 @@ pub enum InteropError {
         /// A description of the valid types and lengths, or values.
         wanted: String,
     },
-    /// A state is quantized in blocks of another size. The blocks of bitsandbytes before 0.45 had 2048
-    /// elements.
+    /// A state is quantized in blocks of another size. The blocks of bitsandbytes before 0.44 had 2048
+    /// elements. [`Import::requantize`](super::Import::requantize) accepts them.
     BlockSize {
         /// The file.
         path: PathBuf,
@@ -164,7 +164,8 @@ impl fmt::Display for InteropError {
                 wanted,
             } => write!(
                 f,
-                "`{}`: parameter `{parameter}` is quantized in blocks of {given}, wanted {wanted}",
+                "`{}`: parameter `{parameter}` is quantized in blocks of {given}, wanted {wanted}; \
+                 `Import::requantize` accepts such states",
                 path.display()
             ),
             InteropError::Codebook {

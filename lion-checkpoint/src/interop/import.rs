@@ -2,15 +2,29 @@
 
 use super::error::check_whole;
 use super::header::{self, Header, MAX_HEADER, TensorInfo, Tensors};
-use super::{InteropError, QMAP, STEP, planes};
-use crate::{CheckpointError, LoadPolicy, LoadReport};
-use crate::{Difference, MAX_STEPS, PART, Source, Take, open, transfer};
-use lion_core::{BLOCK, Bits, MemoryOrder, Optimizer, ParamInfo, ParamRecord};
+use super::{Import, InteropError, QMAP, STEP, planes};
+use crate::{CheckpointError, LoadReport};
+use crate::{Conversion, Difference, MAX_STEPS, Names, PART, Part, Source, Take};
+use crate::{open, read_state, renamed, transfer};
+use lion_core::{BLOCK, Bits, MemoryOrder, Optimizer, ParamRecord};
 use lion_quant::CODEBOOK;
 use safetensors::Dtype;
 use std::collections::HashSet;
 use std::io::{Read, Seek};
 use std::path::Path;
+
+/// The number of elements per block before version 0.44 of bitsandbytes.
+const OLD_BLOCK: usize = 2048;
+
+/// A state of the file that is imported.
+struct SavedState {
+    /// The name of the parameter in the file.
+    name: String,
+    tensors: Tensors,
+    /// The width in the file.
+    bits: Bits,
+    conversion: Option<Conversion>,
+}
 
 /// A file open for reading.
 struct Reader<'a, R> {
@@ -25,11 +39,12 @@ struct Reader<'a, R> {
 ///
 /// bitsandbytes does not save a state for a parameter that has not been stepped. With
 /// [`LoadPolicy::NonStrict`], such a parameter keeps its current state; with [`LoadPolicy::Strict`] it is
-/// an error.
+/// an error. `how` is a [`LoadPolicy`], or an [`Import`] with more options.
 ///
 /// The header may have at most 100,000,000 bytes, the limit of safetensors, and a tensor at most 16 axes.
 /// Besides a buffer for the states, the import needs memory for the header entries of the optimizer's
 /// parameters and for the names of other parameters. This is at most four times the size of the header.
+/// The conversion of an 8-bit state needs at most one byte per 64 elements of the parameter.
 ///
 /// # Errors
 /// - [`InteropError::NotSafetensors`]
@@ -38,23 +53,28 @@ struct Reader<'a, R> {
 /// - [`InteropError::Number`], [`InteropError::Shard`]
 /// - [`InteropError::File`] with [`CheckpointError::Mismatch`] if the policy is [`LoadPolicy::Strict`] and
 ///   the parameters differ; the error lists all differences
+/// - [`InteropError::File`] with [`CheckpointError::NameCollision`] if [`Import::rename`] gives two parameters one name
 /// - [`InteropError::File`] for errors of the file system and of the optimizer
 ///
 /// The optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`].
-pub fn import(
+///
+/// [`LoadPolicy::Strict`]: crate::LoadPolicy::Strict
+/// [`LoadPolicy::NonStrict`]: crate::LoadPolicy::NonStrict
+/// [`LoadPolicy`]: crate::LoadPolicy
+pub fn import<'a>(
     optimizer: &mut impl AsMut<Optimizer>,
     path: impl AsRef<Path>,
-    policy: LoadPolicy,
+    how: impl Into<Import<'a>>,
 ) -> Result<LoadReport, InteropError> {
     let path = path.as_ref();
-    import_from(optimizer, open(path)?, path, policy)
+    import_from(optimizer, open(path)?, path, how)
 }
 
 /// Does what [`import`] does, with any reader, such as a `Cursor` over bytes in memory. Error messages name
 /// it `path`.
 ///
 /// ```
-/// use lion::{Dtype, Lion, ParamSpec, interop};
+/// use lion::{Dtype, Lion, ParamSpec, interop::{self, Import}};
 /// # let folder = tempfile::tempdir()?;
 /// # let path = folder.path().join("states.safetensors");
 /// let mut lion = Lion::builder().build()?;
@@ -62,31 +82,39 @@ pub fn import(
 /// interop::export(&lion, &path)?;
 ///
 /// let bytes = std::io::Cursor::new(std::fs::read(&path)?);
-/// let report = interop::import_from(&mut lion, bytes, "in memory", Default::default())?;
+/// let report = interop::import_from(&mut lion, bytes, "in memory", Import::new())?;
 /// assert_eq!(report.loaded, ["w"]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
 /// The errors of [`import`].
-pub fn import_from<R: Read + Seek>(
+pub fn import_from<'a, R: Read + Seek>(
     optimizer: &mut impl AsMut<Optimizer>,
     reader: R,
     path: impl AsRef<Path>,
-    policy: LoadPolicy,
+    how: impl Into<Import<'a>>,
 ) -> Result<LoadReport, InteropError> {
-    let (optimizer, path) = (optimizer.as_mut(), path.as_ref());
+    let (optimizer, path, how) = (optimizer.as_mut(), path.as_ref(), how.into());
     let mut reader = Reader {
         source: Source::new(reader, path.to_owned())?,
         path,
         data: 0,
     };
-    let mut header = reader.header(optimizer)?;
+    let mut header = reader.header(|name| {
+        let name = renamed(how.rename, name);
+        optimizer.handle(&name).is_ok()
+    })?;
+    let mut names = Names::new(how.rename);
+    for name in header.names() {
+        names.next(name, path)?;
+    }
     let mut report = LoadReport::default();
-    let (mut records, mut sources) = (Vec::new(), Vec::new());
+    let (mut records, mut states) = (Vec::new(), Vec::new());
     let mut seen = HashSet::new();
     for (name, tensors) in std::mem::take(&mut header.known) {
-        let info = optimizer.handle(&name).and_then(|h| optimizer.info(h));
+        let new = renamed(how.rename, &name);
+        let info = optimizer.handle(&new).and_then(|h| optimizer.info(h));
         let info = info.map_err(|source| CheckpointError::Optimizer {
             path: path.to_owned(),
             source,
@@ -94,11 +122,36 @@ pub fn import_from<R: Read + Seek>(
         check_whole(&info)?;
         seen.insert(info.name);
         let (bits, elements) = reader.bits(&name, &tensors)?;
-        if let Some(difference) = difference(elements, bits, &info) {
+        if elements != info.len as u64 {
+            let difference = Difference::of(info.name, "length", elements, info.len);
             report.different.push(difference);
             continue;
         }
-        reader.check(&info, &tensors)?;
+        if bits != info.bits {
+            let difference = Difference::of(info.name, "state", bits, info.bits);
+            if !how.convert_states {
+                report.different.push(difference);
+                continue;
+            }
+            report.converted.push(difference);
+        }
+        let block = reader.check(&name, info.len, bits, &tensors)?;
+        let requantized = block == Some(OLD_BLOCK) && info.bits == Bits::Eight;
+        if requantized && !how.requantize {
+            return Err(InteropError::BlockSize {
+                path: path.to_owned(),
+                parameter: name,
+                given: OLD_BLOCK,
+                wanted: BLOCK,
+            });
+        }
+        if requantized {
+            report.requantized.push(info.name.to_owned());
+        }
+        let conversion = (requantized || bits != info.bits).then_some(Conversion {
+            block,
+            to: info.bits,
+        });
         let steps = reader.steps(&name, &tensors)?;
         records.push({
             let mut record = ParamRecord::new(info.handle);
@@ -109,36 +162,37 @@ pub fn import_from<R: Read + Seek>(
             record.order = (steps > 0).then_some(MemoryOrder::RowMajor);
             record
         });
-        sources.push(tensors);
-        report.loaded.push(name);
+        report.loaded.push(info.name.to_owned());
+        if name != info.name {
+            report.renamed.push((name.clone(), info.name.to_owned()));
+        }
+        states.push(SavedState {
+            name,
+            tensors,
+            bits,
+            conversion,
+        });
     }
     report.unexpected = header.into_unknown().collect();
     let missing = optimizer.parameters();
     let missing = missing.filter(|info| !seen.contains(info.name));
     report.missing = missing.map(|info| info.name.to_owned()).collect();
-    report.refuse(policy, path)?;
+    report.refuse(how.policy, path)?;
     let restore = optimizer.restore(None, records);
     let restore = restore.map_err(|source| CheckpointError::Optimizer {
         path: path.to_owned(),
         source,
     })?;
     transfer(restore, &report.loaded, path, |take| {
-        reader.read(&report.loaded, &sources, take)
+        reader.read(&states, take)
     })?;
     Ok(report)
 }
 
-/// Returns the difference if the length or the width of a state differs from the optimizer's.
-fn difference(elements: u64, bits: Bits, info: &ParamInfo<'_>) -> Option<Difference> {
-    if elements != info.len as u64 {
-        return Some(Difference::of(info.name, "length", elements, info.len));
-    }
-    (bits != info.bits).then(|| Difference::of(info.name, "state", bits, info.bits))
-}
-
 impl<R: Read + Seek> Reader<'_, R> {
     /// Reads and checks the header.
-    fn header(&mut self, optimizer: &Optimizer) -> Result<Header, InteropError> {
+    /// `registered` returns whether a parameter of the file is registered with the optimizer.
+    fn header(&mut self, registered: impl Fn(&str) -> bool) -> Result<Header, InteropError> {
         let not_safetensors = |message: String| InteropError::NotSafetensors {
             path: self.path.to_owned(),
             source: message.into(),
@@ -161,7 +215,6 @@ impl<R: Read + Seek> Reader<'_, R> {
             return Err(not_safetensors(message));
         }
         self.data = 8 + bytes;
-        let registered = |name: &str| optimizer.handle(name).is_ok();
         let json = (&mut self.source).take(bytes);
         let header = match header::read(json, len - self.data, registered) {
             Ok(header) => header,
@@ -224,13 +277,19 @@ impl<R: Read + Seek> Reader<'_, R> {
         }
     }
 
-    /// Checks the absmax and the codebook of an 8-bit state. A 32-bit state must have neither.
-    fn check(&mut self, param: &ParamInfo<'_>, tensors: &Tensors) -> Result<(), InteropError> {
-        let name = param.name;
-        if param.bits == Bits::ThirtyTwo {
+    /// Checks the absmax and the codebook of an 8-bit state of `len` elements, and returns the size of its blocks. A
+    /// 32-bit state must have neither.
+    fn check(
+        &mut self,
+        name: &str,
+        len: usize,
+        bits: Bits,
+        tensors: &Tensors,
+    ) -> Result<Option<usize>, InteropError> {
+        if bits == Bits::ThirtyTwo {
             let mut all = tensors.iter();
             return match all.find(|(key, _)| ![STEP, "state1"].contains(key)) {
-                None => Ok(()),
+                None => Ok(None),
                 Some((key, info)) => Err(self.wrong(
                     name,
                     key,
@@ -240,26 +299,18 @@ impl<R: Read + Seek> Reader<'_, R> {
             };
         }
         let absmax = self.tensor(name, tensors, "absmax1")?;
-        let (given, wanted) = (absmax.elements, param.len.div_ceil(BLOCK));
-        if absmax.dtype != Dtype::F32 || given != wanted as u64 {
-            const BEFORE: usize = 2048;
-            let before = param.len.div_ceil(BEFORE) as u64;
-            // If the type is wrong, the error names the type and not the block size.
-            if absmax.dtype == Dtype::F32 && given == before {
-                return Err(InteropError::BlockSize {
-                    path: self.path.to_owned(),
-                    parameter: name.to_owned(),
-                    given: BEFORE,
-                    wanted: BLOCK,
-                });
-            }
+        let blocks = [BLOCK, OLD_BLOCK];
+        let block = blocks
+            .into_iter()
+            .find(|&block| absmax.elements == len.div_ceil(block) as u64);
+        let (Dtype::F32, Some(block)) = (absmax.dtype, block) else {
             return Err(self.wrong(
                 name,
                 "absmax1",
                 absmax,
-                format!("F32 with {wanted} elements"),
+                format!("F32 with {} elements", len.div_ceil(BLOCK)),
             ));
-        }
+        };
         let qmap = self.tensor(name, tensors, QMAP)?;
         if qmap.dtype != Dtype::F32 || qmap.elements != CODEBOOK.len() as u64 {
             return Err(self.wrong(name, QMAP, qmap, "F32 with 256 elements".to_owned()));
@@ -271,7 +322,7 @@ impl<R: Read + Seek> Reader<'_, R> {
         let given = words.iter().map(|&word| f32::from_le_bytes(word));
         let mut pairs = given.zip(CODEBOOK).enumerate();
         match pairs.find(|(_, (given, wanted))| given.to_bits() != wanted.to_bits()) {
-            None => Ok(()),
+            None => Ok(Some(block)),
             Some((index, (given, wanted))) => Err(InteropError::Codebook {
                 path: self.path.to_owned(),
                 tensor: format!("{name}.{QMAP}"),
@@ -301,44 +352,59 @@ impl<R: Read + Seek> Reader<'_, R> {
         }
     }
 
-    /// Reads the planes of all parameters, checks their numbers, and passes them to `take` in parts.
+    /// Reads the states of all parameters, checks their numbers, and passes them to `take` in parts.
     fn read(
         &mut self,
-        names: &[String],
-        sources: &[Tensors],
+        states: &[SavedState],
         take: &mut Take<'_, InteropError>,
     ) -> Result<(), InteropError> {
         let mut buffer = Vec::new();
-        for (i, (name, tensors)) in names.iter().zip(sources).enumerate() {
-            let (bits, _) = self.bits(name, tensors)?;
-            for (plane, &(key, dtype)) in planes(bits).iter().enumerate() {
-                let &TensorInfo { start, end, .. } = self.tensor(name, tensors, key)?;
-                // Fits in usize: it is the size of a plane of the optimizer's state.
-                let bytes = (end - start) as usize;
-                buffer.resize(bytes.min(PART), 0);
-                self.source.seek(self.data + start)?;
-                for at in (0..bytes).step_by(PART) {
-                    let part = &mut buffer[..PART.min(bytes - at)];
-                    self.source.fill(part)?;
-                    let (words, _) = part.as_chunks::<4>();
-                    let numbers = words.iter().map(|&word| f32::from_le_bytes(word));
-                    let bad = |x: &f32| !x.is_finite() || (key == "absmax1" && *x < 0.0);
-                    let mut numbers = numbers.enumerate();
-                    let found = match dtype {
-                        Dtype::F32 => numbers.find(|(_, x)| bad(x)),
-                        _ => None,
-                    };
-                    if let Some((index, given)) = found {
-                        return Err(InteropError::Number {
-                            path: self.path.to_owned(),
-                            tensor: format!("{name}.{key}"),
-                            index: at / 4 + index,
-                            given,
-                        });
-                    }
-                    take(i, plane, at, part)?;
-                }
+        for (i, state) in states.iter().enumerate() {
+            let planes = planes(state.bits);
+            read_state(
+                state.conversion,
+                planes.len(),
+                &mut |plane, part| self.plane(state, planes[plane], &mut buffer, part),
+                &mut |plane, at, part| take(i, plane, at, part),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Reads a plane, checks its numbers, and passes it to `take` in parts.
+    fn plane(
+        &mut self,
+        state: &SavedState,
+        (key, dtype): (&str, Dtype),
+        buffer: &mut Vec<u8>,
+        take: &mut Part<'_, InteropError>,
+    ) -> Result<(), InteropError> {
+        let &TensorInfo { start, end, .. } = self.tensor(&state.name, &state.tensors, key)?;
+        // Fits in usize: it is at most four times the number of elements of the parameter, which has at most isize::MAX
+        // bytes and at least two per element.
+        let bytes = (end - start) as usize;
+        buffer.resize(bytes.min(PART), 0);
+        self.source.seek(self.data + start)?;
+        for at in (0..bytes).step_by(PART) {
+            let part = &mut buffer[..PART.min(bytes - at)];
+            self.source.fill(part)?;
+            let (words, _) = part.as_chunks::<4>();
+            let numbers = words.iter().map(|&word| f32::from_le_bytes(word));
+            let bad = |x: &f32| !x.is_finite() || (key == "absmax1" && *x < 0.0);
+            let mut numbers = numbers.enumerate();
+            let found = match dtype {
+                Dtype::F32 => numbers.find(|(_, x)| bad(x)),
+                _ => None,
+            };
+            if let Some((index, given)) = found {
+                return Err(InteropError::Number {
+                    path: self.path.to_owned(),
+                    tensor: format!("{}.{key}", state.name),
+                    index: at / 4 + index,
+                    given,
+                });
             }
+            take(at, part)?;
         }
         Ok(())
     }
@@ -347,6 +413,7 @@ impl<R: Read + Seek> Reader<'_, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LoadPolicy;
     use lion::{Device, Dtype as ParamType, Lion, ParamSpec};
     use lion_core::Planes;
     use std::io::Cursor;

@@ -13,8 +13,10 @@
 //! examples/python converts such a dictionary to a file and back. The files do not contain seeds,
 //! hyper-parameters or groups; an import keeps those of the optimizer.
 //!
+//! Before its version 0.44, bitsandbytes used blocks of 2,048 elements. [`Import::requantize`] accepts such states.
+//!
 //! ```
-//! use lion::{Dtype, Lion8bit, ParamSpec, interop};
+//! use lion::{Dtype, Lion8bit, ParamSpec, interop::{self, Import}};
 //! # let folder = tempfile::tempdir()?;
 //! # let path = folder.path().join("states.safetensors");
 //! let mut lion = Lion8bit::builder().build()?;
@@ -24,7 +26,7 @@
 //!
 //! let mut other = Lion8bit::builder().build()?;
 //! let v = other.register(ParamSpec::new("layer.weight", 4096, Dtype::F32))?;
-//! interop::import(&mut other, &path, Default::default())?;
+//! interop::import(&mut other, &path, Import::new())?;
 //! assert_eq!(other.info(v)?.steps, 1);
 //! assert_eq!(other.export_state(v)?.planes, lion.export_state(w)?.planes);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -34,10 +36,12 @@ mod error;
 mod export;
 mod header;
 mod import;
+mod options;
 
 pub use error::InteropError;
 pub use export::export;
 pub use import::{import, import_from};
+pub use options::Import;
 
 use lion_core::Bits;
 use safetensors::Dtype;

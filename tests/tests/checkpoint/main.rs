@@ -4,6 +4,7 @@
 
 mod background;
 mod rotation;
+mod transforms;
 
 use lion::checkpoint::{Checkpoint, Damage};
 use lion::{

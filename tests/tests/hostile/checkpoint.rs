@@ -237,3 +237,24 @@ fn file_of_groups_takes_memory_for_the_groups_only() {
     load(&mut other, &mut checkpoint, keep).unwrap();
     saved(&other);
 }
+
+/// A state of any size is converted through buffers, beside one byte per 64 elements for the absmax of an 8-bit state.
+#[test]
+fn conversions_need_little_memory() {
+    let _alone = alone();
+    let n = 12 << 20;
+    let make = |bits| {
+        let mut lion = Lion::builder().optim_bits(bits).build().unwrap();
+        lion.register(ParamSpec::new("w", n, Dtype::Bf16)).unwrap();
+        lion
+    };
+    for (from, to) in [(8, 32), (32, 8)] {
+        let bytes = saved(&make(from));
+        let mut lion = make(to);
+        let mut checkpoint = Checkpoint::read(Cursor::new(&bytes), "bytes").unwrap();
+        let how = Load::new().convert_states(true);
+        let (result, used) = peak(|| load(&mut lion, &mut checkpoint, how));
+        assert_eq!(result.unwrap().converted.len(), 1);
+        assert!(used < 10 << 20, "{used} bytes from {from} to {to} bits");
+    }
+}

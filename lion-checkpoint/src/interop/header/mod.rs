@@ -82,6 +82,12 @@ impl Header {
         Some(format!("{name}.{key}"))
     }
 
+    /// Returns the names of all parameters in the file.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        let names = self.known.keys().chain(self.unknown.keys());
+        names.map(String::as_str)
+    }
+
     /// Returns the names of the parameters that are not registered, sorted.
     pub(super) fn into_unknown(self) -> impl Iterator<Item = String> {
         self.unknown.into_keys()
