@@ -4,7 +4,7 @@ use super::error::{CheckpointError, Damage};
 use super::format::{ALIGN, value};
 use super::read::Checkpoint;
 use super::records::Plane;
-use super::source::{PART, Source};
+use super::source::{self, PART, RangePart, Source};
 use crc32fast::Hasher;
 use lion_core::PlaneType;
 use std::io::{Read, Seek};
@@ -65,12 +65,12 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         let mut check = Check::new(name, plane, first as usize);
         let mut buffer = vec![0; (stop - start).min(PART as u64) as usize];
         let mut rest = into;
-        self.source.parts(stop - start, &mut buffer, |at, part| {
-            check.update(part);
+        self.source.parts(stop - start, &mut buffer, |part| {
+            check.update(&part);
             // The bytes before the range are passed over.
-            let at = start + at as u64;
-            let skipped = offset.saturating_sub(at).min(part.len() as u64) as usize;
-            let part = &part[skipped..];
+            let at = start + part.at as u64;
+            let skipped = offset.saturating_sub(at).min(part.bytes.len() as u64) as usize;
+            let part = &part.bytes[skipped..];
             let taken = part.len().min(rest.len());
             let (now, later) = std::mem::take(&mut rest).split_at_mut(taken);
             now.copy_from_slice(&part[..taken]);
@@ -103,9 +103,9 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
             buffer.resize(size, 0);
         }
         let mut check = Check::new(name, plane, 0);
-        source.parts(plane.bytes, buffer, |at, part| {
-            check.update(part);
-            take(at, part)
+        source.parts(plane.bytes, buffer, |part| {
+            check.update(&part);
+            take(part.at, part.bytes)
         })?;
         check.finish(source)
     }
@@ -141,16 +141,20 @@ impl<'a> Check<'a> {
     }
 
     /// Adds the next bytes. They are whole numbers.
-    fn update(&mut self, mut part: &[u8]) {
+    fn update(&mut self, part: &RangePart<'_>) {
+        let (checksum, mut part) = (part.checksum, part.bytes);
         if self.plane.plane_type == PlaneType::F32 && self.invalid.is_none() {
             let start = self.chunk as u64 * self.plane.chunk + self.filled;
             let invalid = first_invalid(self.plane, part);
             self.invalid = invalid.map(|(at, number)| (start + at as u64, number));
         }
+        let len = part.len();
         while !part.is_empty() {
             let left = self.plane.chunk - self.filled;
             let (now, later) = part.split_at(left.min(part.len() as u64) as usize);
-            self.hasher.update(now);
+            // A checksum of the whole part does not help if the part ends in another chunk.
+            let checksum = checksum.filter(|_| later.is_empty() && now.len() == len);
+            source::update(&mut self.hasher, now, checksum);
             self.filled += now.len() as u64;
             if self.filled == self.plane.chunk {
                 self.end_chunk();
