@@ -10,7 +10,8 @@ use std::path::Path;
 
 impl Lion {
     /// Saves hyper-parameters and states to a file, and returns the size of the file in bytes. An existing
-    /// file is replaced atomically, as [`checkpoint::save`](crate::checkpoint::save) specifies.
+    /// file is replaced atomically, as [`checkpoint::save`](crate::checkpoint::save) specifies. Waits for a save that a
+    /// thread of [`save_async`](Lion::save_async) still writes.
     ///
     /// ```
     /// use lion::{Dtype, Lion, ParamSpec};
@@ -32,6 +33,7 @@ impl Lion {
     /// The errors of [`checkpoint::save`](crate::checkpoint::save). The previous file is kept, except after
     /// [`CheckpointError::NotDurable`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<u64, CheckpointError> {
+        self.background.wait();
         save(self, path)
     }
 
@@ -45,6 +47,7 @@ impl Lion {
         path: impl AsRef<Path>,
         save: &Save<'_>,
     ) -> Result<u64, CheckpointError> {
+        self.background.wait();
         save_with(self, path, save)
     }
 
@@ -71,7 +74,8 @@ impl Lion {
         write_to(self, writer, "writer", save)
     }
 
-    /// Loads hyper-parameters and states from anything that can be read and positioned, such as bytes in memory.
+    /// Loads hyper-parameters and states from anything that can be read and positioned, such as bytes in memory. The
+    /// checkpoint must be all of it, from its beginning to its end.
     ///
     /// ```
     /// use lion::{Lion, checkpoint::{Load, Save}};
@@ -128,7 +132,8 @@ impl Lion {
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
-    /// [`CheckpointError::UnknownVersion`], [`CheckpointError::Damaged`],
+    /// [`CheckpointError::UnknownVersion`], [`CheckpointError::UnknownNumbers`],
+    /// [`CheckpointError::UnknownSection`], [`CheckpointError::NameCollision`], [`CheckpointError::Damaged`],
     /// [`CheckpointError::Mismatch`], [`CheckpointError::TooLarge`], [`CheckpointError::Optimizer`]. The
     /// optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`], which lists the changes.
     pub fn load_with(

@@ -35,6 +35,16 @@ pub enum WhenSaving {
 #[derive(Default)]
 pub struct Background(Mutex<Weak<Shared>>);
 
+impl Background {
+    /// Waits until the running save, if there is one, has ended. Its result goes to its own handle.
+    pub fn wait(&self) {
+        let running = lock(&self.0).upgrade();
+        if let Some(running) = running {
+            running.wait();
+        }
+    }
+}
+
 impl fmt::Debug for Background {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let saving = lock(&self.0).upgrade().is_some_and(|it| !it.has_ended());
@@ -46,6 +56,7 @@ impl fmt::Debug for Background {
 
 /// A save that a thread writes. Dropping it waits until the save has ended, and discards its result.
 #[derive(Debug)]
+#[must_use = "dropping it waits until the save has ended, and discards its error; keep it and call `wait`"]
 pub struct SaveHandle {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Result<u64, CheckpointError>>>,
@@ -57,8 +68,8 @@ struct Shared {
     path: PathBuf,
     /// The number of bytes written.
     written: AtomicU64,
-    /// The size of the file in bytes.
-    total: u64,
+    /// The size of the file in bytes, or 0 before it is known.
+    total: AtomicU64,
     ended: Mutex<bool>,
     end: Condvar,
 }
@@ -93,7 +104,9 @@ impl SaveHandle {
     /// Waits until the save has ended, and returns the size of the file in bytes.
     ///
     /// # Errors
-    /// The errors of [`save`](super::save). The previous file is kept, except after [`CheckpointError::NotDurable`].
+    /// The errors of [`save`](super::save). The previous file is kept, except after [`CheckpointError::NotDurable`]. A
+    /// save by a [`Rotation`](crate::Rotation) may also return [`CheckpointError::Io`] because another checkpoint could
+    /// not be removed; then the new one is saved.
     pub fn wait(mut self) -> Result<u64, CheckpointError> {
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result,
@@ -113,9 +126,10 @@ impl SaveHandle {
     /// Returns the number of bytes written, and the size of the file in bytes. When all bytes are written, the file is
     /// still to be synced.
     pub fn progress(&self) -> (u64, u64) {
+        let Shared { written, total, .. } = &*self.shared;
         (
-            self.shared.written.load(Ordering::Relaxed),
-            self.shared.total,
+            written.load(Ordering::Relaxed),
+            total.load(Ordering::Relaxed),
         )
     }
 
@@ -139,7 +153,9 @@ impl Drop for SaveHandle {
 /// States, values and sections are copied to memory. Paged states, which may not fit in memory, are copied to the new
 /// file. The copies are freed when they are written.
 ///
-/// Only one save at a time runs in a [`Background`]. If one is running, `when` decides what happens.
+/// Only one save at a time runs in a [`Background`]. If one is running, `when` decides what happens. A save to the same
+/// path that does not go through this `background` must wait for the handle first, because the older copy would replace
+/// the newer file. `Lion::save` and `Lion::save_with` wait.
 ///
 /// ```
 /// use lion::{Dtype, Lion8bit, ParamSpec, checkpoint::{Save, WhenSaving}};
@@ -194,25 +210,12 @@ pub(super) fn start(
     is_own: impl Fn(&[u8]) -> bool,
     then: impl FnOnce() -> Result<(), CheckpointError> + Send + 'static,
 ) -> Result<SaveHandle, CheckpointError> {
-    // Keeps another caller from starting a save at the same time.
-    let mut place = lock(&background.0);
-    if let Some(running) = place.upgrade().filter(|running| !running.has_ended()) {
-        if when == WhenSaving::Refuse {
-            return Err(CheckpointError::StillSaving {
-                path: running.path.clone(),
-            });
-        }
-        running.wait();
-    }
-    let prepared = Prepared::of(&Os, optimizer, save, path, is_own, is_paged)?;
-    let shared = Arc::new(Shared {
-        path: path.to_owned(),
-        written: AtomicU64::new(0),
-        total: prepared.plan.file_bytes(),
-        ended: Mutex::new(false),
-        end: Condvar::new(),
-    });
+    let shared = reserve(background, path, when)?;
+    // Also if the rest fails, others need not wait.
     let end = End(shared.clone());
+    let prepared = Prepared::of(&Os, optimizer, save, path, is_own, is_paged)?;
+    let total = prepared.plan.file_bytes();
+    shared.total.store(total, Ordering::Relaxed);
     let thread = thread::Builder::new().name("lion save".to_owned());
     let thread = thread.spawn(move || {
         let written = prepared.write(&end.0.written)?;
@@ -220,11 +223,42 @@ pub(super) fn start(
         Ok(written)
     });
     let thread = thread.map_err(|source| failed("start a thread to write", path, source))?;
-    *place = Arc::downgrade(&shared);
     Ok(SaveHandle {
         shared,
         thread: Some(thread),
     })
+}
+
+/// Waits for the running save or refuses, and takes the place of a save. The lock is held only for a moment.
+fn reserve(
+    background: &Background,
+    path: &Path,
+    when: WhenSaving,
+) -> Result<Arc<Shared>, CheckpointError> {
+    loop {
+        let running = {
+            let mut place = lock(&background.0);
+            match place.upgrade().filter(|running| !running.has_ended()) {
+                Some(running) => running,
+                None => {
+                    let shared = Arc::new(Shared {
+                        path: path.to_owned(),
+                        written: AtomicU64::new(0),
+                        total: AtomicU64::new(0),
+                        ended: Mutex::new(false),
+                        end: Condvar::new(),
+                    });
+                    *place = Arc::downgrade(&shared);
+                    return Ok(shared);
+                }
+            }
+        };
+        if when == WhenSaving::Refuse {
+            let path = running.path.clone();
+            return Err(CheckpointError::StillSaving { path });
+        }
+        running.wait();
+    }
 }
 
 /// Returns whether the state of a parameter is paged.

@@ -26,6 +26,7 @@ use lion_core::{GradRef, IntoGrad};
 /// resumed.register(ParamSpec::new("weight", 8192, Dtype::F32))?;
 /// let mut values = vec![0.0f32; 8192];
 /// let mut file = Checkpoint::open(&path)?;
+/// file.verify_all()?; // a load checks the states only
 /// checkpoint::load(&mut resumed, &mut file, Load::new())?;
 /// file.read_params([("weight", &mut values)])?;
 /// assert_eq!(values, weight);

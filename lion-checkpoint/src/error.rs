@@ -207,7 +207,7 @@ pub enum CheckpointError {
 pub struct Difference {
     /// The name of the parameter.
     pub parameter: String,
-    /// The property that differs: `length`, `shard`, `type` or `state`.
+    /// The property that differs: `length`, `shard`, `type`, `state`, `memory order` or `place`.
     pub what: &'static str,
     /// The value in the file.
     pub given: String,
@@ -466,7 +466,7 @@ impl fmt::Display for CheckpointError {
                 write!(f, "`{}` was loaded only in part: {source}", path.display())?;
                 list(
                     f,
-                    "these states are partly overwritten: ",
+                    "these are partly overwritten: ",
                     parameters,
                     |f, name| write!(f, "`{name}`"),
                 )

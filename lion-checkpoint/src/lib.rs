@@ -1,8 +1,8 @@
 //! Checkpoints: saves an optimizer to a file and resumes a training run from it.
 //!
 //! A checkpoint stores the hyper-parameters, the groups and the overrides. For each parameter it stores
-//! the name, the step count, the seed and the optimizer state. It does not store the values of the
-//! parameters; the trainer saves them.
+//! the name, the step count, the seed and the optimizer state. With [`Save`], it also stores the values of the
+//! parameters and bytes of the trainer, so that one file holds a whole run.
 //!
 //! A run that is saved, loaded into an optimizer with the same parameters and continued returns the same
 //! bits as a run that was never interrupted. The file does not record where states were held, so a run

@@ -172,8 +172,8 @@ impl fmt::Debug for Load<'_> {
 /// Loads an open checkpoint into an optimizer. `Lion::load_with` opens a file and calls this function.
 ///
 /// # Settings
-/// Unless [`Load::keep_settings`] is set, the load replaces the defaults, the groups, and the group and
-/// overrides of each loaded parameter by those of the file:
+/// Unless [`Load::keep_settings`] is set, the load replaces the defaults, `on_non_finite`, the groups, and the group
+/// and overrides of each loaded parameter by those of the file:
 ///
 /// - A group that only the optimizer has is kept, with its parameters.
 /// - A parameter whose group exists in the file is moved to the group that the file stores for it, or

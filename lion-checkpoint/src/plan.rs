@@ -336,7 +336,7 @@ fn check_names<'a>(
 ) -> Result<(), CheckpointError> {
     let mut before = None;
     for name in names {
-        most("bytes in the name of a section", name.len(), MAX_NAME)?;
+        most("bytes in a name", name.len(), MAX_NAME)?;
         let wanted = match (name, before) {
             ("", _) => "at least one byte",
             (name, Some(before)) if name == before => "a unique name",

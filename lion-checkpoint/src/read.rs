@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// A checkpoint open for reading.
 ///
 /// Opening a checkpoint checks everything except the planes: the checksums of the preamble and of the
-/// header, and every length and offset against the length of the file.
+/// records, and every length and offset against the length of the file.
 ///
 /// To resume a run, use `Lion::load`. This type is for inspecting a file.
 ///
@@ -50,12 +50,12 @@ pub struct Checkpoint<R> {
 }
 
 impl Checkpoint<File> {
-    /// Opens a checkpoint file and checks its header.
+    /// Opens a checkpoint file and checks its records.
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
     /// [`CheckpointError::UnknownVersion`], [`CheckpointError::UnknownNumbers`],
-    /// [`CheckpointError::Damaged`].
+    /// [`CheckpointError::UnknownSection`], [`CheckpointError::Damaged`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         Checkpoint::read(open_file(path)?, path)
@@ -63,8 +63,8 @@ impl Checkpoint<File> {
 }
 
 impl<R: Read + Seek + Send> Checkpoint<R> {
-    /// Opens a checkpoint from any reader, such as a `Cursor` over bytes in memory. Error messages name it
-    /// `path`.
+    /// Opens a checkpoint from any reader, such as a `Cursor` over bytes in memory. The checkpoint must be all that the
+    /// reader returns, from position 0 to its end. Error messages name it `path`.
     ///
     /// ```
     /// use lion::{Lion, checkpoint::Checkpoint};
@@ -174,7 +174,7 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         planes.try_for_each(|plane| self.plane(&tensor.name, plane, &mut buffer, |_, _| Ok(())))
     }
 
-    /// Reads the planes of all states, parameters and sections and checks them.
+    /// Reads the planes of all states, parameters and sections and checks them. Needs memory for all records at once.
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::Damaged`].

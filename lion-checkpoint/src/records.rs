@@ -3,7 +3,7 @@
 use super::error::{CheckpointError, Damage};
 use super::format::{align, value};
 use super::source::Source;
-use super::version2::Checksum;
+use super::version2::{Checksum, MAX_CHUNKS};
 use lion_core::PlaneType;
 use std::io::{Read, Seek};
 
@@ -144,6 +144,10 @@ impl<'a, R: Read + Seek> Records<'a, R> {
         };
         let chunk = self.table.chunk.unwrap_or(u64::MAX);
         let chunks = self.table.chunk.map_or(1, |chunk| bytes.div_ceil(chunk));
+        if self.table.chunk.is_some() && chunks > MAX_CHUNKS as u64 {
+            let wanted = format!("at most {MAX_CHUNKS}");
+            return Err(value("the number of chunks of a plane", chunks, wanted));
+        }
         if checksums.len() as u64 != chunks {
             let given = checksums.len();
             return Err(value("the number of checksums of a plane", given, chunks));

@@ -64,6 +64,14 @@ pub struct Latest {
     pub passed_over: Vec<(PathBuf, CheckpointError)>,
 }
 
+/// Why a checkpoint has no score that could be read.
+enum Unscored {
+    /// Its records are damaged.
+    Damaged,
+    /// It cannot be read, now or by this version of the library.
+    Unread,
+}
+
 /// The extension of a checkpoint's file name.
 const EXTENSION: &str = "lion";
 
@@ -101,7 +109,8 @@ impl Rotation {
     }
 
     /// Also keeps the `best` checkpoints with the lowest [`Save::score`], such as the validation loss. Of two with the
-    /// same score, the later is better. A checkpoint without a score, or with NaN, is not kept for its score.
+    /// same score, the later is better. A checkpoint without a score, or with NaN, is not kept for its score. One that
+    /// cannot be read is kept. Each save reads the index of every checkpoint in the folder.
     ///
     /// ```
     /// use lion::{Lion, checkpoint::{Rotation, Save}};
@@ -136,7 +145,8 @@ impl Rotation {
     ///
     /// Once the checkpoint is on the disk, other checkpoints are removed:
     ///
-    /// - those of later steps, because a run that saves this step was resumed from an earlier one;
+    /// - those of later steps, because a run that saves this step was resumed from an earlier one, also if
+    ///   [`keep_every`](Rotation::keep_every) or [`keep_best`](Rotation::keep_best) would keep them;
     /// - those of earlier steps, except the last `keep - 1`, and those that [`keep_every`](Rotation::keep_every) and
     ///   [`keep_best`](Rotation::keep_best) keep.
     ///
@@ -210,7 +220,9 @@ impl Rotation {
         check(&self.name)?;
         let (path, rotation) = (self.path(step), self.clone());
         let is_own = |name: &[u8]| self.step_of(name).is_some();
-        let prune = move || rotation.prune(&Os, step);
+        // Later saves that are in place before the thread ends are not those of a run that was left.
+        let later = self.steps(&Os)?.split_off(&step.saturating_add(1));
+        let prune = move || rotation.prune(&Os, step, &later);
         start(
             optimizer.as_ref(),
             background,
@@ -239,8 +251,9 @@ impl Rotation {
     /// Loads the latest checkpoint that is whole, and returns it with those that were passed over. Returns `None` if
     /// there is no checkpoint.
     ///
-    /// A checkpoint is passed over if it cannot be read, is damaged in any of its states, parameters or sections, or
-    /// was written by a newer version of the library. Unfinished files that killed saves left behind are removed.
+    /// A checkpoint is passed over if it is damaged in any of its states, parameters or sections, or if reading it fails.
+    /// The next save removes it, because its step is later than that from which the run was resumed; copy it first if
+    /// you want to examine it. Unfinished files that killed saves left behind are removed.
     ///
     /// ```
     /// use lion::{Lion, checkpoint::{Load, Rotation}};
@@ -261,6 +274,9 @@ impl Rotation {
     ///
     /// # Errors
     /// - [`CheckpointError::NoneWhole`] if there are checkpoints and all of them are passed over.
+    /// - [`CheckpointError::UnknownVersion`], [`CheckpointError::UnknownNumbers`] and
+    ///   [`CheckpointError::UnknownSection`] for a checkpoint of a newer version of the library, and
+    ///   [`CheckpointError::Io`] for one that cannot be opened: they may be whole, and the run would lose steps.
     /// - [`CheckpointError::Mismatch`] and the other errors of [`load`](super::load) for the latest checkpoint that is
     ///   whole. An earlier one is not tried, because it would give the same error.
     /// - [`CheckpointError::Io`] if the folder cannot be read; [`CheckpointError::InvalidName`].
@@ -284,7 +300,13 @@ impl Rotation {
                         passed_over,
                     }));
                 }
-                Err(error) => passed_over.push((path, error)),
+                // A checkpoint that another version of the library reads, or that cannot be opened now, may be whole.
+                Err(
+                    error @ (CheckpointError::Damaged { .. }
+                    | CheckpointError::NotACheckpoint { .. }
+                    | CheckpointError::Io { action: "read", .. }),
+                ) => passed_over.push((path, error)),
+                Err(error) => return Err(error),
             }
         }
         if passed_over.is_empty() {
@@ -309,39 +331,70 @@ impl Rotation {
         replace_on(disk, &path, is_own, |writer| {
             write(optimizer, save, writer, &path)
         })?;
-        self.prune(disk, step)?;
+        let later = self.steps(disk)?.split_off(&step.saturating_add(1));
+        self.prune(disk, step, &later)?;
         Ok(path)
     }
 
-    /// Removes the checkpoints of steps after `step`, and those of earlier steps that are not to be kept.
-    fn prune<D: Disk>(&self, disk: &D, step: u64) -> Result<(), CheckpointError> {
+    /// Removes the checkpoints of the steps `later`, and those of steps before `step` that are not to be kept.
+    ///
+    /// A damaged checkpoint does not count as one of the last `keep`.
+    fn prune<D: Disk>(
+        &self,
+        disk: &D,
+        step: u64,
+        later: &BTreeSet<u64>,
+    ) -> Result<(), CheckpointError> {
         let steps = self.steps(disk)?;
-        let later = steps.iter().filter(|&&other| other > step);
-        let earlier: Vec<_> = steps.iter().rev().filter(|&&other| other <= step).collect();
+        let earlier: Vec<_> = steps
+            .iter()
+            .copied()
+            .rev()
+            .filter(|&it| it < step)
+            .collect();
+        let mut left = self.keep - 1;
+        let mut last = BTreeSet::new();
+        for &other in &earlier {
+            if left == 0 {
+                break;
+            }
+            last.insert(other);
+            // What cannot be read now may be whole.
+            left -= usize::from(!matches!(self.score(other), Err(Unscored::Damaged)));
+        }
+        let is_of_every = |step: u64| self.every > 0 && step.is_multiple_of(self.every);
+        let kept = |step: &u64| last.contains(step) || is_of_every(*step);
         let mut best = BTreeSet::new();
-        if self.best > 0 && earlier.len() > self.keep {
-            let scores = earlier
-                .iter()
-                .filter_map(|&&step| Some((self.score(step)?, step)));
-            let mut scores: Vec<_> = scores.collect();
-            // The order of `earlier` decides between equal scores, and the sort is stable.
+        if self.best > 0 && !earlier.iter().all(kept) {
+            let all = std::iter::once(step).chain(earlier.iter().copied());
+            let (mut scores, mut unread) = (Vec::new(), Vec::new());
+            for step in all {
+                match self.score(step) {
+                    Ok(Some(score)) if !score.is_nan() => scores.push((score, step)),
+                    Err(Unscored::Unread) => unread.push(step),
+                    _ => {}
+                }
+            }
+            // Of equal scores, the later step is first, and the sort is stable.
             scores.sort_by(|(a, _), (b, _)| a.total_cmp(b));
             best.extend(scores.into_iter().take(self.best).map(|(_, step)| step));
+            best.extend(unread);
         }
-        let old = earlier.into_iter().skip(self.keep);
-        let old = old.filter(|step| !best.contains(step) && !self.is_of_every(**step));
-        remove_all(disk, later.chain(old).map(|&step| self.path(step)))
+        let old = earlier
+            .iter()
+            .filter(|step| !kept(step) && !best.contains(step));
+        remove_all(disk, later.iter().chain(old).map(|&step| self.path(step)))
     }
 
-    /// Returns whether [`keep_every`](Rotation::keep_every) keeps a step.
-    fn is_of_every(&self, step: u64) -> bool {
-        self.every > 0 && step.is_multiple_of(self.every)
-    }
-
-    /// Returns the score of the checkpoint of a step. A file that cannot be read has none.
-    fn score(&self, step: u64) -> Option<f64> {
-        let score = Checkpoint::open(self.path(step)).ok()?.score()?;
-        (!score.is_nan()).then_some(score)
+    /// Returns the score of the checkpoint of a step, if it has one.
+    fn score(&self, step: u64) -> Result<Option<f64>, Unscored> {
+        match Checkpoint::open(self.path(step)) {
+            Ok(checkpoint) => Ok(checkpoint.score()),
+            Err(CheckpointError::Damaged { .. } | CheckpointError::NotACheckpoint { .. }) => {
+                Err(Unscored::Damaged)
+            }
+            Err(_) => Err(Unscored::Unread),
+        }
     }
 
     /// Returns the steps for which there is a regular file.

@@ -97,8 +97,15 @@ impl<R: Read + Seek> Source<R> {
                 self.position += into.len() as u64;
                 Ok(())
             }
-            Err(source) if source.kind() == ErrorKind::UnexpectedEof => Err(self.cut_short(into)),
-            Err(source) => Err(self.io(source)),
+            Err(source) => {
+                let error = match source.kind() {
+                    ErrorKind::UnexpectedEof => self.cut_short(into),
+                    _ => self.io(source),
+                };
+                // A part may have been read.
+                self.position = self.reader.stream_position().unwrap_or(self.position);
+                Err(error)
+            }
         }
     }
 

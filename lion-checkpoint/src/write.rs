@@ -7,7 +7,7 @@ use super::plan::{Origin, Plan, Sink, encode};
 use super::source::PART;
 use super::version2::{CHUNK, Checksum};
 use lion_core::{Optimizer, Slice};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// Writes a checkpoint, and returns its size in bytes.
@@ -39,11 +39,12 @@ use std::path::Path;
 /// error, a part of the checkpoint may have been written.
 pub fn write_to(
     optimizer: &impl AsRef<Optimizer>,
-    mut writer: impl Write,
+    writer: impl Write,
     path: impl AsRef<Path>,
     save: &Save<'_>,
 ) -> Result<u64, CheckpointError> {
     let path = path.as_ref();
+    let mut writer = BufWriter::new(writer);
     let written = write(optimizer.as_ref(), save, &mut writer, path)?;
     writer.flush().map_err(failed_at(path))?;
     Ok(written)

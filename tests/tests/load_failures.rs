@@ -132,7 +132,7 @@ fn failed_second_pass_names_the_overwritten_states() {
     );
     assert_eq!(
         error.to_string(),
-        "`file` was loaded only in part: cannot read `file`: the disk is gone; these states are partly \
+        "`file` was loaded only in part: cannot read `file`: the disk is gone; these are partly \
          overwritten: `a`, `b`"
     );
     // The optimizer neither steps nor saves until these states are loaded again.

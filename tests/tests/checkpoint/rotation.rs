@@ -273,3 +273,40 @@ fn policies_keep_multiples_and_the_best() {
         assert_eq!(kept(), wanted, "after step {step}");
     }
 }
+
+/// A checkpoint that is damaged cannot be resumed from, so it takes no place of those that can.
+#[test]
+fn damaged_checkpoint_is_not_one_of_the_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let rotation = Rotation::new(folder.path(), "run", 2);
+    save(&rotation, 10);
+    save(&rotation, 20);
+    fs::write(rotation.path(20), b"torn").unwrap();
+    save(&rotation, 25);
+    assert!(rotation.path(10).exists());
+    save(&rotation, 30);
+    let steps = rotation.files().unwrap().into_iter().map(|(step, _)| step);
+    assert_eq!(Vec::from_iter(steps), [30, 25]);
+}
+
+/// A file of a newer version may be whole, and a run that passes over it loses its steps.
+#[test]
+fn checkpoint_of_a_newer_version_is_an_error_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let rotation = Rotation::new(folder.path(), "run", 1).keep_best(1);
+    save(&rotation, 1);
+    let mut newer = fs::read(rotation.path(1)).unwrap();
+    newer[8] = 3;
+    let sum = crc32fast::hash(&newer[..32]).to_le_bytes();
+    newer[32..36].copy_from_slice(&sum);
+    fs::write(rotation.path(2), &newer).unwrap();
+    let error = rotation
+        .load_latest(&mut stepped(), Load::new())
+        .unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::UnknownVersion { .. }),
+        "{error:?}"
+    );
+    save(&rotation, 3);
+    assert!(fs::read(rotation.path(2)).unwrap() == newer);
+}

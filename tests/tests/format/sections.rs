@@ -329,3 +329,16 @@ fn small_states_take_little_more_than_their_planes() {
         per_state / 4096.0
     );
 }
+
+/// The checksums of more chunks would not fit in a record with the longest name.
+#[test]
+fn plane_with_too_many_chunks_is_rejected() {
+    let chunks = |count: usize| {
+        let entry = SectionPart::entry("a", &vec![0; count * 4096]);
+        open(&with(vec![entry])).map(drop)
+    };
+    chunks(32_768).unwrap();
+    let error = chunks(32_769).unwrap_err().to_string();
+    let wanted = "the number of chunks of a plane is 32769, wanted at most 32768";
+    assert!(error.contains(wanted), "{error}");
+}
