@@ -3,7 +3,9 @@
 
 use lion::checkpoint::{LoadPolicy, Save};
 use lion::{Dtype, Lion, Overrides, ParamSpec, bf16};
-use lion_test_support::{CheckpointFile, GroupPart, TensorPart};
+use lion_test_support::{
+    CheckpointFile, GroupPart, OverridesPart, RecordPart, SectionPart, TensorPart,
+};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -301,7 +303,8 @@ fn diff_lists_what_differs() {
     let text = String::from_utf8(diff(&[], &b).stdout).unwrap();
     for wanted in [
         "state a: only in the first file",
-        "state b: 600 and 5 elements",
+        "state b: elements not compared; differs in number of elements (600 and 5), bits (8 and 32)",
+        "the score differs: 0.5 and not set",
         "only in the second file",
         "values a: only in the first file",
     ] {
@@ -315,6 +318,261 @@ fn diff_lists_what_differs() {
         said.contains("--diff compares two files, given 1"),
         "{said}"
     );
+}
+
+/// Returns a file with a stepped tensor in a group, values and a section. All are longer than a small chunk.
+fn parts() -> CheckpointFile {
+    let lr = |lr| OverridesPart {
+        lr: Some(lr),
+        ..OverridesPart::default()
+    };
+    let group = |name: &str| GroupPart {
+        name: name.into(),
+        overrides: lr(0.5),
+    };
+    let tensor = TensorPart {
+        shard: Some((0, 3072)),
+        group: Some(0),
+        overrides: lr(0.25),
+        ..TensorPart::momentum32("w", &[0.0; 1536])
+    };
+    let zeros = TensorPart::blockwise8("z", &[255; 300], &[0.0; 2]);
+    CheckpointFile {
+        groups: vec![group("g"), group("h")],
+        tensors: vec![tensor, zeros],
+        sections: vec![
+            SectionPart::param("w", &[0.0; 1536]),
+            SectionPart::entry("loader", &[7; 5000]),
+        ],
+        ..CheckpointFile::default()
+    }
+}
+
+/// Changes one thing of the second file at a time. The diff has one line, which names that thing.
+#[test]
+fn diff_finds_each_difference() {
+    fn values(file: &mut CheckpointFile) -> (&mut u8, &mut Vec<(u64, i64)>, &mut Vec<u8>) {
+        match &mut file.sections[0].records[0] {
+            RecordPart::Param {
+                dtype,
+                order,
+                plane,
+                ..
+            } => (dtype, order, plane),
+            RecordPart::Entry { .. } => unreachable!("the first section has values"),
+        }
+    }
+    // The columns of a matrix of 2 by 768.
+    let columns = || vec![(2, 1), (768, 2)];
+    let permuted = "permuted (lengths [2, 768], strides [1, 2])";
+    let of_state = "state w: all 1536 elements are equal; differs in";
+    let uncompared = "w: elements not compared; differs in memory order";
+    type Change<'a> = &'a dyn Fn(&mut CheckpointFile);
+    let changes: &[(Change<'_>, &str)] = &[
+        (
+            &|file| file.tensors[0].overrides.lr = Some(0.5),
+            &format!("{of_state} lr among the overrides (0.25 and 0.5)"),
+        ),
+        (
+            &|file| file.tensors[0].overrides.seed = Some(9),
+            &format!("{of_state} seed among the overrides (not set and 9)"),
+        ),
+        (
+            &|file| file.tensors[0].group = Some(1),
+            &format!("{of_state} group (`g` and `h`)"),
+        ),
+        (
+            &|file| file.tensors[0].group = None,
+            &format!("{of_state} group (`g` and none)"),
+        ),
+        (
+            &|file| file.tensors[0].dtype = 2,
+            &format!("{of_state} type (f32 and bf16)"),
+        ),
+        (
+            &|file| file.tensors[0].shard = Some((0, 4096)),
+            &format!("{of_state} length of the whole tensor (3072 and 4096)"),
+        ),
+        (
+            &|file| file.tensors[0].shard = Some((1536, 3072)),
+            "state w: elements not compared; differs in shard offset (0 and 1536)",
+        ),
+        (
+            &|file| file.tensors[0].steps = 2,
+            &format!("{of_state} steps (1 and 2)"),
+        ),
+        (
+            &|file| file.tensors[0].seed = 255,
+            &format!("{of_state} seed (0000000000000000 and 00000000000000ff)"),
+        ),
+        (
+            &|file| file.tensors[0].order = Some(columns()),
+            &format!("state {uncompared} (row-major and {permuted})"),
+        ),
+        (
+            &|file| *values(file).1 = columns(),
+            &format!("values {uncompared} (row-major and {permuted})"),
+        ),
+        // The sign bits of zeros, in the last elements.
+        (
+            &|file| file.tensors[0].planes[0][6143] = 0x80,
+            "state w: 1 of 1536 elements differ, by at most 0e0",
+        ),
+        (
+            &|file| values(file).2[6143] = 0x80,
+            "values w: 1 of 1536 elements differ, by at most 0e0",
+        ),
+        // 255 and 254 are positive, so that the momentum is +0 with both.
+        (
+            &|file| file.tensors[1].planes[0][299] = 254,
+            "state z: 1 of 300 elements differ, by at most 0e0",
+        ),
+        // 127 is zero with any absmax.
+        (
+            &|file| {
+                file.tensors[1].planes[0][256..].fill(127);
+                file.tensors[1].planes[1][7] = 0x3F;
+            },
+            "state z: 44 of 300 elements differ, by at most 0e0; blocks with another absmax: 1",
+        ),
+        (
+            &|file| {
+                *values(file).0 = 2;
+                values(file).2.truncate(3072);
+            },
+            "values w: all 1536 elements are equal; differs in type (f32 and bf16)",
+        ),
+        (
+            &|file| file.defaults.betas = Some((0.5, 0.75)),
+            "the hyper-parameters or groups differ: betas among the defaults (not set and (0.5, 0.75))",
+        ),
+        (
+            &|file| file.groups[1].overrides.lr = Some(0.125),
+            "the hyper-parameters or groups differ: lr of group `h` (0.5 and 0.125)",
+        ),
+        (
+            &|file| {
+                file.groups.swap(0, 1);
+                file.tensors[0].group = Some(1);
+            },
+            "the hyper-parameters or groups differ: order of the groups ([\"g\", \"h\"] and [\"h\", \"g\"])",
+        ),
+        (
+            &|file| file.on_non_finite = 1,
+            "the hyper-parameters or groups differ: on_non_finite (SkipBlock and RejectStep)",
+        ),
+        (
+            &|file| {
+                if let RecordPart::Entry { plane, .. } = &mut file.sections[1].records[0] {
+                    plane[4999] = 8;
+                }
+            },
+            "section loader: differs",
+        ),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b] = ["a.lion", "b.lion"].map(|name| folder.path().join(name));
+    fs::write(&a, parts().bytes()).unwrap();
+    let first = a.to_str().unwrap();
+    for (change, wanted) in changes {
+        let mut file = parts();
+        change(&mut file);
+        fs::write(&b, file.bytes()).unwrap();
+        let output = inspect(&["--diff", first], &b);
+        let text = String::from_utf8(output.stdout.clone()).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{wanted}: {output:?}");
+        assert_eq!(text.trim_end(), *wanted, "{output:?}");
+        let value = parsed(&inspect(&["--json", "--diff", first], &b));
+        assert_eq!(value["equal"], false, "{wanted}");
+    }
+
+    // Files with other chunks, and therefore other checksums, are equal.
+    let mut file = parts();
+    file.chunk = 8192;
+    fs::write(&b, file.bytes()).unwrap();
+    let output = inspect(&["--diff", first], &b);
+    assert!(
+        output.status.success() && output.stdout.is_empty(),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn diff_lists_properties_as_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b] = ["a.lion", "b.lion"].map(|name| folder.path().join(name));
+    fs::write(&a, parts().bytes()).unwrap();
+    let mut file = parts();
+    file.tensors[0].order = None;
+    file.tensors[0].overrides.lr = None;
+    file.tensors[1].planes[0][0] = 254;
+    file.defaults.lr = Some(1.0);
+    fs::write(&b, file.bytes()).unwrap();
+    let value = parsed(&inspect(&["--json", "--diff", a.to_str().unwrap()], &b));
+    let wanted = json!({
+        "equal": false,
+        "settings_equal": false,
+        "settings": [{ "name": "lr among the defaults", "a": "not set", "b": "1.0" }],
+        "differences": [
+            {
+                "what": "state", "name": "w",
+                "elements": null, "differ": null, "largest": null, "absmax_differ": null,
+                "properties": [
+                    { "name": "memory order", "a": "row-major", "b": "not set" },
+                    { "name": "lr among the overrides", "a": "0.25", "b": "not set" },
+                ],
+            },
+            {
+                "what": "state", "name": "z",
+                "elements": 300, "differ": 1, "largest": 0.0, "absmax_differ": 0,
+                "properties": [],
+            },
+        ],
+    });
+    assert_eq!(value, wanted);
+
+    // The second file has another score only.
+    let score = |path: &Path, score: f64| {
+        let lion = Lion::builder().build().unwrap();
+        lion.save_with(path, &Save::new().score(score)).unwrap();
+    };
+    score(&a, 0.0);
+    score(&b, -0.0);
+    let output = inspect(&["--json", "--diff", a.to_str().unwrap()], &b);
+    assert_eq!(output.status.code(), Some(1));
+    let properties = json!([{ "name": "score", "a": "0.0", "b": "-0.0" }]);
+    let wanted = json!([{ "what": "score", "properties": properties }]);
+    assert_eq!(parsed(&output)["differences"], wanted);
+}
+
+/// The weights of a model, and a checkpoint, with the name of the export.
+#[test]
+fn export_does_not_replace_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let [run, taken] = ["run.lion", "run.safetensors"].map(|name| folder.path().join(name));
+    save(&run, 0.25, 1.0, b"");
+    let checkpoint = fs::read(&run).unwrap();
+    for (from, before) in [(&run, &b"weights"[..]), (&taken, &checkpoint)] {
+        fs::write(&taken, before).unwrap();
+        let output = inspect(&["--export", "safetensors"], from);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let wanted = format!("cannot export to `{}`: it exists", taken.display());
+        assert!(said.contains(&wanted), "{said}");
+        assert!(output.stdout.is_empty());
+        assert_eq!(fs::read(&taken).unwrap(), before);
+    }
+    assert_eq!(fs::read(&run).unwrap(), checkpoint);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+
+    // A failed export leaves no file: a shard cannot be exported.
+    fs::remove_file(&taken).unwrap();
+    fs::write(&run, parts().bytes()).unwrap();
+    let output = inspect(&["--export", "safetensors"], &run);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("shard"), "{said}");
+    assert!(!taken.exists());
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! `cargo xtask inspect FILE --export safetensors`: writes the states of a checkpoint for PyTorch.
 
 use super::open;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lion::checkpoint::Load;
 use lion::{Device, Lion, Overrides, ParamSpec};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// A format to which states are exported.
@@ -14,7 +16,7 @@ pub(super) enum Format {
 }
 
 /// Loads the checkpoint into an optimizer with the parameters of the file, and exports that. Prints the path of the new
-/// file.
+/// file. An existing file is not replaced.
 pub(super) fn run(file: &Path, Format::Safetensors: Format) -> Result<bool> {
     let (mut checkpoint, contents) = open(file)?;
     let mut lion = Lion::builder().device(Device::Cpu).build()?;
@@ -33,7 +35,19 @@ pub(super) fn run(file: &Path, Format::Safetensors: Format) -> Result<bool> {
     }
     lion::checkpoint::load(&mut lion, &mut checkpoint, Load::new())?;
     let to = file.with_extension("safetensors");
-    lion::interop::export(&lion, &to)?;
+    // The export replaces its target. An empty file is created first, which fails if the name is taken.
+    if let Err(error) = File::create_new(&to) {
+        if error.kind() == ErrorKind::AlreadyExists {
+            let to = to.display();
+            bail!("cannot export to `{to}`: it exists, and --export does not replace files");
+        }
+        return Err(error).with_context(|| format!("cannot create `{}`", to.display()));
+    }
+    if let Err(error) = lion::interop::export(&lion, &to) {
+        fs::remove_file(&to)
+            .with_context(|| format!("after `{error}`: cannot remove `{}`", to.display()))?;
+        return Err(error.into());
+    }
     println!("{}", to.display());
     Ok(true)
 }

@@ -29,11 +29,12 @@ pub(crate) struct Args {
     #[arg(required = true, num_args = 1..=2)]
     files: Vec<PathBuf>,
 
-    /// Compares the states and values of two checkpoints. Exits with 1 if they differ.
+    /// Compares the states, values, sections, scores and settings of two checkpoints. Exits with 1 if they differ.
     #[arg(long, conflicts_with = "export")]
     diff: bool,
 
-    /// Writes the states into a file of this format beside the checkpoint, with the extension of the format.
+    /// Writes the states into a file of this format beside the checkpoint, with the extension of the format. An
+    /// existing file is not replaced.
     #[arg(long, value_name = "FORMAT")]
     export: Option<export::Format>,
 
