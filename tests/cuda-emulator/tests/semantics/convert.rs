@@ -145,6 +145,17 @@ fn floats_from_integers() {
             (0xffff_ff7f, 0x4f7f_ffff),
         ],
     );
+    // Exact: 16 bits fit in 24.
+    unary(
+        "cvt.rn.f32.u16",
+        "f32 = u16",
+        &[
+            (0, 0),
+            (1, 0x3f80_0000),
+            (0x8001, 0x4700_0100),
+            (0xffff, 0x477f_ff00),
+        ],
+    );
     unary(
         "cvt.rn.f32.s32",
         "f32 = s32",

@@ -169,6 +169,40 @@ fn shared_memory() {
     assert_eq!(run(body, 1, 1, &[input], expected.len()), expected);
 }
 
+/// Accesses shared memory by vectors of four and two numbers, and by 16-bit numbers, which leave their neighbours as they
+/// are.
+#[test]
+fn vectors_and_narrow_numbers_in_shared_memory() {
+    let body = "
+        .shared .align 16 .b8 buffer[64];
+        mov.u32 %a0, buffer;
+        ld.global.v4.u32 {%a1, %a2, %a3, %a4}, [%in];
+        st.shared.v4.u32 [%a0], {%a4, %a3, %a2, %a1};
+        st.shared.v2.u32 [%a0+16], {%a1, %a3};
+        cvt.u16.u32 %h0, %a1;
+        st.shared.u16 [%a0+18], %h0;
+        ld.shared.v4.f32 {%f0, %f1, %f2, %f3}, [%a0];
+        st.shared.v4.f32 [%a0+32], {%f1, %f0, %f3, %f2};
+        ld.shared.u16 %h1, [%a0+2];   st.global.u16 [%out], %h1;
+        ld.shared.u64 %x0, [%a0];     st.global.u64 [%out+8], %x0;
+        ld.shared.u64 %x0, [%a0+8];   st.global.u64 [%out+16], %x0;
+        ld.shared.u64 %x0, [%a0+16];  st.global.u64 [%out+24], %x0;
+        ld.shared.u64 %x0, [%a0+32];  st.global.u64 [%out+32], %x0;
+        ld.shared.u64 %x0, [%a0+40];  st.global.u64 [%out+40], %x0;
+    ";
+    // The words are 11111234, 22222222, 33333333 and 45674444.
+    let input = [0x2222_2222_1111_1234, 0x4567_4444_3333_3333];
+    let expected = [
+        0x4567,
+        0x3333_3333_4567_4444,
+        0x1111_1234_2222_2222,
+        0x3333_3333_1234_1234,
+        0x4567_4444_3333_3333,
+        0x2222_2222_1111_1234,
+    ];
+    assert_eq!(run(body, 1, 1, &input, expected.len()), expected);
+}
+
 /// Each CTA has separate shared memory, and each thread separate local memory.
 #[test]
 fn memory_is_private_or_shared_as_declared() {
