@@ -11,18 +11,22 @@ use cust::memory::{
 };
 use cust::module::{Module, ModuleJitOption};
 use cust::stream::{Stream, StreamFlags, StreamWaitEventFlags};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const PTX: &str = include_str!("api/kernels.ptx");
 
-/// Makes the primary context current on this thread.
-fn context() -> Context {
+/// Makes the primary context current on this thread. All tests share this context, and a synchronization of one runs the
+/// queued work of all, so only one runs at a time.
+fn context() -> (MutexGuard<'static, ()>, Context) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     cust::init(cust::CudaFlags::empty()).expect("a device");
     let device = Device::get_device(0).expect("a device");
     let context = Context::new(device).expect("a context");
     context
         .set_flags(ContextFlags::SCHED_AUTO)
         .expect("flags of the primary context");
-    context
+    (alone, context)
 }
 
 #[test]
