@@ -17,7 +17,7 @@ const PTX: &str = include_str!("api/kernels.ptx");
 
 /// Makes the primary context current on this thread. All tests share this context, and a synchronization of one runs the
 /// queued work of all, so only one runs at a time.
-fn context() -> (MutexGuard<'static, ()>, Context) {
+fn context() -> (Context, MutexGuard<'static, ()>) {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     cust::init(cust::CudaFlags::empty()).expect("a device");
@@ -26,7 +26,7 @@ fn context() -> (MutexGuard<'static, ()>, Context) {
     context
         .set_flags(ContextFlags::SCHED_AUTO)
         .expect("flags of the primary context");
-    (alone, context)
+    (context, alone)
 }
 
 #[test]
