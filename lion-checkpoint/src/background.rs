@@ -308,8 +308,8 @@ impl<D: Disk> Prepared<D> {
                     planes[i] = Copied::Bytes(Vec::new());
                     continue;
                 }
-                let seeked = writer.seek(SeekFrom::Start(place.offset));
-                seeked.map_err(failed_at(path))?;
+                let moved = writer.seek(SeekFrom::Start(place.offset));
+                moved.map_err(failed_at(path))?;
                 let read = |offset, part: &mut [u8]| read(optimizer, origin, offset, part, path);
                 write_plane(writer, path, place.bytes, checksums, &mut buffer, read)?;
             }
@@ -348,8 +348,8 @@ impl<D: Disk> Prepared<D> {
                     match std::mem::replace(&mut planes[plane], Copied::Written) {
                         Copied::Written => {
                             let end = SeekFrom::Start(places[plane].offset + bytes);
-                            let seeked = writer.seek(end);
-                            seeked.map_err(failed_at(&path))?;
+                            let moved = writer.seek(end);
+                            moved.map_err(failed_at(&path))?;
                             written.fetch_add(bytes, Ordering::Relaxed);
                             Ok(())
                         }
