@@ -104,7 +104,7 @@ pub enum CheckpointError {
         /// The value.
         damage: Damage,
     },
-    /// Values of a parameter or named bytes cannot be saved, or are asked for twice.
+    /// The values of a parameter or named bytes cannot be saved, or the same name was given twice.
     InvalidSection {
         /// The file.
         path: PathBuf,

@@ -357,7 +357,7 @@ impl Planes {
 
 /// The state and step count of one parameter, from which another optimizer can continue.
 ///
-/// With the features `bincode` and `serde`, a trainer can store it in a file of its own; see the
+/// With the features `bincode` and `serde`, a trainer can store it in its own checkpoint; see the
 /// [crate's documentation](crate#records-in-a-file-of-the-trainer).
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
