@@ -1,6 +1,7 @@
 //! Measures saving and loading of a checkpoint relative to `dd`, which writes and reads the same number of bytes with the
 //! same sync on the same disk, and the time that a trainer waits for a save in the background relative to a copy of the
-//! state in memory.
+//! state in memory. A load from the page cache is also measured relative to two threads that read the file into memory
+//! and do nothing else.
 
 use super::measure::median;
 use anyhow::{Context, Result, ensure};
@@ -10,6 +11,8 @@ use lion::{
     backend::{Planes, StateRecord},
 };
 use lion_test_support::Rng;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -24,6 +27,9 @@ const TENSOR: usize = 1 << 24;
 const WANTED_SAVE: f64 = 0.9;
 const WANTED_LOAD: f64 = 0.9;
 const WANTED_CACHED: f64 = 0.8;
+
+/// The target of a load from the page cache, as a fraction of the speed of two threads that read the file into memory.
+const WANTED_READ: f64 = 0.8;
 
 /// The target of the time of a copy of the state in memory, divided by the time that a trainer waits.
 const WANTED_COPY: f64 = 1.0;
@@ -47,7 +53,8 @@ pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -
     let forget = [&input, "iflag=nocache", "count=0"];
 
     let samples = if quick { 3 } else { 5 };
-    let mut times: [Vec<Duration>; 6] = Default::default();
+    let mut memory = vec![1; bytes as usize];
+    let mut times: [Vec<Duration>; 8] = Default::default();
     for _ in 0..samples {
         // Both write a new file into pages that were freed by a file just removed. On machines that
         // allocate memory on demand, fresh pages would take longer than everything else.
@@ -63,7 +70,10 @@ pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -
         // The file is in the page cache now.
         times[4].push(time(|| dd(&dd_read))?);
         other = fresh(other, n)?;
-        times[5].push(time(|| Ok(other.load(&file).map(drop)?))?);
+        let loaded = time(|| Ok(other.load(&file).map(drop)?))?;
+        times[5].push(loaded);
+        times[6].push(time(|| read_into(&file, &mut memory))?);
+        times[7].push(loaded);
     }
     let mut times = times.into_iter().map(median);
     if !as_json {
@@ -71,32 +81,56 @@ pub(super) fn run(folder: &Path, n: Option<usize>, quick: bool, as_json: bool) -
             "\ncheckpoint of {n} elements with 8 bits, {bytes} bytes, {samples} samples in turn"
         );
     }
-    for (what, wanted) in [
-        ("save, synced", WANTED_SAVE),
-        ("load from disk", WANTED_LOAD),
-        ("load from memory", WANTED_CACHED),
+    for (what, other, wanted) in [
+        ("save, synced", "dd", WANTED_SAVE),
+        ("load from disk", "dd", WANTED_LOAD),
+        ("load from memory", "dd", WANTED_CACHED),
+        ("load from memory", "two readers", WANTED_READ),
     ] {
-        let (Some(dd), Some(own)) = (times.next(), times.next()) else {
+        let (Some(theirs), Some(own)) = (times.next(), times.next()) else {
             break;
         };
-        let (dd, own) = (dd?.as_secs_f64(), own?.as_secs_f64());
+        let (theirs, own) = (theirs?.as_secs_f64(), own?.as_secs_f64());
         let speed = |seconds: f64| bytes as f64 / seconds / 1e9;
         if as_json {
             let row = serde_json::json!({
-                "checkpoint": what, "bytes": bytes, "gb_per_s": speed(own), "dd_gb_per_s": speed(dd),
-                "ratio": dd / own, "wanted": wanted,
+                "checkpoint": what, "bytes": bytes, "gb_per_s": speed(own), "against": other,
+                "against_gb_per_s": speed(theirs), "ratio": theirs / own, "wanted": wanted,
             });
             println!("{row}");
         } else {
             println!(
-                "{what:17} {:6.2} GB/s, dd {:6.2} GB/s, ratio {:.2}, wanted {wanted}",
+                "{what:17} {:6.2} GB/s, {other} {:6.2} GB/s, ratio {:.2}, wanted {wanted}",
                 speed(own),
-                speed(dd),
-                dd / own
+                speed(theirs),
+                theirs / own
             );
         }
     }
     background(&lion, &file, samples, as_json)
+}
+
+/// Reads a file into memory of its size, each half on a thread of its own. A load reads the same bytes to the same
+/// amount of memory, where `dd` overwrites one buffer that stays in the cache.
+fn read_into(file: &Path, memory: &mut [u8]) -> Result<()> {
+    let half = memory.len() / 2;
+    let (first, second) = memory.split_at_mut(half);
+    let read = |from: usize, into: &mut [u8]| -> Result<()> {
+        let mut file = File::open(file)?;
+        file.seek(SeekFrom::Start(from as u64))?;
+        for part in into.chunks_mut(256 << 10) {
+            file.read_exact(part)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| read(half, second));
+        read(0, first)?;
+        match other.join() {
+            Ok(read) => read,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// Compares the time until a save in the background lets the trainer go on with that of a copy of the state.
