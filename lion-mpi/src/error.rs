@@ -1,0 +1,139 @@
+//! The errors of calls that all ranks make together.
+
+use lion::checkpoint::CheckpointError;
+use std::fmt;
+
+/// An error of a call that all ranks make together. Unless a variant says otherwise, every rank returns an error, and
+/// nothing has changed on any rank.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The optimizer of this rank refuses the arguments.
+    Lion(lion::Error),
+    /// Another rank refuses its arguments, and this one accepts its own.
+    OtherRank {
+        /// The lowest rank that refuses its arguments.
+        rank: usize,
+        /// The message of its error.
+        message: String,
+    },
+    /// The ranks do not agree.
+    Disagreement {
+        /// The parameter in which they differ. `None` if the difference is in the call itself, such as its arguments.
+        parameter: Option<String>,
+        /// What differs.
+        what: String,
+        /// The lowest rank that differs from rank 0.
+        rank: usize,
+        /// What that rank has.
+        given: String,
+        /// What rank 0 has.
+        wanted: String,
+    },
+    /// A parameter is registered after the states were allocated.
+    Allocated {
+        /// The parameter.
+        parameter: String,
+    },
+    /// A handle was not returned by this optimizer.
+    UnknownHandle {
+        /// The index in the handle.
+        index: usize,
+        /// The number of registered parameters.
+        registered: usize,
+    },
+    /// An array is in the memory of a device. MPI sends from host memory here.
+    DeviceMemory {
+        /// The parameter.
+        parameter: String,
+    },
+    /// New momenta are not finite, and the optimizer rejects such a step
+    /// ([`OnNonFinite::RejectStep`](lion::OnNonFinite::RejectStep)).
+    NonFinite {
+        /// The parameters with such blocks, and the number of their blocks over all ranks.
+        parameters: Vec<(String, u64)>,
+    },
+    /// A rank failed after the step had begun. Parameters and states may have been stepped in part, on all ranks. Load a
+    /// checkpoint before the next step.
+    Partly {
+        /// The lowest rank that failed.
+        rank: usize,
+        /// The message of its error.
+        message: String,
+    },
+    /// A file of a checkpoint cannot be written or read.
+    Checkpoint(CheckpointError),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Lion(source) => source.fmt(f),
+            Error::OtherRank { rank, message } => write!(f, "rank {rank} returned: {message}"),
+            Error::Disagreement {
+                parameter,
+                what,
+                rank,
+                given,
+                wanted,
+            } => {
+                if let Some(parameter) = parameter {
+                    write!(f, "parameter `{parameter}`: ")?;
+                }
+                write!(
+                    f,
+                    "{what} is {given} on rank {rank}, and {wanted} on rank 0"
+                )
+            }
+            Error::Allocated { parameter } => write!(
+                f,
+                "parameter `{parameter}` is registered after the states were allocated, wanted before the first \
+                 step, save or load"
+            ),
+            Error::UnknownHandle { index, registered } => write!(
+                f,
+                "a handle of parameter {index}, wanted one of the {registered} registered parameters"
+            ),
+            Error::DeviceMemory { parameter } => write!(
+                f,
+                "parameter `{parameter}`: an array is in device memory, wanted host memory"
+            ),
+            Error::NonFinite { parameters } => {
+                f.write_str("the step is rejected, because new momenta are not finite: ")?;
+                for (i, (name, blocks)) in parameters.iter().enumerate() {
+                    let comma = if i == 0 { "" } else { ", " };
+                    write!(f, "{comma}`{name}` ({blocks} blocks)")?;
+                }
+                Ok(())
+            }
+            Error::Partly { rank, message } => write!(
+                f,
+                "rank {rank} failed in the middle of a step, and parameters and states may be stepped in part: \
+                 {message}"
+            ),
+            Error::Checkpoint(source) => source.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Lion(source) => source.source(),
+            Error::Checkpoint(source) => source.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<lion::Error> for Error {
+    fn from(source: lion::Error) -> Self {
+        Error::Lion(source)
+    }
+}
+
+impl From<CheckpointError> for Error {
+    fn from(source: CheckpointError) -> Self {
+        Error::Checkpoint(source)
+    }
+}

@@ -1,0 +1,8 @@
+//! The Lion optimizer on many processes, over MPI.
+
+mod abort;
+mod agree;
+mod error;
+
+pub use abort::abort_on_panic;
+pub use error::Error;
