@@ -177,9 +177,9 @@ pub mod quant {
 /// The arithmetic of a step, per element. Use it to write or to test a backend.
 ///
 /// The functions compute in the floating-point mode of the calling thread. An optimizer sets the mode that
-/// the specification assumes.
+/// the specification assumes, with [`in_default_mode`](arithmetic::in_default_mode).
 pub mod arithmetic {
-    pub use lion_core::{NUMBERS_VERSION, norm, philox, update};
+    pub use lion_core::{NUMBERS_VERSION, in_default_mode, norm, philox, update};
 }
 
 /// Runs the examples of README.md and of docs/ as tests.

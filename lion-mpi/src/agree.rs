@@ -10,6 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 pub(crate) type Field = (&'static str, String);
 
 /// What all ranks must agree on about one parameter, or about the call if the name is `None`.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Item<'a> {
     pub(crate) name: Option<&'a str>,
     /// A hash of what [`describe`](agree) returns for this item.
@@ -34,28 +35,20 @@ pub(crate) fn agree<'a>(
     items: Result<&[Item<'a>], Error>,
     describe: impl Fn(usize) -> Vec<Field>,
 ) -> Result<(), Error> {
+    let items = match items {
+        Ok(items) => items,
+        Err(error) => return Err(refuse(comm, error)),
+    };
     let mut hasher = DefaultHasher::new();
-    for item in items.iter().copied().flatten() {
+    for item in items {
         (item.name, item.hash).hash(&mut hasher);
     }
-    let own = [u64::from(items.is_err()), hasher.finish()];
-    let mut all = vec![0u64; 2 * comm.size() as usize];
-    comm.all_gather_into(&own[..], &mut all[..]);
-    let (ranks, _) = all.as_chunks::<2>();
-    if let Some(rank) = ranks.iter().position(|&[failed, _]| failed != 0) {
-        let message = match &items {
-            Err(error) => error.to_string(),
-            Ok(_) => String::new(),
-        };
-        let message = broadcast(comm, rank, message.into_bytes());
-        items?;
-        return Err(Error::OtherRank { rank, message });
-    }
-    if ranks.iter().all(|&[_, hash]| hash == own[1]) {
+    let hashes = statuses(comm, None, hasher.finish())?;
+    if hashes.iter().all(|&hash| hash == hashes[0]) {
         return Ok(());
     }
     let mut text = Vec::new();
-    for (i, item) in items?.iter().enumerate() {
+    for (i, item) in items.iter().enumerate() {
         put(&mut text, item.name.unwrap_or_default());
         let fields = describe(i);
         text.extend((fields.len() as u64).to_le_bytes());
@@ -75,13 +68,52 @@ pub(crate) fn agree<'a>(
     Err(Error::Disagreement {
         parameter: None,
         what: "the hash of the call".to_owned(),
-        rank: ranks
+        rank: hashes
             .iter()
-            .position(|it| it[1] != ranks[0][1])
+            .position(|&hash| hash != hashes[0])
             .unwrap_or(0),
         given: "another".to_owned(),
         wanted: "one".to_owned(),
     })
+}
+
+/// Tells the other ranks, which are in [`agree`], that this one refuses its arguments. Returns the error.
+pub(crate) fn refuse(comm: &impl Communicator, error: Error) -> Error {
+    // It returns the error of the lowest rank, which may be another.
+    let _ = statuses(comm, Some(&error), 0);
+    error
+}
+
+/// Returns a result if it is one on all ranks.
+///
+/// # Errors
+/// The error of this rank; [`Error::OtherRank`].
+pub(crate) fn on_all<T>(comm: &impl Communicator, result: Result<T, Error>) -> Result<T, Error> {
+    match result {
+        Ok(value) => statuses(comm, None, 0).map(|_| value),
+        Err(error) => Err(refuse(comm, error)),
+    }
+}
+
+/// Returns the numbers of all ranks.
+///
+/// # Errors
+/// [`Error::OtherRank`] if a rank has an error.
+fn statuses(
+    comm: &impl Communicator,
+    error: Option<&Error>,
+    number: u64,
+) -> Result<Vec<u64>, Error> {
+    let own = [u64::from(error.is_some()), number];
+    let mut all = vec![0u64; 2 * comm.size() as usize];
+    comm.all_gather_into(&own[..], &mut all[..]);
+    let (ranks, _) = all.as_chunks::<2>();
+    if let Some(rank) = ranks.iter().position(|&[failed, _]| failed != 0) {
+        let message = error.map(ToString::to_string).unwrap_or_default();
+        let message = broadcast(comm, rank, message.into_bytes());
+        return Err(Error::OtherRank { rank, message });
+    }
+    Ok(ranks.iter().map(|&[_, number]| number).collect())
 }
 
 /// Sends the bytes of one rank to all, as text.

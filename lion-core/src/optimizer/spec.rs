@@ -3,6 +3,7 @@
 #[cfg(doc)]
 use crate::Optimizer;
 use crate::{Dtype, Error, Overrides, Scope, Shard};
+use std::ops::Range;
 
 /// A handle of a registered parameter. Handles are cheap to copy. A handle is valid for the
 /// optimizer that returned it, until the parameter is [removed](Optimizer::remove).
@@ -85,9 +86,41 @@ impl ParamSpec {
         self
     }
 
+    /// Returns the specification of a part of this parameter: the shard of the elements in `range`, with the same
+    /// name, type, group and overrides. The range is relative to this parameter; registering the shard checks it.
+    ///
+    /// ```
+    /// use lion_core::{Dtype, ParamSpec};
+    /// let whole = ParamSpec::new("w", 1000, Dtype::F32).group("decayed");
+    /// let last = whole.cut(512..1000);
+    /// assert_eq!(last, ParamSpec::new("w", 488, Dtype::F32).shard(512, 1000).group("decayed"));
+    /// ```
+    #[must_use]
+    pub fn cut(&self, range: Range<usize>) -> Self {
+        let mut part = self.clone();
+        part.len = range.len();
+        part.shard.offset = part.shard.offset.saturating_add(range.start);
+        part
+    }
+
     /// Returns the name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether the parameter has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns the element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
     }
 }
 

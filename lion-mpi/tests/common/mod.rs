@@ -1,6 +1,8 @@
 //! Runs a test on several ranks: the test starts `mpirun` with its own program, once per number of ranks.
 #![allow(dead_code)] // not every test uses all of it
 
+pub(crate) mod tensor;
+
 use mpi::topology::SimpleCommunicator;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -15,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 ///
 /// # Panics
 /// If a rank panics, or if the run takes longer than [`LIMIT`].
-pub fn on_ranks(name: &str, numbers: &[usize], rank: impl Fn(&SimpleCommunicator)) {
+pub(crate) fn on_ranks(name: &str, numbers: &[usize], rank: impl Fn(&SimpleCommunicator)) {
     if run_as_rank(name, &rank) {
         return;
     }
@@ -32,7 +34,7 @@ pub fn on_ranks(name: &str, numbers: &[usize], rank: impl Fn(&SimpleCommunicator
 }
 
 /// Runs `rank` if this process is one of those that `mpirun` started for this test.
-pub fn run_as_rank(name: &str, rank: &impl Fn(&SimpleCommunicator)) -> bool {
+pub(crate) fn run_as_rank(name: &str, rank: &impl Fn(&SimpleCommunicator)) -> bool {
     if std::env::var(CASE).as_deref() != Ok(name) {
         return false;
     }
@@ -43,7 +45,7 @@ pub fn run_as_rank(name: &str, rank: &impl Fn(&SimpleCommunicator)) -> bool {
 }
 
 /// Returns `mpirun` for a program on `n` ranks of this machine, which may have fewer cores.
-pub fn mpirun(n: usize) -> Command {
+pub(crate) fn mpirun(n: usize) -> Command {
     let mut command = Command::new("mpirun");
     command
         .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
@@ -60,14 +62,15 @@ pub fn mpirun(n: usize) -> Command {
 ///
 /// # Panics
 /// If `mpirun` cannot be started, or if the run takes longer than [`LIMIT`].
-pub fn start(name: &str, n: usize, more: &[&str]) -> Output {
+pub(crate) fn start(name: &str, n: usize, more: &[&str]) -> Output {
     let program = std::env::current_exe().expect("the path of this test");
     let mut command = mpirun(n);
-    command
-        .env(CASE, name)
-        .args(more)
-        .arg(program)
-        .args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env(CASE, name).args(more).arg(program).args([
+        name,
+        "--exact",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
     let begun = Instant::now();
     let child = command
         .stdout(std::process::Stdio::piped())
