@@ -8,7 +8,7 @@
 //! rank.
 
 use anyhow::{Context, Result};
-use lion::{Dtype, Lion, Lion8bit, ParamSpec};
+use lion::{Dtype, Lion8bit, ParamSpec};
 use lion_mpi::Sharded;
 use mpi::collective::SystemOperation;
 use mpi::datatype::PartitionMut;

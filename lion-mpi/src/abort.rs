@@ -9,8 +9,8 @@ pub(crate) const PANICKED: i32 = 101;
 /// Makes a panic on any thread of this rank end the whole job, after the message of the panic is printed.
 ///
 /// Without it, a rank that panics waits for the others while it finalizes MPI, and they wait for it in the next call
-/// that all ranks make. Call it once on every rank, after `mpi::initialize`. A [`Sharded`](crate::Sharded) and a
-/// [`Voting`](crate::Voting) that are dropped by a panic end the job as well, without this function.
+/// that all ranks make. Call it once on every rank, after `mpi::initialize`. A [`Sharded`](crate::Sharded) that is
+/// dropped by a panic ends the job as well, without this function.
 ///
 /// ```no_run
 /// let universe = mpi::initialize().expect("MPI is initialized once");

@@ -38,6 +38,12 @@ pub(crate) struct Exchange<'a> {
     pub(crate) sent: u64,
 }
 
+/// Bytes to each rank.
+type Sent<'a> = Partition<'a, [u8], &'a [i32], Vec<i32>>;
+
+/// Room for the bytes from each rank.
+type Received<'a> = PartitionMut<'a, [u8], &'a [i32], Vec<i32>>;
+
 /// Bytes that are sent to all ranks and received from all ranks.
 #[derive(Default)]
 struct Message {
@@ -87,8 +93,8 @@ impl<'a> Exchange<'a> {
             let is_incoming = receives && round < buckets;
             let mut incoming = is_incoming.then(|| self.pack_gradients(round, arrays));
             let mut outgoing = stepped.take();
-            let mut gradients = incoming.as_mut().map(Message::to_each);
-            let mut parameters = outgoing.as_mut().map(Message::to_all);
+            let mut gradients = incoming.as_mut().map(Message::of_each);
+            let mut parameters = outgoing.as_mut().map(Message::of_all);
             scope(|scope| {
                 let gradients = gradients.as_mut().map(|(send, receive)| {
                     let comm = self.comm;
@@ -220,33 +226,19 @@ impl Message {
     }
 
     /// Returns the arguments of a call that sends different bytes to each rank.
-    fn to_each(
-        &mut self,
-    ) -> (
-        Partition<'_, [u8], &[i32], Vec<i32>>,
-        PartitionMut<'_, [u8], &[i32], Vec<i32>>,
-    ) {
-        let starts_of = starts;
-        let send = Partition::new(
-            &self.send[..],
-            &self.send_counts[..],
-            starts_of(&self.send_counts),
-        );
-        let receive = PartitionMut::new(
-            &mut self.receive[..],
-            &self.receive_counts[..],
-            starts_of(&self.receive_counts),
-        );
-        (send, receive)
+    fn of_each(&mut self) -> (Sent<'_>, Received<'_>) {
+        let starts = [&self.send_counts, &self.receive_counts].map(|counts| starts(counts));
+        let [send, receive] = starts;
+        (
+            Partition::new(&self.send[..], &self.send_counts[..], send),
+            PartitionMut::new(&mut self.receive[..], &self.receive_counts[..], receive),
+        )
     }
 
     /// Returns the arguments of a call that sends the same bytes to all ranks.
-    fn to_all(&mut self) -> (&[u8], PartitionMut<'_, [u8], &[i32], Vec<i32>>) {
-        let receive = PartitionMut::new(
-            &mut self.receive[..],
-            &self.receive_counts[..],
-            starts(&self.receive_counts),
-        );
+    fn of_all(&mut self) -> (&[u8], Received<'_>) {
+        let starts = starts(&self.receive_counts);
+        let receive = PartitionMut::new(&mut self.receive[..], &self.receive_counts[..], starts);
         (&self.send[..], receive)
     }
 }

@@ -273,6 +273,11 @@ impl Sharded {
         Ok(())
     }
 
+    /// Returns the parameters in the order of their names, once the states are allocated.
+    pub(crate) fn by_name(&self) -> &[usize] {
+        self.shares.as_ref().map_or(&[], |shares| &shares.by_name)
+    }
+
     /// Registers the parts of this rank.
     fn register_parts(
         &mut self,

@@ -1,16 +1,17 @@
 //! The step of all ranks: check, agree, sum, step, send.
 
-use crate::agree::{agree, hash_of, on_all, refuse};
-use crate::arrays::{Array, Arrays, Part};
+use crate::agree::{on_all, refuse};
+use crate::arrays::{Arrays, Part};
+use crate::check::{Checked, empty_update, plain_args};
 use crate::exchange::{Exchange, Pass};
 use crate::norms::{of_whole, squares_of};
 use crate::sharded::{Param, Reduction, Sharded, Shares, part_name};
 use crate::{Error, Handle, StepReport};
 use lion::arithmetic::in_default_mode;
 use lion::arithmetic::norm::UpdateNorm;
-use lion::backend::{GradNorm, Operand, SkippedBlocks};
-use lion::tensor::{GradRef, IntoGrad, IntoParam, MemoryOrder, ParamMut, SliceMut, Update};
-use lion::{Dtype, Lion, MissingGradient, OnNonFinite, StepArgs};
+use lion::backend::{GradNorm, SkippedBlocks};
+use lion::tensor::{GradRef, IntoGrad, IntoParam, Update};
+use lion::{Lion, OnNonFinite, StepArgs};
 use mpi::collective::SystemOperation;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives};
@@ -68,144 +69,14 @@ impl Sharded {
     }
 }
 
-/// The updates of a step that this rank has checked.
-struct Checked<'a> {
-    arrays: Arrays<'a>,
-    without_gradient: Vec<Handle>,
-}
-
 impl Sharded {
-    fn shares(&self) -> Result<&Shares, Error> {
-        self.shares.as_ref().ok_or(Error::UnknownHandle {
-            index: 0,
-            registered: 0,
-        })
-    }
-
-    /// Checks the arguments and the arrays of this rank.
-    fn check<'a>(
-        &mut self,
-        args: &StepArgs,
-        updates: impl Iterator<Item = (Handle, ParamMut<'a>, Option<GradRef<'a>>)>,
-    ) -> Result<Checked<'a>, Error> {
-        let mut given: Vec<Option<(ParamMut<'a>, Option<GradRef<'a>>)>> = Vec::new();
-        given.resize_with(self.params.len(), || None);
-        for (handle, param, grad) in updates {
-            let Param {
-                name, len, dtype, ..
-            } = self.param(handle)?;
-            if given[handle.0].is_some() {
-                let parameter = name.clone();
-                return Err(lion::Error::RepeatedParameter { parameter }.into());
-            }
-            check_array(
-                name,
-                Operand::Parameter,
-                param.data.len(),
-                *len,
-                &param.order,
-            )?;
-            if param.data.dtype() != *dtype {
-                return Err(lion::Error::WrongDtype {
-                    parameter: name.clone(),
-                    given: param.data.dtype(),
-                    wanted: *dtype,
-                }
-                .into());
-            }
-            let mut on_host = param.data.host().is_some();
-            if let Some(grad) = &grad {
-                check_array(name, Operand::Gradient, grad.data.len(), *len, &grad.order)?;
-                check_shapes(name, &param, grad)?;
-                on_host &= grad.data.host().is_some();
-            } else if args.get_missing_gradients() != MissingGradient::Skip {
-                let parameter = name.clone();
-                return Err(lion::Error::MissingGradient { parameter }.into());
-            }
-            if !on_host {
-                let parameter = name.clone();
-                return Err(Error::DeviceMemory { parameter });
-            }
-            given[handle.0] = Some((param, grad));
-        }
-        let shares = self.shares()?;
-        let (mut list, mut without_gradient) = (Vec::new(), Vec::new());
-        for (index, &param) in shares.by_name.iter().enumerate() {
-            match given[param].take() {
-                Some((param, Some(grad))) => list.push(Array { index, param, grad }),
-                Some((_, None)) => without_gradient.push(Handle(param)),
-                None => {}
-            }
-        }
-        let arrays = Arrays::new(list, self.params.len());
-        // The optimizer checks the arguments, and the learning rate of each parameter.
-        self.lion.non_finite_blocks(*args, [] as [Update<'_>; 0])?;
-        let plain = plain_args(args, args.get_grad_scale());
-        self.step_wholes(&arrays, |lion, updates| {
-            lion.non_finite_blocks(plain, updates).map(drop)
-        })?;
-        Ok(Checked {
-            arrays,
-            without_gradient,
-        })
-    }
-
-    /// Passes an update of each parameter of length 0 to a function.
-    fn step_wholes(
-        &mut self,
-        arrays: &Arrays<'_>,
-        step: impl FnOnce(&mut Lion, Vec<Update<'static>>) -> Result<(), lion::Error>,
-    ) -> Result<(), Error> {
-        let updates = {
-            let by_name = &self.shares()?.by_name;
-            let params = arrays.list().iter();
-            let params = params.map(|array| &self.params[by_name[array.index]]);
-            params
-                .map(|param| empty_update(param.whole, param.dtype))
-                .collect()
-        };
-        Ok(step(&mut self.lion, updates)?)
-    }
-
-    /// Checks that all ranks make this step.
-    fn agree_on_step(&self, args: &StepArgs, checked: &Checked<'_>) -> Result<(), Error> {
-        let by_name = &self.shares()?.by_name;
-        let mut updates: Vec<(usize, Option<Dtype>)> = Vec::new();
-        for array in checked.arrays.list() {
-            updates.push((by_name[array.index], Some(array.grad.data.dtype())));
-        }
-        updates.extend(
-            checked
-                .without_gradient
-                .iter()
-                .map(|handle| (handle.0, None)),
-        );
-        let mut items = vec![self.call_item("step", args)];
-        for &(param, grad) in &updates {
-            items.push(self.param_item(param, hash_of(grad))?);
-        }
-        let described = |i: usize| {
-            let Some(i) = i.checked_sub(1) else {
-                return self.call_fields("step", args);
-            };
-            let (param, grad) = updates[i];
-            let grad = grad.map_or("missing".to_owned(), |dtype| dtype.to_string());
-            let mut fields = vec![("the gradient", grad)];
-            fields.extend(self.param_fields(param));
-            fields
-        };
-        let mut order: Vec<usize> = (0..items.len()).collect();
-        order.sort_by_key(|&i| items[i].name);
-        let sorted: Vec<_> = order.iter().map(|&i| items[i]).collect();
-        agree(&self.comm, Ok(&sorted), |i| described(order[i]))
-    }
-
     /// Runs a step on which all ranks agree.
     fn run(&mut self, args: &StepArgs, checked: &mut Checked<'_>) -> Result<StepReport, Error> {
         let mut scale = args.get_grad_scale();
         if self.reduction == Reduction::Mean {
             scale /= f64::from(self.comm.size());
         }
+        // `step_with` has allocated them.
         let Some(shares) = &self.shares else {
             return Ok(StepReport::default());
         };
@@ -508,84 +379,4 @@ impl Step<'_> {
         report.elements = lens.fold(0, u64::saturating_add);
         Ok(())
     }
-}
-
-/// Returns arguments with the learning rate of `args` and a factor of the gradients.
-fn plain_args(args: &StepArgs, scale: f64) -> StepArgs {
-    let plain = StepArgs::new().grad_scale(scale);
-    match args.get_lr() {
-        Some(lr) => plain.lr(lr),
-        None => plain,
-    }
-}
-
-/// Returns the update of a parameter of length 0.
-fn empty_update(handle: lion::Handle, dtype: Dtype) -> Update<'static> {
-    let param = match dtype {
-        Dtype::F16 => SliceMut::F16(&mut []),
-        Dtype::Bf16 => SliceMut::Bf16(&mut []),
-        _ => SliceMut::F32(&mut []),
-    };
-    let grad: &[f32] = &[];
-    Update::new(handle, param, Some(grad.into()))
-}
-
-/// Checks the length and the memory order of an array.
-fn check_array(
-    parameter: &str,
-    operand: Operand,
-    given: usize,
-    wanted: usize,
-    order: &MemoryOrder,
-) -> Result<(), lion::Error> {
-    let parameter = parameter.to_owned();
-    if given != wanted {
-        return Err(lion::Error::WrongLength {
-            parameter,
-            operand,
-            given,
-            wanted,
-        });
-    }
-    match order {
-        MemoryOrder::RowMajor => Ok(()),
-        MemoryOrder::Strided(strides) => Err(lion::Error::NotContiguous {
-            parameter,
-            operand,
-            shape: strides.shape.clone(),
-            strides: strides.strides.clone(),
-        }),
-        given => Err(lion::Error::OrderMismatch {
-            parameter,
-            operand,
-            given: given.clone(),
-            wanted: MemoryOrder::RowMajor,
-        }),
-    }
-}
-
-/// Checks that the shapes of two arrays, if both are known, are equal but for axes of length 1.
-fn check_shapes(
-    parameter: &str,
-    param: &ParamMut<'_>,
-    grad: &GradRef<'_>,
-) -> Result<(), lion::Error> {
-    let (Some(wanted), Some(given)) = (&param.shape, &grad.shape) else {
-        return Ok(());
-    };
-    let axes = |shape: &'_ [usize]| {
-        shape
-            .iter()
-            .copied()
-            .filter(|&len| len != 1)
-            .collect::<Vec<_>>()
-    };
-    if axes(wanted) == axes(given) {
-        return Ok(());
-    }
-    Err(lion::Error::ShapeMismatch {
-        parameter: parameter.to_owned(),
-        given: given.to_vec(),
-        wanted: wanted.to_vec(),
-    })
 }
