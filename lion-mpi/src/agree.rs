@@ -109,11 +109,22 @@ fn statuses(
     comm.all_gather_into(&own[..], &mut all[..]);
     let (ranks, _) = all.as_chunks::<2>();
     if let Some(rank) = ranks.iter().position(|&[failed, _]| failed != 0) {
-        let message = error.map(ToString::to_string).unwrap_or_default();
+        let message = error.map(|error| with_sources(error)).unwrap_or_default();
         let message = broadcast(comm, rank, message.into_bytes());
         return Err(Error::OtherRank { rank, message });
     }
     Ok(ranks.iter().map(|&[_, number]| number).collect())
+}
+
+/// Returns the message of an error with those of its sources, which do not travel to other ranks.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        message += &format!(": {error}");
+        source = error.source();
+    }
+    message
 }
 
 /// Sends the bytes of one rank to all, as text.

@@ -1,6 +1,6 @@
 //! The step of all ranks: check, agree, sum, step, send.
 
-use crate::agree::{on_all, refuse};
+use crate::agree::{on_all, refuse, with_sources};
 use crate::arrays::{Arrays, Part};
 use crate::check::{Checked, empty_update, plain_args};
 use crate::exchange::{Exchange, Pass};
@@ -38,7 +38,7 @@ impl Sharded {
     /// [`StepArgs::max_grad_norm`] clips by the norm of the summed gradients of all ranks, times the magnitude of
     /// `grad_scale` (and divided by the number of ranks under [`Reduction::Mean`]).
     ///
-    /// Updates of different types are passed as [`ParamMut`] and [`GradRef`].
+    /// Updates of different types are passed as [`ParamMut`](lion::tensor::ParamMut) and [`GradRef`](lion::tensor::GradRef).
     ///
     /// # Errors
     /// - [`Error::Lion`] with the errors of [`Lion::step`] before it begins; [`Error::UnknownHandle`],
@@ -362,7 +362,7 @@ impl Step<'_> {
             None => Ok(()),
             Some(error) => Err(Error::Partly {
                 rank: self.comm.rank() as usize,
-                message: error.to_string(),
+                message: with_sources(&error),
             }),
         };
         match on_all(self.comm, result) {

@@ -1,5 +1,7 @@
 //! Ranks that do not make the same call get an error and do not wait for ever; a rank that panics ends the job.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{on_ranks, run_as_rank, start};

@@ -1,5 +1,7 @@
 //! A step of several ranks has the bits of one optimizer that is given the summed gradients.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::on_ranks;
