@@ -76,7 +76,7 @@ fn ranges(whole: usize, process: usize, processes: usize) -> Vec<Range<usize>> {
     let blocks = len.div_ceil(BLOCK);
     let parts = 2 * processes;
     let own = (0..parts).filter(|part| (3 * part + whole) % processes == process);
-    let range = |part| {
+    let range = |part: usize| {
         let [start, end] = [part, part + 1].map(|at| (at * blocks / parts * BLOCK).min(len));
         start..end
     };
@@ -112,7 +112,8 @@ impl Process {
         let grads: Vec<Vec<f32>> = (0..WHOLES.len())
             .map(|i| Rng::new(100 * step + i as u64).spread(WHOLES[i].1, 2.0))
             .collect();
-        let updates = self.params.iter_mut().map(|(handle, i, range, values)| {
+        let stepped = self.params.iter_mut().filter(|param| !param.2.is_empty());
+        let updates = stepped.map(|(handle, i, range, values)| {
             update(*handle, values.slice_mut(), &grads[*i][range.clone()])
         });
         self.lion.step(updates.collect::<Vec<_>>()).unwrap();
@@ -241,7 +242,7 @@ fn one_process_with_whole_parameters_loads_the_index_and_several_load_its_file()
         let report = one.lion.load(&index).unwrap();
         assert_eq!(report.to_string(), "5 parameters loaded");
         let [given, wanted] = [&one, &reference].map(|it| settings_and_states(&it.lion));
-        assert_eq!(given, wanted);
+        assert!(given == wanted);
 
         one.lion.save(&index).unwrap();
         let mut processes = sharded(bits, 5);
@@ -258,7 +259,7 @@ fn settings_names_types_and_widths_are_loaded_as_from_one_file() {
     let (_folder, index) = temporary_path("run.lion");
     let mut lion = base(8);
     lion.set_lr(0.5).unwrap();
-    let own = Overrides::new().max_unorm(0.5);
+    let own = Overrides::new().skip_zeros(true);
     let spec = f32_spec("old.w", 0).shard(0, 1000).overrides(own);
     let empty = lion.register(spec).unwrap();
     let seed = own.seed(lion.info(empty).unwrap().hyper.seed);
@@ -332,7 +333,7 @@ fn settings_names_types_and_widths_are_loaded_as_from_one_file() {
     assert_eq!(report.renamed, [("old.w".to_owned(), "w".to_owned())]);
     assert_eq!((report.converted.len(), report.dtype_changed.len()), (1, 1));
     assert_eq!((report.loaded, resumed.lr()), (vec!["w".to_owned()], 0.5));
-    assert_eq!(resumed.info(part).unwrap().overrides.max_unorm, Some(0.5));
+    assert_eq!(resumed.info(part).unwrap().overrides.skip_zeros, Some(true));
     // The bits of a conversion of the whole state.
     let mut momentum = vec![0; 4 * 1000];
     let mut wide = base(32);
@@ -446,27 +447,24 @@ fn a_save_that_stops_before_its_commit_leaves_the_one_before() {
         .path()
         .join(".run.lion.0000000000000002.1.0f.unfinished");
     fs::write(&unfinished, "left behind").unwrap();
-    let before: Vec<String> = processes
-        .iter()
-        .map(|it| settings_and_states(&it.lion))
-        .collect();
+    let load = || {
+        let mut loaded = sharded(8, 2);
+        load_all(&mut loaded, &index);
+        let states = loaded.iter().map(|it| settings_and_states(&it.lion));
+        states.collect::<Vec<_>>()
+    };
+    let before = load();
     processes.iter_mut().for_each(|process| process.step(2));
     // The file of the second process is not complete.
     let stopped = ShardedSave::new(&index, 2);
     processes[0].lion.save(stopped.file(0)).unwrap();
-    let mut loaded = sharded(8, 2);
-    load_all(&mut loaded, &index);
+    assert!(load() == before);
     let error = stopped.commit(2).unwrap_err();
     assert!(
         matches!(error, CheckpointError::Io { action: "open", .. }),
         "{error:?}"
     );
-    load_all(&mut loaded, &index);
-    let after: Vec<String> = loaded
-        .iter()
-        .map(|it| settings_and_states(&it.lion))
-        .collect();
-    assert!(after == before);
+    assert!(load() == before);
 
     save_and_commit(&processes, &index, 3);
     let wanted = [

@@ -54,14 +54,14 @@ fn incomplete(folder: &BTreeMap<OsString, Vec<u8>>) -> Option<String> {
 fn a_cut_during_a_commit_leaves_an_index_and_its_files() {
     let disk = Simulated::of(&folder());
     commit(&disk).unwrap();
-    let mut removals = 0;
+    let operations: Vec<_> = disk.record().before.iter().map(|it| it.0).collect();
+    let removals = operations.iter().filter(|&&it| it == "remove").count();
+    assert_eq!(removals, 3, "the old files and that of the killed save");
     for (operation, folders) in disk.cuts() {
-        removals += usize::from(operation.starts_with("remove"));
         for folder in folders {
             assert_eq!(incomplete(&folder), None, "a cut before `{operation}`");
         }
     }
-    assert_eq!(removals, 3, "the old files and that of the killed save");
     for folder in disk.cut_now() {
         assert_eq!(incomplete(&folder), None);
         assert_eq!(folder[&path("run.lion")], b"new");

@@ -154,7 +154,7 @@ impl ShardedSave {
 
 /// Replaces an index by the one that `write` writes, and then removes the files of other saves. `files` are the names
 /// of the files that the new index names.
-pub(super) fn put_in_place<D: Disk>(
+pub(crate) fn put_in_place<D: Disk>(
     disk: &D,
     index: &Path,
     files: &HashSet<&[u8]>,
