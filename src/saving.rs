@@ -2,8 +2,8 @@
 
 use crate::Lion;
 use lion_checkpoint::{
-    Checkpoint, CheckpointError, Load, LoadReport, Save, SaveHandle, WhenSaving, load, save,
-    save_async, save_with, write_to,
+    Checkpoint, CheckpointError, Load, LoadReport, Save, SaveHandle, ShardedCheckpoint, WhenSaving,
+    load, save, save_async, save_with, write_to,
 };
 use std::io::{Read, Seek, Write};
 use std::path::Path;
@@ -107,9 +107,11 @@ impl Lion {
     }
 
     /// Loads hyper-parameters and states from a file, with options. [`checkpoint::load`] specifies what it
-    /// changes.
+    /// changes. The file may be the index of a checkpoint in several files, which
+    /// [`checkpoint::load_sharded`] describes.
     ///
     /// [`checkpoint::load`]: crate::checkpoint::load
+    /// [`checkpoint::load_sharded`]: crate::checkpoint::load_sharded
     ///
     /// ```
     /// use lion::{Dtype, Lion, ParamSpec, checkpoint::{Load, LoadPolicy}};
@@ -134,13 +136,17 @@ impl Lion {
     /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`], [`CheckpointError::NotACheckpoint`],
     /// [`CheckpointError::UnknownVersion`], [`CheckpointError::UnknownNumbers`],
     /// [`CheckpointError::UnknownSection`], [`CheckpointError::NameCollision`], [`CheckpointError::Damaged`],
-    /// [`CheckpointError::Mismatch`], [`CheckpointError::TooLarge`], [`CheckpointError::Optimizer`]. The
-    /// optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`], which lists the changes.
+    /// [`CheckpointError::Mismatch`], [`CheckpointError::TooLarge`], [`CheckpointError::Optimizer`], and
+    /// [`CheckpointError::Shards`] for an index. The optimizer is unchanged, except after [`CheckpointError::PartlyLoaded`], which lists the changes.
     pub fn load_with(
         &mut self,
         path: impl AsRef<Path>,
         how: Load<'_>,
     ) -> Result<LoadReport, CheckpointError> {
-        load(self, &mut Checkpoint::open(path)?, how)
+        let mut checkpoint = Checkpoint::open(path)?;
+        if checkpoint.files().is_empty() {
+            return load(self, &mut checkpoint, how);
+        }
+        ShardedCheckpoint::of(checkpoint)?.load(self, how)
     }
 }

@@ -138,6 +138,27 @@ pub enum CheckpointError {
         /// The size of the plane in bytes.
         bytes: u64,
     },
+    /// The file is the index of a checkpoint in several files, which this function does not read.
+    /// [`load_sharded`](super::load_sharded) and `Lion::load` do.
+    Sharded {
+        /// The index.
+        path: PathBuf,
+    },
+    /// The files of a checkpoint in several files do not belong together, or do not hold each parameter exactly once.
+    Shards {
+        /// The index.
+        path: PathBuf,
+        /// The file that does not fit to the index or to the files before it. It is the index if elements are in no file.
+        file: PathBuf,
+        /// The whole parameter. `None` if the difference is in a property of the file or in a setting.
+        parameter: Option<String>,
+        /// What differs, such as `the number of steps` or `the first element of a shard`.
+        what: &'static str,
+        /// Its value in the file.
+        given: String,
+        /// The value that fits.
+        wanted: String,
+    },
     /// A state has a layout that the format does not support.
     UnknownLayout {
         /// The file.
@@ -429,6 +450,27 @@ impl fmt::Display for CheckpointError {
                 "`{}` cannot hold parameter `{parameter}`: {damage}",
                 path.display()
             ),
+            CheckpointError::Sharded { path } => write!(
+                f,
+                "`{}` is the index of a checkpoint in several files, wanted a checkpoint in one file; `load_sharded` \
+                 reads it",
+                path.display()
+            ),
+            CheckpointError::Shards {
+                path,
+                file,
+                parameter,
+                what,
+                given,
+                wanted,
+            } => {
+                let (path, file) = (path.display(), file.display());
+                write!(f, "`{path}` and its files do not fit together: `{file}`: ")?;
+                if let Some(parameter) = parameter {
+                    write!(f, "parameter `{parameter}`: ")?;
+                }
+                write!(f, "{what} is {given}, wanted {wanted}")
+            }
             CheckpointError::UnknownLayout {
                 path,
                 parameter,

@@ -60,6 +60,7 @@ mod round_trip;
 mod save;
 mod sections;
 mod settings;
+mod sharded;
 mod source;
 mod tensors;
 mod version1;
@@ -78,6 +79,10 @@ pub use rotation::{Latest, Rotation};
 pub use save::{save, save_with};
 pub use sections::{SavedParam, SavedParams, SavedSection, SavedSections};
 pub use settings::{SettingChange, SettingChanges};
+pub use sharded::{
+    ShardFile, ShardedCheckpoint, ShardedSave, TensorShard, WholeTensor, load_sharded, shard_name,
+    split_shard_name,
+};
 pub use tensors::{Tensor, Tensors};
 pub use write::write_to;
 

@@ -8,7 +8,9 @@ use super::records::Plane;
 use super::rename::{Names, Rename};
 use super::settings::Snapshot;
 use super::tensors::Tensor;
-use lion_core::{Bits, Dtype, Optimizer, Overrides, ParamInfo, ParamRecord, Restore};
+use lion_core::{
+    Bits, Dtype, Optimizer, OptimizerConfig, Overrides, ParamInfo, ParamRecord, Restore,
+};
 use lion_quant::state_layout;
 use std::error::Error as StdError;
 use std::fmt;
@@ -44,11 +46,11 @@ pub enum LoadPolicy {
 /// ```
 #[derive(Clone, Copy, Default)]
 pub struct Load<'a> {
-    policy: LoadPolicy,
-    keep_settings: bool,
+    pub(super) policy: LoadPolicy,
+    pub(super) keep_settings: bool,
     allow_dtype_change: bool,
     convert_states: bool,
-    rename: Option<&'a Rename<'a>>,
+    pub(super) rename: Option<&'a Rename<'a>>,
 }
 
 impl<'a> Load<'a> {
@@ -219,7 +221,8 @@ impl fmt::Debug for Load<'_> {
 /// # Errors
 /// [`CheckpointError::Io`], [`CheckpointError::Damaged`], [`CheckpointError::Mismatch`],
 /// [`CheckpointError::NameCollision`], [`CheckpointError::TooLarge`] if the groups of the file and of the optimizer
-/// together exceed the limit of the format, [`CheckpointError::Optimizer`]. The optimizer is unchanged, except after
+/// together exceed the limit of the format, [`CheckpointError::Optimizer`], [`CheckpointError::Sharded`] for an index of
+/// several files, which [`load_sharded`](crate::load_sharded) loads. The optimizer is unchanged, except after
 /// [`CheckpointError::PartlyLoaded`].
 pub fn load<R: Read + Seek + Send>(
     optimizer: &mut impl AsMut<Optimizer>,
@@ -228,12 +231,15 @@ pub fn load<R: Read + Seek + Send>(
 ) -> Result<LoadReport, CheckpointError> {
     let optimizer = optimizer.as_mut();
     let path = checkpoint.source.path.clone();
+    if !checkpoint.files().is_empty() {
+        return Err(CheckpointError::Sharded { path });
+    }
     let optimizer_error = |source| CheckpointError::Optimizer {
         path: path.clone(),
         source,
     };
     let (mut report, records, states) = compare(optimizer, checkpoint, &path, how)?;
-    let before = Snapshot::of(optimizer);
+    let before = Snapshot::of(optimizer, |_| true);
     let settings = (!how.keep_settings).then(|| checkpoint.settings_for(optimizer));
     let settings = settings.transpose()?;
     let restore = optimizer
@@ -243,6 +249,13 @@ pub fn load<R: Read + Seek + Send>(
         read_states(checkpoint, &states, take)
     })?;
     report.settings = before.changes(optimizer);
+    retain_draws(&mut report, optimizer);
+    Ok(report)
+}
+
+/// Removes the parameters that are not rounded stochastically after the load from
+/// [`LoadReport::draws_changed`].
+pub(super) fn retain_draws(report: &mut LoadReport, optimizer: &Optimizer) {
     report.draws_changed.retain(|name| {
         let info = optimizer.handle(name).and_then(|h| optimizer.info(h));
         info.is_ok_and(|info| {
@@ -253,7 +266,6 @@ pub fn load<R: Read + Seek + Send>(
             now.draws(info.dtype, info.bits)
         })
     });
-    Ok(report)
 }
 
 /// Receives a part of a plane: the index of the parameter, the index of the plane, the byte offset in the
@@ -332,13 +344,7 @@ fn compare<R: Read + Seek + Send>(
         numbers: Some(checkpoint.numbers()),
         ..LoadReport::default()
     };
-    let new_draws = checkpoint.numbers() < DRAWS_SINCE;
-    let settings = checkpoint.settings();
-    let defaults = Stochastic::of(&settings.defaults);
-    let groups = settings.groups.iter();
-    let groups: Vec<_> = groups
-        .map(|group| Stochastic::of(&group.overrides))
-        .collect();
+    let draws = Draws::of(checkpoint.numbers(), checkpoint.settings());
     let (mut records, mut states) = (Vec::new(), Vec::new());
     let mut seen = std::collections::HashSet::new();
     let mut names = Names::new(how.rename);
@@ -364,10 +370,7 @@ fn compare<R: Read + Seek + Send>(
         });
         report.converted.extend(allowed.state);
         report.dtype_changed.extend(allowed.dtype);
-        let group = tensor.group.map(|group| groups[group]);
-        let own = Stochastic::of(&tensor.overrides);
-        let stochastic = own.or(group.unwrap_or_default()).or(defaults);
-        if new_draws && stochastic.draws(tensor.dtype, tensor.bits) {
+        if draws.change(tensor.group, &tensor.overrides, tensor.dtype, tensor.bits) {
             report.draws_changed.push(info.name.to_owned());
         }
         records.push({
@@ -396,6 +399,40 @@ fn compare<R: Read + Seek + Send>(
     report.missing = missing.map(|info| info.name.to_owned()).collect();
     report.refuse(how.policy, path)?;
     Ok((report, records, states))
+}
+
+/// Which parameters of a file are rounded stochastically with other draws than those of this library.
+pub(super) struct Draws {
+    /// Whether the file was written with other draws.
+    new: bool,
+    defaults: Stochastic,
+    groups: Vec<Stochastic>,
+}
+
+impl Draws {
+    pub(super) fn of(numbers: u32, settings: &OptimizerConfig) -> Self {
+        let groups = settings.groups.iter();
+        Draws {
+            new: numbers < DRAWS_SINCE,
+            defaults: Stochastic::of(&settings.defaults),
+            groups: groups
+                .map(|group| Stochastic::of(&group.overrides))
+                .collect(),
+        }
+    }
+
+    /// Returns whether the draws of a parameter of the file change.
+    pub(super) fn change(
+        &self,
+        group: Option<usize>,
+        overrides: &Overrides,
+        dtype: Dtype,
+        bits: Bits,
+    ) -> bool {
+        let group = group.and_then(|group| self.groups.get(group)).copied();
+        let stochastic = Stochastic::of(overrides).or(group.unwrap_or_default());
+        self.new && stochastic.or(self.defaults).draws(dtype, bits)
+    }
 }
 
 /// The stochastic rounding that a scope sets, of the parameter and of the state.
@@ -431,11 +468,11 @@ impl Stochastic {
 
 /// The differences of a parameter that is loaded nevertheless.
 #[derive(Default)]
-struct Allowed {
+pub(super) struct Allowed {
     /// The layout of the state.
-    state: Option<Difference>,
+    pub(super) state: Option<Difference>,
     /// The type of the parameter.
-    dtype: Option<Difference>,
+    pub(super) dtype: Option<Difference>,
 }
 
 /// Returns the differences of a parameter that the options allow.
@@ -447,7 +484,6 @@ fn differences(
     info: &ParamInfo<'_>,
     how: Load<'_>,
 ) -> Result<Allowed, Difference> {
-    let mut allowed = Allowed::default();
     let own = (info.shard.offset as u64, info.shard.whole_len as u64);
     if tensor.len != info.len as u64 {
         return Err(Difference::of(info.name, "length", tensor.len, info.len));
@@ -457,8 +493,23 @@ fn differences(
         let given = shown((tensor.offset, tensor.whole_len));
         return Err(Difference::of(info.name, "shard", given, shown(own)));
     }
-    if tensor.layout != info.layout {
-        let state = Difference::of(info.name, "state", tensor.layout, info.layout);
+    kinds(info.name, tensor.layout, tensor.dtype, info, how)
+}
+
+/// Returns the differences in layout and type that the options allow. `name` is that of the parameter in error messages.
+///
+/// # Errors
+/// Returns the first difference that they do not allow.
+pub(super) fn kinds(
+    name: &str,
+    layout: &str,
+    dtype: Dtype,
+    info: &ParamInfo<'_>,
+    how: Load<'_>,
+) -> Result<Allowed, Difference> {
+    let mut allowed = Allowed::default();
+    if layout != info.layout {
+        let state = Difference::of(name, "state", layout, info.layout);
         // A backend may have layouts of its own, which are not known here.
         let known = state_layout(info.bits).is_some_and(|known| known.name() == info.layout);
         if !(how.convert_states && known) {
@@ -466,8 +517,8 @@ fn differences(
         }
         allowed.state = Some(state);
     }
-    if tensor.dtype != info.dtype {
-        let dtype = Difference::of(info.name, "type", tensor.dtype, info.dtype);
+    if dtype != info.dtype {
+        let dtype = Difference::of(name, "type", dtype, info.dtype);
         if !how.allows_dtype_change() {
             return Err(dtype);
         }

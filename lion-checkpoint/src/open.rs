@@ -6,10 +6,11 @@ use super::format::{
     check_length, layout_with, on_non_finite, value,
 };
 use super::records::Table;
+use super::sharded::{ShardFile, check_file_name};
 use super::source::Source;
 use super::version2::{
-    CHUNK_UNIT, Checksum, ENTRIES, IndexRecord, OPTIMIZER, OptimizerRecord, PARAMS, SCORE,
-    SectionRecord,
+    CHUNK_UNIT, Checksum, ENTRIES, FILES, FileRecord, IndexRecord, OPTIMIZER, OptimizerRecord,
+    PARAMS, SCORE, SectionRecord,
 };
 use super::{version1, version2};
 use bincode::config::Config;
@@ -29,6 +30,10 @@ pub(super) struct Head {
     pub(super) params: Table,
     pub(super) entries: Table,
     pub(super) score: Option<f64>,
+    /// The files that hold the states, if this is the index of a sharded checkpoint.
+    pub(super) files: Vec<ShardFile>,
+    /// The checksum of the header or the index.
+    pub(super) checksum: u32,
 }
 
 /// Returns the version of the format, and the head.
@@ -49,7 +54,7 @@ fn version1<R: Read + Seek + Send>(
     preamble: &Preamble,
 ) -> Result<Head, CheckpointError> {
     let end = PREAMBLE + preamble.records_bytes;
-    check_records(source, PREAMBLE, preamble.records_bytes, "header", |_| {
+    let checksum = check_records(source, PREAMBLE, preamble.records_bytes, "header", |_| {
         Ok(preamble.word)
     })?;
     let start = source.position();
@@ -74,6 +79,8 @@ fn version1<R: Read + Seek + Send>(
         params: Table::default(),
         entries: Table::default(),
         score: None,
+        files: Vec::new(),
+        checksum,
     })
 }
 
@@ -90,14 +97,14 @@ fn version2<R: Read + Seek + Send>(
     }
     let end = preamble.file_bytes - size_of::<Checksum>() as u64;
     let start = end - bytes;
-    check_records(source, start, bytes, "index", |source| {
+    let checksum = check_records(source, start, bytes, "index", |source| {
         let mut checksum = Checksum::default();
         source.fill(&mut checksum)?;
         Ok(u32::from_le_bytes(checksum))
     })?;
     let head: IndexRecord = source.decode(end, version2::CONFIG)?;
     check_library(source, start, &head.library)?;
-    let (mut optimizer, mut score) = (None, None);
+    let (mut optimizer, mut score, mut files) = (None, None, Vec::new());
     let (mut params, mut entries) = (Table::default(), Table::default());
     let (mut data, mut before) = (PREAMBLE, 0);
     for _ in 0..head.sections {
@@ -116,6 +123,7 @@ fn version2<R: Read + Seek + Send>(
             PARAMS => params = counted(source, table)?,
             ENTRIES => entries = counted(source, table)?,
             SCORE => score = Some(read_score(source, table)?),
+            FILES => files = read_files(source, table)?,
             given if section.required => {
                 return Err(CheckpointError::UnknownSection {
                     path: source.path.clone(),
@@ -140,6 +148,12 @@ fn version2<R: Read + Seek + Send>(
         let damage = value("the number of sections of an optimizer", 0, 1);
         return Err(source.damaged(start, None, damage));
     };
+    let tensors = optimizer.tensors.count;
+    if !files.is_empty() && tensors > 0 {
+        let wanted = "0 in an index of files that hold the tensors";
+        let damage = value("the number of tensors", tensors, wanted);
+        return Err(source.damaged(start, None, damage));
+    }
     Ok(Head {
         library: head.library,
         numbers: optimizer.numbers,
@@ -149,6 +163,8 @@ fn version2<R: Read + Seek + Send>(
         params,
         entries,
         score,
+        files,
+        checksum,
     })
 }
 
@@ -204,6 +220,44 @@ fn read_score<R: Read + Seek>(
     table: Table,
 ) -> Result<f64, CheckpointError> {
     let score = source.decode(table.end, version2::CONFIG)?;
+    check_end(source, table)?;
+    Ok(score)
+}
+
+/// Reads the section of the files that hold the states, which has no planes.
+fn read_files<R: Read + Seek>(
+    source: &mut Source<R>,
+    table: Table,
+) -> Result<Vec<ShardFile>, CheckpointError> {
+    let (mut files, mut names) = (Vec::new(), HashSet::new());
+    let table = counted(source, table)?;
+    if table.count == 0 {
+        let damage = value("the number of files", 0, "at least 1");
+        return Err(source.damaged(table.first, None, damage));
+    }
+    for _ in 0..table.count {
+        let start = source.position();
+        let record: FileRecord = source.decode(table.end, version2::CONFIG)?;
+        let checked = check_file_name(&record.name).and_then(|()| {
+            if names.insert(record.name.clone()) {
+                return Ok(());
+            }
+            let name = format!("`{}`", record.name);
+            Err(value("the name of a file", name, "a unique name"))
+        });
+        checked.map_err(|damage| source.damaged(start, None, damage))?;
+        files.push(ShardFile {
+            name: record.name,
+            bytes: record.bytes,
+            checksum: u32::from_le_bytes(record.records),
+        });
+    }
+    check_end(source, table)?;
+    Ok(files)
+}
+
+/// Checks that a section without planes ends at the position of the source.
+fn check_end<R: Read + Seek>(source: &Source<R>, table: Table) -> Result<(), CheckpointError> {
     let (given, wanted) = (source.position(), table.end);
     if given != wanted {
         let damage = value("the end of the records", wanted, given);
@@ -213,7 +267,7 @@ fn read_score<R: Read + Seek>(
         let damage = value("the end of the planes", table.data_end, table.data);
         return Err(source.damaged(table.data, None, damage));
     }
-    Ok(score)
+    Ok(())
 }
 
 /// The section of the optimizer.
@@ -267,19 +321,20 @@ fn check_library<R: Read + Seek>(
 }
 
 /// Compares the checksum of the records from `start` on with the one that `wanted` returns, which is called with the
-/// source at their end. Then goes back to their start.
+/// source at their end. Then goes back to their start. Returns the checksum.
 fn check_records<R: Read + Seek + Send>(
     source: &mut Source<R>,
     start: u64,
     bytes: u64,
     part: &'static str,
     wanted: impl FnOnce(&mut Source<R>) -> Result<u32, CheckpointError>,
-) -> Result<(), CheckpointError> {
+) -> Result<u32, CheckpointError> {
     source.seek(start)?;
     let given = source.checksum(bytes)?;
     let wanted = wanted(source)?;
     check_sum(source, start, part, given, wanted)?;
-    source.seek(start)
+    source.seek(start)?;
+    Ok(given)
 }
 
 /// Checks the version of the numbers, which is at `offset`.

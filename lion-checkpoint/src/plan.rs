@@ -6,16 +6,19 @@ use super::format::{
     GroupRecord, MAX_GROUPS, MAX_NAME, PREAMBLE, align, axes_of, check_axes, check_steps,
     dtype_code, layout_named, on_non_finite_code, value,
 };
+use super::sharded::ShardFile;
 use super::version2::{
-    CHUNK, CONFIG, Checksum, ENTRIES, EntryRecord, IndexRecord, LayoutRecord, MAX_CHUNKS,
-    OPTIMIZER, OptimizerRecord, PARAMS, ParamRecord, SCORE, SectionRecord, TensorRecord,
+    CHUNK, CONFIG, Checksum, ENTRIES, EntryRecord, FILES, FileRecord, IndexRecord, LayoutRecord,
+    MAX_CHUNKS, OPTIMIZER, OptimizerRecord, PARAMS, ParamRecord, SCORE, SectionRecord,
+    TensorRecord,
 };
 use bincode::Encode;
 use bincode::config::Config;
 use bincode::error::EncodeError;
 use crc32fast::Hasher;
 use lion_core::{
-    Handle, MemoryOrder, NUMBERS_VERSION, Optimizer, ParamInfo, PlaneSpec, Slice, Storage,
+    Group, Handle, MemoryOrder, NUMBERS_VERSION, OnNonFinite, Optimizer, OptimizerConfig,
+    ParamInfo, PlaneSpec, Slice, Storage,
 };
 use std::io::{self, Write};
 use std::path::Path;
@@ -31,6 +34,8 @@ pub(super) struct Plan {
     params: Vec<ParamRecord>,
     entries: Vec<EntryRecord>,
     score: Option<f64>,
+    /// The files that hold the states, in the index of a sharded checkpoint.
+    files: Vec<FileRecord>,
     /// The planes of the file, in its order.
     pub(super) planes: Vec<Place>,
     /// The sizes of the sections.
@@ -66,17 +71,7 @@ impl Plan {
         save: &Save<'a>,
         path: &Path,
     ) -> Result<(Self, Vec<Origin<'a>>), CheckpointError> {
-        let groups = optimizer.groups().iter();
-        let groups: Vec<_> = groups
-            .map(|group| GroupRecord {
-                name: group.name.clone(),
-                overrides: (&group.overrides).into(),
-            })
-            .collect();
-        most("groups", groups.len(), MAX_GROUPS)?;
-        for group in &groups {
-            most("bytes in the name of a group", group.name.len(), MAX_NAME)?;
-        }
+        let groups = group_records(optimizer.groups())?;
         let mut infos: Vec<_> = optimizer.parameters().collect();
         infos.sort_unstable_by_key(|info| info.name);
         let (mut origins, mut layouts) = (Vec::new(), Vec::new());
@@ -96,8 +91,72 @@ impl Plan {
             origins.extend(planes.map(|plane| Origin::State { handle, plane }));
         }
         layouts.sort_unstable_by_key(|layout| layout.code);
-        let states = bytes.len();
+        let record = OptimizerRecord {
+            numbers: NUMBERS_VERSION,
+            on_non_finite: on_non_finite_code(optimizer.on_non_finite()),
+            layouts,
+            defaults: optimizer.defaults().into(),
+            groups: groups.len() as u64,
+        };
+        let plan = Plan::empty(record, groups);
+        Plan { tensors, ..plan }.with(save, path, bytes, origins)
+    }
 
+    /// Builds the records of the index of a sharded checkpoint and of what is saved with it, and lays out the file. Also
+    /// returns the origin of each plane.
+    pub(super) fn of_index<'a>(
+        numbers: u32,
+        settings: &OptimizerConfig,
+        files: &[ShardFile],
+        save: &Save<'a>,
+        path: &Path,
+    ) -> Result<(Self, Vec<Origin<'a>>), CheckpointError> {
+        let groups = group_records(&settings.groups)?;
+        let on_non_finite = settings.on_non_finite.unwrap_or(OnNonFinite::SkipBlock);
+        let record = OptimizerRecord {
+            numbers,
+            on_non_finite: on_non_finite_code(on_non_finite),
+            layouts: Vec::new(),
+            defaults: (&settings.defaults).into(),
+            groups: groups.len() as u64,
+        };
+        let files = files.iter().map(|file| FileRecord {
+            name: file.name.clone(),
+            bytes: file.bytes,
+            records: file.checksum.to_le_bytes(),
+        });
+        let files = files.collect();
+        let plan = Plan::empty(record, groups);
+        Plan { files, ..plan }.with(save, path, Vec::new(), Vec::new())
+    }
+
+    /// Returns a plan without states.
+    fn empty(optimizer: OptimizerRecord, groups: Vec<GroupRecord>) -> Self {
+        Plan {
+            optimizer,
+            groups,
+            tensors: Vec::new(),
+            params: Vec::new(),
+            entries: Vec::new(),
+            score: None,
+            files: Vec::new(),
+            planes: Vec::new(),
+            sections: Vec::new(),
+            index_offset: PREAMBLE,
+            index_bytes: 0,
+        }
+    }
+
+    /// Adds the records of what is saved beside the states, and lays out the file. `bytes` and `origins` are the sizes
+    /// and the origins of the planes of the states.
+    fn with<'a>(
+        self,
+        save: &Save<'a>,
+        path: &Path,
+        mut bytes: Vec<u64>,
+        mut origins: Vec<Origin<'a>>,
+    ) -> Result<(Self, Vec<Origin<'a>>), CheckpointError> {
+        let states = bytes.len();
         let mut given: Vec<_> = save.params.iter().collect();
         given.sort_unstable_by_key(|(name, _)| name);
         let names = given.iter().map(|(name, _)| name.as_str());
@@ -135,22 +194,11 @@ impl Plan {
         }
 
         let mut plan = Plan {
-            optimizer: OptimizerRecord {
-                numbers: NUMBERS_VERSION,
-                on_non_finite: on_non_finite_code(optimizer.on_non_finite()),
-                layouts,
-                defaults: optimizer.defaults().into(),
-                groups: groups.len() as u64,
-            },
-            groups,
-            tensors,
             params,
             entries,
             score: save.score,
             planes: Vec::with_capacity(bytes.len()),
-            sections: Vec::new(),
-            index_offset: PREAMBLE,
-            index_bytes: 0,
+            ..self
         };
         plan.place(OPTIMIZER, &bytes[..states]);
         if !plan.params.is_empty() {
@@ -161,6 +209,9 @@ impl Plan {
         }
         if plan.score.is_some() {
             plan.place(SCORE, &[]);
+        }
+        if !plan.files.is_empty() {
+            plan.place(FILES, &[]);
         }
         let mut index = Sink::new(io::sink());
         // Writing to a sink cannot fail.
@@ -190,7 +241,7 @@ impl Plan {
         debug_assert!(measured.is_ok());
         self.sections.push(SectionRecord {
             id,
-            required: id == OPTIMIZER,
+            required: matches!(id, OPTIMIZER | FILES),
             data: self.index_offset - start,
             body: body.bytes,
         });
@@ -230,9 +281,23 @@ impl Plan {
             }
             PARAMS => list(&self.params, to),
             ENTRIES => list(&self.entries, to),
+            FILES => list(&self.files, to),
             _ => encode(&self.score.unwrap_or_default(), CONFIG, to),
         }
     }
+}
+
+/// Returns the records of groups.
+fn group_records(groups: &[Group]) -> Result<Vec<GroupRecord>, CheckpointError> {
+    most("groups", groups.len(), MAX_GROUPS)?;
+    for group in groups {
+        most("bytes in the name of a group", group.name.len(), MAX_NAME)?;
+    }
+    let records = groups.iter().map(|group| GroupRecord {
+        name: group.name.clone(),
+        overrides: (&group.overrides).into(),
+    });
+    Ok(records.collect())
 }
 
 /// Writes a number of records, and the records.

@@ -8,6 +8,7 @@ use super::source::{self, PART, RangePart, Source};
 use crc32fast::Hasher;
 use lion_core::PlaneType;
 use std::io::{Read, Seek};
+use std::ops::Range;
 
 impl<R: Read + Seek + Send> Checkpoint<R> {
     /// Reads the bytes of a plane from byte `offset` on into `into`. Reads and checks only the chunks in which they
@@ -51,31 +52,46 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
                 bytes: plane.bytes,
             });
         };
-        if into.is_empty() {
+        self.plane_range(name, plane, offset..end, &mut Vec::new(), |at, part| {
+            into[at..at + part.len()].copy_from_slice(part);
+            Ok(())
+        })
+    }
+
+    /// Reads a range of the bytes of a plane in parts and passes each to `take` with its offset in the range. Reads and
+    /// checks the chunks in which the range is, to their ends. `name` is that of the parameter or section.
+    pub(super) fn plane_range(
+        &mut self,
+        name: &str,
+        plane: &Plane,
+        range: Range<u64>,
+        buffer: &mut Vec<u8>,
+        mut take: impl FnMut(usize, &[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        if range.is_empty() {
             return Ok(());
         }
         // Whole chunks, which begin before the bytes and end after them.
-        let first = offset / plane.chunk;
+        let first = range.start / plane.chunk;
         let start = first * plane.chunk;
-        let stop = end
+        let stop = range
+            .end
             .div_ceil(plane.chunk)
             .saturating_mul(plane.chunk)
             .min(plane.bytes);
         self.source.seek(plane.offset + start)?;
         let mut check = Check::new(name, plane, first as usize);
-        let mut buffer = vec![0; (stop - start).min(PART as u64) as usize];
-        let mut rest = into;
-        self.source.parts(stop - start, &mut buffer, |part| {
+        let buffer = part_of(stop - start, buffer);
+        self.source.parts(stop - start, buffer, |part| {
             check.update(&part);
-            // The bytes before the range are passed over.
             let at = start + part.at as u64;
-            let skipped = offset.saturating_sub(at).min(part.bytes.len() as u64) as usize;
-            let part = &part.bytes[skipped..];
-            let taken = part.len().min(rest.len());
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(taken);
-            now.copy_from_slice(&part[..taken]);
-            rest = later;
-            Ok(())
+            let from = range.start.max(at);
+            let to = range.end.min(at + part.bytes.len() as u64);
+            if from >= to {
+                return Ok(());
+            }
+            let bytes = &part.bytes[(from - at) as usize..(to - at) as usize];
+            take((from - range.start) as usize, bytes)
         })?;
         check.finish(&self.source)
     }
@@ -98,10 +114,7 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
             let damage = value("a padding byte", zeros[at], 0);
             return Err(source.damaged(plane.padding + at as u64, Some(name), damage));
         }
-        let size = plane.bytes.min(PART as u64) as usize;
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
+        let buffer = part_of(plane.bytes, buffer);
         let mut check = Check::new(name, plane, 0);
         source.parts(plane.bytes, buffer, |part| {
             check.update(&part);
@@ -109,6 +122,15 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
         })?;
         check.finish(source)
     }
+}
+
+/// Makes a buffer large enough for a part of so many bytes.
+fn part_of(bytes: u64, buffer: &mut Vec<u8>) -> &mut [u8] {
+    let size = bytes.min(PART as u64) as usize;
+    if buffer.len() < size {
+        buffer.resize(size, 0);
+    }
+    buffer
 }
 
 /// Computes the checksums of the chunks of a plane, and compares them with those of the file.

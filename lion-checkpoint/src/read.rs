@@ -4,6 +4,7 @@ use super::error::CheckpointError;
 use super::format::MAX_GROUPS;
 use super::open::{self, Head};
 use super::records::Records;
+use super::sharded::ShardFile;
 use super::source::{Source, open as open_file};
 use super::tensors::{Tensor, Tensors};
 #[cfg(doc)]
@@ -123,6 +124,21 @@ impl<R: Read + Seek + Send> Checkpoint<R> {
     /// Returns the score of the run, if the file was saved with one. Lower is better.
     pub fn score(&self) -> Option<f64> {
         self.head.score
+    }
+
+    /// Returns the files that hold the states, if this is the index of a checkpoint in several files
+    /// ([`ShardedSave`](crate::ShardedSave)). Otherwise there are none.
+    ///
+    /// ```
+    /// use lion::{Lion, checkpoint::Checkpoint};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    /// Lion::builder().build()?.save(&path)?;
+    /// assert!(Checkpoint::open(&path)?.files().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn files(&self) -> &[ShardFile] {
+        &self.head.files
     }
 
     /// Returns the hyper-parameters and groups.

@@ -147,7 +147,7 @@ pub(super) fn sync_folder<D: Disk>(disk: &D, folder: &D::Folder) -> io::Result<(
 }
 
 /// Returns the folder that contains `path`.
-fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

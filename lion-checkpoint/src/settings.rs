@@ -173,12 +173,16 @@ pub(super) struct Snapshot {
     on_non_finite: OnNonFinite,
     defaults: Overrides,
     groups: HashMap<Arc<str>, Overrides>,
-    /// The name, the group and the overrides of each parameter.
-    parameters: Vec<(Arc<str>, Option<Arc<str>>, Overrides)>,
+    /// The name, the group and the overrides of each parameter. `None` for one that is not compared.
+    parameters: Vec<Option<ParamSettings>>,
 }
 
+/// The name, the group and the overrides of a parameter.
+type ParamSettings = (Arc<str>, Option<Arc<str>>, Overrides);
+
 impl Snapshot {
-    pub(super) fn of(optimizer: &Optimizer) -> Self {
+    /// Copies the settings. Those of parameters for which `compares` returns `false` are not compared later.
+    pub(super) fn of(optimizer: &Optimizer, compares: impl Fn(&str) -> bool) -> Self {
         let groups = optimizer.groups().iter();
         let groups: HashMap<Arc<str>, Overrides> = groups
             .map(|group| (group.name.as_str().into(), group.overrides))
@@ -186,7 +190,7 @@ impl Snapshot {
         let parameters = optimizer.parameters().map(|info| {
             let group = info.group.and_then(|name| groups.get_key_value(name));
             let group = group.map(|(name, _)| name.clone());
-            (info.name.into(), group, info.overrides)
+            compares(info.name).then(|| (info.name.into(), group, info.overrides))
         });
         Snapshot {
             on_non_finite: optimizer.on_non_finite(),
@@ -221,8 +225,10 @@ impl Snapshot {
             let place = Place::Group(name);
             changes.extend(Scoped::of(place, none.clone(), before, *overrides));
         }
-        for ((name, group, before), now) in self.parameters.into_iter().zip(optimizer.parameters())
-        {
+        for (before, now) in self.parameters.into_iter().zip(optimizer.parameters()) {
+            let Some((name, group, before)) = before else {
+                continue;
+            };
             let now_in = now.group.and_then(|name| names.get(name)).cloned();
             let place = Place::Parameter(name);
             let groups = [group, now_in];

@@ -212,7 +212,7 @@ fn plane<R: Read + Seek>(
 }
 
 /// Returns the size in bytes of a plane for `n` elements, or `None` if it overflows.
-fn plane_bytes(spec: &PlaneSpec, n: u64) -> Option<u64> {
+pub(super) fn plane_bytes(spec: &PlaneSpec, n: u64) -> Option<u64> {
     let numbers = n.div_ceil(spec.elements as u64);
     numbers.checked_mul(spec.plane_type.bytes() as u64)
 }

@@ -31,6 +31,9 @@ pub(super) const ENTRIES: u32 = 3;
 /// The section of the score, an `f64`.
 pub(super) const SCORE: u32 = 4;
 
+/// The section of the files that hold the states, in the index of a sharded checkpoint.
+pub(super) const FILES: u32 = 5;
+
 /// The CRC-32 of a chunk, little-endian. A variable width would take more bytes.
 pub(super) type Checksum = [u8; 4];
 
@@ -107,4 +110,13 @@ pub(super) struct EntryRecord {
     pub(super) name: String,
     pub(super) bytes: u64,
     pub(super) chunks: Vec<Checksum>,
+}
+
+/// A file that holds states, in the index of a sharded checkpoint.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct FileRecord {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    /// The checksum of its index or header, which contains the checksums of everything else in it.
+    pub(super) records: Checksum,
 }

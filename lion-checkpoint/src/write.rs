@@ -4,9 +4,10 @@ use super::contents::Save;
 use super::error::CheckpointError;
 use super::format::{ALIGN, FIXED, MAGIC, PREAMBLE, Preamble, VERSION};
 use super::plan::{Origin, Plan, Sink, encode};
+use super::sharded::ShardFile;
 use super::source::PART;
 use super::version2::{CHUNK, Checksum};
-use lion_core::{Optimizer, Slice};
+use lion_core::{Optimizer, OptimizerConfig, Slice};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -60,6 +61,26 @@ pub(super) fn write<W: Write>(
     let (plan, origins) = Plan::of(optimizer, save, path)?;
     write_plan(plan, writer, path, |plane, offset, into| {
         read(optimizer, &origins[plane], offset, into, path)
+    })
+}
+
+/// Writes the index of a sharded checkpoint and what `save` adds to it, and returns its size in bytes.
+pub(super) fn write_files<W: Write>(
+    (numbers, settings): (u32, &OptimizerConfig),
+    files: &[ShardFile],
+    save: &Save<'_>,
+    writer: &mut W,
+    path: &Path,
+) -> Result<u64, CheckpointError> {
+    let (plan, origins) = Plan::of_index(numbers, settings, files, save, path)?;
+    write_plan(plan, writer, path, |plane, offset, into| {
+        match &origins[plane] {
+            &Origin::Values(values) => read_values(values, offset, into),
+            Origin::Bytes(bytes) => read_bytes(bytes, offset, into),
+            // An index has no states.
+            Origin::State { .. } => {}
+        }
+        Ok(())
     })
 }
 
@@ -185,22 +206,32 @@ pub(super) fn read(
             })
         }
         &Origin::Values(values) => {
-            let size = values.dtype().bytes();
-            let elements = offset / size..(offset + into.len()) / size;
-            match values.slice(elements) {
-                Slice::F32(values) => copy(into, values, |x| x.to_le_bytes()),
-                Slice::F16(values) => copy(into, values, |x| x.to_le_bytes()),
-                Slice::Bf16(values) => copy(into, values, |x| x.to_le_bytes()),
-                // A plan has only the types of the format.
-                _ => {}
-            }
+            read_values(values, offset, into);
             Ok(())
         }
         Origin::Bytes(bytes) => {
-            into.copy_from_slice(&bytes[offset..offset + into.len()]);
+            read_bytes(bytes, offset, into);
             Ok(())
         }
     }
+}
+
+/// Reads a part of the values of a parameter.
+fn read_values(values: Slice<'_>, offset: usize, into: &mut [u8]) {
+    let size = values.dtype().bytes();
+    let elements = offset / size..(offset + into.len()) / size;
+    match values.slice(elements) {
+        Slice::F32(values) => copy(into, values, |x| x.to_le_bytes()),
+        Slice::F16(values) => copy(into, values, |x| x.to_le_bytes()),
+        Slice::Bf16(values) => copy(into, values, |x| x.to_le_bytes()),
+        // A plan has only the types of the format.
+        _ => {}
+    }
+}
+
+/// Reads a part of named bytes.
+fn read_bytes(bytes: &[u8], offset: usize, into: &mut [u8]) {
+    into.copy_from_slice(&bytes[offset..offset + into.len()]);
 }
 
 /// Copies numbers as bytes. The compiler makes a copy of memory of it.

@@ -1,7 +1,7 @@
 //! `cargo xtask inspect` on whole and on damaged files.
 #![allow(clippy::unwrap_used)]
 
-use lion::checkpoint::{LoadPolicy, Save};
+use lion::checkpoint::{LoadPolicy, Save, ShardedSave};
 use lion::{Dtype, Lion, Overrides, ParamSpec, bf16};
 use lion_test_support::{
     CheckpointFile, GroupPart, OverridesPart, RecordPart, SectionPart, TensorPart,
@@ -607,4 +607,76 @@ fn export_writes_the_states_for_pytorch() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("is not a checkpoint"), "{said}");
+}
+
+/// Saves a parameter in two files, and returns the folder and the index.
+fn sharded() -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("run.lion");
+    let save = ShardedSave::new(&index, 0xAB);
+    for (rank, (offset, len)) in [(0, 512), (512, 488)].into_iter().enumerate() {
+        let mut lion = Lion::builder().lr(0.5).build().unwrap();
+        let spec = ParamSpec::new("w", len, Dtype::F32).shard(offset, 1000);
+        let w = lion.register(spec).unwrap();
+        let (mut p, g) = (vec![0.0f32; len], vec![1.0f32; len]);
+        lion.step([(w, &mut p, &g)]).unwrap();
+        lion.save(save.file(rank)).unwrap();
+    }
+    let contents = Save::new().section("epoch", b"12");
+    save.commit_with(2, &contents).unwrap();
+    (folder, index)
+}
+
+#[test]
+fn inspect_shows_the_files_of_an_index_and_the_shards_of_each_parameter() {
+    let (_folder, index) = sharded();
+    let output = inspect(&[], &index);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for wanted in [
+        "defaults: lr=0.5",
+        "file 0: run.lion.00000000000000ab.0, ",
+        "w 1000 f32 32 4000 1 ",
+        "elements 0..512 in file 0, 2048 bytes",
+        "elements 512..1000 in file 1, 1952 bytes",
+        "1 tensors in 2 files, 1000 elements, 4000 bytes of state",
+        "section epoch: 2 bytes, checksums right",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is not in:\n{text}");
+    }
+    let output = inspect(&["--json"], &index);
+    let value = parsed(&output);
+    assert_eq!(value["damaged"], false);
+    assert_eq!(value["files"][1]["name"], "run.lion.00000000000000ab.1");
+    assert_eq!(value["tensors"][0]["shards"][1]["offset"], 512);
+
+    // A byte of the state in the second file.
+    let file = index.with_file_name("run.lion.00000000000000ab.1");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[64] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let output = inspect(&[], &index);
+    assert!(!output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("checksums WRONG"), "{text}");
+    assert_eq!(parsed(&inspect(&["--json"], &index))["damaged"], true);
+    fs::remove_file(&file).unwrap();
+    let output = inspect(&[], &index);
+    assert!(!output.status.success());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("run.lion.00000000000000ab.1"), "{error}");
+}
+
+#[test]
+fn an_index_is_not_compared_or_exported() {
+    let (_folder, index) = sharded();
+    for output in [
+        inspect(&["--diff", index.to_str().unwrap()], &index),
+        inspect(&["--export", "safetensors"], &index),
+    ] {
+        assert!(!output.status.success());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("wanted a checkpoint in one file"), "{error}");
+    }
 }

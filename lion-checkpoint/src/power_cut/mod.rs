@@ -1,5 +1,6 @@
 //! Simulates a power cut at every operation of a save, on the disk of `simulated.rs`.
 
+mod sharded;
 mod simulated;
 
 use self::simulated::{Folder, Simulated};

@@ -41,9 +41,11 @@ fn shown() -> Lion {
     lion
 }
 
-#[test]
-fn hex_dump_of_the_documentation_matches_a_saved_file() {
+/// Returns the bytes of the hex dump under a heading of docs/format.md, which begins at the offset `start`.
+fn dump(heading: &str, start: usize) -> Vec<u8> {
     let text = fs::read_to_string(from_root("docs/format.md")).unwrap();
+    let (_, text) = text.split_once(&format!("\n## {heading}\n")).unwrap();
+    let text = text.split("\n## ").next().unwrap();
     let mut bytes = Vec::new();
     for line in text.lines() {
         // Offset, bytes, and after two spaces their meaning.
@@ -53,13 +55,19 @@ fn hex_dump_of_the_documentation_matches_a_saved_file() {
         let Ok(offset) = usize::from_str_radix(offset, 16) else {
             continue;
         };
-        assert_eq!(offset, bytes.len(), "{line}");
+        assert_eq!(offset, start + bytes.len(), "{line}");
         let hex = rest.split("  ").next().unwrap();
         bytes.extend(
             hex.split(' ')
                 .map(|byte| u8::from_str_radix(byte, 16).unwrap()),
         );
     }
+    bytes
+}
+
+#[test]
+fn hex_dump_of_the_documentation_matches_a_saved_file() {
+    let bytes = dump("Example, byte by byte", 0);
     let file = saved(&shown());
     let differs = bytes.iter().zip(&file).position(|(a, b)| a != b);
     assert_eq!(differs, None, "the first byte that differs");

@@ -1,10 +1,10 @@
 //! Sections: what a reader skips and what it refuses, the values of parameters, and named bytes.
 
-use crate::{file, optimizer};
+use crate::{dump, file, optimizer};
 use lion::checkpoint::{self, Checkpoint, CheckpointError, Damage, Load, Save};
 use lion::tensor::MemoryOrder;
 use lion::{Dtype, Lion, Lion8bit, OnNonFinite, ParamSpec, bf16, f16};
-use lion_test_support::{CheckpointFile, SectionPart, saved};
+use lion_test_support::{CheckpointFile, SectionPart, saved, seal};
 use ndarray::{Array2, ShapeBuilder};
 use std::io::Cursor;
 
@@ -40,6 +40,35 @@ fn unknown_section_is_skipped_unless_it_is_required() {
     let wanted = "`file` has a section with the id 1000, which this version of the library cannot read; it was \
                   written by \"by hand\"";
     assert_eq!(error.to_string(), wanted);
+}
+
+/// Appends section 5, as docs/format.md shows it, to the index of a file without tensors.
+#[test]
+fn the_section_of_files_in_the_documentation_is_read() {
+    let section = dump("Checkpoints in several files", 0x100);
+    let file = CheckpointFile {
+        tensors: Vec::new(),
+        ..file()
+    };
+    let mut bytes = file.bytes();
+    let index = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
+    let start = bytes.len() - 4 - index as usize;
+    let sections = start + 1 + file.library.len();
+    assert_eq!(bytes[sections], 1);
+    bytes[sections] = 2;
+    bytes.splice(bytes.len() - 4..bytes.len() - 4, section.clone());
+    bytes[16..24].copy_from_slice(&(index + section.len() as u64).to_le_bytes());
+    seal(&mut bytes);
+    let checkpoint = open(&bytes).unwrap();
+    let files = checkpoint.files().iter();
+    let files: Vec<_> = files
+        .map(|file| (file.name.as_str(), file.bytes, file.checksum))
+        .collect();
+    let wanted = [
+        ("r.00000000000000ab.0", 300, 0x3C55_E10A),
+        ("r.00000000000000ab.1", 200, 0x91C4_007B),
+    ];
+    assert_eq!(files, wanted);
 }
 
 /// Values that no training produces are preserved as well.

@@ -4,7 +4,7 @@
 mod elements;
 mod properties;
 
-use super::{Contents, NAME, TEXT, cut, open, visible, visible_json};
+use super::{Contents, NAME, TEXT, cut, open_one, visible, visible_json};
 use anyhow::Result;
 use elements::{Compared, Source};
 use lion::checkpoint::{Checkpoint, SavedSection};
@@ -16,8 +16,8 @@ use std::path::Path;
 
 /// Prints the differences, and returns whether there are none.
 pub(super) fn run(a: &Path, b: &Path, as_json: bool) -> Result<bool> {
-    let (mut file_a, contents_a) = open(a)?;
-    let (mut file_b, contents_b) = open(b)?;
+    let (mut file_a, contents_a) = open_one(a)?;
+    let (mut file_b, contents_b) = open_one(b)?;
     let mut report = Report {
         as_json,
         rows: Vec::new(),

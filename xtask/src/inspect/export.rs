@@ -1,6 +1,6 @@
 //! `cargo xtask inspect FILE --export safetensors`: writes the states of a checkpoint for PyTorch.
 
-use super::open;
+use super::open_one;
 use anyhow::{Context, Result, bail};
 use lion::checkpoint::Load;
 use lion::{Device, Lion, Overrides, ParamSpec};
@@ -18,7 +18,7 @@ pub(super) enum Format {
 /// Loads the checkpoint into an optimizer with the parameters of the file, and exports that. Prints the path of the new
 /// file. An existing file is not replaced.
 pub(super) fn run(file: &Path, Format::Safetensors: Format) -> Result<bool> {
-    let (mut checkpoint, contents) = open(file)?;
+    let (mut checkpoint, contents) = open_one(file)?;
     let mut lion = Lion::builder().device(Device::Cpu).build()?;
     for tensor in contents.tensors {
         let len = usize::try_from(tensor.len).context("a tensor is too large for this machine")?;

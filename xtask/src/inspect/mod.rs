@@ -1,16 +1,20 @@
 //! `cargo xtask inspect FILE`: prints the contents of a checkpoint, and verifies its checksums. With `--diff A B`,
-//! compares two checkpoints. With `--export safetensors`, writes its states for PyTorch.
+//! compares two checkpoints. With `--export safetensors`, writes its states for PyTorch. FILE may be the index of a
+//! checkpoint in several files, but not for the last two.
 //!
 //! The file is not trusted. Names are escaped, so that they cannot control a terminal, and
 //! truncated, so that a long name is not repeated in full for every tensor.
 
 mod diff;
 mod export;
+mod sharded;
 
 use anyhow::{Result, bail};
 use lion::checkpoint::{Checkpoint, SavedParam, SavedSection, Tensor};
+use lion::tensor::MemoryOrder;
 use lion::{Overrides, checkpoint::CheckpointError};
 use serde_json::{Map, Value, json};
+use sharded::Sharded;
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::fs::File;
@@ -115,8 +119,28 @@ impl Verdicts {
     }
 }
 
+/// Opens a checkpoint in one file and reads its records.
+fn open_one(file: &Path) -> Result<(Checkpoint<File>, Contents)> {
+    let (checkpoint, contents) = open(file)?;
+    if !checkpoint.files().is_empty() {
+        let file = file.display();
+        bail!(
+            "`{file}` is the index of a checkpoint in several files, wanted a checkpoint in one file; load it with \
+             `Lion::load` and save it to one"
+        );
+    }
+    Ok((checkpoint, contents))
+}
+
 fn inspect(file: &Path, as_json: bool) -> Result<bool> {
-    let (mut checkpoint, contents) = match open(file) {
+    let opened = open(file).and_then(|(checkpoint, contents)| {
+        let sharded = match checkpoint.files() {
+            [] => None,
+            _ => Some(Sharded::open(file)?),
+        };
+        Ok((checkpoint, contents, sharded))
+    });
+    let (mut checkpoint, contents, sharded) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             if as_json {
@@ -132,19 +156,36 @@ fn inspect(file: &Path, as_json: bool) -> Result<bool> {
     };
     let verdicts = Verdicts::of(&mut checkpoint, &contents);
     if as_json {
-        let value = self::as_json(file, &checkpoint, &contents, &verdicts);
+        let mut value = self::as_json(file, &checkpoint, &contents, &verdicts);
+        if let Some(sharded) = &sharded {
+            sharded.add_to(&mut value);
+        }
         println!("{}", visible_json(&value));
     } else {
-        print(file, &checkpoint, &contents, &verdicts);
+        print_head(file, &checkpoint);
+        match &sharded {
+            Some(sharded) => sharded.print(),
+            None => print_tensors(&checkpoint, &contents.tensors, &verdicts.tensors),
+        }
+        print_sections(&checkpoint, &contents, &verdicts);
+        let files = sharded.iter().flat_map(Sharded::verdicts);
+        for error in verdicts
+            .all()
+            .chain(files)
+            .filter_map(|it| it.as_ref().err())
+        {
+            eprintln!("error: {}", visible(&error.to_string(), TEXT));
+        }
     }
-    Ok(verdicts.all().all(Result::is_ok))
+    let mut files = sharded.iter().flat_map(Sharded::verdicts);
+    Ok(verdicts.all().all(Result::is_ok) && files.all(Result::is_ok))
 }
 
 type Verdict = Result<(), CheckpointError>;
 
-fn print(file: &Path, checkpoint: &Checkpoint<File>, contents: &Contents, verdicts: &Verdicts) {
+/// Prints the properties of the file, and the settings.
+fn print_head(file: &Path, checkpoint: &Checkpoint<File>) {
     let file = visible(&file.display().to_string(), TEXT);
-    let tensors = &contents.tensors;
     let (bytes, version) = (checkpoint.file_bytes(), checkpoint.version());
     let library = visible(checkpoint.library(), NAME);
     let numbers = checkpoint.numbers();
@@ -160,6 +201,11 @@ fn print(file: &Path, checkpoint: &Checkpoint<File>, contents: &Contents, verdic
             set(&group.overrides)
         );
     }
+}
+
+/// Prints the states, and how large they are together.
+fn print_tensors(checkpoint: &Checkpoint<File>, tensors: &[Tensor], verdicts: &[Verdict]) {
+    let settings = checkpoint.settings();
     let width = tensors
         .iter()
         .map(|t| visible(&t.name, NAME).chars().count());
@@ -169,7 +215,7 @@ fn print(file: &Path, checkpoint: &Checkpoint<File>, contents: &Contents, verdic
         "\n{:width$} {:>12} {:>5} {:>4} {:>13} {:>8} {:>16} {:8} {:9} overrides",
         "tensor", "elements", "type", "bits", "state bytes", "steps", "seed", "order", "checksums"
     );
-    for (tensor, verdict) in tensors.iter().zip(&verdicts.tensors) {
+    for (tensor, verdict) in tensors.iter().zip(verdicts) {
         let name = visible(&tensor.name, NAME);
         let (bits, steps, seed) = (tensor.bits.get(), tensor.steps, tensor.seed);
         let (bytes, verdict) = (state_bytes(tensor), word(verdict));
@@ -181,7 +227,7 @@ fn print(file: &Path, checkpoint: &Checkpoint<File>, contents: &Contents, verdic
             "{name:width$} {:>12} {:>5} {bits:>4} {bytes:>13} {steps:>8} {seed:016x} {:8} {verdict:9} {group}{}",
             tensor.len,
             tensor.dtype.name(),
-            order(tensor),
+            order(tensor.order.as_ref()),
             set(&tensor.overrides)
         );
     }
@@ -191,10 +237,6 @@ fn print(file: &Path, checkpoint: &Checkpoint<File>, contents: &Contents, verdic
         "\n{} tensors, {elements} elements, {bytes} bytes of state",
         tensors.len()
     );
-    print_sections(checkpoint, contents, verdicts);
-    for error in verdicts.all().filter_map(|verdict| verdict.as_ref().err()) {
-        eprintln!("error: {}", visible(&error.to_string(), TEXT));
-    }
 }
 
 /// Prints the values of parameters, the named bytes and the score.
@@ -248,7 +290,7 @@ fn as_json(
             "codebook": format!("{:08x}", tensor.codebook),
             "group": tensor.group.map(|group| cut(&settings.groups[group].name, TEXT)),
             "overrides": fields(&tensor.overrides),
-            "order": order(tensor),
+            "order": order(tensor.order.as_ref()),
             "steps": tensor.steps,
             "seed": tensor.seed,
             "state_bytes": state_bytes(tensor),
@@ -308,7 +350,10 @@ fn word(verdict: &Verdict) -> &'static str {
 /// Returns whether the bytes are damaged, as opposed to an error of the file system or of the whole
 /// file.
 fn is_damage(error: &CheckpointError) -> bool {
-    matches!(error, CheckpointError::Damaged { .. })
+    matches!(
+        error,
+        CheckpointError::Damaged { .. } | CheckpointError::Shards { .. }
+    )
 }
 
 /// Returns the first `most` characters of a text.
@@ -361,10 +406,10 @@ fn visible_json(value: &Value) -> String {
     shown
 }
 
-fn order(tensor: &Tensor) -> &'static str {
-    match tensor.order {
+fn order(order: Option<&MemoryOrder>) -> &'static str {
+    match order {
         None => "new",
-        Some(lion::tensor::MemoryOrder::RowMajor) => "row",
+        Some(MemoryOrder::RowMajor) => "row",
         Some(_) => "permuted",
     }
 }

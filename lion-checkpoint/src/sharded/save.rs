@@ -1,0 +1,175 @@
+//! Saves a checkpoint in several files: each process writes its own, and one of them commits the index.
+
+use super::checkpoint::file_of;
+use super::join::Join;
+use super::names::is_shard_file;
+use crate::contents::Save;
+use crate::disk::{Disk, Os};
+use crate::error::CheckpointError;
+use crate::read::Checkpoint;
+use crate::replace::{Early, failed, folder_of, replace_on};
+use crate::write::write_files;
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{BufWriter, Error as IoError, ErrorKind};
+use std::path::{Path, PathBuf};
+
+/// A save of a run whose processes each hold shards of the parameters.
+///
+/// Each process saves its optimizer to a file of its own, next to the index. When all have returned, one process calls
+/// [`commit`](ShardedSave::commit), which renames a new index into place. Until then, the index that is there names the
+/// files of the save before, so a process that is killed at any instant leaves that checkpoint. The files of the save
+/// before are removed after the new index is durable.
+///
+/// A run that is saved by any number of processes can be loaded by any other number, with
+/// [`load_sharded`](crate::load_sharded), or by one process that has the whole parameters, with `Lion::load`.
+///
+/// ```
+/// use lion::{Dtype, Lion, Overrides, ParamSpec};
+/// use lion::checkpoint::{ShardedSave, shard_name};
+/// # let folder = tempfile::tempdir()?;
+/// # let index = folder.path().join("run.lion");
+/// // All processes agree on a random number. Each calls `file` with its rank. Here they are in one process.
+/// let save = ShardedSave::new(&index, ShardedSave::random_id());
+/// let (mut weight, grad) = (vec![1.0f32; 1000], vec![0.5f32; 1000]);
+/// for (rank, range) in [0..512, 512..1000].into_iter().enumerate() {
+///     let mut lion = Lion::builder().lr(0.25).build()?;
+///     let whole = lion.register(ParamSpec::new("w", 0, Dtype::F32).shard(0, 1000))?;
+///     let seed = Overrides::new().seed(lion.info(whole)?.hyper.seed);
+///     let shard = ParamSpec::new(shard_name("w", range.start), range.len(), Dtype::F32);
+///     let shard = lion.register(shard.shard(range.start, 1000).overrides(seed))?;
+///     lion.step([(shard, &mut weight[range.clone()], &grad[range])])?;
+///     lion.save(save.file(rank))?;
+/// }
+/// save.commit(2)?; // in one process, after a barrier
+///
+/// // One process resumes the run.
+/// let mut lion = Lion::builder().build()?;
+/// let w = lion.register(ParamSpec::new("w", 1000, Dtype::F32))?;
+/// let report = lion.load(&index)?;
+/// assert_eq!((report.loaded, lion.info(w)?.steps), (vec!["w".to_owned()], 1));
+/// lion.step([(w, &mut weight, &grad)])?;
+/// assert_eq!(weight, [0.5; 1000]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardedSave {
+    index: PathBuf,
+    id: u64,
+}
+
+impl ShardedSave {
+    /// Returns a save whose index is to be at a path. `id` is the same in all processes and differs in each save, so
+    /// that a file that an index names is never overwritten: one process calls [`random_id`](ShardedSave::random_id),
+    /// and sends the number to the others.
+    pub fn new(index: impl Into<PathBuf>, id: u64) -> Self {
+        let index = index.into();
+        ShardedSave { index, id }
+    }
+
+    /// Returns a random number.
+    pub fn random_id() -> u64 {
+        // Each `RandomState` has different keys.
+        RandomState::new().build_hasher().finish()
+    }
+
+    /// Returns the path to which the process with a rank, counted from 0, saves its optimizer. It is in the folder of
+    /// the index, which is named `run.lion` here: `run.lion.ID.RANK`, with 16 hexadecimal digits of the id.
+    ///
+    /// ```
+    /// use lion::checkpoint::ShardedSave;
+    /// let save = ShardedSave::new("runs/run.lion", 0xBEEF);
+    /// assert_eq!(save.file(3), std::path::Path::new("runs/run.lion.000000000000beef.3"));
+    /// ```
+    pub fn file(&self, rank: usize) -> PathBuf {
+        let mut name = OsString::from(self.index.file_name().unwrap_or_default());
+        name.push(format!(".{:016x}.{rank}", self.id));
+        self.index.with_file_name(name)
+    }
+
+    /// Writes the index of the files of the ranks 0 to `ranks - 1`, and returns its size in bytes. One process calls
+    /// this, after the saves of all processes have returned.
+    ///
+    /// The records of all files are read and compared first. Together, the shards must have each element of each whole
+    /// parameter exactly once, with the same length of the whole, type, layout, group, overrides, step count and seed.
+    /// All files must have the same settings. The states themselves are not read.
+    ///
+    /// The index is replaced as [`save`](crate::save) replaces a file. Then the files of other saves with this index are
+    /// removed, those of the save before and those that killed saves have left behind: the regular files that are named
+    /// as [`file`](ShardedSave::file) names them, and that the new index does not name. Files that cannot be removed are
+    /// kept. A process must not begin the next save to the same index before this function has returned.
+    ///
+    /// # Errors
+    /// - [`CheckpointError::Shards`] if the files do not fit together, or if `ranks` is 0
+    /// - the errors of [`Checkpoint::open`] for a file that cannot be read
+    /// - the errors of [`save`](crate::save)
+    ///
+    /// The previous index and its files are kept, except after [`CheckpointError::NotDurable`]: then the new index is in
+    /// place, and the files of both are kept.
+    pub fn commit(&self, ranks: usize) -> Result<u64, CheckpointError> {
+        self.commit_with(ranks, &Save::new())
+    }
+
+    /// Does what [`commit`](ShardedSave::commit) does, and writes the values of whole parameters and the named bytes of
+    /// the trainer to the index. [`Checkpoint::read_params`] and [`Checkpoint::section`] read them back.
+    ///
+    /// ```
+    /// use lion::Lion;
+    /// use lion::checkpoint::{Checkpoint, Save, ShardedSave};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let index = folder.path().join("run.lion");
+    /// let save = ShardedSave::new(&index, ShardedSave::random_id());
+    /// Lion::builder().build()?.save(save.file(0))?;
+    /// let epoch = 3u64.to_le_bytes();
+    /// save.commit_with(1, &Save::new().section("epoch", &epoch))?;
+    /// assert_eq!(Checkpoint::open(&index)?.section("epoch")?, Some(epoch.to_vec()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`commit`](ShardedSave::commit), and [`CheckpointError::InvalidSection`].
+    pub fn commit_with(&self, ranks: usize, save: &Save<'_>) -> Result<u64, CheckpointError> {
+        let index = &self.index;
+        let mut join = Join::new(index, None);
+        let mut files = Vec::new();
+        for rank in 0..ranks {
+            let path = self.file(rank);
+            let name = path.file_name().and_then(|name| name.to_str());
+            let Some(name) = name.filter(|name| super::check_file_name(name).is_ok()) else {
+                let source = IoError::from(ErrorKind::InvalidFilename);
+                return Err(failed("write the name to an index of", &path, source));
+            };
+            let mut checkpoint = Checkpoint::open(&path)?;
+            join.add(&mut checkpoint)?;
+            files.push(file_of(name.to_owned(), &checkpoint));
+        }
+        let ((numbers, settings), _) = join.finish()?;
+        let names = files.iter().map(|file| file.name.as_bytes()).collect();
+        put_in_place(&Os, index, &names, |writer| {
+            write_files((numbers, &settings), &files, save, writer, index)
+        })
+    }
+}
+
+/// Replaces an index by the one that `write` writes, and then removes the files of other saves. `files` are the names
+/// of the files that the new index names.
+pub(crate) fn put_in_place<D: Disk>(
+    disk: &D,
+    index: &Path,
+    files: &HashSet<&[u8]>,
+    write: impl FnOnce(&mut BufWriter<Early<'_, D::File>>) -> Result<u64, CheckpointError>,
+) -> Result<u64, CheckpointError> {
+    let own = index.file_name().unwrap_or_default().as_encoded_bytes();
+    let is_own = |name: &[u8]| name == own || is_shard_file(own, name);
+    let bytes = replace_on(disk, index, is_own, write)?;
+    let folder = folder_of(index);
+    for name in disk.files(folder).unwrap_or_default() {
+        let bytes = name.as_encoded_bytes();
+        if is_shard_file(own, bytes) && !files.contains(bytes) {
+            // The next commit tries again.
+            let _ = disk.remove(&folder.join(name));
+        }
+    }
+    Ok(bytes)
+}

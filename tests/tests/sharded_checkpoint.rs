@@ -1,0 +1,791 @@
+//! Checkpoints of runs whose processes hold shards: saved by some number of them, and loaded by another.
+#![allow(clippy::unwrap_used)]
+
+use lion::checkpoint::{
+    Checkpoint, CheckpointError, Load, LoadPolicy, LoadReport, Save, ShardedCheckpoint,
+    ShardedSave, load_sharded, shard_name, split_shard_name,
+};
+use lion::tensor::BLOCK;
+use lion::{Dtype, Handle, Lion, Overrides, ParamSpec, update};
+use lion_test_support::{Rng, Tensor, f32_spec, seal, settings_and_states, temporary_path};
+use std::collections::BTreeSet;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// The whole parameters: a short last block, fewer blocks than processes, a name with an `@`, and one without elements.
+const WHOLES: [(&str, usize, Dtype); 5] = [
+    ("a", 9 * BLOCK + 100, Dtype::F32),
+    ("b", 5, Dtype::Bf16),
+    ("c@256", 2 * BLOCK, Dtype::F16),
+    ("empty", 0, Dtype::F32),
+    ("z", 4 * BLOCK, Dtype::Bf16),
+];
+
+/// A process: its optimizer, and each of its parameters with the whole, the elements and the values.
+struct Process {
+    lion: Lion,
+    params: Vec<(Handle, usize, Range<usize>, Tensor)>,
+}
+
+fn base(bits: u32) -> Lion {
+    let mut lion = Lion::builder()
+        .lr(0.01)
+        .seed(7)
+        .optim_bits(bits)
+        .min_8bit_size(0)
+        .build()
+        .unwrap();
+    let decay = Overrides::new().weight_decay(0.1).lr_multiplier(0.5);
+    lion.add_group("decay", decay).unwrap();
+    lion
+}
+
+fn initial(whole: usize) -> Vec<f32> {
+    Rng::new(whole as u64 + 1).spread(WHOLES[whole].1, 1.0)
+}
+
+fn spec_of(whole: usize, name: String, len: usize) -> ParamSpec {
+    let (_, _, dtype) = WHOLES[whole];
+    let overrides = Overrides::new();
+    let spec = ParamSpec::new(name, len, dtype);
+    match whole {
+        0 => spec
+            .group("decay")
+            .overrides(overrides.stochastic_state(true)),
+        1 => spec.overrides(overrides.stochastic_param(true).seed(99)),
+        4 => spec.overrides(overrides.stochastic_param(true)),
+        _ => spec,
+    }
+}
+
+/// One process with the whole parameters.
+fn whole(bits: u32) -> Process {
+    let mut lion = base(bits);
+    let mut params = Vec::new();
+    for (i, (name, len, dtype)) in WHOLES.into_iter().enumerate() {
+        let handle = lion.register(spec_of(i, name.to_owned(), len)).unwrap();
+        params.push((handle, i, 0..len, Tensor::from_f32(dtype, &initial(i))));
+    }
+    Process { lion, params }
+}
+
+/// The shards of a whole of each process: twice as many parts as processes, some of them without elements.
+fn ranges(whole: usize, process: usize, processes: usize) -> Vec<Range<usize>> {
+    let len = WHOLES[whole].1;
+    let blocks = len.div_ceil(BLOCK);
+    let parts = 2 * processes;
+    let own = (0..parts).filter(|part| (3 * part + whole) % processes == process);
+    let range = |part: usize| {
+        let [start, end] = [part, part + 1].map(|at| (at * blocks / parts * BLOCK).min(len));
+        start..end
+    };
+    own.map(range).filter(|range| !range.is_empty()).collect()
+}
+
+/// Processes with shards.
+fn sharded(bits: u32, processes: usize) -> Vec<Process> {
+    let of_process = |process| {
+        let mut lion = base(bits);
+        let mut params = Vec::new();
+        for (i, (name, len, dtype)) in WHOLES.into_iter().enumerate() {
+            let spec = spec_of(i, name.to_owned(), 0).shard(0, len);
+            let whole = lion.register(spec).unwrap();
+            let info = lion.info(whole).unwrap();
+            let overrides = info.overrides.seed(info.hyper.seed);
+            for range in ranges(i, process, processes) {
+                let spec = spec_of(i, shard_name(name, range.start), range.len())
+                    .overrides(overrides)
+                    .shard(range.start, len);
+                let handle = lion.register(spec).unwrap();
+                let values = Tensor::from_f32(dtype, &initial(i)[range.clone()]);
+                params.push((handle, i, range, values));
+            }
+        }
+        Process { lion, params }
+    };
+    (0..processes).map(of_process).collect()
+}
+
+impl Process {
+    fn step(&mut self, step: u64) {
+        let grads: Vec<Vec<f32>> = (0..WHOLES.len())
+            .map(|i| Rng::new(100 * step + i as u64).spread(WHOLES[i].1, 2.0))
+            .collect();
+        let stepped = self.params.iter_mut().filter(|param| !param.2.is_empty());
+        let updates = stepped.map(|(handle, i, range, values)| {
+            update(*handle, values.slice_mut(), &grads[*i][range.clone()])
+        });
+        self.lion.step(updates.collect::<Vec<_>>()).unwrap();
+    }
+
+    /// Takes the values of another run.
+    fn take_values(&mut self, from: &Process) {
+        for (_, i, range, values) in &mut self.params {
+            let all = from.params[*i].3.bytes();
+            let size = WHOLES[*i].2.bytes();
+            let bytes = &all[range.start * size..range.end * size];
+            *values = Tensor::from_bytes(WHOLES[*i].2, bytes);
+        }
+    }
+
+    /// Asserts that values, states, steps, seeds and settings are those of one process with the whole parameters.
+    fn assert_is_part_of(&self, wanted: &Process) {
+        let (lion, whole) = (&self.lion, &wanted.lion);
+        assert_eq!(lion.defaults(), whole.defaults());
+        assert_eq!(lion.groups(), whole.groups());
+        for (handle, i, range, values) in &self.params {
+            let (whole_handle, _, _, whole_values) = &wanted.params[*i];
+            let size = WHOLES[*i].2.bytes();
+            let bytes = &whole_values.bytes()[range.start * size..range.end * size];
+            assert!(values.bytes() == bytes, "values of {i}, {range:?}");
+
+            let (info, whole_info) = (lion.info(*handle), whole.info(*whole_handle));
+            let (info, whole_info) = (info.unwrap(), whole_info.unwrap());
+            assert_eq!(info.steps, whole_info.steps);
+            assert_eq!(info.order, whole_info.order);
+            assert_eq!(info.group, whole_info.group);
+            assert_eq!(info.hyper, whole_info.hyper, "{}", info.name);
+            let (state, whole_state) = (lion.state(*handle), whole.state(*whole_handle));
+            let (state, whole_state) = (state.unwrap(), whole_state.unwrap());
+            for (plane, per_element) in planes(info.bits.get()) {
+                let [start, end] = [range.start, range.end].map(per_element);
+                let (mut given, mut wanted) = (vec![0; end - start], vec![1; end - start]);
+                state.read(plane, 0, &mut given).unwrap();
+                whole_state.read(plane, start, &mut wanted).unwrap();
+                assert!(given == wanted, "plane {plane} of {}", info.name);
+            }
+        }
+    }
+}
+
+/// The planes of a state, each with the function from an element to its byte.
+fn planes(bits: u32) -> Vec<(usize, fn(usize) -> usize)> {
+    match bits {
+        8 => vec![(0, |at| at), (1, |at| at.div_ceil(BLOCK) * 4)],
+        _ => vec![(0, |at| at * 4)],
+    }
+}
+
+fn save(processes: &[Process], index: &Path, id: u64) -> ShardedSave {
+    let save = ShardedSave::new(index, id);
+    for (rank, process) in processes.iter().enumerate() {
+        process.lion.save(save.file(rank)).unwrap();
+    }
+    save
+}
+
+fn save_and_commit(processes: &[Process], index: &Path, id: u64) {
+    let bytes = save(processes, index, id).commit(processes.len()).unwrap();
+    assert_eq!(fs::metadata(index).unwrap().len(), bytes);
+}
+
+fn load_all(processes: &mut [Process], index: &Path) -> Vec<LoadReport> {
+    let loads = processes
+        .iter_mut()
+        .map(|process| load_sharded(&mut process.lion, index, Load::new()).unwrap());
+    loads.collect()
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+    names.collect()
+}
+
+/// Two processes after one step.
+fn two() -> Vec<Process> {
+    let mut processes = sharded(8, 2);
+    processes.iter_mut().for_each(|process| process.step(1));
+    processes
+}
+
+#[test]
+fn every_number_of_processes_continues_with_the_bits_of_one() {
+    for bits in [8, 32] {
+        let (folder, index) = temporary_path("run.lion");
+        let mut reference = whole(bits);
+        reference.step(1);
+        let mut processes = sharded(bits, 4);
+        processes.iter_mut().for_each(|process| process.step(1));
+        for (step, count) in [(2, 4), (3, 3), (4, 1), (5, 2), (6, 7)] {
+            save_and_commit(&processes, &index, step);
+            assert_eq!(names(folder.path()).len(), 1 + processes.len());
+            processes = sharded(bits, count);
+            for report in load_all(&mut processes, &index) {
+                assert_eq!(report.loaded, ["a", "b", "c@256", "empty", "z"]);
+                assert!(report.settings.is_empty(), "{report}");
+            }
+            for process in &mut processes {
+                process.take_values(&reference);
+                process.assert_is_part_of(&reference);
+                process.step(step);
+            }
+            reference.step(step);
+            for process in &processes {
+                process.assert_is_part_of(&reference);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_process_with_whole_parameters_loads_the_index_and_several_load_its_file() {
+    for bits in [8, 32] {
+        let (_folder, index) = temporary_path("run.lion");
+        let mut reference = whole(bits);
+        let mut processes = sharded(bits, 3);
+        reference.step(1);
+        processes.iter_mut().for_each(|process| process.step(1));
+        save_and_commit(&processes, &index, 1);
+        let mut one = whole(bits);
+        let report = one.lion.load(&index).unwrap();
+        assert_eq!(report.to_string(), "5 parameters loaded");
+        let [given, wanted] = [&one, &reference].map(|it| settings_and_states(&it.lion));
+        assert!(given == wanted);
+
+        one.lion.save(&index).unwrap();
+        let mut processes = sharded(bits, 5);
+        load_all(&mut processes, &index);
+        for process in &mut processes {
+            process.take_values(&reference);
+            process.assert_is_part_of(&reference);
+        }
+    }
+}
+
+#[test]
+fn settings_names_types_and_widths_are_loaded_as_from_one_file() {
+    let (_folder, index) = temporary_path("run.lion");
+    let mut lion = base(8);
+    lion.set_lr(0.5).unwrap();
+    let own = Overrides::new().skip_zeros(true);
+    let spec = f32_spec("old.w", 0).shard(0, 1000).overrides(own);
+    let empty = lion.register(spec).unwrap();
+    let seed = own.seed(lion.info(empty).unwrap().hyper.seed);
+    for (offset, len) in [(0, 512), (512, 488)] {
+        let spec = f32_spec(&shard_name("old.w", offset), len).shard(offset, 1000);
+        let w = lion.register(spec.overrides(seed).group("decay")).unwrap();
+        // The group of a shard is that of the whole.
+        assert_eq!(lion.info(w).unwrap().group, Some("decay"));
+    }
+    let save = ShardedSave::new(&index, 1);
+    lion.save(save.file(0)).unwrap();
+    let error = save.commit(1).unwrap_err();
+    let CheckpointError::Shards {
+        parameter,
+        what,
+        given,
+        wanted,
+        ..
+    } = &error
+    else {
+        panic!("{error:?}");
+    };
+    let differs = (parameter.as_deref(), *what, given.as_str(), wanted.as_str());
+    assert_eq!(
+        differs,
+        (Some("old.w"), "the index of the group", "0", "none")
+    );
+
+    let mut lion = base(8);
+    lion.set_lr(0.5).unwrap();
+    lion.register(f32_spec("old.w", 0).shard(0, 1000).overrides(own))
+        .unwrap();
+    for (offset, len) in [(0, 512), (512, 488)] {
+        let spec = f32_spec(&shard_name("old.w", offset), len).shard(offset, 1000);
+        let w = lion.register(spec.overrides(seed)).unwrap();
+        let grad: Vec<f32> = (0..len).map(|i| (i % 9) as f32 - 4.0).collect();
+        lion.step([(w, &mut vec![0.0f32; len], &grad)]).unwrap();
+    }
+    lion.save(save.file(0)).unwrap();
+    save.commit(1).unwrap();
+
+    let mut resumed = base(32);
+    let spec = ParamSpec::new("w", 256, Dtype::Bf16).shard(256, 1000);
+    let part = resumed.register(spec).unwrap();
+    let rename = |name: &str| name.strip_prefix("old.").map(str::to_owned);
+    let before = settings_and_states(&resumed);
+    let error = load_sharded(&mut resumed, &index, Load::new().rename(&rename)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("`w` (state blockwise8, wanted momentum32)"),
+        "{error}"
+    );
+    let how = Load::new().rename(&rename).convert_states(true);
+    let error = load_sharded(&mut resumed, &index, how).unwrap_err();
+    assert!(
+        error.to_string().contains("`w` (type f32, wanted bf16)"),
+        "{error}"
+    );
+    assert_eq!(settings_and_states(&resumed), before);
+    let how = how.allow_dtype_change(true);
+    let report = load_sharded(&mut resumed, &index, how.keep_settings(true)).unwrap();
+    assert!(
+        report
+            .settings
+            .iter()
+            .all(|change| change.setting == "seed")
+    );
+    assert_eq!(resumed.lr(), 0.01);
+    let report = load_sharded(&mut resumed, &index, how).unwrap();
+    assert_eq!(report.renamed, [("old.w".to_owned(), "w".to_owned())]);
+    assert_eq!((report.converted.len(), report.dtype_changed.len()), (1, 1));
+    assert_eq!((report.loaded, resumed.lr()), (vec!["w".to_owned()], 0.5));
+    assert_eq!(resumed.info(part).unwrap().overrides.skip_zeros, Some(true));
+    // The bits of a conversion of the whole state.
+    let mut momentum = vec![0; 4 * 1000];
+    let mut wide = base(32);
+    let w = wide.register(f32_spec("old.w", 1000)).unwrap();
+    wide.load_with(&index, Load::new().convert_states(true))
+        .unwrap();
+    wide.state(w).unwrap().read(0, 0, &mut momentum).unwrap();
+    assert!(momentum.iter().any(|&byte| byte != 0));
+    let mut given = vec![0; 4 * 256];
+    resumed.state(part).unwrap().read(0, 0, &mut given).unwrap();
+    assert!(given == momentum[4 * 256..4 * 512]);
+
+    // Other parameters, with both policies.
+    let mut other = base(8);
+    other.register(f32_spec("mine", 4)).unwrap();
+    other.register(f32_spec("old.w", 0).shard(0, 999)).unwrap();
+    let error = load_sharded(&mut other, &index, Load::new()).unwrap_err();
+    let CheckpointError::Mismatch {
+        missing, different, ..
+    } = error
+    else {
+        panic!("{error:?}");
+    };
+    assert_eq!(
+        (missing, different[0].what),
+        (vec!["mine".to_owned()], "length")
+    );
+    let how = Load::new().policy(LoadPolicy::NonStrict);
+    let report = load_sharded(&mut other, &index, how).unwrap();
+    assert_eq!(
+        (
+            report.loaded.len(),
+            report.missing.len(),
+            report.different.len()
+        ),
+        (0, 1, 1)
+    );
+}
+
+#[test]
+fn a_permuted_whole_is_loaded_whole_and_cannot_be_cut() {
+    let (_folder, index) = temporary_path("run.lion");
+    let mut lion = Lion::builder().build().unwrap();
+    let w = lion.register(f32_spec("w", 1024)).unwrap();
+    let mut p = ndarray::Array2::<f32>::zeros((2, 512)).reversed_axes();
+    let g = ndarray::Array2::<f32>::ones((2, 512)).reversed_axes();
+    lion.step([(w, &mut p, &g)]).unwrap();
+    let save = ShardedSave::new(&index, 1);
+    lion.save(save.file(0)).unwrap();
+    save.commit(1).unwrap();
+    let mut whole = Lion::builder().build().unwrap();
+    whole.register(f32_spec("w", 1024)).unwrap();
+    whole.load(&index).unwrap();
+    assert_eq!(settings_and_states(&whole), settings_and_states(&lion));
+
+    let mut part = Lion::builder().build().unwrap();
+    part.register(f32_spec("w", 512).shard(0, 1024)).unwrap();
+    let error = part.load(&index).unwrap_err().to_string();
+    assert!(error.contains("`w` (memory order "), "{error}");
+}
+
+#[test]
+fn an_index_holds_values_and_bytes_and_one_file_functions_refuse_it() {
+    let (_folder, index) = temporary_path("run.lion");
+    let processes = two();
+    let saved = save(&processes, &index, 1);
+    let (weight, epoch) = (vec![1.5f32; 300], [3u8; 8]);
+    let contents = Save::new()
+        .param("a", &weight)
+        .section("epoch", &epoch)
+        .score(0.25);
+    saved.commit_with(2, &contents).unwrap();
+    let mut file = Checkpoint::open(&index).unwrap();
+    file.verify_all().unwrap();
+    let mut read = vec![0.0f32; 300];
+    file.read_params([("a", &mut read)]).unwrap();
+    assert_eq!((read, file.score()), (weight, Some(0.25)));
+    assert_eq!(file.section("epoch").unwrap().as_deref(), Some(&epoch[..]));
+    let listed: Vec<_> = file.files().iter().map(|file| file.name.clone()).collect();
+    assert_eq!(
+        listed,
+        ["run.lion.0000000000000001.0", "run.lion.0000000000000001.1"]
+    );
+
+    let error = lion::checkpoint::load(&mut whole(8).lion, &mut file, Load::new()).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::Sharded { .. }),
+        "{error:?}"
+    );
+    assert!(
+        error.to_string().contains("`load_sharded` reads it"),
+        "{error}"
+    );
+
+    let mut sharded = ShardedCheckpoint::open(&index).unwrap();
+    sharded.verify_all().unwrap();
+    let a = &sharded.tensors()[0];
+    assert_eq!((a.name.as_str(), a.len, a.steps), ("a", 2404, 1));
+    assert_eq!(a.shards.iter().map(|shard| shard.len).sum::<u64>(), 2404);
+    assert!(split_shard_name(&a.shards[1].name).is_some());
+}
+
+#[test]
+fn a_save_that_stops_before_its_commit_leaves_the_one_before() {
+    let (folder, index) = temporary_path("run.lion");
+    let mut processes = two();
+    save_and_commit(&processes, &index, 1);
+    fs::write(folder.path().join("run.lion.other"), "kept").unwrap();
+    fs::write(folder.path().join("other.lion.0000000000000002.0"), "kept").unwrap();
+    let unfinished = folder
+        .path()
+        .join(".run.lion.0000000000000002.1.0f.unfinished");
+    fs::write(&unfinished, "left behind").unwrap();
+    let load = || {
+        let mut loaded = sharded(8, 2);
+        load_all(&mut loaded, &index);
+        let states = loaded.iter().map(|it| settings_and_states(&it.lion));
+        states.collect::<Vec<_>>()
+    };
+    let before = load();
+    processes.iter_mut().for_each(|process| process.step(2));
+    // The file of the second process is not complete.
+    let stopped = ShardedSave::new(&index, 2);
+    processes[0].lion.save(stopped.file(0)).unwrap();
+    assert!(load() == before);
+    let error = stopped.commit(2).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::Io { action: "open", .. }),
+        "{error:?}"
+    );
+    assert!(load() == before);
+
+    save_and_commit(&processes, &index, 3);
+    let wanted = [
+        "other.lion.0000000000000002.0",
+        "run.lion",
+        "run.lion.0000000000000003.0",
+        "run.lion.0000000000000003.1",
+        "run.lion.other",
+    ];
+    assert!(
+        names(folder.path()).iter().eq(wanted),
+        "{:?}",
+        names(folder.path())
+    );
+}
+
+/// Loads into fresh and used optimizers of each kind, and returns the last error. A load that fails changes nothing.
+fn failure(index: &Path) -> CheckpointError {
+    let mut used = two();
+    used.extend(sharded(8, 3));
+    used.push(whole(8));
+    let mut errors = Vec::new();
+    for process in &mut used {
+        let before = settings_and_states(&process.lion);
+        if let Err(error) = load_sharded(&mut process.lion, index, Load::new()) {
+            assert_eq!(settings_and_states(&process.lion), before, "{error}");
+            errors.push(error);
+        }
+    }
+    errors.pop().expect("the whole is not loaded")
+}
+
+#[test]
+fn damaged_missing_and_mixed_up_files_are_refused_and_nothing_changes() {
+    let (folder, index) = temporary_path("run.lion");
+    let mut processes = two();
+    let saved = save(&processes, &index, 1);
+    saved.commit(2).unwrap();
+    let rank = saved.file(1);
+    let good = fs::read(&rank).unwrap();
+    let check = |bytes: &[u8], wanted: &str| {
+        fs::write(&rank, bytes).unwrap();
+        let error = failure(&index);
+        assert!(
+            error.to_string().contains(wanted),
+            "{error}\nwanted: {wanted}"
+        );
+        assert!(
+            error.to_string().contains("run.lion.0000000000000001.1"),
+            "{error}"
+        );
+    };
+    // A byte of a state.
+    let at = ShardedCheckpoint::open(&index).unwrap().tensors()[0]
+        .shards
+        .iter()
+        .find(|shard| shard.file == 1)
+        .unwrap()
+        .planes[0]
+        .offset as usize;
+    let mut bytes = good.clone();
+    bytes[at] ^= 1;
+    check(&bytes, "the checksum of `codes` is");
+    check(&good[..good.len() - 1], "the file ends after");
+    check(&good[..20], "the file ends after");
+    check(&[], "is not a checkpoint");
+    // A whole file of another save, and that of another rank.
+    processes.iter_mut().for_each(|process| process.step(2));
+    let other = folder.path().join("other");
+    processes[1].lion.save(&other).unwrap();
+    check(&fs::read(&other).unwrap(), "the checksum of the records is");
+    processes[0].lion.save(&other).unwrap();
+    check(&fs::read(&other).unwrap(), "the size in bytes is");
+    check(&fs::read(&index).unwrap(), "the size in bytes is");
+    fs::remove_file(&rank).unwrap();
+    let error = failure(&index);
+    assert!(
+        matches!(error, CheckpointError::Io { action: "open", .. }),
+        "{error:?}"
+    );
+    fs::write(&rank, &good).unwrap();
+    load_all(&mut processes, &index);
+}
+
+/// Saves optimizers with one parameter `w` of some shards each, and returns the error of the commit.
+fn refused(shards: &[&[(usize, usize, usize)]]) -> (PathBuf, &'static str, String, String) {
+    let (_folder, index) = temporary_path("run.lion");
+    fs::write(&index, "the index before").unwrap();
+    let save = ShardedSave::new(&index, 1);
+    for (rank, shards) in shards.iter().enumerate() {
+        let mut lion = Lion::builder().build().unwrap();
+        let whole = shards.first().map_or(1000, |shard| shard.2);
+        lion.register(f32_spec("w", 0).shard(0, whole)).unwrap();
+        let w = lion.handle("w").unwrap();
+        let seed = lion.info(w).unwrap().hyper.seed;
+        for &(offset, len, whole) in *shards {
+            let spec = f32_spec(&shard_name("w", offset), len).shard(offset, whole);
+            lion.register(spec.overrides(Overrides::new().seed(seed)))
+                .unwrap();
+        }
+        lion.save(save.file(rank)).unwrap();
+    }
+    let error = save.commit(shards.len()).unwrap_err();
+    assert_eq!(fs::read(&index).unwrap(), b"the index before");
+    let CheckpointError::Shards {
+        file,
+        parameter,
+        what,
+        given,
+        wanted,
+        ..
+    } = error
+    else {
+        panic!("{error:?}");
+    };
+    assert_eq!(parameter.as_deref(), (!shards.is_empty()).then_some("w"));
+    (file.file_name().unwrap().into(), what, given, wanted)
+}
+
+#[test]
+fn shards_that_are_missing_overlap_or_differ_are_not_committed() {
+    let case = |shards: &[&[_]], file: &str, what: &str, given: &str, wanted: &str| {
+        let (f, w, g, want) = refused(shards);
+        assert_eq!(
+            (f.to_str().unwrap(), w, &*g, &*want),
+            (file, what, given, wanted)
+        );
+    };
+    let [zero, one] = [0, 1].map(|rank| format!("run.lion.0000000000000001.{rank}"));
+    let first = "the first element of a shard";
+    case(
+        &[&[(0, 256, 1000)], &[(512, 488, 1000)]],
+        &one,
+        first,
+        "512",
+        "256",
+    );
+    case(
+        &[&[(0, 512, 1000)], &[(256, 744, 1000)]],
+        &one,
+        first,
+        "256",
+        "512",
+    );
+    case(
+        &[&[(0, 512, 1000)], &[(0, 512, 1000)]],
+        &one,
+        first,
+        "0",
+        "512",
+    );
+    case(&[&[(256, 744, 1000)], &[]], &zero, first, "256", "0");
+    let all = "the number of elements in all files";
+    case(
+        &[&[(0, 256, 1000), (256, 512, 1000)]],
+        "run.lion",
+        all,
+        "768",
+        "1000",
+    );
+    case(&[&[]], "run.lion", all, "0", "1000");
+    let length = "the length of the whole";
+    case(
+        &[&[(0, 512, 1000)], &[(512, 512, 1024)]],
+        &one,
+        length,
+        "1024",
+        "1000",
+    );
+    case(&[], "run.lion", "the number of files", "0", "at least 1");
+}
+
+#[test]
+fn files_with_other_settings_steps_or_types_are_not_committed() {
+    let build = |lr: f64, dtype: Dtype, bits: u32, steps: usize, offset: usize, seed: u64| {
+        let mut lion = Lion::builder()
+            .lr(lr)
+            .optim_bits(bits)
+            .min_8bit_size(0)
+            .build()
+            .unwrap();
+        let spec = ParamSpec::new("w", 256, dtype).shard(offset, 512);
+        let w = lion
+            .register(spec.overrides(Overrides::new().seed(seed)))
+            .unwrap();
+        for _ in 0..steps {
+            let mut p = Tensor::from_f32(dtype, &[0.0; 256]);
+            lion.step([update(w, p.slice_mut(), &[1.0f32; 256][..])])
+                .unwrap();
+        }
+        lion
+    };
+    let first = || build(0.5, Dtype::F32, 32, 1, 0, 1);
+    for (second, wanted) in [
+        (
+            build(0.25, Dtype::F32, 32, 1, 256, 1),
+            "the set of defaults is",
+        ),
+        (
+            build(0.5, Dtype::Bf16, 32, 1, 256, 1),
+            "the type is bf16, wanted f32",
+        ),
+        (
+            build(0.5, Dtype::F32, 32, 2, 256, 1),
+            "the number of steps is 2, wanted 1",
+        ),
+        (
+            build(0.5, Dtype::F32, 32, 0, 256, 1),
+            "the number of steps is 0, wanted 1",
+        ),
+        (
+            build(0.5, Dtype::F32, 32, 1, 256, 2),
+            "the seed is 2, wanted 1",
+        ),
+        (
+            build(0.5, Dtype::F32, 8, 1, 256, 1),
+            "the set of defaults is",
+        ),
+    ] {
+        let (_folder, index) = temporary_path("run.lion");
+        let save = ShardedSave::new(&index, 1);
+        first().save(save.file(0)).unwrap();
+        second.save(save.file(1)).unwrap();
+        let error = save.commit(2).unwrap_err();
+        assert!(
+            error.to_string().contains(wanted),
+            "{error}\nwanted: {wanted}"
+        );
+        assert!(!index.exists());
+        build(0.5, Dtype::F32, 32, 1, 256, 1)
+            .save(save.file(1))
+            .unwrap();
+        save.commit(2).unwrap();
+    }
+}
+
+/// Returns an index of two files, and the offset of the section of the files in it.
+fn index_bytes(index: &Path) -> (Vec<u8>, usize) {
+    save_and_commit(&two(), index, 1);
+    let bytes = fs::read(index).unwrap();
+    let name = b"run.lion.0000000000000001.0";
+    let at = bytes.windows(name.len()).position(|it| it == name);
+    (bytes, at.unwrap())
+}
+
+#[test]
+fn a_hostile_index_is_refused() {
+    let (folder, index) = temporary_path("run.lion");
+    let (good, name) = index_bytes(&index);
+    // The section ends with the count of files, and the length of the first name.
+    assert_eq!(good[name - 2..name], [2, 27]);
+    let changed = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        seal(&mut bytes);
+        fs::write(&index, bytes).unwrap();
+        failure(&index).to_string()
+    };
+    for (bytes, wanted) in [
+        (&b"/"[..], "the name of a file is "),
+        (b"..", "cannot open"),
+        (b"../", "the name of a file is "),
+        (b"\\", "the name of a file is "),
+        (b"c:", "the name of a file is "),
+        (b"\0", "the name of a file is "),
+        (b"\xff", "not valid UTF-8"),
+    ] {
+        let error = changed(&|to| to[name..name + bytes.len()].copy_from_slice(bytes));
+        assert!(error.contains(wanted), "{error}\nwanted: {wanted}");
+    }
+    let error = changed(&|to| to[name + 26] = b'1');
+    assert!(error.contains("wanted a unique name"), "{error}");
+    let error = changed(&|to| to[name - 2] = 0);
+    assert!(
+        error.contains("the number of files is 0, wanted at least 1"),
+        "{error}"
+    );
+    for count in [1, 3, 250] {
+        assert!(!changed(&|to| to[name - 2] = count).is_empty());
+    }
+    // A count, and a length of a name, of 64 bits. The section's size is wrong as well.
+    for at in [name - 2, name - 1] {
+        let huge = [&[253], &u64::MAX.to_le_bytes()[..]].concat();
+        assert!(!changed(&|to| drop(to.splice(at..=at, huge.clone()))).is_empty());
+    }
+    // A file that is an index.
+    fs::write(&index, &good).unwrap();
+    let second = folder.path().join("second.lion");
+    let save = ShardedSave::new(&second, 1);
+    fs::copy(&index, save.file(0)).unwrap();
+    let error = save.commit(1).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::Sharded { .. }),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn no_changed_byte_of_an_index_causes_a_panic_or_a_partial_load() {
+    let (_folder, index) = temporary_path("run.lion");
+    let (good, _) = index_bytes(&index);
+    let mut lion = whole(8).lion;
+    let fresh = settings_and_states(&lion);
+    let mut refused = 0;
+    for at in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x41;
+        fs::write(&index, &bytes).unwrap();
+        assert!(lion.load(&index).is_err(), "byte {at}");
+        assert_eq!(settings_and_states(&lion), fresh);
+        for value in [bytes[at], 0, 0xFF, 253] {
+            bytes[at] = value;
+            seal(&mut bytes);
+            fs::write(&index, &bytes).unwrap();
+            let mut lion = whole(8).lion;
+            if let Err(error) = lion.load(&index) {
+                refused += 1;
+                assert_eq!(settings_and_states(&lion), fresh, "{error}");
+            }
+            bytes.clone_from(&good);
+        }
+    }
+    assert!(refused > 2 * good.len(), "{refused}");
+}
