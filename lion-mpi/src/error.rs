@@ -53,8 +53,8 @@ pub enum Error {
         /// The parameters with such blocks, and the number of their blocks over all ranks.
         parameters: Vec<(String, u64)>,
     },
-    /// A rank failed after the step had begun. Parameters and states may have been stepped in part, on all ranks. Load a
-    /// checkpoint before the next step.
+    /// A rank failed after a step or a load had begun. Parameters and states may have changed in part, on all ranks. Load
+    /// a checkpoint before the next step.
     Partly {
         /// The lowest rank that failed.
         rank: usize,
@@ -108,7 +108,7 @@ impl fmt::Display for Error {
             }
             Error::Partly { rank, message } => write!(
                 f,
-                "rank {rank} failed in the middle of a step, and parameters and states may be stepped in part: \
+                "rank {rank} failed in the middle of the call, and parameters and states may have changed in part: \
                  {message}"
             ),
             Error::Checkpoint(source) => source.fmt(f),

@@ -36,6 +36,7 @@ mod exchange;
 mod fields;
 mod norms;
 mod report;
+mod saving;
 mod sharded;
 mod step;
 

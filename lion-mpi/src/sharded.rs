@@ -5,6 +5,7 @@ use crate::abort::AbortOnPanic;
 use crate::agree::{Field, Item, agree, hash_of, on_all};
 use crate::division::{Division, default_bucket};
 use crate::fields::{hash_hyper, hyper_fields};
+use lion::checkpoint::shard_name;
 use lion::tensor::BLOCK;
 use lion::{Dtype, Lion, LionBuilder, Overrides, ParamSpec, StepArgs};
 use mpi::topology::SimpleCommunicator;
@@ -47,8 +48,8 @@ pub enum Reduction {
 /// it steps, because these options need all of them first.
 ///
 /// # Calls of all ranks
-/// [`new`](Sharded::new), [`step`](Sharded::step), [`step_with`](Sharded::step_with) and
-/// [`allocate`](Sharded::allocate) are calls that all ranks make together. The other methods are local: every rank must
+/// [`new`](Sharded::new), [`step`](Sharded::step), [`step_with`](Sharded::step_with), [`save`](Sharded::save),
+/// [`load`](Sharded::load) and [`allocate`](Sharded::allocate) are calls that all ranks make together. The other methods are local: every rank must
 /// register the same parameters under the same names, in any order, and make the same changes of settings. The calls of
 /// all ranks compare names, lengths, types, hyper-parameters and arguments first. A difference is an
 /// [`Error::Disagreement`] on all ranks, and an error of one rank is an [`Error::OtherRank`] on the others. In both cases
@@ -118,11 +119,6 @@ impl fmt::Debug for Sharded {
             .field("local", &self.lion)
             .finish()
     }
-}
-
-/// Returns the name of the part of a parameter that begins at an element.
-pub(crate) fn part_name(name: &str, offset: usize) -> String {
-    format!("{name}@{offset}")
 }
 
 impl Sharded {
@@ -293,7 +289,7 @@ impl Sharded {
                 let whole = self.lion.info(param.whole)?;
                 // The seed of the whole parameter, which depends on its name.
                 let overrides = whole.overrides.seed(whole.hyper.seed);
-                let name = part_name(&param.name, range.start);
+                let name = shard_name(&param.name, range.start);
                 let mut spec = ParamSpec::new(name, range.len(), param.dtype)
                     .shard(range.start, param.len)
                     .overrides(overrides);

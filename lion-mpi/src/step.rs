@@ -5,11 +5,12 @@ use crate::arrays::{Arrays, Part};
 use crate::check::{Checked, empty_update, plain_args};
 use crate::exchange::{Exchange, Pass};
 use crate::norms::{of_whole, squares_of};
-use crate::sharded::{Param, Reduction, Sharded, Shares, part_name};
+use crate::sharded::{Param, Reduction, Sharded, Shares};
 use crate::{Error, Handle, StepReport};
 use lion::arithmetic::in_default_mode;
 use lion::arithmetic::norm::UpdateNorm;
 use lion::backend::{GradNorm, SkippedBlocks};
+use lion::checkpoint::shard_name;
 use lion::tensor::{GradRef, IntoGrad, IntoParam, Update};
 use lion::{Lion, OnNonFinite, StepArgs};
 use mpi::collective::SystemOperation;
@@ -334,7 +335,7 @@ impl Step<'_> {
     fn add_counts(&self, parts: &[Part], found: &[SkippedBlocks], counts: &mut [u64]) {
         for skipped in found {
             let named = |part: &&Part| {
-                let name = part_name(&self.whole(part.index).name, part.range.start);
+                let name = shard_name(&self.whole(part.index).name, part.range.start);
                 *name == *skipped.parameter
             };
             if let Some(part) = parts.iter().find(named) {

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 /// Set in the processes that `mpirun` starts: the name of the test that they run.
-const CASE: &str = "LION_MPI_TEST";
+pub(crate) const CASE: &str = "LION_MPI_TEST";
 
 /// The longest time for a run. A rank that waits for ever is a failure and not a test that does not end.
 const LIMIT: Duration = Duration::from_secs(120);

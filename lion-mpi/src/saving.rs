@@ -1,0 +1,108 @@
+//! Saving and loading: a file per rank, and an index.
+
+use crate::Error;
+use crate::agree::{on_all, with_sources};
+use crate::sharded::Sharded;
+use lion::StepArgs;
+use lion::checkpoint::{Load, LoadReport, Save, ShardedCheckpoint, ShardedSave};
+use mpi::collective::SystemOperation;
+use mpi::traits::{Communicator, CommunicatorCollectives, Root};
+use std::path::Path;
+
+impl Sharded {
+    /// Saves hyper-parameters and states, and returns the size of all files in bytes. All ranks make this call, with a
+    /// path on a file system that they share.
+    ///
+    /// Each rank writes a file of its own next to the path, named `PATH.ID.RANK` with a random `ID`. When all files are
+    /// synced, rank 0 renames an index into place at the path, and removes the files of the save before. A rank that is
+    /// killed at any instant leaves that save.
+    ///
+    /// Any number of ranks can load the checkpoint, and so can one process with [`lion::Lion::load`].
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] on the ranks that fail, and [`Error::OtherRank`] on the others. The checkpoint before is
+    /// kept, except after [`CheckpointError::NotDurable`](lion::checkpoint::CheckpointError::NotDurable) of rank 0.
+    /// [`Error::Disagreement`], and the errors of [`allocate`](Sharded::allocate).
+    pub fn save(&mut self, path: impl AsRef<Path>) -> Result<u64, Error> {
+        self.save_with(path, &Save::new())
+    }
+
+    /// Does what [`save`](Sharded::save) does, together with the values of parameters and named bytes, which rank 0 passes.
+    /// What the other ranks pass is ignored. `Checkpoint::open` on the index reads them back.
+    ///
+    /// # Errors
+    /// The errors of [`save`](Sharded::save).
+    pub fn save_with(&mut self, path: impl AsRef<Path>, save: &Save<'_>) -> Result<u64, Error> {
+        self.allocate()?;
+        self.agree_on_call("save", &StepArgs::new())?;
+        let mut id = ShardedSave::random_id();
+        self.comm.process_at_rank(0).broadcast_into(&mut id);
+        let files = ShardedSave::new(path.as_ref(), id);
+        let own = files.file(self.comm.rank() as usize);
+        let saved = on_all(&self.comm, self.lion.save(&own).map_err(Error::from));
+        let bytes = match saved {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                // The next save removes it, if this fails.
+                let _ = std::fs::remove_file(&own);
+                return Err(error);
+            }
+        };
+        let committed = match self.comm.rank() {
+            0 => files.commit_with(self.comm.size() as usize, save),
+            _ => Ok(0),
+        };
+        let bytes = bytes + on_all(&self.comm, committed.map_err(Error::from))?;
+        let mut total = 0;
+        self.comm
+            .all_reduce_into(&bytes, &mut total, SystemOperation::sum());
+        Ok(total)
+    }
+
+    /// Loads hyper-parameters and states. All ranks make this call. The checkpoint may come from any number of ranks, or
+    /// from one process.
+    ///
+    /// # Errors
+    /// The errors of [`load_with`](Sharded::load_with).
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport, Error> {
+        self.load_with(path, Load::new())
+    }
+
+    /// Loads hyper-parameters and states, with options. All ranks make this call, with the same options.
+    ///
+    /// # Errors
+    /// - [`Error::Checkpoint`] on the ranks that cannot open or read the checkpoint, and [`Error::OtherRank`] on the
+    ///   others. Nothing has changed.
+    /// - [`Error::Partly`] if a rank fails to read a state after the records were compared, and other ranks have loaded
+    ///   theirs.
+    /// - [`Error::Disagreement`], and the errors of [`allocate`](Sharded::allocate).
+    pub fn load_with(
+        &mut self,
+        path: impl AsRef<Path>,
+        how: Load<'_>,
+    ) -> Result<LoadReport, Error> {
+        self.allocate()?;
+        self.agree_on_call("load", &StepArgs::new())?;
+        let opened = ShardedCheckpoint::open(path).map_err(Error::from);
+        let mut checkpoint = on_all(&self.comm, opened)?;
+        let loaded = checkpoint.load(&mut self.lion, how);
+        // A difference that every rank finds has changed nothing on any.
+        let failed = loaded.is_err();
+        let mut failures = 0;
+        let sum = SystemOperation::sum();
+        self.comm
+            .all_reduce_into(&i32::from(failed), &mut failures, sum);
+        if failures == 0 || failures == self.comm.size() {
+            return Ok(loaded?);
+        }
+        let rank = self.comm.rank() as usize;
+        let result = loaded.map_err(|error| Error::Partly {
+            rank,
+            message: with_sources(&error),
+        });
+        match on_all(&self.comm, result) {
+            Err(Error::OtherRank { rank, message }) => Err(Error::Partly { rank, message }),
+            result => result,
+        }
+    }
+}
