@@ -440,3 +440,65 @@ fn an_index_holds_values_and_bytes_and_one_file_functions_refuse_it() {
     assert_eq!(a.shards.iter().map(|shard| shard.len).sum::<u64>(), 2404);
     assert!(split_shard_name(&a.shards[1].name).is_some());
 }
+
+/// A shard begins and ends within a chunk of 4 MiB of a file, and a thread reads ahead.
+#[test]
+fn planes_of_several_chunks_are_cut_anywhere() {
+    const N: usize = 3_000_100;
+    let register = |bits: u32, ranges: &[Range<usize>]| {
+        let mut lion = base(bits);
+        lion.register(f32_spec("w", 0).shard(0, N)).unwrap();
+        for range in ranges {
+            let spec = f32_spec(&shard_name("w", range.start), range.len());
+            lion.register(spec.shard(range.start, N)).unwrap();
+        }
+        lion
+    };
+    let one = |bits: u32| {
+        let mut lion = base(bits);
+        lion.register(f32_spec("w", N)).unwrap();
+        lion
+    };
+    let bytes = |lion: &Lion, name: &str, plane: usize, len: usize| {
+        let mut bytes = vec![0; len];
+        let handle = lion.handle(name).unwrap();
+        lion.state(handle)
+            .unwrap()
+            .read(plane, 0, &mut bytes)
+            .unwrap();
+        bytes
+    };
+    let (_folder, index) = temporary_path("run.lion");
+    let mut lion = one(32);
+    let (w, grad) = (lion.handle("w").unwrap(), Rng::new(5).spread(N, 2.0));
+    lion.step([(w, &mut vec![0.0f32; N], &grad)]).unwrap();
+    lion.save(&index).unwrap();
+    let wanted = bytes(&lion, "w", 0, 4 * N);
+    let mut narrow = one(8);
+    let convert = Load::new().convert_states(true);
+    narrow.load_with(&index, convert).unwrap();
+    let codes = bytes(&narrow, "w", 0, N);
+
+    // From one file to three processes, and from their files to one and to two.
+    let cuts = [0, 5000 * BLOCK, 5001 * BLOCK, N].map(|at| at.min(N));
+    let save = ShardedSave::new(&index, 1);
+    for (rank, cut) in cuts.windows(2).enumerate() {
+        let range = cut[0]..cut[1];
+        let mut lion = register(32, std::slice::from_ref(&range));
+        load_sharded(&mut lion, &index, Load::new()).unwrap();
+        let given = bytes(&lion, &shard_name("w", range.start), 0, 4 * range.len());
+        assert!(given == wanted[4 * range.start..4 * range.end]);
+        lion.save(save.file(rank)).unwrap();
+    }
+    save.commit(3).unwrap();
+    let mut whole = one(32);
+    whole.load(&index).unwrap();
+    assert!(bytes(&whole, "w", 0, 4 * N) == wanted);
+    let ranges = [4097 * BLOCK..5002 * BLOCK, 5002 * BLOCK..N];
+    let mut parts = register(8, &ranges);
+    load_sharded(&mut parts, &index, convert).unwrap();
+    for range in ranges {
+        let given = bytes(&parts, &shard_name("w", range.start), 0, range.len());
+        assert!(given == codes[range], "converted");
+    }
+}
