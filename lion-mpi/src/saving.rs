@@ -68,13 +68,13 @@ impl Sharded {
         self.load_with(path, Load::new())
     }
 
-    /// Loads hyper-parameters and states, with options. All ranks make this call, with the same options.
+    /// Loads hyper-parameters and states, with options. All ranks make this call, with the same options. Each rank reads
+    /// the states of its share and checks them before any rank changes its own.
     ///
     /// # Errors
-    /// - [`Error::Checkpoint`] on the ranks that cannot open or read the checkpoint, and [`Error::OtherRank`] on the
-    ///   others. Nothing has changed.
-    /// - [`Error::Partly`] if a rank fails to read a state after the records were compared, and other ranks have loaded
-    ///   theirs.
+    /// - [`Error::Checkpoint`] on the ranks that cannot read the checkpoint or find a difference or damage, and
+    ///   [`Error::OtherRank`] on the others. Nothing has changed.
+    /// - [`Error::Partly`] if a rank can no longer read what it has checked. Then other ranks may have loaded theirs.
     /// - [`Error::Disagreement`], and the errors of [`allocate`](Sharded::allocate).
     pub fn load_with(
         &mut self,
@@ -83,19 +83,13 @@ impl Sharded {
     ) -> Result<LoadReport, Error> {
         self.allocate()?;
         self.agree_on_call("load", &StepArgs::new())?;
-        let opened = ShardedCheckpoint::open(path).map_err(Error::from);
-        let mut checkpoint = on_all(&self.comm, opened)?;
-        let loaded = checkpoint.load(&mut self.lion, how);
-        // A difference that every rank finds has changed nothing on any.
-        let failed = loaded.is_err();
-        let mut failures = 0;
-        let sum = SystemOperation::sum();
-        self.comm
-            .all_reduce_into(&i32::from(failed), &mut failures, sum);
-        if failures == 0 || failures == self.comm.size() {
-            return Ok(loaded?);
-        }
+        let checked = ShardedCheckpoint::open(path).and_then(|mut checkpoint| {
+            checkpoint.check(&self.lion, how)?;
+            Ok(checkpoint)
+        });
+        let mut checkpoint = on_all(&self.comm, checked.map_err(Error::from))?;
         let rank = self.comm.rank() as usize;
+        let loaded = checkpoint.load(&mut self.lion, how);
         let result = loaded.map_err(|error| Error::Partly {
             rank,
             message: with_sources(&error),

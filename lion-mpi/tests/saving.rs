@@ -6,6 +6,7 @@ mod common;
 
 use common::tensor::{Rng, Tensor};
 use common::{CASE, mpirun, on_ranks, run_as_rank, start};
+use lion::backend::StateRecord;
 use lion::checkpoint::{Checkpoint, CheckpointError, Save};
 use lion::{Dtype, Lion, Lion8bit, LionBuilder, Overrides, ParamSpec, bf16, update};
 use lion_mpi::{Error, Handle, Sharded};
@@ -83,6 +84,14 @@ fn step(
     let updates = handles.iter().zip(params).zip(&grads);
     let updates = updates.map(|((&handle, param), grad)| (handle, param.param(), &grad[..]));
     lion.step(updates).unwrap();
+}
+
+/// Returns the states of this rank.
+fn states(lion: &Sharded) -> Vec<StateRecord> {
+    let parts = lion.local().parameters();
+    parts
+        .map(|part| lion.local().export_state(part.handle).unwrap())
+        .collect()
 }
 
 fn values(param: &Tensor) -> &[bf16] {
@@ -238,6 +247,23 @@ fn a_checkpoint_that_one_rank_cannot_use_changes_nothing() {
             error => panic!("{error:?}"),
         }
         assert_eq!(lion.steps(handles[0]).unwrap(), 1);
+        // A damaged state that only the last rank reads: the end of the last parameter.
+        let present = folder.path().join("present");
+        let damaged = folder.path().join("damaged");
+        let mut bytes = std::fs::read(&present).unwrap();
+        let mut file = Checkpoint::open(&present).unwrap();
+        let end = file.tensors().unwrap().last().unwrap().unwrap();
+        let plane = &end.planes[0];
+        bytes[(plane.offset + plane.bytes - 1) as usize] ^= 1;
+        std::fs::write(&damaged, bytes).unwrap();
+        let before = states(&lion);
+        match lion.load(&damaged).unwrap_err() {
+            Error::Checkpoint(CheckpointError::Damaged { .. }) => {}
+            Error::OtherRank { message, .. } => assert!(message.contains("checksum"), "{message}"),
+            error => panic!("{error:?}"),
+        }
+        assert!(states(&lion) == before);
+        std::fs::remove_file(&damaged).unwrap();
         // A folder in which no rank but the last can write.
         let path = match last {
             true => folder.path().join("run.lion"),

@@ -137,6 +137,27 @@ impl ShardedCheckpoint {
         Ok(report)
     }
 
+    /// Does everything that [`load`](ShardedCheckpoint::load) does before it changes the optimizer, and reads and checks the
+    /// states that it would load. Processes that load together check first, and load only if all of them can.
+    ///
+    /// # Errors
+    /// The errors of [`load_sharded`], except [`CheckpointError::PartlyLoaded`].
+    pub fn check(
+        &mut self,
+        optimizer: &impl AsRef<Optimizer>,
+        how: Load<'_>,
+    ) -> Result<(), CheckpointError> {
+        let optimizer = optimizer.as_ref();
+        let path = self.index().source.path.clone();
+        let numbers = self.index().numbers();
+        let loads = self.compare(&Wholes::of(optimizer), numbers, &path, how)?;
+        if !how.keep_settings {
+            self.index().settings_for(optimizer)?;
+        }
+        let pieces = self.pieces(&loads.targets);
+        self.read(&loads.targets, &pieces, &mut |_, _, _, _| Ok(()))
+    }
+
     /// Matches the wholes of the checkpoint with those of the optimizer.
     fn compare(
         &self,
