@@ -3,6 +3,9 @@
 mod abort;
 mod agree;
 mod error;
+mod votes;
+mod voting;
 
 pub use abort::abort_on_panic;
 pub use error::Error;
+pub use voting::{VoteReport, Voting};

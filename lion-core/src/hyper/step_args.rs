@@ -45,6 +45,11 @@ impl StepArgs {
         self
     }
 
+    /// Returns the learning rate that replaces that of every parameter, if it is set.
+    pub fn get_lr(&self) -> Option<f64> {
+        self.lr
+    }
+
     /// Multiplies every gradient of this step by `grad_scale`, for example the inverse of a loss
     /// scale or a clipping factor. It must be finite in `f32`, and either 0 or a value that `f32`
     /// does not round to 0.

@@ -89,6 +89,31 @@ impl ParamSpec {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns the element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Returns the name of the group, if it is set.
+    pub fn get_group(&self) -> Option<&str> {
+        self.group.as_deref()
+    }
+
+    /// Returns the overrides.
+    pub fn get_overrides(&self) -> Overrides {
+        self.overrides
+    }
 }
 
 /// A named group of parameters with common overrides.
