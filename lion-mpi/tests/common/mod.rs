@@ -63,11 +63,12 @@ pub fn mpirun(n: usize) -> Command {
 pub fn start(name: &str, n: usize, more: &[&str]) -> Output {
     let program = std::env::current_exe().expect("the path of this test");
     let mut command = mpirun(n);
-    command
-        .env(CASE, name)
-        .args(more)
-        .arg(program)
-        .args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env(CASE, name).args(more).arg(program).args([
+        name,
+        "--exact",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
     let begun = Instant::now();
     let child = command
         .stdout(std::process::Stdio::piped())
