@@ -167,18 +167,16 @@ impl Voting {
     /// The errors of [`LionBuilder::build`]; [`Error::OtherRank`].
     pub fn new(comm: &impl Communicator, builder: LionBuilder) -> Result<Self, Error> {
         let comm = comm.duplicate();
-        let built = builder.build().map_err(Error::from);
-        let (lion, error) = match built {
-            Ok(lion) => (Some(lion), None),
-            Err(error) => (None, Some(error)),
+        let (lion, error) = match builder.build() {
+            Ok(lion) => (Ok(lion), None),
+            Err(error) => {
+                let (rank, message) = (comm.rank() as usize, error.to_string());
+                (Err(Error::OtherRank { rank, message }), Some(error.into()))
+            }
         };
+        // Returns the error of this rank if there is one.
         agree(&comm, error.map_or(Ok(&[][..]), Err), |_| Vec::new())?;
-        let Some(lion) = lion else {
-            return Err(Error::UnknownHandle {
-                index: 0,
-                registered: 0,
-            });
-        };
+        let lion = lion?;
         Ok(Voting {
             comm,
             lion,
@@ -203,7 +201,7 @@ impl Voting {
     /// Registers a parameter and allocates its momentum on this rank. The call does not wait for other ranks.
     ///
     /// The optimizer that [`lion`](Voting::lion) returns has the momentum in pieces of at most 2^20 elements, which are
-    /// named `NAME@OFFSET`.
+    /// named `NAME@OFFSET`. The specification is that of a whole tensor: [`ParamSpec::shard`] has no effect.
     ///
     /// # Errors
     /// The errors of [`Lion::register`]; [`Error::Unsupported`] for `max_unorm`. No parameter is registered then.
@@ -255,7 +253,7 @@ impl Voting {
     }
 
     /// Returns the optimizer of this rank, for example to save it. Each rank has momenta of its own, so each saves a
-    /// file of its own.
+    /// file of its own. A load into a `Voting` with the same parameters continues the run with the same bits.
     pub fn lion(&self) -> &Lion {
         &self.lion
     }

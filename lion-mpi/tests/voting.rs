@@ -1,4 +1,5 @@
 //! Steps by majority vote on several ranks.
+#![allow(clippy::unwrap_used, unreachable_pub)] // this is a test, and so are its helpers
 
 mod common;
 
@@ -6,8 +7,7 @@ use common::{on_ranks, run_as_rank, start};
 use lion::backend::Planes;
 use lion::tensor::{IntoGrad, IntoParam, SliceMut, Update};
 use lion::{
-    Dtype, Handle, Lion, Lion8bit, LionBuilder, MissingGradient, OnNonFinite, Overrides, ParamSpec,
-    StepArgs,
+    Dtype, Handle, Lion, Lion8bit, MissingGradient, OnNonFinite, Overrides, ParamSpec, StepArgs,
 };
 use lion_mpi::{Error, Voting};
 use mpi::topology::SimpleCommunicator;
@@ -217,8 +217,8 @@ fn ranks_of_one_mind_step_as_lion_does() {
                 assert_eq!(differ, None, "`{name}`, step {step}");
             }
         }
-        for i in 0..3 {
-            assert_eq!(voting.lion().info(voted[i]).unwrap().steps, 3);
+        for handle in voted {
+            assert_eq!(voting.lion().info(handle).unwrap().steps, 3);
         }
     });
 }
@@ -452,11 +452,49 @@ fn changed_betas_are_those_of_the_momentum() {
     });
 }
 
+/// Each rank saves its momenta to a file of its own, and a new optimizer loads it.
+#[test]
+fn a_resumed_run_has_the_same_bits() {
+    on_ranks("a_resumed_run_has_the_same_bits", &[1, 2], |comm| {
+        let rank = comm.rank() as usize;
+        let start = || {
+            let builder = Lion8bit::builder().lr(0.01).seed(3).weight_decay(0.5);
+            let mut voting = Voting::new(comm, builder).unwrap();
+            let handles = register(&mut voting, rank);
+            (voting, handles)
+        };
+        let grads: Vec<_> = (0..3u64)
+            .map(|step| PARAMS.map(|(_, n)| random(10 * step + rank as u64 + n as u64, n)))
+            .collect();
+        let (mut voting, handles) = start();
+        let mut params = PARAMS.map(|(_, n)| random(n as u64, n));
+        for grads in &grads[..2] {
+            voting.step(updates(handles, &mut params, grads)).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("rank.lion");
+        voting.lion().save(&file).unwrap();
+        let mut resumed_params = params.clone();
+        voting
+            .step(updates(handles, &mut params, &grads[2]))
+            .unwrap();
+
+        let (mut resumed, handles) = start();
+        resumed.lion_mut().load(&file).unwrap();
+        resumed
+            .step(updates(handles, &mut resumed_params, &grads[2]))
+            .unwrap();
+        for (given, wanted) in resumed_params.iter().zip(&params) {
+            assert!(bits(given) == bits(wanted));
+        }
+    });
+}
+
 const MONITORED: usize = 1 << 21;
 const STEPS: usize = 4;
 
 fn monitored_rank(comm: &SimpleCommunicator) {
-    let mut voting = Voting::new(comm, LionBuilder::lr(Lion::builder(), 0.5)).unwrap();
+    let mut voting = Voting::new(comm, Lion::builder().lr(0.5)).unwrap();
     let spec = ParamSpec::new("w", MONITORED, Dtype::F32);
     let w = voting.register(spec).unwrap();
     let grad = random(comm.rank() as u64, MONITORED);

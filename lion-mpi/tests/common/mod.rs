@@ -42,7 +42,8 @@ pub fn run_as_rank(name: &str, rank: &impl Fn(&SimpleCommunicator)) -> bool {
     true
 }
 
-/// Returns `mpirun` for a program on `n` ranks of this machine, which may have fewer cores.
+/// Returns `mpirun` for a program on `n` ranks of this machine, which may have fewer cores. The monitoring of messages is
+/// off, unless more arguments enable it.
 pub fn mpirun(n: usize) -> Command {
     let mut command = Command::new("mpirun");
     command
@@ -50,7 +51,7 @@ pub fn mpirun(n: usize) -> Command {
         .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
         .env("RAYON_NUM_THREADS", "1")
         .args(["--oversubscribe", "--mca", "btl", "self,vader"])
-        .args(["--mca", "pml", "ob1", "--mca", "plm", "isolated"])
+        .args(["--mca", "pml", "ob1,monitoring", "--mca", "plm", "isolated"])
         .args(["--mca", "mpi_yield_when_idle", "1"])
         .args(["-np", &n.to_string()]);
     command
