@@ -4,7 +4,8 @@
 mod common;
 
 use common::{on_ranks, run_as_rank, start};
-use lion::backend::Planes;
+use lion::backend::{Backend, BackendError, Outcome, Planes, State, StateRequest, TensorStep};
+use lion::cpu::Cpu;
 use lion::tensor::{IntoGrad, IntoParam, SliceMut, Update};
 use lion::{
     Dtype, Handle, Lion, Lion8bit, MissingGradient, OnNonFinite, Overrides, ParamSpec, StepArgs,
@@ -427,6 +428,86 @@ fn a_step_is_rejected_on_all_ranks() {
         voting.step([(w, &mut p, &g)]).unwrap();
         assert_eq!(p, [0.5; 1000]);
     });
+}
+
+/// A backend that fails in the step of one tensor.
+#[derive(Debug)]
+struct Failing {
+    cpu: Cpu,
+    name: Option<&'static str>,
+}
+
+impl Backend for Failing {
+    fn name(&self) -> &str {
+        "failing"
+    }
+
+    fn allocate(&self, request: &StateRequest<'_>) -> Result<Box<dyn State>, BackendError> {
+        self.cpu.allocate(request)
+    }
+
+    fn step(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<Outcome>, BackendError> {
+        if tensors.iter().any(|tensor| Some(tensor.name) == self.name) {
+            return Err(BackendError::Unavailable {
+                backend: self.name().to_owned(),
+                reason: "the disk is full".to_owned(),
+            });
+        }
+        self.cpu.step(tensors)
+    }
+
+    fn count_non_finite(&self, tensors: &mut [TensorStep<'_>]) -> Result<Vec<u64>, BackendError> {
+        self.cpu.count_non_finite(tensors)
+    }
+}
+
+/// A rank that fails in the first of two buckets: the others do not wait for ever, and learn of it.
+#[test]
+fn a_failure_in_the_middle_of_a_step_is_known_to_all_ranks() {
+    on_ranks(
+        "a_failure_in_the_middle_of_a_step_is_known_to_all_ranks",
+        &[3],
+        |comm| {
+            let rank = comm.rank() as usize;
+            let name = (rank == 1).then_some("large@0");
+            let backend = Failing {
+                cpu: Cpu::new().unwrap(),
+                name,
+            };
+            let mut voting = Voting::new(comm, Lion::builder().lr(0.5).backend(backend)).unwrap();
+            let handles = register(&mut voting, rank);
+            let mut params = PARAMS.map(|(_, n)| vec![1.0; n]);
+            let grads = PARAMS.map(|(_, n)| vec![1.0; n]);
+            let error = voting
+                .step(updates(handles, &mut params, &grads))
+                .unwrap_err();
+            let Error::Partly { rank: 1, message } = error else {
+                panic!("{error:?}");
+            };
+            assert!(message.contains("the disk is full"), "{message}");
+            // The other ranks have voted, and all ranks have applied the result.
+            for (param, (_, n)) in params.iter().zip(PARAMS) {
+                assert_eq!(*param, vec![0.5; n]);
+            }
+        },
+    );
+}
+
+#[test]
+fn a_builder_that_is_refused_on_one_rank_is_an_error_on_all() {
+    on_ranks(
+        "a_builder_that_is_refused_on_one_rank_is_an_error_on_all",
+        &[2],
+        |comm| {
+            let lr = if comm.rank() == 1 { -1.0 } else { 1.0 };
+            let error = Voting::new(comm, Lion::builder().lr(lr)).unwrap_err();
+            match (&error, comm.rank()) {
+                (Error::OtherRank { rank: 1, message }, 0) => assert!(message.contains("lr is -1")),
+                (Error::Lion(lion::Error::InvalidHyper { .. }), 1) => {}
+                _ => panic!("{error:?}"),
+            }
+        },
+    );
 }
 
 /// A changed hyper-parameter of a parameter reaches its momentum, whose pieces have names of their own.
