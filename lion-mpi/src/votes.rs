@@ -162,11 +162,15 @@ impl<'a> MessageMut<'a> {
     /// Packs the votes of a block, from the elements that Lion made of [`START`]. `at` is the block in the whole
     /// tensor. The last block of a tensor may have fewer elements.
     pub(crate) fn pack(&mut self, block: usize, stepped: &[f32], coins: Coins, at: u64) {
-        let mut padded = [START; BLOCK];
-        let stepped = stepped.first_chunk().unwrap_or_else(|| {
-            padded[..stepped.len()].copy_from_slice(stepped);
-            &padded
-        });
+        let mut padded;
+        let stepped = match stepped.first_chunk() {
+            Some(whole) => whole,
+            None => {
+                padded = [START; BLOCK];
+                padded[..stepped.len()].copy_from_slice(stepped);
+                &padded
+            }
+        };
         let up = bits_where(stepped, |x| x == UP);
         let down = bits_where(stepped, |x| x == DOWN);
         let voted: Bits = std::array::from_fn(|i| up[i] | down[i]);
@@ -228,8 +232,8 @@ impl<'a> MessageMut<'a> {
     }
 }
 
-/// Returns the bits of the elements for which `test` holds. The tests are made first and the bits gathered after, so
-/// that the compiler vectorizes both.
+/// Returns the bits of the elements for which `test` holds. The tests go to bytes first, in a loop that the compiler
+/// vectorizes. A multiplication then gathers the bits of eight bytes.
 #[inline(always)]
 fn bits_where(block: &[f32; BLOCK], test: impl Fn(f32) -> bool) -> Bits {
     let mut bytes = [0u8; BLOCK];
