@@ -374,6 +374,19 @@ fn ranks_that_differ_get_an_error_and_nothing_changes() {
                 _ => panic!("{error:?}"),
             }
 
+            let twice = vec![1.0f32; 300];
+            let (mut p1, mut p2) = (twice.clone(), twice);
+            let error = voting
+                .step([(w, &mut p1, &g), (w, &mut p2, &g)])
+                .unwrap_err();
+            let repeated = matches!(error, Error::Lion(lion::Error::RepeatedParameter { .. }));
+            assert!(repeated, "{error:?}");
+
+            // The momentum of `w`, which only `Voting` steps.
+            let piece = voting.lion().handle("w@0").unwrap();
+            let error = voting.step([(piece, &mut p1, &g)]).unwrap_err();
+            assert!(error.to_string().contains("parameter `w@0`"), "{error}");
+
             let args = StepArgs::new().max_grad_norm(1.0);
             let error = voting.step_with(args, [(w, &mut p, &g)]).unwrap_err();
             assert!(
