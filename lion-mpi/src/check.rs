@@ -1,11 +1,11 @@
 //! What a rank checks before a step, and what all ranks agree on.
 
 use crate::agree::{agree, hash_of};
+use crate::arguments::{check_arrays, empty_update};
 use crate::arrays::{Array, Arrays};
 use crate::sharded::{Param, Sharded};
 use crate::{Error, Handle};
-use lion::backend::Operand;
-use lion::tensor::{GradRef, MemoryOrder, ParamMut, SliceMut, Update};
+use lion::tensor::{GradRef, ParamMut, Update};
 use lion::{Dtype, Lion, MissingGradient, StepArgs};
 
 /// The updates of a step that this rank has checked.
@@ -31,33 +31,10 @@ impl Sharded {
                 let parameter = name.clone();
                 return Err(lion::Error::RepeatedParameter { parameter }.into());
             }
-            check_array(
-                name,
-                Operand::Parameter,
-                param.data.len(),
-                *len,
-                &param.order,
-            )?;
-            if param.data.dtype() != *dtype {
-                return Err(lion::Error::WrongDtype {
-                    parameter: name.clone(),
-                    given: param.data.dtype(),
-                    wanted: *dtype,
-                }
-                .into());
-            }
-            let mut on_host = param.data.host().is_some();
-            if let Some(grad) = &grad {
-                check_array(name, Operand::Gradient, grad.data.len(), *len, &grad.order)?;
-                check_shapes(name, &param, grad)?;
-                on_host &= grad.data.host().is_some();
-            } else if args.get_missing_gradients() != MissingGradient::Skip {
+            check_arrays(name, *len, *dtype, &param, grad.as_ref())?;
+            if grad.is_none() && args.get_missing_gradients() != MissingGradient::Skip {
                 let parameter = name.clone();
                 return Err(lion::Error::MissingGradient { parameter }.into());
-            }
-            if !on_host {
-                let parameter = name.clone();
-                return Err(Error::DeviceMemory { parameter });
             }
             given[handle.0] = Some((param, grad));
         }
@@ -144,75 +121,4 @@ pub(crate) fn plain_args(args: &StepArgs, scale: f64) -> StepArgs {
         Some(lr) => plain.lr(lr),
         None => plain,
     }
-}
-
-/// Returns the update of a parameter of length 0.
-pub(crate) fn empty_update(handle: lion::Handle, dtype: Dtype) -> Update<'static> {
-    let param = match dtype {
-        Dtype::F16 => SliceMut::F16(&mut []),
-        Dtype::Bf16 => SliceMut::Bf16(&mut []),
-        _ => SliceMut::F32(&mut []),
-    };
-    let grad: &[f32] = &[];
-    Update::new(handle, param, Some(grad.into()))
-}
-
-/// Checks the length and the memory order of an array.
-fn check_array(
-    parameter: &str,
-    operand: Operand,
-    given: usize,
-    wanted: usize,
-    order: &MemoryOrder,
-) -> Result<(), lion::Error> {
-    let parameter = parameter.to_owned();
-    if given != wanted {
-        return Err(lion::Error::WrongLength {
-            parameter,
-            operand,
-            given,
-            wanted,
-        });
-    }
-    match order {
-        MemoryOrder::RowMajor => Ok(()),
-        MemoryOrder::Strided(strides) => Err(lion::Error::NotContiguous {
-            parameter,
-            operand,
-            shape: strides.shape.clone(),
-            strides: strides.strides.clone(),
-        }),
-        given => Err(lion::Error::OrderMismatch {
-            parameter,
-            operand,
-            given: given.clone(),
-            wanted: MemoryOrder::RowMajor,
-        }),
-    }
-}
-
-/// Checks that the shapes of two arrays, if both are known, are equal but for axes of length 1.
-fn check_shapes(
-    parameter: &str,
-    param: &ParamMut<'_>,
-    grad: &GradRef<'_>,
-) -> Result<(), lion::Error> {
-    let (Some(wanted), Some(given)) = (&param.shape, &grad.shape) else {
-        return Ok(());
-    };
-    let axes = |shape: &'_ [usize]| {
-        shape
-            .iter()
-            .copied()
-            .filter(|&len| len != 1)
-            .collect::<Vec<_>>()
-    };
-    if axes(wanted) == axes(given) {
-        return Ok(());
-    }
-    Err(lion::Error::ShapeMismatch {
-        parameter: parameter.to_owned(),
-        given: given.to_vec(),
-        wanted: wanted.to_vec(),
-    })
 }

@@ -47,6 +47,13 @@ pub enum Error {
         /// The parameter.
         parameter: String,
     },
+    /// A setting or an array that this kind of optimizer does not support.
+    Unsupported {
+        /// The parameter. `None` if the setting is an argument of the step.
+        parameter: Option<String>,
+        /// What it is, and what was wanted.
+        what: &'static str,
+    },
     /// New momenta are not finite, and the optimizer rejects such a step
     /// ([`OnNonFinite::RejectStep`](lion::OnNonFinite::RejectStep)).
     NonFinite {
@@ -98,6 +105,12 @@ impl fmt::Display for Error {
                 f,
                 "parameter `{parameter}`: an array is in device memory, wanted host memory"
             ),
+            Error::Unsupported { parameter, what } => {
+                if let Some(parameter) = parameter {
+                    write!(f, "parameter `{parameter}`: ")?;
+                }
+                write!(f, "{what} is not supported")
+            }
             Error::NonFinite { parameters } => {
                 f.write_str("the step is rejected, because new momenta are not finite: ")?;
                 for (i, (name, blocks)) in parameters.iter().enumerate() {

@@ -27,6 +27,7 @@
 
 mod abort;
 mod agree;
+mod arguments;
 mod arrays;
 mod bytes;
 mod check;
@@ -39,8 +40,11 @@ mod report;
 mod saving;
 mod sharded;
 mod step;
+mod votes;
+mod voting;
 
 pub use abort::abort_on_panic;
 pub use error::Error;
 pub use report::StepReport;
 pub use sharded::{Handle, Reduction, Sharded};
+pub use voting::{VoteReport, Voting};

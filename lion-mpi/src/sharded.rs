@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::abort::AbortOnPanic;
 use crate::agree::{Field, Item, agree, hash_of, on_all};
+use crate::arguments::register_whole;
 use crate::division::{Division, default_bucket};
 use crate::fields::{hash_hyper, hyper_fields};
 use lion::checkpoint::shard_name;
@@ -162,13 +163,13 @@ impl Sharded {
     /// Registers a parameter. Its state is allocated in the first call of all ranks that needs it.
     ///
     /// # Errors
-    /// [`Error::Lion`] with the errors of [`Lion::register`]; [`Error::Allocated`].
+    /// [`Error::Lion`] with the errors of [`Lion::register`]; [`Error::Unsupported`] for a shard; [`Error::Allocated`].
     pub fn register(&mut self, spec: ParamSpec) -> Result<Handle, Error> {
         let name = spec.name().to_owned();
         if self.shares.is_some() {
             return Err(Error::Allocated { parameter: name });
         }
-        let whole = self.lion.register(spec.cut(0..0))?;
+        let whole = register_whole(&mut self.lion, &spec)?;
         let (len, dtype) = (spec.len(), spec.dtype());
         self.params.push(Param {
             name,

@@ -1,8 +1,9 @@
 //! The step of all ranks: check, agree, sum, step, send.
 
 use crate::agree::{on_all, refuse, with_sources};
+use crate::arguments::empty_update;
 use crate::arrays::{Arrays, Part};
-use crate::check::{Checked, empty_update, plain_args};
+use crate::check::{Checked, plain_args};
 use crate::exchange::{Exchange, Pass};
 use crate::norms::{of_whole, squares_of};
 use crate::sharded::{Param, Reduction, Sharded, Shares};

@@ -325,7 +325,8 @@ fn a_rank_that_is_killed_leaves_a_whole_checkpoint() {
         let n = 2 + kill % 2;
         let saved = folder.path().join("saved");
         let _ = std::fs::remove_file(&saved);
-        let mut child = mpirun(n)
+        let session = tempfile::tempdir().unwrap();
+        let mut child = mpirun(n, session.path())
             .env(CASE, name)
             .env(FOLDER, folder.path())
             .arg(std::env::current_exe().unwrap())

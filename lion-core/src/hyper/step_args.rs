@@ -21,7 +21,7 @@ pub enum MissingGradient {
 /// ```
 /// use lion_core::StepArgs;
 /// let args = StepArgs::new().lr(1e-3).grad_scale(1.0 / 1024.0);
-/// assert_eq!(args.get_grad_scale(), 1.0 / 1024.0);
+/// assert_eq!((args.get_lr(), args.get_grad_scale()), (Some(1e-3), 1.0 / 1024.0));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepArgs {

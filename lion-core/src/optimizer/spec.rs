@@ -28,6 +28,9 @@ pub struct Handle {
 ///     .group("embeddings")
 ///     .overrides(Overrides::new().optim_bits(32).lr_multiplier(0.5));
 /// assert_eq!(embedding.name(), "tok_emb");
+/// assert_eq!((embedding.len(), embedding.dtype()), (50_257 * 768, Dtype::Bf16));
+/// assert_eq!(embedding.get_group(), Some("embeddings"));
+/// assert_eq!(embedding.get_overrides().optim_bits, Some(32));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamSpec {

@@ -4,6 +4,7 @@
 pub(crate) mod tensor;
 
 use mpi::topology::SimpleCommunicator;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -44,16 +45,20 @@ pub(crate) fn run_as_rank(name: &str, rank: &impl Fn(&SimpleCommunicator)) -> bo
     true
 }
 
-/// Returns `mpirun` for a program on `n` ranks of this machine, which may have fewer cores.
-pub(crate) fn mpirun(n: usize) -> Command {
+/// Returns `mpirun` for a program on `n` ranks of this machine, which may have fewer cores. The monitoring of messages is
+/// off, unless more arguments enable it. `folder` is for OpenMPI's own files. Runs that start at the same time need one each:
+/// in a shared one, a run can fail because another creates or removes the same folder.
+pub(crate) fn mpirun(n: usize, folder: &Path) -> Command {
     let mut command = Command::new("mpirun");
     command
         .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
         .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
         .env("RAYON_NUM_THREADS", "1")
         .args(["--oversubscribe", "--mca", "btl", "self,vader"])
-        .args(["--mca", "pml", "ob1", "--mca", "plm", "isolated"])
+        .args(["--mca", "pml", "ob1,monitoring", "--mca", "plm", "isolated"])
         .args(["--mca", "mpi_yield_when_idle", "1"])
+        .args(["--mca", "orte_tmpdir_base"])
+        .arg(folder)
         .args(["-np", &n.to_string()]);
     command
 }
@@ -64,7 +69,8 @@ pub(crate) fn mpirun(n: usize) -> Command {
 /// If `mpirun` cannot be started, or if the run takes longer than [`LIMIT`].
 pub(crate) fn start(name: &str, n: usize, more: &[&str]) -> Output {
     let program = std::env::current_exe().expect("the path of this test");
-    let mut command = mpirun(n);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut command = mpirun(n, folder.path());
     command.env(CASE, name).args(more).arg(program).args([
         name,
         "--exact",
