@@ -1,5 +1,5 @@
 //! Trains the network of `examples/digits` on several ranks, each with its part of every minibatch, and prints a table
-//! by rank.
+//! by rank. Trains it once more by majority vote.
 //!
 //! `lion-mpi/distributed 4` starts it on four ranks of this machine. Rank 0 also trains on one process with the
 //! same sums of gradients, to show that the final parameters have the same bits.
@@ -18,7 +18,7 @@ mod random;
 use anyhow::{Context, Result, ensure};
 use data::{CLASSES, Digits, PIXELS};
 use lion::{Lion, Lion8bit, LionBuilder, Overrides, ParamSpec, StepArgs};
-use lion_mpi::{Reduction, Sharded};
+use lion_mpi::{Reduction, Sharded, Voting};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives};
 use network::Network;
@@ -67,6 +67,8 @@ fn run(comm: &SimpleCommunicator, epochs: usize) -> Result<()> {
     };
     let own = plan.train_sharded(comm)?;
     let rows = gather(comm, &own);
+    let voted = plan.train_voting(comm)?;
+    let votes = gather(comm, &voted);
     if rank > 0 {
         return Ok(());
     }
@@ -78,6 +80,15 @@ fn run(comm: &SimpleCommunicator, epochs: usize) -> Result<()> {
         let accuracy = 100.0 * f64::from_bits(accuracy);
         println!("{rank:4}  {state:13}  {sent:21}  {micros:9}  {accuracy:17.2}  {checksum:016x}");
     }
+    let [state, _, micros, accuracy, checksum] = voted;
+    println!(
+        "majority vote: {state} bytes of state, {micros} µs, test accuracy {:.2} %, parameters {checksum:016x}",
+        100.0 * f64::from_bits(accuracy)
+    );
+    ensure!(
+        votes.iter().all(|row| row[4] == checksum),
+        "the parameters differ between ranks after the vote"
+    );
     let alone = plan.train_alone(ranks)?;
     println!(
         "one process with the same sums: {} bytes of state, parameters {:016x}",
@@ -155,12 +166,50 @@ impl Plan {
             sent = report.bytes_sent;
             Ok(())
         })?;
+        self.figures(&network, lion.state_bytes(), sent, times)
+    }
+
+    /// Trains on all ranks by majority vote. A rank sends `2 (ranks - 1) / ranks` bits per element and step.
+    fn train_voting(&self, comm: &SimpleCommunicator) -> Result<Figures> {
+        let (rank, ranks) = (comm.rank() as usize, comm.size() as usize);
+        let mut network = self.network();
+        let mut gradients = network.gradients();
+        let mut lion = Voting::new(comm, builder())?;
+        lion.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
+        let mut handles = Vec::new();
+        for spec in specs(&network) {
+            handles.push(lion.register(spec)?);
+        }
+        let mut times = Vec::new();
+        self.minibatches(|batch, args| {
+            let part = part(batch, rank, ranks);
+            network.backward(part.images.view(), &part.labels, &mut gradients);
+            let start = Instant::now();
+            let updates = handles
+                .iter()
+                .zip(network.arrays_mut())
+                .zip(gradients.arrays());
+            let updates = updates.map(|((&handle, (_, param)), (_, grad))| (handle, param, grad));
+            lion.step_with(args, updates)?;
+            times.push(start.elapsed());
+            Ok(())
+        })?;
+        self.figures(&network, lion.lion().state_bytes(), 0, times)
+    }
+
+    /// Returns the figures of this rank after its training.
+    fn figures(
+        &self,
+        network: &Network,
+        state: usize,
+        sent: u64,
+        mut times: Vec<Duration>,
+    ) -> Result<Figures> {
         times.sort_unstable();
         let time = times.get(times.len() / 2).map_or(0, Duration::as_micros);
         let (_, accuracy) = network.evaluate(self.test.images.view(), &self.test.labels);
-        let state = lion.state_bytes() as u64;
         Ok([
-            state,
+            state as u64,
             sent,
             time as u64,
             accuracy.to_bits(),
