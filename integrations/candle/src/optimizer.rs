@@ -117,7 +117,7 @@ impl LionCandle {
     /// Runs a step with arguments, such as the learning rate of this step or a limit on the norm of the gradients, and
     /// returns its report.
     ///
-    /// A gradient that is strided is copied first. The gradients of candle's operations are contiguous.
+    /// A strided gradient is copied first. Nothing else is copied.
     ///
     /// A variable without a gradient is an error, unless the arguments
     /// [skip it](StepArgs::missing_gradients). [`Optimizer::step`] skips it, as candle's optimizers do.
