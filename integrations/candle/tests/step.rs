@@ -227,3 +227,14 @@ fn ten_thousand_variables_step_on_a_small_stack() {
     let thread = std::thread::Builder::new().stack_size(256 << 10);
     assert!(thread.spawn(steps).unwrap().join().unwrap());
 }
+
+#[test]
+fn an_optimizer_can_move_to_another_thread() {
+    let x = Var::new(&[1f32], &Device::Cpu).unwrap();
+    let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5).into()).unwrap();
+    optimizer.add("x", &x).unwrap();
+    let model = x.clone();
+    let step = move || optimizer.backward_step(&model.sum_all().unwrap());
+    std::thread::spawn(step).join().unwrap().unwrap();
+    assert_eq!(x.to_vec1::<f32>().unwrap(), [0.5]);
+}
