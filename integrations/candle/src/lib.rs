@@ -1,0 +1,62 @@
+//! The [Lion](lion) optimizer for [candle](candle_core).
+//!
+//! [`LionCandle`] is a [`candle_nn::Optimizer`] for the variables of a [`VarMap`](candle_nn::VarMap). A step updates all
+//! variables in place, by one step of [`lion::Lion`], without copying a variable or a gradient. The momentum has 8 or 32
+//! bits per element; candle's `AdamW` keeps 64 for `f32` variables.
+//!
+//! The line that builds the optimizer is the only one that changes:
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{Module, Optimizer, VarBuilder, VarMap, linear};
+//! use lion::Lion8bit;
+//! use lion_candle::LionCandle;
+//!
+//! let varmap = VarMap::new();
+//! let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+//! let model = linear(4, 1, vb.pp("layer"))?;
+//!
+//! // let mut optimizer = candle_nn::AdamW::new(varmap.all_vars(), candle_nn::ParamsAdamW::default())?;
+//! let mut optimizer = LionCandle::from_varmap(&varmap, Lion8bit::builder().lr(0.01))?;
+//!
+//! let x = Tensor::new(&[[1f32, 2.0, 3.0, 4.0]], &Device::Cpu)?;
+//! let loss = || model.forward(&x)?.affine(1.0, -100.0)?.sqr()?.mean_all();
+//! let before = loss()?.to_scalar::<f32>()?;
+//! for _ in 0..10 {
+//!     optimizer.backward_step(&loss()?)?;
+//! }
+//! assert!(loss()?.to_scalar::<f32>()? < before);
+//! assert_eq!(optimizer.step_report().updated.len(), 2); // layer.weight and layer.bias
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Names
+//! A state belongs to the name that its variable has in the `VarMap`. A `VarMap` iterates in an order that differs between
+//! processes, so a checkpoint that numbered the variables would load states into the wrong ones.
+//!
+//! # Groups
+//! [`Config::group`] gives variables hyper-parameters of their own, by a function of the name.
+//!
+//! # Types and devices
+//! Variables and gradients are `f32`, `f16` or `bf16` tensors on the CPU. Variables of integers are ignored, as by candle's
+//! own optimizers.
+//!
+//! # Threads
+//! During a step and a load, no other thread may use the variables. If one does, candle returns an error or panics in that
+//! thread, because a step takes the vectors of the variables and puts them back when it is done.
+
+mod config;
+mod error;
+mod lend;
+mod optimizer;
+mod saving;
+mod variable;
+
+pub use config::Config;
+pub use error::Error;
+pub use optimizer::LionCandle;
+
+/// Runs the examples of README.md as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

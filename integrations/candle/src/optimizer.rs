@@ -1,0 +1,269 @@
+//! The optimizer: its variables, and a step.
+
+use crate::config::Groups;
+use crate::lend::Lent;
+use crate::variable::{Variable, address, check, elements};
+use crate::{Config, Error};
+use candle_core::Var;
+use candle_core::backprop::GradStore;
+use candle_nn::{Optimizer, VarMap};
+use lion::backend::Operand;
+use lion::tensor::Update;
+use lion::{Lion, MissingGradient, ParamSpec, StepArgs, StepReport};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::PoisonError;
+
+/// The Lion optimizer for variables of candle, which it steps in place. [`Lion`] has the formula.
+///
+/// It implements [`candle_nn::Optimizer`]; the documentation of the crate has an example. Each variable belongs to a name.
+/// [`Optimizer::new`] has no names, so it accepts no variables; use [`from_varmap`](LionCandle::from_varmap) or
+/// [`add`](LionCandle::add).
+pub struct LionCandle {
+    pub(crate) lion: Lion,
+    groups: Groups,
+    pub(crate) variables: Vec<Variable>,
+    /// The index in `variables` by the address of the storage.
+    storages: HashMap<usize, usize>,
+    /// A learning rate that `lion` refuses, as `set_learning_rate` cannot return an error.
+    pub(crate) refused_lr: Option<f64>,
+    report: StepReport,
+}
+
+impl LionCandle {
+    /// Returns an optimizer of all variables of floats of a `VarMap`, under their names there. Variables that are added
+    /// to the map later are not stepped, unless [`add`](LionCandle::add) adds them here.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a variable that is on a device, strided, or of floats other than `f32`, `f16` and
+    /// `bf16`; [`Error::SharedStorage`] for a variable with two names; [`Error::Lion`] with the errors of
+    /// [`lion::LionBuilder::build`], [`Lion::add_group`] and [`Lion::register`].
+    pub fn from_varmap(varmap: &VarMap, config: impl Into<Config>) -> Result<Self, Error> {
+        let mut named: Vec<(String, Var)> = {
+            let map = varmap.data().lock().unwrap_or_else(PoisonError::into_inner);
+            let pairs = map.iter().filter(|(_, var)| var.dtype().is_float());
+            pairs
+                .map(|(name, var)| (name.clone(), var.clone()))
+                .collect()
+        };
+        named.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut optimizer = Self::without_variables(config.into())?;
+        for (name, var) in named {
+            optimizer.add(name, &var)?;
+        }
+        Ok(optimizer)
+    }
+
+    fn without_variables(config: Config) -> Result<Self, Error> {
+        let mut lion = config.builder.build()?;
+        for group in config.groups.iter() {
+            lion.add_group(&group.name, group.overrides)?;
+        }
+        Ok(LionCandle {
+            lion,
+            groups: config.groups,
+            variables: Vec::new(),
+            storages: HashMap::new(),
+            refused_lr: None,
+            report: StepReport::default(),
+        })
+    }
+
+    /// Adds a variable under a name, for variables that are in no `VarMap`.
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_nn::Optimizer;
+    /// use lion::Lion;
+    /// use lion_candle::LionCandle;
+    ///
+    /// let x = Var::new(&[1f32, -2.0], &Device::Cpu)?;
+    /// let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5).into())?;
+    /// optimizer.add("x", &x)?;
+    /// optimizer.backward_step(&x.sqr()?.sum_all()?)?;
+    /// assert_eq!(x.to_vec1::<f32>()?, [0.5, -1.5]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a variable that is on a device, strided, or not of `f32`, `f16` or `bf16`;
+    /// [`Error::SharedStorage`] for a variable that has been added; [`Error::Lion`] with the errors of
+    /// [`Lion::register`], for example if the name is taken.
+    pub fn add(&mut self, name: impl Into<String>, var: &Var) -> Result<(), Error> {
+        let name = name.into();
+        let checked = check(&name, Operand::Parameter, var)?;
+        if let Some(&other) = self.storages.get(&checked.storage) {
+            return Err(Error::SharedStorage {
+                variable: name,
+                operand: Operand::Parameter,
+                with: self.variables[other].name.clone(),
+            });
+        }
+        let mut spec = ParamSpec::new(&*name, checked.range.len(), checked.dtype);
+        if let Some(group) = self.groups.of(&name) {
+            spec = spec.group(&*group.name);
+        }
+        let handle = self.lion.register(spec)?;
+        self.storages.insert(checked.storage, self.variables.len());
+        self.variables.push(Variable {
+            name,
+            var: var.clone(),
+            handle,
+            range: checked.range,
+        });
+        Ok(())
+    }
+
+    /// Runs a step with arguments, such as the learning rate of this step or a limit on the norm of the gradients, and
+    /// returns its report.
+    ///
+    /// A strided gradient is copied first. Nothing else is copied.
+    ///
+    /// A variable without a gradient is an error, unless the arguments
+    /// [skip it](StepArgs::missing_gradients). [`Optimizer::step`] skips it, as candle's optimizers do.
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_nn::Optimizer;
+    /// use lion::{Lion, StepArgs};
+    /// use lion_candle::LionCandle;
+    ///
+    /// let x = Var::new(&[3f32, -4.0], &Device::Cpu)?;
+    /// let mut optimizer = LionCandle::empty(Lion::builder().into())?;
+    /// optimizer.add("x", &x)?;
+    /// let grads = x.sqr()?.affine(0.5, 0.0)?.sum_all()?.backward()?; // x itself
+    /// let report = optimizer.step_with(&grads, StepArgs::new().lr(0.25).max_grad_norm(1.0))?;
+    /// assert_eq!(report.grad_norm, Some(5.0));
+    /// assert_eq!(x.to_vec1::<f32>()?, [2.75, -3.75]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoGradients`]; [`Error::Unsupported`] for a gradient on a device, or of another shape than its variable;
+    /// [`Error::SharedStorage`] for a gradient that shares its memory with a variable; [`Error::InUse`];
+    /// [`Error::Candle`]; [`Error::Lion`] with the errors of [`Lion::step`].
+    pub fn step_with(&mut self, grads: &GradStore, args: StepArgs) -> Result<&StepReport, Error> {
+        if let Some(lr) = self.refused_lr {
+            self.lion.set_lr(lr)?;
+            self.refused_lr = None;
+        }
+        let mut tensors = Vec::with_capacity(self.variables.len());
+        for variable in &self.variables {
+            let grad = grads.get(&variable.var).map(|grad| {
+                if grad.shape() != variable.var.shape() {
+                    return Err(Error::Unsupported {
+                        variable: variable.name.clone(),
+                        operand: Operand::Gradient,
+                        what: "shape",
+                        given: format!("{:?}", grad.dims()),
+                        wanted: format!("{:?}", variable.var.dims()),
+                    });
+                }
+                // Another reference to the same elements, unless they are strided.
+                let grad = grad.contiguous().map_err(|source| Error::Candle {
+                    variable: variable.name.clone(),
+                    action: "copy its strided gradient",
+                    source,
+                })?;
+                let checked = check(&variable.name, Operand::Gradient, &grad)?;
+                Ok((grad, checked.range))
+            });
+            tensors.push(grad.transpose()?);
+        }
+        if tensors.iter().all(Option::is_none) && !tensors.is_empty() {
+            return Err(Error::NoGradients {
+                variables: tensors.len(),
+            });
+        }
+
+        // Holds the read locks of the gradients. A gradient in the storage of a variable would not be there during the
+        // step, and its lock would keep the variable from being put back.
+        let mut gradients = Vec::with_capacity(tensors.len());
+        for (variable, tensor) in self.variables.iter().zip(&tensors) {
+            let Some((tensor, range)) = tensor else {
+                gradients.push(None);
+                continue;
+            };
+            let (storage, _) = tensor.storage_and_layout();
+            if let Some(&other) = self.storages.get(&address(&storage)) {
+                return Err(Error::SharedStorage {
+                    variable: variable.name.clone(),
+                    operand: Operand::Gradient,
+                    with: self.variables[other].name.clone(),
+                });
+            }
+            gradients.push(Some((storage, range.clone())));
+        }
+        let mut lent = Lent::take(&self.variables)?;
+        let mut updates = Vec::with_capacity(gradients.len());
+        for (param, grad) in lent.elements().zip(&gradients) {
+            let (variable, param) = param?;
+            let grad = grad.as_ref().map(|(storage, range)| {
+                elements(storage, range.clone()).ok_or_else(|| Error::InUse {
+                    variable: variable.name.clone(),
+                })
+            });
+            updates.push(Update::new(variable.handle, param, grad.transpose()?));
+        }
+        self.report = self.lion.step_with(args, updates)?;
+        Ok(&self.report)
+    }
+
+    /// Returns the report of the last step: what was updated, and the blocks that were skipped because their new momentum
+    /// is not finite. Before the first step it is empty. [`Lion::info`] returns the name that belongs to a handle.
+    pub fn step_report(&self) -> &StepReport {
+        &self.report
+    }
+
+    /// Returns the optimizer of lion, for example to read the hyper-parameters or the size of the states.
+    pub fn lion(&self) -> &Lion {
+        &self.lion
+    }
+
+    /// Returns the optimizer of lion, for example to change hyper-parameters. If a parameter is removed from it, the next
+    /// step returns an error.
+    pub fn lion_mut(&mut self) -> &mut Lion {
+        &mut self.lion
+    }
+}
+
+/// Skips variables without a gradient, as candle's optimizers do, and lists them in the
+/// [report](StepReport::without_gradient). The learning rate is that of the builder; a group that sets `lr` keeps its own.
+impl Optimizer for LionCandle {
+    type Config = Config;
+
+    /// Returns an optimizer without variables. Returns an error if `vars` contains variables, because they have no names
+    /// here; see [`Error::NoNames`].
+    fn new(vars: Vec<Var>, config: Config) -> candle_core::Result<Self> {
+        if !vars.is_empty() {
+            let variables = vars.len();
+            return Err(Error::NoNames { variables }.into());
+        }
+        Ok(Self::without_variables(config)?)
+    }
+
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        let args = StepArgs::new().missing_gradients(MissingGradient::Skip);
+        self.step_with(grads, args)?;
+        Ok(())
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.refused_lr.unwrap_or(self.lion.lr())
+    }
+
+    /// Sets the learning rate. If it is not valid, the next step returns the error.
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.refused_lr = self.lion.set_lr(lr).err().map(|_| lr);
+    }
+}
+
+/// Lists the settings and the variables, without their values.
+impl fmt::Debug for LionCandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LionCandle")
+            .field("lion", &self.lion)
+            .field("groups", &self.groups)
+            .finish_non_exhaustive()
+    }
+}
