@@ -68,6 +68,8 @@ pub enum Error {
         /// The message of its error.
         message: String,
     },
+    /// An earlier call returned [`Error::Partly`]. A load that succeeds makes the optimizer usable again.
+    Damaged,
     /// A file of a checkpoint cannot be written or read.
     Checkpoint(CheckpointError),
 }
@@ -123,6 +125,9 @@ impl fmt::Display for Error {
                 f,
                 "rank {rank} failed in the middle of the call, and parameters and states may have changed in part: \
                  {message}"
+            ),
+            Error::Damaged => f.write_str(
+                "an earlier call has changed parameters and states in part, wanted a load of a checkpoint",
             ),
             Error::Checkpoint(source) => source.fmt(f),
         }

@@ -1,7 +1,7 @@
 //! Saving and loading: a file per rank, and an index.
 
 use crate::Error;
-use crate::agree::{on_all, with_sources};
+use crate::agree::{Item, agree, hash_of, on_all, with_sources};
 use crate::sharded::Sharded;
 use lion::StepArgs;
 use lion::checkpoint::{Load, LoadReport, Save, ShardedCheckpoint, ShardedSave};
@@ -22,7 +22,7 @@ impl Sharded {
     /// # Errors
     /// [`Error::Checkpoint`] on the ranks that fail, and [`Error::OtherRank`] on the others. The checkpoint before is
     /// kept, except after [`CheckpointError::NotDurable`](lion::checkpoint::CheckpointError::NotDurable) of rank 0.
-    /// [`Error::Disagreement`], and the errors of [`allocate`](Sharded::allocate).
+    /// [`Error::Disagreement`], [`Error::Damaged`], and the errors of [`allocate`](Sharded::allocate).
     pub fn save(&mut self, path: impl AsRef<Path>) -> Result<u64, Error> {
         self.save_with(path, &Save::new())
     }
@@ -34,7 +34,9 @@ impl Sharded {
     /// The errors of [`save`](Sharded::save).
     pub fn save_with(&mut self, path: impl AsRef<Path>, save: &Save<'_>) -> Result<u64, Error> {
         self.allocate()?;
+        self.check_whole()?;
         self.agree_on_call("save", &StepArgs::new())?;
+        self.agree_on_params(self.by_name())?;
         let mut id = ShardedSave::random_id();
         self.comm.process_at_rank(0).broadcast_into(&mut id);
         let files = ShardedSave::new(path.as_ref(), id);
@@ -75,7 +77,8 @@ impl Sharded {
     /// - [`Error::Checkpoint`] on the ranks that cannot read the checkpoint or find a difference or damage, and
     ///   [`Error::OtherRank`] on the others. Nothing has changed.
     /// - [`Error::Partly`] if a rank can no longer read what it has checked. Then other ranks may have loaded theirs.
-    /// - [`Error::Disagreement`], and the errors of [`allocate`](Sharded::allocate).
+    /// - [`Error::Disagreement`], also if the ranks find different checkpoints at the path, and the errors of
+    ///   [`allocate`](Sharded::allocate).
     pub fn load_with(
         &mut self,
         path: impl AsRef<Path>,
@@ -88,15 +91,38 @@ impl Sharded {
             Ok(checkpoint)
         });
         let mut checkpoint = on_all(&self.comm, checked.map_err(Error::from))?;
+        self.agree_on_checkpoint(&mut checkpoint)?;
         let rank = self.comm.rank() as usize;
-        let loaded = checkpoint.load(&mut self.lion, how);
+        let loaded = checkpoint.load(&mut self.lion, how).map_err(Error::from);
+        let loaded = loaded.and_then(|report| {
+            self.set_seeds()?;
+            Ok(report)
+        });
         let result = loaded.map_err(|error| Error::Partly {
             rank,
             message: with_sources(&error),
         });
-        match on_all(&self.comm, result) {
+        let result = match on_all(&self.comm, result) {
             Err(Error::OtherRank { rank, message }) => Err(Error::Partly { rank, message }),
             result => result,
-        }
+        };
+        self.damaged = result.is_err();
+        result
+    }
+
+    /// Checks that all ranks have opened the same checkpoint.
+    fn agree_on_checkpoint(&self, checkpoint: &mut ShardedCheckpoint) -> Result<(), Error> {
+        let files = format!("{:?}", checkpoint.files());
+        let bytes = checkpoint.index().file_bytes();
+        let item = Item {
+            name: None,
+            hash: hash_of((&files, bytes)),
+        };
+        agree(&self.comm, Ok(&[item]), |_| {
+            vec![
+                ("the size of the checkpoint's index", bytes.to_string()),
+                ("the files of the checkpoint", files.clone()),
+            ]
+        })
     }
 }

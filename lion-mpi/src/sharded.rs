@@ -89,6 +89,8 @@ pub struct Sharded {
     pub(crate) params: Vec<Param>,
     /// `None` until the states are allocated.
     pub(crate) shares: Option<Shares>,
+    /// Whether a call has changed states in part. It is the same on all ranks.
+    pub(crate) damaged: bool,
 }
 
 #[derive(Debug)]
@@ -139,6 +141,7 @@ impl Sharded {
             bucket,
             params: Vec::new(),
             shares: None,
+            damaged: false,
         };
         sharded.agree_on_call("new", &StepArgs::new())?;
         Ok(sharded)
@@ -193,7 +196,8 @@ impl Sharded {
     /// # Errors
     /// [`Error::Lion`] with the errors of [`Lion::configure`].
     pub fn configure(&mut self, changes: Overrides) -> Result<(), Error> {
-        Ok(self.lion.configure(changes)?)
+        self.lion.configure(changes)?;
+        self.set_seeds()
     }
 
     /// Sets the overrides of a group that are set in `changes`; see [`Lion::configure_group`].
@@ -201,15 +205,47 @@ impl Sharded {
     /// # Errors
     /// [`Error::Lion`] with the errors of [`Lion::configure_group`].
     pub fn configure_group(&mut self, group: &str, changes: Overrides) -> Result<(), Error> {
-        Ok(self.lion.configure_group(group, changes)?)
+        self.lion.configure_group(group, changes)?;
+        self.set_seeds()
     }
 
-    /// Sets the learning rate of the defaults; see [`Lion::set_lr`].
+    /// Sets the overrides of a parameter that are set in `changes`; see [`Lion::configure_parameter`].
     ///
     /// # Errors
-    /// [`Error::Lion`] with [`lion::Error::InvalidHyper`].
-    pub fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
-        Ok(self.lion.set_lr(lr)?)
+    /// [`Error::UnknownHandle`]; [`Error::Lion`] with the errors of [`Lion::configure_parameter`]. Then nothing has
+    /// changed.
+    pub fn configure_parameter(&mut self, handle: Handle, changes: Overrides) -> Result<(), Error> {
+        let whole = self.param(handle)?.whole;
+        // What the whole accepts, its parts accept: they have its type, its length and its other settings.
+        self.lion.configure_parameter(whole, changes)?;
+        for (param, part) in self.parts() {
+            if param == handle.0 {
+                self.lion.configure_parameter(part, changes)?;
+            }
+        }
+        self.set_seeds()
+    }
+
+    /// Returns the parts of this rank, each with the index of its parameter.
+    fn parts(&self) -> Vec<(usize, lion::Handle)> {
+        let Some(shares) = &self.shares else {
+            return Vec::new();
+        };
+        let parts = shares.buckets.iter().flatten();
+        let parts = parts.map(|&(index, part)| (shares.by_name[index], part));
+        parts.collect()
+    }
+
+    /// Gives each part the seed of its parameter, which may come from new defaults, a group or a checkpoint.
+    pub(crate) fn set_seeds(&mut self) -> Result<(), Error> {
+        for (param, part) in self.parts() {
+            let seed = self.lion.info(self.params[param].whole)?.hyper.seed;
+            if self.lion.info(part)?.hyper.seed != seed {
+                let overrides = Overrides::new().seed(seed);
+                self.lion.configure_parameter(part, overrides)?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns the number of steps of a parameter.
@@ -331,8 +367,16 @@ impl Sharded {
         ]
     }
 
+    /// Checks that no earlier call has changed states in part. All ranks return the same.
+    pub(crate) fn check_whole(&self) -> Result<(), Error> {
+        match self.damaged {
+            true => Err(Error::Damaged),
+            false => Ok(()),
+        }
+    }
+
     /// Checks that all ranks have the same parameters. `params` is in the order of the names.
-    fn agree_on_params(&self, params: &[usize]) -> Result<(), Error> {
+    pub(crate) fn agree_on_params(&self, params: &[usize]) -> Result<(), Error> {
         let items = params.iter().map(|&it| self.param_item(it, 0));
         let items = items.collect::<Result<Vec<_>, Error>>()?;
         agree(&self.comm, Ok(&items), |i| self.param_fields(params[i]))

@@ -47,7 +47,7 @@ impl Sharded {
     ///   [`Error::DeviceMemory`]; [`Error::OtherRank`], [`Error::Disagreement`].
     /// - [`Error::NonFinite`], only under [`OnNonFinite::RejectStep`]. A gradient of one rank that is not finite rejects
     ///   the step of all.
-    /// - [`Error::Partly`] if a rank fails after the step has begun.
+    /// - [`Error::Partly`] if a rank fails after the step has begun, and [`Error::Damaged`] from then on.
     pub fn step_with<'a, P, G>(
         &mut self,
         args: StepArgs,
@@ -58,6 +58,7 @@ impl Sharded {
         G: IntoGrad<'a>,
     {
         self.allocate()?;
+        self.check_whole()?;
         let updates = updates.into_iter();
         let updates =
             updates.map(|(handle, param, grad)| (handle, param.into_param(), grad.into_grad()));
@@ -67,7 +68,9 @@ impl Sharded {
         };
         self.agree_on_step(&args, &checked)?;
         // In another rounding mode the sums would differ.
-        in_default_mode(|| self.run(&args, &mut checked))
+        let stepped = in_default_mode(|| self.run(&args, &mut checked));
+        self.damaged = matches!(stepped, Err(Error::Partly { .. }));
+        stepped
     }
 }
 

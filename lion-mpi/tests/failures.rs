@@ -97,5 +97,19 @@ fn a_backend_that_fails_on_one_rank_is_an_error_on_all() {
         assert!(message.contains("fails"), "{message}");
         // The other ranks and the first buckets have stepped.
         assert!(param.contains(&0.5) && param.contains(&1.0));
+        // Nothing that could be a mixture of two steps is stepped or saved.
+        let error = lion.step([(w, &mut param, &grad)]).unwrap_err();
+        assert!(matches!(error, Error::Damaged), "{error:?}");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.lion");
+        let error = lion.save(&path).unwrap_err();
+        assert!(matches!(error, Error::Damaged), "{error:?}");
+        let mut saved = Lion::builder().lr(0.5).build().unwrap();
+        saved
+            .register(ParamSpec::new("w", 100_000, Dtype::F32))
+            .unwrap();
+        saved.save(&path).unwrap();
+        lion.load(&path).unwrap();
+        assert_eq!(lion.steps(w).unwrap(), 0);
     });
 }

@@ -7,7 +7,7 @@ mod common;
 use common::tensor::{Rng, Tensor};
 use common::{CASE, mpirun, on_ranks, run_as_rank, start};
 use lion::backend::StateRecord;
-use lion::checkpoint::{Checkpoint, CheckpointError, Save};
+use lion::checkpoint::{Checkpoint, CheckpointError, Load, LoadPolicy, Save};
 use lion::{Dtype, Lion, Lion8bit, LionBuilder, Overrides, ParamSpec, bf16, update};
 use lion_mpi::{Error, Handle, Sharded};
 use mpi::topology::SimpleCommunicator;
@@ -282,6 +282,76 @@ fn a_checkpoint_that_one_rank_cannot_use_changes_nothing() {
         step(comm, &mut lion, &handles, &mut params, 2);
         assert_eq!(lion.steps(handles[0]).unwrap(), 2);
     });
+}
+
+/// The seeds of parts follow their parameters: a load that leaves out a parameter, and a change of the seed, are followed
+/// by a step with the bits of one process and by a save.
+#[test]
+fn seeds_of_parts_follow_their_parameters() {
+    let name = "seeds_of_parts_follow_their_parameters";
+    let rank = |comm: &SimpleCommunicator| {
+        let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
+        let (saved, path) = (folder.join("saved"), folder.join("run.lion"));
+        // Every rank also runs all of it in one process.
+        let (mut lion, handles) = sharded(comm);
+        let mut single = builder().build().unwrap();
+        single.add_group("small", group()).unwrap();
+        let wholes = LENS.map(|(name, len)| single.register(spec(name, len)).unwrap());
+        let how = Load::new().policy(LoadPolicy::NonStrict);
+        let report = lion.load_with(&saved, how).unwrap();
+        assert_eq!(report.missing.len(), LENS.len() - 1);
+        single.load_with(&saved, how).unwrap();
+        let (mut params, mut wanted) = (start_params(), start_params());
+        for number in 1..=3 {
+            match number {
+                2 => {
+                    lion.configure(Overrides::new().seed(9)).unwrap();
+                    single.configure(Overrides::new().seed(9)).unwrap();
+                }
+                3 => {
+                    let changes = Overrides::new().seed(5).lr_multiplier(0.5);
+                    lion.configure_parameter(handles[3], changes).unwrap();
+                    single.configure_parameter(wholes[3], changes).unwrap();
+                }
+                _ => {}
+            }
+            step(comm, &mut lion, &handles, &mut params, number);
+            let grads: Vec<_> = (0..LENS.len())
+                .map(|param| gradient(number, param))
+                .collect();
+            let updates = wholes.iter().zip(&mut wanted).zip(&grads);
+            let updates = updates.map(|((&w, param), grad)| update(w, param.param(), &grad[..]));
+            single.step(updates).unwrap();
+            assert!(params == wanted, "step {number}");
+        }
+        lion.save(&path).unwrap();
+        let mut loaded = builder().build().unwrap();
+        loaded.add_group("small", group()).unwrap();
+        let handles = LENS.map(|(name, len)| loaded.register(spec(name, len)).unwrap());
+        loaded.load(&path).unwrap();
+        for (given, wanted) in handles.into_iter().zip(wholes) {
+            let given = loaded.export_state(given).unwrap();
+            assert!(given == single.export_state(wanted).unwrap());
+        }
+        comm.barrier();
+    };
+    if run_as_rank(name, &rank) {
+        return;
+    }
+    for n in [1, 3] {
+        let folder = tempfile::tempdir().unwrap();
+        // A file of another seed that has only the largest parameter.
+        let mut lion = builder().seed(7).build().unwrap();
+        lion.register(spec(LENS[1].0, LENS[1].1)).unwrap();
+        lion.save(folder.path().join("saved")).unwrap();
+        let environment = format!("{FOLDER}={}", folder.path().display());
+        let output = start(name, n, &["-x", &environment]);
+        assert!(
+            output.status.success(),
+            "{n} ranks: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
 }
 
 /// Kills one rank at a random instant of a run that saves all the time.
