@@ -426,5 +426,7 @@ fn a_rank_that_is_killed_leaves_a_whole_checkpoint() {
         });
         leftovers += usize::from(files.count() > n);
     }
+    // Of 60 kills in one run, 16 were in the middle of a save.
+    assert!(kills < 40 || leftovers > 0);
     println!("{kills} kills, {leftovers} of them in the middle of a save, {last} steps");
 }
