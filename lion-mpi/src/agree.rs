@@ -141,21 +141,40 @@ pub(crate) fn broadcast(comm: &impl Communicator, rank: usize, mut bytes: Vec<u8
 
 /// Returns the bytes of each rank.
 pub(crate) fn gather_bytes(comm: &impl Communicator, own: &[u8]) -> Vec<Vec<u8>> {
-    let mut lens = vec![0i32; comm.size() as usize];
-    comm.all_gather_into(&(own.len() as i32), &mut lens[..]);
-    let starts = starts(&lens);
-    let total: i32 = lens.iter().sum();
+    let mut lens = vec![0u64; comm.size() as usize];
+    comm.all_gather_into(&(own.len() as u64), &mut lens[..]);
+    let total: u64 = lens.iter().sum();
+    let counts: Vec<i32> = lens.iter().map(|&len| len as i32).collect();
+    if total > i32::MAX as u64 {
+        // More than the counts of one call can say.
+        let ranks = lens.iter().enumerate();
+        return ranks
+            .map(|(rank, &len)| broadcast_bytes(comm, rank, own, len))
+            .collect();
+    }
+    let starts = starts(&counts);
     // Never empty: the address of an empty vector is one that OpenMPI takes for MPI_IN_PLACE.
     let mut all = vec![0u8; total.max(1) as usize];
     let own = if own.is_empty() { &[0][..0] } else { own };
-    comm.all_gather_varcount_into(
-        own,
-        &mut PartitionMut::new(&mut all[..], &lens[..], &starts[..]),
-    );
-    let ranges = starts.iter().zip(&lens);
+    let mut received = PartitionMut::new(&mut all[..], &counts[..], &starts[..]);
+    comm.all_gather_varcount_into(own, &mut received);
+    let ranges = starts.iter().zip(&counts);
     ranges
         .map(|(&start, &len)| all[start as usize..][..len as usize].to_vec())
         .collect()
+}
+
+/// Sends `len` bytes of a rank to all, in calls of at most 1 GiB.
+fn broadcast_bytes(comm: &impl Communicator, rank: usize, own: &[u8], len: u64) -> Vec<u8> {
+    let mut bytes = match comm.rank() as usize == rank {
+        true => own.to_vec(),
+        false => vec![0; len as usize],
+    };
+    let root = comm.process_at_rank(rank as i32);
+    for part in bytes.chunks_mut(1 << 30) {
+        root.broadcast_into(part);
+    }
+    bytes
 }
 
 /// Returns the sums of the numbers before each number.

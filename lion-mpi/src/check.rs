@@ -1,17 +1,20 @@
 //! What a rank checks before a step, and what all ranks agree on.
 
+use crate::Error;
 use crate::agree::{agree, hash_of};
 use crate::arguments::{check_arrays, empty_update};
 use crate::arrays::{Array, Arrays};
-use crate::sharded::{Param, Sharded};
-use crate::{Error, Handle};
+use crate::sharded::{Param, Reduction, Sharded};
+use lion::arithmetic::in_default_mode;
 use lion::tensor::{GradRef, ParamMut, Update};
-use lion::{Dtype, Lion, MissingGradient, StepArgs};
+use lion::{Dtype, Handle, Lion, MissingGradient, StepArgs};
+use mpi::traits::Communicator;
 
 /// The updates of a step that this rank has checked.
 pub(crate) struct Checked<'a> {
     pub(crate) arrays: Arrays<'a>,
-    pub(crate) without_gradient: Vec<Handle>,
+    /// The indices of parameters, in the order of their names.
+    pub(crate) without_gradient: Vec<usize>,
 }
 
 impl Sharded {
@@ -24,10 +27,11 @@ impl Sharded {
         let mut given: Vec<Option<(ParamMut<'a>, Option<GradRef<'a>>)>> = Vec::new();
         given.resize_with(self.params.len(), || None);
         for (handle, param, grad) in updates {
+            let index = self.index(handle)?;
             let Param {
                 name, len, dtype, ..
-            } = self.param(handle)?;
-            if given[handle.0].is_some() {
+            } = &self.params[index];
+            if given[index].is_some() {
                 let parameter = name.clone();
                 return Err(lion::Error::RepeatedParameter { parameter }.into());
             }
@@ -36,20 +40,20 @@ impl Sharded {
                 let parameter = name.clone();
                 return Err(lion::Error::MissingGradient { parameter }.into());
             }
-            given[handle.0] = Some((param, grad));
+            given[index] = Some((param, grad));
         }
         let (mut list, mut without_gradient) = (Vec::new(), Vec::new());
         for (index, &param) in self.by_name().iter().enumerate() {
             match given[param].take() {
                 Some((param, Some(grad))) => list.push(Array { index, param, grad }),
-                Some((_, None)) => without_gradient.push(Handle(param)),
+                Some((_, None)) => without_gradient.push(param),
                 None => {}
             }
         }
         let arrays = Arrays::new(list, self.params.len());
         // The optimizer checks the arguments, and the learning rate of each parameter.
         self.lion.non_finite_blocks(*args, [] as [Update<'_>; 0])?;
-        let plain = plain_args(args, args.get_grad_scale());
+        let plain = plain_args(args, in_default_mode(|| self.scale(args)));
         self.step_wholes(&arrays, |lion, updates| {
             lion.non_finite_blocks(plain, updates).map(drop)
         })?;
@@ -57,6 +61,14 @@ impl Sharded {
             arrays,
             without_gradient,
         })
+    }
+
+    /// Returns the factor of the summed gradients.
+    pub(crate) fn scale(&self, args: &StepArgs) -> f64 {
+        match self.reduction {
+            Reduction::Sum => args.get_grad_scale(),
+            Reduction::Mean => args.get_grad_scale() / f64::from(self.comm.size()),
+        }
     }
 
     /// Passes an update of each parameter of length 0 to a function.
@@ -87,12 +99,7 @@ impl Sharded {
         for array in checked.arrays.list() {
             updates.push((by_name[array.index], Some(array.grad.data.dtype())));
         }
-        updates.extend(
-            checked
-                .without_gradient
-                .iter()
-                .map(|handle| (handle.0, None)),
-        );
+        updates.extend(checked.without_gradient.iter().map(|&param| (param, None)));
         let mut items = vec![self.call_item("step", args)];
         for &(param, grad) in &updates {
             items.push(self.param_item(param, hash_of(grad))?);

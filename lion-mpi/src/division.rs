@@ -32,9 +32,11 @@ impl Division {
             sum += len.div_ceil(BLOCK);
             starts.push(sum);
         }
+        // A message of all ranks has at most `i32::MAX` bytes, and a number at most 4.
+        let most = i32::MAX as usize / (4 * BLOCK) / ranks;
         Division {
             ranks,
-            piece: (bucket / ranks).max(1),
+            piece: (bucket / ranks).min(most).max(1),
             lens,
             starts,
         }
@@ -96,7 +98,16 @@ mod tests {
             vec![500 * BLOCK + 17, 100],
             many,
         ] {
-            for (ranks, bucket) in [(1, 1), (1, 64), (2, 64), (3, 8), (4, 1), (7, 100), (100, 9)] {
+            for (ranks, bucket) in [
+                (1, usize::MAX),
+                (1, 1),
+                (1, 64),
+                (2, 64),
+                (3, 8),
+                (4, 1),
+                (7, 100),
+                (100, 9),
+            ] {
                 let division = Division::new(lens.clone(), ranks, bucket);
                 let mut next = vec![0; lens.len()];
                 let mut shares = Vec::new();

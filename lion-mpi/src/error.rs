@@ -4,7 +4,7 @@ use lion::checkpoint::CheckpointError;
 use std::fmt;
 
 /// An error of a call that all ranks make together. Unless a variant says otherwise, every rank returns an error, and
-/// nothing has changed on any rank.
+/// nothing has changed on any rank, except that the states may have been allocated.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,13 +35,8 @@ pub enum Error {
         /// The parameter.
         parameter: String,
     },
-    /// A handle was not returned by this optimizer.
-    UnknownHandle {
-        /// The index in the handle.
-        index: usize,
-        /// The number of registered parameters.
-        registered: usize,
-    },
+    /// A handle is that of a part that the optimizer of a rank has, and not of a parameter.
+    NotAParameter,
     /// An array is in the memory of a device. MPI sends from host memory here.
     DeviceMemory {
         /// The parameter.
@@ -63,7 +58,7 @@ pub enum Error {
     /// A rank failed after a step or a load had begun. Parameters and states may have changed in part, on all ranks. Load
     /// a checkpoint before the next step.
     Partly {
-        /// The lowest rank that failed.
+        /// This rank if it failed, otherwise the lowest that did.
         rank: usize,
         /// The message of its error.
         message: String,
@@ -99,10 +94,9 @@ impl fmt::Display for Error {
                 "parameter `{parameter}` is registered after the states were allocated, wanted before the first \
                  step, save or load"
             ),
-            Error::UnknownHandle { index, registered } => write!(
-                f,
-                "a handle of parameter {index}, wanted one of the {registered} registered parameters"
-            ),
+            Error::NotAParameter => {
+                f.write_str("a handle of a part of a parameter, wanted one that `register` returned")
+            }
             Error::DeviceMemory { parameter } => write!(
                 f,
                 "parameter `{parameter}`: an array is in device memory, wanted host memory"

@@ -6,7 +6,7 @@
 //! an order that they do not specify. Stepped pieces go to all ranks with `MPI_Iallgatherv`.
 //!
 //! While a bucket is summed and stepped, the gradients of the next one and the parameters of the one before are on
-//! their way.
+//! their way, as far as MPI makes progress without calls.
 
 use crate::agree::starts;
 use crate::arrays::{Arrays, Part};

@@ -46,5 +46,5 @@ mod voting;
 pub use abort::abort_on_panic;
 pub use error::Error;
 pub use report::StepReport;
-pub use sharded::{Handle, Reduction, Sharded};
+pub use sharded::{Reduction, Sharded};
 pub use voting::{VoteReport, Voting};

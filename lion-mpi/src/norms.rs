@@ -18,6 +18,27 @@ pub(crate) fn squares_of(part: &Part, sums: &[f32], whole_len: usize) -> ShardNo
     norm
 }
 
+/// Joins the parts of this rank that follow each other, so that a rank sends few numbers per parameter.
+fn joined(parts: &[(usize, ShardNorm)]) -> Vec<(usize, ShardNorm)> {
+    let mut parts: Vec<&(usize, ShardNorm)> = parts.iter().collect();
+    parts.sort_by_key(|(index, norm)| (*index, norm.shard.offset));
+    let mut joined: Vec<(usize, ShardNorm)> = Vec::new();
+    for (index, norm) in parts {
+        match joined.last_mut() {
+            Some((last, before))
+                if last == index && before.next_block() * BLOCK == norm.shard.offset =>
+            {
+                for &(blocks, squares) in &norm.sums {
+                    before.add(blocks, squares, 0);
+                }
+                before.nonzero_updates += norm.nonzero_updates;
+            }
+            _ => joined.push((*index, norm.clone())),
+        }
+    }
+    joined
+}
+
 /// Returns the norms of whole parameters from those of the parts of all ranks. `own` has those of this rank, each with
 /// the index of its parameter, and `lens` the lengths of all parameters. The norm of a parameter without parts is 0.
 pub(crate) fn of_whole(
@@ -26,7 +47,7 @@ pub(crate) fn of_whole(
     lens: &[usize],
 ) -> Result<Vec<UpdateNorm>, lion::Error> {
     let mut words = Vec::new();
-    for (index, norm) in own {
+    for (index, norm) in &joined(own) {
         let (offset, sums) = (norm.shard.offset, norm.sums.len());
         words.extend([
             *index as u64,

@@ -1,8 +1,9 @@
 //! What a step of all ranks did.
 
-use crate::Handle;
+use lion::Handle;
 
-/// What a step did. It is the same on all ranks, except for [`bytes_sent`](StepReport::bytes_sent).
+/// What a step did. It is the same on all ranks, except for [`bytes_sent`](StepReport::bytes_sent) and for the handles, which
+/// depend on the order of registration.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct StepReport {

@@ -6,17 +6,14 @@ use crate::agree::{Field, Item, agree, hash_of, on_all};
 use crate::arguments::register_whole;
 use crate::division::{Division, default_bucket};
 use crate::fields::{hash_hyper, hyper_fields};
-use lion::checkpoint::shard_name;
+use lion::checkpoint::{shard_name, split_shard_name};
 use lion::tensor::BLOCK;
-use lion::{Dtype, Lion, LionBuilder, Overrides, ParamSpec, StepArgs};
+use lion::{Dtype, Handle, Lion, LionBuilder, Overrides, ParamSpec, StepArgs};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::Communicator;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-
-/// A handle of a parameter of a [`Sharded`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Handle(pub(crate) usize);
 
 /// Whether the gradients of the ranks are summed or averaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,19 +39,21 @@ pub enum Reduction {
 /// ranks and all options. The sums themselves depend on the number of ranks, because another number of gradients is
 /// added in another order.
 ///
-/// The blocks of 256 elements of all parameters, in the order of their names, are divided into equal shares, so each
-/// rank holds `1 / ranks` of the state, to one block. In a step a rank sends `(ranks - 1) / ranks` of its gradients, in
-/// their own types, and `ranks - 1` times its share of the parameters. Buckets of 4 MiB overlap sending and stepping.
-/// With `max_unorm`, `max_grad_norm` or `RejectStep` a rank also holds the sums of its share, 4 bytes per element, until
-/// it steps, because these options need all of them first.
+/// The blocks of 256 elements of all parameters, in the order of their names, are divided into equal shares, to one
+/// block. A rank holds the state of its share. In a step a rank sends `(ranks - 1) / ranks` of its gradients, in
+/// their own types, and `ranks - 1` times its share of the parameters. It does so in buckets of 4 MiB: while one is
+/// stepped, the next and the one before are on their way, as far as MPI makes progress meanwhile. With `max_unorm`,
+/// `max_grad_norm` or `RejectStep` a rank also holds the sums of its share, 4 bytes per element, until it steps, because
+/// these options need all of them first.
 ///
 /// # Calls of all ranks
 /// [`new`](Sharded::new), [`step`](Sharded::step), [`step_with`](Sharded::step_with), [`save`](Sharded::save),
-/// [`load`](Sharded::load) and [`allocate`](Sharded::allocate) are calls that all ranks make together. The other methods are local: every rank must
-/// register the same parameters under the same names, in any order, and make the same changes of settings. The calls of
-/// all ranks compare names, lengths, types, hyper-parameters and arguments first. A difference is an
-/// [`Error::Disagreement`] on all ranks, and an error of one rank is an [`Error::OtherRank`] on the others. In both cases
-/// nothing has changed.
+/// [`load`](Sharded::load) and [`allocate`](Sharded::allocate) are calls that all ranks make together. Dropping it is one as well, and must come before MPI is finalized. The other methods are local: every rank must
+/// register the same parameters under the same names, in any order, and make the same changes of settings.
+///
+/// Steps and saves compare names, lengths, types, hyper-parameters and step counts first, and steps their arguments. A
+/// difference is an [`Error::Disagreement`] on all ranks, and an error of one rank is an [`Error::OtherRank`] on the
+/// others. In both cases nothing has changed, except that the first such call may have allocated the states.
 ///
 /// A panic that drops a `Sharded` ends the whole job; see [`abort_on_panic`](crate::abort_on_panic).
 ///
@@ -87,6 +86,7 @@ pub struct Sharded {
     bucket: usize,
     /// In the order of registration.
     pub(crate) params: Vec<Param>,
+    by_handle: HashMap<Handle, usize>,
     /// `None` until the states are allocated.
     pub(crate) shares: Option<Shares>,
     /// Whether a call has changed states in part. It is the same on all ranks.
@@ -99,7 +99,7 @@ pub(crate) struct Param {
     pub(crate) len: usize,
     pub(crate) dtype: Dtype,
     /// The parameter of length 0.
-    pub(crate) whole: lion::Handle,
+    pub(crate) whole: Handle,
 }
 
 /// The division of the parameters, and the parts of this rank.
@@ -109,7 +109,7 @@ pub(crate) struct Shares {
     /// The parameters by name: the index in the division of each parameter is its position here.
     pub(crate) by_name: Vec<usize>,
     /// The parts of this rank in each bucket: the index in the division, and the part.
-    pub(crate) buckets: Vec<Vec<(usize, lion::Handle)>>,
+    pub(crate) buckets: Vec<Vec<(usize, Handle)>>,
 }
 
 /// Shows the optimizer of this rank.
@@ -140,6 +140,7 @@ impl Sharded {
             reduction: Reduction::default(),
             bucket,
             params: Vec::new(),
+            by_handle: HashMap::new(),
             shares: None,
             damaged: false,
         };
@@ -154,7 +155,7 @@ impl Sharded {
         self
     }
 
-    /// Sets the number of elements of all ranks that are exchanged at a time, rounded down to whole blocks of 256 for each
+    /// Sets the number of elements of all ranks that are exchanged at a time, before the states are allocated, rounded down to whole blocks of 256 for each
     /// rank, and at least one. A rank has up to six buffers of a bucket of gradients or parameters. The default is 4 MiB of
     /// `f32`, and 64 KiB per rank on more than 64 ranks.
     #[must_use]
@@ -166,11 +167,18 @@ impl Sharded {
     /// Registers a parameter. Its state is allocated in the first call of all ranks that needs it.
     ///
     /// # Errors
-    /// [`Error::Lion`] with the errors of [`Lion::register`]; [`Error::Unsupported`] for a shard; [`Error::Allocated`].
+    /// [`Error::Lion`] with the errors of [`Lion::register`]; [`Error::Unsupported`] for a shard and for a name that ends
+    /// in `@` and a number; [`Error::Allocated`].
     pub fn register(&mut self, spec: ParamSpec) -> Result<Handle, Error> {
         let name = spec.name().to_owned();
         if self.shares.is_some() {
             return Err(Error::Allocated { parameter: name });
+        }
+        if split_shard_name(&name).is_some() {
+            return Err(Error::Unsupported {
+                parameter: Some(name),
+                what: "a name that ends in `@` and a number",
+            });
         }
         let whole = register_whole(&mut self.lion, &spec)?;
         let (len, dtype) = (spec.len(), spec.dtype());
@@ -180,7 +188,8 @@ impl Sharded {
             dtype,
             whole,
         });
-        Ok(Handle(self.params.len() - 1))
+        self.by_handle.insert(whole, self.params.len() - 1);
+        Ok(whole)
     }
 
     /// Adds a group, whose parameters share hyper-parameters; see [`Lion::add_group`].
@@ -212,14 +221,15 @@ impl Sharded {
     /// Sets the overrides of a parameter that are set in `changes`; see [`Lion::configure_parameter`].
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`]; [`Error::Lion`] with the errors of [`Lion::configure_parameter`]. Then nothing has
+    /// [`Error::NotAParameter`]; [`Error::Lion`] with the errors of [`Lion::configure_parameter`]. Then nothing has
     /// changed.
     pub fn configure_parameter(&mut self, handle: Handle, changes: Overrides) -> Result<(), Error> {
-        let whole = self.param(handle)?.whole;
+        let changed = self.index(handle)?;
+        let whole = self.params[changed].whole;
         // What the whole accepts, its parts accept: they have its type, its length and its other settings.
         self.lion.configure_parameter(whole, changes)?;
         for (param, part) in self.parts() {
-            if param == handle.0 {
+            if param == changed {
                 self.lion.configure_parameter(part, changes)?;
             }
         }
@@ -227,7 +237,7 @@ impl Sharded {
     }
 
     /// Returns the parts of this rank, each with the index of its parameter.
-    fn parts(&self) -> Vec<(usize, lion::Handle)> {
+    fn parts(&self) -> Vec<(usize, Handle)> {
         let Some(shares) = &self.shares else {
             return Vec::new();
         };
@@ -248,12 +258,21 @@ impl Sharded {
         Ok(())
     }
 
+    /// Sets the learning rate of the defaults; see [`Lion::set_lr`].
+    ///
+    /// # Errors
+    /// [`Error::Lion`] with [`lion::Error::InvalidHyper`].
+    pub fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
+        Ok(self.lion.set_lr(lr)?)
+    }
+
     /// Returns the number of steps of a parameter.
     ///
     /// # Errors
-    /// [`Error::UnknownHandle`].
+    /// [`Error::Lion`] with [`lion::Error::UnknownHandle`]; [`Error::NotAParameter`].
     pub fn steps(&self, handle: Handle) -> Result<u64, Error> {
-        Ok(self.lion.info(self.param(handle)?.whole)?.steps)
+        let param = self.index(handle)?;
+        Ok(self.lion.info(self.params[param].whole)?.steps)
     }
 
     /// Returns the bytes of the states of this rank.
@@ -267,11 +286,14 @@ impl Sharded {
         &self.lion
     }
 
-    pub(crate) fn param(&self, handle: Handle) -> Result<&Param, Error> {
-        self.params.get(handle.0).ok_or(Error::UnknownHandle {
-            index: handle.0,
-            registered: self.params.len(),
-        })
+    /// Returns the index of a parameter.
+    pub(crate) fn index(&self, handle: Handle) -> Result<usize, Error> {
+        // The optimizer refuses the handles of others.
+        self.lion.info(handle)?;
+        self.by_handle
+            .get(&handle)
+            .copied()
+            .ok_or(Error::NotAParameter)
     }
 
     /// Divides the parameters among the ranks and allocates the states, if that is not done. All ranks make this call.
@@ -316,8 +338,8 @@ impl Sharded {
         &mut self,
         division: &Division,
         by_name: &[usize],
-        buckets: &mut Vec<Vec<(usize, lion::Handle)>>,
-        registered: &mut Vec<lion::Handle>,
+        buckets: &mut Vec<Vec<(usize, Handle)>>,
+        registered: &mut Vec<Handle>,
     ) -> Result<(), Error> {
         for bucket in 0..division.buckets() {
             let mut parts = Vec::new();

@@ -6,14 +6,14 @@ use crate::arrays::{Arrays, Part};
 use crate::check::{Checked, plain_args};
 use crate::exchange::{Exchange, Pass};
 use crate::norms::{of_whole, squares_of};
-use crate::sharded::{Param, Reduction, Sharded, Shares};
-use crate::{Error, Handle, StepReport};
+use crate::sharded::{Param, Sharded, Shares};
+use crate::{Error, StepReport};
 use lion::arithmetic::in_default_mode;
 use lion::arithmetic::norm::UpdateNorm;
 use lion::backend::{GradNorm, SkippedBlocks};
 use lion::checkpoint::shard_name;
 use lion::tensor::{GradRef, IntoGrad, IntoParam, Update};
-use lion::{Lion, OnNonFinite, StepArgs};
+use lion::{Handle, Lion, OnNonFinite, StepArgs};
 use mpi::collective::SystemOperation;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives};
@@ -43,7 +43,7 @@ impl Sharded {
     /// Updates of different types are passed as [`ParamMut`](lion::tensor::ParamMut) and [`GradRef`](lion::tensor::GradRef).
     ///
     /// # Errors
-    /// - [`Error::Lion`] with the errors of [`Lion::step`] before it begins; [`Error::UnknownHandle`],
+    /// - [`Error::Lion`] with the errors of [`Lion::step`] before it begins; [`Error::NotAParameter`],
     ///   [`Error::DeviceMemory`]; [`Error::OtherRank`], [`Error::Disagreement`].
     /// - [`Error::NonFinite`], only under [`OnNonFinite::RejectStep`]. A gradient of one rank that is not finite rejects
     ///   the step of all.
@@ -77,10 +77,7 @@ impl Sharded {
 impl Sharded {
     /// Runs a step on which all ranks agree.
     fn run(&mut self, args: &StepArgs, checked: &mut Checked<'_>) -> Result<StepReport, Error> {
-        let mut scale = args.get_grad_scale();
-        if self.reduction == Reduction::Mean {
-            scale /= f64::from(self.comm.size());
-        }
+        let scale = self.scale(args);
         // `step_with` has allocated them.
         let Some(shares) = &self.shares else {
             return Ok(StepReport::default());
@@ -95,8 +92,11 @@ impl Sharded {
             skipped: vec![0; self.params.len()],
             failed: None,
         };
+        let without_gradient = checked.without_gradient.iter();
         let mut report = StepReport {
-            without_gradient: std::mem::take(&mut checked.without_gradient),
+            without_gradient: without_gradient
+                .map(|&param| self.params[param].whole)
+                .collect(),
             ..StepReport::default()
         };
         let arrays = &mut checked.arrays;

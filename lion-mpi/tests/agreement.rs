@@ -5,11 +5,10 @@
 mod common;
 
 use common::{on_ranks, run_as_rank, start};
-use lion::{Dtype, Lion, LionBuilder, MissingGradient, Overrides, ParamSpec, StepArgs};
-use lion_mpi::{Error, Handle, Reduction, Sharded};
+use lion::{Dtype, Handle, Lion, LionBuilder, MissingGradient, Overrides, ParamSpec, StepArgs};
+use lion_mpi::{Error, Reduction, Sharded};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::Communicator;
-use std::time::{Duration, Instant};
 
 fn builder() -> LionBuilder {
     Lion::builder().lr(0.5)
@@ -204,11 +203,51 @@ fn errors_of_all_ranks_are_those_of_the_optimizer() {
             let mut empty = Sharded::new(comm, builder()).unwrap();
             assert!(matches!(
                 empty.step([(foreign[1], &mut *a, &grad)]),
-                Err(Error::UnknownHandle {
-                    index: 1,
-                    registered: 0
-                })
+                Err(Error::Lion(lion::Error::UnknownHandle { .. }))
             ));
+            // A handle of another optimizer, and one of a part.
+            let mut third = Sharded::new(comm, builder()).unwrap();
+            third
+                .register(ParamSpec::new("x", 1000, Dtype::F32))
+                .unwrap();
+            assert!(matches!(
+                third.step([(foreign[0], &mut *a, &grad)]),
+                Err(Error::Lion(lion::Error::UnknownHandle { .. }))
+            ));
+            let parts = lion.local().parameters();
+            let part = parts
+                .filter(|part| part.name.contains('@'))
+                .map(|part| part.handle);
+            let part = part.last().unwrap();
+            assert!(matches!(
+                lion.step([(part, &mut *a, &grad)]),
+                Err(Error::NotAParameter)
+            ));
+            // The names of parts are refused.
+            let mut fourth = Sharded::new(comm, builder()).unwrap();
+            let named = fourth.register(ParamSpec::new("w@0", 4, Dtype::F32));
+            assert!(matches!(named, Err(Error::Unsupported { .. })));
+            let shard = ParamSpec::new("s", 256, Dtype::F32).shard(256, 1000);
+            assert!(matches!(
+                fourth.register(shard),
+                Err(Error::Unsupported { .. })
+            ));
+            // The average makes the factor 0 in f32.
+            let mut mean = Sharded::new(comm, builder())
+                .unwrap()
+                .reduction(Reduction::Mean);
+            let w = mean
+                .register(ParamSpec::new("w", 1000, Dtype::F32))
+                .unwrap();
+            let tiny = StepArgs::new().grad_scale(1e-45);
+            match mean.step_with(tiny, [(w, &mut *a, &grad)]) {
+                Ok(_) => assert_eq!(comm.size(), 1),
+                Err(error) => assert!(
+                    matches!(error, Error::Lion(lion::Error::InvalidHyper { .. })),
+                    "{error:?}"
+                ),
+            }
+            a.fill(1.0);
             let late = lion.register(ParamSpec::new("late", 4, Dtype::F32));
             assert!(matches!(late, Err(Error::Allocated { .. })));
             // Nothing has changed, and the optimizer steps.
@@ -237,10 +276,8 @@ fn a_panic_of_one_rank_ends_the_job() {
     if run_as_rank(name, &rank) {
         return;
     }
-    let begun = Instant::now();
+    // It fails if the job does not end.
     let output = start(name, 2, &[]);
-    let taken = begun.elapsed();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("rank 1 panics"));
-    assert!(taken < Duration::from_secs(30), "{taken:?}");
 }

@@ -8,12 +8,12 @@ use common::tensor::{Rng, Tensor};
 use common::{CASE, mpirun, on_ranks, run_as_rank, start};
 use lion::backend::StateRecord;
 use lion::checkpoint::{Checkpoint, CheckpointError, Load, LoadPolicy, Save};
-use lion::{Dtype, Lion, Lion8bit, LionBuilder, Overrides, ParamSpec, bf16, update};
-use lion_mpi::{Error, Handle, Sharded};
+use lion::{Dtype, Handle, Lion, Lion8bit, LionBuilder, Overrides, ParamSpec, bf16, update};
+use lion_mpi::{Error, Sharded};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const LENS: [(&str, usize); 4] = [("a", 300), ("b", 40_000), ("c", 7), ("d", 5_000)];
@@ -354,6 +354,18 @@ fn seeds_of_parts_follow_their_parameters() {
     }
 }
 
+/// Ends `mpirun` and its ranks if the test fails.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+            let _ = self.0.wait();
+        }
+    }
+}
+
 /// Kills one rank at a random instant of a run that saves all the time.
 #[test]
 fn a_rank_that_is_killed_leaves_a_whole_checkpoint() {
@@ -388,7 +400,10 @@ fn a_rank_that_is_killed_leaves_a_whole_checkpoint() {
     let seed = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
-    let mut rng = Rng(seed.as_nanos() as u64);
+    let seed = std::env::var("LION_TEST_SEED")
+        .map_or(seed.as_nanos() as u64, |text| text.parse().unwrap());
+    println!("LION_TEST_SEED={seed}");
+    let mut rng = Rng(seed);
     let mut last = 0;
     let mut leftovers = 0;
     for kill in 0..kills {
@@ -396,7 +411,7 @@ fn a_rank_that_is_killed_leaves_a_whole_checkpoint() {
         let saved = folder.path().join("saved");
         let _ = std::fs::remove_file(&saved);
         let session = tempfile::tempdir().unwrap();
-        let mut child = mpirun(n, session.path())
+        let child = mpirun(n, session.path())
             .env(CASE, name)
             .env(FOLDER, folder.path())
             .arg(std::env::current_exe().unwrap())
@@ -405,6 +420,7 @@ fn a_rank_that_is_killed_leaves_a_whole_checkpoint() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        let mut child = Started(child);
         let begun = Instant::now();
         while !saved.exists() {
             assert!(begun.elapsed() < Duration::from_secs(60), "no save");
@@ -415,7 +431,17 @@ fn a_rank_that_is_killed_leaves_a_whole_checkpoint() {
         let pid = std::fs::read_to_string(folder.path().join(format!("pid{victim}"))).unwrap();
         let killed = Command::new("kill").args(["-9", &pid]).status().unwrap();
         assert!(killed.success());
-        assert!(!child.wait().unwrap().success());
+        let end = loop {
+            if let Some(status) = child.0.try_wait().unwrap() {
+                break status;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(120),
+                "the other ranks go on"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert!(!end.success());
         let steps = check(&path);
         assert!(steps > last, "{steps} steps after {last}");
         last = steps;

@@ -7,7 +7,10 @@ mod common;
 use common::on_ranks;
 use common::tensor::{Rng, Tensor};
 use lion::backend::Planes;
-use lion::{Dtype, Lion, LionBuilder, OnNonFinite, Overrides, Paging, ParamSpec, StepArgs, update};
+use lion::{
+    Dtype, Lion, LionBuilder, MissingGradient, OnNonFinite, Overrides, Paging, ParamSpec, StepArgs,
+    update,
+};
 use lion_mpi::{Error, Reduction, Sharded};
 use mpi::collective::SystemOperation;
 use mpi::topology::SimpleCommunicator;
@@ -290,4 +293,68 @@ fn a_step_has_the_bits_of_one_process() {
             }
         },
     );
+}
+
+/// Steps of some parameters, missing gradients, sums of -0.0, changes of settings, and ranks without a block.
+#[test]
+fn some_parameters_are_stepped() {
+    on_ranks("some_parameters_are_stepped", &[1, 2, 4], |comm| {
+        let rank = comm.rank() as usize;
+        let builder = || Lion::builder().lr(0.25).weight_decay(0.5);
+        let mut sharded = Sharded::new(comm, builder()).unwrap();
+        let mut lion = builder().build().unwrap();
+        lion.add_group("g", Overrides::new()).unwrap();
+        sharded.add_group("g", Overrides::new()).unwrap();
+        // Three blocks: one of four ranks has none.
+        let specs = [
+            ParamSpec::new("a", 10, Dtype::F32),
+            ParamSpec::new("b", 300, Dtype::F32).group("g"),
+        ];
+        let handles = specs.clone().map(|spec| sharded.register(spec).unwrap());
+        let wholes = specs.map(|spec| lion.register(spec).unwrap());
+        let mut params = [vec![1.0f32; 10], vec![-2.0f32; 300]];
+        let mut wanted = params.clone();
+        // On all ranks the first element is -0.0, whose sum is -0.0; the others are those of rank 0.
+        let grads = [10, 300].map(|len| {
+            let numbers = (0..len).map(|i| if rank == 0 { i as f32 - 5.0 } else { 0.0 });
+            let mut grad: Vec<f32> = numbers.collect();
+            grad[0] = -0.0;
+            grad
+        });
+        let sums = [10, 300].map(|len: usize| {
+            let mut sum: Vec<f32> = (0..len).map(|i| i as f32 - 5.0).collect();
+            sum[0] = -0.0;
+            sum
+        });
+        let skip = StepArgs::new().missing_gradients(MissingGradient::Skip);
+        for (round, given) in [[false, true], [true, true], [true, false], [false, false]]
+            .into_iter()
+            .enumerate()
+        {
+            if round == 1 {
+                sharded.set_lr(0.125).unwrap();
+                lion.set_lr(0.125).unwrap();
+                let changes = Overrides::new().lr_multiplier(2.0).weight_decay(0.0);
+                sharded.configure_group("g", changes).unwrap();
+                lion.configure_group("g", changes).unwrap();
+            }
+            let updates = handles.into_iter().zip(&mut params).zip(&grads).zip(given);
+            let updates =
+                updates.map(|(((w, param), grad), given)| (w, param, given.then_some(grad)));
+            let report = sharded.step_with(skip, updates).unwrap();
+            let updates = wholes.into_iter().zip(&mut wanted).zip(&sums).zip(given);
+            let updates =
+                updates.map(|(((w, param), sum), given)| (w, param, given.then_some(sum)));
+            lion.step_with(skip, updates).unwrap();
+            assert_eq!(params, wanted, "round {round}");
+            let missing = given.iter().filter(|given| !**given).count();
+            assert_eq!(report.without_gradient.len(), missing);
+        }
+        for (handle, whole) in handles.into_iter().zip(wholes) {
+            assert_eq!(
+                sharded.steps(handle).unwrap(),
+                lion.info(whole).unwrap().steps
+            );
+        }
+    });
 }

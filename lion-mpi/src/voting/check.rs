@@ -72,10 +72,7 @@ impl Voting {
         let found = index.and_then(|&index| Some((index, self.params.get(index)?)));
         found.ok_or_else(|| match self.lion.info(handle) {
             Err(error) => error.into(),
-            Ok(info) => Error::Unsupported {
-                parameter: Some(info.name.to_owned()),
-                what: "a handle that `Voting::register` did not return",
-            },
+            Ok(_) => Error::NotAParameter,
         })
     }
 
@@ -117,9 +114,9 @@ impl Voting {
 /// [`START`](crate::votes::START). The momentum has the settings of the parameter, and its seed, which would else be derived
 /// from the name of the piece.
 pub(super) fn overrides_of_pieces(overrides: &Overrides, hyper: &Hyper) -> Overrides {
+    // The multipliers of all scopes together are divided out, so that the learning rate is 1 in f32.
     let direction = Overrides::new()
-        .lr(1.0)
-        .lr_multiplier(1.0)
+        .lr(1.0 / hyper.lr_multiplier)
         .weight_decay(0.5);
     direction
         .stochastic_param(false)
@@ -128,13 +125,15 @@ pub(super) fn overrides_of_pieces(overrides: &Overrides, hyper: &Hyper) -> Overr
 }
 
 pub(super) fn check_hyper(name: &str, hyper: &Hyper) -> Result<(), Error> {
-    if hyper.max_unorm == 0.0 {
+    let what = if hyper.max_unorm > 0.0 {
+        "max_unorm, wanted 0"
+    } else if hyper.lr_multiplier as f32 == 0.0 || !(1.0 / hyper.lr_multiplier as f32).is_finite() {
+        "an lr_multiplier whose inverse is not finite in f32"
+    } else {
         return Ok(());
-    }
-    Err(Error::Unsupported {
-        parameter: Some(name.to_owned()),
-        what: "max_unorm, wanted 0",
-    })
+    };
+    let parameter = Some(name.to_owned());
+    Err(Error::Unsupported { parameter, what })
 }
 
 /// Checks the arrays of a parameter, and returns their elements.
