@@ -38,7 +38,7 @@ impl Sharded {
     /// Does what [`step`](Sharded::step) does, with arguments for this step.
     ///
     /// [`StepArgs::max_grad_norm`] clips by the norm of the summed gradients of all ranks, times the magnitude of
-    /// `grad_scale` (and divided by the number of ranks under [`Reduction::Mean`]).
+    /// `grad_scale` (and divided by the number of ranks under [`Reduction::Mean`](crate::Reduction::Mean)).
     ///
     /// Updates of different types are passed as [`ParamMut`](lion::tensor::ParamMut) and [`GradRef`](lion::tensor::GradRef).
     ///
