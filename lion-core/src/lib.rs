@@ -71,8 +71,8 @@ pub use backend::{
 };
 pub use error::Error;
 pub use half::{bf16, f16};
-pub use lion_float_mode::in_default_mode;
 pub use hyper::{Bits, Hyper, LionArgs, MissingGradient, OnNonFinite, Overrides, Scope, StepArgs};
+pub use lion_float_mode::in_default_mode;
 pub use optimizer::{
     GradNorm, Gradient, Group, Handle, Optimizer, OptimizerConfig, ParamInfo, ParamRecord,
     ParamSpec, Restore, SkippedBlocks, StepReport, SumSquares,
