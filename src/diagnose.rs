@@ -22,6 +22,17 @@ pub struct Diagnosis {
 /// What rounding would lose of one parameter in a step.
 ///
 /// Shares are numbers of elements over `elements`, from 0 to 1; those of an empty parameter are 0.
+///
+/// ```
+/// use lion::{Dtype, Lion8bit, ParamSpec};
+/// let mut lion = Lion8bit::builder().min_8bit_size(1).build()?;
+/// let w = lion.register(ParamSpec::new("w", 4, Dtype::F32))?;
+/// // The third momentum is too small for an 8-bit block whose largest momentum is 0.01.
+/// let (mut weight, grad) = ([0.5f32; 4], [1.0f32, 0.0, 1e-9, 0.5]);
+/// let found = &lion.diagnose([(w, &mut weight, &grad)])?.parameters[0];
+/// assert_eq!((found.lost_updates(), found.stuck_momenta(), found.sign_differs()), (0.0, 0.25, 0.25));
+/// # Ok::<(), lion::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ParamDiagnosis {

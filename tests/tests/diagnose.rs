@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use lion::backend::Planes;
-use lion::tensor::Element;
+use lion::tensor::{DeviceMemory, DeviceSlice, Element, GradRef, Update};
 use lion::{
     Dtype, Error, Lion, MissingGradient, OnNonFinite, Overrides, ParamSpec, StepArgs, bf16, f16,
     update,
 };
 use lion_test_support::Rng;
+use std::sync::Arc;
 
 /// 256 elements whose momentum is set by one of them. The others get a gradient of 0.1 for 400 steps, and then of
 /// -0.1 for 200. An exact momentum is negative after 70 of them. The code stops on its way to 0, where a step changes the
@@ -174,11 +175,7 @@ where
         let diagnosis = copy
             .diagnose_with(
                 args,
-                [lion::tensor::Update::new(
-                    w,
-                    &mut stepped[..],
-                    Some(grad[..].into()),
-                )],
+                [Update::new(w, &mut stepped[..], Some(grad[..].into()))],
             )
             .unwrap();
         let bits = |p: &[P]| p.iter().map(|p| p.widen().to_bits()).collect::<Vec<_>>();
@@ -189,11 +186,7 @@ where
             .as_mut()
             .step(
                 args,
-                [lion::tensor::Update::new(
-                    w,
-                    &mut stepped[..],
-                    Some(grad[..].into()),
-                )],
+                [Update::new(w, &mut stepped[..], Some(grad[..].into()))],
             )
             .unwrap();
         let new = copy.export_state(w).unwrap();
@@ -309,4 +302,56 @@ fn blocks_that_are_not_finite_are_reported() {
                 .starts_with("`w`: 1 of 2 blocks would be skipped")
         );
     }
+}
+
+#[derive(Debug)]
+struct Elsewhere;
+
+impl DeviceMemory for Elsewhere {
+    fn len(&self) -> usize {
+        4
+    }
+
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+}
+
+#[test]
+fn arrays_in_device_memory_are_refused() {
+    let mut lion = Lion::builder().build().unwrap();
+    let w = lion.register(ParamSpec::new("w", 4, Dtype::F32)).unwrap();
+    let mut weight = [1.0f32; 4];
+    let grad = GradRef::from(DeviceSlice::new(Arc::new(Elsewhere)));
+    let error = lion
+        .diagnose([Update::new(w, &mut weight[..], Some(grad))])
+        .unwrap_err();
+    assert!(
+        error.to_string().contains(
+            "the gradient of parameter `w` is in memory that the backend `host` cannot access"
+        ),
+        "{error}"
+    );
+}
+
+/// A paged state is read as one that is not paged, also beyond the elements that are read at a time.
+#[cfg(target_os = "linux")]
+#[test]
+fn paged_states_have_the_same_diagnosis() {
+    const N: usize = 100_000;
+    let mut rng = Rng::new(11);
+    let mut grad = || (0..N).map(|_| rng.signed_unit()).collect::<Vec<f32>>();
+    let (first, second) = (grad(), grad());
+    let found = [false, true].map(|paged| {
+        let builder = Lion::builder().optim_bits(8).lr(1e-9);
+        let mut lion = builder.is_paged(paged).build().unwrap();
+        let w = lion.register(ParamSpec::new("w", N, Dtype::F32)).unwrap();
+        assert_eq!(lion.state(w).unwrap().paged().is_some(), paged);
+        let mut weight = vec![1.0f32; N];
+        lion.step([(w, &mut weight, &first)]).unwrap();
+        lion.diagnose([(w, &mut weight, &second)]).unwrap()
+    });
+    assert_eq!(found[0], found[1]);
+    assert!(found[0].parameters[0].losses.stuck_momenta > 0);
+    assert_eq!(found[0].parameters[0].lost_updates(), 1.0);
 }
