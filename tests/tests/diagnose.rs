@@ -4,8 +4,8 @@
 use lion::backend::Planes;
 use lion::tensor::{DeviceMemory, DeviceSlice, Element, GradRef, Update};
 use lion::{
-    Dtype, Error, Lion, MissingGradient, OnNonFinite, Overrides, ParamSpec, StepArgs, bf16, f16,
-    update,
+    Dtype, Error, Lion, MissingGradient, OnNonFinite, Overrides, Paging, ParamSpec, StepArgs, bf16,
+    f16, update,
 };
 use lion_test_support::Rng;
 use std::sync::Arc;
@@ -343,8 +343,11 @@ fn paged_states_have_the_same_diagnosis() {
     let mut grad = || (0..N).map(|_| rng.signed_unit()).collect::<Vec<f32>>();
     let (first, second) = (grad(), grad());
     let found = [false, true].map(|paged| {
-        let builder = Lion::builder().optim_bits(8).lr(1e-9);
-        let mut lion = builder.is_paged(paged).build().unwrap();
+        let mut builder = Lion::builder().optim_bits(8).lr(1e-9).is_paged(paged);
+        if paged {
+            builder = builder.paging(Paging::in_folder(std::env::temp_dir()).budget(1 << 16));
+        }
+        let mut lion = builder.build().unwrap();
         let w = lion.register(ParamSpec::new("w", N, Dtype::F32)).unwrap();
         assert_eq!(lion.state(w).unwrap().paged().is_some(), paged);
         let mut weight = vec![1.0f32; N];
