@@ -53,6 +53,7 @@
 
 mod builder;
 mod device;
+mod diagnose;
 mod lion;
 
 #[cfg(feature = "checkpoint")]
@@ -60,6 +61,7 @@ mod saving;
 
 pub use builder::LionBuilder;
 pub use device::Device;
+pub use diagnose::{Diagnosis, ParamDiagnosis};
 pub use lion::{Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit};
 pub use lion_core::{
     Dtype, Error, Handle, LionArgs, MissingGradient, OnNonFinite, Overrides, ParamInfo, ParamSpec,
@@ -169,8 +171,8 @@ pub mod paging {
 /// Blockwise 8-bit quantization, independent of the optimizer.
 pub mod quant {
     pub use lion_quant::{
-        Blockwise8, CODEBOOK, MAGNITUDES, OFFSETS, PIECES, QuantError, SLOPES, THRESHOLDS,
-        ZERO_CODE, dequantize, position, quantize,
+        Blockwise8, CODEBOOK, MAGNITUDES, OFFSETS, PIECES, QuantError, RoundingLosses, SLOPES,
+        THRESHOLDS, ZERO_CODE, dequantize, position, quantize,
     };
 }
 

@@ -20,6 +20,7 @@
 
 mod blockwise;
 mod codebook;
+mod losses;
 mod nearest;
 mod position;
 
@@ -28,6 +29,7 @@ pub use blockwise::{
     top_bits,
 };
 pub use codebook::{CODEBOOK, MAGNITUDES, ZERO_CODE};
+pub use losses::RoundingLosses;
 pub use position::{OFFSETS, PIECES, SLOPES, THRESHOLDS, position};
 // For the look-ups of lion-cpu. Not part of the interface.
 #[doc(hidden)]

@@ -194,7 +194,7 @@ impl<'a> TensorStep<'a> {
 
     /// Clips the learning rate. The calling thread is in the default floating-point mode.
     #[inline]
-    fn clip(&mut self, norm: UpdateNorm) {
+    pub(crate) fn clip(&mut self, norm: UpdateNorm) {
         if self.is_clipped() {
             let lr = norm.clipped_lr(self.lr, self.max_unorm);
             self.constants = self.constants.with_lr(lr);

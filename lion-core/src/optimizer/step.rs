@@ -154,6 +154,47 @@ impl Optimizer {
         })
     }
 
+    /// Calls `read` with the tensors of a step with these arguments, as a backend would receive them, and returns
+    /// its result. Nothing changes, and the call does not count as a step. Learning rates are already clipped by
+    /// [`max_unorm`](crate::Hyper::max_unorm), and gradients by [`StepArgs::max_grad_norm`].
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, ParamSpec, StepArgs, update};
+    /// let mut lion = Lion::builder().lr(0.5).build()?;
+    /// let w = lion.register(ParamSpec::new("w", 2, Dtype::F32))?;
+    /// let updates = [update(w, &mut [1.0f32; 2], &[1.0f32; 2])];
+    /// let lr = lion.as_mut().dry_step(StepArgs::new(), updates, |tensors| Ok(tensors[0].constants.lr))?;
+    /// assert_eq!((lr, lion.info(w)?.steps), (0.5, 0));
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`step`](Optimizer::step) before it begins, other than [`Error::NonFinite`] of new momenta; the
+    /// errors of [`Backend::shard_norms`] if `max_unorm` clips a parameter; the errors of `read`.
+    pub fn dry_step<'a, T>(
+        &mut self,
+        args: StepArgs,
+        updates: impl IntoIterator<Item = Update<'a>>,
+        read: impl FnOnce(&[TensorStep<'_>]) -> Result<T, BackendError>,
+    ) -> Result<T, Error> {
+        in_default_mode(|| {
+            let mut batch = self.check(&args, updates)?;
+            self.check_shards(&args, &batch, true)?;
+            let grad_scale = self.clip(&args, &mut batch)?;
+            let count = batch.indices.len();
+            let mut tensors = tensors(&mut self.params, &batch.indices, grad_scale, batch.arrays);
+            if tensors.iter().any(TensorStep::is_clipped) {
+                let norms = self.backend.shard_norms(&mut tensors);
+                let norms = norms.and_then(|norms| one_each(&*self.backend, norms, count));
+                let norms = norms.map_err(BackendError::not_begun)?;
+                for (tensor, norm) in tensors.iter_mut().zip(norms) {
+                    tensor.clip(norm.total());
+                }
+            }
+            Ok(read(&tensors).map_err(BackendError::not_begun)?)
+        })
+    }
+
     /// Checks that no step of a shard uses a norm of this process alone. If `norms` is set, a clipped shard must come
     /// with the norm of the whole tensor.
     fn check_shards(&self, args: &StepArgs, batch: &Batch<'_>, norms: bool) -> Result<(), Error> {
