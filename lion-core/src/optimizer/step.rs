@@ -162,7 +162,8 @@ impl Optimizer {
     /// use lion::{Dtype, Lion, ParamSpec, StepArgs, update};
     /// let mut lion = Lion::builder().lr(0.5).build()?;
     /// let w = lion.register(ParamSpec::new("w", 2, Dtype::F32))?;
-    /// let updates = [update(w, &mut [1.0f32; 2], &[1.0f32; 2])];
+    /// let (mut weight, grad) = ([1.0f32; 2], [1.0f32; 2]);
+    /// let updates = [update(w, &mut weight, &grad)];
     /// let lr = lion.as_mut().dry_step(StepArgs::new(), updates, |tensors| Ok(tensors[0].constants.lr))?;
     /// assert_eq!((lr, lion.info(w)?.steps), (0.5, 0));
     /// # Ok::<(), lion::Error>(())
