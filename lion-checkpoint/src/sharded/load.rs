@@ -138,24 +138,46 @@ impl ShardedCheckpoint {
     }
 
     /// Does everything that [`load`](ShardedCheckpoint::load) does before it changes the optimizer, and reads and checks the
-    /// states that it would load. Processes that load together check first, and load only if all of them can.
+    /// states that it would load. The optimizer is unchanged. Processes that load together check first, and load only if
+    /// all of them can.
+    ///
+    /// Returns the report with which a load begins, so that processes can compare theirs.
+    /// [`LoadReport::settings`] is empty, and [`LoadReport::draws_changed`] also lists parameters that are not
+    /// rounded stochastically after the load: the settings of the file are not applied.
+    ///
+    /// ```
+    /// use lion::Lion;
+    /// use lion::checkpoint::{Load, ShardedCheckpoint};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    /// Lion::builder().lr(0.5).build()?.save(&path)?;
+    /// let mut lion = Lion::builder().lr(0.25).build()?;
+    /// let mut checkpoint = ShardedCheckpoint::open(&path)?;
+    /// checkpoint.check(&mut lion, Load::new())?;
+    /// assert_eq!(lion.lr(), 0.25);
+    /// checkpoint.load(&mut lion, Load::new())?;
+    /// assert_eq!(lion.lr(), 0.5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// The errors of [`load_sharded`], except [`CheckpointError::PartlyLoaded`].
     pub fn check(
         &mut self,
-        optimizer: &impl AsRef<Optimizer>,
+        optimizer: &mut impl AsMut<Optimizer>,
         how: Load<'_>,
-    ) -> Result<(), CheckpointError> {
-        let optimizer = optimizer.as_ref();
+    ) -> Result<LoadReport, CheckpointError> {
+        let optimizer = optimizer.as_mut();
         let path = self.index().source.path.clone();
         let numbers = self.index().numbers();
         let loads = self.compare(&Wholes::of(optimizer), numbers, &path, how)?;
-        if !how.keep_settings {
-            self.index().settings_for(optimizer)?;
-        }
+        let settings = (!how.keep_settings).then(|| self.index().settings_for(optimizer));
+        // A restore that has written nothing changes nothing when it is dropped.
+        let restore = optimizer.restore(settings.transpose()?, loads.records);
+        drop(restore.map_err(|source| CheckpointError::Optimizer { path, source })?);
         let pieces = self.pieces(&loads.targets);
-        self.read(&loads.targets, &pieces, &mut |_, _, _, _| Ok(()))
+        self.read(&loads.targets, &pieces, &mut |_, _, _, _| Ok(()))?;
+        Ok(loads.report)
     }
 
     /// Matches the wholes of the checkpoint with those of the optimizer.

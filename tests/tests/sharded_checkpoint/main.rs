@@ -378,6 +378,44 @@ fn settings_names_types_and_widths_are_loaded_as_from_one_file() {
     );
 }
 
+/// The group that only the optimizer has multiplies the learning rate of the file beyond the range of `f32`.
+#[test]
+fn a_check_refuses_what_a_load_refuses_and_changes_nothing() {
+    let (_folder, index) = temporary_path("run.lion");
+    let build = |lr: f64| {
+        let mut lion = Lion::builder().lr(lr).build().unwrap();
+        let own = Overrides::new().lr_multiplier(1e20);
+        lion.add_group("own", own).unwrap();
+        lion.register(f32_spec("w", 1000).group("own")).unwrap();
+        lion
+    };
+    let save = |lr: f64| {
+        let mut lion = Lion::builder().lr(lr).build().unwrap();
+        lion.register(f32_spec("w", 1000)).unwrap();
+        let save = ShardedSave::new(&index, ShardedSave::random_id());
+        lion.save(save.file(0)).unwrap();
+        save.commit(1).unwrap();
+    };
+    let mut lion = build(1e-3);
+    let before = settings_and_states(&lion);
+    save(1e30);
+    let mut checkpoint = ShardedCheckpoint::open(&index).unwrap();
+    let checked = checkpoint.check(&mut lion, Load::new()).unwrap_err();
+    assert!(
+        matches!(checked, CheckpointError::Optimizer { .. }),
+        "{checked:?}"
+    );
+    let loaded = checkpoint.load(&mut lion, Load::new()).unwrap_err();
+    assert_eq!(checked.to_string(), loaded.to_string());
+
+    save(1e-2);
+    let mut checkpoint = ShardedCheckpoint::open(&index).unwrap();
+    let checked = checkpoint.check(&mut lion, Load::new()).unwrap();
+    assert_eq!(settings_and_states(&lion), before);
+    let loaded = checkpoint.load(&mut lion, Load::new()).unwrap();
+    assert_eq!((checked.loaded, lion.lr()), (loaded.loaded, 1e-2));
+}
+
 #[test]
 fn a_permuted_whole_is_loaded_whole_and_cannot_be_cut() {
     let (_folder, index) = temporary_path("run.lion");
