@@ -27,6 +27,10 @@ pub struct ShardFile {
 ///
 /// To resume a run, use [`load_sharded`](crate::load_sharded) or `Lion::load`. This type is for inspecting files.
 ///
+/// [`load`](ShardedCheckpoint::load), [`check`](ShardedCheckpoint::check) and the functions that verify open the files of
+/// an index again. A commit to the same index removes these files, so that they then fail. A checkpoint in one file is
+/// loaded through the file that is open, whatever replaces it.
+///
 /// ```
 /// use lion::{Dtype, Lion, ParamSpec};
 /// use lion::checkpoint::{ShardedCheckpoint, ShardedSave};
@@ -142,8 +146,23 @@ impl ShardedCheckpoint {
         (0..self.files.len()).try_for_each(|file| self.verify_file(file))
     }
 
+    /// Returns a file, open for reading, and the whole parameters. A checkpoint in one file is read through the file that
+    /// is open, because a save may have replaced the one at its path. Any other file is opened again, and put into
+    /// `opened`.
+    pub(super) fn file_and_tensors<'a>(
+        &'a mut self,
+        file: usize,
+        opened: &'a mut Option<Checkpoint<File>>,
+    ) -> Result<(&'a mut Checkpoint<File>, &'a [WholeTensor]), CheckpointError> {
+        if self.index.files().is_empty() {
+            return Ok((&mut self.index, &self.tensors));
+        }
+        let file = opened.insert(self.open_file(file)?);
+        Ok((file, &self.tensors))
+    }
+
     /// Opens a file again. There may be more files than a process may have open at a time.
-    pub(super) fn open_file(&self, file: usize) -> Result<Checkpoint<File>, CheckpointError> {
+    fn open_file(&self, file: usize) -> Result<Checkpoint<File>, CheckpointError> {
         let path = &self.index.source.path;
         open_file(path, &self.files[file], &self.paths[file])
     }

@@ -31,6 +31,10 @@ use std::path::Path;
 /// The options are those of [`load`](crate::load), which also describes the settings after a load. Names are those of
 /// wholes, in [`Load::rename`] and in the report, which lists each whole once.
 ///
+/// The files of an index are opened one after another. If a trainer commits to the index in the meantime, it removes them and
+/// the load fails. If stepped states were already being overwritten, the error is [`CheckpointError::PartlyLoaded`]. A
+/// checkpoint in one file is read through one open file, so a save that replaces it does not disturb the load.
+///
 /// # Cost
 /// The load reads the chunks of up to 4 MiB in which the elements of this optimizer are, to their ends, because they are
 /// checked whole. It reads them twice if one of the parameters has been stepped. States of any size pass through buffers of a
@@ -264,16 +268,17 @@ impl ShardedCheckpoint {
 
     /// Reads and checks the pieces.
     fn read(
-        &self,
+        &mut self,
         targets: &[Target],
         pieces: &[Piece],
         take: &mut Take<'_, CheckpointError>,
     ) -> Result<(), CheckpointError> {
         let mut buffer = Vec::new();
         for of_file in pieces.chunk_by(|a, b| a.file == b.file) {
-            let mut file = self.open_file(of_file[0].file)?;
+            let mut opened = None;
+            let (file, tensors) = self.file_and_tensors(of_file[0].file, &mut opened)?;
             for piece in of_file {
-                let (target, whole) = (&targets[piece.target], &self.tensors()[piece.whole]);
+                let (target, whole) = (&targets[piece.target], &tensors[piece.whole]);
                 let shard = &whole.shards[piece.shard];
                 let start = target.start.max(shard.offset);
                 let end = target.end.min(shard.offset + shard.len);

@@ -416,6 +416,32 @@ fn a_check_refuses_what_a_load_refuses_and_changes_nothing() {
     assert_eq!((checked.loaded, lion.lr()), (loaded.loaded, 1e-2));
 }
 
+/// The file that is open is read, not the one that has replaced it.
+#[test]
+fn a_checkpoint_in_one_file_is_loaded_after_it_is_replaced() {
+    let (_folder, path) = temporary_path("run.lion");
+    let mut saved = whole(8);
+    saved.step(1);
+    saved
+        .lion
+        .save_with(&path, &Save::new().section("epoch", b"one"))
+        .unwrap();
+    let mut checkpoint = ShardedCheckpoint::open(&path).unwrap();
+    saved.step(2);
+    saved.lion.save(&path).unwrap();
+
+    let mut reference = whole(8);
+    reference.step(1);
+    for mut process in sharded(8, 2) {
+        checkpoint.check(&mut process.lion, Load::new()).unwrap();
+        checkpoint.load(&mut process.lion, Load::new()).unwrap();
+        process.take_values(&reference);
+        process.assert_is_part_of(&reference);
+    }
+    let epoch = checkpoint.index().section("epoch").unwrap();
+    assert_eq!(epoch.as_deref(), Some(&b"one"[..]));
+}
+
 #[test]
 fn a_permuted_whole_is_loaded_whole_and_cannot_be_cut() {
     let (_folder, index) = temporary_path("run.lion");
