@@ -61,7 +61,8 @@ pub struct ShardedCheckpoint {
 }
 
 impl ShardedCheckpoint {
-    /// Opens an index and its files.
+    /// Opens an index and its files. If the path is a symbolic link, a file may be beside the link or beside the file to which
+    /// it leads.
     ///
     /// # Errors
     /// The errors of [`Checkpoint::open`], for the index or one of its files; [`CheckpointError::Shards`] if the files do
@@ -87,9 +88,10 @@ impl ShardedCheckpoint {
             join.add(&mut index)?;
         } else {
             files = index.files().to_vec();
+            let target = target_of(&path);
             paths = files
                 .iter()
-                .map(|file| path.with_file_name(&file.name))
+                .map(|file| place(&path, target.as_deref(), &file.name))
                 .collect();
             for (file, at) in files.iter().zip(&paths) {
                 join.add(&mut open_file(&path, file, at)?)?;
@@ -165,6 +167,22 @@ impl ShardedCheckpoint {
     fn open_file(&self, file: usize) -> Result<Checkpoint<File>, CheckpointError> {
         let path = &self.index.source.path;
         open_file(path, &self.files[file], &self.paths[file])
+    }
+}
+
+/// Returns the path of the file to which a symbolic link leads, or `None` if `path` is not a link.
+fn target_of(path: &Path) -> Option<PathBuf> {
+    let is_link = path.symlink_metadata().is_ok_and(|it| it.is_symlink());
+    is_link.then(|| path.canonicalize().ok()).flatten()
+}
+
+/// Returns the path of a file with a name: beside the index, or, if there is none, beside the file to which a link to the
+/// index leads. The index contains a checksum of the file, so that no other file is taken for it.
+fn place(index: &Path, target: Option<&Path>, name: &str) -> PathBuf {
+    let beside = index.with_file_name(name);
+    match target {
+        Some(target) if !beside.exists() => target.with_file_name(name),
+        _ => beside,
     }
 }
 

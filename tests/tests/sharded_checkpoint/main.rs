@@ -443,6 +443,28 @@ fn a_checkpoint_in_one_file_is_loaded_after_it_is_replaced() {
 }
 
 #[test]
+#[cfg(unix)]
+fn an_index_opens_through_a_link_with_its_files_beside_the_link_or_beside_the_index() {
+    let (folder, index) = temporary_path("run.lion");
+    let saved = save(&two(), &index, ShardedSave::random_id());
+    saved.commit(2).unwrap();
+    let other = folder.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let link = other.join("latest.lion");
+    std::os::unix::fs::symlink(&index, &link).unwrap();
+    load_all(&mut sharded(8, 3), &link);
+    // One of the files is moved, and the other one stays beside the index.
+    let moved = saved.file(1);
+    fs::rename(&moved, other.join(moved.file_name().unwrap())).unwrap();
+    load_all(&mut sharded(8, 3), &link);
+    let error = ShardedCheckpoint::open(&index).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::Io { action: "open", .. }),
+        "{error:?}"
+    );
+}
+
+#[test]
 fn a_permuted_whole_is_loaded_whole_and_cannot_be_cut() {
     let (_folder, index) = temporary_path("run.lion");
     let mut lion = Lion::builder().build().unwrap();
