@@ -3,7 +3,7 @@
 use super::simulated::{Folder, Simulated};
 use super::{first_loss, path};
 use crate::CheckpointError;
-use crate::sharded::put_in_place;
+use crate::sharded::{put_in_place, remove_leftovers};
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io::Write;
@@ -110,4 +110,52 @@ fn a_commit_that_fails_keeps_the_index_and_all_files() {
         }
     }
     assert!(failed >= 6, "{failed} operations fail");
+}
+
+/// The index that is there names the new files, and is not durable: a cut may bring back the one before.
+#[test]
+fn a_cut_while_leftovers_are_removed_leaves_an_index_and_its_files() {
+    let mut not_durable = 0;
+    for failing in 0..40 {
+        let disk = Simulated::of(&folder());
+        disk.record().fails = Some((failing, std::io::ErrorKind::StorageFull));
+        let Err(CheckpointError::NotDurable { .. }) = commit(&disk) else {
+            continue;
+        };
+        not_durable += 1;
+        let old_is_back = |folder: &Folder| folder[&path("run.lion")] == b"old";
+        assert!(disk.cut_now().iter().any(old_is_back));
+        let index = path("run.lion");
+        let named = |_: &Path| Some(NEW.map(str::to_owned).into());
+        remove_leftovers(&disk, Path::new(&index), named);
+        for (operation, folders) in disk.cuts() {
+            for folder in folders {
+                assert_eq!(incomplete(&folder), None, "a cut before `{operation}`");
+            }
+        }
+        for folder in disk.cut_now() {
+            assert_eq!(incomplete(&folder), None);
+        }
+        let left = disk.contents();
+        let removed = OLD.iter().chain([&KILLED]);
+        assert!(removed.clone().all(|name| !left.contains_key(&path(name))));
+        assert_eq!(left.len(), folder().len() - removed.count());
+    }
+    assert_eq!(not_durable, 1);
+}
+
+#[test]
+fn leftovers_are_kept_if_the_folder_cannot_be_synced_or_the_index_cannot_be_opened() {
+    let index = path("run.lion");
+    let all = || Some(NEW.map(str::to_owned).into());
+    // The first operations open and sync the folder, and find the index.
+    for failing in 0..3 {
+        let disk = Simulated::of(&folder());
+        disk.record().fails = Some((failing, std::io::ErrorKind::StorageFull));
+        remove_leftovers(&disk, Path::new(&index), |_| all());
+        assert_eq!(disk.contents(), folder(), "operation {failing}");
+    }
+    let disk = Simulated::of(&folder());
+    remove_leftovers(&disk, Path::new(&index), |_| None);
+    assert_eq!(disk.contents(), folder());
 }

@@ -7,7 +7,7 @@ use crate::contents::Save;
 use crate::disk::{Disk, Os};
 use crate::error::CheckpointError;
 use crate::read::Checkpoint;
-use crate::replace::{Early, failed, folder_of, replace_on};
+use crate::replace::{Early, failed, folder_of, remove_unfinished, replace_on, sync_folder};
 use crate::write::write_files;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -88,6 +88,38 @@ impl ShardedSave {
         self.index.with_file_name(name)
     }
 
+    /// Removes the files that killed saves to this index have left behind: the files that are named as
+    /// [`file`](ShardedSave::file) names them and that the index does not name, and the unfinished files of this index
+    /// and of such files. One process may call this before the processes save, while none saves to this index.
+    ///
+    /// [`commit`](ShardedSave::commit) removes them too, but only after the next save is on the disk. On a disk that has
+    /// room for two checkpoints, a save would therefore fail after one that was killed.
+    ///
+    /// The folder is synced first, so that the index that is there is durable. Nothing is removed if the folder
+    /// cannot be synced, or if the index exists and cannot be opened. If there is no index, all such files are
+    /// removed. Files that cannot be removed are kept.
+    ///
+    /// ```
+    /// use lion::Lion;
+    /// use lion::checkpoint::ShardedSave;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let index = folder.path().join("run.lion");
+    /// let killed = ShardedSave::new(&index, ShardedSave::random_id());
+    /// Lion::builder().build()?.save(killed.file(0))?; // never committed
+    ///
+    /// let save = ShardedSave::new(&index, ShardedSave::random_id());
+    /// save.remove_leftovers();
+    /// assert!(!killed.file(0).exists());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn remove_leftovers(&self) {
+        remove_leftovers(&Os, &self.index, |index| {
+            let checkpoint = Checkpoint::open(index).ok()?;
+            let names = checkpoint.files().iter().map(|file| file.name.clone());
+            Some(names.collect())
+        });
+    }
+
     /// Writes the index of the files of the ranks 0 to `ranks - 1`, and returns its size in bytes. One process calls
     /// this, after the saves of all processes have returned.
     ///
@@ -160,10 +192,43 @@ pub(crate) fn put_in_place<D: Disk>(
     files: &HashSet<&[u8]>,
     write: impl FnOnce(&mut BufWriter<Early<'_, D::File>>) -> Result<u64, CheckpointError>,
 ) -> Result<u64, CheckpointError> {
-    let own = index.file_name().unwrap_or_default().as_encoded_bytes();
+    let own = own_name(index);
     let is_own = |name: &[u8]| name == own || is_shard_file(own, name);
     let bytes = replace_on(disk, index, is_own, write)?;
+    remove_others(disk, index, files);
+    Ok(bytes)
+}
+
+/// Removes what killed saves have left behind. `named` returns the names of the files that an index names, or `None` if
+/// it cannot be opened.
+pub(crate) fn remove_leftovers<D: Disk>(
+    disk: &D,
+    index: &Path,
+    named: impl FnOnce(&Path) -> Option<HashSet<String>>,
+) {
     let folder = folder_of(index);
+    // After `NotDurable`, a power cut may bring back an index that names other files than the one that is there.
+    let opened = disk.open_folder(folder);
+    if opened.and_then(|it| sync_folder(disk, &it)).is_err() {
+        return;
+    }
+    let named = match disk.kind(index) {
+        Ok(None) => Some(HashSet::new()),
+        Ok(Some(_)) => named(index),
+        Err(_) => None,
+    };
+    let Some(named) = named else {
+        return;
+    };
+    let own = own_name(index);
+    remove_unfinished(disk, folder, |name| name == own || is_shard_file(own, name));
+    let named = named.iter().map(|name| name.as_bytes()).collect();
+    remove_others(disk, index, &named);
+}
+
+/// Removes the files of saves to an index that are not among `files`.
+fn remove_others<D: Disk>(disk: &D, index: &Path, files: &HashSet<&[u8]>) {
+    let (own, folder) = (own_name(index), folder_of(index));
     for name in disk.files(folder).unwrap_or_default() {
         let bytes = name.as_encoded_bytes();
         if is_shard_file(own, bytes) && !files.contains(bytes) {
@@ -171,5 +236,9 @@ pub(crate) fn put_in_place<D: Disk>(
             let _ = disk.remove(&folder.join(name));
         }
     }
-    Ok(bytes)
+}
+
+/// Returns the bytes of the name of an index.
+fn own_name(index: &Path) -> &[u8] {
+    index.file_name().unwrap_or_default().as_encoded_bytes()
 }
