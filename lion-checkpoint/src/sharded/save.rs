@@ -1,6 +1,6 @@
 //! Saves a checkpoint in several files: each process writes its own, and one of them commits the index.
 
-use super::checkpoint::file_of;
+use super::checkpoint::{ShardFile, file_of};
 use super::join::Join;
 use super::names::is_shard_file;
 use crate::contents::Save;
@@ -60,9 +60,16 @@ pub struct ShardedSave {
 }
 
 impl ShardedSave {
-    /// Returns a save whose index is to be at a path. `id` is the same in all processes and differs in each save, so
-    /// that a file that an index names is never overwritten: one process calls [`random_id`](ShardedSave::random_id),
-    /// and sends the number to the others.
+    /// Returns a save whose index is to be at a path.
+    ///
+    /// `id` is the same in all processes, and must be new for each save: one process calls
+    /// [`random_id`](ShardedSave::random_id), and sends the number to the others. It is not the step number, which a
+    /// run that was resumed reaches again. A save with the id of the checkpoint that the index names overwrites its
+    /// files, and a process that is killed then leaves no checkpoint. [`commit`](ShardedSave::commit)
+    /// returns [`CheckpointError::UsedId`] when that has happened.
+    ///
+    /// The name of the index must be UTF-8 without `\\` and `:`, because the format refuses other names of files. This
+    /// function does not check it; [`commit`](ShardedSave::commit) returns [`CheckpointError::Io`].
     pub fn new(index: impl Into<PathBuf>, id: u64) -> Self {
         let index = index.into();
         ShardedSave { index, id }
@@ -134,6 +141,7 @@ impl ShardedSave {
     ///
     /// # Errors
     /// - [`CheckpointError::Shards`] if the files do not fit together, or if `ranks` is 0
+    /// - [`CheckpointError::UsedId`] if the index names a file that this save has overwritten
     /// - the errors of [`Checkpoint::open`] for a file that cannot be read
     /// - the errors of [`save`](crate::save)
     ///
@@ -177,9 +185,29 @@ impl ShardedSave {
             files.push(file_of(name.to_owned(), &checkpoint));
         }
         let ((numbers, settings), _) = join.finish()?;
+        self.check_id(&files)?;
         let names = files.iter().map(|file| file.name.as_bytes()).collect();
         put_in_place(&Os, index, &names, |writer| {
             write_files((numbers, &settings), &files, save, writer, index)
+        })
+    }
+
+    /// Checks that no file that the current index names has been overwritten by one of `files`. The same files may be
+    /// committed again, as after [`CheckpointError::NotDurable`].
+    fn check_id(&self, files: &[ShardFile]) -> Result<(), CheckpointError> {
+        let Ok(current) = Checkpoint::open(&self.index) else {
+            return Ok(());
+        };
+        let overwritten = current.files().iter().find(|old| {
+            let mut new = files.iter();
+            new.any(|new| new.name == old.name && new != *old)
+        });
+        overwritten.map_or(Ok(()), |old| {
+            Err(CheckpointError::UsedId {
+                path: self.index.clone(),
+                file: self.index.with_file_name(&old.name),
+                id: self.id,
+            })
         })
     }
 }

@@ -95,6 +95,32 @@ fn leftovers_are_removed_before_the_next_save() {
     assert_eq!(names(folder.path()), left);
 }
 
+#[test]
+fn an_id_that_is_used_again_is_refused_and_the_same_files_are_committed_again() {
+    let (_folder, index) = temporary_path("run.lion");
+    let mut processes = two();
+    save_and_commit(&processes, &index, 7);
+    // A commit that returned `NotDurable` may be repeated.
+    ShardedSave::new(&index, 7).commit(2).unwrap();
+
+    processes.iter_mut().for_each(|process| process.step(2));
+    let again = ShardedSave::new(&index, 7);
+    for (rank, process) in processes.iter().enumerate() {
+        process.lion.save(again.file(rank)).unwrap();
+    }
+    let before = fs::read(&index).unwrap();
+    let error = again.commit(2).unwrap_err();
+    assert!(
+        matches!(&error, CheckpointError::UsedId { id: 7, file, .. } if *file == again.file(0)),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("id 0000000000000007"), "{error}");
+    assert_eq!(fs::read(&index).unwrap(), before);
+
+    save_and_commit(&processes, &index, 8);
+    load_all(&mut processes, &index);
+}
+
 const KILLS: usize = 40;
 
 /// The number of steps that the index holds.

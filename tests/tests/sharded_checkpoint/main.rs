@@ -214,7 +214,7 @@ fn every_number_of_processes_continues_with_the_bits_of_one() {
         let mut processes = sharded(bits, 4);
         processes.iter_mut().for_each(|process| process.step(1));
         for (step, count) in [(2, 4), (3, 3), (4, 1), (5, 2), (6, 7)] {
-            save_and_commit(&processes, &index, step);
+            save_and_commit(&processes, &index, ShardedSave::random_id());
             assert_eq!(names(folder.path()).len(), 1 + processes.len());
             processes = sharded(bits, count);
             for report in load_all(&mut processes, &index) {
