@@ -3,7 +3,7 @@
 use super::simulated::{Folder, Simulated};
 use super::{first_loss, path};
 use crate::CheckpointError;
-use crate::sharded::{put_in_place, remove_leftovers};
+use crate::sharded::{Guard, put_in_place, remove_leftovers};
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io::Write;
@@ -29,9 +29,23 @@ fn folder() -> Folder {
 }
 
 fn commit(disk: &Simulated) -> Result<u64, CheckpointError> {
+    commit_beside(disk, Ok(()), true)
+}
+
+/// Commits while another process may commit: `before` is what the check before the rename returns, and `is_current` is
+/// whether the index is still the new one after it.
+fn commit_beside(
+    disk: &Simulated,
+    before: Result<(), CheckpointError>,
+    is_current: bool,
+) -> Result<u64, CheckpointError> {
     let index = path("run.lion");
     let names: HashSet<_> = NEW.iter().map(|name| name.as_bytes()).collect();
-    put_in_place(disk, Path::new(&index), &names, |writer| {
+    let guard = Guard {
+        before: || before,
+        after: || is_current,
+    };
+    put_in_place(disk, Path::new(&index), &names, guard, |writer| {
         writer.write_all(b"new").unwrap();
         Ok(3)
     })
@@ -158,4 +172,23 @@ fn leftovers_are_kept_if_the_folder_cannot_be_synced_or_the_index_cannot_be_open
     let disk = Simulated::of(&folder());
     remove_leftovers(&disk, Path::new(&index), |_| None);
     assert_eq!(disk.contents(), folder());
+}
+
+#[test]
+fn a_commit_beside_another_one_keeps_the_index_or_the_files() {
+    let disk = Simulated::of(&folder());
+    let gone = CheckpointError::Sharded {
+        path: path(NEW[0]).into(),
+    };
+    let error = commit_beside(&disk, Err(gone), true).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::Sharded { .. }),
+        "{error:?}"
+    );
+    assert_eq!(disk.contents(), folder());
+
+    commit_beside(&disk, Ok(()), false).unwrap();
+    let mut wanted = folder();
+    wanted.insert(path("run.lion"), b"new".to_vec());
+    assert_eq!(disk.contents(), wanted);
 }

@@ -7,7 +7,7 @@ use crate::contents::Save;
 use crate::disk::{Disk, Os};
 use crate::error::CheckpointError;
 use crate::read::Checkpoint;
-use crate::replace::{Early, failed, folder_of, remove_unfinished, replace_on, sync_folder};
+use crate::replace::{Early, Replacement, failed, folder_of, remove_unfinished, sync_folder};
 use crate::write::write_files;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -139,6 +139,10 @@ impl ShardedSave {
     /// as [`file`](ShardedSave::file) names them, and that the new index does not name. Files that cannot be removed are
     /// kept. A process must not begin the next save to the same index before this function has returned.
     ///
+    /// One run at a time may save to an index. The commits of two runs at the same time can remove each other's files.
+    /// This function checks just before the index is renamed that its files are still there, and removes other
+    /// files only if the index is still its own; these checks do not cover every instant.
+    ///
     /// # Errors
     /// - [`CheckpointError::Shards`] if the files do not fit together, or if `ranks` is 0
     /// - [`CheckpointError::UsedId`] if the index names a file that this save has overwritten
@@ -187,7 +191,11 @@ impl ShardedSave {
         let ((numbers, settings), _) = join.finish()?;
         self.check_id(&files)?;
         let names = files.iter().map(|file| file.name.as_bytes()).collect();
-        put_in_place(&Os, index, &names, |writer| {
+        let guard = Guard {
+            before: || still_there(index, &files),
+            after: || Checkpoint::open(index).is_ok_and(|it| it.files() == files),
+        };
+        put_in_place(&Os, index, &names, guard, |writer| {
             write_files((numbers, &settings), &files, save, writer, index)
         })
     }
@@ -212,18 +220,52 @@ impl ShardedSave {
     }
 }
 
+/// Checks that guard against another commit to the same index at the same time.
+pub(crate) struct Guard<B, A> {
+    /// Called just before the index is renamed: whether the files that it names are still there.
+    pub(crate) before: B,
+    /// Called after the rename: whether the index is still the one that was written.
+    pub(crate) after: A,
+}
+
+/// Checks that the files that an index will name are there with their sizes.
+fn still_there(index: &Path, files: &[ShardFile]) -> Result<(), CheckpointError> {
+    for file in files {
+        let path = index.with_file_name(&file.name);
+        let given = path.metadata().map(|it| it.len());
+        let given = given.map_err(|source| failed("examine", &path, source))?;
+        if given != file.bytes {
+            return Err(CheckpointError::Shards {
+                path: index.to_owned(),
+                file: path,
+                parameter: None,
+                what: "the size in bytes",
+                given: given.to_string(),
+                wanted: file.bytes.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Replaces an index by the one that `write` writes, and then removes the files of other saves. `files` are the names
 /// of the files that the new index names.
 pub(crate) fn put_in_place<D: Disk>(
     disk: &D,
     index: &Path,
     files: &HashSet<&[u8]>,
+    guard: Guard<impl FnOnce() -> Result<(), CheckpointError>, impl FnOnce() -> bool>,
     write: impl FnOnce(&mut BufWriter<Early<'_, D::File>>) -> Result<u64, CheckpointError>,
 ) -> Result<u64, CheckpointError> {
     let own = own_name(index);
     let is_own = |name: &[u8]| name == own || is_shard_file(own, name);
-    let bytes = replace_on(disk, index, is_own, write)?;
-    remove_others(disk, index, files);
+    let mut replacement = Replacement::begin(disk, index, is_own)?;
+    let wanted = replacement.write(write)?;
+    (guard.before)()?;
+    let bytes = replacement.finish(wanted)?;
+    if (guard.after)() {
+        remove_others(disk, index, files);
+    }
     Ok(bytes)
 }
 
@@ -269,4 +311,44 @@ fn remove_others<D: Disk>(disk: &D, index: &Path, files: &HashSet<&[u8]>) {
 /// Returns the bytes of the name of an index.
 fn own_name(index: &Path) -> &[u8] {
     index.file_name().unwrap_or_default().as_encoded_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_file_that_is_gone_or_has_another_size_is_told_before_the_index_is_renamed() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("run.lion");
+        let save = ShardedSave::new(&index, 1);
+        let name = save
+            .file(0)
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let files = [ShardFile {
+            name,
+            bytes: 4,
+            checksum: 0,
+        }];
+        let error = still_there(&index, &files).unwrap_err();
+        assert!(
+            matches!(&error, CheckpointError::Io { action: "examine", path, .. } if *path == save.file(0)),
+            "{error:?}"
+        );
+        fs::write(save.file(0), "five.").unwrap();
+        let error = still_there(&index, &files).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("the size in bytes is 5, wanted 4"),
+            "{error}"
+        );
+        fs::write(save.file(0), "four").unwrap();
+        still_there(&index, &files).unwrap();
+    }
 }
