@@ -22,6 +22,12 @@ use std::path::{Path, PathBuf};
 /// files of the save before, so a process that is killed at any instant leaves that checkpoint. The files of the save
 /// before are removed after the new index is durable.
 ///
+/// The index may be copied or moved only together with its files, to another folder: the next commit removes the files that
+/// a copy in the same folder names. On Unix, the index keeps the permissions of the file that it replaces, as with
+/// [`save`](crate::save); the files of the processes are new and get those that the umask leaves. A save to one file at the
+/// path of the index, as by `Lion::save`, replaces the index, and the files stay until the next commit or
+/// [`remove_leftovers`](ShardedSave::remove_leftovers).
+///
 /// A run that is saved by any number of processes can be loaded by any other number, with
 /// [`load_sharded`](crate::load_sharded), or by one process that has the whole parameters, with `Lion::load`.
 ///
