@@ -74,7 +74,7 @@ impl ShardedSave {
     /// files, and a process that is killed then leaves no checkpoint. [`commit`](ShardedSave::commit)
     /// returns [`CheckpointError::UsedId`] when that has happened.
     ///
-    /// The name of the index must be UTF-8 without `\\` and `:`, because the format refuses other names of files. This
+    /// The name of the index must be UTF-8 without `\` and `:`, because the format refuses other names of files. This
     /// function does not check it; [`commit`](ShardedSave::commit) returns [`CheckpointError::Io`].
     pub fn new(index: impl Into<PathBuf>, id: u64) -> Self {
         let index = index.into();
@@ -146,7 +146,7 @@ impl ShardedSave {
     /// kept. A process must not begin the next save to the same index before this function has returned.
     ///
     /// One run at a time may save to an index. The commits of two runs at the same time can remove each other's files.
-    /// This function checks just before the index is renamed that its files are still there, and removes other
+    /// This function checks just before it syncs and renames the index that its files are still there, and removes other
     /// files only if the index is still its own; these checks do not cover every instant.
     ///
     /// # Errors
@@ -228,7 +228,7 @@ impl ShardedSave {
 
 /// Checks that guard against another commit to the same index at the same time.
 pub(crate) struct Guard<B, A> {
-    /// Called just before the index is renamed: whether the files that it names are still there.
+    /// Called just before the index is synced and renamed: whether the files that it names are still there.
     pub(crate) before: B,
     /// Called after the rename: whether the index is still the one that was written.
     pub(crate) after: A,
