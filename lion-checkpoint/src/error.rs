@@ -159,6 +159,16 @@ pub enum CheckpointError {
         /// The value that fits.
         wanted: String,
     },
+    /// The id of a [`ShardedSave`](super::ShardedSave) is that of an earlier save: the index names a file that this save has
+    /// overwritten. The index can no longer be loaded. Save again with a new id.
+    UsedId {
+        /// The index.
+        path: PathBuf,
+        /// The file that was overwritten.
+        file: PathBuf,
+        /// The id.
+        id: u64,
+    },
     /// A state has a layout that the format does not support.
     UnknownLayout {
         /// The file.
@@ -471,6 +481,13 @@ impl fmt::Display for CheckpointError {
                 }
                 write!(f, "{what} is {given}, wanted {wanted}")
             }
+            CheckpointError::UsedId { path, file, id } => write!(
+                f,
+                "`{}` names `{}`, which a save with the same id {id:016x} has overwritten; wanted an id that is new for \
+                 each save",
+                path.display(),
+                file.display()
+            ),
             CheckpointError::UnknownLayout {
                 path,
                 parameter,

@@ -87,7 +87,7 @@ impl Sharded {
         self.allocate()?;
         self.agree_on_call("load", &StepArgs::new())?;
         let checked = ShardedCheckpoint::open(path).and_then(|mut checkpoint| {
-            checkpoint.check(&self.lion, how)?;
+            checkpoint.check(&mut self.lion, how)?;
             Ok(checkpoint)
         });
         let mut checkpoint = on_all(&self.comm, checked.map_err(Error::from))?;

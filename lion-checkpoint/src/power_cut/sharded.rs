@@ -3,7 +3,7 @@
 use super::simulated::{Folder, Simulated};
 use super::{first_loss, path};
 use crate::CheckpointError;
-use crate::sharded::put_in_place;
+use crate::sharded::{Guard, put_in_place, remove_leftovers};
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io::Write;
@@ -29,9 +29,23 @@ fn folder() -> Folder {
 }
 
 fn commit(disk: &Simulated) -> Result<u64, CheckpointError> {
+    commit_beside(disk, Ok(()), true)
+}
+
+/// Commits while another process may commit: `before` is what the check before the rename returns, and `is_current` is
+/// whether the index is still the new one after it.
+fn commit_beside(
+    disk: &Simulated,
+    before: Result<(), CheckpointError>,
+    is_current: bool,
+) -> Result<u64, CheckpointError> {
     let index = path("run.lion");
     let names: HashSet<_> = NEW.iter().map(|name| name.as_bytes()).collect();
-    put_in_place(disk, Path::new(&index), &names, |writer| {
+    let guard = Guard {
+        before: || before,
+        after: || is_current,
+    };
+    put_in_place(disk, Path::new(&index), &names, guard, |writer| {
         writer.write_all(b"new").unwrap();
         Ok(3)
     })
@@ -110,4 +124,71 @@ fn a_commit_that_fails_keeps_the_index_and_all_files() {
         }
     }
     assert!(failed >= 6, "{failed} operations fail");
+}
+
+/// The index that is there names the new files, and is not durable: a cut may bring back the one before.
+#[test]
+fn a_cut_while_leftovers_are_removed_leaves_an_index_and_its_files() {
+    let mut not_durable = 0;
+    for failing in 0..40 {
+        let disk = Simulated::of(&folder());
+        disk.record().fails = Some((failing, std::io::ErrorKind::StorageFull));
+        let Err(CheckpointError::NotDurable { .. }) = commit(&disk) else {
+            continue;
+        };
+        not_durable += 1;
+        let old_is_back = |folder: &Folder| folder[&path("run.lion")] == b"old";
+        assert!(disk.cut_now().iter().any(old_is_back));
+        let index = path("run.lion");
+        let named = |_: &Path| Some(NEW.map(str::to_owned).into());
+        remove_leftovers(&disk, Path::new(&index), named);
+        for (operation, folders) in disk.cuts() {
+            for folder in folders {
+                assert_eq!(incomplete(&folder), None, "a cut before `{operation}`");
+            }
+        }
+        for folder in disk.cut_now() {
+            assert_eq!(incomplete(&folder), None);
+        }
+        let left = disk.contents();
+        let removed = OLD.iter().chain([&KILLED]);
+        assert!(removed.clone().all(|name| !left.contains_key(&path(name))));
+        assert_eq!(left.len(), folder().len() - removed.count());
+    }
+    assert_eq!(not_durable, 1);
+}
+
+#[test]
+fn leftovers_are_kept_if_the_folder_cannot_be_synced_or_the_index_cannot_be_opened() {
+    let index = path("run.lion");
+    let all = || Some(NEW.map(str::to_owned).into());
+    // The first operations open and sync the folder, and find the index.
+    for failing in 0..3 {
+        let disk = Simulated::of(&folder());
+        disk.record().fails = Some((failing, std::io::ErrorKind::StorageFull));
+        remove_leftovers(&disk, Path::new(&index), |_| all());
+        assert_eq!(disk.contents(), folder(), "operation {failing}");
+    }
+    let disk = Simulated::of(&folder());
+    remove_leftovers(&disk, Path::new(&index), |_| None);
+    assert_eq!(disk.contents(), folder());
+}
+
+#[test]
+fn a_commit_beside_another_one_keeps_the_index_or_the_files() {
+    let disk = Simulated::of(&folder());
+    let gone = CheckpointError::Sharded {
+        path: path(NEW[0]).into(),
+    };
+    let error = commit_beside(&disk, Err(gone), true).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::Sharded { .. }),
+        "{error:?}"
+    );
+    assert_eq!(disk.contents(), folder());
+
+    commit_beside(&disk, Ok(()), false).unwrap();
+    let mut wanted = folder();
+    wanted.insert(path("run.lion"), b"new".to_vec());
+    assert_eq!(disk.contents(), wanted);
 }

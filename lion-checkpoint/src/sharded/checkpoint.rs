@@ -27,6 +27,10 @@ pub struct ShardFile {
 ///
 /// To resume a run, use [`load_sharded`](crate::load_sharded) or `Lion::load`. This type is for inspecting files.
 ///
+/// [`load`](ShardedCheckpoint::load), [`check`](ShardedCheckpoint::check) and the functions that verify open the files of
+/// an index again. A commit to the same index removes these files, so that they then fail. A checkpoint in one file is
+/// loaded through the file that is open, whatever replaces it.
+///
 /// ```
 /// use lion::{Dtype, Lion, ParamSpec};
 /// use lion::checkpoint::{ShardedCheckpoint, ShardedSave};
@@ -57,7 +61,8 @@ pub struct ShardedCheckpoint {
 }
 
 impl ShardedCheckpoint {
-    /// Opens an index and its files.
+    /// Opens an index and its files. If the path is a symbolic link, a file may be beside the link or beside the file to which
+    /// it leads.
     ///
     /// # Errors
     /// The errors of [`Checkpoint::open`], for the index or one of its files; [`CheckpointError::Shards`] if the files do
@@ -83,9 +88,10 @@ impl ShardedCheckpoint {
             join.add(&mut index)?;
         } else {
             files = index.files().to_vec();
+            let target = target_of(&path);
             paths = files
                 .iter()
-                .map(|file| path.with_file_name(&file.name))
+                .map(|file| place(&path, target.as_deref(), &file.name))
                 .collect();
             for (file, at) in files.iter().zip(&paths) {
                 join.add(&mut open_file(&path, file, at)?)?;
@@ -142,10 +148,41 @@ impl ShardedCheckpoint {
         (0..self.files.len()).try_for_each(|file| self.verify_file(file))
     }
 
+    /// Returns a file, open for reading, and the whole parameters. A checkpoint in one file is read through the file that
+    /// is open, because a save may have replaced the one at its path. Any other file is opened again, and put into
+    /// `opened`.
+    pub(super) fn file_and_tensors<'a>(
+        &'a mut self,
+        file: usize,
+        opened: &'a mut Option<Checkpoint<File>>,
+    ) -> Result<(&'a mut Checkpoint<File>, &'a [WholeTensor]), CheckpointError> {
+        if self.index.files().is_empty() {
+            return Ok((&mut self.index, &self.tensors));
+        }
+        let file = opened.insert(self.open_file(file)?);
+        Ok((file, &self.tensors))
+    }
+
     /// Opens a file again. There may be more files than a process may have open at a time.
-    pub(super) fn open_file(&self, file: usize) -> Result<Checkpoint<File>, CheckpointError> {
+    fn open_file(&self, file: usize) -> Result<Checkpoint<File>, CheckpointError> {
         let path = &self.index.source.path;
         open_file(path, &self.files[file], &self.paths[file])
+    }
+}
+
+/// Returns the path of the file to which a symbolic link leads, or `None` if `path` is not a link.
+fn target_of(path: &Path) -> Option<PathBuf> {
+    let is_link = path.symlink_metadata().is_ok_and(|it| it.is_symlink());
+    is_link.then(|| path.canonicalize().ok()).flatten()
+}
+
+/// Returns the path of a file with a name: beside the index, or, if there is none, beside the file to which a link to the
+/// index leads. The index contains a checksum of the file, so that no other file is taken for it.
+fn place(index: &Path, target: Option<&Path>, name: &str) -> PathBuf {
+    let beside = index.with_file_name(name);
+    match target {
+        Some(target) if !beside.exists() => target.with_file_name(name),
+        _ => beside,
     }
 }
 

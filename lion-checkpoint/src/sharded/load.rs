@@ -31,6 +31,10 @@ use std::path::Path;
 /// The options are those of [`load`](crate::load), which also describes the settings after a load. Names are those of
 /// wholes, in [`Load::rename`] and in the report, which lists each whole once.
 ///
+/// The files of an index are opened one after another. If a trainer commits to the index in the meantime, it removes them and
+/// the load fails. If stepped states were already being overwritten, the error is [`CheckpointError::PartlyLoaded`]. A
+/// checkpoint in one file is read through one open file, so a save that replaces it does not disturb the load.
+///
 /// # Cost
 /// The load reads the chunks of up to 4 MiB in which the elements of this optimizer are, to their ends, because they are
 /// checked whole. It reads them twice if one of the parameters has been stepped. States of any size pass through buffers of a
@@ -138,24 +142,46 @@ impl ShardedCheckpoint {
     }
 
     /// Does everything that [`load`](ShardedCheckpoint::load) does before it changes the optimizer, and reads and checks the
-    /// states that it would load. Processes that load together check first, and load only if all of them can.
+    /// states that it would load. The optimizer is unchanged. Processes that load together check first, and load only if
+    /// all of them can.
+    ///
+    /// Returns the report with which a load begins, so that processes can compare theirs.
+    /// [`LoadReport::settings`] is empty, and [`LoadReport::draws_changed`] also lists parameters that are not
+    /// rounded stochastically after the load: the settings of the file are not applied.
+    ///
+    /// ```
+    /// use lion::Lion;
+    /// use lion::checkpoint::{Load, ShardedCheckpoint};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    /// Lion::builder().lr(0.5).build()?.save(&path)?;
+    /// let mut lion = Lion::builder().lr(0.25).build()?;
+    /// let mut checkpoint = ShardedCheckpoint::open(&path)?;
+    /// checkpoint.check(&mut lion, Load::new())?;
+    /// assert_eq!(lion.lr(), 0.25);
+    /// checkpoint.load(&mut lion, Load::new())?;
+    /// assert_eq!(lion.lr(), 0.5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// The errors of [`load_sharded`], except [`CheckpointError::PartlyLoaded`].
     pub fn check(
         &mut self,
-        optimizer: &impl AsRef<Optimizer>,
+        optimizer: &mut impl AsMut<Optimizer>,
         how: Load<'_>,
-    ) -> Result<(), CheckpointError> {
-        let optimizer = optimizer.as_ref();
+    ) -> Result<LoadReport, CheckpointError> {
+        let optimizer = optimizer.as_mut();
         let path = self.index().source.path.clone();
         let numbers = self.index().numbers();
         let loads = self.compare(&Wholes::of(optimizer), numbers, &path, how)?;
-        if !how.keep_settings {
-            self.index().settings_for(optimizer)?;
-        }
+        let settings = (!how.keep_settings).then(|| self.index().settings_for(optimizer));
+        // A restore that has written nothing changes nothing when it is dropped.
+        let restore = optimizer.restore(settings.transpose()?, loads.records);
+        drop(restore.map_err(|source| CheckpointError::Optimizer { path, source })?);
         let pieces = self.pieces(&loads.targets);
-        self.read(&loads.targets, &pieces, &mut |_, _, _, _| Ok(()))
+        self.read(&loads.targets, &pieces, &mut |_, _, _, _| Ok(()))?;
+        Ok(loads.report)
     }
 
     /// Matches the wholes of the checkpoint with those of the optimizer.
@@ -242,16 +268,17 @@ impl ShardedCheckpoint {
 
     /// Reads and checks the pieces.
     fn read(
-        &self,
+        &mut self,
         targets: &[Target],
         pieces: &[Piece],
         take: &mut Take<'_, CheckpointError>,
     ) -> Result<(), CheckpointError> {
         let mut buffer = Vec::new();
         for of_file in pieces.chunk_by(|a, b| a.file == b.file) {
-            let mut file = self.open_file(of_file[0].file)?;
+            let mut opened = None;
+            let (file, tensors) = self.file_and_tensors(of_file[0].file, &mut opened)?;
             for piece in of_file {
-                let (target, whole) = (&targets[piece.target], &self.tensors()[piece.whole]);
+                let (target, whole) = (&targets[piece.target], &tensors[piece.whole]);
                 let shard = &whole.shards[piece.shard];
                 let start = target.start.max(shard.offset);
                 let end = target.end.min(shard.offset + shard.len);

@@ -16,4 +16,4 @@ pub use save::ShardedSave;
 
 pub(super) use names::check_file_name;
 #[cfg(test)]
-pub(crate) use save::put_in_place;
+pub(crate) use save::{Guard, put_in_place, remove_leftovers};

@@ -54,6 +54,73 @@ fn a_save_that_stops_before_its_commit_leaves_the_one_before() {
     );
 }
 
+#[test]
+fn leftovers_are_removed_before_the_next_save() {
+    let (folder, index) = temporary_path("run.lion");
+    let processes = two();
+    let leave = |id: u64| {
+        let killed = ShardedSave::new(&index, id);
+        processes[0].lion.save(killed.file(0)).unwrap();
+        for of in ["run.lion", "run.lion.00000000000000aa.1"] {
+            let name = format!(".{of}.{id:016x}.unfinished");
+            fs::write(folder.path().join(name), "left behind").unwrap();
+        }
+    };
+    for other in ["run.lion.other", "other.lion.00000000000000aa.0"] {
+        fs::write(folder.path().join(other), "kept").unwrap();
+    }
+    let others = names(folder.path());
+
+    // Without an index.
+    leave(0xAA);
+    let next = ShardedSave::new(&index, 0xBB);
+    next.remove_leftovers();
+    assert_eq!(names(folder.path()), others);
+
+    // With an index and the files that it names.
+    save_and_commit(&processes, &index, 1);
+    let saved = names(folder.path());
+    assert_eq!(saved.len(), others.len() + 3);
+    leave(0xAA);
+    assert_eq!(names(folder.path()).len(), saved.len() + 3);
+    next.remove_leftovers();
+    assert_eq!(names(folder.path()), saved);
+    load_all(&mut sharded(8, 3), &index);
+
+    // An index that cannot be opened.
+    leave(0xAA);
+    let left = names(folder.path());
+    fs::write(&index, "not an index").unwrap();
+    next.remove_leftovers();
+    assert_eq!(names(folder.path()), left);
+}
+
+#[test]
+fn an_id_that_is_used_again_is_refused_and_the_same_files_are_committed_again() {
+    let (_folder, index) = temporary_path("run.lion");
+    let mut processes = two();
+    save_and_commit(&processes, &index, 7);
+    // A commit that returned `NotDurable` may be repeated.
+    ShardedSave::new(&index, 7).commit(2).unwrap();
+
+    processes.iter_mut().for_each(|process| process.step(2));
+    let again = ShardedSave::new(&index, 7);
+    for (rank, process) in processes.iter().enumerate() {
+        process.lion.save(again.file(rank)).unwrap();
+    }
+    let before = fs::read(&index).unwrap();
+    let error = again.commit(2).unwrap_err();
+    assert!(
+        matches!(&error, CheckpointError::UsedId { id: 7, file, .. } if *file == again.file(0)),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("id 0000000000000007"), "{error}");
+    assert_eq!(fs::read(&index).unwrap(), before);
+
+    save_and_commit(&processes, &index, 8);
+    load_all(&mut processes, &index);
+}
+
 const KILLS: usize = 40;
 
 /// The number of steps that the index holds.

@@ -214,7 +214,7 @@ fn every_number_of_processes_continues_with_the_bits_of_one() {
         let mut processes = sharded(bits, 4);
         processes.iter_mut().for_each(|process| process.step(1));
         for (step, count) in [(2, 4), (3, 3), (4, 1), (5, 2), (6, 7)] {
-            save_and_commit(&processes, &index, step);
+            save_and_commit(&processes, &index, ShardedSave::random_id());
             assert_eq!(names(folder.path()).len(), 1 + processes.len());
             processes = sharded(bits, count);
             for report in load_all(&mut processes, &index) {
@@ -375,6 +375,92 @@ fn settings_names_types_and_widths_are_loaded_as_from_one_file() {
             report.different.len()
         ),
         (0, 1, 1)
+    );
+}
+
+/// The group that only the optimizer has multiplies the learning rate of the file beyond the range of `f32`.
+#[test]
+fn a_check_refuses_what_a_load_refuses_and_changes_nothing() {
+    let (_folder, index) = temporary_path("run.lion");
+    let build = |lr: f64| {
+        let mut lion = Lion::builder().lr(lr).build().unwrap();
+        let own = Overrides::new().lr_multiplier(1e20);
+        lion.add_group("own", own).unwrap();
+        lion.register(f32_spec("w", 1000).group("own")).unwrap();
+        lion
+    };
+    let save = |lr: f64| {
+        let mut lion = Lion::builder().lr(lr).build().unwrap();
+        lion.register(f32_spec("w", 1000)).unwrap();
+        let save = ShardedSave::new(&index, ShardedSave::random_id());
+        lion.save(save.file(0)).unwrap();
+        save.commit(1).unwrap();
+    };
+    let mut lion = build(1e-3);
+    let before = settings_and_states(&lion);
+    save(1e30);
+    let mut checkpoint = ShardedCheckpoint::open(&index).unwrap();
+    let checked = checkpoint.check(&mut lion, Load::new()).unwrap_err();
+    assert!(
+        matches!(checked, CheckpointError::Optimizer { .. }),
+        "{checked:?}"
+    );
+    let loaded = checkpoint.load(&mut lion, Load::new()).unwrap_err();
+    assert_eq!(checked.to_string(), loaded.to_string());
+
+    save(1e-2);
+    let mut checkpoint = ShardedCheckpoint::open(&index).unwrap();
+    let checked = checkpoint.check(&mut lion, Load::new()).unwrap();
+    assert_eq!(settings_and_states(&lion), before);
+    let loaded = checkpoint.load(&mut lion, Load::new()).unwrap();
+    assert_eq!((checked.loaded, lion.lr()), (loaded.loaded, 1e-2));
+}
+
+/// The file that is open is read, not the one that has replaced it.
+#[test]
+fn a_checkpoint_in_one_file_is_loaded_after_it_is_replaced() {
+    let (_folder, path) = temporary_path("run.lion");
+    let mut saved = whole(8);
+    saved.step(1);
+    saved
+        .lion
+        .save_with(&path, &Save::new().section("epoch", b"one"))
+        .unwrap();
+    let mut checkpoint = ShardedCheckpoint::open(&path).unwrap();
+    saved.step(2);
+    saved.lion.save(&path).unwrap();
+
+    let mut reference = whole(8);
+    reference.step(1);
+    for mut process in sharded(8, 2) {
+        checkpoint.check(&mut process.lion, Load::new()).unwrap();
+        checkpoint.load(&mut process.lion, Load::new()).unwrap();
+        process.take_values(&reference);
+        process.assert_is_part_of(&reference);
+    }
+    let epoch = checkpoint.index().section("epoch").unwrap();
+    assert_eq!(epoch.as_deref(), Some(&b"one"[..]));
+}
+
+#[test]
+#[cfg(unix)]
+fn an_index_opens_through_a_link_with_its_files_beside_the_link_or_beside_the_index() {
+    let (folder, index) = temporary_path("run.lion");
+    let saved = save(&two(), &index, ShardedSave::random_id());
+    saved.commit(2).unwrap();
+    let other = folder.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let link = other.join("latest.lion");
+    std::os::unix::fs::symlink(&index, &link).unwrap();
+    load_all(&mut sharded(8, 3), &link);
+    // One of the files is moved, and the other one stays beside the index.
+    let moved = saved.file(1);
+    fs::rename(&moved, other.join(moved.file_name().unwrap())).unwrap();
+    load_all(&mut sharded(8, 3), &link);
+    let error = ShardedCheckpoint::open(&index).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::Io { action: "open", .. }),
+        "{error:?}"
     );
 }
 
