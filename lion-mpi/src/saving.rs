@@ -38,6 +38,10 @@ impl Sharded {
         self.agree_on_call("save", &StepArgs::new())?;
         self.agree_on_params(self.by_name())?;
         let mut id = ShardedSave::random_id();
+        if self.comm.rank() == 0 {
+            // Files of killed saves would need room beside those of this save. No rank writes before it has the id.
+            ShardedSave::new(path.as_ref(), id).remove_leftovers();
+        }
         self.comm.process_at_rank(0).broadcast_into(&mut id);
         let files = ShardedSave::new(path.as_ref(), id);
         let own = files.file(self.comm.rank() as usize);
@@ -87,11 +91,11 @@ impl Sharded {
         self.allocate()?;
         self.agree_on_call("load", &StepArgs::new())?;
         let checked = ShardedCheckpoint::open(path).and_then(|mut checkpoint| {
-            checkpoint.check(&mut self.lion, how)?;
-            Ok(checkpoint)
+            let report = checkpoint.check(&mut self.lion, how)?;
+            Ok((checkpoint, report))
         });
-        let mut checkpoint = on_all(&self.comm, checked.map_err(Error::from))?;
-        self.agree_on_checkpoint(&mut checkpoint)?;
+        let (mut checkpoint, report) = on_all(&self.comm, checked.map_err(Error::from))?;
+        self.agree_on_checkpoint(&mut checkpoint, &report)?;
         let rank = self.comm.rank() as usize;
         let loaded = checkpoint.load(&mut self.lion, how).map_err(Error::from);
         let loaded = loaded.and_then(|report| {
@@ -110,18 +114,25 @@ impl Sharded {
         result
     }
 
-    /// Checks that all ranks have opened the same checkpoint.
-    fn agree_on_checkpoint(&self, checkpoint: &mut ShardedCheckpoint) -> Result<(), Error> {
+    /// Checks that all ranks have opened the same checkpoint and load the same parameters.
+    fn agree_on_checkpoint(
+        &self,
+        checkpoint: &mut ShardedCheckpoint,
+        report: &LoadReport,
+    ) -> Result<(), Error> {
+        // The names are in the order of the checkpoint.
+        let loaded = report.loaded.join(", ");
         let files = format!("{:?}", checkpoint.files());
         let bytes = checkpoint.index().file_bytes();
         let item = Item {
             name: None,
-            hash: hash_of((&files, bytes)),
+            hash: hash_of((&files, bytes, &loaded)),
         };
         agree(&self.comm, Ok(&[item]), |_| {
             vec![
                 ("the size of the checkpoint's index", bytes.to_string()),
                 ("the files of the checkpoint", files.clone()),
+                ("the list of loaded parameters", loaded.clone()),
             ]
         })
     }
