@@ -1,5 +1,7 @@
 //! Simulates a power cut at every operation of a save, on the disk of `simulated.rs`.
 
+// Miri is slow, and runs the simulations of one file.
+#[cfg(not(miri))]
 mod sharded;
 mod simulated;
 

@@ -15,5 +15,5 @@ pub use names::{shard_name, split_shard_name};
 pub use save::ShardedSave;
 
 pub(super) use names::check_file_name;
-#[cfg(test)]
+#[cfg(all(test, not(miri)))]
 pub(crate) use save::{Guard, put_in_place, remove_leftovers};
