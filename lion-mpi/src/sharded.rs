@@ -48,8 +48,9 @@ pub enum Reduction {
 ///
 /// # Calls of all ranks
 /// [`new`](Sharded::new), [`step`](Sharded::step), [`step_with`](Sharded::step_with), [`save`](Sharded::save),
-/// [`load`](Sharded::load) and [`allocate`](Sharded::allocate) are calls that all ranks make together. Dropping it is one as well, and must come before MPI is finalized. The other methods are local: every rank must
-/// register the same parameters under the same names, in any order, and make the same changes of settings.
+/// [`load`](Sharded::load) and [`allocate`](Sharded::allocate) are calls that all ranks make together. Dropping it is one
+/// as well, and must come before MPI is finalized. The other methods are local: every rank must register the same
+/// parameters under the same names, in any order, and make the same changes of settings.
 ///
 /// Steps and saves compare names, lengths, types, hyper-parameters and step counts first, and steps their arguments. A
 /// difference is an [`Error::Disagreement`] on all ranks, and an error of one rank is an [`Error::OtherRank`] on the
@@ -155,9 +156,9 @@ impl Sharded {
         self
     }
 
-    /// Sets the number of elements of all ranks that are exchanged at a time, before the states are allocated, rounded down to whole blocks of 256 for each
-    /// rank, and at least one. A rank has up to six buffers of a bucket of gradients or parameters. The default is 4 MiB of
-    /// `f32`, and 64 KiB per rank on more than 64 ranks.
+    /// Sets the number of elements per bucket, over all ranks. It is rounded down to whole blocks of 256 per rank, at least
+    /// one. Call it before the states are allocated. A rank has up to six buffers of the size of a bucket. The default is
+    /// 4 MiB of `f32`, and 64 KiB per rank on more than 64 ranks.
     #[must_use]
     pub fn bucket_elements(mut self, elements: usize) -> Self {
         self.bucket = elements / BLOCK;
