@@ -7,7 +7,7 @@ use crate::arrays::{Array, Arrays};
 use crate::sharded::{Param, Reduction, Sharded};
 use lion::arithmetic::in_default_mode;
 use lion::tensor::{GradRef, ParamMut, Update};
-use lion::{Dtype, Handle, Lion, MissingGradient, StepArgs};
+use lion::{Dtype, Handle, MissingGradient, StepArgs};
 use mpi::traits::Communicator;
 
 /// The updates of a step that this rank has checked.
@@ -54,9 +54,8 @@ impl Sharded {
         // The optimizer checks the arguments, and the learning rate of each parameter.
         self.lion.non_finite_blocks(*args, [] as [Update<'_>; 0])?;
         let plain = plain_args(args, in_default_mode(|| self.scale(args)));
-        self.step_wholes(&arrays, |lion, updates| {
-            lion.non_finite_blocks(plain, updates).map(drop)
-        })?;
+        let updates = self.empty_updates(&arrays);
+        self.lion.non_finite_blocks(plain, updates)?;
         Ok(Checked {
             arrays,
             without_gradient,
@@ -71,21 +70,14 @@ impl Sharded {
         }
     }
 
-    /// Passes an update of each parameter of length 0 to a function.
-    fn step_wholes(
-        &mut self,
-        arrays: &Arrays<'_>,
-        step: impl FnOnce(&mut Lion, Vec<Update<'static>>) -> Result<(), lion::Error>,
-    ) -> Result<(), Error> {
-        let updates = {
-            let by_name = self.by_name();
-            let params = arrays.list().iter();
-            let params = params.map(|array| &self.params[by_name[array.index]]);
-            params
-                .map(|param| empty_update(param.whole, param.dtype))
-                .collect()
-        };
-        Ok(step(&mut self.lion, updates)?)
+    /// Returns an update without elements for each parameter of the step.
+    fn empty_updates(&self, arrays: &Arrays<'_>) -> Vec<Update<'static>> {
+        let by_name = self.by_name();
+        let params = arrays.list().iter();
+        let params = params.map(|array| &self.params[by_name[array.index]]);
+        params
+            .map(|param| empty_update(param.whole, param.dtype))
+            .collect()
     }
 
     /// Checks that all ranks make this step.
