@@ -313,10 +313,10 @@ impl Sharded {
         self.agree_on_params(&by_name)?;
         let lens = by_name.iter().map(|&param| self.params[param].len);
         let division = Division::new(lens.collect(), self.comm.size() as usize, self.bucket);
-        let (mut buckets, mut registered) = (Vec::new(), Vec::new());
-        let done = self.register_parts(&division, &by_name, &mut buckets, &mut registered);
+        let mut buckets = vec![Vec::new(); division.buckets()];
+        let done = self.register_parts(&division, &by_name, &mut buckets);
         if let Err(error) = on_all(&self.comm, done) {
-            for handle in registered {
+            for (_, handle) in buckets.into_iter().flatten() {
                 self.lion.remove(handle)?;
             }
             return Err(error);
@@ -334,16 +334,14 @@ impl Sharded {
         self.shares.as_ref().map_or(&[], |shares| &shares.by_name)
     }
 
-    /// Registers the parts of this rank.
+    /// Registers the parts of this rank. After an error, `buckets` has those that are registered.
     fn register_parts(
         &mut self,
         division: &Division,
         by_name: &[usize],
-        buckets: &mut Vec<Vec<(usize, Handle)>>,
-        registered: &mut Vec<Handle>,
+        buckets: &mut [Vec<(usize, Handle)>],
     ) -> Result<(), Error> {
-        for bucket in 0..division.buckets() {
-            let mut parts = Vec::new();
+        for (bucket, parts) in buckets.iter_mut().enumerate() {
             for (index, range) in division.pieces(self.comm.rank() as usize, bucket) {
                 let param = &self.params[by_name[index]];
                 let whole = self.lion.info(param.whole)?;
@@ -357,10 +355,8 @@ impl Sharded {
                     spec = spec.group(group);
                 }
                 let handle = self.lion.register(spec)?;
-                registered.push(handle);
                 parts.push((index, handle));
             }
-            buckets.push(parts);
         }
         Ok(())
     }
