@@ -24,11 +24,15 @@ impl Random {
         radius * (std::f32::consts::TAU * self.uniform()).cos()
     }
 
+    /// Returns an integer from 0 to `count` - 1. `count` is not 0.
+    pub(crate) fn below(&mut self, count: usize) -> usize {
+        (self.next() % count as u64) as usize
+    }
+
     /// Shuffles the items. Every order has the same probability.
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            let chosen = self.next() % (last as u64 + 1);
-            items.swap(last, chosen as usize);
+            items.swap(last, self.below(last + 1));
         }
     }
 

@@ -9,7 +9,7 @@ use candle_core::backprop::GradStore;
 use candle_nn::{Optimizer, VarMap};
 use lion::backend::Operand;
 use lion::tensor::Update;
-use lion::{Lion, MissingGradient, ParamSpec, StepArgs, StepReport};
+use lion::{Diagnosis, Lion, MissingGradient, ParamSpec, StepArgs, StepReport};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::PoisonError;
@@ -143,70 +143,48 @@ impl LionCandle {
     /// [`Error::SharedStorage`] for a gradient that shares its memory with a variable; [`Error::InUse`];
     /// [`Error::Candle`]; [`Error::Lion`] with the errors of [`Lion::step`].
     pub fn step_with(&mut self, grads: &GradStore, args: StepArgs) -> Result<&StepReport, Error> {
+        self.accept_lr()?;
+        self.report = with_updates(&self.variables, &self.storages, grads, |updates| {
+            self.lion.step_with(args, updates)
+        })?;
+        Ok(&self.report)
+    }
+
+    /// Counts what rounding would lose in a step with these gradients and arguments, with advice. Nothing changes.
+    /// Variables without a gradient are left out. [`Lion::diagnose`] says more.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Var};
+    /// use lion::{Lion, StepArgs};
+    /// use lion_candle::LionCandle;
+    ///
+    /// let x = Var::ones(4, DType::BF16, &Device::Cpu)?;
+    /// let mut optimizer = LionCandle::empty(Lion::builder().into())?;
+    /// optimizer.add("x", &x)?;
+    /// let grads = x.sum_all()?.backward()?;
+    /// let diagnosis = optimizer.diagnose(&grads, StepArgs::new().lr(1e-5))?;
+    /// assert_eq!(diagnosis.parameters[0].lost_updates(), 1.0);
+    /// assert!(diagnosis.to_string().ends_with("turn on stochastic_param"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`step_with`](LionCandle::step_with).
+    pub fn diagnose(&mut self, grads: &GradStore, args: StepArgs) -> Result<Diagnosis, Error> {
+        self.accept_lr()?;
+        let args = args.missing_gradients(MissingGradient::Skip);
+        with_updates(&self.variables, &self.storages, grads, |updates| {
+            self.lion.diagnose_with(args, updates)
+        })
+    }
+
+    /// Returns the error of a learning rate that [`set_learning_rate`](Optimizer::set_learning_rate) could not return.
+    fn accept_lr(&mut self) -> Result<(), Error> {
         if let Some(lr) = self.refused_lr {
             self.lion.set_lr(lr)?;
             self.refused_lr = None;
         }
-        let mut tensors = Vec::with_capacity(self.variables.len());
-        for variable in &self.variables {
-            let grad = grads.get(&variable.var).map(|grad| {
-                if grad.shape() != variable.var.shape() {
-                    return Err(Error::Unsupported {
-                        variable: variable.name.clone(),
-                        operand: Operand::Gradient,
-                        what: "shape",
-                        given: format!("{:?}", grad.dims()),
-                        wanted: format!("{:?}", variable.var.dims()),
-                    });
-                }
-                // Another reference to the same elements, unless they are strided.
-                let grad = grad.contiguous().map_err(|source| Error::Candle {
-                    variable: variable.name.clone(),
-                    action: "copy its strided gradient",
-                    source,
-                })?;
-                let checked = check(&variable.name, Operand::Gradient, &grad)?;
-                Ok((grad, checked.range))
-            });
-            tensors.push(grad.transpose()?);
-        }
-        if tensors.iter().all(Option::is_none) && !tensors.is_empty() {
-            return Err(Error::NoGradients {
-                variables: tensors.len(),
-            });
-        }
-
-        // Holds the read locks of the gradients. A gradient in the storage of a variable would not be there during the
-        // step, and its lock would keep the variable from being put back.
-        let mut gradients = Vec::with_capacity(tensors.len());
-        for (variable, tensor) in self.variables.iter().zip(&tensors) {
-            let Some((tensor, range)) = tensor else {
-                gradients.push(None);
-                continue;
-            };
-            let (storage, _) = tensor.storage_and_layout();
-            if let Some(&other) = self.storages.get(&address(&storage)) {
-                return Err(Error::SharedStorage {
-                    variable: variable.name.clone(),
-                    operand: Operand::Gradient,
-                    with: self.variables[other].name.clone(),
-                });
-            }
-            gradients.push(Some((storage, range.clone())));
-        }
-        let mut lent = Lent::take(&self.variables)?;
-        let mut updates = Vec::with_capacity(gradients.len());
-        for (param, grad) in lent.elements().zip(&gradients) {
-            let (variable, param) = param?;
-            let grad = grad.as_ref().map(|(storage, range)| {
-                elements(storage, range.clone()).ok_or_else(|| Error::InUse {
-                    variable: variable.name.clone(),
-                })
-            });
-            updates.push(Update::new(variable.handle, param, grad.transpose()?));
-        }
-        self.report = self.lion.step_with(args, updates)?;
-        Ok(&self.report)
+        Ok(())
     }
 
     /// Returns the report of the last step: what was updated, and the blocks that were skipped because their new momentum
@@ -266,4 +244,73 @@ impl fmt::Debug for LionCandle {
             .field("groups", &self.groups)
             .finish_non_exhaustive()
     }
+}
+
+/// Takes the vectors of the variables out of their storages, calls `run` with the updates, and puts the vectors back.
+/// `storages` has the index of a variable by the address of its storage.
+fn with_updates<T>(
+    variables: &[Variable],
+    storages: &HashMap<usize, usize>,
+    grads: &GradStore,
+    run: impl FnOnce(Vec<Update<'_>>) -> Result<T, lion::Error>,
+) -> Result<T, Error> {
+    let mut tensors = Vec::with_capacity(variables.len());
+    for variable in variables {
+        let grad = grads.get(&variable.var).map(|grad| {
+            if grad.shape() != variable.var.shape() {
+                return Err(Error::Unsupported {
+                    variable: variable.name.clone(),
+                    operand: Operand::Gradient,
+                    what: "shape",
+                    given: format!("{:?}", grad.dims()),
+                    wanted: format!("{:?}", variable.var.dims()),
+                });
+            }
+            // Another reference to the same elements, unless they are strided.
+            let grad = grad.contiguous().map_err(|source| Error::Candle {
+                variable: variable.name.clone(),
+                action: "copy its strided gradient",
+                source,
+            })?;
+            let checked = check(&variable.name, Operand::Gradient, &grad)?;
+            Ok((grad, checked.range))
+        });
+        tensors.push(grad.transpose()?);
+    }
+    if tensors.iter().all(Option::is_none) && !tensors.is_empty() {
+        return Err(Error::NoGradients {
+            variables: tensors.len(),
+        });
+    }
+
+    // Holds the read locks of the gradients. A gradient in the storage of a variable would not be there during the
+    // step, and its lock would keep the variable from being put back.
+    let mut gradients = Vec::with_capacity(tensors.len());
+    for (variable, tensor) in variables.iter().zip(&tensors) {
+        let Some((tensor, range)) = tensor else {
+            gradients.push(None);
+            continue;
+        };
+        let (storage, _) = tensor.storage_and_layout();
+        if let Some(&other) = storages.get(&address(&storage)) {
+            return Err(Error::SharedStorage {
+                variable: variable.name.clone(),
+                operand: Operand::Gradient,
+                with: variables[other].name.clone(),
+            });
+        }
+        gradients.push(Some((storage, range.clone())));
+    }
+    let mut lent = Lent::take(variables)?;
+    let mut updates = Vec::with_capacity(gradients.len());
+    for (param, grad) in lent.elements().zip(&gradients) {
+        let (variable, param) = param?;
+        let grad = grad.as_ref().map(|(storage, range)| {
+            elements(storage, range.clone()).ok_or_else(|| Error::InUse {
+                variable: variable.name.clone(),
+            })
+        });
+        updates.push(Update::new(variable.handle, param, grad.transpose()?));
+    }
+    Ok(run(updates)?)
 }

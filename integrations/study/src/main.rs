@@ -1,0 +1,135 @@
+//! Compares the quality of training with 8-bit and 32-bit states of Lion, and with AdamW.
+//!
+//! `cargo run --release -p study` trains about 700 networks, which takes hours, and writes docs/quality.md with its
+//! plots. The results are kept, so it continues where it was interrupted.
+
+mod adamw;
+#[allow(dead_code)] // the images come from the same file as in the examples
+#[path = "../../../examples/digits/data.rs"]
+mod data;
+mod digits;
+mod observe;
+#[path = "../../../examples/support/options.rs"]
+mod options;
+mod plan;
+#[path = "../../../examples/digits/random.rs"]
+mod random;
+mod results;
+mod run;
+mod train;
+mod work;
+
+use anyhow::{Context, Result, ensure};
+use char_lm::text::{Text, Unit};
+use options::{Spec, Values, number};
+use plan::Size;
+use results::{Results, Source};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use train::Texts;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+const ABOUT: &str =
+    "Compares the quality of training with 8-bit and 32-bit states of Lion, and with AdamW";
+
+const OPTIONS: &[Spec] = &[
+    (
+        "size",
+        "SIZE",
+        "full, or tiny to test the program [default: full]",
+    ),
+    (
+        "out",
+        "FOLDER",
+        "Where quality.md and its files are written [default: docs]",
+    ),
+    (
+        "workers",
+        "COUNT",
+        "Number of trainings at a time [default: the number of cores]",
+    ),
+    (
+        "serve",
+        "BOOL",
+        "Runs the trainings that the standard input lists; used by the program itself",
+    ),
+];
+
+#[derive(Debug)]
+struct Options {
+    size: Size,
+    out: PathBuf,
+    workers: usize,
+    serve: bool,
+}
+
+impl Options {
+    fn new(values: &Values) -> Result<Self, String> {
+        let size = |text: &str| match text {
+            "full" => Ok(Size::Full),
+            "tiny" => Ok(Size::Tiny),
+            _ => Err("wanted full or tiny".to_owned()),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Options {
+            size: values.value("size", size)?.unwrap_or(Size::Full),
+            out: values
+                .path("out")
+                .unwrap_or_else(|| Path::new(ROOT).join("docs")),
+            workers: values.value("workers", number)?.unwrap_or(cores),
+            serve: values.value("serve", number)?.unwrap_or(false),
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    options::main("study", ABOUT, OPTIONS, Options::new, run)
+}
+
+fn run(options: &Options) -> Result<()> {
+    let sources = |unit| Text::sources(Path::new(ROOT), unit);
+    if options.serve {
+        return work::serve(&Texts {
+            characters: sources(Unit::Character)?,
+            words: sources(Unit::Word)?,
+        });
+    }
+    let folder = options.out.join("quality");
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    let path = folder.join("runs.jsonl");
+    let source = || source(&sources(Unit::Character)?);
+    let mut results = Results::open(&path, source)?;
+    loop {
+        let missing = plan::missing(options.size, &results);
+        if missing.is_empty() {
+            break;
+        }
+        // Losses with different texts cannot be compared.
+        let now = source()?;
+        ensure!(
+            now.hash == results.source.hash,
+            "{} has results with the sources of commit {}, and these are others: continue there, or remove the file",
+            path.display(),
+            results.source.commit.as_deref().unwrap_or("(unknown)")
+        );
+        let serve = ["--serve".to_owned(), "true".to_owned()];
+        work::run_all(missing, options.workers, &serve, &mut results)?;
+    }
+    Ok(())
+}
+
+/// Describes a text.
+fn source(text: &Text) -> Result<Source> {
+    let git = Command::new("git")
+        .args(["-C", ROOT, "rev-parse", "--short=12", "HEAD"])
+        .output();
+    let commit = git.ok().filter(|output| output.status.success());
+    let commit = commit.and_then(|output| String::from_utf8(output.stdout).ok());
+    Ok(Source {
+        hash: text.hash(),
+        training: text.training.len(),
+        validation: text.validation.len(),
+        commit: commit.map(|commit| commit.trim().to_owned()),
+    })
+}

@@ -1,0 +1,99 @@
+//! The results of the runs, kept in a file so that a study can be interrupted.
+
+use crate::run::{Outcome, Run};
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+/// The results so far.
+#[derive(Debug)]
+pub(crate) struct Results {
+    pub(crate) source: Source,
+    list: Vec<Entry>,
+    file: Option<File>,
+}
+
+/// The first line of the file: the text that the transformers were trained with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Source {
+    /// The hash of the characters.
+    pub(crate) hash: u64,
+    /// Numbers of characters for training and for validation.
+    pub(crate) training: usize,
+    pub(crate) validation: usize,
+    /// The commit of the repository, if it is known.
+    pub(crate) commit: Option<String>,
+}
+
+/// Another line of the file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) run: Run,
+    pub(crate) outcome: Outcome,
+}
+
+impl Results {
+    /// Reads the results in a file, in JSON, one per line. New ones are added to it. If there is no such file, it is
+    /// created, with this source.
+    pub(crate) fn open(path: &Path, source: impl FnOnce() -> Result<Source>) -> Result<Self> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let line = serde_json::to_string(&source()?)? + "\n";
+                std::fs::write(path, &line)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+                line
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
+        };
+        let place = |line: usize| format!("{}, line {line}: not a result", path.display());
+        let mut lines = text.lines();
+        let first = lines.next().unwrap_or_default();
+        let source = serde_json::from_str(first).with_context(|| place(1))?;
+        let list = (2..)
+            .zip(lines)
+            .map(|(line, text)| serde_json::from_str(text).with_context(|| place(line)));
+        let list = list.collect::<Result<_>>()?;
+        let file = OpenOptions::new().append(true).open(path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Results {
+            source,
+            list,
+            file: Some(file),
+        })
+    }
+
+    pub(crate) fn get(&self, run: &Run) -> Option<&Outcome> {
+        let entry = self.list.iter().find(|entry| entry.run == *run);
+        entry.map(|entry| &entry.outcome)
+    }
+
+    /// Returns the outcomes of runs, if all are known.
+    pub(crate) fn all(&self, runs: &[Run]) -> Option<Vec<&Outcome>> {
+        runs.iter().map(|run| self.get(run)).collect()
+    }
+
+    /// Returns the mean loss of runs, if all are known.
+    pub(crate) fn mean_loss(&self, runs: &[Run]) -> Option<f64> {
+        let outcomes = self.all(runs)?;
+        let sum: f64 = outcomes.iter().map(|outcome| outcome.loss).sum();
+        // A training that diverges is the worst.
+        let mean = sum / outcomes.len() as f64;
+        Some(if mean.is_nan() { f64::INFINITY } else { mean })
+    }
+
+    /// Adds a result, and appends it to the file.
+    pub(crate) fn add(&mut self, entry: Entry) -> Result<()> {
+        if let Some(file) = &mut self.file {
+            let line = serde_json::to_string(&entry)? + "\n";
+            file.write_all(line.as_bytes())
+                .context("cannot append a result")?;
+        }
+        self.list.push(entry);
+        Ok(())
+    }
+}

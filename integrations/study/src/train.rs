@@ -1,0 +1,289 @@
+//! Runs one training of the study.
+
+use crate::adamw::{self, AdamW};
+use crate::digits::{self, Network};
+use crate::observe::{Noise, Shadow, add_outliers, check};
+use crate::run::{Check, Model, Outcome, Params, Rule, Run};
+use anyhow::Result;
+use candle_core::DType;
+use candle_core::backprop::GradStore;
+use candle_nn::{Optimizer, VarMap};
+use char_lm::model::{Shape, Transformer};
+use char_lm::text::{Batches, Text};
+use char_lm::train::{Plan, Step, train, validation_loss, validation_losses};
+use lion::{Lion, Lion8bit, Lion32bit, Overrides};
+use lion_candle::{Config, LionCandle};
+
+/// Tokens of a sequence.
+const CONTEXT: usize = 64;
+/// Windows of the validation text that are evaluated during a run, and at its end.
+const WINDOWS: (usize, usize) = (96, 512);
+/// The number of times that a run is evaluated and checked.
+const POINTS: usize = 12;
+/// Minibatches from which the noise of the gradients is estimated.
+const NOISE_BATCHES: usize = 16;
+/// More frequent tokens than this are not rare.
+const RARE: u32 = 256;
+
+/// Added to the seed for the minibatches from which the noise is estimated, which the run does not train with.
+const OTHER_BATCHES: u64 = 7777;
+
+/// The texts.
+#[derive(Debug)]
+pub(crate) struct Texts {
+    pub(crate) characters: Text,
+    pub(crate) words: Text,
+}
+
+/// Runs a training.
+pub(crate) fn outcome(run: &Run, texts: &Texts) -> Result<Outcome> {
+    let outcome = match run.model {
+        Model::Digits => train_digits(run),
+        Model::Small => train_text(run, &texts.characters, 64),
+        Model::Large => train_text(run, &texts.characters, 128),
+        Model::Words => train_text(run, &texts.words, 64),
+    };
+    Ok(outcome?.rounded())
+}
+
+fn dtype(params: Params) -> DType {
+    match params {
+        Params::F32 => DType::F32,
+        Params::Bf16 | Params::Bf16Stochastic => DType::BF16,
+    }
+}
+
+fn adamw(run: &Run, varmap: &VarMap) -> Result<AdamW> {
+    let config = adamw::Config {
+        lr: run.lr,
+        decay: run.decay,
+        params: run.params,
+        seed: run.seed,
+    };
+    Ok(AdamW::from_varmap(varmap, config)?)
+}
+
+/// Returns Lion with the settings of a run. Weights of the normalization and biases do not decay.
+fn lion(run: &Run, varmap: &VarMap) -> Result<LionCandle> {
+    let builder = match run.rule {
+        Rule::Lion32 => Lion32bit::builder(),
+        _ => Lion8bit::builder(),
+    };
+    let builder = builder
+        .lr(run.lr)
+        .weight_decay(run.decay)
+        .stochastic_param(run.params == Params::Bf16Stochastic)
+        .stochastic_state(run.rule == Rule::Lion8Stochastic)
+        .seed(run.seed);
+    let no_decay = Overrides::new().weight_decay(0.0);
+    let config = Config::new(builder).group("no_decay", no_decay, |name| {
+        name.ends_with("norm") || name.ends_with("bias")
+    });
+    Ok(LionCandle::from_varmap(varmap, config)?)
+}
+
+/// Returns the sizes of a transformer.
+pub(crate) fn shape(text: &Text, width: usize) -> Shape {
+    Shape {
+        vocabulary: text.vocabulary(),
+        context: CONTEXT,
+        layers: 2,
+        heads: 4,
+        width,
+    }
+}
+
+/// Returns the settings of a run that do not depend on the optimizer.
+pub(crate) fn plan(run: &Run) -> Plan {
+    Plan {
+        steps: run.steps,
+        sequences: run.batch,
+        warmup: run.steps / 20,
+        last_lr: run.last_lr,
+        seed: run.seed,
+    }
+}
+
+fn train_text(run: &Run, text: &Text, width: usize) -> Result<Outcome> {
+    let varmap = VarMap::new();
+    let model = Transformer::new(&varmap, shape(text, width), dtype(run.params), run.seed)?;
+    let mut seen = Seen::new(run);
+    let evaluate = || validation_loss(&model, text, WINDOWS.0);
+    let batch_gradients = |batches: &mut Batches| -> Result<GradStore> {
+        let (tokens, next) = batches.next(&text.training)?;
+        Ok(model.loss(&tokens, &next)?.backward()?)
+    };
+    match run.rule {
+        Rule::AdamW => {
+            train(&model, text, &plan(run), adamw(run, &varmap)?, |step| {
+                seen.losses.push(step.loss);
+                if seen.is_point(step.number) {
+                    seen.curve.push((step.number, evaluate()?));
+                }
+                Ok(())
+            })?;
+        }
+        _ => {
+            let lion = lion(run, &varmap)?;
+            let mut shadow = match run.measured {
+                true => Some(Shadow::new(&varmap, lion.lion())?),
+                false => None,
+            };
+            let mut batches = Batches::new(run.seed + OTHER_BATCHES, run.batch, CONTEXT);
+            train(&model, text, &plan(run), lion, |step| {
+                let Step {
+                    number,
+                    loss,
+                    gradients,
+                    optimizer,
+                } = step;
+                seen.losses.push(loss);
+                if run.gain > 1 {
+                    add_outliers(&varmap, gradients, run.gain)?;
+                }
+                if seen.is_point(number) {
+                    seen.curve.push((number, evaluate()?));
+                    let mut found = check(optimizer, number, gradients, shadow.as_ref())?;
+                    if run.measured && number > 0 {
+                        let gradients = || batch_gradients(&mut batches);
+                        found.noise = Some(noise(&varmap, optimizer.lion(), gradients)?);
+                    }
+                    seen.checks.push(found);
+                }
+                if let Some(shadow) = &mut shadow {
+                    shadow.step(gradients)?;
+                }
+                Ok(())
+            })?;
+        }
+    }
+    // With the windows of the other points, so that the curve has no step at its end.
+    seen.curve.push((run.steps, evaluate()?));
+    let losses = validation_losses(&model, text, WINDOWS.1)?;
+    let mean = |keep: fn(u32) -> bool| {
+        let kept = losses.iter().filter(|(token, _)| keep(*token));
+        let (sum, count) = kept.fold((0.0, 0u32), |(sum, count), (_, loss)| {
+            (sum + f64::from(*loss), count + 1)
+        });
+        sum / f64::from(count)
+    };
+    let mut outcome = seen.outcome(mean(|_| true));
+    outcome.rare = (run.model == Model::Words).then(|| mean(|token| token >= RARE));
+    Ok(outcome)
+}
+
+fn train_digits(run: &Run) -> Result<Outcome> {
+    let varmap = VarMap::new();
+    let network = Network::new(&varmap, dtype(run.params), run.seed)?;
+    let mut seen = Seen::new(run);
+    match run.rule {
+        Rule::AdamW => {
+            let optimizer = adamw(run, &varmap)?;
+            train_network(run, &network, optimizer, |number, loss, _, _| {
+                seen.losses.push(loss);
+                if seen.is_point(number) {
+                    seen.curve.push((number, network.test()?.0));
+                }
+                Ok(())
+            })?;
+        }
+        _ => {
+            let lion = lion(run, &varmap)?;
+            let mut shadow = match run.measured {
+                true => Some(Shadow::new(&varmap, lion.lion())?),
+                false => None,
+            };
+            let other_seed = run.seed + OTHER_BATCHES;
+            let mut batches = digits::Batches::new(other_seed, network.images(), run.batch);
+            train_network(run, &network, lion, |number, loss, gradients, optimizer| {
+                seen.losses.push(loss);
+                if seen.is_point(number) {
+                    seen.curve.push((number, network.test()?.0));
+                    let mut found = check(optimizer, number, gradients, shadow.as_ref())?;
+                    if run.measured && number > 0 {
+                        let gradients = || Ok(network.loss(&batches.next())?.backward()?);
+                        found.noise = Some(noise(&varmap, optimizer.lion(), gradients)?);
+                    }
+                    seen.checks.push(found);
+                }
+                if let Some(shadow) = &mut shadow {
+                    shadow.step(gradients)?;
+                }
+                Ok(())
+            })?;
+        }
+    }
+    let (loss, accuracy) = network.test()?;
+    seen.curve.push((run.steps, loss));
+    let mut outcome = seen.outcome(loss);
+    outcome.accuracy = Some(accuracy);
+    Ok(outcome)
+}
+
+/// Estimates the noise of gradients.
+fn noise(
+    varmap: &VarMap,
+    lion: &Lion,
+    mut gradients: impl FnMut() -> Result<GradStore>,
+) -> Result<[f64; 5]> {
+    let mut noise = Noise::new(varmap, lion)?;
+    for _ in 0..NOISE_BATCHES {
+        noise.add(&gradients()?)?;
+    }
+    noise.of_blocks(lion)
+}
+
+fn train_network<O: Optimizer>(
+    run: &Run,
+    network: &Network,
+    mut optimizer: O,
+    mut each: impl FnMut(usize, f32, &GradStore, &mut O) -> Result<()>,
+) -> Result<()> {
+    let mut batches = digits::Batches::new(run.seed, network.images(), run.batch);
+    let plan = plan(run);
+    for number in 0..run.steps {
+        let loss = network.loss(&batches.next())?;
+        let gradients = loss.backward()?;
+        optimizer.set_learning_rate(run.lr * plan.lr(number));
+        each(number, loss.to_scalar()?, &gradients, &mut optimizer)?;
+        optimizer.step(&gradients)?;
+    }
+    Ok(())
+}
+
+/// What a run has returned so far.
+#[derive(Debug)]
+struct Seen {
+    every: usize,
+    losses: Vec<f32>,
+    curve: Vec<(usize, f64)>,
+    checks: Vec<Check>,
+}
+
+impl Seen {
+    fn new(run: &Run) -> Self {
+        Seen {
+            every: run.steps.div_ceil(POINTS).max(1),
+            losses: Vec::with_capacity(run.steps),
+            curve: Vec::new(),
+            checks: Vec::new(),
+        }
+    }
+
+    fn is_point(&self, step: usize) -> bool {
+        step % self.every == 0
+    }
+
+    fn outcome(self, loss: f64) -> Outcome {
+        let last = &self.losses[self.losses.len() - self.losses.len().div_ceil(10)..];
+        let training = last.iter().map(|&it| f64::from(it)).sum::<f64>() / last.len() as f64;
+        Outcome {
+            loss,
+            accuracy: None,
+            rare: None,
+            training,
+            curve: self.curve,
+            checks: self.checks,
+        }
+    }
+}
