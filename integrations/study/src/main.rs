@@ -8,6 +8,7 @@ mod adamw;
 #[path = "../../../examples/digits/data.rs"]
 mod data;
 mod digits;
+mod export;
 mod observe;
 #[path = "../../../examples/support/options.rs"]
 mod options;
@@ -22,8 +23,9 @@ mod work;
 use anyhow::{Context, Result, ensure};
 use char_lm::text::{Text, Unit};
 use options::{Spec, Values, number};
-use plan::Size;
+use plan::{Part, Size};
 use results::{Results, Source};
+use run::{Model, Params, Rule};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use train::Texts;
@@ -49,6 +51,11 @@ const OPTIONS: &[Spec] = &[
         "Number of trainings at a time [default: the number of cores]",
     ),
     (
+        "export",
+        "FOLDER",
+        "Writes the weights and minibatches of the runs with Lion in 8 bits, for examples/python/lion_lm.py",
+    ),
+    (
         "serve",
         "BOOL",
         "Runs the trainings that the standard input lists; used by the program itself",
@@ -60,6 +67,7 @@ struct Options {
     size: Size,
     out: PathBuf,
     workers: usize,
+    export: Option<PathBuf>,
     serve: bool,
 }
 
@@ -77,6 +85,7 @@ impl Options {
                 .path("out")
                 .unwrap_or_else(|| Path::new(ROOT).join("docs")),
             workers: values.value("workers", number)?.unwrap_or(cores),
+            export: values.path("export"),
             serve: values.value("serve", number)?.unwrap_or(false),
         })
     }
@@ -115,6 +124,13 @@ fn run(options: &Options) -> Result<()> {
         );
         let serve = ["--serve".to_owned(), "true".to_owned()];
         work::run_all(missing, options.workers, &serve, &mut results)?;
+    }
+    if let Some(folder) = &options.export {
+        let part = Part::Compared(Model::Small, Params::F32, 1.0);
+        let runs = part
+            .runs(options.size, Rule::Lion8, &results)
+            .unwrap_or_default();
+        export::export(folder, &sources(Unit::Character)?, 64, &runs)?;
     }
     Ok(())
 }
