@@ -4,6 +4,7 @@
 //! plots. The results are kept, so it continues where it was interrupted.
 
 mod adamw;
+mod cases;
 #[allow(dead_code)] // the images come from the same file as in the examples
 #[path = "../../../examples/digits/data.rs"]
 mod data;
@@ -15,8 +16,10 @@ mod options;
 mod plan;
 #[path = "../../../examples/digits/random.rs"]
 mod random;
+mod report;
 mod results;
 mod run;
+mod stats;
 mod train;
 mod work;
 
@@ -51,6 +54,11 @@ const OPTIONS: &[Spec] = &[
         "Number of trainings at a time [default: the number of cores]",
     ),
     (
+        "train",
+        "BOOL",
+        "false writes the report from the results that are there [default: true]",
+    ),
+    (
         "export",
         "FOLDER",
         "Writes the weights and minibatches of the runs with Lion in 8 bits, for examples/python/lion_lm.py",
@@ -67,6 +75,7 @@ struct Options {
     size: Size,
     out: PathBuf,
     workers: usize,
+    train: bool,
     export: Option<PathBuf>,
     serve: bool,
 }
@@ -85,6 +94,7 @@ impl Options {
                 .path("out")
                 .unwrap_or_else(|| Path::new(ROOT).join("docs")),
             workers: values.value("workers", number)?.unwrap_or(cores),
+            train: values.value("train", number)?.unwrap_or(true),
             export: values.path("export"),
             serve: values.value("serve", number)?.unwrap_or(false),
         })
@@ -109,7 +119,7 @@ fn run(options: &Options) -> Result<()> {
     let path = folder.join("runs.jsonl");
     let source = || source(&sources(Unit::Character)?);
     let mut results = Results::open(&path, source)?;
-    loop {
+    while options.train {
         let missing = plan::missing(options.size, &results);
         if missing.is_empty() {
             break;
@@ -125,6 +135,7 @@ fn run(options: &Options) -> Result<()> {
         let serve = ["--serve".to_owned(), "true".to_owned()];
         work::run_all(missing, options.workers, &serve, &mut results)?;
     }
+    report::write(&options.out, options.size, &results)?;
     if let Some(folder) = &options.export {
         let part = Part::Compared(Model::Small, Params::F32, 1.0);
         let runs = part

@@ -1,0 +1,156 @@
+//! The report: docs/quality.md and its plots.
+
+mod bitsandbytes;
+mod names;
+mod plots;
+mod tables;
+
+use crate::plan::{Size, parts};
+use crate::results::Results;
+use anyhow::{Context, Result};
+use std::path::Path;
+use tables::Tables;
+
+/// Which conclusions the numbers allow. They are written by hand, for the results in docs/quality/runs.jsonl.
+const CONCLUSIONS: &str = include_str!("conclusions.md");
+/// What is known without training.
+const WITHOUT_TRAINING: &str = include_str!("without_training.md");
+
+/// Writes `quality.md` into a folder, and the plots into its folder `quality`. What is missing is marked.
+pub(crate) fn write(folder: &Path, size: Size, results: &Results) -> Result<()> {
+    let plots = folder.join("quality");
+    plots::write(&plots, size, results)?;
+    let bitsandbytes = bitsandbytes::section(&plots, size, results)?;
+    let text = text(size, results, &bitsandbytes)?;
+    let path = folder.join("quality.md");
+    std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn text(size: Size, results: &Results, bitsandbytes: &str) -> Result<String> {
+    let tables = Tables { size, results };
+    let source = &results.source;
+    let mut trainings = 0;
+    for part in parts() {
+        for &rule in part.rules() {
+            let runs = part.runs(size, rule, results).unwrap_or_default();
+            trainings += runs.iter().filter(|run| results.get(run).is_some()).count();
+        }
+    }
+    Ok(format!(
+        "# Quality of an 8-bit state
+
+This page compares trainings with an 8-bit momentum, with a 32-bit momentum, and with AdamW. One command makes its tables and
+plots:
+
+```sh
+cd integrations
+cargo run --release -p study
+```
+
+It trains the networks, which takes about three hours on two cores, and keeps the result of each in
+[quality/runs.jsonl](quality/runs.jsonl). It continues there after an interruption. `--size tiny --out FOLDER` runs a few steps of
+everything.
+
+{CONCLUSIONS}
+## What was trained
+
+- **digits**: the network of the example `digits` (50,826 parameters), 1,780 steps of 16 images. The loss is that of 360 test images.
+- **small transformer** and **large transformer**: decoder-only, 2 layers, widths 64 and 128, characters as tokens, contexts of 64;
+  600 steps of 16 sequences. The text is the Rust sources of this repository at commit {commit}: {training} characters for training,
+  and {validation} of other files for validation. The loss is the cross-entropy in nats per character.
+- The learning rate rises for 5 % of the steps and then falls along half a cosine wave, to 0 (digits) or 10 % (transformers).
+- Within a seed, all optimizers start from the same parameters and see the same minibatches. The {trainings} trainings below have
+  other seeds than the search of the learning rates.
+- Lion has `betas` (0.9, 0.99), AdamW (0.9, 0.999). Vectors do not decay. States of parameters with fewer than 4,096 elements have 32 bits,
+  which is the default of `min_8bit_size`. AdamW has 32-bit states.
+- `bf16` parameters are converted to `f32` for the forward pass, and their gradients are converted to `bf16`.
+
+A value `a ± b` is the mean and the standard deviation over the seeds (5, unless stated otherwise). A difference is the mean of the differences seed by seed,
+with the 95 % confidence interval by Student's t distribution. It is bold if the interval does not contain 0.
+
+## Is an 8-bit state within the noise of 32 bits?
+
+{verdict}
+Losses at the best learning rate of each optimizer:
+
+{main}
+![Validation loss of the small transformer](quality/small.svg)
+
+![Validation loss of the large transformer](quality/large.svg)
+
+Test accuracy in percent. One image is 0.28 %:
+
+{accuracy}
+At half and twice the best learning rate, with `f32` parameters:
+
+{factors}
+## Which learning rate and decay when coming from AdamW?
+
+For each optimizer, the search begins with three learning rates, and adds neighbours with a factor of 2 until the best one is not at the end.
+AdamW and 32-bit Lion are also searched with three decays on the two smaller models. The 8-bit states take the decay of 32 bits, and the
+large transformer takes those of the small one. Means over 3 seeds (digits), 2 (small) and 1 (large).
+
+{search}
+![Validation loss by learning rate](quality/search.svg)
+
+By weight decay, each at its best learning rate:
+
+{decay}
+## When does bf16 need stochastic rounding?
+
+Differences of the loss to `f32` parameters with the same optimizer and learning rate, and the share of the updates that nearest rounding
+loses at the last check of the run, as `Lion::diagnose` counts it:
+
+{bf16}
+## Cases made to hurt
+
+- 3,000 steps of the small transformer, whose learning rate falls to 1 %.
+- The small transformer with 2,048 words as tokens, 400 steps. In a minibatch most rows of the embedding have no gradient.
+- Little noise in the gradients: minibatches of 256 sequences for 100 steps, and all training images in each of 400 steps.
+
+{hard}
+![Validation loss of the long run](quality/long.svg)
+
+The loss of the words that are not among the 256 most frequent:
+
+{rare}
+One gradient in each block of 256 elements is multiplied by a power of 2, in the small transformer. Lion moves a parameter by the sign of its momentum, so this
+changes nothing with a 32-bit state. In 8 bits, the other elements of the block get a coarser code. 3 seeds:
+
+{outliers}
+## Where nearest rounding fails
+
+A change of the momentum that is smaller than half the distance between two codes is lost by nearest rounding. A constructed block shows it: one
+gradient is 1, and 255 turn from 0.1 to -0.1 after 400 steps. Normally distributed noise is added, with a standard deviation given as a share of the largest
+gradient. The table has the step after the turn from which most elements move the right way, the share that does in the last 1,000
+of 4,000 steps, and how far a parameter has moved after the turn.
+
+{turn}
+![Share of the elements that move the right way](quality/turn.svg)
+
+Where does training lie? The noise of a block is the median standard deviation of its gradients between minibatches, as a share of the
+largest momentum of the block, measured with 16 minibatches at fixed parameters in the middle of a run. The table has its percentiles over the blocks,
+the share of the momenta that are stuck in that step, and the share of the elements that move in another direction than with a 32-bit momentum that has
+seen the same gradients.
+
+{noise}
+![Share of stuck momenta](quality/stuck.svg)
+
+{bitsandbytes}{WITHOUT_TRAINING}",
+        commit = source.commit.as_deref().unwrap_or("(unknown)"),
+        training = source.training,
+        validation = source.validation,
+        verdict = tables.verdict(),
+        main = tables.main(),
+        accuracy = tables.accuracy(),
+        factors = tables.factors(),
+        search = tables.search(),
+        decay = tables.decay(),
+        bf16 = tables.bf16(),
+        hard = tables.hard(),
+        rare = tables.rare(),
+        outliers = tables.outliers(),
+        turn = tables.turn()?,
+        noise = tables.noise(),
+    ))
+}

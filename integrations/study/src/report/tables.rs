@@ -1,0 +1,405 @@
+//! The tables.
+
+use super::names::{model, params, rule};
+use crate::cases::{NOISES, turn};
+use crate::plan::{
+    FACTORS, GAINS, LIONS, MEASURED, PARAMS, Part, RULES, SEARCHED, Search, Size, search,
+};
+use crate::results::Results;
+use crate::run::{DIVERGED, Model, Outcome, Params, Rule};
+use crate::stats::{Difference, Spread};
+use anyhow::Result;
+use std::fmt::Write;
+
+/// What is missing is printed as this.
+const MISSING: &str = "-";
+
+/// The results of a study of some size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tables<'r> {
+    pub(crate) size: Size,
+    pub(crate) results: &'r Results,
+}
+
+/// Returns a table in Markdown.
+fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut text = format!("| {} |\n", header.join(" | "));
+    text += &format!("|{}\n", " --- |".repeat(header.len()));
+    for row in rows {
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+    }
+    text
+}
+
+impl Tables<'_> {
+    /// Returns a value of each run of a part, or `None` if a run is missing.
+    fn values(&self, part: Part, rule: Rule, value: fn(&Outcome) -> f64) -> Option<Vec<f64>> {
+        let runs = part.runs(self.size, rule, self.results)?;
+        let outcomes = self.results.all(&runs)?;
+        Some(outcomes.into_iter().map(value).collect())
+    }
+
+    fn losses(&self, part: Part, rule: Rule) -> Option<Vec<f64>> {
+        self.values(part, rule, |outcome| outcome.loss)
+    }
+
+    /// Returns the mean and the standard deviation of a value over the seeds.
+    fn spread(&self, part: Part, rule: Rule, value: fn(&Outcome) -> f64) -> String {
+        match self.values(part, rule, value) {
+            Some(values) if values.iter().any(|&value| value >= DIVERGED) => "diverges".to_owned(),
+            Some(values) => Spread::of(&values).to_string(),
+            None => MISSING.to_owned(),
+        }
+    }
+
+    /// Returns the difference of a value to that of another rule or part, seed by seed.
+    fn difference(
+        &self,
+        (part, rule): (Part, Rule),
+        (other_part, other_rule): (Part, Rule),
+        value: fn(&Outcome) -> f64,
+    ) -> String {
+        let ours = self.values(part, rule, value);
+        let theirs = self.values(other_part, other_rule, value);
+        match (ours, theirs) {
+            (Some(ours), Some(theirs)) => Difference::of(&ours, &theirs).to_string(),
+            _ => MISSING.to_owned(),
+        }
+    }
+
+    /// Rows of losses for each rule, and the differences of both 8-bit states to 32 bits.
+    fn compared(&self, parts: &[(String, Part)], value: fn(&Outcome) -> f64) -> String {
+        let rules = parts.first().map_or(&RULES[..], |(_, part)| part.rules());
+        let mut header = vec![""];
+        header.extend(rules.iter().map(|&one| rule(one)));
+        header.extend(["nearest - 32 bits", "stochastic - 32 bits"]);
+        let rows = parts.iter().map(|(name, part)| {
+            let mut row = vec![name.clone()];
+            row.extend(rules.iter().map(|&one| self.spread(*part, one, value)));
+            for one in [Rule::Lion8, Rule::Lion8Stochastic] {
+                row.push(self.difference((*part, one), (*part, Rule::Lion32), value));
+            }
+            row
+        });
+        table(&header, rows.collect())
+    }
+
+    /// The comparison at the best learning rates.
+    pub(crate) fn main(&self) -> String {
+        let mut parts = Vec::new();
+        for one in SEARCHED {
+            for kind in PARAMS {
+                let name = format!("{}, {}", model(one), params(kind));
+                parts.push((name, Part::Compared(one, kind, 1.0)));
+            }
+        }
+        self.compared(&parts, |outcome| outcome.loss)
+    }
+
+    /// The share of the test images that is classified correctly.
+    pub(crate) fn accuracy(&self) -> String {
+        let parts = PARAMS.map(|kind| {
+            let part = Part::Compared(Model::Digits, kind, 1.0);
+            (format!("digits, {}", params(kind)), part)
+        });
+        self.compared(&parts, |outcome| 100.0 * outcome.accuracy.unwrap_or(0.0))
+    }
+
+    /// The comparison at other learning rates, with `f32` parameters.
+    pub(crate) fn factors(&self) -> String {
+        let mut parts = Vec::new();
+        for one in SEARCHED {
+            for factor in FACTORS {
+                let name = format!("{}, {factor} lr", model(one));
+                parts.push((name, Part::Compared(one, Params::F32, factor)));
+            }
+        }
+        self.compared(&parts, |outcome| outcome.loss)
+    }
+
+    /// Counts the settings of the comparison in which an 8-bit state differs from 32 bits, and returns the largest
+    /// differences as sentences.
+    pub(crate) fn verdict(&self) -> String {
+        let mut text = String::new();
+        for (one, name) in [
+            (Rule::Lion8, "Nearest"),
+            (Rule::Lion8Stochastic, "Stochastic"),
+        ] {
+            let (mut count, mut worse, mut better) = (0, 0, 0);
+            let mut shares: Vec<f64> = Vec::new();
+            for model in SEARCHED {
+                for kind in PARAMS {
+                    for factor in FACTORS {
+                        let part = Part::Compared(model, kind, factor);
+                        let (ours, exact) =
+                            (self.losses(part, one), self.losses(part, Rule::Lion32));
+                        let (Some(ours), Some(exact)) = (ours, exact) else {
+                            continue;
+                        };
+                        let difference = Difference::of(&ours, &exact);
+                        count += 1;
+                        if !difference.is_noise() {
+                            worse += u32::from(difference.0.mean > 0.0);
+                            better += u32::from(difference.0.mean < 0.0);
+                        }
+                        shares.push(difference.0.mean / Spread::of(&exact).deviation);
+                    }
+                }
+            }
+            let largest = shares.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+            let _ = writeln!(
+                text,
+                "- **{name} rounding of the state**: of {count} settings, the loss is higher than with 32 bits in \
+                 {worse} and lower in {better} (95 % confidence, so one in 20 is expected by chance). The mean difference \
+                 is {mean:+.2} standard deviations over the seeds, and the largest one {largest:+.2}."
+            );
+        }
+        text
+    }
+
+    /// What the search has found.
+    pub(crate) fn search(&self) -> String {
+        let mut rows = Vec::new();
+        for one in SEARCHED {
+            let best = |rule| match search(self.size, one, rule, self.results) {
+                Search::Done { best, points } => Some((best, points)),
+                Search::Missing(_) => None,
+            };
+            let adamw = best(Rule::AdamW);
+            for kind in RULES {
+                let (Some((found, points)), Some((adamw, _))) = (best(kind), &adamw) else {
+                    continue;
+                };
+                let loss = points.iter().find(|(point, _)| *point == found);
+                rows.push(vec![
+                    model(one).to_owned(),
+                    rule(kind).to_owned(),
+                    format!("{:e}", found.lr),
+                    found.decay.to_string(),
+                    points.len().to_string(),
+                    format!("{:.3}", loss.map_or(f64::NAN, |point| point.1)),
+                    format!("{}", adamw.lr / found.lr),
+                ]);
+            }
+        }
+        let header = [
+            "",
+            "optimizer",
+            "best lr",
+            "decay",
+            "points",
+            "loss",
+            "AdamW's lr / lr",
+        ];
+        table(&header, rows)
+    }
+
+    /// The losses by weight decay, at the best learning rate.
+    pub(crate) fn decay(&self) -> String {
+        let mut rows = Vec::new();
+        for one in [Model::Digits, Model::Small] {
+            for kind in [Rule::AdamW, Rule::Lion32] {
+                let Search::Done { points, .. } = search(self.size, one, kind, self.results) else {
+                    continue;
+                };
+                let mut decays: Vec<f64> = points.iter().map(|(point, _)| point.decay).collect();
+                decays.sort_unstable_by(f64::total_cmp);
+                decays.dedup();
+                for decay in decays {
+                    let same = points.iter().filter(|(point, _)| point.decay == decay);
+                    if let Some((point, loss)) = same.min_by(|a, b| a.1.total_cmp(&b.1)) {
+                        rows.push(vec![
+                            model(one).to_owned(),
+                            rule(kind).to_owned(),
+                            decay.to_string(),
+                            format!("{:e}", point.lr),
+                            format!("{:e}", point.lr * decay),
+                            format!("{loss:.3}"),
+                        ]);
+                    }
+                }
+            }
+        }
+        let header = [
+            "",
+            "optimizer",
+            "decay",
+            "its best lr",
+            "lr * decay",
+            "loss",
+        ];
+        table(&header, rows)
+    }
+
+    /// The cost of `bf16` parameters, and the updates that they lose.
+    pub(crate) fn bf16(&self) -> String {
+        let mut rows = Vec::new();
+        for one in SEARCHED {
+            let factors: &[f64] = match one {
+                Model::Large => &[1.0],
+                _ => &FACTORS,
+            };
+            for &factor in factors {
+                let part = |kind| Part::Compared(one, kind, factor);
+                for kind in [Rule::AdamW, Rule::Lion32, Rule::Lion8] {
+                    let cost = |params| {
+                        let exact = (part(Params::F32), kind);
+                        self.difference((part(params), kind), exact, |outcome| outcome.loss)
+                    };
+                    let lost = |outcome: &Outcome| {
+                        let last = outcome.checks.last();
+                        100.0 * last.map_or(f64::NAN, |check| check.lost)
+                    };
+                    let lost = match kind {
+                        Rule::AdamW => MISSING.to_owned(),
+                        _ => match self.values(part(Params::Bf16), kind, lost) {
+                            Some(values) => format!("{:.1} %", Spread::of(&values).mean),
+                            None => MISSING.to_owned(),
+                        },
+                    };
+                    rows.push(vec![
+                        format!("{}, {factor} lr", model(one)),
+                        rule(kind).to_owned(),
+                        cost(Params::Bf16),
+                        cost(Params::Bf16Stochastic),
+                        lost,
+                    ]);
+                }
+            }
+        }
+        let header = [
+            "",
+            "optimizer",
+            "nearest - f32",
+            "stochastic - f32",
+            "updates lost at the end, nearest",
+        ];
+        table(&header, rows)
+    }
+
+    /// The cases made to hurt.
+    pub(crate) fn hard(&self) -> String {
+        let parts = [
+            ("3,000 steps, lr to 1 %".to_owned(), Part::Long),
+            ("2,048 words as tokens".to_owned(), Part::Words),
+            (
+                "large minibatches of text".to_owned(),
+                Part::LargeBatch(Model::Small),
+            ),
+            (
+                "digits, all images per step".to_owned(),
+                Part::LargeBatch(Model::Digits),
+            ),
+        ];
+        self.compared(&parts, |outcome| outcome.loss)
+    }
+
+    /// The loss of the rarer words.
+    pub(crate) fn rare(&self) -> String {
+        let parts = [("rare words".to_owned(), Part::Words)];
+        self.compared(&parts, |outcome| outcome.rare.unwrap_or(0.0))
+    }
+
+    /// An outlier per block. The 32-bit state is that of the comparison, as a power of 2 changes nothing there.
+    pub(crate) fn outliers(&self) -> String {
+        let plain = Part::Compared(Model::Small, Params::F32, 1.0);
+        let seeds = self.size.outlier_seeds().end as usize;
+        let losses = |part, rule| Some(self.losses(part, rule)?.get(..seeds)?.to_vec());
+        let mut rows = Vec::new();
+        for gain in GAINS {
+            let mut row = vec![format!("{gain} times")];
+            for rule in [Rule::Lion8, Rule::Lion8Stochastic] {
+                let ours = losses(Part::Outliers(gain), rule);
+                match (ours, losses(plain, Rule::Lion32)) {
+                    (Some(ours), Some(exact)) => {
+                        row.push(Spread::of(&ours).to_string());
+                        row.push(Difference::of(&ours, &exact).to_string());
+                    }
+                    _ => row.extend([MISSING.to_owned(), MISSING.to_owned()]),
+                }
+            }
+            rows.push(row);
+        }
+        let header = [
+            "outlier",
+            "nearest",
+            "nearest - 32 bits",
+            "stochastic",
+            "stochastic - 32 bits",
+        ];
+        table(&header, rows)
+    }
+
+    /// The noise of the gradients, the stuck momenta and the directions, at the middle of the measured runs.
+    pub(crate) fn noise(&self) -> String {
+        let mut parts = MEASURED.map(|(one, batch)| {
+            let name = format!("{}, batch of {batch}", model(one));
+            (name, Part::Measured(one, batch))
+        });
+        let mut rows = Vec::new();
+        for (name, part) in &mut parts {
+            let runs = part
+                .runs(self.size, Rule::Lion8, self.results)
+                .unwrap_or_default();
+            let stochastic = part.runs(self.size, Rule::Lion8Stochastic, self.results);
+            let stochastic = stochastic.unwrap_or_default();
+            let first = |runs: &[crate::run::Run]| {
+                let outcome = self.results.get(runs.first()?)?;
+                outcome.checks.get(outcome.checks.len() / 2).cloned()
+            };
+            let (Some(nearest), Some(stochastic)) = (first(&runs), first(&stochastic)) else {
+                continue;
+            };
+            let noise = nearest.noise.unwrap_or([f64::NAN; 5]);
+            let mut row = vec![std::mem::take(name)];
+            row.extend(noise.map(|ratio| format!("{ratio:.2}")));
+            row.push(format!("{:.1} %", 100.0 * nearest.stuck));
+            for check in [nearest, stochastic] {
+                row.push(format!(
+                    "{:.1} %",
+                    100.0 * check.disagree.unwrap_or(f64::NAN)
+                ));
+            }
+            rows.push(row);
+        }
+        let header = [
+            "",
+            "5 %",
+            "25 %",
+            "50 %",
+            "75 %",
+            "95 %",
+            "stuck, nearest",
+            "other directions, nearest",
+            "other directions, stochastic",
+        ];
+        table(&header, rows)
+    }
+
+    /// The constructed case.
+    pub(crate) fn turn(&self) -> Result<String> {
+        let mut rows = Vec::new();
+        for noise in NOISES {
+            for one in LIONS {
+                let found = turn(one, noise, 0)?;
+                let steps = found.steps.map(|steps| steps.to_string());
+                rows.push(vec![
+                    noise.to_string(),
+                    rule(one).to_owned(),
+                    steps.unwrap_or_else(|| "never".to_owned()),
+                    format!("{:.0} %", 100.0 * found.right),
+                    format!("{:+.0}", found.moved),
+                ]);
+            }
+        }
+        let header = [
+            "noise",
+            "state",
+            "turns after",
+            "move the right way",
+            "moved, in lr",
+        ];
+        Ok(table(&header, rows))
+    }
+}
