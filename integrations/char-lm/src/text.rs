@@ -258,3 +258,107 @@ fn windows(text: &[u32], starts: &[usize], length: usize) -> Result<(Tensor, Ten
     };
     Ok((at(0)?, at(1)?))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_are_decoded_again_and_unknown_ones_replaced() {
+        let text = Text::new(&"ab c".repeat(500), &"ab".repeat(500), Unit::Character).unwrap();
+        assert_eq!(text.vocabulary(), 5);
+        assert_eq!(text.decode(&text.encode("cab b")), "cab b");
+        assert_eq!(text.decode(&text.encode("aéb")), "a\u{fffd}b");
+        // The more frequent ones have the smaller tokens; ties are in the order of the characters.
+        assert_eq!(text.encode(" abc"), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn words_are_runs() {
+        let pieces = Unit::Word.split("let x_1 =  f(é2);\n\n}");
+        let wanted = [
+            "let", " ", "x_1", " ", "=", "  ", "f", "(", "é2", ")", ";", "\n", "\n", "}",
+        ];
+        assert_eq!(pieces, wanted);
+        assert!(Unit::Word.split("").is_empty());
+    }
+
+    #[test]
+    fn the_sources_are_in_two_parts_and_targets_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text.repeat(500)).unwrap();
+        };
+        for file in 0..20 {
+            write(
+                &format!("src/file{file:02}.rs"),
+                if file % 10 == 9 { "v" } else { "t" },
+            );
+        }
+        write("target/x.rs", "x");
+        write(".git/y.rs", "y");
+        write("notes.txt", "n");
+        let text = Text::sources(folder.path(), Unit::Character).unwrap();
+        assert_eq!(
+            (text.training.len(), text.validation.len()),
+            (18 * 500, 1000)
+        );
+        assert_eq!(text.decode(&text.training[..2]), "tt");
+        // `v` is not in the training part.
+        assert_eq!(text.validation[0], 0);
+    }
+
+    #[test]
+    fn a_short_or_missing_text_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text");
+        let error = |path: &Path| format!("{:#}", Text::file(path, Unit::Character).unwrap_err());
+        assert!(
+            error(&path).contains("cannot read the text"),
+            "{}",
+            error(&path)
+        );
+        fs::write(&path, "é".repeat(5000)).unwrap();
+        assert!(
+            error(&path).contains("500 tokens for validation"),
+            "{}",
+            error(&path)
+        );
+        fs::write(&path, "é".repeat(20_000)).unwrap();
+        let text = Text::file(&path, Unit::Character).unwrap();
+        assert_eq!((text.training.len(), text.validation.len()), (18_000, 2000));
+    }
+
+    #[test]
+    fn windows_and_batches_have_the_tokens_that_follow() {
+        let numbers: String = (0..2000u32)
+            .map(|i| char::from(b'a' + (i % 20) as u8))
+            .collect();
+        let text = Text::new(&numbers, &numbers, Unit::Character).unwrap();
+        let follows = |(tokens, next): (Tensor, Tensor)| {
+            let (tokens, next) = (
+                tokens.to_vec2::<u32>().unwrap(),
+                next.to_vec2::<u32>().unwrap(),
+            );
+            assert!(
+                tokens
+                    .iter()
+                    .zip(&next)
+                    .all(|(a, b)| a[1..] == b[..b.len() - 1])
+            );
+            tokens
+        };
+        let windows = follows(text.validation_windows(3, 7).unwrap());
+        assert_eq!((windows.len(), windows[0].len()), (3, 7));
+        let mut batches = Batches::new(5, 4, 9);
+        let first = follows(batches.next(&text.training).unwrap());
+        assert_eq!((first.len(), first[0].len()), (4, 9));
+        let again = follows(Batches::new(5, 4, 9).next(&text.training).unwrap());
+        assert_eq!(first, again);
+        assert_ne!(first, follows(batches.next(&text.training).unwrap()));
+        assert!(Batches::new(5, 4, 2000).next(&text.training).is_err());
+    }
+}

@@ -54,6 +54,11 @@ const OPTIONS: &[Spec] = &[
         "Number of trainings at a time [default: the number of cores]",
     ),
     (
+        "sources",
+        "FOLDER",
+        "The repository whose Rust sources are the text [default: this one]",
+    ),
+    (
         "train",
         "BOOL",
         "false writes the report from the results that are there [default: true]",
@@ -75,6 +80,7 @@ struct Options {
     size: Size,
     out: PathBuf,
     workers: usize,
+    sources: PathBuf,
     train: bool,
     export: Option<PathBuf>,
     serve: bool,
@@ -94,6 +100,7 @@ impl Options {
                 .path("out")
                 .unwrap_or_else(|| Path::new(ROOT).join("docs")),
             workers: values.value("workers", number)?.unwrap_or(cores),
+            sources: values.path("sources").unwrap_or_else(|| ROOT.into()),
             train: values.value("train", number)?.unwrap_or(true),
             export: values.path("export"),
             serve: values.value("serve", number)?.unwrap_or(false),
@@ -106,18 +113,19 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    let sources = |unit| Text::sources(Path::new(ROOT), unit);
+    let sources = |unit| Text::sources(&options.sources, unit);
     if options.serve {
-        return work::serve(&Texts {
+        let texts = Texts {
             characters: sources(Unit::Character)?,
             words: sources(Unit::Word)?,
-        });
+        };
+        return work::serve(&texts, options.size);
     }
     let folder = options.out.join("quality");
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
     let path = folder.join("runs.jsonl");
-    let source = || source(&sources(Unit::Character)?);
+    let source = || source(&options.sources, &sources(Unit::Character)?);
     let mut results = Results::open(&path, source)?;
     while options.train {
         let missing = plan::missing(options.size, &results);
@@ -128,11 +136,18 @@ fn run(options: &Options) -> Result<()> {
         let now = source()?;
         ensure!(
             now.hash == results.source.hash,
-            "{} has results with the sources of commit {}, and these are others: continue there, or remove the file",
+            "{} has results with the sources of commit {}, and {} has others: name a checkout of that commit by \
+             --sources, or remove the file",
             path.display(),
-            results.source.commit.as_deref().unwrap_or("(unknown)")
+            results.source.commit.as_deref().unwrap_or("(unknown)"),
+            options.sources.display()
         );
-        let serve = ["--serve".to_owned(), "true".to_owned()];
+        let size = match options.size {
+            Size::Full => "full",
+            Size::Tiny => "tiny",
+        };
+        let sources = options.sources.to_string_lossy();
+        let serve = ["--serve", "true", "--size", size, "--sources", &sources];
         work::run_all(missing, options.workers, &serve, &mut results)?;
     }
     report::write(&options.out, options.size, &results)?;
@@ -146,10 +161,12 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Describes a text.
-fn source(text: &Text) -> Result<Source> {
+/// Describes the text of a folder.
+fn source(folder: &Path, text: &Text) -> Result<Source> {
     let git = Command::new("git")
-        .args(["-C", ROOT, "rev-parse", "--short=12", "HEAD"])
+        .arg("-C")
+        .arg(folder)
+        .args(["rev-parse", "--short=12", "HEAD"])
         .output();
     let commit = git.ok().filter(|output| output.status.success());
     let commit = commit.and_then(|output| String::from_utf8(output.stdout).ok());

@@ -10,6 +10,7 @@ pub(crate) const RULES: [Rule; 4] = [
     Rule::Lion8Stochastic,
 ];
 pub(crate) const LIONS: [Rule; 3] = [Rule::Lion32, Rule::Lion8, Rule::Lion8Stochastic];
+pub(crate) const SHORT: [Rule; 2] = [Rule::ShortLion32, Rule::ShortLion8];
 pub(crate) const PARAMS: [Params; 3] = [Params::F32, Params::Bf16, Params::Bf16Stochastic];
 pub(crate) const SEARCHED: [Model; 3] = [Model::Digits, Model::Small, Model::Large];
 /// Factors of the best learning rate. Neighbours on the grid of the search have the factor 2 as well.
@@ -80,10 +81,18 @@ impl Size {
         }
     }
 
+    /// Returns how many windows of the validation text are evaluated during a run, and at its end.
+    pub(crate) fn windows(self) -> (usize, usize) {
+        match self {
+            Size::Full => (96, 512),
+            Size::Tiny => (2, 8),
+        }
+    }
+
     fn steps(self, steps: usize) -> usize {
         match self {
             Size::Full => steps,
-            Size::Tiny => steps / 200 + 1,
+            Size::Tiny => steps / 600 + 2,
         }
     }
 
@@ -122,8 +131,10 @@ pub(crate) fn search(size: Size, model: Model, rule: Rule, results: &Results) ->
     let decays = match (model, rule) {
         (Model::Digits | Model::Small, Rule::AdamW) => vec![0.01, 0.1, 1.0],
         (Model::Digits | Model::Small, Rule::Lion32) => vec![0.1, 1.0, 10.0],
+        (Model::Small, Rule::ShortLion32) => vec![0.1, 1.0, 10.0],
         _ => {
             let (from, rule) = match (model, rule) {
+                (_, Rule::ShortLion32 | Rule::ShortLion8) => (Model::Small, Rule::ShortLion32),
                 (Model::Digits | Model::Small, _) => (model, Rule::Lion32),
                 (_, Rule::AdamW) => (Model::Small, Rule::AdamW),
                 _ => (Model::Small, Rule::Lion32),
@@ -179,6 +190,22 @@ pub(crate) fn search(size: Size, model: Model, rule: Rule, results: &Results) ->
     }
 }
 
+/// Returns the rules that a search compares.
+pub(crate) fn searched(model: Model) -> &'static [Rule] {
+    const ALL: [Rule; 6] = [
+        Rule::AdamW,
+        Rule::Lion32,
+        Rule::Lion8,
+        Rule::Lion8Stochastic,
+        Rule::ShortLion32,
+        Rule::ShortLion8,
+    ];
+    match model {
+        Model::Digits | Model::Words => &ALL[..4],
+        Model::Small | Model::Large => &ALL,
+    }
+}
+
 /// Returns the best settings of a rule, if they are known. The transformer of words takes those of the small one.
 pub(crate) fn best(size: Size, model: Model, rule: Rule, results: &Results) -> Option<Best> {
     let model = match model {
@@ -198,6 +225,8 @@ pub(crate) enum Part {
     Compared(Model, Params, f64),
     /// A long run whose learning rate falls to 1 %.
     Long,
+    /// Lion with a shorter memory.
+    Short(Model),
     /// Rare tokens.
     Words,
     /// A gradient per block is larger by this factor.
@@ -212,7 +241,9 @@ impl Part {
     /// Returns the runs of this part for a rule, in the order of the seeds, if its learning rate is known.
     pub(crate) fn runs(self, size: Size, rule: Rule, results: &Results) -> Option<Vec<Run>> {
         let (model, seeds) = match self {
-            Part::Compared(model, ..) | Part::LargeBatch(model) => (model, size.seeds()),
+            Part::Compared(model, ..) | Part::LargeBatch(model) | Part::Short(model) => {
+                (model, size.seeds())
+            }
             Part::Words => (Model::Words, size.seeds()),
             Part::Long => (Model::Small, size.seeds()),
             Part::Outliers(_) => (Model::Small, size.outlier_seeds()),
@@ -227,7 +258,7 @@ impl Part {
                 run.lr *= factor;
             }
             Part::Long => (run.steps, run.last_lr) = (size.steps(3000), 0.01),
-            Part::Words => {}
+            Part::Words | Part::Short(_) => {}
             Part::Outliers(gain) => run.gain = gain,
             Part::LargeBatch(Model::Digits) => (run.steps, run.batch) = (size.steps(400), 1437),
             Part::LargeBatch(_) => (run.steps, run.batch) = (size.steps(100), size.batch(256)),
@@ -245,9 +276,10 @@ impl Part {
     /// Returns the rules that this part compares.
     pub(crate) fn rules(self) -> &'static [Rule] {
         match self {
-            Part::Compared(..) => &RULES,
+            Part::Compared(..) | Part::Long => &RULES,
+            Part::Short(_) => &SHORT,
             Part::Outliers(_) | Part::Measured(..) => &LIONS[1..],
-            Part::Long | Part::Words | Part::LargeBatch(_) => &LIONS,
+            Part::Words | Part::LargeBatch(_) => &LIONS,
         }
     }
 }
@@ -259,6 +291,7 @@ pub(crate) fn parts() -> Vec<Part> {
     parts.extend(compared(Model::Digits));
     parts.extend(compared(Model::Small));
     parts.push(Part::Compared(Model::Large, Params::F32, 1.0));
+    parts.extend([Part::Short(Model::Small), Part::Short(Model::Large)]);
     parts.extend(MEASURED.map(|(model, batch)| Part::Measured(model, batch)));
     parts.extend([
         Part::LargeBatch(Model::Digits),
@@ -293,7 +326,7 @@ pub(crate) fn missing(size: Size, results: &Results) -> Vec<Run> {
         }
     };
     for model in SEARCHED {
-        for rule in RULES {
+        for &rule in searched(model) {
             if let Search::Missing(missing) = search(size, model, rule, results) {
                 missing.into_iter().for_each(|run| add(run, &mut runs));
             }

@@ -22,6 +22,19 @@ pub(crate) enum Rule {
     Lion32,
     Lion8,
     Lion8Stochastic,
+    /// With a momentum of a shorter memory: `betas` (0.8, 0.95) instead of (0.9, 0.99).
+    ShortLion32,
+    ShortLion8,
+}
+
+impl Rule {
+    /// Returns the `betas` of a rule of Lion.
+    pub(crate) fn betas(self) -> (f64, f64) {
+        match self {
+            Rule::ShortLion32 | Rule::ShortLion8 => (0.8, 0.95),
+            _ => (0.9, 0.99),
+        }
+    }
 }
 
 /// The type of the parameters, and how they are rounded to it.

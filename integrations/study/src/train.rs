@@ -3,6 +3,7 @@
 use crate::adamw::{self, AdamW};
 use crate::digits::{self, Network};
 use crate::observe::{Noise, Shadow, add_outliers, check};
+use crate::plan::Size;
 use crate::run::{Check, Model, Outcome, Params, Rule, Run};
 use anyhow::Result;
 use candle_core::DType;
@@ -16,8 +17,6 @@ use lion_candle::{Config, LionCandle};
 
 /// Tokens of a sequence.
 const CONTEXT: usize = 64;
-/// Windows of the validation text that are evaluated during a run, and at its end.
-const WINDOWS: (usize, usize) = (96, 512);
 /// The number of times that a run is evaluated and checked.
 const POINTS: usize = 12;
 /// Minibatches from which the noise of the gradients is estimated.
@@ -36,12 +35,12 @@ pub(crate) struct Texts {
 }
 
 /// Runs a training.
-pub(crate) fn outcome(run: &Run, texts: &Texts) -> Result<Outcome> {
+pub(crate) fn outcome(run: &Run, texts: &Texts, size: Size) -> Result<Outcome> {
     let outcome = match run.model {
         Model::Digits => train_digits(run),
-        Model::Small => train_text(run, &texts.characters, 64),
-        Model::Large => train_text(run, &texts.characters, 128),
-        Model::Words => train_text(run, &texts.words, 64),
+        Model::Small => train_text(run, &texts.characters, 64, size),
+        Model::Large => train_text(run, &texts.characters, 128, size),
+        Model::Words => train_text(run, &texts.words, 64, size),
     };
     Ok(outcome?.rounded())
 }
@@ -66,11 +65,12 @@ fn adamw(run: &Run, varmap: &VarMap) -> Result<AdamW> {
 /// Returns Lion with the settings of a run. Weights of the normalization and biases do not decay.
 fn lion(run: &Run, varmap: &VarMap) -> Result<LionCandle> {
     let builder = match run.rule {
-        Rule::Lion32 => Lion32bit::builder(),
+        Rule::Lion32 | Rule::ShortLion32 => Lion32bit::builder(),
         _ => Lion8bit::builder(),
     };
     let builder = builder
         .lr(run.lr)
+        .betas(run.rule.betas())
         .weight_decay(run.decay)
         .stochastic_param(run.params == Params::Bf16Stochastic)
         .stochastic_state(run.rule == Rule::Lion8Stochastic)
@@ -104,11 +104,12 @@ pub(crate) fn plan(run: &Run) -> Plan {
     }
 }
 
-fn train_text(run: &Run, text: &Text, width: usize) -> Result<Outcome> {
+fn train_text(run: &Run, text: &Text, width: usize, size: Size) -> Result<Outcome> {
     let varmap = VarMap::new();
     let model = Transformer::new(&varmap, shape(text, width), dtype(run.params), run.seed)?;
     let mut seen = Seen::new(run);
-    let evaluate = || validation_loss(&model, text, WINDOWS.0);
+    let windows = size.windows();
+    let evaluate = || validation_loss(&model, text, windows.0);
     let batch_gradients = |batches: &mut Batches| -> Result<GradStore> {
         let (tokens, next) = batches.next(&text.training)?;
         Ok(model.loss(&tokens, &next)?.backward()?)
@@ -159,7 +160,7 @@ fn train_text(run: &Run, text: &Text, width: usize) -> Result<Outcome> {
     }
     // With the windows of the other points, so that the curve has no step at its end.
     seen.curve.push((run.steps, evaluate()?));
-    let losses = validation_losses(&model, text, WINDOWS.1)?;
+    let losses = validation_losses(&model, text, windows.1)?;
     let mean = |keep: fn(u32) -> bool| {
         let kept = losses.iter().filter(|(token, _)| keep(*token));
         let (sum, count) = kept.fold((0.0, 0u32), |(sum, count), (_, loss)| {

@@ -3,6 +3,7 @@
 //! One thread per training is faster than two that share one. candle reads its number of threads from the environment
 //! of the process, so each training needs a process that is started with it.
 
+use crate::plan::Size;
 use crate::results::{Entry, Results};
 use crate::run::Run;
 use crate::train::{Texts, outcome};
@@ -23,7 +24,7 @@ const ALLOCATOR: [(&str, &str); 2] = [
 pub(crate) fn run_all(
     runs: Vec<Run>,
     workers: usize,
-    arguments: &[String],
+    arguments: &[&str],
     results: &mut Results,
 ) -> Result<()> {
     let count = runs.len();
@@ -68,7 +69,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(arguments: &[String]) -> Result<Self> {
+    fn start(arguments: &[&str]) -> Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut child = Command::new(program)
             .args(arguments)
@@ -109,10 +110,10 @@ impl Drop for Worker {
 }
 
 /// Reads runs from the standard input, one per line, and prints their outcomes.
-pub(crate) fn serve(texts: &Texts) -> Result<()> {
+pub(crate) fn serve(texts: &Texts, size: Size) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let run: Run = serde_json::from_str(&line?)?;
-        println!("{}", serde_json::to_string(&outcome(&run, texts)?)?);
+        println!("{}", serde_json::to_string(&outcome(&run, texts, size)?)?);
     }
     Ok(())
 }

@@ -96,6 +96,10 @@ large transformer takes those of the small one. Means over 3 seeds (digits), 2 (
 By weight decay, each at its best learning rate:
 
 {decay}
+The momentum of Lion remembers about 1 / (1 - beta2) = 100 steps, which is much of a run of 600. With `betas` (0.8, 0.95) it remembers 20,
+and the learning rate and decay are searched again:
+
+{short}
 ## When does bf16 need stochastic rounding?
 
 Differences of the loss to `f32` parameters with the same optimizer and learning rate, and the share of the updates that nearest rounding
@@ -108,8 +112,10 @@ loses at the last check of the run, as `Lion::diagnose` counts it:
 - The small transformer with 2,048 words as tokens, 400 steps. In a minibatch most rows of the embedding have no gradient.
 - Little noise in the gradients: minibatches of 256 sequences for 100 steps, and all training images in each of 400 steps.
 
-{hard}
+{long}
 ![Validation loss of the long run](quality/long.svg)
+
+{hard}
 
 The loss of the words that are not among the 256 most frequent:
 
@@ -147,6 +153,8 @@ seen the same gradients.
         search = tables.search(),
         decay = tables.decay(),
         bf16 = tables.bf16(),
+        short = tables.short(),
+        long = tables.long(),
         hard = tables.hard(),
         rare = tables.rare(),
         outliers = tables.outliers(),

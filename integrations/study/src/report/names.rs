@@ -17,6 +17,8 @@ pub(crate) fn rule(rule: Rule) -> &'static str {
         Rule::Lion32 => "Lion, 32 bits",
         Rule::Lion8 => "Lion, 8 bits, nearest",
         Rule::Lion8Stochastic => "Lion, 8 bits, stochastic",
+        Rule::ShortLion32 => "Lion, 32 bits, betas (0.8, 0.95)",
+        Rule::ShortLion8 => "Lion, 8 bits, nearest, betas (0.8, 0.95)",
     }
 }
 

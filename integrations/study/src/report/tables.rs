@@ -3,7 +3,8 @@
 use super::names::{model, params, rule};
 use crate::cases::{NOISES, turn};
 use crate::plan::{
-    FACTORS, GAINS, LIONS, MEASURED, PARAMS, Part, RULES, SEARCHED, Search, Size, search,
+    FACTORS, GAINS, LIONS, MEASURED, PARAMS, Part, RULES, SEARCHED, SHORT, Search, Size, search,
+    searched,
 };
 use crate::results::Results;
 use crate::run::{DIVERGED, Model, Outcome, Params, Rule};
@@ -167,7 +168,7 @@ impl Tables<'_> {
                 Search::Missing(_) => None,
             };
             let adamw = best(Rule::AdamW);
-            for kind in RULES {
+            for &kind in searched(one) {
                 let (Some((found, points)), Some((adamw, _))) = (best(kind), &adamw) else {
                     continue;
                 };
@@ -195,11 +196,32 @@ impl Tables<'_> {
         table(&header, rows)
     }
 
+    /// Lion with a shorter memory.
+    pub(crate) fn short(&self) -> String {
+        let loss = |outcome: &Outcome| outcome.loss;
+        let mut rows = Vec::new();
+        for one in [Model::Small, Model::Large] {
+            let plain = Part::Compared(one, Params::F32, 1.0);
+            let rules = [Rule::AdamW, Rule::Lion32, Rule::Lion8].map(|rule| (plain, rule));
+            let short = SHORT.map(|rule| (Part::Short(one), rule));
+            for (part, kind) in rules.into_iter().chain(short) {
+                let difference = match kind {
+                    Rule::AdamW => String::new(),
+                    _ => self.difference((part, kind), (plain, Rule::AdamW), loss),
+                };
+                let spread = self.spread(part, kind, loss);
+                let name = model(one).to_owned();
+                rows.push(vec![name, rule(kind).to_owned(), spread, difference]);
+            }
+        }
+        table(&["", "optimizer", "loss", "difference to AdamW"], rows)
+    }
+
     /// The losses by weight decay, at the best learning rate.
     pub(crate) fn decay(&self) -> String {
         let mut rows = Vec::new();
         for one in [Model::Digits, Model::Small] {
-            for kind in [Rule::AdamW, Rule::Lion32] {
+            for kind in [Rule::AdamW, Rule::Lion32, Rule::ShortLion32] {
                 let Search::Done { points, .. } = search(self.size, one, kind, self.results) else {
                     continue;
                 };
@@ -281,7 +303,6 @@ impl Tables<'_> {
     /// The cases made to hurt.
     pub(crate) fn hard(&self) -> String {
         let parts = [
-            ("3,000 steps, lr to 1 %".to_owned(), Part::Long),
             ("2,048 words as tokens".to_owned(), Part::Words),
             (
                 "large minibatches of text".to_owned(),
@@ -292,6 +313,12 @@ impl Tables<'_> {
                 Part::LargeBatch(Model::Digits),
             ),
         ];
+        self.compared(&parts, |outcome| outcome.loss)
+    }
+
+    /// The long run.
+    pub(crate) fn long(&self) -> String {
+        let parts = [("3,000 steps, lr to 1 %".to_owned(), Part::Long)];
         self.compared(&parts, |outcome| outcome.loss)
     }
 
