@@ -19,7 +19,7 @@ pub(crate) const FACTORS: [f64; 3] = [0.5, 1.0, 2.0];
 pub(crate) const MEASURED: [(Model, usize); 4] = [
     (Model::Digits, 16),
     (Model::Small, 16),
-    (Model::Small, 256),
+    (Model::Small, 128),
     (Model::Large, 16),
 ];
 pub(crate) const GAINS: [u32; 3] = [16, 128, 1024];
@@ -45,8 +45,8 @@ impl Size {
         }
     }
 
-    /// Returns the seeds of the outliers, and those of the search.
-    pub(crate) fn outlier_seeds(self) -> std::ops::Range<u64> {
+    /// Returns the seeds of the longer run and of the outliers.
+    pub(crate) fn fewer_seeds(self) -> std::ops::Range<u64> {
         0..self.seeds().end.min(3)
     }
 
@@ -201,8 +201,8 @@ pub(crate) fn searched(model: Model) -> &'static [Rule] {
         Rule::ShortLion8,
     ];
     match model {
-        Model::Digits | Model::Words => &ALL[..4],
-        Model::Small | Model::Large => &ALL,
+        Model::Small => &ALL,
+        _ => &ALL[..4],
     }
 }
 
@@ -226,7 +226,7 @@ pub(crate) enum Part {
     /// A long run whose learning rate falls to 1 %.
     Long,
     /// Lion with a shorter memory.
-    Short(Model),
+    Short,
     /// Rare tokens.
     Words,
     /// A gradient per block is larger by this factor.
@@ -241,12 +241,10 @@ impl Part {
     /// Returns the runs of this part for a rule, in the order of the seeds, if its learning rate is known.
     pub(crate) fn runs(self, size: Size, rule: Rule, results: &Results) -> Option<Vec<Run>> {
         let (model, seeds) = match self {
-            Part::Compared(model, ..) | Part::LargeBatch(model) | Part::Short(model) => {
-                (model, size.seeds())
-            }
+            Part::Compared(model, ..) | Part::LargeBatch(model) => (model, size.seeds()),
+            Part::Short => (Model::Small, size.seeds()),
             Part::Words => (Model::Words, size.seeds()),
-            Part::Long => (Model::Small, size.seeds()),
-            Part::Outliers(_) => (Model::Small, size.outlier_seeds()),
+            Part::Long | Part::Outliers(_) => (Model::Small, size.fewer_seeds()),
             Part::Measured(model, _) => (model, 0..1),
         };
         let best = best(size, model, rule, results)?;
@@ -258,10 +256,10 @@ impl Part {
                 run.lr *= factor;
             }
             Part::Long => (run.steps, run.last_lr) = (size.steps(3000), 0.01),
-            Part::Words | Part::Short(_) => {}
+            Part::Words | Part::Short => {}
             Part::Outliers(gain) => run.gain = gain,
             Part::LargeBatch(Model::Digits) => (run.steps, run.batch) = (size.steps(400), 1437),
-            Part::LargeBatch(_) => (run.steps, run.batch) = (size.steps(100), size.batch(256)),
+            Part::LargeBatch(_) => (run.steps, run.batch) = (size.steps(100), size.batch(128)),
             Part::Measured(_, batch) => {
                 run.measured = true;
                 run.batch = size.batch(batch);
@@ -276,10 +274,10 @@ impl Part {
     /// Returns the rules that this part compares.
     pub(crate) fn rules(self) -> &'static [Rule] {
         match self {
-            Part::Compared(..) | Part::Long => &RULES,
-            Part::Short(_) => &SHORT,
+            Part::Compared(..) => &RULES,
+            Part::Short => &SHORT,
             Part::Outliers(_) | Part::Measured(..) => &LIONS[1..],
-            Part::Words | Part::LargeBatch(_) => &LIONS,
+            Part::Long | Part::Words | Part::LargeBatch(_) => &LIONS,
         }
     }
 }
@@ -291,7 +289,7 @@ pub(crate) fn parts() -> Vec<Part> {
     parts.extend(compared(Model::Digits));
     parts.extend(compared(Model::Small));
     parts.push(Part::Compared(Model::Large, Params::F32, 1.0));
-    parts.extend([Part::Short(Model::Small), Part::Short(Model::Large)]);
+    parts.push(Part::Short);
     parts.extend(MEASURED.map(|(model, batch)| Part::Measured(model, batch)));
     parts.extend([
         Part::LargeBatch(Model::Digits),
@@ -299,19 +297,23 @@ pub(crate) fn parts() -> Vec<Part> {
     ]);
     parts.extend([Part::Words, Part::Long]);
     parts.extend(GAINS.map(Part::Outliers));
-    for factor in FACTORS.into_iter().filter(|&factor| factor != 1.0) {
-        for model in [Model::Digits, Model::Small] {
-            parts.extend(PARAMS.map(|params| Part::Compared(model, params, factor)));
-        }
+    let others = || FACTORS.into_iter().filter(|&factor| factor != 1.0);
+    for factor in others() {
+        parts.extend(PARAMS.map(|params| Part::Compared(Model::Digits, params, factor)));
+        parts.push(Part::Compared(Model::Small, Params::F32, factor));
     }
     parts.extend(
         PARAMS[1..]
             .iter()
             .map(|&params| Part::Compared(Model::Large, params, 1.0)),
     );
-    // The larger model at other learning rates with f32 parameters only, which halves its time.
-    for factor in FACTORS.into_iter().filter(|&factor| factor != 1.0) {
-        parts.push(Part::Compared(Model::Large, Params::F32, factor));
+    parts.extend(others().map(|factor| Part::Compared(Model::Large, Params::F32, factor)));
+    for factor in others() {
+        parts.extend(
+            PARAMS[1..]
+                .iter()
+                .map(|&params| Part::Compared(Model::Small, params, factor)),
+        );
     }
     parts
 }

@@ -199,22 +199,24 @@ impl Tables<'_> {
     /// Lion with a shorter memory.
     pub(crate) fn short(&self) -> String {
         let loss = |outcome: &Outcome| outcome.loss;
-        let mut rows = Vec::new();
-        for one in [Model::Small, Model::Large] {
-            let plain = Part::Compared(one, Params::F32, 1.0);
-            let rules = [Rule::AdamW, Rule::Lion32, Rule::Lion8].map(|rule| (plain, rule));
-            let short = SHORT.map(|rule| (Part::Short(one), rule));
-            for (part, kind) in rules.into_iter().chain(short) {
-                let difference = match kind {
-                    Rule::AdamW => String::new(),
-                    _ => self.difference((part, kind), (plain, Rule::AdamW), loss),
-                };
-                let spread = self.spread(part, kind, loss);
-                let name = model(one).to_owned();
-                rows.push(vec![name, rule(kind).to_owned(), spread, difference]);
-            }
-        }
-        table(&["", "optimizer", "loss", "difference to AdamW"], rows)
+        let plain = Part::Compared(Model::Small, Params::F32, 1.0);
+        let rules = [Rule::AdamW, Rule::Lion32, Rule::Lion8].map(|rule| (plain, rule));
+        let short = SHORT.map(|rule| (Part::Short, rule));
+        let rows = rules.into_iter().chain(short).map(|(part, kind)| {
+            let difference = match kind {
+                Rule::AdamW => String::new(),
+                _ => self.difference((part, kind), (plain, Rule::AdamW), loss),
+            };
+            vec![
+                rule(kind).to_owned(),
+                self.spread(part, kind, loss),
+                difference,
+            ]
+        });
+        table(
+            &["small transformer", "loss", "difference to AdamW"],
+            rows.collect(),
+        )
     }
 
     /// The losses by weight decay, at the best learning rate.
@@ -303,6 +305,7 @@ impl Tables<'_> {
     /// The cases made to hurt.
     pub(crate) fn hard(&self) -> String {
         let parts = [
+            ("3,000 steps, lr to 1 %".to_owned(), Part::Long),
             ("2,048 words as tokens".to_owned(), Part::Words),
             (
                 "large minibatches of text".to_owned(),
@@ -316,12 +319,6 @@ impl Tables<'_> {
         self.compared(&parts, |outcome| outcome.loss)
     }
 
-    /// The long run.
-    pub(crate) fn long(&self) -> String {
-        let parts = [("3,000 steps, lr to 1 %".to_owned(), Part::Long)];
-        self.compared(&parts, |outcome| outcome.loss)
-    }
-
     /// The loss of the rarer words.
     pub(crate) fn rare(&self) -> String {
         let parts = [("rare words".to_owned(), Part::Words)];
@@ -331,7 +328,7 @@ impl Tables<'_> {
     /// An outlier per block. The 32-bit state is that of the comparison, as a power of 2 changes nothing there.
     pub(crate) fn outliers(&self) -> String {
         let plain = Part::Compared(Model::Small, Params::F32, 1.0);
-        let seeds = self.size.outlier_seeds().end as usize;
+        let seeds = self.size.fewer_seeds().end as usize;
         let losses = |part, rule| Some(self.losses(part, rule)?.get(..seeds)?.to_vec());
         let mut rows = Vec::new();
         for gain in GAINS {
