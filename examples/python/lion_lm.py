@@ -2,8 +2,8 @@
 
     python lion_lm.py FOLDER [OUT]
 
-FOLDER is what `study --export FOLDER` wrote: the text, and per seed the initial parameters and the minibatches. OUT gets
-one JSON line per seed, with the validation losses that docs/quality/runs.jsonl has for lion. By default it is
+FOLDER is what `study --export FOLDER` wrote: the text, and per seed the initial parameters and the minibatches. OUT
+gets one JSON line per seed, with the validation losses that docs/quality/runs.jsonl has for lion. By default it is
 FOLDER/bitsandbytes.jsonl. Equal inputs give equal results on the same platform, as one thread is used.
 """
 import importlib.metadata
