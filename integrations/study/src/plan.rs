@@ -206,10 +206,16 @@ pub(crate) fn searched(model: Model) -> &'static [Rule] {
     }
 }
 
-/// Returns the best settings of a rule, if they are known. The transformer of words takes those of the small one.
+/// Returns the settings with which a rule is compared, if they are known. 8-bit states take those that were found for 32
+/// bits, so that a difference is not one of the learning rates. The transformer of words takes those of the small one.
 pub(crate) fn best(size: Size, model: Model, rule: Rule, results: &Results) -> Option<Best> {
     let model = match model {
         Model::Words => Model::Small,
+        other => other,
+    };
+    let rule = match rule {
+        Rule::Lion8 | Rule::Lion8Stochastic => Rule::Lion32,
+        Rule::ShortLion8 => Rule::ShortLion32,
         other => other,
     };
     match search(size, model, rule, results) {

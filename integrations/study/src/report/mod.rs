@@ -71,7 +71,8 @@ with the 95 % confidence interval by Student's t distribution. It is bold if the
 ## Is an 8-bit state within the noise of 32 bits?
 
 {verdict}
-Losses at the best learning rate of each optimizer:
+Losses at the best learning rate. The 8-bit states take the one that was found for 32 bits, so that a difference is not one of the learning
+rates; the table of the search has their own:
 
 {main}
 ![Validation loss of the small transformer](quality/small.svg)
