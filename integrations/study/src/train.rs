@@ -256,6 +256,8 @@ fn train_network<O: Optimizer>(
 #[derive(Debug)]
 struct Seen {
     every: usize,
+    /// Whether all checks are kept, which are plotted for one seed, or the last one.
+    all_checks: bool,
     losses: Vec<f32>,
     curve: Vec<(usize, f64)>,
     checks: Vec<Check>,
@@ -265,6 +267,7 @@ impl Seen {
     fn new(run: &Run) -> Self {
         Seen {
             every: run.steps.div_ceil(POINTS).max(1),
+            all_checks: run.seed == 0,
             losses: Vec::with_capacity(run.steps),
             curve: Vec::new(),
             checks: Vec::new(),
@@ -275,7 +278,10 @@ impl Seen {
         step % self.every == 0
     }
 
-    fn outcome(self, loss: f64) -> Outcome {
+    fn outcome(mut self, loss: f64) -> Outcome {
+        if !self.all_checks {
+            self.checks.drain(..self.checks.len().saturating_sub(1));
+        }
         let last = &self.losses[self.losses.len() - self.losses.len().div_ceil(10)..];
         let training = last.iter().map(|&it| f64::from(it)).sum::<f64>() / last.len() as f64;
         Outcome {
