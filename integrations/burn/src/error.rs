@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 /// An error of a [`LionBurn`](crate::LionBurn).
 ///
-/// A call that returns an error has changed neither the module nor the optimizer, except after
-/// [`Error::NotMapped`] of a load and the errors of which [`lion::Error`] and [`CheckpointError`] say so. The gradients that were given to it are consumed.
+/// A call that returns an error has changed neither the module nor the optimizer, except after [`Error::NotMapped`] of a
+/// load, and after the errors of which [`lion::Error`] and [`CheckpointError`] say so. The gradients that were given to it
+/// are consumed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
