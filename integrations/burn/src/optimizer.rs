@@ -91,7 +91,7 @@ impl LionBurn {
     /// let mut optimizer = LionBurn::new(Lion8bit::builder().weight_decay(0.1))?;
     /// let mut scheduler = LinearLrSchedulerConfig::new(1e-3, 1e-5, 100).init()?;
     /// for _ in 0..3 {
-    ///     let loss = model.forward(Tensor::ones([1, 4], &device)).sum();
+    ///     let loss = model.forward(Tensor::<2>::ones([1, 4], &device)).sum();
     ///     let grads = GradientsParams::from_grads(loss.backward(), &model);
     ///     optimizer.step(scheduler.step(), &mut model, grads)?;
     /// }

@@ -44,7 +44,7 @@ const NAME: &str = "tensor";
 /// let overrides = Overrides::new().optim_bits(8).weight_decay(0.1);
 /// let mut optimizer: ModuleOptimizer = TensorLion::new(overrides)?.init();
 ///
-/// let loss = model.forward(Tensor::ones([1, 128], &device)).sum();
+/// let loss = model.forward(Tensor::<2>::ones([1, 128], &device)).sum();
 /// let grads = GradientsParams::from_grads(loss.backward(), &model);
 /// model = optimizer.step(1e-4, model, grads);
 /// let record = optimizer.into_bytes()?;

@@ -38,7 +38,7 @@ impl LionBurn {
     /// let mut model = LinearConfig::new(4, 2).init(&device);
     /// let mut optimizer = LionBurn::new(Lion8bit::builder())?;
     /// let grads = |model: &Linear| {
-    ///     let loss = model.forward(Tensor::ones([1, 4], &device)).sum();
+    ///     let loss = model.forward(Tensor::<2>::ones([1, 4], &device)).sum();
     ///     GradientsParams::from_grads(loss.backward(), model)
     /// };
     /// let first = grads(&model);
