@@ -215,6 +215,7 @@ fn run(options: &Options) -> Result<()> {
         y: "cross-entropy, nats per character".to_owned(),
         log_x: false,
         top: None,
+        legend_below: false,
         curves: vec![
             Curve::new("training", smooth(&training, (every / 4).max(1))),
             Curve::new("validation", validation),

@@ -50,6 +50,8 @@ pub struct Chart {
     pub log_x: bool,
     /// The largest y that is drawn, to cut off the start of a training.
     pub top: Option<f64>,
+    /// Whether the legend is in the lower right corner instead of the upper one.
+    pub legend_below: bool,
     /// The lines.
     pub curves: Vec<Curve>,
 }
@@ -144,9 +146,13 @@ impl Chart {
                 });
         }
         if self.curves.len() > 1 {
+            let position = match self.legend_below {
+                true => SeriesLabelPosition::LowerRight,
+                false => SeriesLabelPosition::UpperRight,
+            };
             chart
                 .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
+                .position(position)
                 .background_style(WHITE.mix(0.8))
                 .border_style(RGBColor(0xC0, 0xC0, 0xC0))
                 .label_font(("sans-serif", 13))
@@ -210,6 +216,7 @@ mod tests {
             y: "nats".to_owned(),
             log_x,
             top: None,
+            legend_below: false,
             curves: vec![Curve {
                 name: "Lion".to_owned(),
                 points,

@@ -17,7 +17,7 @@ pub(crate) const NOISES: [f64; 9] = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3,
 /// added to all of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turn {
-    /// The steps after the turn until most of the elements move the right way, if they do.
+    /// The steps after the turn until most of the elements move the right way, if they do: 0 if the first one does.
     pub(crate) steps: Option<usize>,
     /// The share of the elements that move the right way in the last 1,000 steps, on average.
     pub(crate) right: f64,
@@ -58,7 +58,7 @@ pub(crate) fn turn(rule: Rule, noise: f64, seed: u64) -> Result<Turn> {
         let moved = parameters.iter().zip(&previous).skip(1);
         let up = moved.filter(|(now, before)| now > before).count() as f64 / (BLOCK - 1) as f64;
         if step >= BEFORE && up > 0.5 && steps.is_none() {
-            steps = Some(step + 1 - BEFORE);
+            steps = Some(step - BEFORE);
         }
         if step >= BEFORE + AFTER - 1000 {
             right += up / 1000.0;

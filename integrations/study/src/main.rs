@@ -93,13 +93,17 @@ impl Options {
             "tiny" => Ok(Size::Tiny),
             _ => Err("wanted full or tiny".to_owned()),
         };
+        let at_least_1 = |text: &str| match number(text)? {
+            0 => Err("wanted at least 1".to_owned()),
+            count => Ok(count),
+        };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Options {
             size: values.value("size", size)?.unwrap_or(Size::Full),
             out: values
                 .path("out")
                 .unwrap_or_else(|| Path::new(ROOT).join("docs")),
-            workers: values.value("workers", number)?.unwrap_or(cores),
+            workers: values.value("workers", at_least_1)?.unwrap_or(cores),
             sources: values.path("sources").unwrap_or_else(|| ROOT.into()),
             train: values.value("train", number)?.unwrap_or(true),
             export: values.path("export"),
@@ -127,37 +131,54 @@ fn run(options: &Options) -> Result<()> {
     let path = folder.join("runs.jsonl");
     let source = || source(&options.sources, &sources(Unit::Character)?);
     let mut results = Results::open(&path, source)?;
-    while options.train {
-        let missing = plan::missing(options.size, &results);
-        if missing.is_empty() {
-            break;
-        }
-        // Losses with different texts cannot be compared.
-        let now = source()?;
-        ensure!(
-            now.hash == results.source.hash,
-            "{} has results with the sources of commit {}, and {} has others: name a checkout of that commit by \
-             --sources, or remove the file",
-            path.display(),
-            results.source.commit.as_deref().unwrap_or("(unknown)"),
-            options.sources.display()
-        );
-        let size = match options.size {
-            Size::Full => "full",
-            Size::Tiny => "tiny",
-        };
-        let sources = options.sources.to_string_lossy();
-        let serve = ["--serve", "true", "--size", size, "--sources", &sources];
-        work::run_all(missing, options.workers, &serve, &mut results)?;
+    if options.train {
+        train_missing(options, &path, &source()?, &mut results)?;
     }
     report::write(&options.out, options.size, &results)?;
     if let Some(folder) = &options.export {
+        check_text(options, &path, &source()?, &results)?;
         let part = Part::Compared(Model::Small, Params::F32, 1.0);
         let runs = part
             .runs(options.size, Rule::Lion8, &results)
             .unwrap_or_default();
         export::export(folder, &sources(Unit::Character)?, 64, &runs)?;
     }
+    Ok(())
+}
+
+/// Runs the trainings that are missing.
+fn train_missing(
+    options: &Options,
+    path: &Path,
+    now: &Source,
+    results: &mut Results,
+) -> Result<()> {
+    let size = match options.size {
+        Size::Full => "full",
+        Size::Tiny => "tiny",
+    };
+    let sources = options.sources.to_string_lossy();
+    let serve = ["--serve", "true", "--size", size, "--sources", &sources];
+    loop {
+        let missing = plan::missing(options.size, results);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        check_text(options, path, now, results)?;
+        work::run_all(missing, options.workers, &serve, results)?;
+    }
+}
+
+/// Returns an error if the results are those of another text. Their losses could not be compared.
+fn check_text(options: &Options, path: &Path, now: &Source, results: &Results) -> Result<()> {
+    ensure!(
+        now.hash == results.source.hash,
+        "{} has results with the sources of commit {}, and {} has others: name a checkout of that commit by \
+         --sources, or remove the file",
+        path.display(),
+        results.source.commit.as_deref().unwrap_or("(unknown)"),
+        options.sources.display()
+    );
     Ok(())
 }
 

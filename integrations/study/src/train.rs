@@ -275,7 +275,7 @@ impl Seen {
     }
 
     fn is_point(&self, step: usize) -> bool {
-        step % self.every == 0
+        step.is_multiple_of(self.every)
     }
 
     fn outcome(mut self, loss: f64) -> Outcome {

@@ -89,18 +89,7 @@ fn a_tiny_study_is_complete_and_is_not_repeated() {
     assert_eq!(lines(&study(&tiny, folder.path())), 1);
     assert_eq!(fs::read_to_string(&results).unwrap(), all);
 
-    // Other sources are not mixed with these.
-    let other = all.replacen("\"hash\":", "\"hash\":1", 1);
-    fs::write(&results, &other[..last + 1]).unwrap();
-    let refused = study(&tiny, folder.path());
-    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(
-        !refused.status.success() && error.contains("remove the file"),
-        "{error}"
-    );
-
     let export = folder.path().join("export");
-    fs::write(&results, &all).unwrap();
     let arguments = ["--size", "tiny", "--export", export.to_str().unwrap()];
     assert_eq!(lines(&study(&arguments, folder.path())), 0);
     let mut names: Vec<String> = fs::read_dir(&export)
@@ -115,6 +104,19 @@ fn a_tiny_study_is_complete_and_is_not_repeated() {
         "text.safetensors",
     ];
     assert_eq!(names, wanted);
+
+    // Other sources are not mixed with these.
+    let (source, runs) = all[..last].split_once('\n').unwrap();
+    let (_, source) = source.split_once(',').unwrap();
+    fs::write(&results, format!("{{\"hash\":1,{source}\n{runs}")).unwrap();
+    for arguments in [&arguments[..2], &["--train", "false", "--export", "unused"]] {
+        let refused = study(arguments, folder.path());
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && error.contains("remove the file"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

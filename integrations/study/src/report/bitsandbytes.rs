@@ -71,11 +71,12 @@ pub(crate) fn section(folder: &Path, size: Size, results: &Results) -> Result<St
         "## Beside bitsandbytes
 
 [lion_lm.py](../examples/python/lion_lm.py) trains the small transformer in PyTorch with `bnb.optim.Lion8bit`, from the same initial parameters and
-minibatches ({versions}, on the CPU). The two commands are:
+minibatches ({versions}, on the CPU):
 
 ```sh
 cd integrations
-cargo run --release -p study -- --export target/study
+git worktree add target/text {commit}
+cargo run --release -p study -- --train false --sources target/text --export target/study
 python ../examples/python/lion_lm.py target/study ../docs/quality/bitsandbytes.jsonl
 ```
 
@@ -95,6 +96,7 @@ At the points of the curves, the losses of a seed are at most {apart:.3} apart.
         Spread::of(&our_losses),
         Spread::of(&exact_losses),
         Difference::of(&exact_losses, &our_losses),
+        commit = results.source.commit.as_deref().unwrap_or("COMMIT"),
         versions = versions.collect::<Vec<_>>().join(", "),
     ))
 }

@@ -85,6 +85,7 @@ pub(crate) fn loss_chart(title: &str, curves: Vec<Curve>) -> Chart {
         y: "validation loss, nats per token (mean and range of the seeds)".to_owned(),
         log_x: false,
         top: Some(last + 0.5 * (first - last)),
+        legend_below: false,
         curves,
     }
 }
@@ -128,6 +129,7 @@ fn searched(size: Size, results: &Results) -> Result<Chart> {
         y: "validation loss, nats per token".to_owned(),
         log_x: true,
         top: None,
+        legend_below: false,
         curves,
     })
 }
@@ -163,6 +165,7 @@ fn stuck(size: Size, results: &Results) -> Result<Chart> {
         y: "share of the 8-bit momenta".to_owned(),
         log_x: false,
         top: None,
+        legend_below: false,
         curves,
     })
 }
@@ -183,6 +186,7 @@ fn turned() -> Result<Chart> {
         y: "share of the elements that move the right way".to_owned(),
         log_x: false,
         top: None,
+        legend_below: true,
         curves,
     })
 }
