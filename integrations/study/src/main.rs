@@ -1,6 +1,6 @@
 //! Compares the quality of training with 8-bit and 32-bit states of Lion, and with AdamW.
 //!
-//! `cargo run --release -p study` trains about 700 networks, which takes hours, and writes docs/quality.md with its
+//! `cargo run --release -p study` trains about 600 networks, which takes hours, and writes docs/quality.md with its
 //! plots. The results are kept, so it continues where it was interrupted.
 
 mod adamw;

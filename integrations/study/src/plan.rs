@@ -280,10 +280,10 @@ impl Part {
     /// Returns the rules that this part compares.
     pub(crate) fn rules(self) -> &'static [Rule] {
         match self {
-            Part::Compared(..) => &RULES,
+            Part::Compared(..) | Part::Long => &RULES,
             Part::Short => &SHORT,
             Part::Outliers(_) | Part::Measured(..) => &LIONS[1..],
-            Part::Long | Part::Words | Part::LargeBatch(_) => &LIONS,
+            Part::Words | Part::LargeBatch(_) => &LIONS,
         }
     }
 }
@@ -303,8 +303,8 @@ pub(crate) fn parts() -> Vec<Part> {
     ]);
     parts.extend([Part::Words, Part::Long]);
     parts.extend(GAINS.map(Part::Outliers));
-    let others = || FACTORS.into_iter().filter(|&factor| factor != 1.0);
-    for factor in others() {
+    // Other learning rates for all types of the parameters on the smallest model only, which limits the time.
+    for factor in FACTORS.into_iter().filter(|&factor| factor != 1.0) {
         parts.extend(PARAMS.map(|params| Part::Compared(Model::Digits, params, factor)));
         parts.push(Part::Compared(Model::Small, Params::F32, factor));
     }
@@ -313,14 +313,6 @@ pub(crate) fn parts() -> Vec<Part> {
             .iter()
             .map(|&params| Part::Compared(Model::Large, params, 1.0)),
     );
-    parts.extend(others().map(|factor| Part::Compared(Model::Large, Params::F32, factor)));
-    for factor in others() {
-        parts.extend(
-            PARAMS[1..]
-                .iter()
-                .map(|&params| Part::Compared(Model::Small, params, factor)),
-        );
-    }
     parts
 }
 

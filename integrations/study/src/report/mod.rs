@@ -83,7 +83,7 @@ rates; the table of the search has their own:
 Test accuracy in percent. One image is 0.28 %:
 
 {accuracy}
-At half and twice the best learning rate, with `f32` parameters:
+At half and twice the best learning rate, with `f32` parameters. The large transformer was compared at its best one only:
 
 {factors}
 ## Which learning rate and decay when coming from AdamW?
@@ -110,13 +110,15 @@ loses at the last check of the run, as `Lion::diagnose` counts it:
 {bf16}
 ## Cases made to hurt
 
-- 3,000 steps of the small transformer, whose learning rate falls to 1 %. 3 seeds.
+The small transformer in 3,000 steps, whose learning rate falls to 1 %. A momentum that stalls would show at its end. 3 seeds:
+
+{long}
+![Validation loss of the long run](quality/long.svg)
+
 - The small transformer with 2,048 words as tokens, 400 steps. In a minibatch most rows of the embedding have no gradient.
 - Little noise in the gradients: minibatches of 128 sequences for 100 steps, and all training images in each of 400 steps.
 
 {hard}
-![Validation loss of the long run](quality/long.svg)
-
 The loss of the words that are not among the 256 most frequent:
 
 {rare}
@@ -154,6 +156,7 @@ seen the same gradients.
         decay = tables.decay(),
         bf16 = tables.bf16(),
         short = tables.short(),
+        long = tables.long(),
         hard = tables.hard(),
         rare = tables.rare(),
         outliers = tables.outliers(),

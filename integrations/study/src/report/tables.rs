@@ -109,7 +109,7 @@ impl Tables<'_> {
     /// The comparison at other learning rates, with `f32` parameters.
     pub(crate) fn factors(&self) -> String {
         let mut parts = Vec::new();
-        for one in SEARCHED {
+        for one in [Model::Digits, Model::Small] {
             for factor in FACTORS {
                 let name = format!("{}, {factor} lr", model(one));
                 parts.push((name, Part::Compared(one, Params::F32, factor)));
@@ -261,8 +261,8 @@ impl Tables<'_> {
         let mut rows = Vec::new();
         for one in SEARCHED {
             let factors: &[f64] = match one {
-                Model::Large => &[1.0],
-                _ => &FACTORS,
+                Model::Digits => &FACTORS,
+                _ => &[1.0],
             };
             for &factor in factors {
                 let part = |kind| Part::Compared(one, kind, factor);
@@ -305,7 +305,6 @@ impl Tables<'_> {
     /// The cases made to hurt.
     pub(crate) fn hard(&self) -> String {
         let parts = [
-            ("3,000 steps, lr to 1 %".to_owned(), Part::Long),
             ("2,048 words as tokens".to_owned(), Part::Words),
             (
                 "large minibatches of text".to_owned(),
@@ -316,6 +315,12 @@ impl Tables<'_> {
                 Part::LargeBatch(Model::Digits),
             ),
         ];
+        self.compared(&parts, |outcome| outcome.loss)
+    }
+
+    /// The long run.
+    pub(crate) fn long(&self) -> String {
+        let parts = [("3,000 steps, lr to 1 %".to_owned(), Part::Long)];
         self.compared(&parts, |outcome| outcome.loss)
     }
 
