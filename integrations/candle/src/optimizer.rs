@@ -155,6 +155,7 @@ impl LionCandle {
     ///
     /// ```
     /// use candle_core::{DType, Device, Var};
+    /// use candle_nn::Optimizer;
     /// use lion::{Lion, StepArgs};
     /// use lion_candle::LionCandle;
     ///

@@ -48,6 +48,12 @@ where
             .map(|(grad, shape)| Tensor::from_vec(grad.clone(), shape, &Device::Cpu).unwrap());
         let store = gradients(vars.iter().zip(tensors));
         let args = StepArgs::new().lr(0.01 / (step + 1) as f64).grad_scale(0.5);
+        // It changes nothing, so the bits agree after the step.
+        let diagnosis = optimizer.diagnose(&store, args).unwrap();
+        let updates = vectors.iter_mut().zip(&grads);
+        let updates = updates.map(|((handle, values), grad)| (*handle, values, grad));
+        assert_eq!(diagnosis, lion.diagnose_with(args, updates).unwrap());
+
         optimizer.step_with(&store, args).unwrap();
         let updates = vectors.iter_mut().zip(&grads);
         let updates = updates.map(|((handle, values), grad)| (*handle, values, grad));

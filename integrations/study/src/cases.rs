@@ -10,6 +10,8 @@ use lion::{Dtype, Lion8bit, Lion32bit, ParamSpec};
 const BEFORE: usize = 400;
 /// Steps after it.
 const AFTER: usize = 4000;
+/// The last steps, over which the directions are counted.
+const LAST: usize = 1000;
 /// The standard deviations of the noise, as shares of the largest gradient of the block.
 pub(crate) const NOISES: [f64; 9] = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5];
 
@@ -42,7 +44,7 @@ pub(crate) fn turn(rule: Rule, noise: f64, seed: u64) -> Result<Turn> {
     let mut gradients = vec![0.0f32; BLOCK];
     let mut previous = parameters.clone();
     let mut at_turn = parameters.clone();
-    let (mut steps, mut right) = (None, 0.0);
+    let (mut steps, mut right) = (None, 0);
     for step in 0..BEFORE + AFTER {
         if step == BEFORE {
             at_turn.copy_from_slice(&parameters);
@@ -56,19 +58,19 @@ pub(crate) fn turn(rule: Rule, noise: f64, seed: u64) -> Result<Turn> {
         lion.step([(handle, &mut parameters, &gradients)])?;
         // A gradient below 0 moves a parameter up.
         let moved = parameters.iter().zip(&previous).skip(1);
-        let up = moved.filter(|(now, before)| now > before).count() as f64 / (BLOCK - 1) as f64;
-        if step >= BEFORE && up > 0.5 && steps.is_none() {
+        let up = moved.filter(|(now, before)| now > before).count();
+        if step >= BEFORE && up > (BLOCK - 1) / 2 && steps.is_none() {
             steps = Some(step - BEFORE);
         }
-        if step >= BEFORE + AFTER - 1000 {
-            right += up / 1000.0;
+        if step >= BEFORE + AFTER - LAST {
+            right += up;
         }
     }
     let moved = parameters.iter().zip(&at_turn).skip(1);
     let moved: f64 = moved.map(|(now, before)| f64::from(now - before)).sum();
     Ok(Turn {
         steps,
-        right,
+        right: right as f64 / (LAST * (BLOCK - 1)) as f64,
         moved: moved / (BLOCK - 1) as f64 / lr,
     })
 }
