@@ -51,8 +51,7 @@ It trains the networks, which takes about three hours on two cores, and keeps th
 [quality/runs.jsonl](quality/runs.jsonl). It continues there after an interruption. `--size tiny --out FOLDER` runs a few steps of
 everything.
 
-{CONCLUSIONS}
-## What was trained
+{CONCLUSIONS}## What was trained
 
 - **digits**: the network of the example `digits` (50,826 parameters), 1,780 steps of 16 images. The loss is that of 360 test images.
 - **small transformer** and **large transformer**: decoder-only, 2 layers, widths 64 and 128, characters as tokens, contexts of 64;
