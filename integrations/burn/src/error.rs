@@ -80,7 +80,7 @@ impl fmt::Display for Error {
             }
             Error::SharedId { parameter, with } => write!(
                 f,
-                "parameter `{parameter}` has the ParamId of parameter `{with}`, wanted an id of its own"
+                "parameter `{parameter}` has the ParamId of parameter `{with}`, wanted another id"
             ),
             Error::NotMapped { parameter } => write!(
                 f,

@@ -120,7 +120,7 @@ fn parameters_with_the_same_id_are_refused() {
     let grads = GradientsParams::from_grads(loss.backward(), &model);
     assert_eq!(
         refused(model, grads).to_string(),
-        "parameter `1.weight` has the ParamId of parameter `0.weight`, wanted an id of its own"
+        "parameter `1.weight` has the ParamId of parameter `0.weight`, wanted another id"
     );
 }
 

@@ -1,4 +1,4 @@
-//! A step: its bits, names, groups, and parameters without gradients.
+//! Tests of a step: the bits of its results, names, groups, and parameters without a gradient.
 #![allow(clippy::unwrap_used)]
 
 mod common;

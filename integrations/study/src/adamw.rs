@@ -1,12 +1,12 @@
 //! AdamW with `f32` states, for parameters of both types.
 
+use crate::observe::variables;
 use crate::random::Random;
 use crate::run::Params;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 use lion::bf16;
-use std::sync::PoisonError;
 
 /// The settings of [`AdamW`].
 #[derive(Clone, Copy, Debug)]
@@ -40,13 +40,8 @@ struct Slot {
 impl AdamW {
     /// Returns an optimizer for the variables of a map, in the order of their names.
     pub(crate) fn from_varmap(varmap: &VarMap, config: Config) -> Result<Self> {
-        let map = varmap.data().lock().unwrap_or_else(PoisonError::into_inner);
-        let mut named: Vec<_> = map.iter().collect();
-        named.sort_unstable_by_key(|(name, _)| *name);
-        Self::new(
-            named.into_iter().map(|(_, var)| var.clone()).collect(),
-            config,
-        )
+        let vars = variables(varmap).into_iter().map(|(_, var)| var);
+        Self::new(vars.collect(), config)
     }
 }
 

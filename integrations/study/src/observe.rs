@@ -1,6 +1,6 @@
 //! What is measured in a run with Lion: lost and stuck elements, directions, and the noise of the gradients.
 
-use crate::run::Check;
+use crate::run::{Check, Rule};
 use anyhow::{Context, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
@@ -11,8 +11,11 @@ use lion::{Lion, StepArgs, quant};
 use lion_candle::LionCandle;
 use std::sync::PoisonError;
 
-/// The betas that the study uses, which are lion's defaults.
-const BETAS: (f32, f32) = (0.9, 0.99);
+/// The betas of the runs that are measured.
+const BETAS: (f32, f32) = {
+    let (beta1, beta2) = Rule::Lion8.betas();
+    (beta1 as f32, beta2 as f32)
+};
 /// The percentiles of the noise.
 const PERCENTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
 

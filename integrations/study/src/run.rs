@@ -29,7 +29,7 @@ pub(crate) enum Rule {
 
 impl Rule {
     /// Returns the `betas` of a rule of Lion.
-    pub(crate) fn betas(self) -> (f64, f64) {
+    pub(crate) const fn betas(self) -> (f64, f64) {
         match self {
             Rule::ShortLion32 | Rule::ShortLion8 => (0.8, 0.95),
             _ => (0.9, 0.99),

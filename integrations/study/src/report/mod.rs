@@ -47,7 +47,7 @@ cd integrations
 cargo run --release -p study
 ```
 
-It trains the networks, which takes about three hours on two cores, and keeps the result of each in
+It trains the networks, which took two hours on two cores that also had other work, and keeps the result of each in
 [quality/runs.jsonl](quality/runs.jsonl). It continues there after an interruption. `--size tiny --out FOLDER` runs a few steps of
 everything.
 
