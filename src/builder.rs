@@ -2,9 +2,13 @@
 
 use crate::{Device, Lion};
 use lion_core::{
-    Backend, BackendError, Error, LionArgs, OnNonFinite, Optimizer, Overrides, PagingError,
+    Backend, BackendError, Error, Group, LionArgs, OnNonFinite, Optimizer, Overrides, PagingError,
 };
 use lion_paging::Paging;
+use std::fmt;
+
+/// Returns whether a group contains the parameter of a name.
+type Contains = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Builds a [`Lion`]: sets its hyper-parameters, its device, and what it does about non-finite gradients.
 ///
@@ -22,9 +26,9 @@ use lion_paging::Paging;
 /// );
 /// # Ok::<(), lion::Error>(())
 /// ```
-#[derive(Debug)]
 pub struct LionBuilder {
     defaults: Overrides,
+    groups: Vec<(Group, Contains)>,
     on_non_finite: OnNonFinite,
     device: Option<Device>,
     backend: Option<Box<dyn Backend>>,
@@ -35,6 +39,7 @@ impl LionBuilder {
     pub(crate) fn new(defaults: Overrides) -> Self {
         LionBuilder {
             defaults,
+            groups: Vec::new(),
             on_non_finite: OnNonFinite::default(),
             device: None,
             backend: None,
@@ -60,6 +65,37 @@ impl LionBuilder {
     #[must_use]
     pub fn overrides(self, overrides: Overrides) -> Self {
         self.set(|d| overrides.or(d))
+    }
+
+    /// Adds a group of parameters, which use the hyper-parameters that `overrides` sets, and otherwise the defaults.
+    ///
+    /// A parameter joins the group when it is registered, if `contains` returns `true` for its name. It joins the first
+    /// group that contains it, in the order of the calls, unless its specification [names one](lion_core::ParamSpec::group).
+    /// [`Lion::add_group`] adds a group whose parameters are named one by one.
+    ///
+    /// ```
+    /// use lion::{Dtype, Lion, Overrides, ParamSpec};
+    /// let no_decay = Overrides::new().weight_decay(0.0);
+    /// let mut lion = Lion::builder()
+    ///     .weight_decay(0.1)
+    ///     .group("no_decay", no_decay, |name| name.ends_with("bias"))
+    ///     .build()?;
+    /// let weight = lion.register(ParamSpec::new("layer.weight", 64, Dtype::F32))?;
+    /// let bias = lion.register(ParamSpec::new("layer.bias", 8, Dtype::F32))?;
+    /// assert_eq!(lion.info(weight)?.hyper.weight_decay, 0.1);
+    /// assert_eq!(lion.info(bias)?.hyper.weight_decay, 0.0);
+    /// # Ok::<(), lion::Error>(())
+    /// ```
+    #[must_use]
+    pub fn group(
+        mut self,
+        name: impl Into<String>,
+        overrides: Overrides,
+        contains: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let group = Group::new(name, overrides);
+        self.groups.push((group, Box::new(contains)));
+        self
     }
 
     /// Sets how states are paged: the budget, and where the states are stored. Which states are paged is
@@ -97,6 +133,24 @@ impl LionBuilder {
         self
     }
 
+    /// Sets the device, unless a device or a backend is set. It is for crates that take a builder from their user and
+    /// have their tensors on one device, which is then a better default than [`Device::auto`].
+    ///
+    /// ```
+    /// use lion::{Device, Lion, cpu::{Cpu, Isa}};
+    /// let users = Lion::builder().backend(Cpu::with_isa(Isa::Scalar)?);
+    /// let lion = users.device_if_unset(Device::Cpu).build()?;
+    /// assert_eq!(lion.backend().name(), "scalar");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn device_if_unset(mut self, device: Device) -> Self {
+        if self.backend.is_none() {
+            self.device.get_or_insert(device);
+        }
+        self
+    }
+
     /// Sets the backend: another crate's, or a [`Cpu`](crate::cpu::Cpu) with a chosen instruction set or
     /// thread pool.
     ///
@@ -119,6 +173,7 @@ impl LionBuilder {
     ///
     /// # Errors
     /// - [`Error::InvalidHyper`] if a hyper-parameter is outside its range
+    /// - [`Error::EmptyName`] or [`Error::DuplicateGroup`] for a group without a name, or for two with one name
     /// - [`Error::ConflictingOptions`] if both a backend and a device are set, or a backend and paging
     /// - [`Error::Backend`] if the device cannot be used, or if it cannot page states as configured; in
     ///   the second case its source is a [`PagingError`](crate::paging::PagingError)
@@ -153,13 +208,31 @@ impl LionBuilder {
             let backend = backend.name().to_owned();
             return Err(BackendError::from(PagingError::NotSetUp { backend }).into());
         }
-        let inner = Optimizer::new(backend, self.defaults, self.on_non_finite)?;
+        let mut inner = Optimizer::new(backend, self.defaults, self.on_non_finite)?;
+        for (group, contains) in self.groups {
+            inner.add_group_by_name(&group.name, group.overrides, contains)?;
+        }
         Ok(Lion::new(inner))
     }
 
     fn set(mut self, change: impl FnOnce(Overrides) -> Overrides) -> Self {
         self.defaults = change(self.defaults);
         self
+    }
+}
+
+/// Lists the settings. Of a group it has the name and the overrides.
+impl fmt::Debug for LionBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let groups: Vec<&Group> = self.groups.iter().map(|(group, _)| group).collect();
+        f.debug_struct("LionBuilder")
+            .field("defaults", &self.defaults)
+            .field("groups", &groups)
+            .field("on_non_finite", &self.on_non_finite)
+            .field("device", &self.device)
+            .field("backend", &self.backend)
+            .field("paging", &self.paging)
+            .finish()
     }
 }
 

@@ -21,7 +21,7 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use data::{CLASSES, Digits, PIXELS};
 use lion::{Lion8bit, Lion32bit, Overrides};
-use lion_burn::{Config, LionBurn};
+use lion_burn::LionBurn;
 use options::{Spec, Values, number};
 use random::Random;
 use std::f64::consts::PI;
@@ -125,12 +125,12 @@ fn run(options: &Options) -> Result<()> {
             (Lion32bit::builder(), lion32_row),
             (Lion8bit::builder(), lion8_row),
         ] {
-            let config = Config::new(builder.weight_decay(f64::from(WEIGHT_DECAY))).group(
-                "no_decay",
-                Overrides::new().weight_decay(0.0),
-                |name| name.ends_with("bias"),
-            );
-            let mut lion = LionBurn::new(config)?;
+            let no_decay = Overrides::new().weight_decay(0.0);
+            let builder =
+                builder
+                    .weight_decay(f64::from(WEIGHT_DECAY))
+                    .group("no_decay", no_decay, |name| name.ends_with("bias"));
+            let mut lion = LionBurn::new(builder)?;
             let step = |lr, mut model: Network, grads| {
                 lion.step(lr, &mut model, grads)?;
                 Ok(model)

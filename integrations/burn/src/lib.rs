@@ -44,7 +44,9 @@
 //! process, while the [`ParamId`](burn_core::module::ParamId) is not if the module is built anew.
 //!
 //! # Groups
-//! [`Config::group`] gives parameters hyper-parameters of their own, by a function of the name.
+//! [`LionBuilder::group`](lion::LionBuilder::group) gives parameters other hyper-parameters, by a function of the name.
+//! A step replaces the learning rate of all groups. Use [`Overrides::lr_multiplier`](lion::Overrides::lr_multiplier) for a
+//! group whose learning rate is a multiple of it.
 //!
 //! # Shared tensors
 //! If another tensor has the elements of a parameter, as after `model.clone()`, a step copies them, and the other tensor
@@ -59,7 +61,6 @@
 //! Parameters and gradients are `f32`, `f16` or `bf16` tensors of the backend flex, whose elements are in host memory. A
 //! tensor of another backend is an error.
 
-mod config;
 mod error;
 mod lend;
 mod optimizer;
@@ -68,7 +69,6 @@ mod saving;
 mod tensor;
 mod visit;
 
-pub use config::Config;
 pub use error::Error;
 pub use optimizer::{LionBurn, Report};
 pub use per_tensor::{TensorLion, TensorState};

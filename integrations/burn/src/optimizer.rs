@@ -1,25 +1,25 @@
 //! The optimizer of a module, and a step.
 
-use crate::config::Groups;
+use crate::Error;
 use crate::lend::Lent;
 use crate::tensor::slice;
 use crate::visit::{NoGradients, Visited, trained};
-use crate::{Config, Error};
 use burn_core::module::Module;
 use burn_optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn_optim::{GradAdaptor, GradientsParams};
 use lion::backend::Operand;
 use lion::tensor::Update;
-use lion::{Diagnosis, Handle, Lion, MissingGradient, ParamSpec, StepArgs, StepReport};
-use std::fmt;
+use lion::{
+    Diagnosis, Handle, Lion, LionBuilder, MissingGradient, ParamSpec, StepArgs, StepReport,
+};
 
 /// The Lion optimizer for modules of burn, which it steps in place. [`Lion`] has the formula.
 ///
 /// The documentation of the crate has an example. A state belongs to the path of its parameter in the module, such as
 /// `layer.weight`, and is allocated in the first step of the parameter, or by [`register`](LionBurn::register).
+#[derive(Debug)]
 pub struct LionBurn {
     pub(crate) lion: Lion,
-    groups: Groups,
 }
 
 /// What a step has done.
@@ -37,15 +37,10 @@ impl LionBurn {
     /// Returns an optimizer without parameters. They are added as steps find them.
     ///
     /// # Errors
-    /// [`Error::Lion`] with the errors of [`lion::LionBuilder::build`] and [`Lion::add_group`].
-    pub fn new(config: impl Into<Config>) -> Result<Self, Error> {
-        let config = config.into();
-        let mut lion = config.builder.build()?;
-        for group in config.groups.iter() {
-            lion.add_group(&group.name, group.overrides)?;
-        }
-        let groups = config.groups;
-        Ok(LionBurn { lion, groups })
+    /// [`Error::Lion`] with the errors of [`LionBuilder::build`].
+    pub fn new(builder: LionBuilder) -> Result<Self, Error> {
+        let lion = builder.device_if_unset(Device::Cpu).build()?;
+        Ok(LionBurn { lion })
     }
 
     /// Adds the parameters of a module that require gradients, unless they are there, and allocates their states. Without
@@ -226,10 +221,7 @@ impl LionBurn {
             if self.lion.handle(name).is_ok() {
                 continue;
             }
-            let mut spec = ParamSpec::new(name, parameter.len(), parameter.dtype);
-            if let Some(group) = self.groups.of(name) {
-                spec = spec.group(&*group.name);
-            }
+            let spec = ParamSpec::new(name, parameter.len(), parameter.dtype);
             match self.lion.register(spec) {
                 Ok(handle) => added.push(handle),
                 Err(error) => {
@@ -375,15 +367,5 @@ fn check_gradients(trained: &[Visited], args: &StepArgs) -> Result<(), Error> {
             .into())
         }
         _ => Ok(()),
-    }
-}
-
-/// Lists the settings and the parameters, without their values.
-impl fmt::Debug for LionBurn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LionBurn")
-            .field("lion", &self.lion)
-            .field("groups", &self.groups)
-            .finish()
     }
 }

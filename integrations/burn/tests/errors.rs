@@ -4,10 +4,9 @@
 mod common;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::nn::LinearConfig;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
-use common::{Network, device, param, tensor, tensors};
+use common::{Network, device, linear, param, tensor, tensors};
 use lion::{Lion, Lion8bit, OnNonFinite, StepArgs, f16};
 use lion_burn::{Error, LionBurn};
 
@@ -114,7 +113,7 @@ fn parameters_of_another_backend_are_refused() {
 #[test]
 fn parameters_with_the_same_id_are_refused() {
     // A layer that is cloned within a module has the ids of the first.
-    let layer = LinearConfig::new(2, 2).init(&device());
+    let layer = linear(1, 2, 2, &device());
     let model = (layer.clone(), layer);
     let loss = model.0.weight.val().sum() + model.1.weight.val().sum();
     let grads = GradientsParams::from_grads(loss.backward(), &model);

@@ -7,16 +7,16 @@ use burn::lr_scheduler::DynLrScheduler;
 use burn::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::module::{Lora, Module, Param, ParamGroup};
-use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
+use burn::nn::{BatchNorm, BatchNormConfig, Linear};
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::{DType, Device, Element, Tensor};
-use common::{Network, device, elements, numbers, param, tensor, tensors};
+use common::{Network, device, elements, linear, numbers, param, tensor, tensors};
 use lion::tensor::{IntoGrad, IntoParam};
 use lion::{
     Lion, Lion8bit, Lion32bit, LionBuilder, MissingGradient, Overrides, ParamSpec, StepArgs, bf16,
     f16,
 };
-use lion_burn::{Config, LionBurn};
+use lion_burn::LionBurn;
 
 /// One parameter with whole blocks and an 8-bit state, one with neither, and one of several axes.
 #[derive(Module, Debug)]
@@ -142,12 +142,13 @@ fn a_step_uses_the_learning_rates_of_groups_of_burn() {
     let mut model = (One::new(&[1.0]), One::new(&[1.0]));
     let mut scheduler = ModuleLrScheduler::new(0.5f64)
         .with_group(ParamGroup::from_path("1.w"), DynLrScheduler::from(0.25f64));
-    let config = Config::new(Lion::builder().lr(4.0)).group(
-        "second",
-        Overrides::new().lr_multiplier(0.5),
-        |name| name == "1.w",
-    );
-    let mut optimizer = LionBurn::new(config).unwrap();
+    let builder =
+        Lion::builder()
+            .lr(4.0)
+            .group("second", Overrides::new().lr_multiplier(0.5), |name| {
+                name == "1.w"
+            });
+    let mut optimizer = LionBurn::new(builder).unwrap();
     let grads = |model: &(One, One)| {
         let loss = model.0.w.val().sum() + model.1.w.val().sum();
         GradientsParams::from_grads(loss.backward(), model)
@@ -179,14 +180,15 @@ fn a_step_uses_the_learning_rates_of_groups_of_burn() {
 #[test]
 fn names_are_paths_and_groups_are_chosen_by_them() {
     let mut model = Network::new();
-    let config = Config::new(Lion8bit::builder().weight_decay(1.0))
+    let builder = Lion8bit::builder()
+        .weight_decay(1.0)
         .group("second", Overrides::new().lr_multiplier(2.0), |name| {
             name.starts_with("second")
         })
         .group("no_decay", Overrides::new().weight_decay(0.0), |name| {
             name.ends_with("bias")
         });
-    let mut optimizer = LionBurn::new(config).unwrap();
+    let mut optimizer = LionBurn::new(builder).unwrap();
     let before: Vec<f32> = elements(&model.first.weight);
     let bias: Vec<f32> = elements(model.second.bias.as_ref().unwrap());
     let grads = model.gradients(1);
@@ -324,7 +326,7 @@ fn adapters_are_stepped_and_their_weight_is_not() {
 fn the_module_trains_on_after_a_step() {
     // The forward pass of the second step needs tensors with autodiff and with the checkpointing of the device.
     for device in [device(), device().gradient_checkpointing()] {
-        let mut model: Linear = LinearConfig::new(4, 3).init(&device);
+        let mut model = linear(1, 4, 3, &device);
         let x = tensor(numbers(1, 8), [2, 4], &device);
         let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
         let mut losses = Vec::new();
@@ -445,7 +447,7 @@ struct Normalized {
 #[test]
 fn running_means_are_not_stepped() {
     let mut model = Normalized {
-        layer: LinearConfig::new(4, 3).init(&device()),
+        layer: linear(1, 4, 3, &device()),
         norm: BatchNormConfig::new(3).init(&device()),
     };
     let x = tensor(numbers(1, 32), [8, 4], &device());
@@ -460,7 +462,7 @@ fn running_means_are_not_stepped() {
 
 #[test]
 fn a_module_of_many_layers_steps_in_another_thread() {
-    let layer = |_| LinearConfig::new(2, 2).init(&device());
+    let layer = |_| linear(3, 2, 2, &device());
     let mut model: Vec<Linear> = (0..500).map(layer).collect();
     let mut optimizer = LionBurn::new(Lion8bit::builder()).unwrap();
     let steps = move || {

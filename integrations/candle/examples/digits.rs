@@ -18,7 +18,7 @@ use candle_nn::{
 };
 use data::{CLASSES, Digits, PIXELS};
 use lion::{Lion8bit, Lion32bit, Overrides};
-use lion_candle::{Config, LionCandle};
+use lion_candle::LionCandle;
 use options::{Spec, Values, number};
 use random::Random;
 use std::f64::consts::PI;
@@ -112,12 +112,13 @@ fn run(options: &Options) -> Result<()> {
             (Lion8bit::builder(), lion8_row),
         ] {
             let (varmap, model) = network(seed)?;
-            let config = Config::new(builder.lr(LR).weight_decay(WEIGHT_DECAY)).group(
-                "no_decay",
-                Overrides::new().weight_decay(0.0),
-                |name| name.ends_with("bias"),
-            );
-            let lion = LionCandle::from_varmap(&varmap, config)?;
+            let no_decay = Overrides::new().weight_decay(0.0);
+            let builder =
+                builder
+                    .lr(LR)
+                    .weight_decay(WEIGHT_DECAY)
+                    .group("no_decay", no_decay, |name| name.ends_with("bias"));
+            let lion = LionCandle::from_varmap(&varmap, builder)?;
             row.state_bytes = lion.lion().state_bytes();
             plan.train(&model, lion, row)?;
         }

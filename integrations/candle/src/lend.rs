@@ -135,7 +135,7 @@ mod tests {
     use lion::Lion;
 
     fn optimizer(var: &Var) -> LionCandle {
-        let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5).into()).unwrap();
+        let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5)).unwrap();
         optimizer.add("w", var).unwrap();
         optimizer
     }

@@ -35,7 +35,7 @@
 //! processes, so a checkpoint that numbered the variables would load states into the wrong ones.
 //!
 //! # Groups
-//! [`Config::group`] gives variables hyper-parameters of their own, by a function of the name.
+//! [`LionBuilder::group`](lion::LionBuilder::group) gives variables other hyper-parameters, by a function of the name.
 //!
 //! # Types and devices
 //! Variables and gradients are `f32`, `f16` or `bf16` tensors on the CPU. Variables of integers are ignored, as by candle's
@@ -45,14 +45,12 @@
 //! During a step and a load, no other thread may use the variables. If one does, candle returns an error or panics in that
 //! thread, because a step takes the vectors of the variables and puts them back when it is done.
 
-mod config;
 mod error;
 mod lend;
 mod optimizer;
 mod saving;
 mod variable;
 
-pub use config::Config;
 pub use error::Error;
 pub use optimizer::LionCandle;
 

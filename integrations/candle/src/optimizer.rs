@@ -1,15 +1,14 @@
 //! The optimizer: its variables, and a step.
 
-use crate::config::Groups;
+use crate::Error;
 use crate::lend::Lent;
 use crate::variable::{Variable, address, check, elements};
-use crate::{Config, Error};
 use candle_core::Var;
 use candle_core::backprop::GradStore;
 use candle_nn::{Optimizer, VarMap};
 use lion::backend::Operand;
 use lion::tensor::Update;
-use lion::{Diagnosis, Lion, MissingGradient, ParamSpec, StepArgs, StepReport};
+use lion::{Device, Diagnosis, Lion, LionBuilder, MissingGradient, ParamSpec, StepArgs, StepReport};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::PoisonError;
@@ -21,7 +20,6 @@ use std::sync::PoisonError;
 /// [`add`](LionCandle::add).
 pub struct LionCandle {
     pub(crate) lion: Lion,
-    groups: Groups,
     pub(crate) variables: Vec<Variable>,
     /// The index in `variables` by the address of the storage.
     storages: HashMap<usize, usize>,
@@ -37,8 +35,8 @@ impl LionCandle {
     /// # Errors
     /// [`Error::Unsupported`] for a variable that is on a device, strided, or of floats other than `f32`, `f16` and
     /// `bf16`; [`Error::SharedStorage`] for a variable with two names; [`Error::Lion`] with the errors of
-    /// [`lion::LionBuilder::build`], [`Lion::add_group`] and [`Lion::register`].
-    pub fn from_varmap(varmap: &VarMap, config: impl Into<Config>) -> Result<Self, Error> {
+    /// [`LionBuilder::build`] and [`Lion::register`].
+    pub fn from_varmap(varmap: &VarMap, builder: LionBuilder) -> Result<Self, Error> {
         let mut named: Vec<(String, Var)> = {
             let map = varmap.data().lock().unwrap_or_else(PoisonError::into_inner);
             let pairs = map.iter().filter(|(_, var)| var.dtype().is_float());
@@ -47,21 +45,16 @@ impl LionCandle {
                 .collect()
         };
         named.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        let mut optimizer = Self::without_variables(config.into())?;
+        let mut optimizer = Self::without_variables(builder)?;
         for (name, var) in named {
             optimizer.add(name, &var)?;
         }
         Ok(optimizer)
     }
 
-    fn without_variables(config: Config) -> Result<Self, Error> {
-        let mut lion = config.builder.build()?;
-        for group in config.groups.iter() {
-            lion.add_group(&group.name, group.overrides)?;
-        }
+    fn without_variables(builder: LionBuilder) -> Result<Self, Error> {
         Ok(LionCandle {
-            lion,
-            groups: config.groups,
+            lion: builder.device_if_unset(Device::Cpu).build()?,
             variables: Vec::new(),
             storages: HashMap::new(),
             refused_lr: None,
@@ -78,7 +71,7 @@ impl LionCandle {
     /// use lion_candle::LionCandle;
     ///
     /// let x = Var::new(&[1f32, -2.0], &Device::Cpu)?;
-    /// let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5).into())?;
+    /// let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5))?;
     /// optimizer.add("x", &x)?;
     /// optimizer.backward_step(&x.sqr()?.sum_all()?)?;
     /// assert_eq!(x.to_vec1::<f32>()?, [0.5, -1.5]);
@@ -99,10 +92,7 @@ impl LionCandle {
                 with: self.variables[other].name.clone(),
             });
         }
-        let mut spec = ParamSpec::new(&*name, checked.range.len(), checked.dtype);
-        if let Some(group) = self.groups.of(&name) {
-            spec = spec.group(&*group.name);
-        }
+        let spec = ParamSpec::new(&*name, checked.range.len(), checked.dtype);
         let handle = self.lion.register(spec)?;
         self.storages.insert(checked.storage, self.variables.len());
         self.variables.push(Variable {
@@ -129,7 +119,7 @@ impl LionCandle {
     /// use lion_candle::LionCandle;
     ///
     /// let x = Var::new(&[3f32, -4.0], &Device::Cpu)?;
-    /// let mut optimizer = LionCandle::empty(Lion::builder().into())?;
+    /// let mut optimizer = LionCandle::empty(Lion::builder())?;
     /// optimizer.add("x", &x)?;
     /// let grads = x.sqr()?.affine(0.5, 0.0)?.sum_all()?.backward()?; // x itself
     /// let report = optimizer.step_with(&grads, StepArgs::new().lr(0.25).max_grad_norm(1.0))?;
@@ -160,7 +150,7 @@ impl LionCandle {
     /// use lion_candle::LionCandle;
     ///
     /// let x = Var::ones(4, DType::BF16, &Device::Cpu)?;
-    /// let mut optimizer = LionCandle::empty(Lion::builder().into())?;
+    /// let mut optimizer = LionCandle::empty(Lion::builder())?;
     /// optimizer.add("x", &x)?;
     /// let grads = x.sum_all()?.backward()?;
     /// let diagnosis = optimizer.diagnose(&grads, StepArgs::new().lr(1e-5))?;
@@ -209,16 +199,16 @@ impl LionCandle {
 /// Skips variables without a gradient, as candle's optimizers do, and lists them in the
 /// [report](StepReport::without_gradient). The learning rate is that of the builder; a group that sets `lr` keeps its own.
 impl Optimizer for LionCandle {
-    type Config = Config;
+    type Config = LionBuilder;
 
     /// Returns an optimizer without variables. Returns an error if `vars` contains variables, because they have no names
     /// here; see [`Error::NoNames`].
-    fn new(vars: Vec<Var>, config: Config) -> candle_core::Result<Self> {
+    fn new(vars: Vec<Var>, builder: LionBuilder) -> candle_core::Result<Self> {
         if !vars.is_empty() {
             let variables = vars.len();
             return Err(Error::NoNames { variables }.into());
         }
-        Ok(Self::without_variables(config)?)
+        Ok(Self::without_variables(builder)?)
     }
 
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
@@ -242,7 +232,6 @@ impl fmt::Debug for LionCandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LionCandle")
             .field("lion", &self.lion)
-            .field("groups", &self.groups)
             .finish_non_exhaustive()
     }
 }

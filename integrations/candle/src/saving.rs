@@ -25,13 +25,13 @@ impl LionCandle {
     /// # let path = folder.path().join("run.lion");
     ///
     /// let x = Var::new(&[1f32, -2.0], &Device::Cpu)?;
-    /// let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5).into())?;
+    /// let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5))?;
     /// optimizer.add("x", &x)?;
     /// optimizer.backward_step(&x.sqr()?.sum_all()?)?;
     /// optimizer.save(&path)?;
     ///
     /// let y = Var::new(&[0f32, 0.0], &Device::Cpu)?;
-    /// let mut resumed = LionCandle::empty(Lion::builder().into())?;
+    /// let mut resumed = LionCandle::empty(Lion::builder())?;
     /// resumed.add("x", &y)?;
     /// resumed.load(&path)?;
     /// assert_eq!((y.to_vec1::<f32>()?, resumed.learning_rate()), (vec![0.5, -1.5], 0.5));

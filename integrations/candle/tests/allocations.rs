@@ -37,7 +37,7 @@ fn a_step_allocates_less_than_a_hundredth_of_the_parameters() {
     let _profiler = dhat::Profiler::builder().testing().build();
     let ours = |len| {
         let (vars, grads) = variables(len);
-        let mut lion = LionCandle::empty(Lion8bit::builder().into()).unwrap();
+        let mut lion = LionCandle::empty(Lion8bit::builder()).unwrap();
         for (i, var) in vars.iter().enumerate() {
             lion.add(format!("v{i}"), var).unwrap();
         }

@@ -17,7 +17,7 @@ fn optimizer(vars: &[(&str, &Var)]) -> LionCandle {
     let builder = Lion::builder()
         .lr(0.5)
         .on_non_finite(OnNonFinite::RejectStep);
-    let mut optimizer = LionCandle::empty(builder.into()).unwrap();
+    let mut optimizer = LionCandle::empty(builder).unwrap();
     for (name, var) in vars {
         optimizer.add(*name, var).unwrap();
     }
@@ -123,9 +123,9 @@ fn variables_come_back_after_an_error_of_the_step() {
 #[test]
 fn variables_without_names_are_refused() {
     let varmap = VarMap::new();
-    let none = LionCandle::new(varmap.all_vars(), Lion::builder().into());
+    let none = LionCandle::new(varmap.all_vars(), Lion::builder());
     assert_eq!(none.unwrap().lion().parameters().len(), 0);
-    let error = LionCandle::from_slice(&[&var(&[1.0])], Lion::builder().into()).unwrap_err();
+    let error = LionCandle::from_slice(&[&var(&[1.0])], Lion::builder()).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("1 variables without names"), "{error}");
     assert!(error.contains("LionCandle::from_varmap"), "{error}");

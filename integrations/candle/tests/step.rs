@@ -11,7 +11,7 @@ use lion::{
     Lion, Lion8bit, Lion32bit, LionBuilder, MissingGradient, Overrides, ParamSpec, StepArgs, bf16,
     f16,
 };
-use lion_candle::{Config, LionCandle};
+use lion_candle::LionCandle;
 
 /// Steps variables with this crate and equal vectors with lion, and compares the bits.
 fn compare<T>(builder: fn() -> LionBuilder, from: fn(f32) -> T)
@@ -26,7 +26,7 @@ where
     let len = |shape: &[usize]| shape.iter().product::<usize>();
     let names = ["a", "b", "c", "d"];
 
-    let mut optimizer = LionCandle::empty(builder().into()).unwrap();
+    let mut optimizer = LionCandle::empty(builder()).unwrap();
     let mut lion = builder().build().unwrap();
     let (mut vars, mut vectors) = (Vec::new(), Vec::new());
     for (seed, (name, shape)) in (1..).zip(names.iter().zip(shapes)) {
@@ -147,14 +147,16 @@ fn groups_are_chosen_by_name_and_the_first_that_matches_counts() {
             .get(1, name, Init::Const(1.0), DType::F32, &Device::Cpu)
             .unwrap();
     }
-    let config = Config::new(Lion::builder().lr(0.25).weight_decay(1.0))
+    let builder = Lion::builder()
+        .lr(0.25)
+        .weight_decay(1.0)
         .group("head", Overrides::new().lr(0.5), |name| {
             name.starts_with("head")
         })
         .group("no_decay", Overrides::new().weight_decay(0.0), |name| {
             name.ends_with("bias")
         });
-    let mut optimizer = LionCandle::from_varmap(&varmap, config).unwrap();
+    let mut optimizer = LionCandle::from_varmap(&varmap, builder).unwrap();
     let vars = varmap.data().lock().unwrap().clone();
     let loss = vars["l.weight"].add(&vars["l.bias"]).unwrap();
     let loss = loss.add(&vars["head.bias"]).unwrap().sum_all().unwrap();
@@ -170,7 +172,7 @@ fn groups_are_chosen_by_name_and_the_first_that_matches_counts() {
 fn a_variable_without_a_gradient_is_an_error_or_skipped() {
     let a = Var::new(&[1f32], &Device::Cpu).unwrap();
     let b = Var::new(&[1f32], &Device::Cpu).unwrap();
-    let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5).into()).unwrap();
+    let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5)).unwrap();
     optimizer.add("a", &a).unwrap();
     optimizer.add("b", &b).unwrap();
     let grads = gradients([(&b, b.ones_like().unwrap())]);
@@ -186,7 +188,7 @@ fn a_variable_without_a_gradient_is_an_error_or_skipped() {
 #[test]
 fn a_strided_gradient_is_read_in_the_order_of_its_variable() {
     let x = Var::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
-    let mut optimizer = LionCandle::empty(Lion::builder().lr(1.0).into()).unwrap();
+    let mut optimizer = LionCandle::empty(Lion::builder().lr(1.0)).unwrap();
     optimizer.add("x", &x).unwrap();
     let grad = Tensor::new(&[[1f32, 1.0], [-1.0, 1.0], [1.0, -1.0]], &Device::Cpu).unwrap();
     optimizer
@@ -219,7 +221,7 @@ fn integers_are_ignored_and_variables_without_elements_step() {
 #[test]
 fn ten_thousand_variables_step_on_a_small_stack() {
     let steps = || {
-        let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5).into()).unwrap();
+        let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5)).unwrap();
         let var = |_| Var::new(&[1f32], &Device::Cpu).unwrap();
         let vars: Vec<Var> = (0..10_000).map(var).collect();
         for (i, var) in vars.iter().enumerate() {
@@ -237,7 +239,7 @@ fn ten_thousand_variables_step_on_a_small_stack() {
 #[test]
 fn an_optimizer_can_move_to_another_thread() {
     let x = Var::new(&[1f32], &Device::Cpu).unwrap();
-    let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5).into()).unwrap();
+    let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5)).unwrap();
     optimizer.add("x", &x).unwrap();
     let model = x.clone();
     let step = move || optimizer.backward_step(&model.sum_all().unwrap());

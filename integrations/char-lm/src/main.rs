@@ -14,7 +14,7 @@ use char_lm::sample::sample;
 use char_lm::text::{Text, Unit};
 use char_lm::train::{Plan, train, validation_loss};
 use lion::{Lion8bit, Lion32bit, Overrides};
-use lion_candle::{Config, LionCandle};
+use lion_candle::LionCandle;
 use options::{Spec, Values, number};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -159,12 +159,12 @@ fn run(options: &Options) -> Result<()> {
         _ => Lion32bit::builder(),
     };
     let no_decay = Overrides::new().weight_decay(0.0);
-    let config = Config::new(builder.lr(options.lr).weight_decay(options.decay)).group(
-        "no_decay",
-        no_decay,
-        |name| name.ends_with("norm"),
-    );
-    let lion = LionCandle::from_varmap(&varmap, config)?;
+    let builder =
+        builder
+            .lr(options.lr)
+            .weight_decay(options.decay)
+            .group("no_decay", no_decay, |name| name.ends_with("norm"));
+    let lion = LionCandle::from_varmap(&varmap, builder)?;
     println!(
         "{} characters for training and {} for validation, {vocabulary} different ones",
         text.training.len(),

@@ -45,11 +45,6 @@ impl Size {
         }
     }
 
-    /// Returns the seeds of the longer run and of the outliers.
-    pub(crate) fn fewer_seeds(self) -> std::ops::Range<u64> {
-        0..self.seeds().end.min(3)
-    }
-
     fn search_seeds(self, model: Model) -> std::ops::Range<u64> {
         let count = match (self, model) {
             (Size::Tiny, _) | (_, Model::Large) => 1,
@@ -248,9 +243,8 @@ impl Part {
     pub(crate) fn runs(self, size: Size, rule: Rule, results: &Results) -> Option<Vec<Run>> {
         let (model, seeds) = match self {
             Part::Compared(model, ..) | Part::LargeBatch(model) => (model, size.seeds()),
-            Part::Short => (Model::Small, size.seeds()),
             Part::Words => (Model::Words, size.seeds()),
-            Part::Long | Part::Outliers(_) => (Model::Small, size.fewer_seeds()),
+            Part::Short | Part::Long | Part::Outliers(_) => (Model::Small, size.seeds()),
             Part::Measured(model, _) => (model, 0..1),
         };
         let best = best(size, model, rule, results)?;
@@ -291,10 +285,10 @@ impl Part {
 /// Returns all parts, the most important ones first.
 pub(crate) fn parts() -> Vec<Part> {
     let mut parts = Vec::new();
-    let compared = |model| PARAMS.map(|params| Part::Compared(model, params, 1.0));
-    parts.extend(compared(Model::Digits));
-    parts.extend(compared(Model::Small));
-    parts.push(Part::Compared(Model::Large, Params::F32, 1.0));
+    let compared = |model, factor| PARAMS.map(|params| Part::Compared(model, params, factor));
+    for model in SEARCHED {
+        parts.extend(compared(model, 1.0));
+    }
     parts.push(Part::Short);
     parts.extend(MEASURED.map(|(model, batch)| Part::Measured(model, batch)));
     parts.extend([
@@ -303,16 +297,11 @@ pub(crate) fn parts() -> Vec<Part> {
     ]);
     parts.extend([Part::Words, Part::Long]);
     parts.extend(GAINS.map(Part::Outliers));
-    // Other learning rates for all types of the parameters on the smallest model only, which limits the time.
-    for factor in FACTORS.into_iter().filter(|&factor| factor != 1.0) {
-        parts.extend(PARAMS.map(|params| Part::Compared(Model::Digits, params, factor)));
-        parts.push(Part::Compared(Model::Small, Params::F32, factor));
+    for model in SEARCHED {
+        for factor in FACTORS.into_iter().filter(|&factor| factor != 1.0) {
+            parts.extend(compared(model, factor));
+        }
     }
-    parts.extend(
-        PARAMS[1..]
-            .iter()
-            .map(|&params| Part::Compared(Model::Large, params, 1.0)),
-    );
     parts
 }
 

@@ -13,7 +13,7 @@ use char_lm::model::{Shape, Transformer};
 use char_lm::text::{Batches, Text};
 use char_lm::train::{Plan, Step, train, validation_loss, validation_losses};
 use lion::{Lion, Lion8bit, Lion32bit, Overrides};
-use lion_candle::{Config, LionCandle};
+use lion_candle::LionCandle;
 
 /// Tokens of a sequence.
 const CONTEXT: usize = 64;
@@ -68,18 +68,18 @@ fn lion(run: &Run, varmap: &VarMap) -> Result<LionCandle> {
         Rule::Lion32 | Rule::ShortLion32 => Lion32bit::builder(),
         _ => Lion8bit::builder(),
     };
+    let no_decay = Overrides::new().weight_decay(0.0);
     let builder = builder
         .lr(run.lr)
         .betas(run.rule.betas())
         .weight_decay(run.decay)
         .stochastic_param(run.params == Params::Bf16Stochastic)
         .stochastic_state(run.rule == Rule::Lion8Stochastic)
-        .seed(run.seed);
-    let no_decay = Overrides::new().weight_decay(0.0);
-    let config = Config::new(builder).group("no_decay", no_decay, |name| {
-        name.ends_with("norm") || name.ends_with("bias")
-    });
-    Ok(LionCandle::from_varmap(varmap, config)?)
+        .seed(run.seed)
+        .group("no_decay", no_decay, |name| {
+            name.ends_with("norm") || name.ends_with("bias")
+        });
+    Ok(LionCandle::from_varmap(varmap, builder)?)
 }
 
 /// Returns the sizes of a transformer.

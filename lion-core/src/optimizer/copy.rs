@@ -41,6 +41,7 @@ impl Optimizer {
         Ok(Optimizer {
             backend: Arc::clone(&self.backend),
             groups: self.groups.clone(),
+            choices: self.choices.clone(),
             params: params?,
             by_name: self.by_name.clone(),
             ..*self

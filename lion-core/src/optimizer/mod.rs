@@ -50,6 +50,8 @@ pub struct Optimizer {
     pub(crate) on_non_finite: OnNonFinite,
     pub(crate) defaults: Overrides,
     pub(crate) groups: Vec<Group>,
+    /// The groups that choose their parameters, in the order in which they were added. A group is never removed.
+    choices: Vec<Choice>,
     /// In order of registration, which is also the order of the serial numbers of their handles.
     pub(crate) params: Vec<Parameter>,
     /// Number of steps that were begun or refused. A parameter with this stamp is in the current
@@ -60,6 +62,13 @@ pub struct Optimizer {
     pub(crate) by_name: HashMap<Arc<str>, Handle>,
     /// Number of parameters that were ever registered.
     pub(crate) registered: u64,
+}
+
+/// A group that chooses its parameters by their names.
+#[derive(Clone)]
+struct Choice {
+    group: String,
+    contains: Arc<dyn Fn(&str) -> bool + Send + Sync>,
 }
 
 impl Optimizer {
@@ -79,6 +88,7 @@ impl Optimizer {
             on_non_finite,
             defaults,
             groups: Vec::new(),
+            choices: Vec::new(),
             params: Vec::new(),
             stamp: 0,
             suspect: false,
@@ -137,7 +147,38 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Registers a parameter and allocates its state.
+    /// Adds a group that parameters join by name. A parameter that is registered later, and whose specification has no
+    /// group, joins the first such group whose function `contains` returns `true` for its name.
+    ///
+    /// ```
+    /// # use lion_core::{Dtype, Error, Optimizer, Overrides, ParamSpec};
+    /// # fn example(mut optimizer: Optimizer) -> Result<(), Error> {
+    /// let no_decay = Overrides::new().weight_decay(0.0);
+    /// optimizer.add_group_by_name("no_decay", no_decay, |name| name.ends_with("bias"))?;
+    /// let bias = optimizer.register(ParamSpec::new("layer.bias", 16, Dtype::F32))?;
+    /// assert_eq!(optimizer.info(bias)?.group, Some("no_decay"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`add_group`](Optimizer::add_group).
+    pub fn add_group_by_name(
+        &mut self,
+        name: &str,
+        overrides: Overrides,
+        contains: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        self.add_group(name, overrides)?;
+        self.choices.push(Choice {
+            group: name.to_owned(),
+            contains: Arc::new(contains),
+        });
+        Ok(())
+    }
+
+    /// Registers a parameter and allocates its state. If its specification has no group, it joins one of those that
+    /// choose their parameters [by name](Optimizer::add_group_by_name), if any contains it.
     ///
     /// The state has 8 bits per element if `optim_bits` is 8 and the parameter has at least
     /// `min_8bit_size` elements, otherwise 32. It is paged if `is_paged` is set and the parameter
@@ -172,6 +213,10 @@ impl Optimizer {
                 shard,
             });
         }
+        let group = group.or_else(|| {
+            let choice = self.choices.iter().find(|choice| (choice.contains)(&name));
+            choice.map(|choice| choice.group.clone())
+        });
         let group = group.map(|group| self.find_group(&group)).transpose()?;
         overrides.check(|| Scope::Parameter(name.clone()))?;
         let hyper = self.resolve(&name, group, overrides);

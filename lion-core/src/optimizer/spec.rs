@@ -73,7 +73,8 @@ impl ParamSpec {
         self
     }
 
-    /// Sets the group, which must exist when the parameter is registered.
+    /// Sets the group, which must exist when the parameter is registered. It has precedence over groups that parameters
+    /// join [by name](Optimizer::add_group_by_name).
     #[must_use]
     pub fn group(mut self, group: impl Into<String>) -> Self {
         self.group = Some(group.into());

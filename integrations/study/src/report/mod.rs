@@ -82,7 +82,7 @@ rates; the table of the search has their own:
 Test accuracy in percent. One image is 0.28 %:
 
 {accuracy}
-At half and twice the best learning rate, with `f32` parameters. The large transformer was compared at its best one only:
+At half and twice the best learning rate, with `f32` parameters:
 
 {factors}
 ## Which learning rate and decay when coming from AdamW?
@@ -109,7 +109,7 @@ loses at the last check of the run, as `Lion::diagnose` counts it:
 {bf16}
 ## Cases made to hurt
 
-The small transformer in 3,000 steps, whose learning rate falls to 1 %. A momentum that stalls would show at its end. 3 seeds:
+The small transformer in 3,000 steps, whose learning rate falls to 1 %. A momentum that stalls would show at its end:
 
 {long}
 ![Validation loss of the long run](quality/long.svg)
@@ -122,7 +122,7 @@ The loss of the words that are not among the 256 most frequent:
 
 {rare}
 One gradient in each block of 256 elements is multiplied by a power of 2, in the small transformer. Lion moves a parameter by the sign of its momentum, so this
-changes nothing with a 32-bit state. In 8 bits, the other elements of the block get a coarser code. 3 seeds:
+changes nothing with a 32-bit state. In 8 bits, the other elements of the block get a coarser code:
 
 {outliers}
 ## Where nearest rounding fails

@@ -109,7 +109,7 @@ impl Tables<'_> {
     /// The comparison at other learning rates, with `f32` parameters.
     pub(crate) fn factors(&self) -> String {
         let mut parts = Vec::new();
-        for one in [Model::Digits, Model::Small] {
+        for one in SEARCHED {
             for factor in FACTORS {
                 let name = format!("{}, {factor} lr", model(one));
                 parts.push((name, Part::Compared(one, Params::F32, factor)));
@@ -260,11 +260,7 @@ impl Tables<'_> {
     pub(crate) fn bf16(&self) -> String {
         let mut rows = Vec::new();
         for one in SEARCHED {
-            let factors: &[f64] = match one {
-                Model::Digits => &FACTORS,
-                _ => &[1.0],
-            };
-            for &factor in factors {
+            for factor in FACTORS {
                 let part = |kind| Part::Compared(one, kind, factor);
                 for kind in [Rule::AdamW, Rule::Lion32, Rule::Lion8] {
                     let cost = |params| {
@@ -333,14 +329,12 @@ impl Tables<'_> {
     /// An outlier per block. The 32-bit state is that of the comparison, as a power of 2 changes nothing there.
     pub(crate) fn outliers(&self) -> String {
         let plain = Part::Compared(Model::Small, Params::F32, 1.0);
-        let seeds = self.size.fewer_seeds().end as usize;
-        let losses = |part, rule| Some(self.losses(part, rule)?.get(..seeds)?.to_vec());
         let mut rows = Vec::new();
         for gain in GAINS {
             let mut row = vec![format!("{gain} times")];
             for rule in [Rule::Lion8, Rule::Lion8Stochastic] {
-                let ours = losses(Part::Outliers(gain), rule);
-                match (ours, losses(plain, Rule::Lion32)) {
+                let ours = self.losses(Part::Outliers(gain), rule);
+                match (ours, self.losses(plain, Rule::Lion32)) {
                     (Some(ours), Some(exact)) => {
                         row.push(Spread::of(&ours).to_string());
                         row.push(Difference::of(&ours, &exact).to_string());
