@@ -1,4 +1,5 @@
 //! Tests of groups that parameters join by name.
+#![allow(clippy::unwrap_used)]
 
 use lion::{Dtype, Error, Lion, LionBuilder, Overrides, ParamSpec};
 
