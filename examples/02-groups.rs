@@ -13,14 +13,18 @@
 use lion::{Dtype, Lion8bit, Overrides, ParamSpec, StepArgs, update};
 
 fn main() -> Result<(), lion::Error> {
-    let mut lion = Lion8bit::builder().weight_decay(0.1).build()?;
-    lion.add_group("no_decay", Overrides::new().weight_decay(0.0))?;
+    // Parameters join this group by name, and the next one if their specification says so.
+    let no_decay = Overrides::new().weight_decay(0.0);
+    let mut lion = Lion8bit::builder()
+        .weight_decay(0.1)
+        .group("no_decay", no_decay, |name| name.ends_with("norm"))
+        .build()?;
     lion.add_group("head", Overrides::new().lr_multiplier(0.5))?;
 
     // A setting comes from the narrowest scope that has it: defaults < group < parameter < step.
     let full = Overrides::new().optim_bits(32);
     let body = lion.register(ParamSpec::new("body", 8192, Dtype::F32))?;
-    let norm = lion.register(ParamSpec::new("norm", 128, Dtype::F32).group("no_decay"))?;
+    let norm = lion.register(ParamSpec::new("norm", 128, Dtype::F32))?;
     let head = ParamSpec::new("head", 8192, Dtype::F32).group("head");
     let head = lion.register(head.overrides(full))?;
 
