@@ -49,6 +49,17 @@ pub enum Error {
         /// The number of parameters of the module that require gradients.
         parameters: usize,
     },
+    /// A save was given a module that does not have a parameter of the optimizer, or has it with another length or type.
+    /// The file would have a state without a tensor. Save the module that the optimizer steps, or remove the parameter
+    /// from [`lion_mut`](crate::LionBurn::lion_mut) with [`Lion::remove`](lion::Lion::remove).
+    NotInModule {
+        /// The parameter.
+        parameter: String,
+        /// What the module has under its name.
+        given: String,
+        /// What the optimizer has registered.
+        wanted: String,
+    },
     /// A checkpoint does not have the tensors of the module.
     Module {
         /// The file.
@@ -90,6 +101,15 @@ impl fmt::Display for Error {
                 f,
                 "none of the gradients belongs to a parameter of the module, of which {parameters} require gradients, \
                  wanted at least one"
+            ),
+            Error::NotInModule {
+                parameter,
+                given,
+                wanted,
+            } => write!(
+                f,
+                "parameter `{parameter}` of the optimizer: the module to save has {given}, wanted {wanted}; remove the \
+                 parameter with `lion_mut().remove` if the module no longer has it"
             ),
             Error::Module {
                 path,

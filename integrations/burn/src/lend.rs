@@ -5,25 +5,43 @@
 //! the module, and another map puts the elements back.
 
 use crate::Error;
-use crate::tensor::slice_mut;
-use crate::visit::Path;
+use crate::tensor::{data, flex, is_movable, slice_mut};
+use crate::visit::{Path, Place, Places};
+use burn_core::backend::Flex;
+use burn_core::backend::flex::FlexTensor;
 use burn_core::module::{Module, ModuleMapper, Param, ParamId};
 use burn_core::tensor::{Tensor, TensorData};
+use lion::backend::Operand;
 use lion::tensor::SliceMut;
-use std::collections::HashMap;
 
 /// The elements of a parameter, and what else to put back.
 #[derive(Debug)]
 pub(crate) struct Elements {
-    data: TensorData,
+    content: Content,
     /// `None` if the tensor in the module has them.
     settings: Option<Settings>,
+}
+
+/// Elements, as what came out of the module or as what a step needs.
+#[derive(Debug)]
+enum Content {
+    Tensor(FlexTensor),
+    Data(TensorData),
+}
+
+impl Content {
+    fn rank(&self) -> usize {
+        match self {
+            Content::Tensor(tensor) => tensor.layout().num_dims(),
+            Content::Data(data) => data.rank(),
+        }
+    }
 }
 
 impl From<TensorData> for Elements {
     fn from(data: TensorData) -> Self {
         Elements {
-            data,
+            content: Content::Data(data),
             settings: None,
         }
     }
@@ -33,59 +51,83 @@ impl From<TensorData> for Elements {
 #[derive(Debug)]
 pub(crate) struct Lent<'m, M: Module> {
     module: &'m mut M,
-    names: Vec<String>,
-    /// By the index of the name. `None` if the module does not map the parameter.
+    places: Vec<Place>,
+    /// By the index of the place. `None` if the module does not map the parameter.
     elements: Vec<Option<Elements>>,
     copied: Vec<usize>,
 }
 
 impl<'m, M: Module> Lent<'m, M> {
-    /// Takes the elements of parameters. Those that another tensor has too, such as that of a clone of the module, are
-    /// copied.
-    pub(crate) fn take<'n>(
+    /// Takes the elements of parameters. They are copied if another tensor has them too, such as that of a clone of the
+    /// module, or if they are not all elements of their memory, in their order.
+    pub(crate) fn take(
         module: &'m mut M,
-        names: impl Iterator<Item = &'n str>,
+        places: impl Iterator<Item = Place>,
     ) -> Result<Self, Error> {
-        let names: Vec<String> = names.map(str::to_owned).collect();
+        // From the time at which the module has empty tensors, this puts the elements back, whatever fails.
+        let mut lent = Lent {
+            module,
+            places: places.collect(),
+            elements: Vec::new(),
+            copied: Vec::new(),
+        };
         let mut take = Take {
             path: Path::default(),
-            indices: indices(&names),
-            taken: names.iter().map(|_| None).collect(),
+            places: Places::new(&lent.places),
+            taken: lent.places.iter().map(|_| None).collect(),
         };
+        let emptied = lent.module.clone().map(&mut take);
+        lent.elements = take.taken;
         // The clone shares all tensors, until this drops the module with the same tensors.
-        *module = module.clone().map(&mut take);
-        let taken = take.taken;
-        let mut copied = Vec::new();
-        let elements = (0..).zip(taken).map(|(index, tensor)| {
-            let (tensor, settings) = tensor?;
-            if tensor.is_shared() {
-                copied.push(index);
-            }
-            Some(Elements {
-                data: tensor.into_data(),
-                settings: Some(settings),
-            })
-        });
-        let elements = elements.collect();
-        let lent = Lent {
-            module,
-            names,
-            elements,
-            copied,
-        };
-        let mut pairs = lent.names.iter().zip(&lent.elements);
-        match pairs.find(|(_, elements)| elements.is_none()) {
-            Some((name, _)) => Err(Error::NotMapped {
+        *lent.module = emptied;
+        for index in 0..lent.places.len() {
+            lent.convert(index)?;
+        }
+        Ok(lent)
+    }
+
+    /// Replaces the tensor that was taken from a place by its elements.
+    fn convert(&mut self, index: usize) -> Result<(), Error> {
+        let name = &self.places[index].name;
+        let slot = &mut self.elements[index];
+        match slot.take() {
+            None => Err(Error::NotMapped {
                 parameter: name.clone(),
             }),
-            None => Ok(lent),
+            // A move does not fail. It requires that no other tensor has the elements, so none is kept here.
+            Some(Elements {
+                content: Content::Tensor(tensor),
+                settings,
+            }) if is_movable(&tensor) => {
+                let content = Content::Data(tensor.into_data());
+                *slot = Some(Elements { content, settings });
+                Ok(())
+            }
+            Some(elements) => {
+                // A copy can fail, so the tensor stays until there is one.
+                let elements = slot.insert(elements);
+                if let Content::Tensor(tensor) = &elements.content {
+                    let copy = data(name, Operand::Parameter, tensor.clone())?;
+                    elements.content = Content::Data(copy);
+                    self.copied.push(index);
+                }
+                Ok(())
+            }
         }
     }
 
-    /// Returns the elements of each parameter, in the order of the names.
+    /// Returns the elements of each parameter, in the order of the places.
     pub(crate) fn elements(&mut self) -> impl Iterator<Item = Result<SliceMut<'_>, Error>> {
-        let pairs = self.names.iter().zip(&mut self.elements);
-        pairs.filter_map(|(name, elements)| Some(slice_mut(name, &mut elements.as_mut()?.data)))
+        let pairs = self.places.iter().zip(&mut self.elements);
+        pairs.map(|(place, elements)| match elements {
+            Some(Elements {
+                content: Content::Data(data),
+                ..
+            }) => slice_mut(&place.name, data),
+            _ => Err(Error::NotMapped {
+                parameter: place.name.clone(),
+            }),
+        })
     }
 
     /// Returns the indices of the parameters whose elements were copied.
@@ -96,47 +138,27 @@ impl<'m, M: Module> Lent<'m, M> {
 
 impl<M: Module> Drop for Lent<'_, M> {
     fn drop(&mut self) {
-        put(self.module, &self.names, &mut self.elements);
+        put(self.module, &self.places, &mut self.elements);
     }
 }
 
 /// Replaces the elements of parameters, and takes them out of the list. Gradient settings and ids are kept.
-pub(crate) fn put<M: Module>(module: &mut M, names: &[String], elements: &mut [Option<Elements>]) {
+pub(crate) fn put<M: Module>(module: &mut M, places: &[Place], elements: &mut [Option<Elements>]) {
+    if elements.iter().all(Option::is_none) {
+        return;
+    }
     let mut put = Put {
         path: Path::default(),
-        indices: indices(names),
+        places: Places::new(places),
         elements,
     };
     *module = module.clone().map(&mut put);
 }
 
-fn indices(names: &[String]) -> HashMap<&str, usize> {
-    names.iter().map(String::as_str).zip(0..).collect()
-}
-
-/// A tensor of any rank.
-trait Taken {
-    /// Returns whether another tensor has the same elements.
-    fn is_shared(&self) -> bool;
-
-    fn into_data(self: Box<Self>) -> TensorData;
-}
-
-impl<const D: usize> Taken for Tensor<D> {
-    fn is_shared(&self) -> bool {
-        !self.can_mut()
-    }
-
-    fn into_data(self: Box<Self>) -> TensorData {
-        // It cannot fail for a tensor of flex, and all have been checked to be of flex.
-        Tensor::into_data(*self)
-    }
-}
-
-struct Take<'n> {
+struct Take<'p> {
     path: Path,
-    indices: HashMap<&'n str, usize>,
-    taken: Vec<Option<(Box<dyn Taken>, Settings)>>,
+    places: Places<'p>,
+    taken: Vec<Option<Elements>>,
 }
 
 impl ModuleMapper for Take<'_> {
@@ -149,23 +171,32 @@ impl ModuleMapper for Take<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(&index) = self.indices.get(&*self.path.name()) else {
+        let Some(index) = self.places.find(&self.path, param.id) else {
             return param;
         };
-        let (id, tensor, mapper) = param.consume();
-        let settings = Settings::of(&tensor);
-        let tensor = tensor.inner();
-        let (device, dtype) = (tensor.device(), tensor.dtype());
-        let empty = Tensor::empty([0; D], (&device, dtype));
-        self.taken[index] = Some((Box::new(tensor), settings));
+        if self.taken[index].is_some() {
+            return param;
+        }
+        // A parameter of another backend stays in the module, as one that is not mapped.
+        let Ok(tensor) = flex("", Operand::Parameter, param.base()) else {
+            return param;
+        };
+        let settings = Some(Settings::of::<D>(&param));
+        let (id, base, mapper) = param.consume();
+        let base = base.inner();
+        let empty = Tensor::empty([0; D], (&base.device(), base.dtype()));
+        self.taken[index] = Some(Elements {
+            content: Content::Tensor(tensor),
+            settings,
+        });
         Param::from_mapped_value(id, empty, mapper)
     }
 }
 
-struct Put<'n> {
+struct Put<'p> {
     path: Path,
-    indices: HashMap<&'n str, usize>,
-    elements: &'n mut [Option<Elements>],
+    places: Places<'p>,
+    elements: &'p mut [Option<Elements>],
 }
 
 impl ModuleMapper for Put<'_> {
@@ -178,16 +209,22 @@ impl ModuleMapper for Put<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let index = self.indices.get(&*self.path.name());
-        let Some(elements) = index.and_then(|&index| self.elements[index].take()) else {
+        let index = self.places.find(&self.path, param.id);
+        let slot = index.and_then(|index| self.elements.get_mut(index));
+        let slot = slot.and_then(|slot| slot.take_if(|it| it.content.rank() == D));
+        let Some(Elements { content, settings }) = slot else {
             return param;
         };
-        let Elements { data, settings } = elements;
-        let (id, tensor, mapper) = param.consume();
-        let settings = settings.unwrap_or_else(|| Settings::of(&tensor));
-        // Without the type, burn would convert the elements to the default type of the device.
-        let dtype = data.dtype();
-        let tensor = Tensor::from_data(data, (&tensor.inner().device(), dtype));
+        let (id, old, mapper) = param.consume();
+        let settings = settings.unwrap_or_else(|| Settings::of(&old));
+        let tensor = match content {
+            Content::Tensor(tensor) => Tensor::from_primitive::<Flex>(tensor),
+            Content::Data(data) => {
+                // Without the type, burn would convert the elements to the default type of the device.
+                let dtype = data.dtype();
+                Tensor::from_data(data, (&old.inner().device(), dtype))
+            }
+        };
         Param::from_mapped_value(id, settings.apply(tensor, id), mapper)
     }
 }
@@ -240,8 +277,12 @@ mod tests {
         let param = Param::from_data([1.0f32, 2.0], &device);
         let id = param.id;
         let mut module = vec![param];
+        let place = Place {
+            name: "0".to_owned(),
+            id,
+        };
         let panics = std::panic::AssertUnwindSafe(|| {
-            let mut lent = Lent::take(&mut module, ["0"].into_iter()).unwrap();
+            let mut lent = Lent::take(&mut module, [place].into_iter()).unwrap();
             let elements = lent.elements().map(Result::unwrap);
             assert_eq!(elements.map(|it| it.len()).collect::<Vec<_>>(), [2]);
             assert_eq!(lent.module[0].dims(), [0]);

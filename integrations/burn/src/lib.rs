@@ -43,14 +43,23 @@
 //! A state belongs to the path of its parameter in the module, such as `layer.weight`. The path is the same in the next
 //! process, while the [`ParamId`](burn_core::module::ParamId) is not if the module is built anew.
 //!
+//! So each module needs an optimizer of its own: parameters of two modules that have the same path would have one momentum.
+//! burn's own optimizers go by `ParamId`, and can step several modules. Two parameters of one module with the same path are
+//! an error.
+//!
 //! # Groups
-//! [`LionBuilder::group`](lion::LionBuilder::group) gives parameters other hyper-parameters, by a function of the name.
-//! A step replaces the learning rate of all groups. Use [`Overrides::lr_multiplier`](lion::Overrides::lr_multiplier) for a
-//! group whose learning rate is a multiple of it.
+//! [`LionBuilder::group`](lion::LionBuilder::group) gives parameters other hyper-parameters, by a function of the name. If
+//! several groups contain a parameter, the first one counts. burn's `with_group` of schedulers and optimizers differs: the
+//! last one counts.
+//!
+//! [`LionBurn::step`] takes the learning rate, as the step of burn's optimizers does, and replaces that of the builder and
+//! of all groups. Use [`Overrides::lr_multiplier`](lion::Overrides::lr_multiplier) for a group whose learning rate is a
+//! multiple of it, or [`LionBurn::step_with`], which uses those of the builder and the groups unless its arguments have
+//! one.
 //!
 //! # Shared tensors
 //! If another tensor has the elements of a parameter, as after `model.clone()`, a step copies them, and the other tensor
-//! keeps the old values. [`Report::copied`] lists these parameters. Two parameters of one module with the same `ParamId`
+//! keeps the old values. [`Report::copied`] lists these parameters, and others that a step has to copy. Two parameters of one module with the same `ParamId`
 //! are an error.
 //!
 //! # Frozen parameters

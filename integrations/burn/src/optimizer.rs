@@ -10,7 +10,8 @@ use burn_optim::{GradAdaptor, GradientsParams};
 use lion::backend::Operand;
 use lion::tensor::Update;
 use lion::{
-    Diagnosis, Handle, Lion, LionBuilder, MissingGradient, ParamSpec, StepArgs, StepReport,
+    Device, Diagnosis, Handle, Lion, LionBuilder, MissingGradient, Overrides, ParamSpec, StepArgs,
+    StepReport,
 };
 
 /// The Lion optimizer for modules of burn, which it steps in place. [`Lion`] has the formula.
@@ -28,13 +29,18 @@ pub struct LionBurn {
 pub struct Report {
     /// The report of lion: what was updated, and the blocks that were skipped because their new momentum is not finite.
     pub step: StepReport,
-    /// The parameters that the step had to copy, because another tensor had the same elements. A clone of the module that
-    /// is alive during the step is the usual cause. [`Lion::info`] returns their names.
+    /// The parameters that the step had to copy. [`Lion::info`] returns their names.
+    ///
+    /// The usual cause is that another tensor had the same elements, as that of a clone of the module that is alive during
+    /// the step. A parameter is also copied if it was a part of another tensor or was strided, as after a transposition;
+    /// this happens once, because the copy replaces it. Elements that are still in a file, as after a lazy load, are read
+    /// in the first step and not listed.
     pub copied: Vec<Handle>,
 }
 
 impl LionBurn {
-    /// Returns an optimizer without parameters. They are added as steps find them.
+    /// Returns an optimizer without parameters. They are added as steps find them. It is for one module: parameters of
+    /// two modules that have the same path would have one momentum.
     ///
     /// # Errors
     /// [`Error::Lion`] with the errors of [`LionBuilder::build`].
@@ -69,9 +75,11 @@ impl LionBurn {
 
     /// Runs a step with a learning rate, and updates the parameters of the module in place.
     ///
-    /// A parameter without a gradient is skipped, as by burn's optimizers. The learning rate is a number, or what a
-    /// scheduler of burn returns, which may have learning rates by group of burn. It replaces those of the builder and the
-    /// groups; their multipliers apply to it.
+    /// A parameter without a gradient is skipped, as by burn's optimizers.
+    ///
+    /// `lr` replaces the learning rates of the builder and the groups, which are not used. Their multipliers apply to it.
+    /// It is a number, or what a scheduler of burn returns, which may have learning rates by group of burn. If several of
+    /// burn's groups contain a parameter, the last one counts; of lion's groups it is the first one.
     ///
     /// ```
     /// use burn::lr_scheduler::linear::LinearLrSchedulerConfig;
@@ -158,7 +166,7 @@ impl LionBurn {
     }
 
     /// Counts what rounding would lose in a step with these arguments, as [`Lion::diagnose`] does. Nothing changes.
-    /// Parameters and gradients are copied for it.
+    /// Parameters without a gradient are skipped. Parameters and gradients are copied for it.
     ///
     /// ```
     /// use burn::nn::LinearConfig;
@@ -190,6 +198,7 @@ impl LionBurn {
         module: &M,
         grads: &GradientsParams,
     ) -> Result<Diagnosis, Error> {
+        let args = args.missing_gradients(MissingGradient::Skip);
         let mut trained = trained(module, grads, true)?;
         check_gradients(&trained, &args)?;
         let added = self.add(&trained)?;
@@ -253,7 +262,7 @@ impl LionBurn {
         let added = self.add(&trained)?;
         let report = match lr {
             Some(lr) => self.run_at(&lr, args, module, &trained),
-            None => self.run(args, module, &trained),
+            None => run(&mut self.lion, args, module, &trained),
         };
         if report.is_err() {
             self.remove(added);
@@ -278,61 +287,17 @@ impl LionBurn {
             .iter()
             .all(|(_, rate)| rate.to_bits() == base.to_bits())
         {
-            return self.run(args.lr(base), module, trained);
+            return run(&mut self.lion, args.lr(base), module, trained);
         }
         // The arguments of a step have one learning rate, so each parameter gets its own for the time of the step.
-        let mut kept = Vec::with_capacity(rates.len());
-        let mut report = Ok(());
-        for (name, rate) in rates {
-            report = self.lion.handle(name).and_then(|handle| {
-                let overrides = self.lion.info(handle)?.overrides;
-                self.lion.set_overrides(handle, overrides.lr(rate))?;
-                kept.push((handle, overrides));
-                Ok(())
-            });
-            if report.is_err() {
-                break;
-            }
-        }
-        let report = match report {
-            Ok(()) => self.run(args, module, trained),
-            Err(error) => Err(error.into()),
+        let mut rated = Rated {
+            lion: &mut self.lion,
+            kept: Vec::with_capacity(rates.len()),
         };
-        for (handle, overrides) in kept {
-            self.lion.set_overrides(handle, overrides)?;
+        for (name, rate) in rates {
+            rated.set(name, rate)?;
         }
-        report
-    }
-
-    fn run<M: Module>(
-        &mut self,
-        args: StepArgs,
-        module: &mut M,
-        trained: &[Visited],
-    ) -> Result<Report, Error> {
-        let mut handles = Vec::with_capacity(trained.len());
-        let mut gradients = Vec::with_capacity(trained.len());
-        let mut names = Vec::with_capacity(trained.len());
-        let mut without_gradient = Vec::new();
-        for parameter in trained {
-            let handle = self.lion.handle(&parameter.name)?;
-            let Some(gradient) = &parameter.gradient else {
-                without_gradient.push(handle);
-                continue;
-            };
-            gradients.push(slice(&parameter.name, Operand::Gradient, gradient)?);
-            names.push(&*parameter.name);
-            handles.push(handle);
-        }
-        let mut lent = Lent::take(module, names.into_iter())?;
-        let mut updates = Vec::with_capacity(handles.len());
-        for ((elements, &handle), gradient) in lent.elements().zip(&handles).zip(gradients) {
-            updates.push(Update::new(handle, elements?, Some(gradient.into())));
-        }
-        let mut step = self.lion.step_with(args, updates)?;
-        step.without_gradient.extend(without_gradient);
-        let copied = lent.copied().iter().map(|&index| handles[index]).collect();
-        Ok(Report { step, copied })
+        run(rated.lion, args, module, trained)
     }
 
     fn dry_run(&mut self, args: StepArgs, trained: &mut [Visited]) -> Result<Diagnosis, Error> {
@@ -349,6 +314,64 @@ impl LionBurn {
         }
         Ok(self.lion.diagnose_with(args, updates)?)
     }
+}
+
+/// An optimizer whose parameters have other learning rates than their own. Dropping it gives them back theirs, also after
+/// an error and while a panic unwinds; otherwise a save would keep those of the step.
+struct Rated<'o> {
+    lion: &'o mut Lion,
+    kept: Vec<(Handle, Overrides)>,
+}
+
+impl Rated<'_> {
+    fn set(&mut self, name: &str, rate: f64) -> Result<(), Error> {
+        let handle = self.lion.handle(name)?;
+        let overrides = self.lion.info(handle)?.overrides;
+        self.lion.set_overrides(handle, overrides.lr(rate))?;
+        self.kept.push((handle, overrides));
+        Ok(())
+    }
+}
+
+impl Drop for Rated<'_> {
+    fn drop(&mut self) {
+        for (handle, overrides) in self.kept.drain(..) {
+            // It fails for unknown handles and invalid values only, and the parameter had these values.
+            let _ = self.lion.set_overrides(handle, overrides);
+        }
+    }
+}
+
+/// Runs a step of registered parameters.
+fn run<M: Module>(
+    lion: &mut Lion,
+    args: StepArgs,
+    module: &mut M,
+    trained: &[Visited],
+) -> Result<Report, Error> {
+    let mut handles = Vec::with_capacity(trained.len());
+    let mut gradients = Vec::with_capacity(trained.len());
+    let mut places = Vec::with_capacity(trained.len());
+    let mut without_gradient = Vec::new();
+    for parameter in trained {
+        let handle = lion.handle(&parameter.name)?;
+        let Some(gradient) = &parameter.gradient else {
+            without_gradient.push(handle);
+            continue;
+        };
+        gradients.push(slice(&parameter.name, Operand::Gradient, gradient)?);
+        places.push(parameter.place());
+        handles.push(handle);
+    }
+    let mut lent = Lent::take(module, places.into_iter())?;
+    let mut updates = Vec::with_capacity(handles.len());
+    for ((elements, &handle), gradient) in lent.elements().zip(&handles).zip(gradients) {
+        updates.push(Update::new(handle, elements?, Some(gradient.into())));
+    }
+    let mut step = lion.step_with(args, updates)?;
+    step.without_gradient.extend(without_gradient);
+    let copied = lent.copied().iter().map(|&index| handles[index]).collect();
+    Ok(Report { step, copied })
 }
 
 /// Checks that there are gradients.

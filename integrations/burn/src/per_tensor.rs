@@ -1,7 +1,7 @@
 //! The optimizer of one tensor, for burn's own `ModuleOptimizer`.
 
 use crate::Error;
-use crate::tensor::{check, slice, slice_mut};
+use crate::tensor::{check, data, flex, slice, slice_mut};
 use burn_core::tensor::{Device, Tensor, TensorData};
 use burn_optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState, StateSink, StateSource};
 use lion::Overrides;
@@ -9,6 +9,7 @@ use lion::backend::{
     Backend, BackendError, Hyper, Operand, Planes, State, StateRequest, TensorStep,
 };
 use lion::cpu::Cpu;
+use lion::paging::PagingError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,15 +21,29 @@ const NAME: &str = "tensor";
 /// [`LionBurn`](crate::LionBurn) is preferable where it can be used. burn calls this optimizer for one tensor at a time,
 /// without its name, and expects no error from it. So it has:
 ///
-/// - no groups by name. [`ModuleOptimizer::with_group`] uses another optimizer for a group of burn.
+/// - no groups by name. [`ModuleOptimizer::with_group`] uses another optimizer for a group of burn. If several groups
+///   contain a parameter, the last one counts; of the groups of `LionBurn` it is the first one.
 /// - no limit on the norm of all gradients, no factor of the gradients, and no report.
 ///   [`ModuleOptimizer::with_grad_clipping`] clips each gradient by itself.
 /// - one step per tensor. Many small tensors take more time than in one step of all.
 /// - no error: it panics.
 /// - states that belong to a [`ParamId`](burn_core::module::ParamId), in memory and in the record of burn.
 ///
-/// Both return the same bits for the same hyper-parameters, except with stochastic rounding, whose seeds derive from the
-/// names in `LionBurn` and from the order of the first steps here.
+/// Both return the same bits for the same hyper-parameters, except with stochastic rounding.
+///
+/// # Seeds of stochastic rounding
+/// They derive from the names in `LionBurn`, and from the order of the first steps here: the first tensor has the
+/// [`seed`](Overrides::seed), the next one the number after it. Two `TensorLion` of one [`ModuleOptimizer`] therefore need
+/// seeds that differ by more than the number of tensors. Otherwise two tensors are rounded with the same random numbers.
+///
+/// A state in a record has its seed. A tensor that is first stepped after the record was loaded gets a seed after those of
+/// the states that were stepped before it. If it comes before them in the module, in the first step after the load, it
+/// gets one that a tensor of the record has.
+///
+/// # Records
+/// [`ModuleOptimizer::load_record`] has no error: a state that does not fit, as in a damaged record, is left out
+/// without a message, and its parameter begins with a momentum of 0. A record has no hyper-parameters; they are those of
+/// the optimizer that loads it. [`LionBurn::load`](crate::LionBurn::load) returns errors and loads both.
 ///
 /// ```
 /// use burn::nn::LinearConfig;
@@ -55,21 +70,30 @@ const NAME: &str = "tensor";
 pub struct TensorLion {
     hyper: Hyper,
     backend: Cpu,
-    /// The number of tensors that have been stepped.
+    /// What to add to the seed for the next tensor without a state. It is more than was added for any tensor that has
+    /// been stepped.
     tensors: Arc<AtomicU64>,
 }
 
 impl TensorLion {
-    /// Returns an optimizer with these hyper-parameters. The learning rate is the one that burn passes to a step, times
-    /// the [multiplier](Overrides::lr_multiplier). States are not paged.
+    /// Returns an optimizer with these hyper-parameters, except [`lr`](Overrides::lr), which is not used: the learning
+    /// rate is the one that burn passes to a step, times the [multiplier](Overrides::lr_multiplier).
     ///
     /// # Errors
-    /// [`Error::Lion`] if a hyper-parameter is outside its range, or if the instruction set that the environment
+    /// [`Error::Lion`] if a hyper-parameter is outside its range; if [`is_paged`](Overrides::is_paged) is set, because the
+    /// states of burn cannot be paged, with [`PagingError::NotSetUp`]; and if the instruction set that the environment
     /// variable `LION_CPU_ISA` names is not available.
     pub fn new(overrides: Overrides) -> Result<Self, Error> {
+        let hyper = overrides.resolved()?;
+        let backend = Cpu::new().map_err(lion::Error::from)?;
+        if hyper.is_paged {
+            let backend = backend.name().to_owned();
+            let error = BackendError::from(PagingError::NotSetUp { backend });
+            return Err(lion::Error::from(error).into());
+        }
         Ok(TensorLion {
-            hyper: overrides.resolved()?,
-            backend: Cpu::new().map_err(lion::Error::from)?,
+            hyper,
+            backend,
             tensors: Arc::default(),
         })
     }
@@ -88,12 +112,20 @@ impl TensorLion {
     ) -> Result<(Tensor<D>, TensorState<D>), Error> {
         check(NAME, Operand::Parameter, &tensor)?;
         check(NAME, Operand::Gradient, &grad)?;
-        let (tensor, grad) = (tensor.inner(), grad.inner());
-        let device = tensor.device();
-        let (mut data, grad) = (tensor.into_data(), grad.into_data());
-        let len = data.num_elements();
+        let device = tensor.device().inner();
+        let tensor = flex(NAME, Operand::Parameter, tensor)?;
+        let mut elements = data(NAME, Operand::Parameter, tensor)?;
+        let grad = flex(NAME, Operand::Gradient, grad)?;
+        let grad = data(NAME, Operand::Gradient, grad)?;
+        let len = elements.num_elements();
         let mut state = match state {
-            Some(state) => state,
+            Some(state) => {
+                // The state may come from a record, whose seeds this counter has not given out.
+                let added = state.seed.wrapping_sub(self.hyper.seed);
+                self.tensors
+                    .fetch_max(added.wrapping_add(1), Ordering::Relaxed);
+                state
+            }
             None => {
                 let request = StateRequest::new(NAME, self.hyper.bits_for(len), len);
                 let state = self.backend.allocate(&request);
@@ -113,12 +145,12 @@ impl TensorLion {
         hyper.lr = lr;
         hyper.seed = state.seed;
         state.steps += 1;
-        let param = slice_mut(NAME, &mut data)?;
+        let param = slice_mut(NAME, &mut elements)?;
         let grad = slice(NAME, Operand::Gradient, &grad)?;
         let step = TensorStep::new(NAME, param, grad, &mut *state.state, &hyper, state.steps)?;
         self.backend.step(&mut [step]).map_err(lion::Error::from)?;
-        let dtype = data.dtype();
-        Ok((Tensor::from_data(data, (&device, dtype)), state))
+        let dtype = elements.dtype();
+        Ok((Tensor::from_data(elements, (&device, dtype)), state))
     }
 }
 
@@ -127,7 +159,8 @@ impl Optimizer for TensorLion {
 
     /// # Panics
     /// If the tensor or its gradient is on a device of another backend than flex, or of another type than `f32`, `f16` and
-    /// `bf16`; if the state has another length; if the learning rate is not valid.
+    /// `bf16`; if their elements are in a file that cannot be read; if the gradient or the state has another length; if
+    /// the learning rate is not valid.
     fn step<const D: usize>(
         &self,
         lr: LearningRate,
@@ -238,6 +271,7 @@ impl<const D: usize> RecordState for TensorState<D> {
                 momentum: src.take_tensor(prefix, "momentum")?.try_into_vec().ok()?,
             },
         };
+        // The trait has neither an error nor a message for a record that does not fit.
         Self::of(Cpu::new().ok()?, &planes, steps, seed).ok()
     }
 }

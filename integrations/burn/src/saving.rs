@@ -2,7 +2,7 @@
 
 use crate::lend::put;
 use crate::tensor::{slice, slice_mut};
-use crate::visit::{Visited, floats};
+use crate::visit::{Place, Visited, floats, unsaved};
 use crate::{Error, LionBurn};
 use burn_core::module::Module;
 use burn_core::tensor::{TensorData, bf16, f16};
@@ -10,11 +10,12 @@ use lion::Dtype;
 use lion::backend::Operand;
 use lion::checkpoint::{Checkpoint, Load, LoadReport, Save, load};
 use lion::tensor::MemoryOrder;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 
-/// The section that holds the shapes of the tensors. The format of lion has the number of elements only.
+/// The section that holds the shapes and names of the tensors of the module. The format of lion has the number of elements
+/// only, and does not tell them from values that the trainer has added.
 const SHAPES: &str = "lion-burn.shapes";
 
 impl LionBurn {
@@ -22,8 +23,14 @@ impl LionBurn {
     /// file is replaced atomically, as [`lion::checkpoint::save`] specifies.
     ///
     /// All tensors of `f32`, `f16` and `bf16` that the module visits are saved, so also frozen parameters and the running
-    /// means of a batch normalization. They are copied for it. Tensors of integers, of booleans and of other floats are
-    /// not saved.
+    /// means of a batch normalization. They are copied for it. Tensors of integers, of booleans, of `f64` and quantized
+    /// ones are not saved; [`unsaved`](LionBurn::unsaved) returns their names.
+    ///
+    /// Nor is what a run has outside the module and the optimizer: the state of a scheduler, of a data loader, and of burn's
+    /// random numbers, from which dropout draws. [`save_with`](LionBurn::save_with) can add bytes for these.
+    ///
+    /// burn keeps the running means of a forward pass apart until the next pass. A save moves them into the module, as the
+    /// next pass would. If passes of several threads are pending, it averages those that are there.
     ///
     /// ```
     /// use burn::nn::{Linear, LinearConfig};
@@ -53,14 +60,17 @@ impl LionBurn {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a tensor on a device of another backend than flex; [`Error::Checkpoint`] with the errors
-    /// of [`lion::checkpoint::save`].
+    /// [`Error::NotInModule`] if a parameter of the optimizer is not in the module, as after a layer was replaced;
+    /// [`Error::Unsupported`] for a tensor on a device of another backend than flex; [`Error::Lion`] with
+    /// [`lion::Error::DuplicateParameter`] if the module has two tensors with one path; [`Error::Checkpoint`] with the
+    /// errors of [`lion::checkpoint::save`].
     pub fn save<M: Module>(&self, path: impl AsRef<Path>, module: &M) -> Result<u64, Error> {
         self.save_with(path, module, Save::new())
     }
 
-    /// Saves a run as [`save`](LionBurn::save) does, with what `save` adds to it, such as the epoch.
-    /// [`Checkpoint::section`](lion::checkpoint::Checkpoint::section) reads it back; [`Save`] has an example.
+    /// Saves a run as [`save`](LionBurn::save) does, with what `save` adds to it, such as the epoch or averages of the
+    /// parameters. [`Checkpoint::section`](lion::checkpoint::Checkpoint::section) and
+    /// [`Checkpoint::read_params`](lion::checkpoint::Checkpoint::read_params) read them back; [`Save`] has an example.
     ///
     /// # Errors
     /// The errors of [`save`](LionBurn::save), and
@@ -72,8 +82,10 @@ impl LionBurn {
         module: &M,
         save: Save<'_>,
     ) -> Result<u64, Error> {
+        synchronize(module);
         let tensors = floats(module, true)?;
-        let shapes = shapes(&tensors);
+        self.check_registered(&tensors)?;
+        let shapes: String = lines(&tensors).into_values().collect();
         let mut save = save.section(SHAPES, shapes.as_bytes());
         for tensor in &tensors {
             if let Some(values) = &tensor.values {
@@ -84,6 +96,52 @@ impl LionBurn {
         Ok(self.lion.save_with(path, &save)?)
     }
 
+    /// Returns the names of the tensors of a module that a [`save`](LionBurn::save) leaves out: those of integers, of
+    /// booleans, of `f64`, and quantized ones.
+    ///
+    /// ```
+    /// use burn::module::Param;
+    /// use burn::prelude::*;
+    /// use lion_burn::LionBurn;
+    ///
+    /// #[derive(Module, Debug)]
+    /// struct Model {
+    ///     weight: Param<Tensor<1>>,
+    ///     positions: Param<Tensor<1, Int>>,
+    /// }
+    ///
+    /// let device = Device::flex();
+    /// let model = Model {
+    ///     weight: Param::from_data([0.5, 0.5], &device),
+    ///     positions: Param::initialized(Default::default(), Tensor::arange(0..4, &device)),
+    /// };
+    /// assert_eq!(LionBurn::unsaved(&model), ["positions"]);
+    /// ```
+    pub fn unsaved<M: Module>(module: &M) -> Vec<String> {
+        unsaved(module)
+    }
+
+    /// Checks that the module has all parameters that are registered. A file without their tensors could not be loaded.
+    fn check_registered(&self, tensors: &[Visited]) -> Result<(), Error> {
+        let by_name: HashMap<_, _> = tensors.iter().map(|it| (&*it.name, it)).collect();
+        for info in self.lion.parameters() {
+            let describe = |len: usize, dtype: Dtype| format!("{len} {dtype} elements");
+            let wanted = describe(info.len, info.dtype);
+            let given = match by_name.get(info.name) {
+                Some(tensor) => describe(tensor.len(), tensor.dtype),
+                None => "no such tensor of f32, f16 or bf16".to_owned(),
+            };
+            if given != wanted {
+                return Err(Error::NotInModule {
+                    parameter: info.name.to_owned(),
+                    given,
+                    wanted,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Loads the settings, the states and the tensors of a module from a file. The tensors must be exactly those of the
     /// file, by name, shape and type. They keep their ids and whether they require gradients.
     /// [`save`](LionBurn::save) has an example.
@@ -91,17 +149,62 @@ impl LionBurn {
     /// Parameters with a state in the file are added to the optimizer. If it has parameters without a state in the file,
     /// it returns an error.
     ///
+    /// The settings of the file replace those of the builder: the defaults, the groups of the same name, and the group and
+    /// overrides of each parameter. A group that only the builder has is kept, with the parameters that are in no group in
+    /// the file. [`lion::checkpoint::load`] has the details. The width of the states is not a setting that a load changes:
+    /// if the optimizer has another one than the file, the load returns an error.
+    ///
+    /// Clones of a module share the running means of its batch normalizations, so a load replaces those of the clones too.
+    ///
     /// Everything is checked before anything changes. The file is read three times.
     ///
     /// # Errors
-    /// [`Error::Module`] if the file has no values or other tensors; [`Error::Checkpoint`] with the errors of
-    /// [`Lion::load`](lion::Lion::load); [`Error::Lion`] with the errors of [`Lion::register`](lion::Lion::register);
-    /// [`Error::Unsupported`] for a tensor on a device of another backend than flex; [`Error::NotMapped`], after which
-    /// everything but these tensors is loaded.
+    /// The errors of [`load_with`](LionBurn::load_with).
     pub fn load<M: Module>(
         &mut self,
         path: impl AsRef<Path>,
         module: &mut M,
+    ) -> Result<LoadReport, Error> {
+        self.load_with(path, module, Load::new())
+    }
+
+    /// Loads a run as [`load`](LionBurn::load) does, with options for its settings and states.
+    ///
+    /// The options do not apply to the tensors: with any of them, the tensors must be exactly those of the file, and
+    /// [`Load::rename`] does not change their names.
+    ///
+    /// ```
+    /// use burn::nn::LinearConfig;
+    /// use burn::prelude::*;
+    /// use lion::{Lion8bit, checkpoint::Load};
+    /// use lion_burn::LionBurn;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    ///
+    /// let mut model = LinearConfig::new(4, 2).init(&Device::flex().autodiff());
+    /// let mut optimizer = LionBurn::new(Lion8bit::builder().weight_decay(0.1))?;
+    /// optimizer.register(&model)?;
+    /// optimizer.save(&path, &model)?;
+    ///
+    /// // Continues with another weight decay.
+    /// let mut tuned = LionBurn::new(Lion8bit::builder().weight_decay(0.5))?;
+    /// tuned.load_with(&path, &mut model, Load::new().keep_settings(true))?;
+    /// let handle = tuned.lion().handle("weight")?;
+    /// assert_eq!(tuned.lion().info(handle)?.hyper.weight_decay, 0.5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Module`] if the file has no values or other tensors; [`Error::Checkpoint`] with the errors of
+    /// [`Lion::load_with`](lion::Lion::load_with); [`Error::Lion`] with the errors of
+    /// [`Lion::register`](lion::Lion::register), and with [`lion::Error::DuplicateParameter`] if the module has two
+    /// tensors with one path; [`Error::Unsupported`] for a tensor on a device of another backend than flex;
+    /// [`Error::NotMapped`], after which everything but these tensors is loaded.
+    pub fn load_with<M: Module>(
+        &mut self,
+        path: impl AsRef<Path>,
+        module: &mut M,
+        how: Load<'_>,
     ) -> Result<LoadReport, Error> {
         let path = path.as_ref();
         let mut file = Checkpoint::open(path)?;
@@ -121,34 +224,49 @@ impl LionBurn {
         }
         let stepped = tensors.iter().filter(|it| states.contains(&*it.name));
         let added = self.add(stepped)?;
-        let report = match load(&mut self.lion, &mut file, Load::new()) {
+        let report = match load(&mut self.lion, &mut file, how) {
             Ok(report) => report,
             Err(error) => {
                 self.remove(added);
                 return Err(error.into());
             }
         };
-        let names: Vec<String> = tensors.into_iter().map(|tensor| tensor.name).collect();
+        let places: Vec<Place> = tensors.iter().map(Visited::place).collect();
         let mut values: Vec<_> = values.into_iter().map(|it| Some(it.into())).collect();
-        put(module, &names, &mut values);
-        match names
+        // Otherwise the next forward pass would replace the running means by those of the last one.
+        synchronize(module);
+        put(module, &places, &mut values);
+        match places
             .into_iter()
             .zip(values)
             .find(|(_, left)| left.is_some())
         {
-            Some((parameter, _)) => Err(Error::NotMapped { parameter }),
+            Some((place, _)) => Err(Error::NotMapped {
+                parameter: place.name,
+            }),
             None => Ok(report),
         }
     }
 }
 
-/// Returns a line with shape and name per tensor, sorted by name.
-fn shapes(tensors: &[Visited]) -> String {
-    let mut tensors: Vec<_> = tensors.iter().collect();
-    tensors.sort_unstable_by_key(|tensor| &tensor.name);
-    let lines = tensors.into_iter();
-    let lines = lines.map(|tensor| format!("{:?} {}\n", tensor.shape, tensor.name));
+/// Moves the running means of the last forward pass into the tensors that the module visits and maps.
+fn synchronize<M: Module>(module: &M) {
+    // burn does so at the beginning of `valid`, and has no function that does only this. `valid` does not copy elements.
+    let _ = module.valid();
+}
+
+/// Returns a line with shape and name per tensor, by name.
+fn lines(tensors: &[Visited]) -> BTreeMap<&str, String> {
+    let lines = tensors.iter().map(|tensor| {
+        let line = format!("{:?} {}\n", tensor.shape, one_line(&tensor.name));
+        (&*tensor.name, line)
+    });
     lines.collect()
+}
+
+/// Returns a name as a part of a line.
+fn one_line(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('\n', "\\n")
 }
 
 /// Returns elements of 0, in the shape and type of a tensor.
@@ -161,7 +279,8 @@ fn zeros(tensor: &Visited) -> TensorData {
     }
 }
 
-/// Checks that a file has the tensors of a module, in their shapes and types, and no others.
+/// Checks that a file has the tensors of a module, in their shapes and types, and no others. It may have values that the
+/// trainer has added.
 fn check_values(
     path: &Path,
     file: &mut Checkpoint<File>,
@@ -191,21 +310,39 @@ fn check_values(
             return Err(differs(format!("{given} for tensor `{name}`"), wanted));
         }
     }
-    if let Some(name) = saved.into_keys().min() {
-        let wanted = "tensors of the module only".to_owned();
-        return Err(differs(format!("values of tensor `{name}`"), wanted));
-    }
-    // A file that was not saved by this crate has no shapes.
-    let Some(given) = file.section(SHAPES)? else {
-        return Ok(());
+    let only = || "tensors of the module only".to_owned();
+    // A file that was not saved by this crate has no shapes. All of its values count as tensors.
+    let Some(shapes) = file.section(SHAPES)? else {
+        return match saved.into_keys().min() {
+            Some(name) => Err(differs(format!("values of tensor `{name}`"), only())),
+            None => Ok(()),
+        };
     };
-    let (given, wanted) = (String::from_utf8_lossy(&given), shapes(tensors));
-    let mut pairs = given.lines().zip(wanted.lines());
-    match pairs.find(|(given, wanted)| given != wanted) {
-        Some((given, wanted)) => Err(differs(
-            format!("the shape and tensor {given}"),
-            wanted.to_owned(),
-        )),
+    let shapes = String::from_utf8_lossy(&shapes);
+    // The shape is in brackets, and the rest of the line is the name.
+    let pairs = shapes
+        .split_terminator('\n')
+        .map(|line| match line.split_once("] ") {
+            Some((_, name)) => (name, line),
+            None => (line, line),
+        });
+    let mut given: BTreeMap<&str, &str> = pairs.collect();
+    for (name, wanted) in lines(tensors) {
+        let wanted = wanted.trim_end_matches('\n');
+        match given.remove(&*one_line(name)) {
+            Some(line) if line == wanted => {}
+            Some(line) => {
+                let given = format!("the shape and tensor {line}");
+                return Err(differs(given, wanted.to_owned()));
+            }
+            None => {
+                let given = format!("values `{name}` that are not a tensor of the module");
+                return Err(differs(given, wanted.to_owned()));
+            }
+        }
+    }
+    match given.into_keys().next() {
+        Some(name) => Err(differs(format!("tensor `{name}`"), only())),
         None => Ok(()),
     }
 }

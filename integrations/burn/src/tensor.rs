@@ -1,11 +1,16 @@
 //! Checks of tensors, and their elements as slices.
 
 use crate::Error;
-use burn_core::backend::DispatchDevice;
-use burn_core::tensor::{DType, DataError, Device, Element, Tensor, TensorData};
+use burn_core::backend::flex::FlexTensor;
+use burn_core::backend::{DispatchDevice, Flex};
+use burn_core::tensor::{
+    AllocationProperty, Bytes, DType, DataError, Device, Element, Tensor, TensorData,
+};
 use lion::Dtype;
 use lion::backend::Operand;
 use lion::tensor::{Slice, SliceMut};
+
+const FLEX: &str = "that of the backend flex, whose elements are in host memory";
 
 /// Checks that the elements of a tensor are floats in host memory, and returns their type.
 pub(crate) fn check<const D: usize>(
@@ -23,11 +28,7 @@ pub(crate) fn check<const D: usize>(
     let device = tensor.device();
     if !is_flex(&device) {
         let given = format!("{:?}", device.inner().as_dispatch());
-        return Err(unsupported(
-            "device",
-            given,
-            "that of the backend flex, whose elements are in host memory",
-        ));
+        return Err(unsupported("device", given, FLEX));
     }
     let dtype = tensor.dtype();
     dtype_of(dtype).ok_or_else(|| unsupported("type", format!("{dtype:?}"), "F32, F16 or BF16"))
@@ -50,6 +51,53 @@ pub(crate) fn dtype_of(dtype: DType) -> Option<Dtype> {
         DType::BF16 => Some(Dtype::Bf16),
         _ => None,
     }
+}
+
+/// Returns the tensor of flex that a tensor is, without autodiff.
+pub(crate) fn flex<const D: usize>(
+    parameter: &str,
+    operand: Operand,
+    tensor: Tensor<D>,
+) -> Result<FlexTensor, Error> {
+    let tensor = tensor.inner().try_into_primitive::<Flex>();
+    tensor.map_err(|error| Error::Unsupported {
+        parameter: parameter.to_owned(),
+        operand,
+        what: "device",
+        given: format!("another ({error:?})"),
+        wanted: FLEX.to_owned(),
+    })
+}
+
+/// Returns whether [`data`] moves the elements and does not copy them: no other tensor has them, and they are all elements
+/// of their memory, in their order.
+pub(crate) fn is_movable(tensor: &FlexTensor) -> bool {
+    let layout = tensor.layout();
+    let bytes = layout.num_elements() * tensor.dtype().size();
+    tensor.is_unique()
+        && layout.is_contiguous()
+        && layout.start_offset() == 0
+        && tensor.data_arc().len() == bytes
+}
+
+/// Returns the elements of a tensor.
+pub(crate) fn data(
+    parameter: &str,
+    operand: Operand,
+    tensor: FlexTensor,
+) -> Result<TensorData, Error> {
+    if is_movable(&tensor) || tensor.data_arc().property() != AllocationProperty::File {
+        return Ok(tensor.into_data());
+    }
+    // To copy elements, burn reads the file first, and panics if it cannot.
+    let bytes = tensor.data_arc();
+    let dtype = tensor.dtype();
+    let len = bytes.len() / dtype.size();
+    let all = TensorData::try_from_bytes(Bytes::clone(&bytes), [len], dtype)
+        .map_err(|error| memory(parameter, operand, &error))?;
+    slice(parameter, operand, &all)?;
+    let layout = tensor.layout().clone();
+    Ok(FlexTensor::new(all.into_bytes(), layout, dtype).into_data())
 }
 
 /// Returns the elements.

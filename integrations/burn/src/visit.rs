@@ -1,9 +1,9 @@
 //! Lists the tensors of a module under their names, with their gradients.
 
 use crate::Error;
-use crate::tensor::{check, dtype_of};
+use crate::tensor::{check, data, dtype_of, flex};
 use burn_core::module::{Module, ModuleVisitor, Param, ParamId};
-use burn_core::tensor::{Tensor, TensorData};
+use burn_core::tensor::{Bool, Int, Tensor, TensorData};
 use burn_optim::{GradAdaptor, GradientsParams};
 use lion::Dtype;
 use lion::backend::Operand;
@@ -43,6 +43,43 @@ pub(crate) struct Visited {
 impl Visited {
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            name: self.name.clone(),
+            id: self.id,
+        }
+    }
+}
+
+/// Where a tensor is in a module. A module that maps other tensors than it visits can have several with one name.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) name: String,
+    pub(crate) id: ParamId,
+}
+
+/// Finds places by their names.
+#[derive(Debug)]
+pub(crate) struct Places<'p> {
+    places: &'p [Place],
+    indices: HashMap<&'p str, usize>,
+}
+
+impl<'p> Places<'p> {
+    pub(crate) fn new(places: &'p [Place]) -> Self {
+        let names = places.iter().map(|place| &*place.name);
+        Places {
+            places,
+            indices: names.zip(0..).collect(),
+        }
+    }
+
+    /// Returns the index of the place of a tensor, if it is one of the places.
+    pub(crate) fn find(&self, path: &Path, id: ParamId) -> Option<usize> {
+        let index = *self.indices.get(&*path.name())?;
+        (self.places[index].id == id).then_some(index)
     }
 }
 
@@ -89,6 +126,13 @@ pub(crate) fn floats<M: Module>(module: &M, values: bool) -> Result<Vec<Visited>
     visit(module, NoGradients, false, values)
 }
 
+/// Returns the names of the other tensors, in the order of the module.
+pub(crate) fn unsaved<M: Module>(module: &M) -> Vec<String> {
+    let mut unsaved = Unsaved::default();
+    module.visit(&mut unsaved);
+    unsaved.names
+}
+
 fn visit<M: Module>(
     module: &M,
     gradients: impl Gradients,
@@ -118,6 +162,7 @@ struct Visitor<G> {
     /// Whether only the parameters of a step are listed.
     trained: bool,
     values: bool,
+    /// The names of all tensors of floats.
     names: HashSet<String>,
     /// The names by id, of the parameters of a step.
     ids: HashMap<ParamId, String>,
@@ -130,6 +175,10 @@ impl<G: Gradients> Visitor<G> {
     fn tensor<const D: usize>(&mut self, id: ParamId, tensor: &Tensor<D>) -> Result<(), Error> {
         let gradient = self.gradients.of::<D>(id);
         let name = self.path.name();
+        // Also if one of the two is not listed: nobody could tell which one a name means.
+        if !self.names.insert(name.clone()) {
+            return Err(lion::Error::DuplicateParameter { parameter: name }.into());
+        }
         if self.trained {
             if gradient.is_none() && !tensor.is_require_grad() {
                 return Ok(());
@@ -145,9 +194,6 @@ impl<G: Gradients> Visitor<G> {
             return Ok(());
         }
         let dtype = check(&name, Operand::Parameter, tensor)?;
-        if !self.names.insert(name.clone()) {
-            return Err(lion::Error::DuplicateParameter { parameter: name }.into());
-        }
         let shape = tensor.shape().as_slice().to_vec();
         let gradient = gradient.map(|gradient| {
             let gradient = gradient.inner();
@@ -162,11 +208,20 @@ impl<G: Gradients> Visitor<G> {
                     wanted: format!("{shape:?}"),
                 });
             }
-            Ok(gradient.into_data())
+            data(
+                &name,
+                Operand::Gradient,
+                flex(&name, Operand::Gradient, gradient)?,
+            )
+        });
+        let gradient = gradient.transpose()?;
+        let values = self.values.then(|| {
+            let tensor = flex(&name, Operand::Parameter, tensor.clone())?;
+            data(&name, Operand::Parameter, tensor)
         });
         self.visited.push(Visited {
-            gradient: gradient.transpose()?,
-            values: self.values.then(|| tensor.clone().inner().into_data()),
+            gradient,
+            values: values.transpose()?,
             name,
             id,
             dtype,
@@ -189,5 +244,35 @@ impl<G: Gradients> ModuleVisitor for Visitor<G> {
         if self.error.is_none() {
             self.error = self.tensor(param.id, param).err();
         }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Unsaved {
+    path: Path,
+    names: Vec<String>,
+}
+
+impl ModuleVisitor for Unsaved {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.enter(name);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if dtype_of(param.dtype()).is_none() {
+            self.names.push(self.path.name());
+        }
+    }
+
+    fn visit_int<const D: usize>(&mut self, _param: &Param<Tensor<D, Int>>) {
+        self.names.push(self.path.name());
+    }
+
+    fn visit_bool<const D: usize>(&mut self, _param: &Param<Tensor<D, Bool>>) {
+        self.names.push(self.path.name());
     }
 }

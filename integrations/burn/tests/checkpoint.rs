@@ -9,8 +9,8 @@ use burn::optim::GradientsParams;
 use burn::tensor::activation::relu;
 use burn::tensor::{Element, Int, Tensor};
 use common::{Record, device, numbers, param, tensor, tensors};
-use lion::checkpoint::{Checkpoint, CheckpointError, Save};
-use lion::{Lion, Lion8bit, bf16};
+use lion::checkpoint::{Checkpoint, CheckpointError, Load, Save};
+use lion::{Lion, Lion8bit, LionBuilder, Overrides, StepArgs, bf16};
 use lion_burn::{Error, LionBurn};
 use std::path::Path;
 
@@ -29,8 +29,30 @@ struct Run {
     optimizer: LionBurn,
 }
 
+/// The settings of the run that is saved.
+fn settings() -> LionBuilder {
+    Lion8bit::builder()
+        .lr(1e-3)
+        .weight_decay(0.1)
+        .stochastic_state(true)
+        .seed(7)
+        .group("plain", Overrides::new().weight_decay(0.0), |name| {
+            name.ends_with("bias")
+        })
+}
+
+/// Settings of which each differs from those of the run that is saved.
+fn other_settings() -> LionBuilder {
+    let overrides = Overrides::new().weight_decay(0.9).lr_multiplier(4.0);
+    Lion8bit::builder()
+        .lr(0.5)
+        .weight_decay(0.7)
+        .seed(8)
+        .group("plain", overrides, |name| name.ends_with("weight"))
+}
+
 impl Run {
-    fn new() -> Self {
+    fn new(builder: LionBuilder) -> Self {
         let device = device();
         let model = Network {
             first: LinearConfig::new(64, 80).init(&device),
@@ -39,7 +61,6 @@ impl Run {
             frozen: LinearConfig::new(10, 10).init(&device).no_grad(),
             positions: Param::initialized(Default::default(), Tensor::arange(0..4, &device)),
         };
-        let builder = Lion8bit::builder().weight_decay(0.1).stochastic_state(true);
         let optimizer = LionBurn::new(builder).unwrap();
         Run { model, optimizer }
     }
@@ -52,12 +73,16 @@ impl Run {
             let out = model.frozen.forward(model.second.forward(relu(hidden)));
             let loss = (out - 1.0).square().mean();
             let grads = GradientsParams::from_grads(loss.backward(), model);
-            let lr = 1e-3 / (seed + 1) as f64;
-            self.optimizer.step(lr, &mut self.model, grads).unwrap();
+            let args = StepArgs::new();
+            // Every second step uses the learning rate of the settings.
+            let args = match seed % 2 {
+                0 => args,
+                _ => args.lr(1e-3 / (seed + 1) as f64),
+            };
+            self.optimizer
+                .step_with(args, &mut self.model, grads)
+                .unwrap();
         }
-        // The means of a forward pass reach the module with the next one.
-        self.model.norm.running_mean.value_sync();
-        self.model.norm.running_var.value_sync();
     }
 
     /// Returns the names and bytes of all tensors of floats.
@@ -71,7 +96,7 @@ impl Run {
 fn a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.lion");
-    let mut whole = Run::new();
+    let mut whole = Run::new(settings());
     whole.train(0..5);
     let epoch = 5u64.to_le_bytes();
     let save = Save::new().section("epoch", &epoch);
@@ -85,24 +110,74 @@ fn a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one() {
     whole.train(5..12);
     assert_ne!(whole.values(), at_save);
 
-    // Other initial values, other ids, and no states yet.
-    let mut resumed = Run::new();
-    let settings = |run: &Run| {
+    // Other initial values, other ids, other settings, and no states yet.
+    let mut resumed = Run::new(other_settings());
+    let properties = |run: &Run| {
         let all = tensors(&run.model).into_iter();
         all.map(|(_, dtype, id, require_grad, _)| (dtype, id, require_grad))
             .collect::<Vec<_>>()
     };
-    let before = settings(&resumed);
+    let before = properties(&resumed);
     assert_ne!(resumed.values(), at_save);
     let report = resumed.optimizer.load(&path, &mut resumed.model).unwrap();
     assert_eq!(report.loaded.len(), 6); // weights, biases, gamma and beta
     assert_eq!(resumed.values(), at_save);
-    assert_eq!(settings(&resumed), before);
+    assert_eq!(properties(&resumed), before);
     resumed.train(5..12);
     assert_eq!(resumed.values(), whole.values());
+    assert_eq!(means(&resumed.model.norm), means(&whole.model.norm));
     let mut file = Checkpoint::open(&path).unwrap();
     let section = file.section("epoch").unwrap();
     assert_eq!(section.as_deref(), Some(&epoch[..]));
+
+    // The settings of the file are needed for that.
+    let mut other = Run::new(other_settings());
+    let how = Load::new().keep_settings(true);
+    let loaded = other.optimizer.load_with(&path, &mut other.model, how);
+    loaded.unwrap();
+    assert_eq!(other.values(), at_save);
+    other.train(5..12);
+    assert_ne!(other.values(), whole.values());
+}
+
+/// Returns the running mean and variance, with what the last forward pass has added.
+fn means(norm: &BatchNorm) -> [Vec<f32>; 2] {
+    [&norm.running_mean, &norm.running_var]
+        .map(|state| state.value_sync().into_data().try_into_vec().unwrap())
+}
+
+/// Runs a forward pass that changes the running means.
+fn forward(norm: &BatchNorm, seed: u64) {
+    norm.forward::<2>(tensor(numbers(seed, 8 * 3), [8, 3], &device()));
+}
+
+#[test]
+fn running_means_are_saved_and_loaded_with_the_last_forward_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let new = || BatchNormConfig::new(3).init(&device());
+    let saved = new();
+    for seed in 1..4 {
+        forward(&saved, seed);
+    }
+    let optimizer = LionBurn::new(Lion::builder()).unwrap();
+    optimizer.save(&path, &saved).unwrap();
+    let at_save = means(&saved);
+
+    let mut loaded = new();
+    let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
+    optimizer.load(&path, &mut loaded).unwrap();
+    assert_eq!(means(&loaded), at_save);
+
+    // A pass before the load does not come back after it.
+    let mut used = new();
+    forward(&used, 9);
+    optimizer.load(&path, &mut used).unwrap();
+    assert_eq!(means(&used), at_save);
+    forward(&saved, 4);
+    forward(&used, 4);
+    assert_eq!(means(&used), means(&saved));
+    assert_ne!(means(&used), at_save);
 }
 
 #[derive(Module, Debug)]
@@ -172,14 +247,25 @@ fn a_file_of_another_module_is_refused_and_changes_nothing() {
 
     // One tensor less than the file.
     let more = folder.path().join("more.lion");
-    let save = Save::new().param("x", &[1f32][..]);
-    optimizer.save_with(&more, &model, save).unwrap();
+    let none = LionBurn::new(Lion::builder()).unwrap();
+    let wider = Two {
+        w: model.w.clone(),
+        x: param(vec![1f32], [1]),
+    };
+    none.save(&more, &wider).unwrap();
     let (given, _) = differs(refused(&more, one(1f32, [2, 3])));
-    assert_eq!(given, "values of tensor `x`");
+    assert_eq!(given, "tensor `x`");
+
+    // A tensor that was a value of the trainer.
+    let added = folder.path().join("added.lion");
+    let save = Save::new().param("x", &[1f32][..]);
+    optimizer.save_with(&added, &model, save).unwrap();
+    let (given, wanted) = differs(refused(&added, wider));
+    assert_eq!(given, "values `x` that are not a tensor of the module");
+    assert_eq!(wanted, "[1] x");
 
     // A state less than the optimizer.
     let fresh = folder.path().join("fresh.lion");
-    let none = LionBurn::new(Lion::builder()).unwrap();
     none.save(&fresh, &model).unwrap();
     let mut other = one(5f32, [2, 3]);
     let mut optimizer = stepped(&mut other);
@@ -190,6 +276,107 @@ fn a_file_of_another_module_is_refused_and_changes_nothing() {
     };
     assert_eq!(missing, ["w"]);
     assert_eq!(tensors(&other), before);
+}
+
+#[test]
+fn the_tensors_that_are_not_saved_are_listed() {
+    let run = Run::new(settings());
+    assert_eq!(LionBurn::unsaved(&run.model), ["positions"]);
+    let model = (one(1f64, [2]), one(1f32, [2]));
+    assert_eq!(LionBurn::unsaved(&model), ["0.w"]);
+}
+
+#[test]
+fn a_load_keeps_the_settings_of_the_optimizer_if_it_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let mut model = one(1f32, [3]);
+    stepped(&mut model).save(&path, &model).unwrap();
+    for keep in [false, true] {
+        let mut loaded = one(0f32, [3]);
+        let builder = Lion::builder().lr(0.5).weight_decay(0.25);
+        let mut optimizer = LionBurn::new(builder).unwrap();
+        let how = Load::new().keep_settings(keep);
+        let report = optimizer.load_with(&path, &mut loaded, how).unwrap();
+        assert_eq!(report.loaded, ["w"]);
+        assert_eq!(tensors(&loaded)[0].4, tensors(&model)[0].4);
+        let lion = optimizer.lion();
+        let info = lion.info(lion.handle("w").unwrap()).unwrap();
+        let (lr, weight_decay) = if keep { (0.5, 0.25) } else { (0.125, 0.0) };
+        assert_eq!((info.hyper.lr, info.hyper.weight_decay), (lr, weight_decay));
+        assert_eq!(info.steps, 1);
+    }
+
+    // The width of the state is that of the optimizer.
+    let mut loaded = one(0f32, [3]);
+    let builder = || Lion8bit::builder().min_8bit_size(1);
+    let mut optimizer = LionBurn::new(builder()).unwrap();
+    let error = optimizer.load(&path, &mut loaded).unwrap_err();
+    let Error::Checkpoint(CheckpointError::Mismatch { different, .. }) = error else {
+        panic!("{error}")
+    };
+    assert_eq!(different[0].parameter, "w");
+    assert_eq!(optimizer.lion().parameters().len(), 0);
+    let how = Load::new().convert_states(true);
+    let report = optimizer.load_with(&path, &mut loaded, how).unwrap();
+    assert_eq!(report.converted.len(), 1);
+}
+
+#[derive(Module, Debug)]
+struct Two {
+    w: Param<Tensor<2>>,
+    x: Param<Tensor<1>>,
+}
+
+#[test]
+fn values_that_the_trainer_adds_do_not_keep_a_file_from_loading() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let mut model = one(1f32, [3]);
+    let optimizer = stepped(&mut model);
+    let save = Save::new().param("ema.w", &[4f32, 5.0, 6.0][..]);
+    optimizer.save_with(&path, &model, save).unwrap();
+
+    let mut resumed = one(0f32, [3]);
+    let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
+    optimizer.load(&path, &mut resumed).unwrap();
+    assert_eq!(common::elements::<1, f32>(&resumed.w), [0.875; 3]);
+    let mut ema = [0f32; 3];
+    let mut file = Checkpoint::open(&path).unwrap();
+    file.read_params([("ema.w", &mut ema[..])]).unwrap();
+    assert_eq!(ema, [4.0, 5.0, 6.0]);
+}
+
+#[test]
+fn a_module_without_a_parameter_of_the_optimizer_is_not_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let mut model = one(1f32, [3]);
+    let mut optimizer = stepped(&mut model);
+    let refused = |save: &dyn Fn(&LionBurn) -> Result<u64, Error>, wanted: &str| {
+        let error = save(&optimizer).unwrap_err().to_string();
+        assert!(error.contains("parameter `w`"), "{error}");
+        assert!(error.contains(wanted), "{error}");
+        assert!(error.contains("lion_mut().remove"), "{error}");
+        assert!(!path.exists());
+    };
+    let longer = one(1f32, [4]);
+    refused(&|it| it.save(&path, &longer), "3 f32 elements");
+    let half = one(bf16::ONE, [3]);
+    refused(&|it| it.save(&path, &half), "3 bf16 elements");
+    let wide = one(1f64, [3]);
+    refused(&|it| it.save(&path, &wide), "no such tensor");
+    let other = vec![one(1f32, [3])];
+    refused(&|it| it.save(&path, &other), "no such tensor");
+
+    // Without the parameter, the file is written and can be loaded.
+    let handle = optimizer.lion().handle("w").unwrap();
+    optimizer.lion_mut().remove(handle).unwrap();
+    optimizer.save(&path, &other).unwrap();
+    let mut resumed = vec![one(0f32, [3])];
+    let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
+    optimizer.load(&path, &mut resumed).unwrap();
+    assert_eq!(common::elements::<1, f32>(&resumed[0].w), [1.0; 3]);
 }
 
 #[test]

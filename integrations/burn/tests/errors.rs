@@ -3,12 +3,15 @@
 
 mod common;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::lr_scheduler::DynLrScheduler;
+use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Tensor};
-use common::{Network, device, linear, param, tensor, tensors};
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
+use common::{Network, device, elements, linear, param, tensor, tensors};
 use lion::{Lion, Lion8bit, OnNonFinite, StepArgs, f16};
 use lion_burn::{Error, LionBurn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A module of two vectors.
 #[derive(Module, Debug)]
@@ -203,45 +206,213 @@ fn a_parameter_that_has_changed_its_type_or_length_is_refused() {
     assert_eq!(tensors(&model), before);
 }
 
-/// A module that visits its vectors, and maps only the first.
-#[derive(Clone, Debug)]
-struct Incomplete(Two);
+/// Implements [`Module`] for a struct of [`Two`], with these functions to visit and to map it.
+macro_rules! module {
+    ($name:ident, $visit:expr, $map:expr) => {
+        #[derive(Clone, Debug)]
+        struct $name(Two);
 
-impl Module for Incomplete {
-    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        self.0.visit(visitor);
-    }
+        impl Module for $name {
+            fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+                let visit: fn(&Two, &mut V) = $visit;
+                visit(&self.0, visitor);
+            }
 
-    fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
-        mapper.enter_module("a", "");
-        self.0.a = Module::map(self.0.a, mapper);
-        mapper.exit_module("a", "");
-        self
-    }
+            fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+                let map: fn(Two, &mut M) -> Two = $map;
+                $name(map(self.0, mapper))
+            }
 
-    fn collect_devices(&self, devices: Vec<Device>) -> Vec<Device> {
-        self.0.collect_devices(devices)
-    }
+            fn collect_devices(&self, devices: Vec<Device>) -> Vec<Device> {
+                self.0.collect_devices(devices)
+            }
 
-    fn fork(self, device: &Device) -> Self {
-        Incomplete(self.0.fork(device))
-    }
+            fn fork(self, device: &Device) -> Self {
+                $name(self.0.fork(device))
+            }
 
-    fn to_device(self, device: &Device) -> Self {
-        Incomplete(self.0.to_device(device))
-    }
+            fn to_device(self, device: &Device) -> Self {
+                $name(self.0.to_device(device))
+            }
 
-    fn train(self) -> Self {
-        Incomplete(self.0.train())
-    }
+            fn train(self) -> Self {
+                $name(self.0.train())
+            }
 
-    fn valid(&self) -> Self {
-        Incomplete(self.0.valid())
-    }
+            fn valid(&self) -> Self {
+                $name(self.0.valid())
+            }
 
-    fn materialize(self) -> Self {
-        Incomplete(self.0.materialize())
+            fn materialize(self) -> Self {
+                $name(self.0.materialize())
+            }
+        }
+    };
+}
+
+/// Visits a vector under a name.
+fn visit<V: ModuleVisitor>(vector: &Param<Tensor<1>>, name: &str, visitor: &mut V) {
+    visitor.enter_module(name, "");
+    Module::visit(vector, visitor);
+    visitor.exit_module(name, "");
+}
+
+/// Maps a vector under a name.
+fn map<M: ModuleMapper>(vector: Param<Tensor<1>>, name: &str, mapper: &mut M) -> Param<Tensor<1>> {
+    mapper.enter_module(name, "");
+    let vector = Module::map(vector, mapper);
+    mapper.exit_module(name, "");
+    vector
+}
+
+// Visits its vectors, and maps only the first.
+module!(
+    Incomplete,
+    |two, visitor| two.visit(visitor),
+    |two, mapper| Two {
+        a: map(two.a, "a", mapper),
+        b: two.b,
     }
+);
+
+// Has both vectors under one path.
+module!(
+    OnePath,
+    |two, visitor| {
+        visit(&two.a, "w", visitor);
+        visit(&two.b, "w", visitor);
+    },
+    |two, mapper| Two {
+        a: map(two.a, "w", mapper),
+        b: map(two.b, "w", mapper),
+    }
+);
+
+// Maps both vectors under one path, and visits only the first.
+module!(
+    Hidden,
+    |two, visitor| visit(&two.a, "w", visitor),
+    |two, mapper| Two {
+        a: map(two.a, "w", mapper),
+        b: map(two.b, "w", mapper),
+    }
+);
+
+// Panics when it is mapped.
+module!(Panics, |two, visitor| two.visit(visitor), |_, _| panic!(
+    "as in a module"
+));
+
+/// Returns two vectors of one length.
+fn equal() -> Two {
+    Two {
+        b: param(vec![3f32, 4.0], [2]),
+        ..two()
+    }
+}
+
+#[test]
+fn two_parameters_with_one_path_are_refused() {
+    // A step matches parameters by path, so it could take the elements of the frozen one.
+    for frozen in [0, 1] {
+        let Two { a, b } = equal();
+        let model = match frozen {
+            0 => OnePath(Two {
+                a: a.set_require_grad(false),
+                b,
+            }),
+            _ => OnePath(Two {
+                a,
+                b: b.set_require_grad(false),
+            }),
+        };
+        let loss = model.0.a.val().sum() + model.0.b.val().sum();
+        let grads = GradientsParams::from_grads(loss.backward(), &model);
+        let error = refused(model, grads);
+        let Error::Lion(lion::Error::DuplicateParameter { parameter }) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(parameter, "w");
+    }
+}
+
+#[test]
+fn a_parameter_that_is_mapped_and_not_visited_stays_as_it_is() {
+    let mut model = Hidden(equal());
+    let grads = GradientsParams::from_grads(model.0.a.val().sum().backward(), &model);
+    let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
+    optimizer.step(0.5, &mut model, grads).unwrap();
+    assert_eq!(elements::<1, f32>(&model.0.a), [0.5, 1.5]);
+    assert_eq!(elements::<1, f32>(&model.0.b), [3.0, 4.0]);
+}
+
+#[test]
+fn a_panic_in_a_step_leaves_the_learning_rates_of_the_parameters() {
+    let mut model = Panics(equal());
+    let mut scheduler = ModuleLrScheduler::new(0.5f64)
+        .with_group(ParamGroup::from_path("b"), DynLrScheduler::from(0.25f64));
+    let loss = model.0.a.val().sum() + model.0.b.val().sum();
+    let grads = GradientsParams::from_grads(loss.backward(), &model);
+    let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
+    let step = || optimizer.step(scheduler.step(), &mut model, grads);
+    assert!(catch_unwind(AssertUnwindSafe(step)).is_err());
+    let own = optimizer.lion().parameters().map(|info| info.overrides.lr);
+    assert_eq!(own.collect::<Vec<_>>(), [None, None]);
+    assert_eq!(elements::<1, f32>(&model.0.a), [1.0, 2.0]);
+}
+
+#[test]
+fn elements_in_a_file_that_cannot_be_read_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("elements");
+    let write = || std::fs::write(&path, [1f32.to_ne_bytes(), 2f32.to_ne_bytes()].concat());
+    let data = TensorData::from_bytes(Bytes::from_file(&path, 8, 0), [2], DType::F32);
+    let lazy = Tensor::<1>::from_data(data, (&device(), DType::F32));
+    let mut model = Two {
+        a: Param::from_tensor(lazy),
+        ..two()
+    };
+    let grads = |model: &Two| {
+        let mut grads = GradientsParams::new();
+        grads.register(model.a.id, ones([2]));
+        grads.register(model.b.id, ones([1]));
+        grads
+    };
+    let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
+    let unreadable = |error| match error {
+        Error::Unsupported {
+            parameter, what, ..
+        } => assert_eq!((&*parameter, what), ("a", "memory")),
+        other => panic!("{other}"),
+    };
+    let saved = folder.path().join("run.lion");
+    unreadable(optimizer.save(&saved, &model).unwrap_err());
+    let given = grads(&model);
+    unreadable(optimizer.step(0.5, &mut model, given).unwrap_err());
+    let kept = model.clone();
+    let given = grads(&model);
+    unreadable(optimizer.step(0.5, &mut model, given).unwrap_err());
+    let args = StepArgs::new().lr(0.5);
+    unreadable(
+        optimizer
+            .diagnose(args, &model, &grads(&model))
+            .unwrap_err(),
+    );
+    drop(kept);
+    assert_eq!(elements::<1, f32>(&model.b), [3.0]);
+
+    // Nothing is lost: with the file, the step runs.
+    write().unwrap();
+    let given = grads(&model);
+    optimizer.step(0.5, &mut model, given).unwrap();
+    assert_eq!(elements::<1, f32>(&model.a), [0.5, 1.5]);
+    assert_eq!(elements::<1, f32>(&model.b), [2.5]);
+    // A copy then has the elements of the step and not those of the file.
+    let kept = model.clone();
+    let given = grads(&model);
+    optimizer.step(0.5, &mut model, given).unwrap();
+    assert_eq!(elements::<1, f32>(&model.a), [0.0, 1.0]);
+    assert_eq!(elements::<1, f32>(&kept.a), [0.5, 1.5]);
 }
 
 #[test]

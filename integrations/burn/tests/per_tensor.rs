@@ -4,11 +4,13 @@
 mod common;
 
 use burn::module::{Module, Param};
-use burn::optim::{GradientsParams, ModuleOptimizer, Optimizer};
+use burn::optim::{
+    GradientsParams, ModuleOptimizer, Optimizer, RecordState, StateSink, StateSource,
+};
 use burn::tensor::{DType, Device, Element, Tensor};
 use common::{Network, elements, numbers, param, tensor, tensors};
 use lion::{Lion, Overrides, bf16, f16};
-use lion_burn::{LionBurn, TensorLion};
+use lion_burn::{Error, LionBurn, TensorLion, TensorState};
 
 #[derive(Module, Debug)]
 struct Model {
@@ -78,6 +80,10 @@ fn a_record_resumes_with_the_same_bits() {
             let overrides = options.optim_bits(bits);
             TensorLion::new(overrides).unwrap().init()
         };
+        let other_seed = || {
+            let overrides = options.optim_bits(bits).seed(8_000);
+            TensorLion::new(overrides).unwrap().init()
+        };
         let mut model = Network::new();
         let optimizer = train(&mut model, new(), 0..3);
         let folder = tempfile::tempdir().unwrap();
@@ -85,7 +91,7 @@ fn a_record_resumes_with_the_same_bits() {
         optimizer.save(&path).unwrap();
         let mut resumed = model.clone();
         let expected = train(&mut model, optimizer, 3..6);
-        train(&mut resumed, new().load(&path).unwrap(), 3..6);
+        train(&mut resumed, other_seed().load(&path).unwrap(), 3..6);
         assert_eq!(tensors(&resumed), tensors(&model));
 
         // Without the record the bits are others.
@@ -118,6 +124,59 @@ fn states_of_equal_tensors_are_rounded_with_other_random_numbers() {
     let first = after(&lion);
     assert_ne!(after(&lion), first);
     assert_eq!(after(&TensorLion::new(options).unwrap()), first);
+}
+
+/// Returns the seed in the record of a state.
+fn seed(state: &TensorState<1>) -> u64 {
+    let mut sink = StateSink::default();
+    state.state_flatten("p", &mut sink);
+    let found = sink.scalars.into_iter().find(|(name, _)| name == "p.seed");
+    found.unwrap().1.try_into().unwrap()
+}
+
+/// Returns what its record restores.
+fn restored(state: &TensorState<1>) -> TensorState<1> {
+    let mut sink = StateSink::default();
+    state.state_flatten("p", &mut sink);
+    let mut source = StateSource::new(sink.scalars.into_iter().collect());
+    for (name, data) in sink.tensors {
+        source.insert_tensor(name, data);
+    }
+    RecordState::state_unflatten("p", &mut source, &Device::flex()).unwrap()
+}
+
+#[test]
+fn a_tensor_that_is_first_stepped_after_a_resume_has_a_seed_of_its_own() {
+    let x = || Tensor::<1>::ones([4], &Device::flex());
+    // Seeds wrap around at the end of the range.
+    for base in [7, u64::MAX] {
+        let options = Overrides::new().seed(base);
+        let lion = TensorLion::new(options).unwrap();
+        let step = |lion: &TensorLion, state| lion.step(0.1, x(), x(), state).1.unwrap();
+        let states: Vec<_> = (0..3).map(|_| step(&lion, None)).collect();
+        let seeds: Vec<_> = states.iter().map(seed).collect();
+        assert_eq!(seeds, [0, 1, 2].map(|index| base.wrapping_add(index)));
+        let next = seed(&step(&lion, None));
+
+        // The seed of the next tensor is that of a run without an interruption, in any order of the states.
+        for order in [[0, 1, 2], [2, 0, 1]] {
+            let resumed = TensorLion::new(options).unwrap();
+            for index in order {
+                let state = step(&resumed, Some(restored(&states[index])));
+                assert_eq!((seed(&state), state.steps()), (seeds[index], 2));
+            }
+            assert_eq!(seed(&step(&resumed, None)), next);
+        }
+    }
+}
+
+#[test]
+fn paged_states_are_refused() {
+    let error = TensorLion::new(Overrides::new().is_paged(true)).unwrap_err();
+    let Error::Lion(lion::Error::Backend { source, .. }) = &error else {
+        panic!("{error}")
+    };
+    assert!(source.to_string().contains("pag"), "{error}");
 }
 
 #[test]

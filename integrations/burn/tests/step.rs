@@ -16,7 +16,7 @@ use lion::{
     Lion, Lion8bit, Lion32bit, LionBuilder, MissingGradient, Overrides, ParamSpec, StepArgs, bf16,
     f16,
 };
-use lion_burn::LionBurn;
+use lion_burn::{Error, LionBurn};
 
 /// One parameter with whole blocks and an 8-bit state, one with neither, and one of several axes.
 #[derive(Module, Debug)]
@@ -223,33 +223,6 @@ fn names_are_paths_and_groups_are_chosen_by_them() {
 }
 
 #[test]
-fn a_clone_of_the_module_keeps_its_values_and_is_reported() {
-    let mut model = Network::new();
-    let mut optimizer = LionBurn::new(Lion8bit::builder()).unwrap();
-    let kept = model.clone();
-    let only_bias = model.second.bias.clone();
-    let before = tensors(&kept);
-    let grads = model.gradients(1);
-    let report = optimizer.step(0.5, &mut model, grads).unwrap();
-    assert_eq!(report.copied, report.step.updated);
-    assert_eq!(tensors(&kept), before);
-    assert_ne!(tensors(&model), before);
-    drop((kept, only_bias));
-
-    // Alone again, and then with one tensor that another parameter has.
-    let grads = model.gradients(2);
-    let report = optimizer.step(0.5, &mut model, grads).unwrap();
-    assert_eq!(report.copied, []);
-    let only_bias = model.second.bias.clone();
-    let grads = model.gradients(3);
-    let report = optimizer.step(0.5, &mut model, grads).unwrap();
-    let names = report.copied.iter().map(|&it| optimizer.lion().info(it));
-    let names: Vec<_> = names.map(|info| info.unwrap().name).collect();
-    assert_eq!(names, ["second.bias"]);
-    drop(only_bias);
-}
-
-#[test]
 fn a_parameter_without_a_gradient_is_skipped_or_an_error() {
     let mut model = (One::new(&[1.0]), One::new(&[1.0]));
     let grads =
@@ -369,31 +342,6 @@ fn gradients_of_several_devices_are_added() {
 }
 
 #[test]
-fn a_strided_gradient_and_a_strided_parameter_are_read_in_their_order() {
-    let x = tensor(vec![0f32, 1.0, 2.0, 3.0, 4.0, 5.0], [3, 2], &Device::flex());
-    let strided = x.transpose().autodiff(); // 0 2 4, 1 3 5
-    let mut model = Strided {
-        w: Param::from_tensor(strided),
-    };
-    let grad = tensor(
-        vec![1f32, 1.0, -1.0, 1.0, 1.0, -1.0],
-        [3, 2],
-        &Device::flex(),
-    );
-    let mut grads = GradientsParams::new();
-    grads.register(model.w.id, grad.transpose()); // 1 -1 1, 1 1 -1
-    let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
-    optimizer.step(0.5, &mut model, grads).unwrap();
-    let values: Vec<f32> = elements(&model.w);
-    assert_eq!(values, [-0.5, 2.5, 3.5, 0.5, 2.5, 5.5]);
-}
-
-#[derive(Module, Debug)]
-struct Strided {
-    w: Param<Tensor<2>>,
-}
-
-#[test]
 fn a_parameter_without_elements_steps() {
     let mut model = (
         One {
@@ -435,6 +383,23 @@ fn a_diagnosis_changes_nothing() {
         vec![bf16::from_f32(0.5); 256]
     );
     assert_eq!(model.w.val().dtype(), DType::BF16);
+}
+
+#[test]
+fn a_diagnosis_skips_parameters_without_a_gradient() {
+    let model = (One::new(&[1.0]), One::new(&[1.0]));
+    let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
+    let grads = GradientsParams::from_grads(model.1.w.val().sum().backward(), &model);
+    let args = StepArgs::new().lr(0.5);
+    let diagnosis = optimizer.diagnose(args, &model, &grads).unwrap();
+    let names = diagnosis.parameters.iter().map(|it| &*it.name);
+    assert_eq!(names.collect::<Vec<_>>(), ["1.w"]);
+    let none = optimizer.diagnose(args, &model, &GradientsParams::new());
+    assert!(matches!(
+        none.unwrap_err(),
+        Error::NoGradients { parameters: 2 }
+    ));
+    assert_eq!(optimizer.lion().parameters().len(), 0);
 }
 
 /// A module with buffers that are not parameters of a step.
