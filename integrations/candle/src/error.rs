@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 /// An error of a [`LionCandle`](crate::LionCandle).
 ///
-/// A call that returns an error has changed nothing, except after [`Error::PartlyLoaded`], and after the errors of which
-/// [`lion::Error`] says so.
+/// A call that returns an error has changed nothing, except after the errors of which [`lion::Error`] says so, and after
+/// [`CheckpointError::PartlyLoaded`], which lists the states that [`load`](crate::LionCandle::load) has changed. No error of
+/// a load changes a variable.
 ///
 /// The methods of [`candle_nn::Optimizer`] return it inside a [`candle_core::Error`], with the same message.
 #[derive(Debug)]
@@ -67,7 +68,14 @@ pub enum Error {
         /// The variable.
         variable: String,
     },
-    /// A checkpoint does not have the variables of the optimizer.
+    /// The optimizer has no variable of a name.
+    UnknownVariable {
+        /// The name.
+        variable: String,
+        /// The number of variables of the optimizer.
+        variables: usize,
+    },
+    /// A checkpoint does not have the values of the variables of the optimizer.
     Variables {
         /// The file.
         path: PathBuf,
@@ -75,12 +83,6 @@ pub enum Error {
         given: String,
         /// What the optimizer has.
         wanted: String,
-    },
-    /// The states and settings were loaded, and then the file could no longer be read. The variables may have old or
-    /// new values. Load a checkpoint before the next step.
-    PartlyLoaded {
-        /// What went wrong.
-        source: Box<Error>,
     },
 }
 
@@ -128,15 +130,18 @@ impl fmt::Display for Error {
                 f,
                 "variable `{variable}` is being stepped or loaded in another thread, wanted one call at a time"
             ),
+            Error::UnknownVariable {
+                variable,
+                variables,
+            } => write!(
+                f,
+                "variable `{variable}` is none of the {variables} variables, wanted the name of one of them"
+            ),
             Error::Variables {
                 path,
                 given,
                 wanted,
             } => write!(f, "{}: has {given}, wanted {wanted}", path.display()),
-            Error::PartlyLoaded { source } => write!(
-                f,
-                "the states are loaded, and the variables may be loaded in part: {source}"
-            ),
         }
     }
 }
@@ -154,7 +159,6 @@ impl std::error::Error for Error {
             Error::Lion(source) => source.source(),
             Error::Checkpoint(source) => source.source(),
             Error::Candle { source, .. } => Some(source),
-            Error::PartlyLoaded { source } => Some(source),
             _ => None,
         }
     }

@@ -3,6 +3,30 @@
 //! A step needs all variables mutably at once. candle lends one storage at a time, to an operation in place. Such an
 //! operation could call the next one, but then each variable would take a frame of the stack, and a model of many thousand
 //! variables would overflow it. So an operation takes the vector, which copies nothing, and another puts it back.
+//!
+//! # Other threads
+//! In between, another thread can use the variable, whose layout then has more elements than its storage. Some functions
+//! of candle read by the layout without a check of the index: `cpu_backend::unary_map` does for strided tensors. They would
+//! read out of bounds, had the storage a type that they read.
+//!
+//! Therefore an empty storage of [`CpuStorage::F4`] takes the place of the vector. candle has this type only to carry bytes
+//! from one safetensors file to another, and cannot compute with it. That no function reads its elements without a check
+//! has been verified by reading candle-core and candle-nn 0.11.1:
+//!
+//! - `Map1`, `Map1Any`, `Map2`, `Map2InPlace` and `Map2U8`, and with them affine functions, reductions, comparisons,
+//!   poolings, upsamplings, convolutions, products of matrices, `gather`, `index_select`, `scatter` and `where_cond`, match
+//!   on the type of the storage and return an error for `F4`, also if only one of two operands has it. `to_dtype`, `powf`,
+//!   `elu`, unary and binary functions, `argsort` and `const_set` do so too.
+//! - `to_vec`, `to_scalar`, quantization, the products with quantized matrices, attention and the saving of files ask for
+//!   a slice of a type (`as_slice`, `cpu_storage_as_slice`). No type of Rust gets one of `F4`.
+//! - `copy2d` and `copy_strided_src` copy between two storages of `F4`, as from one taken variable to another, but by slices
+//!   with checks. They panic, and candle's locks are not poisoned. Between `F4` and another type they return an error.
+//! - Functions that allocate a result of the type of a storage return an error, because `alloc_uninit` and `zeros` have no
+//!   `F4`.
+//! - `copy` succeeds and returns a tensor that is as empty. A copy to a GPU is an error.
+//! - The operations of candle-nn (softmax, norms, rotary embeddings, sigmoid) match on the types of the storages.
+//!
+//! The tests in `other_threads.rs` call most of them.
 
 use crate::Error;
 use crate::variable::Variable;
@@ -11,8 +35,9 @@ use lion::tensor::SliceMut;
 use std::cell::Cell;
 use std::mem::replace;
 
-/// What a storage holds while its vector is taken. No variable of the optimizer has this type.
-const TAKEN: CpuStorage = CpuStorage::U8(Vec::new());
+/// What a storage holds while its vector is taken. It must be of a type that candle does not read, as the documentation of
+/// this module explains. No variable of the optimizer has this type.
+const TAKEN: CpuStorage = CpuStorage::F4(Vec::new());
 
 /// The vectors of variables. They are put back when this is dropped, also while a panic unwinds.
 #[derive(Debug)]
@@ -104,7 +129,7 @@ impl InplaceOp1 for Take {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        if !matches!(storage, CpuStorage::U8(_)) {
+        if !matches!(storage, CpuStorage::F4(_)) {
             self.0.set(Some(replace(storage, TAKEN)));
         }
         Ok(())
@@ -124,6 +149,10 @@ impl InplaceOp1 for Put {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod other_threads;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

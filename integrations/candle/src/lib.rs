@@ -35,15 +35,26 @@
 //! processes, so a checkpoint that numbered the variables would load states into the wrong ones.
 //!
 //! # Groups
-//! [`LionBuilder::group`](lion::LionBuilder::group) gives variables other hyper-parameters, by a function of the name.
+//! [`LionBuilder::group`](lion::LionBuilder::group) gives variables other hyper-parameters, by a function of the name. A
+//! variable belongs to the first group that contains its name, and to no other.
+//!
+//! A group that sets `lr` keeps it when `set_learning_rate` sets another. The learning rate of a single step,
+//! [`StepArgs::lr`](lion::StepArgs::lr), replaces that of a group too. A group that sets
+//! [`lr_multiplier`](lion::Overrides::lr_multiplier) follows both.
 //!
 //! # Types and devices
 //! Variables and gradients are `f32`, `f16` or `bf16` tensors on the CPU. Variables of integers are ignored, as by candle's
 //! own optimizers.
 //!
 //! # Threads
-//! During a step and a load, no other thread may use the variables. If one does, candle returns an error or panics in that
-//! thread, because a step takes the vectors of the variables and puts them back when it is done.
+//! A step and a load take the vectors of the variables out of their tensors, and put them back at the end. In between, no
+//! other thread can use the variables. If one tries to, nothing is read or written: candle returns an error in that thread,
+//! which names the type `F4`, or panics. A [copy](candle_core::Tensor::copy) of a variable is then a tensor without
+//! elements, for which every operation fails. If another optimizer tries to, it returns [`Error::InUse`].
+//!
+//! A step waits while another thread computes with a variable, or holds the guard that
+//! [`storage_and_layout`](candle_core::Tensor::storage_and_layout) returns. If the thread that steps holds one itself, the
+//! step waits forever.
 
 mod error;
 mod lend;

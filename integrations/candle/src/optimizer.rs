@@ -8,7 +8,9 @@ use candle_core::backprop::GradStore;
 use candle_nn::{Optimizer, VarMap};
 use lion::backend::Operand;
 use lion::tensor::Update;
-use lion::{Device, Diagnosis, Lion, LionBuilder, MissingGradient, ParamSpec, StepArgs, StepReport};
+use lion::{
+    Device, Diagnosis, Lion, LionBuilder, MissingGradient, ParamSpec, StepArgs, StepReport,
+};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::PoisonError;
@@ -23,14 +25,24 @@ pub struct LionCandle {
     pub(crate) variables: Vec<Variable>,
     /// The index in `variables` by the address of the storage.
     storages: HashMap<usize, usize>,
-    /// A learning rate that `lion` refuses, as `set_learning_rate` cannot return an error.
-    pub(crate) refused_lr: Option<f64>,
+    /// A learning rate that `lion` has refused, as `set_learning_rate` cannot return an error.
+    pub(crate) refused_lr: Option<RefusedLr>,
     report: StepReport,
+}
+
+/// A learning rate that `lion` has refused.
+pub(crate) struct RefusedLr {
+    given: f64,
+    /// The learning rate that `lion` has kept. If it has another one now, the user has set a valid one since.
+    kept: f64,
 }
 
 impl LionCandle {
     /// Returns an optimizer of all variables of floats of a `VarMap`, under their names there. Variables that are added
     /// to the map later are not stepped, unless [`add`](LionCandle::add) adds them here.
+    ///
+    /// The running mean and variance of a [`BatchNorm`](candle_nn::BatchNorm) are variables of its `VarMap`. They never have
+    /// gradients, so no step changes them; [`save`](LionCandle::save) saves them with the other variables.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a variable that is on a device, strided, or of floats other than `f32`, `f16` and
@@ -62,7 +74,8 @@ impl LionCandle {
         })
     }
 
-    /// Adds a variable under a name, for variables that are in no `VarMap`.
+    /// Adds a variable under a name, for variables that are in no `VarMap`. It joins the first
+    /// [group](LionBuilder::group) that contains its name.
     ///
     /// ```
     /// use candle_core::{Device, Var};
@@ -104,13 +117,63 @@ impl LionCandle {
         Ok(())
     }
 
+    /// Removes a variable, which is no longer stepped nor saved, and frees its state. The variable itself keeps its value. It
+    /// can be added again, with a new state.
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_nn::Optimizer;
+    /// use lion::Lion;
+    /// use lion_candle::LionCandle;
+    ///
+    /// let x = Var::new(&[1f32, -2.0], &Device::Cpu)?;
+    /// let mut optimizer = LionCandle::empty(Lion::builder())?;
+    /// optimizer.add("x", &x)?;
+    /// optimizer.remove("x")?;
+    /// assert_eq!(optimizer.lion().state_bytes(), 0);
+    /// assert_eq!(
+    ///     optimizer.remove("x").unwrap_err().to_string(),
+    ///     "variable `x` is none of the 0 variables, wanted the name of one of them"
+    /// );
+    /// optimizer.add("x", &x)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownVariable`].
+    pub fn remove(&mut self, name: &str) -> Result<(), Error> {
+        let index = self.variables.iter().position(|it| it.name == name);
+        let index = index.ok_or_else(|| Error::UnknownVariable {
+            variable: name.to_owned(),
+            variables: self.variables.len(),
+        })?;
+        match self.lion.remove(self.variables[index].handle) {
+            // The user has removed it from `lion_mut`.
+            Ok(()) | Err(lion::Error::UnknownHandle { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.variables.remove(index);
+        self.storages.retain(|_, other| *other != index);
+        for other in self.storages.values_mut() {
+            if *other > index {
+                *other -= 1;
+            }
+        }
+        Ok(())
+    }
+
     /// Runs a step with arguments, such as the learning rate of this step or a limit on the norm of the gradients, and
     /// returns its report.
     ///
     /// A strided gradient is copied first. Nothing else is copied.
     ///
-    /// A variable without a gradient is an error, unless the arguments
-    /// [skip it](StepArgs::missing_gradients). [`Optimizer::step`] skips it, as candle's optimizers do.
+    /// The learning rate of the arguments replaces that of all variables, of groups that set `lr` too. Such a group can set
+    /// [`lr_multiplier`](lion::Overrides::lr_multiplier) instead, which always applies.
+    ///
+    /// A variable without a gradient is an error, by the default of [`StepArgs::missing_gradients`]. A model with a
+    /// [`BatchNorm`](candle_nn::BatchNorm) always has such variables, its running means and variances; to skip them, pass
+    /// `args.missing_gradients(MissingGradient::Skip)`. [`Optimizer::step`] skips variables without gradients, as candle's
+    /// optimizers do.
     ///
     /// ```
     /// use candle_core::{Device, Var};
@@ -133,7 +196,7 @@ impl LionCandle {
     /// [`Error::SharedStorage`] for a gradient that shares its memory with a variable; [`Error::InUse`];
     /// [`Error::Candle`]; [`Error::Lion`] with the errors of [`Lion::step`].
     pub fn step_with(&mut self, grads: &GradStore, args: StepArgs) -> Result<&StepReport, Error> {
-        self.accept_lr()?;
+        self.accept_lr(args)?;
         self.report = with_updates(&self.variables, &self.storages, grads, |updates| {
             self.lion.step_with(args, updates)
         })?;
@@ -160,26 +223,39 @@ impl LionCandle {
     /// ```
     ///
     /// # Errors
-    /// Those of [`step_with`](LionCandle::step_with).
+    /// Those of [`step_with`](LionCandle::step_with), except that for a variable without a gradient.
     pub fn diagnose(&mut self, grads: &GradStore, args: StepArgs) -> Result<Diagnosis, Error> {
-        self.accept_lr()?;
+        self.accept_lr(args)?;
         let args = args.missing_gradients(MissingGradient::Skip);
         with_updates(&self.variables, &self.storages, grads, |updates| {
             self.lion.diagnose_with(args, updates)
         })
     }
 
-    /// Returns the error of a learning rate that [`set_learning_rate`](Optimizer::set_learning_rate) could not return.
-    fn accept_lr(&mut self) -> Result<(), Error> {
-        if let Some(lr) = self.refused_lr {
-            self.lion.set_lr(lr)?;
-            self.refused_lr = None;
+    /// Returns the error of a learning rate that [`set_learning_rate`](Optimizer::set_learning_rate) could not return, unless
+    /// the arguments of the step replace that learning rate.
+    fn accept_lr(&mut self, args: StepArgs) -> Result<(), Error> {
+        if args.get_lr().is_some() {
+            return Ok(());
         }
+        if let Some(lr) = self.refused_lr() {
+            // It may be valid now, with another weight decay.
+            self.lion.set_lr(lr)?;
+        }
+        self.refused_lr = None;
         Ok(())
     }
 
-    /// Returns the report of the last step: what was updated, and the blocks that were skipped because their new momentum
-    /// is not finite. Before the first step it is empty. [`Lion::info`] returns the name that belongs to a handle.
+    /// Returns the learning rate that `lion` has refused, unless another one has been set since.
+    fn refused_lr(&self) -> Option<f64> {
+        let refused = self.refused_lr.as_ref()?;
+        let kept = refused.kept.to_bits() == self.lion.lr().to_bits();
+        kept.then_some(refused.given)
+    }
+
+    /// Returns the report of the last step that succeeded: what was updated, and the blocks that were skipped because their
+    /// new momentum is not finite. A step that returns an error keeps the report of the step before it. Before the first
+    /// step the report is empty. [`Lion::info`] returns the name that belongs to a handle.
     pub fn step_report(&self) -> &StepReport {
         &self.report
     }
@@ -189,15 +265,17 @@ impl LionCandle {
         &self.lion
     }
 
-    /// Returns the optimizer of lion, for example to change hyper-parameters. If a parameter is removed from it, the next
-    /// step returns an error.
+    /// Returns the optimizer of lion, for example to change hyper-parameters. To remove a variable, call
+    /// [`remove`](LionCandle::remove) instead of [`Lion::remove`], after which steps, saves and loads return an error. Values
+    /// of variables are neither saved nor loaded by [`Lion::save`] and [`Lion::load`].
     pub fn lion_mut(&mut self) -> &mut Lion {
         &mut self.lion
     }
 }
 
 /// Skips variables without a gradient, as candle's optimizers do, and lists them in the
-/// [report](StepReport::without_gradient). The learning rate is that of the builder; a group that sets `lr` keeps its own.
+/// [report](StepReport::without_gradient). The learning rate is that of [`Lion::lr`]. A group that sets `lr` keeps its own,
+/// also when [`set_learning_rate`](Optimizer::set_learning_rate) sets another.
 impl Optimizer for LionCandle {
     type Config = LionBuilder;
 
@@ -218,12 +296,15 @@ impl Optimizer for LionCandle {
     }
 
     fn learning_rate(&self) -> f64 {
-        self.refused_lr.unwrap_or(self.lion.lr())
+        self.refused_lr().unwrap_or(self.lion.lr())
     }
 
-    /// Sets the learning rate. If it is not valid, the next step returns the error.
+    /// Sets the learning rate of all variables, except those in a group that sets `lr`. If it is not valid, steps return the
+    /// error until another one is set, except those whose [arguments](StepArgs::lr) have a learning rate.
     fn set_learning_rate(&mut self, lr: f64) {
-        self.refused_lr = self.lion.set_lr(lr).err().map(|_| lr);
+        let kept = self.lion.lr();
+        let refused = self.lion.set_lr(lr).err();
+        self.refused_lr = refused.map(|_| RefusedLr { given: lr, kept });
     }
 }
 

@@ -3,10 +3,10 @@
 use crate::lend::Lent;
 use crate::variable::elements;
 use crate::{Error, LionCandle};
-use lion::Dtype;
-use lion::checkpoint::{Checkpoint, Load, LoadReport, Save, load};
-use lion::tensor::MemoryOrder;
-use std::collections::HashMap;
+use lion::checkpoint::{Checkpoint, CheckpointError, Load, LoadReport, Save, load};
+use lion::tensor::{MemoryOrder, SliceMut};
+use lion::{Dtype, bf16, f16};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// The section that holds the shapes of the variables. The format of lion has the number of elements only.
@@ -39,13 +39,17 @@ impl LionCandle {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InUse`]; [`Error::Checkpoint`] with the errors of [`lion::checkpoint::save`].
+    /// [`Error::InUse`]; [`Error::Lion`] with the error of [`Lion::info`](lion::Lion::info) if the parameter of a variable
+    /// was removed from [`lion_mut`](LionCandle::lion_mut); [`Error::Checkpoint`] with the errors of
+    /// [`lion::checkpoint::save`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<u64, Error> {
         self.save_with(path, Save::new())
     }
 
-    /// Saves a run as [`save`](LionCandle::save) does, with what `save` adds to it, such as the epoch.
-    /// [`Checkpoint::section`](lion::checkpoint::Checkpoint::section) reads it back; [`Save`] has an example.
+    /// Saves a run as [`save`](LionCandle::save) does, with what `save` adds to it, such as the epoch or averages of the
+    /// variables. [`Checkpoint::section`](lion::checkpoint::Checkpoint::section) and
+    /// [`Checkpoint::read_params`](lion::checkpoint::Checkpoint::read_params) read them back, and
+    /// [`load`](LionCandle::load) ignores them; [`Save`] has an example.
     ///
     /// # Errors
     /// The errors of [`save`](LionCandle::save), and
@@ -58,6 +62,8 @@ impl LionCandle {
         let locks: Vec<_> = locks.collect();
         let mut save = save.section(SHAPES, shapes.as_bytes());
         for (variable, storage) in &locks {
+            // A file of values without a state could not be loaded.
+            self.lion.info(variable.handle)?;
             let values = elements(storage, variable.range.clone());
             let values = values.ok_or_else(|| Error::InUse {
                 variable: variable.name.clone(),
@@ -70,27 +76,89 @@ impl LionCandle {
     /// Loads the settings, the states and the values of all variables from a file. The variables must be exactly those of
     /// the file, by name, shape and type. [`save`](LionCandle::save) has an example.
     ///
-    /// Everything is checked before anything changes. The file is read three times.
+    /// The settings of the file replace those of the builder: the learning rate and all other hyper-parameters, the groups,
+    /// and the group of each variable. Only a group whose name is not in the file is kept, with its variables. A run that
+    /// resumes with other settings needs [`keep_settings`](Load::keep_settings), an option of
+    /// [`load_with`](LionCandle::load_with), or sets them after the load.
     ///
     /// # Errors
-    /// [`Error::Variables`] if the file has no values or other variables; [`Error::Checkpoint`] with the errors of
-    /// [`Lion::load`](lion::Lion::load); [`Error::InUse`]; [`Error::PartlyLoaded`].
+    /// The errors of [`load_with`](LionCandle::load_with).
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport, Error> {
+        self.load_with(path, Load::new())
+    }
+
+    /// Loads a run as [`load`](LionCandle::load) does, with options.
+    ///
+    /// [`keep_settings`](Load::keep_settings) and [`convert_states`](Load::convert_states) do what they do in
+    /// [`Lion::load_with`](lion::Lion::load_with). With [`LoadPolicy::NonStrict`](lion::checkpoint::LoadPolicy::NonStrict),
+    /// the file may have more variables or fewer, and a variable that is not in the file keeps its value and its state. All
+    /// values that are in the file are loaded, also that of a variable whose state is not, because it has another width.
+    ///
+    /// Values are neither converted nor renamed. A variable whose shape or type is not that of the file is an error, with
+    /// [`allow_dtype_change`](Load::allow_dtype_change) and `NonStrict` too. The function of [`rename`](Load::rename) is not
+    /// called.
+    ///
+    /// All of the file is checked before anything changes. The values are read into memory before the states are loaded, and
+    /// copied into the variables after that, so a load needs memory for another copy of the variables, and one that fails
+    /// changes none of them. The file is read up to three times.
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_nn::Optimizer;
+    /// use lion::{Lion, checkpoint::Load};
+    /// use lion_candle::LionCandle;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("run.lion");
+    /// let x = Var::new(&[1f32, -2.0], &Device::Cpu)?;
+    /// let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5))?;
+    /// optimizer.add("x", &x)?;
+    /// optimizer.save(&path)?;
+    ///
+    /// let y = Var::new(&[0f32, 0.0], &Device::Cpu)?;
+    /// let mut tuned = LionCandle::empty(Lion::builder().lr(0.125))?;
+    /// tuned.add("x", &y)?;
+    /// tuned.load_with(&path, Load::new().keep_settings(true))?;
+    /// assert_eq!((y.to_vec1::<f32>()?, tuned.learning_rate()), (vec![1.0, -2.0], 0.125));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Variables`] if the file has the state of a variable but not its values, or has them in another shape or
+    /// type; [`Error::InUse`]; [`Error::Checkpoint`] with the errors of [`lion::checkpoint::load`], such as
+    /// [`CheckpointError::Mismatch`](lion::checkpoint::CheckpointError::Mismatch) if the file has other variables. After
+    /// [`CheckpointError::PartlyLoaded`](lion::checkpoint::CheckpointError::PartlyLoaded) the variables have their old
+    /// values, and the states that it lists must be loaded again before the next step; after all other errors nothing has
+    /// changed.
+    pub fn load_with(
+        &mut self,
+        path: impl AsRef<Path>,
+        how: Load<'_>,
+    ) -> Result<LoadReport, Error> {
         let path = path.as_ref();
         let mut file = Checkpoint::open(path)?;
         file.verify_all()?;
-        self.check_values(path, &mut file)?;
+        let saved = self.check_values(path, &mut file)?;
         let mut lent = Lent::take(&self.variables)?;
-        let mut values = Vec::with_capacity(self.variables.len());
-        for element in lent.elements() {
+        let mut targets = Vec::with_capacity(saved.len());
+        for (element, saved) in lent.elements().zip(saved) {
             let (variable, slice) = element?;
-            values.push((&*variable.name, slice));
+            if saved {
+                // The type has been checked when the variable was added.
+                let target = Target::new(slice).ok_or_else(|| Error::InUse {
+                    variable: variable.name.clone(),
+                })?;
+                targets.push((&*variable.name, target));
+            }
         }
-        let report = load(&mut self.lion, &mut file, Load::new())?;
-        let read = file.read_params(values);
-        read.map_err(|source| Error::PartlyLoaded {
-            source: Box::new(source.into()),
-        })?;
+        let values = targets.iter_mut();
+        let read = file.read_params(values.map(|(name, target)| (*name, target.values())));
+        read.map_err(nothing_loaded)?;
+        // With new names, the states would not be those of the variables that get the values.
+        let same_names = |_: &str| None;
+        let report = load(&mut self.lion, &mut file, how.rename(&same_names))?;
+        for (_, target) in targets {
+            target.set();
+        }
         self.refused_lr = None;
         Ok(report)
     }
@@ -101,23 +169,42 @@ impl LionCandle {
         variables.sort_unstable_by_key(|variable| &variable.name);
         let lines = variables.into_iter().map(|variable| {
             let dims = variable.var.dims();
-            format!("{dims:?} {}\n", variable.name)
+            format!("{dims:?} {}\n", in_a_line(&variable.name))
         });
         lines.collect()
     }
 
-    /// Checks that a file has the values of the variables, in their shapes and types.
-    fn check_values(&self, path: &Path, file: &mut Checkpoint<std::fs::File>) -> Result<(), Error> {
+    /// Returns, for each variable, whether a file has its values, which are then of its shape and type. The load of the
+    /// states refuses a file without the variable, unless the caller allows it.
+    fn check_values(
+        &self,
+        path: &Path,
+        file: &mut Checkpoint<std::fs::File>,
+    ) -> Result<Vec<bool>, Error> {
         let differs = |given: String, wanted: String| Error::Variables {
             path: path.to_owned(),
             given,
             wanted,
         };
-        let mut saved = HashMap::new();
+        let mut params = HashMap::new();
         for param in file.params()? {
             let param = param?;
-            saved.insert(param.name.clone(), param);
+            params.insert(param.name.clone(), param);
         }
+        let mut states = HashSet::new();
+        for state in file.tensors()? {
+            states.insert(state?.name);
+        }
+        // A file that was not saved by this crate has no shapes.
+        let lines = file.section(SHAPES)?.unwrap_or_default();
+        let lines = String::from_utf8_lossy(&lines);
+        let lines = lines.split('\n').filter_map(|line| {
+            let (dims, name) = line.split_once("] ")?;
+            Some((name, format!("{dims}]")))
+        });
+        let shapes: HashMap<&str, String> = lines.collect();
+
+        let mut saved = Vec::with_capacity(self.variables.len());
         for variable in &self.variables {
             let name = &variable.name;
             let info = self.lion.info(variable.handle)?;
@@ -125,28 +212,118 @@ impl LionCandle {
                 format!("{len} {dtype} values ({order:?})")
             };
             let wanted = describe(info.len as u64, info.dtype, &MemoryOrder::RowMajor);
-            let param = saved.get(name);
-            let param = param.ok_or_else(|| {
-                differs(format!("no values of variable `{name}`"), wanted.clone())
-            })?;
+            let Some(param) = params.get(name) else {
+                if states.contains(name) {
+                    return Err(differs(format!("no values of variable `{name}`"), wanted));
+                }
+                saved.push(false);
+                continue;
+            };
             let given = describe(param.len, param.dtype, &param.order);
             if given != wanted {
                 return Err(differs(format!("{given} for variable `{name}`"), wanted));
             }
+            let wanted = format!("{:?}", variable.var.dims());
+            if let Some(given) = shapes.get(&*in_a_line(name))
+                && *given != wanted
+            {
+                let given = format!("shape {given} for variable `{name}`");
+                return Err(differs(given, wanted));
+            }
+            saved.push(true);
         }
-        // A file that was not saved by this crate has no shapes.
-        let Some(given) = file.section(SHAPES)? else {
-            return Ok(());
+        Ok(saved)
+    }
+}
+
+/// Returns the error of a reading of values, without its list of what is partly read: no variable has these values yet, and
+/// the caller would take it for a list of states.
+fn nothing_loaded(error: CheckpointError) -> CheckpointError {
+    match error {
+        CheckpointError::PartlyLoaded { path, source, .. } => {
+            let source = source.downcast::<CheckpointError>();
+            source.map_or_else(
+                |source| CheckpointError::Io {
+                    action: "read",
+                    path,
+                    source: std::io::Error::other(source),
+                },
+                |source| *source,
+            )
+        }
+        other => other,
+    }
+}
+
+/// Returns a name without line breaks.
+fn in_a_line(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('\n', "\\n")
+}
+
+/// The elements of a variable, and the values that it will get.
+enum Target<'a> {
+    F32(&'a mut [f32], Vec<f32>),
+    F16(&'a mut [f16], Vec<f16>),
+    Bf16(&'a mut [bf16], Vec<bf16>),
+}
+
+impl<'a> Target<'a> {
+    /// Returns zeros for these elements, or `None` if their type is none of the three.
+    fn new(elements: SliceMut<'a>) -> Option<Self> {
+        match elements {
+            SliceMut::F32(all) => {
+                let values = vec![0.0; all.len()];
+                Some(Target::F32(all, values))
+            }
+            SliceMut::F16(all) => {
+                let values = vec![f16::ZERO; all.len()];
+                Some(Target::F16(all, values))
+            }
+            SliceMut::Bf16(all) => {
+                let values = vec![bf16::ZERO; all.len()];
+                Some(Target::Bf16(all, values))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the values, into which a file is read.
+    fn values(&mut self) -> SliceMut<'_> {
+        match self {
+            Target::F32(_, values) => SliceMut::F32(values),
+            Target::F16(_, values) => SliceMut::F16(values),
+            Target::Bf16(_, values) => SliceMut::Bf16(values),
+        }
+    }
+
+    /// Copies the values to the variable. They have the same length.
+    fn set(self) {
+        match self {
+            Target::F32(all, values) => all.copy_from_slice(&values),
+            Target::F16(all, values) => all.copy_from_slice(&values),
+            Target::Bf16(all, values) => all.copy_from_slice(&values),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_values_lists_no_states() {
+        let partly = |source| CheckpointError::PartlyLoaded {
+            path: "run.lion".into(),
+            parameters: vec!["w".into()],
+            source,
         };
-        let (given, wanted) = (String::from_utf8_lossy(&given), self.shapes());
-        let mut pairs = given.lines().zip(wanted.lines());
-        match pairs.find(|(given, wanted)| given != wanted) {
-            Some((given, wanted)) => Err(differs(
-                format!("the shape and variable {given}"),
-                wanted.to_owned(),
-            )),
-            // A file with more variables is refused by the load of the states.
-            None => Ok(()),
-        }
+        let index = CheckpointError::Sharded {
+            path: "index.lion".into(),
+        };
+        let error = nothing_loaded(partly(Box::new(index)));
+        assert!(matches!(error, CheckpointError::Sharded { .. }));
+        let error = nothing_loaded(partly("gone".into()));
+        assert!(matches!(error, CheckpointError::Io { .. }));
     }
 }

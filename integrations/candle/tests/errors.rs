@@ -6,7 +6,7 @@ mod common;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 use common::gradients;
-use lion::{Lion, OnNonFinite, StepArgs};
+use lion::{Lion, OnNonFinite, Overrides, StepArgs};
 use lion_candle::{Error, LionCandle};
 
 fn var(values: &[f32]) -> Var {
@@ -144,4 +144,67 @@ fn an_invalid_learning_rate_is_an_error_of_the_next_step() {
     optimizer.set_learning_rate(0.25);
     optimizer.backward_step(&loss).unwrap();
     assert_eq!(a.to_vec1::<f32>().unwrap(), [0.75]);
+}
+
+#[test]
+fn an_invalid_learning_rate_does_not_outlive_a_valid_one() {
+    let a = var(&[1.0]);
+    let mut optimizer = optimizer(&[("a", &a)]);
+    let loss = a.sum_all().unwrap();
+    let grads = loss.backward().unwrap();
+    optimizer.set_learning_rate(f64::NAN);
+    // The learning rate of a step replaces it, for that step.
+    let args = StepArgs::new().lr(0.5);
+    optimizer.diagnose(&grads, args).unwrap();
+    optimizer.step_with(&grads, args).unwrap();
+    assert_eq!(a.to_vec1::<f32>().unwrap(), [0.5]);
+    assert!(optimizer.learning_rate().is_nan());
+    assert!(optimizer.step(&grads).is_err());
+    assert!(optimizer.diagnose(&grads, StepArgs::new()).is_err());
+    // So does one that is set in lion.
+    optimizer.lion_mut().set_lr(0.25).unwrap();
+    assert_eq!(optimizer.learning_rate(), 0.25);
+    optimizer.step(&grads).unwrap();
+    assert_eq!(a.to_vec1::<f32>().unwrap(), [0.25]);
+    optimizer.lion_mut().set_lr(0.5).unwrap();
+    assert_eq!(optimizer.learning_rate(), 0.5);
+}
+
+#[test]
+fn a_refused_learning_rate_that_becomes_valid_is_set() {
+    let a = var(&[1.0]);
+    let mut optimizer = optimizer(&[("a", &a)]);
+    let decay = Overrides::new().weight_decay(1e38);
+    optimizer.lion_mut().configure(decay).unwrap();
+    optimizer.set_learning_rate(100.0);
+    assert!(optimizer.backward_step(&a.sum_all().unwrap()).is_err());
+    let decay = Overrides::new().weight_decay(0.0);
+    optimizer.lion_mut().configure(decay).unwrap();
+    optimizer.backward_step(&a.sum_all().unwrap()).unwrap();
+    assert_eq!(a.to_vec1::<f32>().unwrap(), [-99.0]);
+}
+
+#[test]
+fn a_failed_step_keeps_the_report() {
+    let (a, b) = (var(&[1.0]), var(&[1.0]));
+    let mut optimizer = optimizer(&[("a", &a)]);
+    optimizer.backward_step(&a.sum_all().unwrap()).unwrap();
+    let report = optimizer.step_report().clone();
+    assert_eq!(report.updated.len(), 1);
+    optimizer.backward_step(&b.sum_all().unwrap()).unwrap_err();
+    assert_eq!(*optimizer.step_report(), report);
+}
+
+#[test]
+fn an_unknown_variable_cannot_be_removed() {
+    let a = var(&[1.0]);
+    let mut optimizer = optimizer(&[("a", &a)]);
+    let error = optimizer.remove("b").unwrap_err();
+    assert!(matches!(error, Error::UnknownVariable { .. }));
+    assert_eq!(
+        error.to_string(),
+        "variable `b` is none of the 1 variables, wanted the name of one of them"
+    );
+    optimizer.backward_step(&a.sum_all().unwrap()).unwrap();
+    assert_eq!(a.to_vec1::<f32>().unwrap(), [0.5]);
 }

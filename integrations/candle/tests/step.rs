@@ -4,14 +4,14 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor, Var, WithDType};
-use candle_nn::{Init, Optimizer, VarMap};
+use candle_nn::{Init, Optimizer, VarBuilder, VarMap, batch_norm};
 use common::{bits, gradients, numbers};
 use lion::tensor::{Element, IntoGrad, IntoParam};
 use lion::{
     Lion, Lion8bit, Lion32bit, LionBuilder, MissingGradient, Overrides, ParamSpec, StepArgs, bf16,
     f16,
 };
-use lion_candle::LionCandle;
+use lion_candle::{Error, LionCandle};
 
 /// Steps variables with this crate and equal vectors with lion, and compares the bits.
 fn compare<T>(builder: fn() -> LionBuilder, from: fn(f32) -> T)
@@ -183,6 +183,101 @@ fn a_variable_without_a_gradient_is_an_error_or_skipped() {
     optimizer.step_with(&grads, skip).unwrap();
     assert_eq!(a.to_vec1::<f32>().unwrap(), [1.0]);
     assert_eq!(b.to_vec1::<f32>().unwrap(), [0.5]);
+}
+
+#[test]
+fn the_running_mean_and_variance_of_a_batch_norm_have_no_gradients() {
+    let varmap = VarMap::new();
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let norm = batch_norm(3, 1e-5, vb).unwrap();
+    let mut optimizer = LionCandle::from_varmap(&varmap, Lion::builder().lr(0.5)).unwrap();
+    let x = Tensor::from_vec(numbers(1, 12), (4, 3), &Device::Cpu).unwrap();
+    let y = norm.forward_train(&x).unwrap();
+    let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    let running = norm.running_mean().to_vec1::<f32>().unwrap();
+    assert_ne!(running, [0.0; 3]);
+
+    let error = optimizer.step_with(&grads, StepArgs::new()).unwrap_err();
+    let missing = matches!(error, Error::Lion(lion::Error::MissingGradient { .. }));
+    assert!(missing, "{error}");
+    let skip = StepArgs::new().missing_gradients(MissingGradient::Skip);
+    optimizer.step_with(&grads, skip).unwrap();
+    let (weight, _) = norm.weight_and_bias().unwrap();
+    assert_eq!(weight.to_vec1::<f32>().unwrap(), [0.5; 3]);
+    optimizer.step(&grads).unwrap();
+    assert_eq!(weight.to_vec1::<f32>().unwrap(), [0.0; 3]);
+    assert_eq!(norm.running_mean().to_vec1::<f32>().unwrap(), running);
+    assert_eq!(optimizer.step_report().without_gradient.len(), 2);
+
+    // Without them in the optimizer, no gradient is missing.
+    optimizer.remove("running_mean").unwrap();
+    optimizer.remove("running_var").unwrap();
+    optimizer.step_with(&grads, StepArgs::new()).unwrap();
+    assert_eq!(weight.to_vec1::<f32>().unwrap(), [-0.5; 3]);
+}
+
+#[test]
+fn a_removed_variable_is_not_stepped_and_can_be_added_again() {
+    let ones = || Var::ones(300, DType::F32, &Device::Cpu).unwrap();
+    let vars = [ones(), ones(), ones()];
+    let builder = Lion::builder().lr(0.5);
+    let group = Overrides::new().lr(0.25);
+    let builder = builder.group("b", group, |name| name.starts_with('b'));
+    let mut optimizer = LionCandle::empty(builder).unwrap();
+    for (name, var) in ["a", "b", "c"].iter().zip(&vars) {
+        optimizer.add(*name, var).unwrap();
+    }
+    let bytes = optimizer.lion().state_bytes();
+    let grads = vars.iter().map(|var| (var, var.ones_like().unwrap()));
+    let grads = gradients(grads);
+    let first = |var: &Var| var.to_vec1::<f32>().unwrap()[0];
+    optimizer.remove("a").unwrap();
+    assert_eq!(optimizer.lion().state_bytes(), bytes / 3 * 2);
+    optimizer.step_with(&grads, StepArgs::new()).unwrap();
+    assert_eq!(vars.each_ref().map(first), [1.0, 0.75, 0.5]);
+
+    // The variables after it are still known by their memory, and it is free.
+    for (var, other) in [(&vars[1], "b"), (&vars[2], "c")] {
+        let error = optimizer.add("tied", var).unwrap_err().to_string();
+        let message = format!("shares its memory with variable `{other}`");
+        assert!(error.contains(&message), "{error}");
+        let shared = gradients([(&vars[1], var.as_detached_tensor())]);
+        let error = optimizer.step(&shared).unwrap_err().to_string();
+        assert!(error.contains(&message), "{error}");
+    }
+    optimizer.add("b2", &vars[0]).unwrap();
+    optimizer.step_with(&grads, StepArgs::new()).unwrap();
+    assert_eq!(vars.each_ref().map(first), [0.75, 0.5, 0.0]);
+    let handle = optimizer.lion().handle("b2").unwrap();
+    let info = optimizer.lion().info(handle).unwrap();
+    assert_eq!((info.steps, info.group), (1, Some("b")));
+    // The name is free too.
+    optimizer.remove("b").unwrap();
+    optimizer.add("a", &vars[1]).unwrap();
+}
+
+#[test]
+fn a_group_keeps_its_learning_rate_unless_the_step_has_one() {
+    let ones = || Var::ones(1, DType::F32, &Device::Cpu).unwrap();
+    let vars = [ones(), ones(), ones()];
+    let builder = Lion::builder()
+        .lr(0.5)
+        .group("own", Overrides::new().lr(0.25), |name| name == "own")
+        .group("half", Overrides::new().lr_multiplier(0.5), |name| {
+            name == "half"
+        });
+    let mut optimizer = LionCandle::empty(builder).unwrap();
+    for (name, var) in ["plain", "own", "half"].iter().zip(&vars) {
+        optimizer.add(*name, var).unwrap();
+    }
+    let grads = gradients(vars.iter().map(|var| (var, var.ones_like().unwrap())));
+    let values = || vars.each_ref().map(|var| var.to_vec1::<f32>().unwrap()[0]);
+    optimizer.set_learning_rate(0.125);
+    optimizer.step(&grads).unwrap();
+    assert_eq!(values(), [1.0 - 0.125, 1.0 - 0.25, 1.0 - 0.0625]);
+    let args = StepArgs::new().lr(1.0);
+    optimizer.step_with(&grads, args).unwrap();
+    assert_eq!(values(), [-0.125, -0.25, 0.4375]);
 }
 
 #[test]
