@@ -93,6 +93,7 @@ def main(folder, out=None):
         settings = json.loads((folder / "run.json").read_text())
         text = {name: t.long() for name, t in load_file(folder / "text.safetensors").items()}
         runs = {seed: load_file(folder / f"seed{seed}.safetensors") for seed in settings["seeds"]}
+        [settings[name] for name in ("context", "layers", "heads", "width", "decay", "lrs")]
     except KeyError as error:
         sys.exit(f"{folder / 'run.json'} has no {error}, which `study --export` writes")
     except (OSError, ValueError, SafetensorError) as error:
@@ -100,13 +101,16 @@ def main(folder, out=None):
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "bitsandbytes")}
+    shared = {"lr": max(settings["lrs"]), "decay": settings["decay"]}
+    out = Path(out or folder / "bitsandbytes.jsonl")
     try:
-        with open(out or folder / "bitsandbytes.jsonl", "w") as lines:
+        with open(f"{out}.unfinished", "w") as lines:
             for seed, tensors in runs.items():
                 curve, loss = train(settings, text, tensors)
                 print(f"seed {seed}: validation loss {loss:.5f}", flush=True)
-                line = {"seed": seed, "loss": loss, "curve": curve, "versions": versions}
+                line = {"seed": seed, **shared, "loss": loss, "curve": curve, "versions": versions}
                 print(json.dumps(line, separators=(",", ":")), file=lines, flush=True)
+        Path(f"{out}.unfinished").replace(out)
     except OSError as error:
         sys.exit(f"lion_lm.py cannot write the results: {error}")
 

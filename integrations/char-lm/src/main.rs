@@ -142,6 +142,15 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
+    // What would fail after the training fails before it.
+    ensure!(
+        options.sample == 0 || !options.prompt.is_empty(),
+        "the prompt is empty"
+    );
+    let cannot_write = || format!("cannot write the plot {}", options.plot.display());
+    let mut plot = fs::OpenOptions::new();
+    plot.create(true).append(true);
+    plot.open(&options.plot).with_context(cannot_write)?;
     let text = match &options.text {
         Some(path) => Text::file(path, Unit::Character)?,
         None => Text::sources(Path::new(SOURCES), Unit::Character)?,
@@ -202,8 +211,9 @@ fn run(options: &Options) -> Result<()> {
         }
         Ok(())
     })?;
+    // With the windows of the other points, so that the curve has no step at its end.
+    validation.push((plan.steps as f64, validation_loss(&model, &text, WINDOWS)?));
     let loss = validation_loss(&model, &text, 4 * WINDOWS)?;
-    validation.push((plan.steps as f64, loss));
     println!(
         "\nThe validation loss is {loss:.3} nats per character after {:.0} s.",
         start.elapsed().as_secs_f64()
@@ -221,11 +231,9 @@ fn run(options: &Options) -> Result<()> {
             Curve::new("validation", validation),
         ],
     };
-    fs::write(&options.plot, chart.svg()?)
-        .with_context(|| format!("cannot write the plot {}", options.plot.display()))?;
+    fs::write(&options.plot, chart.svg()?).with_context(cannot_write)?;
     println!("The losses are plotted in {}.\n", options.plot.display());
     if options.sample > 0 {
-        ensure!(!options.prompt.is_empty(), "the prompt is empty");
         let more = sample(
             &model,
             &text,

@@ -32,8 +32,8 @@ impl Shape {
 }
 
 /// A decoder-only transformer, as in Radford et al., "Language models are unsupervised multitask learners", 2019: with
-/// learned positions and normalization before each part. It differs in three things that make it faster: RMS
-/// normalization, ReLU, and no biases.
+/// learned positions and normalization before each part. It has RMS normalization, ReLU and no biases, which is faster.
+/// It has no dropout, and the weights of the output are other ones than those of the tokens.
 ///
 /// The parameters are variables of a [`VarMap`], so an optimizer finds them by name. They have one type; if it is not
 /// `f32`, they are converted to `f32` for the computation, and their gradients are converted back.

@@ -87,6 +87,7 @@ impl Text {
             texts.map(|(_, text)| text.as_str()).collect::<String>()
         };
         Self::new(&part(false), &part(true), unit)
+            .with_context(|| format!("cannot use the Rust sources in {}", root.display()))
     }
 
     /// Returns the text of a file in UTF-8. The last tenth is for validation.
@@ -164,11 +165,17 @@ impl Text {
             .collect()
     }
 
-    /// Returns a hash of the tokens (FNV-1a, 64 bits), to tell one text from another.
+    /// Returns a hash of the pieces and the tokens of both parts (FNV-1a, 64 bits), to tell one text from another.
     pub fn hash(&self) -> u64 {
-        let bytes = self.training.iter().chain(&self.validation);
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, &token| {
-            (hash ^ u64::from(token)).wrapping_mul(0x0000_0100_0000_01b3)
+        let lengths = [&self.training, &self.validation].map(|part| part.len() as u64);
+        let bytes = self.pieces.iter().flat_map(|piece| piece.bytes());
+        let tokens = self.training.iter().chain(&self.validation);
+        let numbers = lengths
+            .into_iter()
+            .chain(bytes.map(u64::from))
+            .chain(tokens.map(|&token| u64::from(token)));
+        numbers.fold(0xcbf2_9ce4_8422_2325, |hash, number| {
+            (hash ^ number).wrapping_mul(0x0000_0100_0000_01b3)
         })
     }
 
@@ -272,6 +279,23 @@ mod tests {
         assert_eq!(text.decode(&text.encode("aéb")), "a\u{fffd}b");
         // The more frequent ones have the smaller tokens; ties are in the order of the characters.
         assert_eq!(text.encode(" abc"), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn texts_that_differ_have_other_hashes() {
+        let hash = |training: &str, validation: &str| {
+            let text = Text::new(
+                &training.repeat(500),
+                &validation.repeat(500),
+                Unit::Character,
+            );
+            text.unwrap().hash()
+        };
+        let first = hash("ab c", "ab");
+        assert_eq!(first, hash("ab c", "ab"));
+        // The second has the same tokens, of other characters.
+        let others = [hash("ab d", "ab"), hash("ba c", "ab"), hash("ab c", "ac")];
+        assert!(!others.contains(&first), "{first} {others:?}");
     }
 
     #[test]

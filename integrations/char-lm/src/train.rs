@@ -19,7 +19,7 @@ pub struct Plan {
     pub steps: usize,
     /// Number of sequences per minibatch.
     pub sequences: usize,
-    /// The number of steps in which the learning rate rises linearly from 0.
+    /// The number of steps in which the learning rate rises linearly, to its largest value in the last of them.
     pub warmup: usize,
     /// The last learning rate as a share of the largest one. Between the two it falls along half a cosine wave.
     pub last_lr: f64,

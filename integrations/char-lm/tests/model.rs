@@ -92,6 +92,8 @@ fn a_training_learns_the_text_and_repeats_with_its_seed() {
     };
     let (model, losses) = run();
     assert!(losses[0] > 2.0 && losses[149] < 0.2, "{losses:?}");
+    let loss = validation_loss(&model, &text, 5).unwrap();
+    assert!(loss < 0.2, "{loss}");
     assert_eq!(sample(&model, &text, "45", 8, 0.1, 0).unwrap(), "67890123");
     assert_eq!(run().1, losses);
 }

@@ -19,7 +19,8 @@ pub(crate) const NOISES: [f64; 9] = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3,
 /// added to all of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turn {
-    /// The steps after the turn until most of the elements move the right way, if they do: 0 if the first one does.
+    /// The steps after the turn until most of the elements move the right way for the first time, if they do: 0 if they
+    /// do in the first step.
     pub(crate) steps: Option<usize>,
     /// The share of the elements that move the right way in the last 1,000 steps, on average.
     pub(crate) right: f64,

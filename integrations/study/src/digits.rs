@@ -15,7 +15,7 @@ const DATA: &str = concat!(
 /// Inputs, hidden units and outputs.
 const SIZES: [usize; 4] = [PIXELS, 256, 128, CLASSES];
 
-/// A network with two hidden layers, and its images. Every fifth image is for the test; a seed chooses which.
+/// A network with two hidden layers, and its images. A fifth of the images is for the test; a seed chooses which.
 #[derive(Debug)]
 pub(crate) struct Network {
     layers: Vec<(Var, Var)>,

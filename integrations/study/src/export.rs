@@ -16,6 +16,7 @@ use std::path::Path;
 /// places in the training text at which the windows of each step start: `starts`, of shape `[steps, batch]`.
 /// `run.json` has the settings that the runs share and `lrs`, the learning rate of each step.
 pub(crate) fn export(folder: &Path, text: &Text, width: usize, runs: &[Run]) -> Result<()> {
+    let run = runs.first().context("there are no runs to export")?;
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
     let tokens = |tokens: &[u32]| Tensor::from_slice(tokens, tokens.len(), &Device::Cpu);
@@ -44,7 +45,6 @@ pub(crate) fn export(folder: &Path, text: &Text, width: usize, runs: &[Run]) -> 
         let path = folder.join(format!("seed{}.safetensors", run.seed));
         candle_core::safetensors::save(&tensors, path)?;
     }
-    let run = runs.first().context("there are no runs")?;
     let plan = plan(run);
     let lrs: Vec<f64> = (0..run.steps).map(|step| run.lr * plan.lr(step)).collect();
     let settings = serde_json::json!({

@@ -1,6 +1,6 @@
 //! Compares the quality of training with 8-bit and 32-bit states of Lion, and with AdamW.
 //!
-//! `cargo run --release -p study` trains about 600 networks, which takes hours, and writes docs/quality.md with its
+//! `cargo run --release -p study` trains hundreds of networks, which takes hours, and writes docs/quality.md with its
 //! plots. The results are kept, so it continues where it was interrupted.
 
 mod adamw;
@@ -98,16 +98,20 @@ impl Options {
             count => Ok(count),
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let size = values.value("size", size)?.unwrap_or(Size::Full);
+        let serve = values.value("serve", number)?.unwrap_or(false);
+        let out = values.path("out");
+        if size == Size::Tiny && out.is_none() && !serve {
+            return Err("a tiny study needs --out, because docs has the full one".to_owned());
+        }
         Ok(Options {
-            size: values.value("size", size)?.unwrap_or(Size::Full),
-            out: values
-                .path("out")
-                .unwrap_or_else(|| Path::new(ROOT).join("docs")),
+            size,
+            out: out.unwrap_or_else(|| Path::new(ROOT).join("docs")),
             workers: values.value("workers", at_least_1)?.unwrap_or(cores),
             sources: values.path("sources").unwrap_or_else(|| ROOT.into()),
             train: values.value("train", number)?.unwrap_or(true),
             export: values.path("export"),
-            serve: values.value("serve", number)?.unwrap_or(false),
+            serve,
         })
     }
 }
@@ -140,7 +144,12 @@ fn run(options: &Options) -> Result<()> {
         let part = Part::Compared(Model::Small, Params::F32, 1.0);
         let runs = part
             .runs(options.size, Rule::Lion8, &results)
-            .unwrap_or_default();
+            .with_context(|| {
+                format!(
+                    "cannot export: the search of the learning rate in {} is not complete",
+                    path.display()
+                )
+            })?;
         export::export(folder, &sources(Unit::Character)?, 64, &runs)?;
     }
     Ok(())
@@ -172,9 +181,9 @@ fn train_missing(
 /// Returns an error if the results are those of another text. Their losses could not be compared.
 fn check_text(options: &Options, path: &Path, now: &Source, results: &Results) -> Result<()> {
     ensure!(
-        now.hash == results.source.hash,
-        "{} has results with the sources of commit {}, and {} has others: name a checkout of that commit by \
-         --sources, or remove the file",
+        now.agrees(&results.source),
+        "{} has results with the sources of commit {}, and {} or this program has others: name a checkout of that \
+         commit by --sources, or remove the file",
         path.display(),
         results.source.commit.as_deref().unwrap_or("(unknown)"),
         options.sources.display()
@@ -191,10 +200,8 @@ fn source(folder: &Path, text: &Text) -> Result<Source> {
         .output();
     let commit = git.ok().filter(|output| output.status.success());
     let commit = commit.and_then(|output| String::from_utf8(output.stdout).ok());
-    Ok(Source {
-        hash: text.hash(),
-        training: text.training.len(),
-        validation: text.validation.len(),
-        commit: commit.map(|commit| commit.trim().to_owned()),
-    })
+    Ok(Source::new(
+        text,
+        commit.map(|commit| commit.trim().to_owned()),
+    ))
 }

@@ -1,6 +1,6 @@
 //! What is measured in a run with Lion: lost and stuck elements, directions, and the noise of the gradients.
 
-use crate::run::{Check, Rule};
+use crate::run::{Check, Directions, Rule};
 use anyhow::{Context, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
@@ -57,19 +57,24 @@ impl Shadow {
         Ok(())
     }
 
-    /// Returns the share of the elements that a step would move in another direction than with these momenta.
-    fn disagree(&self, lion: &Lion, gradients: &GradStore) -> Result<f64> {
-        let (mut others, mut elements) = (0u64, 0u64);
+    /// Compares the directions of a step with those that it would have with these momenta.
+    fn directions(&self, lion: &Lion, gradients: &GradStore) -> Result<Directions> {
+        let (mut opposite, mut still, mut elements) = (0u64, 0u64, 0u64);
         for (name, var, momentum) in &self.0 {
             let gradient = floats(gradients.get(var).with_context(|| no_gradient(name))?)?;
             let state = momenta(lion, name)?;
             for ((m32, m8), g) in momentum.iter().zip(state).zip(gradient) {
                 let direction = |m: f32| sign(BETAS.0 * m + (1.0 - BETAS.0) * g);
-                others += u64::from(direction(*m32) != direction(m8));
+                let (exact, ours) = (direction(*m32), direction(m8));
+                opposite += u64::from(exact * ours < 0);
+                still += u64::from(exact != 0 && ours == 0);
                 elements += 1;
             }
         }
-        Ok(others as f64 / elements.max(1) as f64)
+        Ok(Directions {
+            opposite: share(opposite, elements),
+            still: share(still, elements),
+        })
     }
 }
 
@@ -93,13 +98,14 @@ pub(crate) fn check(
             zero += parameter.losses.sign_differs;
         }
     }
-    let share = |count: u64, of: u64| count as f64 / of.max(1) as f64;
     Ok(Check {
         step,
         stuck: share(stuck, eight),
         lost: share(lost, all),
         zero: share(zero, eight),
-        disagree: shadow.map(|it| it.disagree(lion, gradients)).transpose()?,
+        directions: shadow
+            .map(|it| it.directions(lion, gradients))
+            .transpose()?,
         noise: None,
     })
 }
@@ -194,6 +200,10 @@ fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
 }
 
+fn share(count: u64, of: u64) -> f64 {
+    count as f64 / of.max(1) as f64
+}
+
 fn sign(x: f32) -> i8 {
     i8::from(x > 0.0) - i8::from(x < 0.0)
 }
@@ -210,8 +220,12 @@ fn percentile(values: &mut [f64], share: f64) -> f64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use candle_core::Device;
+    use candle_nn::{Init, Optimizer};
+    use lion::Lion8bit;
 
     #[test]
     fn percentiles_are_values_of_the_list() {
@@ -219,5 +233,65 @@ mod tests {
         assert_eq!(percentile(&mut values, 0.5), 3.0);
         assert_eq!(percentile(&mut values, 0.95), 5.0);
         assert_eq!(percentile(&mut [], 0.5), 0.0);
+    }
+
+    /// Returns a variable `w` of two blocks, and its optimizer, whose momentum is the last gradient.
+    fn optimizer() -> (VarMap, LionCandle) {
+        let varmap = VarMap::new();
+        varmap
+            .get(2 * BLOCK, "w", Init::Const(0.0), DType::F32, &Device::Cpu)
+            .unwrap();
+        let builder = Lion8bit::builder().min_8bit_size(1).betas((0.0, 0.0));
+        let optimizer = LionCandle::from_varmap(&varmap, builder).unwrap();
+        (varmap, optimizer)
+    }
+
+    /// Returns a gradient with the same value in all elements.
+    fn gradients(varmap: &VarMap, value: f32) -> GradStore {
+        let var = &varmap.all_vars()[0];
+        let mut store = var.sum_all().unwrap().backward().unwrap();
+        let gradient = Tensor::full(value, var.shape(), &Device::Cpu).unwrap();
+        store.insert(var, gradient);
+        store
+    }
+
+    #[test]
+    fn noise_is_a_deviation_over_the_largest_momentum() {
+        let (varmap, mut optimizer) = optimizer();
+        optimizer.step(&gradients(&varmap, 2.0)).unwrap();
+        let mut noise = Noise::new(&varmap, optimizer.lion()).unwrap();
+        for value in [0.5, 1.5, 0.5, 1.5] {
+            noise.add(&gradients(&varmap, value)).unwrap();
+        }
+        assert_eq!(noise.of_blocks(optimizer.lion()).unwrap(), [0.25; 5]);
+    }
+
+    #[test]
+    fn directions_are_those_of_the_exact_momentum() {
+        let (varmap, mut optimizer) = optimizer();
+        let mut shadow = Shadow::new(&varmap, optimizer.lion()).unwrap();
+        let directions = |shadow: &Shadow, optimizer: &LionCandle, value| {
+            let found = shadow.directions(optimizer.lion(), &gradients(&varmap, value));
+            let found = found.unwrap();
+            (found.opposite, found.still)
+        };
+        assert_eq!(directions(&shadow, &optimizer, 1.0), (0.0, 0.0));
+        // The exact momentum is not 0, and that of the optimizer is.
+        shadow.step(&gradients(&varmap, 1.0)).unwrap();
+        assert_eq!(directions(&shadow, &optimizer, 0.0), (0.0, 1.0));
+        // The two have different signs.
+        optimizer.step(&gradients(&varmap, -2.0)).unwrap();
+        assert_eq!(directions(&shadow, &optimizer, 0.0), (1.0, 0.0));
+    }
+
+    #[test]
+    fn the_first_gradient_of_a_block_is_the_outlier() {
+        let (varmap, _) = optimizer();
+        let mut store = gradients(&varmap, 0.5);
+        add_outliers(&varmap, &mut store, 16).unwrap();
+        let gradient = floats(store.get(&varmap.all_vars()[0]).unwrap()).unwrap();
+        let outliers = gradient.iter().enumerate().filter(|it| *it.1 != 0.5);
+        let outliers: Vec<_> = outliers.map(|(index, &g)| (index, g)).collect();
+        assert_eq!(outliers, [(0, 8.0), (BLOCK, 8.0)]);
     }
 }

@@ -22,6 +22,16 @@ pub(crate) const MEASURED: [(Model, usize); 4] = [
     (Model::Small, 128),
     (Model::Large, 16),
 ];
+/// A weight decay that the search on the small transformer has also tried.
+pub(crate) const OTHER_DECAY: f64 = 1.0;
+/// The models and the factors of the learning rate that are compared with this decay. A smaller decay is often better
+/// with a smaller learning rate.
+pub(crate) const DECAYED: [(Model, f64); 4] = [
+    (Model::Small, 0.5),
+    (Model::Small, 1.0),
+    (Model::Large, 0.5),
+    (Model::Large, 1.0),
+];
 pub(crate) const GAINS: [u32; 3] = [16, 128, 1024];
 /// The search extends its grid of learning rates at most this often in each direction.
 const EXTENSIONS: usize = 4;
@@ -224,6 +234,8 @@ pub(crate) fn best(size: Size, model: Model, rule: Rule, results: &Results) -> O
 pub(crate) enum Part {
     /// The comparison, at a factor of the best learning rate.
     Compared(Model, Params, f64),
+    /// With a weight decay of [`OTHER_DECAY`], at a factor of the best learning rate.
+    Decay(Model, f64),
     /// A long run whose learning rate falls to 1 %.
     Long,
     /// Lion with a shorter memory.
@@ -242,7 +254,9 @@ impl Part {
     /// Returns the runs of this part for a rule, in the order of the seeds, if its learning rate is known.
     pub(crate) fn runs(self, size: Size, rule: Rule, results: &Results) -> Option<Vec<Run>> {
         let (model, seeds) = match self {
-            Part::Compared(model, ..) | Part::LargeBatch(model) => (model, size.seeds()),
+            Part::Compared(model, ..) | Part::Decay(model, _) | Part::LargeBatch(model) => {
+                (model, size.seeds())
+            }
             Part::Words => (Model::Words, size.seeds()),
             Part::Short | Part::Long | Part::Outliers(_) => (Model::Small, size.seeds()),
             Part::Measured(model, _) => (model, 0..1),
@@ -253,6 +267,10 @@ impl Part {
         match self {
             Part::Compared(_, params, factor) => {
                 run.params = params;
+                run.lr *= factor;
+            }
+            Part::Decay(_, factor) => {
+                run.decay = OTHER_DECAY;
                 run.lr *= factor;
             }
             Part::Long => (run.steps, run.last_lr) = (size.steps(3000), 0.01),
@@ -276,6 +294,7 @@ impl Part {
         match self {
             Part::Compared(..) | Part::Long => &RULES,
             Part::Short => &SHORT,
+            Part::Decay(..) => &LIONS[..1],
             Part::Outliers(_) | Part::Measured(..) => &LIONS[1..],
             Part::Words | Part::LargeBatch(_) => &LIONS,
         }
@@ -290,6 +309,7 @@ pub(crate) fn parts() -> Vec<Part> {
         parts.extend(compared(model, 1.0));
     }
     parts.push(Part::Short);
+    parts.extend(DECAYED.map(|(model, factor)| Part::Decay(model, factor)));
     parts.extend(MEASURED.map(|(model, batch)| Part::Measured(model, batch)));
     parts.extend([
         Part::LargeBatch(Model::Digits),
@@ -297,10 +317,13 @@ pub(crate) fn parts() -> Vec<Part> {
     ]);
     parts.extend([Part::Words, Part::Long]);
     parts.extend(GAINS.map(Part::Outliers));
-    for model in SEARCHED {
-        for factor in FACTORS.into_iter().filter(|&factor| factor != 1.0) {
-            parts.extend(compared(model, factor));
-        }
+    // Those that take the longest come last.
+    let others = || FACTORS.into_iter().filter(|&factor| factor != 1.0);
+    for model in [Model::Digits, Model::Small] {
+        others().for_each(|factor| parts.extend(compared(model, factor)));
+    }
+    for params in PARAMS {
+        parts.extend(others().map(|factor| Part::Compared(Model::Large, params, factor)));
     }
     parts
 }

@@ -2,6 +2,7 @@
 
 use crate::run::{Outcome, Run};
 use anyhow::{Context, Result};
+use char_lm::text::Text;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -12,13 +13,18 @@ use std::path::Path;
 pub(crate) struct Results {
     pub(crate) source: Source,
     list: Vec<Entry>,
-    file: Option<File>,
+    file: File,
 }
 
-/// The first line of the file: the text that the transformers were trained with.
+/// The version of what the trainings compute. A change after which an equal [`Run`] has another outcome raises it.
+const VERSION: u32 = 1;
+
+/// The first line of the file: what the results depend on beside the settings of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Source {
-    /// The hash of the characters.
+    /// The version of the trainings.
+    version: u32,
+    /// The hash of the text that the transformers were trained with.
     pub(crate) hash: u64,
     /// Numbers of characters for training and for validation.
     pub(crate) training: usize,
@@ -32,6 +38,34 @@ pub(crate) struct Source {
 pub(crate) struct Entry {
     pub(crate) run: Run,
     pub(crate) outcome: Outcome,
+}
+
+impl Source {
+    /// Returns the source of results with a text of this commit.
+    pub(crate) fn new(text: &Text, commit: Option<String>) -> Self {
+        Source {
+            version: VERSION,
+            hash: text.hash(),
+            training: text.training.len(),
+            validation: text.validation.len(),
+            commit,
+        }
+    }
+
+    /// Returns whether results with the other source can stand beside those with this one.
+    pub(crate) fn agrees(&self, other: &Source) -> bool {
+        let parts = |source: &Source| {
+            let Source {
+                version,
+                hash,
+                training,
+                validation,
+                commit: _,
+            } = *source;
+            (version, hash, training, validation)
+        };
+        parts(self) == parts(other)
+    }
 }
 
 impl Results {
@@ -60,11 +94,7 @@ impl Results {
         let list = list.collect::<Result<_>>()?;
         let file = OpenOptions::new().append(true).open(path);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Results {
-            source,
-            list,
-            file: Some(file),
-        })
+        Ok(Results { source, list, file })
     }
 
     pub(crate) fn get(&self, run: &Run) -> Option<&Outcome> {
@@ -81,18 +111,26 @@ impl Results {
     pub(crate) fn mean_loss(&self, runs: &[Run]) -> Option<f64> {
         let outcomes = self.all(runs)?;
         let sum: f64 = outcomes.iter().map(|outcome| outcome.loss).sum();
-        // A training that diverges is the worst.
-        let mean = sum / outcomes.len() as f64;
-        Some(if mean.is_nan() { f64::INFINITY } else { mean })
+        Some(sum / outcomes.len() as f64)
+    }
+
+    /// Returns a hash of all results (FNV-1a, 64 bits), whatever their order.
+    pub(crate) fn hash(&self) -> Result<u64> {
+        let lines = self.list.iter().map(serde_json::to_string);
+        let mut lines: Vec<String> = lines.collect::<Result<_, _>>()?;
+        lines.sort_unstable();
+        let bytes = lines.iter().flat_map(|line| line.bytes());
+        Ok(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        }))
     }
 
     /// Adds a result, and appends it to the file.
     pub(crate) fn add(&mut self, entry: Entry) -> Result<()> {
-        if let Some(file) = &mut self.file {
-            let line = serde_json::to_string(&entry)? + "\n";
-            file.write_all(line.as_bytes())
-                .context("cannot append a result")?;
-        }
+        let line = serde_json::to_string(&entry)? + "\n";
+        self.file
+            .write_all(line.as_bytes())
+            .context("cannot append a result")?;
         self.list.push(entry);
         Ok(())
     }

@@ -74,7 +74,7 @@ pub(crate) struct Outcome {
     /// The share of the test images that are classified correctly (`Model::Digits`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) accuracy: Option<f64>,
-    /// The loss of the tokens that are not among the 256 most frequent ones (`Model::Words`).
+    /// The loss of the words of the vocabulary that are not among the 255 most frequent ones (`Model::Words`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rare: Option<f64>,
     /// The mean loss of the last tenth of the minibatches.
@@ -96,14 +96,22 @@ pub(crate) struct Check {
     pub(crate) lost: f64,
     /// The share of the 8-bit momenta that are rounded to 0.
     pub(crate) zero: f64,
-    /// The share of the elements with an 8-bit state that move in another direction than with a 32-bit state, which
-    /// has seen the same gradients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) disagree: Option<f64>,
+    pub(crate) directions: Option<Directions>,
     /// The 5th, 25th, 50th, 75th and 95th percentile over the blocks with an 8-bit state: the standard deviation of the
     /// gradient between minibatches, as the median of the block, as a share of the block's largest momentum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) noise: Option<[f64; 5]>,
+}
+
+/// The directions of the elements with an 8-bit state, compared with those of a 32-bit state that has seen the same
+/// gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Directions {
+    /// The share of the elements that move the other way.
+    pub(crate) opposite: f64,
+    /// The share of the elements that do not move, but would with 32 bits.
+    pub(crate) still: f64,
 }
 
 /// The loss of a training that diverged.
@@ -128,7 +136,10 @@ impl Outcome {
             round(&mut check.stuck);
             round(&mut check.lost);
             round(&mut check.zero);
-            check.disagree.iter_mut().for_each(round);
+            if let Some(directions) = &mut check.directions {
+                round(&mut directions.opposite);
+                round(&mut directions.still);
+            }
             check.noise.iter_mut().flatten().for_each(round);
         }
         self

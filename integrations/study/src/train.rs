@@ -21,9 +21,8 @@ const CONTEXT: usize = 64;
 const POINTS: usize = 12;
 /// Minibatches from which the noise of the gradients is estimated.
 const NOISE_BATCHES: usize = 16;
-/// More frequent tokens than this are not rare.
+/// The first rare token. Token 0 stands for all words outside the vocabulary, and is not counted as one.
 const RARE: u32 = 256;
-
 /// Added to the seed for the minibatches from which the noise is estimated, which the run does not train with.
 const OTHER_BATCHES: u64 = 7777;
 
@@ -110,26 +109,15 @@ fn train_text(run: &Run, text: &Text, width: usize, size: Size) -> Result<Outcom
     let mut seen = Seen::new(run);
     let windows = size.windows();
     let evaluate = || validation_loss(&model, text, windows.0);
-    let batch_gradients = |batches: &mut Batches| -> Result<GradStore> {
-        let (tokens, next) = batches.next(&text.training)?;
-        Ok(model.loss(&tokens, &next)?.backward()?)
-    };
     match run.rule {
         Rule::AdamW => {
             train(&model, text, &plan(run), adamw(run, &varmap)?, |step| {
-                seen.losses.push(step.loss);
-                if seen.is_point(step.number) {
-                    seen.curve.push((step.number, evaluate()?));
-                }
-                Ok(())
+                seen.step(step.number, step.loss, evaluate)
             })?;
         }
         _ => {
             let lion = lion(run, &varmap)?;
-            let mut shadow = match run.measured {
-                true => Some(Shadow::new(&varmap, lion.lion())?),
-                false => None,
-            };
+            let mut watch = Watch::new(run, &varmap, lion.lion())?;
             let mut batches = Batches::new(run.seed + OTHER_BATCHES, run.batch, CONTEXT);
             train(&model, text, &plan(run), lion, |step| {
                 let Step {
@@ -138,23 +126,14 @@ fn train_text(run: &Run, text: &Text, width: usize, size: Size) -> Result<Outcom
                     gradients,
                     optimizer,
                 } = step;
-                seen.losses.push(loss);
                 if run.gain > 1 {
                     add_outliers(&varmap, gradients, run.gain)?;
                 }
-                if seen.is_point(number) {
-                    seen.curve.push((number, evaluate()?));
-                    let mut found = check(optimizer, number, gradients, shadow.as_ref())?;
-                    if run.measured && number > 0 {
-                        let gradients = || batch_gradients(&mut batches);
-                        found.noise = Some(noise(&varmap, optimizer.lion(), gradients)?);
-                    }
-                    seen.checks.push(found);
-                }
-                if let Some(shadow) = &mut shadow {
-                    shadow.step(gradients)?;
-                }
-                Ok(())
+                seen.step(number, loss, evaluate)?;
+                watch.step(&mut seen, number, gradients, optimizer, || {
+                    let (tokens, next) = batches.next(&text.training)?;
+                    Ok(model.loss(&tokens, &next)?.backward()?)
+                })
             })?;
         }
     }
@@ -177,40 +156,24 @@ fn train_digits(run: &Run) -> Result<Outcome> {
     let varmap = VarMap::new();
     let network = Network::new(&varmap, dtype(run.params), run.seed)?;
     let mut seen = Seen::new(run);
+    let evaluate = || Ok(network.test()?.0);
     match run.rule {
         Rule::AdamW => {
             let optimizer = adamw(run, &varmap)?;
             train_network(run, &network, optimizer, |number, loss, _, _| {
-                seen.losses.push(loss);
-                if seen.is_point(number) {
-                    seen.curve.push((number, network.test()?.0));
-                }
-                Ok(())
+                seen.step(number, loss, evaluate)
             })?;
         }
         _ => {
             let lion = lion(run, &varmap)?;
-            let mut shadow = match run.measured {
-                true => Some(Shadow::new(&varmap, lion.lion())?),
-                false => None,
-            };
+            let mut watch = Watch::new(run, &varmap, lion.lion())?;
             let other_seed = run.seed + OTHER_BATCHES;
             let mut batches = digits::Batches::new(other_seed, network.images(), run.batch);
             train_network(run, &network, lion, |number, loss, gradients, optimizer| {
-                seen.losses.push(loss);
-                if seen.is_point(number) {
-                    seen.curve.push((number, network.test()?.0));
-                    let mut found = check(optimizer, number, gradients, shadow.as_ref())?;
-                    if run.measured && number > 0 {
-                        let gradients = || Ok(network.loss(&batches.next())?.backward()?);
-                        found.noise = Some(noise(&varmap, optimizer.lion(), gradients)?);
-                    }
-                    seen.checks.push(found);
-                }
-                if let Some(shadow) = &mut shadow {
-                    shadow.step(gradients)?;
-                }
-                Ok(())
+                seen.step(number, loss, evaluate)?;
+                watch.step(&mut seen, number, gradients, optimizer, || {
+                    Ok(network.loss(&batches.next())?.backward()?)
+                })
             })?;
         }
     }
@@ -219,6 +182,48 @@ fn train_digits(run: &Run) -> Result<Outcome> {
     let mut outcome = seen.outcome(loss);
     outcome.accuracy = Some(accuracy);
     Ok(outcome)
+}
+
+/// What is measured in a run with Lion.
+struct Watch<'r> {
+    run: &'r Run,
+    varmap: &'r VarMap,
+    /// 32-bit momenta, if the run compares directions with them.
+    shadow: Option<Shadow>,
+}
+
+impl<'r> Watch<'r> {
+    fn new(run: &'r Run, varmap: &'r VarMap, lion: &Lion) -> Result<Self> {
+        let shadow = run.measured.then(|| Shadow::new(varmap, lion));
+        Ok(Watch {
+            run,
+            varmap,
+            shadow: shadow.transpose()?,
+        })
+    }
+
+    /// Looks at a step before the optimizer runs it. `others` returns gradients of minibatches that the run does not
+    /// train with.
+    fn step(
+        &mut self,
+        seen: &mut Seen,
+        number: usize,
+        gradients: &GradStore,
+        optimizer: &mut LionCandle,
+        others: impl FnMut() -> Result<GradStore>,
+    ) -> Result<()> {
+        if seen.is_point(number) {
+            let mut found = check(optimizer, number, gradients, self.shadow.as_ref())?;
+            if self.run.measured && number > 0 {
+                found.noise = Some(noise(self.varmap, optimizer.lion(), others)?);
+            }
+            seen.checks.push(found);
+        }
+        if let Some(shadow) = &mut self.shadow {
+            shadow.step(gradients)?;
+        }
+        Ok(())
+    }
 }
 
 /// Estimates the noise of gradients.
@@ -274,6 +279,20 @@ impl Seen {
         }
     }
 
+    /// Adds the loss of a minibatch, and at some steps that of the validation.
+    fn step(
+        &mut self,
+        number: usize,
+        loss: f32,
+        evaluate: impl FnOnce() -> Result<f64>,
+    ) -> Result<()> {
+        self.losses.push(loss);
+        if self.is_point(number) {
+            self.curve.push((number, evaluate()?));
+        }
+        Ok(())
+    }
+
     fn is_point(&self, step: usize) -> bool {
         step.is_multiple_of(self.every)
     }
@@ -292,5 +311,29 @@ impl Seen {
             curve: self.curve,
             checks: self.checks,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use char_lm::text::Unit;
+
+    #[test]
+    fn outliers_change_nothing_in_32_bits() {
+        let line = "let x = f(y) + 1;\n".repeat(100);
+        let text = Text::new(&line, &line, Unit::Character).unwrap();
+        let run = Run {
+            lr: 1e-3,
+            decay: 1.0,
+            steps: 3,
+            batch: 2,
+            ..Size::Tiny.run(Model::Small, Rule::Lion32)
+        };
+        let plain = train_text(&run, &text, 16, Size::Tiny).unwrap();
+        let outliers = Run { gain: 1024, ..run };
+        let outliers = train_text(&outliers, &text, 16, Size::Tiny).unwrap();
+        assert_eq!(plain, outliers);
     }
 }

@@ -31,26 +31,34 @@ pub(crate) fn run_all(
     let start = Instant::now();
     let queue = Mutex::new(VecDeque::from(runs));
     let shared = Mutex::new((results, 0));
+    let take = || {
+        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.pop_front()
+    };
+    let train = || -> Result<()> {
+        let mut worker = Worker::start(arguments)?;
+        while let Some(run) = take() {
+            let entry = worker.run(run)?;
+            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.1 += 1;
+            let seconds = start.elapsed().as_secs();
+            println!(
+                "{:4} of {count} after {seconds} s: {:.4}  {run:?}",
+                shared.1, entry.outcome.loss
+            );
+            shared.0.add(entry)?;
+        }
+        Ok(())
+    };
+    let one = || {
+        let result = train();
+        if result.is_err() {
+            // The others end after their current training, so that the error is seen soon.
+            while take().is_some() {}
+        }
+        result
+    };
     std::thread::scope(|scope| {
-        let one = || -> Result<()> {
-            let mut worker = Worker::start(arguments)?;
-            loop {
-                let next = queue
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .pop_front();
-                let Some(run) = next else { return Ok(()) };
-                let entry = worker.run(run)?;
-                let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                shared.1 += 1;
-                let seconds = start.elapsed().as_secs();
-                println!(
-                    "{:4} of {count} after {seconds} s: {:.4}  {run:?}",
-                    shared.1, entry.outcome.loss
-                );
-                shared.0.add(entry)?;
-            }
-        };
         let threads: Vec<_> = (0..workers.min(count)).map(|_| scope.spawn(one)).collect();
         for thread in threads {
             match thread.join() {
@@ -95,7 +103,11 @@ impl Worker {
         let failed = || format!("a training failed: {run:?}");
         writeln!(input, "{}", serde_json::to_string(&run)?).with_context(failed)?;
         let mut line = String::new();
-        self.replies.read_line(&mut line).with_context(failed)?;
+        let read = self.replies.read_line(&mut line).with_context(failed)?;
+        if read == 0 {
+            let status = self.child.wait().with_context(failed)?;
+            bail!("the process of a training has ended ({status}): {run:?}");
+        }
         let outcome = serde_json::from_str(&line).with_context(failed)?;
         Ok(Entry { run, outcome })
     }

@@ -33,7 +33,7 @@ fn check(folder: &Path) {
         "# Quality of an 8-bit state",
         "## Answers",
         "## What was trained",
-        "## Is an 8-bit state within the noise of 32 bits?",
+        "## Is an 8-bit state within the spread of the seeds?",
         "## Which learning rate and decay when coming from AdamW?",
         "## When does bf16 need stochastic rounding?",
         "## Cases made to hurt",
@@ -107,8 +107,9 @@ fn a_tiny_study_is_complete_and_is_not_repeated() {
 
     // Other sources are not mixed with these.
     let (source, runs) = all[..last].split_once('\n').unwrap();
-    let (_, source) = source.split_once(',').unwrap();
-    fs::write(&results, format!("{{\"hash\":1,{source}\n{runs}")).unwrap();
+    let other = source.replace("\"version\":1", "\"version\":0");
+    assert_ne!(source, other);
+    fs::write(&results, format!("{other}\n{runs}")).unwrap();
     for arguments in [&arguments[..2], &["--train", "false", "--export", "unused"]] {
         let refused = study(arguments, folder.path());
         let error = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -139,6 +140,7 @@ fn the_report_in_docs_is_the_one_of_its_results() {
         read(&docs),
         "run `cargo run --release -p study`"
     );
+    assert!(!read(&docs).contains("are for other results"));
 }
 
 #[test]
@@ -146,12 +148,25 @@ fn a_damaged_line_of_the_results_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let results = folder.path().join("quality/runs.jsonl");
     fs::create_dir(folder.path().join("quality")).unwrap();
-    let source = r#"{"hash":1,"training":1,"validation":1,"commit":null}"#;
+    let source = r#"{"version":1,"hash":1,"training":1,"validation":1,"commit":null}"#;
     fs::write(&results, format!("{source}\n{{\"run\":1}}\n")).unwrap();
     let output = study(&["--train", "false"], folder.path());
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         !output.status.success() && error.contains("runs.jsonl, line 2: not a result"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_tiny_study_needs_a_folder() {
+    let output = Command::new(env!("CARGO_BIN_EXE_study"))
+        .args(["--size", "tiny"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && error.contains("a tiny study needs --out"),
         "{error}"
     );
 }

@@ -3,7 +3,7 @@
 use super::plots::{loss_chart, mean_curve, write_chart};
 use crate::plan::{Part, Size};
 use crate::results::Results;
-use crate::run::{Model, Outcome, Params, Rule};
+use crate::run::{Model, Outcome, Params, Rule, Run};
 use crate::stats::{Difference, Spread};
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -15,12 +15,16 @@ use std::path::Path;
 #[derive(Debug, Deserialize)]
 struct Line {
     seed: u64,
+    /// The largest learning rate and the weight decay, which tell whether the run is still the one to compare with.
+    lr: f64,
+    decay: f64,
     loss: f64,
     curve: Vec<(usize, f64)>,
     versions: BTreeMap<String, String>,
 }
 
-/// Returns the section, and writes its plot into the folder. It is empty if the results are not there, or not all.
+/// Returns the section, and writes its plot into the folder. It is empty if the results are not there, not all, or those
+/// of other settings.
 pub(crate) fn section(folder: &Path, size: Size, results: &Results) -> Result<String> {
     let path = folder.join("bitsandbytes.jsonl");
     let text = match std::fs::read_to_string(&path) {
@@ -35,10 +39,13 @@ pub(crate) fn section(folder: &Path, size: Size, results: &Results) -> Result<St
     let part = Part::Compared(Model::Small, Params::F32, 1.0);
     let of = |rule| -> Option<Vec<&Outcome>> {
         let runs = part.runs(size, rule, results)?;
-        let same = lines
-            .iter()
-            .map(|line| runs.iter().find(|run| run.seed == line.seed));
-        same.map(|run| results.get(run?)).collect()
+        let same = |line: &Line, run: &Run| {
+            (line.seed, line.lr, line.decay) == (run.seed, run.lr, run.decay)
+        };
+        let all = runs.iter().zip(&lines).all(|(run, line)| same(line, run));
+        results
+            .all(&runs)
+            .filter(|_| all && runs.len() == lines.len())
     };
     let (Some(ours), Some(exact)) = (of(Rule::Lion8), of(Rule::Lion32)) else {
         return Ok(String::new());

@@ -11,8 +11,9 @@ use anyhow::{Context, Result};
 use std::path::Path;
 use tables::Tables;
 
-/// Which conclusions the numbers allow. They are written by hand, for the results in docs/quality/runs.jsonl.
+/// Which conclusions the numbers allow. They are written by hand, so they are for results with this hash only.
 const CONCLUSIONS: &str = include_str!("conclusions.md");
+const CONCLUSIONS_ARE_FOR: u64 = 0;
 /// What is known without training.
 const WITHOUT_TRAINING: &str = include_str!("without_training.md");
 
@@ -36,6 +37,14 @@ fn text(size: Size, results: &Results, bitsandbytes: &str) -> Result<String> {
             trainings += runs.iter().filter(|run| results.get(run).is_some()).count();
         }
     }
+    let hash = results.hash()?;
+    let conclusions = match hash {
+        CONCLUSIONS_ARE_FOR => CONCLUSIONS.to_owned(),
+        _ => format!(
+            "## Answers\n\nThe answers in src/report/conclusions.md are for other results than these, whose hash is \
+             {hash:#018x}.\n\n"
+        ),
+    };
     Ok(format!(
         "# Quality of an 8-bit state
 
@@ -44,14 +53,15 @@ plots:
 
 ```sh
 cd integrations
-cargo run --release -p study
+git worktree add target/text {commit}
+cargo run --release -p study -- --sources target/text
 ```
 
-It trains the networks, which took two hours on two cores that also had other work, and keeps the result of each in
-[quality/runs.jsonl](quality/runs.jsonl). It continues there after an interruption. `--size tiny --out FOLDER` runs a few steps of
-everything.
+The second line checks out the text of the trainings below; without it and `--sources`, the text is that of the present sources, and the
+numbers differ. The command keeps the result of each training in [quality/runs.jsonl](quality/runs.jsonl), and trains what is missing there.
+All trainings took about four hours on two cores that also had other work. `--size tiny --out FOLDER` runs a few steps of everything.
 
-{CONCLUSIONS}## What was trained
+{conclusions}## What was trained
 
 - **digits**: the network of the example `digits` (50,826 parameters), 1,780 steps of 16 images. The loss is that of 360 test images.
 - **small transformer** and **large transformer**: decoder-only, 2 layers, widths 64 and 128, characters as tokens, contexts of 64;
@@ -66,9 +76,12 @@ everything.
 - `bf16` parameters are converted to `f32` for the forward pass, and their gradients are converted to `bf16`.
 
 A value `a ± b` is the mean and the standard deviation over the seeds (5, unless stated otherwise). A difference is the mean of the differences seed by seed,
-with the 95 % confidence interval by Student's t distribution. It is bold if the interval does not contain 0.
+with the 95 % confidence interval by Student's t distribution. It is bold if the interval does not contain 0. Of many intervals, one in
+20 is expected to miss it by chance.
 
-## Is an 8-bit state within the noise of 32 bits?
+## Is an 8-bit state within the spread of the seeds?
+
+Over all settings with these states in the tables below, except outliers:
 
 {verdict}
 Losses at the best learning rate. The 8-bit states take the one that was found for 32 bits, so that a difference is not one of the learning
@@ -87,24 +100,29 @@ At half and twice the best learning rate, with `f32` parameters:
 {factors}
 ## Which learning rate and decay when coming from AdamW?
 
-For each optimizer, the search begins with three learning rates, and adds neighbours with a factor of 2 until the best one is not at the end.
-AdamW and 32-bit Lion are also searched with three decays on the two smaller models. The 8-bit states take the decay of 32 bits, and the
-large transformer takes those of the small one. Means over 3 seeds (digits), 2 (small) and 1 (large).
+For each optimizer, the search begins with three learning rates, and adds a neighbour with a factor of 2 for as long as the best point is at
+an end. AdamW and 32-bit Lion are also searched with three decays on the two smaller models, of which none is added. The 8-bit states take
+the decay of 32 bits, and the large transformer takes those of the small one. Means over 3 seeds (digits), 2 (small) and 1 (large), so
+points that are close together are not told apart.
 
 {search}
 ![Validation loss by learning rate](quality/search.svg)
 
-By weight decay, each at its best learning rate:
+By weight decay, each at the best of the learning rates that were tried:
 
 {decay}
+The decay of 10 is the largest that was tried. With 5 seeds, a decay of 1 at the learning rate that was found for 10, and at half of it:
+
+{other_decay}
 The momentum of Lion remembers about 1 / (1 - beta2) = 100 steps, which is much of a run of 600. With `betas` (0.8, 0.95) it remembers 20,
 and the learning rate and decay are searched again:
 
 {short}
 ## When does bf16 need stochastic rounding?
 
-Differences of the loss to `f32` parameters with the same optimizer and learning rate, and the share of the updates that nearest rounding
-loses at the last check of the run, as `Lion::diagnose` counts it:
+Differences of the loss to `f32` parameters with the same optimizer and learning rate, and the share of the elements whose update nearest
+rounding loses, as `Lion::diagnose` counts it. It is that of the last check, when the learning rate has fallen to 2 % (digits) or 12 % of its
+largest value:
 
 {bf16}
 ## Cases made to hurt
@@ -118,7 +136,8 @@ The small transformer in 3,000 steps, whose learning rate falls to 1 %. A moment
 - Little noise in the gradients: minibatches of 128 sequences for 100 steps, and all training images in each of 400 steps.
 
 {hard}
-The loss of the words that are not among the 256 most frequent:
+The loss of the words of the vocabulary that are not among the 255 most frequent. The words outside the vocabulary share a token, and are
+left out here:
 
 {rare}
 One gradient in each block of 256 elements is multiplied by a power of 2, in the small transformer. Lion moves a parameter by the sign of its momentum, so this
@@ -129,22 +148,23 @@ changes nothing with a 32-bit state. In 8 bits, the other elements of the block 
 
 A change of the momentum that is smaller than half the distance between two codes is lost by nearest rounding. A constructed block shows it: one
 gradient is 1, and 255 turn from 0.1 to -0.1 after 400 steps. Normally distributed noise is added, with a standard deviation given as a share of the largest
-gradient. The table has the number of steps after the turn until most elements move the right way, the share that does in the last 1,000
-of 4,000 steps, and how far a parameter has moved after the turn.
+gradient. The table has the number of steps after the turn until most elements move the right way for the first time, the share that does in
+the last 1,000 of 4,000 steps, and how far a parameter has moved after the turn. One seed:
 
 {turn}
 ![Share of the elements that move the right way](quality/turn.svg)
 
 Where does training lie? The noise of a block is the median standard deviation of its gradients between minibatches, as a share of the
-largest momentum of the block, measured with 16 minibatches at fixed parameters in the middle of a run. The table has its percentiles over the blocks,
-the share of the momenta that are stuck in that step, and the share of the elements that move in another direction than with a 32-bit momentum that has
-seen the same gradients.
+largest momentum of the block, measured with 16 minibatches at fixed parameters, early and in the middle of a run. The table has its percentiles
+over the blocks, and the share of the momenta that are stuck in that step. The other columns compare the directions of the elements with
+those of a 32-bit momentum that has seen the same gradients: the share that moves the opposite way, and the share that stands still because its
+momentum is rounded to 0, while the one of 32 bits, however small, moves it. One seed:
 
 {noise}
 ![Share of stuck momenta](quality/stuck.svg)
 
 {bitsandbytes}{WITHOUT_TRAINING}",
-        commit = source.commit.as_deref().unwrap_or("(unknown)"),
+        commit = source.commit.as_deref().unwrap_or("COMMIT"),
         training = source.training,
         validation = source.validation,
         verdict = tables.verdict(),
@@ -153,6 +173,7 @@ seen the same gradients.
         factors = tables.factors(),
         search = tables.search(),
         decay = tables.decay(),
+        other_decay = tables.other_decay(),
         bf16 = tables.bf16(),
         short = tables.short(),
         long = tables.long(),

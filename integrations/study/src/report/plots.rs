@@ -4,7 +4,7 @@ use super::names::{model, rule};
 use crate::cases::{NOISES, turn};
 use crate::plan::{LIONS, MEASURED, Part, RULES, Search, Size, search};
 use crate::results::Results;
-use crate::run::{Model, Outcome, Params, Rule};
+use crate::run::{DIVERGED, Model, Outcome, Params, Rule};
 use anyhow::{Context, Result};
 use char_lm::plot::{Chart, Curve};
 use std::path::Path;
@@ -82,7 +82,7 @@ pub(crate) fn loss_chart(title: &str, curves: Vec<Curve>) -> Chart {
     Chart {
         title: title.to_owned(),
         x: "step".to_owned(),
-        y: "validation loss, nats per token (mean and range of the seeds)".to_owned(),
+        y: "validation loss, nats per character (mean and range of the seeds)".to_owned(),
         log_x: false,
         top: Some(last + 0.5 * (first - last)),
         legend_below: false,
@@ -92,7 +92,12 @@ pub(crate) fn loss_chart(title: &str, curves: Vec<Curve>) -> Chart {
 
 /// Returns the mean of curves with the same steps, and their range.
 pub(crate) fn mean_curve(name: &str, curves: &[&[(usize, f64)]]) -> Curve {
-    let steps = curves.first().map_or(0, |curve| curve.len());
+    // A run that diverges is left out from there on, and with it the others, whose mean alone would mislead.
+    let finite = |curve: &&[(usize, f64)]| {
+        let end = curve.iter().position(|point| point.1 >= DIVERGED);
+        end.unwrap_or(curve.len())
+    };
+    let steps = curves.iter().map(finite).min().unwrap_or(0);
     let at = |point: usize| curves.iter().filter_map(move |curve| curve.get(point));
     let losses = |point: usize| at(point).map(|&(_, loss)| loss);
     let count = curves.len() as f64;
@@ -119,14 +124,17 @@ fn searched(size: Size, results: &Results) -> Result<Chart> {
             let points = points.iter().filter(|(point, _)| point.decay == best.decay);
             curves.push(Curve::new(
                 rule(one),
-                points.map(|&(point, loss)| (point.lr, loss)).collect(),
+                points
+                    .filter(|(_, loss)| *loss < DIVERGED)
+                    .map(|&(point, loss)| (point.lr, loss))
+                    .collect(),
             ));
         }
     }
     Ok(Chart {
         title: "Search of the learning rate, small transformer".to_owned(),
         x: "learning rate".to_owned(),
-        y: "validation loss, nats per token".to_owned(),
+        y: "validation loss, nats per character".to_owned(),
         log_x: true,
         top: None,
         legend_below: false,

@@ -3,8 +3,8 @@
 use super::names::{model, params, rule};
 use crate::cases::{NOISES, turn};
 use crate::plan::{
-    FACTORS, GAINS, LIONS, MEASURED, PARAMS, Part, RULES, SEARCHED, SHORT, Search, Size, search,
-    searched,
+    DECAYED, FACTORS, GAINS, LIONS, MEASURED, PARAMS, Part, RULES, SEARCHED, SHORT, Search, Size,
+    search, searched,
 };
 use crate::results::Results;
 use crate::run::{DIVERGED, Model, Outcome, Params, Rule};
@@ -14,6 +14,8 @@ use std::fmt::Write;
 
 /// What is missing is printed as this.
 const MISSING: &str = "-";
+
+const LONG: &str = "3,000 steps, lr to 1 %";
 
 /// The results of a study of some size.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,22 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     text
 }
 
+/// The rules whose differences the tables have.
+const PAIRS: [(Rule, Rule); 3] = [
+    (Rule::Lion8, Rule::Lion32),
+    (Rule::Lion8Stochastic, Rule::Lion32),
+    (Rule::Lion8Stochastic, Rule::Lion8),
+];
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// Returns whether a run with one of these losses has diverged.
+fn diverges(losses: &[f64]) -> bool {
+    losses.iter().any(|&loss| loss >= DIVERGED)
+}
+
 impl Tables<'_> {
     /// Returns a value of each run of a part, or `None` if a run is missing.
     fn values(&self, part: Part, rule: Rule, value: fn(&Outcome) -> f64) -> Option<Vec<f64>> {
@@ -47,7 +65,7 @@ impl Tables<'_> {
     /// Returns the mean and the standard deviation of a value over the seeds.
     fn spread(&self, part: Part, rule: Rule, value: fn(&Outcome) -> f64) -> String {
         match self.values(part, rule, value) {
-            Some(values) if values.iter().any(|&value| value >= DIVERGED) => "diverges".to_owned(),
+            Some(values) if diverges(&values) => "diverges".to_owned(),
             Some(values) => Spread::of(&values).to_string(),
             None => MISSING.to_owned(),
         }
@@ -63,22 +81,29 @@ impl Tables<'_> {
         let ours = self.values(part, rule, value);
         let theirs = self.values(other_part, other_rule, value);
         match (ours, theirs) {
+            (Some(ours), Some(theirs)) if diverges(&ours) || diverges(&theirs) => {
+                "diverges".to_owned()
+            }
             (Some(ours), Some(theirs)) => Difference::of(&ours, &theirs).to_string(),
             _ => MISSING.to_owned(),
         }
     }
 
-    /// Rows of losses for each rule, and the differences of both 8-bit states to 32 bits.
+    /// Rows of losses for each rule, the differences of both 8-bit states to 32 bits, and that between the two.
     fn compared(&self, parts: &[(String, Part)], value: fn(&Outcome) -> f64) -> String {
         let rules = parts.first().map_or(&RULES[..], |(_, part)| part.rules());
         let mut header = vec![""];
         header.extend(rules.iter().map(|&one| rule(one)));
-        header.extend(["nearest - 32 bits", "stochastic - 32 bits"]);
+        header.extend([
+            "nearest - 32 bits",
+            "stochastic - 32 bits",
+            "stochastic - nearest",
+        ]);
         let rows = parts.iter().map(|(name, part)| {
             let mut row = vec![name.clone()];
             row.extend(rules.iter().map(|&one| self.spread(*part, one, value)));
-            for one in [Rule::Lion8, Rule::Lion8Stochastic] {
-                row.push(self.difference((*part, one), (*part, Rule::Lion32), value));
+            for (one, other) in PAIRS {
+                row.push(self.difference((*part, one), (*part, other), value));
             }
             row
         });
@@ -118,45 +143,70 @@ impl Tables<'_> {
         self.compared(&parts, |outcome| outcome.loss)
     }
 
-    /// Counts the settings of the comparison in which an 8-bit state differs from 32 bits, and returns the largest
-    /// differences as sentences.
+    /// Counts the settings in which the losses of two rules differ, and states how large the differences can be.
     pub(crate) fn verdict(&self) -> String {
         let mut text = String::new();
-        for (one, name) in [
-            (Rule::Lion8, "Nearest"),
-            (Rule::Lion8Stochastic, "Stochastic"),
-        ] {
-            let (mut count, mut worse, mut better) = (0, 0, 0);
+        for ((one, other), name) in PAIRS.into_iter().zip([
+            "Nearest rounding against 32 bits",
+            "Stochastic rounding against 32 bits",
+            "Stochastic against nearest rounding",
+        ]) {
+            let (mut worse, mut better) = (0, 0);
             let mut shares: Vec<f64> = Vec::new();
-            for model in SEARCHED {
-                for kind in PARAMS {
-                    for factor in FACTORS {
-                        let part = Part::Compared(model, kind, factor);
-                        let (ours, exact) =
-                            (self.losses(part, one), self.losses(part, Rule::Lion32));
-                        let (Some(ours), Some(exact)) = (ours, exact) else {
-                            continue;
-                        };
-                        let difference = Difference::of(&ours, &exact);
-                        count += 1;
-                        if !difference.is_noise() {
-                            worse += u32::from(difference.0.mean > 0.0);
-                            better += u32::from(difference.0.mean < 0.0);
-                        }
-                        shares.push(difference.0.mean / Spread::of(&exact).deviation);
-                    }
+            // The upper ends of the intervals, as shares of the loss.
+            let mut ends: Vec<(f64, String)> = Vec::new();
+            for (setting, part) in self.settings() {
+                let (Some(ours), Some(theirs)) = (self.losses(part, one), self.losses(part, other))
+                else {
+                    continue;
+                };
+                if diverges(&ours) || diverges(&theirs) {
+                    continue;
+                }
+                let difference = Difference::of(&ours, &theirs);
+                if !difference.is_noise() {
+                    worse += u32::from(difference.0.mean > 0.0);
+                    better += u32::from(difference.0.mean < 0.0);
+                }
+                let theirs = Spread::of(&theirs);
+                shares.push(difference.0.mean / theirs.deviation);
+                if let Some(half) = difference.0.half_interval() {
+                    ends.push(((difference.0.mean + half) / theirs.mean, setting));
                 }
             }
-            let largest = shares.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            ends.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let (Some(median), Some(last)) = (ends.get(ends.len() / 2), ends.last()) else {
+                continue;
+            };
             let mean = shares.iter().sum::<f64>() / shares.len() as f64;
             let _ = writeln!(
                 text,
-                "- **{name} rounding of the state**: of {count} settings, the loss is higher than with 32 bits in \
-                 {worse} and lower in {better} (95 % confidence, so one in 20 is expected by chance). The mean difference \
-                 is {mean:+.2} standard deviations over the seeds, and the largest one {largest:+.2}."
+                "- **{name}**: in {} settings, the loss is higher in {worse} and lower in {better}. The mean difference is \
+                 {mean:+.2} standard deviations over the seeds. The upper end of the interval is {:+.1} % of the loss in \
+                 the median, and {:+.1} % at most ({}).",
+                ends.len(),
+                100.0 * median.0,
+                100.0 * last.0,
+                last.1,
             );
         }
         text
+    }
+
+    /// All settings in which both 8-bit states are compared with 32 bits, with their names.
+    fn settings(&self) -> Vec<(String, Part)> {
+        let mut settings = Vec::new();
+        for one in SEARCHED {
+            for kind in PARAMS {
+                for factor in FACTORS {
+                    let name = format!("{}, {}, {factor} lr", model(one), params(kind));
+                    settings.push((name, Part::Compared(one, kind, factor)));
+                }
+            }
+        }
+        settings.extend(self.hard_parts());
+        settings.push((LONG.to_owned(), Part::Long));
+        settings
     }
 
     /// What the search has found.
@@ -249,10 +299,30 @@ impl Tables<'_> {
             "",
             "optimizer",
             "decay",
-            "its best lr",
+            "best lr tried",
             "lr * decay",
             "loss",
         ];
+        table(&header, rows)
+    }
+
+    /// Lion with another weight decay than the one that was found.
+    pub(crate) fn other_decay(&self) -> String {
+        let loss = |outcome: &Outcome| outcome.loss;
+        let mut rows = Vec::new();
+        for (one, factor) in DECAYED {
+            let (found, other) = (
+                Part::Compared(one, Params::F32, 1.0),
+                Part::Decay(one, factor),
+            );
+            rows.push(vec![
+                format!("{}, {factor} lr", model(one)),
+                self.spread(other, Rule::Lion32, loss),
+                self.spread(found, Rule::Lion32, loss),
+                self.difference((other, Rule::Lion32), (found, Rule::Lion32), loss),
+            ]);
+        }
+        let header = ["Lion, 32 bits", "decay 1", "decay 10, 1 lr", "difference"];
         table(&header, rows)
     }
 
@@ -293,14 +363,13 @@ impl Tables<'_> {
             "optimizer",
             "nearest - f32",
             "stochastic - f32",
-            "updates lost at the end, nearest",
+            "updates lost at the last check, nearest",
         ];
         table(&header, rows)
     }
 
-    /// The cases made to hurt.
-    pub(crate) fn hard(&self) -> String {
-        let parts = [
+    fn hard_parts(&self) -> [(String, Part); 3] {
+        [
             ("2,048 words as tokens".to_owned(), Part::Words),
             (
                 "large minibatches of text".to_owned(),
@@ -310,13 +379,17 @@ impl Tables<'_> {
                 "digits, all images per step".to_owned(),
                 Part::LargeBatch(Model::Digits),
             ),
-        ];
-        self.compared(&parts, |outcome| outcome.loss)
+        ]
+    }
+
+    /// The cases made to hurt.
+    pub(crate) fn hard(&self) -> String {
+        self.compared(&self.hard_parts(), |outcome| outcome.loss)
     }
 
     /// The long run.
     pub(crate) fn long(&self) -> String {
-        let parts = [("3,000 steps, lr to 1 %".to_owned(), Part::Long)];
+        let parts = [(LONG.to_owned(), Part::Long)];
         self.compared(&parts, |outcome| outcome.loss)
     }
 
@@ -354,48 +427,55 @@ impl Tables<'_> {
         table(&header, rows)
     }
 
-    /// The noise of the gradients, the stuck momenta and the directions, at the middle of the measured runs.
+    /// The noise of the gradients, the stuck momenta and the directions, early and in the middle of the measured runs.
     pub(crate) fn noise(&self) -> String {
-        let mut parts = MEASURED.map(|(one, batch)| {
-            let name = format!("{}, batch of {batch}", model(one));
-            (name, Part::Measured(one, batch))
-        });
         let mut rows = Vec::new();
-        for (name, part) in &mut parts {
-            let runs = part
-                .runs(self.size, Rule::Lion8, self.results)
-                .unwrap_or_default();
-            let stochastic = part.runs(self.size, Rule::Lion8Stochastic, self.results);
-            let stochastic = stochastic.unwrap_or_default();
-            let first = |runs: &[crate::run::Run]| {
-                let outcome = self.results.get(runs.first()?)?;
-                outcome.checks.get(outcome.checks.len() / 2).cloned()
+        for (one, batch) in MEASURED {
+            let part = Part::Measured(one, batch);
+            let checks = |rule| {
+                let runs = part.runs(self.size, rule, self.results)?;
+                let run = runs.first()?;
+                Some((run.steps, &self.results.get(run)?.checks))
             };
-            let (Some(nearest), Some(stochastic)) = (first(&runs), first(&stochastic)) else {
+            let (Some((steps, nearest)), Some((_, stochastic))) =
+                (checks(Rule::Lion8), checks(Rule::Lion8Stochastic))
+            else {
                 continue;
             };
-            let noise = nearest.noise.unwrap_or([f64::NAN; 5]);
-            let mut row = vec![std::mem::take(name)];
-            row.extend(noise.map(|ratio| format!("{ratio:.2}")));
-            row.push(format!("{:.1} %", 100.0 * nearest.stuck));
-            for check in [nearest, stochastic] {
-                row.push(format!(
-                    "{:.1} %",
-                    100.0 * check.disagree.unwrap_or(f64::NAN)
-                ));
+            // The early one is not the first, whose momenta are all 0.
+            for place in [nearest.len().div_ceil(6), nearest.len() / 2] {
+                let (Some(nearest), Some(stochastic)) = (nearest.get(place), stochastic.get(place))
+                else {
+                    continue;
+                };
+                let mut row = vec![
+                    format!("{}, batch of {batch}", model(one)),
+                    format!("{} of {steps}", nearest.step),
+                ];
+                let noise = nearest.noise.unwrap_or([f64::NAN; 5]);
+                row.extend(noise.map(|ratio| format!("{ratio:.2}")));
+                row.push(percent(nearest.stuck));
+                for check in [nearest, stochastic] {
+                    let directions = check.directions;
+                    row.push(percent(directions.map_or(f64::NAN, |it| it.opposite)));
+                    row.push(percent(directions.map_or(f64::NAN, |it| it.still)));
+                }
+                rows.push(row);
             }
-            rows.push(row);
         }
         let header = [
             "",
+            "step",
             "5 %",
             "25 %",
             "50 %",
             "75 %",
             "95 %",
             "stuck, nearest",
-            "other directions, nearest",
-            "other directions, stochastic",
+            "opposite, nearest",
+            "still, nearest",
+            "opposite, stochastic",
+            "still, stochastic",
         ];
         table(&header, rows)
     }
@@ -419,7 +499,7 @@ impl Tables<'_> {
         let header = [
             "noise",
             "state",
-            "turns after",
+            "first majority after",
             "move the right way",
             "moved, in lr",
         ];
