@@ -176,7 +176,8 @@ macro_rules! forward {
 }
 
 forward! {
-    /// Registers a parameter and allocates its state.
+    /// Registers a parameter and allocates its state. If its specification has no group, it joins the first group that
+    /// contains it [by name](LionBuilder::group), if there is one.
     ///
     /// The state has 8 bits per element if the hyper-parameters ask for it and the parameter has at least
     /// `min_8bit_size` elements, and 32 otherwise. It is paged if the hyper-parameters ask for it and the
@@ -307,6 +308,18 @@ forward! {
     /// # Errors
     /// [`Error::EmptyName`], [`Error::DuplicateGroup`], [`Error::InvalidHyper`].
     fn add_group(self: &mut Self, name: &str, overrides: Overrides) -> Result<(), Error>;
+
+    /// Adds a group that parameters join by name, when they are registered later. [`LionBuilder::group`] adds it before
+    /// any is, and has an example.
+    ///
+    /// # Errors
+    /// Those of [`add_group`](Lion::add_group).
+    fn add_group_by_name(
+        self: &mut Self,
+        name: &str,
+        overrides: Overrides,
+        contains: impl Fn(&str) -> bool + Send + Sync + 'static
+    ) -> Result<(), Error>;
 
     /// Returns the groups, in the order in which they were added.
     fn groups(self: &Self) -> &[Group];

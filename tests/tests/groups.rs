@@ -49,11 +49,16 @@ fn the_group_of_a_specification_has_precedence() {
     assert_eq!(lion.info(head).unwrap().group, Some("named"));
     // A group that names its parameters one by one contains no others.
     assert_eq!(register(&mut lion, &["named"]), [(None, 0.5)]);
+    // A group that is added later contains parameters that are registered after it.
+    lion.add_group_by_name("all", decay(0.125), |_| true)
+        .unwrap();
+    let all = (Some("all".to_owned()), 0.125);
+    assert_eq!(register(&mut lion, &["other"]), [all]);
     // An unknown group is an error, also for a name that a group contains.
     let spec = ParamSpec::new("body.bias", 4, Dtype::F32).group("unknown");
     let error = lion.register(spec).unwrap_err();
     assert!(matches!(error, Error::UnknownGroup { group } if group == "unknown"));
-    assert_eq!(lion.parameters().len(), 2);
+    assert_eq!(lion.parameters().len(), 3);
 }
 
 #[test]
