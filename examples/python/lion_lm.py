@@ -93,7 +93,7 @@ def main(folder, out=None):
         settings = json.loads((folder / "run.json").read_text())
         text = {name: t.long() for name, t in load_file(folder / "text.safetensors").items()}
         runs = {seed: load_file(folder / f"seed{seed}.safetensors") for seed in settings["seeds"]}
-        [settings[name] for name in ("context", "layers", "heads", "width", "decay", "lrs")]
+        shared = {"text": settings["text"], "lr": max(settings["lrs"]), "decay": settings["decay"]}
     except KeyError as error:
         sys.exit(f"{folder / 'run.json'} has no {error}, which `study --export` writes")
     except (OSError, ValueError, SafetensorError) as error:
@@ -101,7 +101,6 @@ def main(folder, out=None):
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "bitsandbytes")}
-    shared = {"lr": max(settings["lrs"]), "decay": settings["decay"]}
     out = Path(out or folder / "bitsandbytes.jsonl")
     try:
         with open(f"{out}.unfinished", "w") as lines:

@@ -293,7 +293,7 @@ mod tests {
         };
         let first = hash("ab c", "ab");
         assert_eq!(first, hash("ab c", "ab"));
-        // The second has the same tokens, of other characters.
+        // The first has the same tokens, of other characters.
         let others = [hash("ab d", "ab"), hash("b ac", "ab"), hash("ab c", "ac")];
         assert!(!others.contains(&first), "{first} {others:?}");
     }

@@ -53,6 +53,7 @@ pub(crate) fn export(folder: &Path, text: &Text, width: usize, runs: &[Run]) -> 
         "layers": shape.layers,
         "heads": shape.heads,
         "width": shape.width,
+        "text": text.hash(),
         "decay": run.decay,
         "lrs": lrs,
         "seeds": runs.iter().map(|run| run.seed).collect::<Vec<_>>(),

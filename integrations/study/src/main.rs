@@ -193,13 +193,18 @@ fn check_text(options: &Options, path: &Path, now: &Source, results: &Results) -
 
 /// Describes the text of a folder.
 fn source(folder: &Path, text: &Text) -> Result<Source> {
-    let git = Command::new("git")
-        .arg("-C")
-        .arg(folder)
-        .args(["rev-parse", "--short=12", "HEAD"])
-        .output();
-    let commit = git.ok().filter(|output| output.status.success());
-    let commit = commit.and_then(|output| String::from_utf8(output.stdout).ok());
+    let git = |arguments: &[&str]| {
+        let git = Command::new("git")
+            .arg("-C")
+            .arg(folder)
+            .args(arguments)
+            .output();
+        let output = git.ok().filter(|output| output.status.success());
+        output.and_then(|output| String::from_utf8(output.stdout).ok())
+    };
+    // The commit of sources that have been changed is not theirs.
+    let clean = git(&["status", "--porcelain", "--", "*.rs"]).is_some_and(|it| it.is_empty());
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]).filter(|_| clean);
     Ok(Source::new(
         text,
         commit.map(|commit| commit.trim().to_owned()),

@@ -85,7 +85,7 @@ pub(crate) fn check(
     gradients: &GradStore,
     shadow: Option<&Shadow>,
 ) -> Result<Check> {
-    let diagnosis = optimizer.diagnose(gradients, StepArgs::new())?;
+    let diagnosis = optimizer.diagnose(StepArgs::new(), gradients)?;
     let lion = optimizer.lion();
     let (mut all, mut eight) = (0, 0);
     let (mut lost, mut stuck, mut zero) = (0, 0, 0);

@@ -24,16 +24,17 @@ pub(crate) const MEASURED: [(Model, usize); 4] = [
 ];
 /// A weight decay that the search on the small transformer has also tried.
 pub(crate) const OTHER_DECAY: f64 = 1.0;
-/// The models and the factors of the learning rate that are compared with this decay. A smaller decay is often better
-/// with a smaller learning rate.
-pub(crate) const DECAYED: [(Model, f64); 4] = [
+/// The models and the factors of the learning rate that are compared with this decay, as another decay can have another
+/// best learning rate.
+pub(crate) const DECAYED: [(Model, f64); 5] = [
     (Model::Small, 0.5),
     (Model::Small, 1.0),
     (Model::Large, 0.5),
     (Model::Large, 1.0),
+    (Model::Large, 2.0),
 ];
 pub(crate) const GAINS: [u32; 3] = [16, 128, 1024];
-/// The search extends its grid of learning rates at most this often in each direction.
+/// The search extends its grid of learning rates at most this often.
 const EXTENSIONS: usize = 4;
 /// The seeds of the search start here, so that no run of the comparison was searched with.
 const SEARCH_SEED: u64 = 100;

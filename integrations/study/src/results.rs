@@ -114,17 +114,6 @@ impl Results {
         Some(sum / outcomes.len() as f64)
     }
 
-    /// Returns a hash of all results (FNV-1a, 64 bits), whatever their order.
-    pub(crate) fn hash(&self) -> Result<u64> {
-        let lines = self.list.iter().map(serde_json::to_string);
-        let mut lines: Vec<String> = lines.collect::<Result<_, _>>()?;
-        lines.sort_unstable();
-        let bytes = lines.iter().flat_map(|line| line.bytes());
-        Ok(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        }))
-    }
-
     /// Adds a result, and appends it to the file.
     pub(crate) fn add(&mut self, entry: Entry) -> Result<()> {
         let line = serde_json::to_string(&entry)? + "\n";

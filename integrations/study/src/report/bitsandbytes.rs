@@ -15,7 +15,9 @@ use std::path::Path;
 #[derive(Debug, Deserialize)]
 struct Line {
     seed: u64,
-    /// The largest learning rate and the weight decay, which tell whether the run is still the one to compare with.
+    /// The hash of the text, the largest learning rate and the weight decay, which tell whether the run is still the one
+    /// to compare with.
+    text: u64,
     lr: f64,
     decay: f64,
     loss: f64,
@@ -40,7 +42,8 @@ pub(crate) fn section(folder: &Path, size: Size, results: &Results) -> Result<St
     let of = |rule| -> Option<Vec<&Outcome>> {
         let runs = part.runs(size, rule, results)?;
         let same = |line: &Line, run: &Run| {
-            (line.seed, line.lr, line.decay) == (run.seed, run.lr, run.decay)
+            line.text == results.source.hash
+                && (line.seed, line.lr, line.decay) == (run.seed, run.lr, run.decay)
         };
         let all = runs.iter().zip(&lines).all(|(run, line)| same(line, run));
         results

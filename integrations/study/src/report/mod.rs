@@ -4,14 +4,15 @@ mod bitsandbytes;
 mod names;
 mod plots;
 mod tables;
+mod verdict;
 
-use crate::plan::{Size, parts};
+use crate::plan::{Size, missing, parts};
 use crate::results::Results;
 use anyhow::{Context, Result};
 use std::path::Path;
 use tables::Tables;
 
-/// Which conclusions the numbers allow. They are written by hand, so they are for results with this hash only.
+/// Which conclusions the numbers allow. They are written by hand, so they are for a report with this hash only.
 const CONCLUSIONS: &str = include_str!("conclusions.md");
 const CONCLUSIONS_ARE_FOR: u64 = 0;
 /// What is known without training.
@@ -28,8 +29,6 @@ pub(crate) fn write(folder: &Path, size: Size, results: &Results) -> Result<()> 
 }
 
 fn text(size: Size, results: &Results, bitsandbytes: &str) -> Result<String> {
-    let tables = Tables { size, results };
-    let source = &results.source;
     let mut trainings = 0;
     for part in parts() {
         for &rule in part.rules() {
@@ -37,14 +36,21 @@ fn text(size: Size, results: &Results, bitsandbytes: &str) -> Result<String> {
             trainings += runs.iter().filter(|run| results.get(run).is_some()).count();
         }
     }
-    let hash = results.hash()?;
+    let missing = missing(size, results).len();
+    let incomplete = match missing {
+        0 => String::new(),
+        _ => format!("{missing} trainings or more are missing.\n\n"),
+    };
+    let report = report(size, results, trainings, bitsandbytes)?;
+    let hash = fnv(report.bytes());
     let conclusions = match hash {
         CONCLUSIONS_ARE_FOR => CONCLUSIONS.to_owned(),
         _ => format!(
-            "## Answers\n\nThe answers in src/report/conclusions.md are for other results than these, whose hash is \
+            "## Answers\n\nThe answers in src/report/conclusions.md are for another report than this one, whose hash is \
              {hash:#018x}.\n\n"
         ),
     };
+    let commit = results.source.commit.as_deref().unwrap_or("COMMIT");
     Ok(format!(
         "# Quality of an 8-bit state
 
@@ -57,13 +63,23 @@ git worktree add target/text {commit}
 cargo run --release -p study -- --sources target/text
 ```
 
-The second line checks out the text of the trainings below; without it and `--sources`, the text is that of the present sources, and the
-numbers differ. The command keeps the result of each training in [quality/runs.jsonl](quality/runs.jsonl), and trains what is missing there.
-All trainings took about four hours on two cores that also had other work. `--size tiny --out FOLDER` runs a few steps of everything.
+The second line checks out the text of the trainings below. Without it and `--sources`, the text is that of the present sources, and the
+numbers differ. The command keeps the result of each training in [quality/runs.jsonl](quality/runs.jsonl), and trains what is missing there,
+which takes hours if it is all. `--size tiny --out FOLDER` runs a few steps of everything.
 
-{conclusions}## What was trained
+{incomplete}{conclusions}{report}"
+    ))
+}
 
-- **digits**: the network of the example `digits` (50,826 parameters), 1,780 steps of 16 images. The loss is that of 360 test images.
+/// Returns the report without its head.
+fn report(size: Size, results: &Results, trainings: usize, bitsandbytes: &str) -> Result<String> {
+    let tables = Tables { size, results };
+    let source = &results.source;
+    Ok(format!(
+        "## What was trained
+
+- **digits**: the network of the example `digits` (50,826 parameters), 1,780 steps of 16 images. The loss is that of 360 test images,
+  which the seed chooses.
 - **small transformer** and **large transformer**: decoder-only, 2 layers, widths 64 and 128, characters as tokens, contexts of 64;
   600 steps of 16 sequences. The text is the Rust sources of this repository at commit {commit}: {training} characters for training,
   and {validation} of other files for validation. The loss is the cross-entropy in nats per character, of 512 windows in
@@ -76,16 +92,15 @@ All trainings took about four hours on two cores that also had other work. `--si
 - `bf16` parameters are converted to `f32` for the forward pass, and their gradients are converted to `bf16`.
 
 A value `a ± b` is the mean and the standard deviation over the seeds (5, unless stated otherwise). A difference is the mean of the differences seed by seed,
-with the 95 % confidence interval by Student's t distribution. It is bold if the interval does not contain 0. Of many intervals, one in
-20 is expected to miss it by chance.
+with the 95 % confidence interval by Student's t distribution. It is bold if the interval does not contain 0. Where there is no difference, one interval in 20 is expected to be bold by chance.
 
 ## Is an 8-bit state within the spread of the seeds?
 
-Over all settings with these states in the tables below, except outliers:
+Over all settings below that compare these states, except outliers and the search. They share seeds, so they are not independent:
 
 {verdict}
-Losses at the best learning rate. The 8-bit states take the one that was found for 32 bits, so that a difference is not one of the learning
-rates; the table of the search has their own:
+Losses at the best learning rate. The 8-bit states and `bf16` parameters take the one that was found for `f32` parameters with 32 bits, so
+that a difference is not one of the learning rates; the table of the search has those of 8 bits:
 
 {main}
 ![Validation loss of the small transformer](quality/small.svg)
@@ -95,14 +110,14 @@ rates; the table of the search has their own:
 Test accuracy in percent. One image is 0.28 %:
 
 {accuracy}
-At half and twice the best learning rate, with `f32` parameters:
+At half and twice that learning rate:
 
 {factors}
 ## Which learning rate and decay when coming from AdamW?
 
 For each optimizer, the search begins with three learning rates, and adds a neighbour with a factor of 2 for as long as the best point is at
-an end. AdamW and 32-bit Lion are also searched with three decays on the two smaller models, of which none is added. The 8-bit states take
-the decay of 32 bits, and the large transformer takes those of the small one. Means over 3 seeds (digits), 2 (small) and 1 (large), so
+an end. AdamW and 32-bit Lion are also searched with three decays on the two smaller models. The decays are not extended, so some of those
+that were found are at an end. The 8-bit states take the decay of 32 bits, and the large transformer takes the decays of the small one. Means over 3 seeds (digits), 2 (small) and 1 (large), so
 points that are close together are not told apart.
 
 {search}
@@ -111,9 +126,14 @@ points that are close together are not told apart.
 By weight decay, each at the best of the learning rates that were tried:
 
 {decay}
-The decay of 10 is the largest that was tried. With 5 seeds, a decay of 1 at the learning rate that was found for 10, and at half of it:
+With 5 seeds, another decay than the one that was found:
 
 {other_decay}
+## Is Lion as good as AdamW?
+
+Both at the learning rates that were found. The long run has those of 600 steps:
+
+{adamw}
 The momentum of Lion remembers about 1 / (1 - beta2) = 100 steps, which is much of a run of 600. With `betas` (0.8, 0.95) it remembers 20,
 and the learning rate and decay are searched again:
 
@@ -132,7 +152,9 @@ The small transformer in 3,000 steps, whose learning rate falls to 1 %. A moment
 {long}
 ![Validation loss of the long run](quality/long.svg)
 
-- The small transformer with 2,048 words as tokens, 400 steps. In a minibatch most rows of the embedding have no gradient.
+These have the learning rates and decays that were found above:
+
+- The small transformer with 2,048 words as tokens, 400 steps. In a minibatch most rows of the embedding have no gradient. The loss is per word.
 - Little noise in the gradients: minibatches of 128 sequences for 100 steps, and all training images in each of 400 steps.
 
 {hard}
@@ -155,18 +177,18 @@ the last 1,000 of 4,000 steps, and how far a parameter has moved after the turn.
 ![Share of the elements that move the right way](quality/turn.svg)
 
 Where does training lie? The noise of a block is the median standard deviation of its gradients between minibatches, as a share of the
-largest momentum of the block, measured with 16 minibatches at fixed parameters, early and in the middle of a run. The table has its percentiles
+largest momentum of the block, measured with 16 minibatches at fixed parameters, early, in the middle, and at the last check of a run. The table has its percentiles
 over the blocks, and the share of the momenta that are stuck in that step. The other columns compare the directions of the elements with
 those of a 32-bit momentum that has seen the same gradients: the share that moves the opposite way, and the share that stands still because its
-momentum is rounded to 0, while the one of 32 bits, however small, moves it. One seed:
+gradient is 0 and its momentum was rounded to 0, while the one of 32 bits, however small, moves it. One seed:
 
 {noise}
 ![Share of stuck momenta](quality/stuck.svg)
 
 {bitsandbytes}{WITHOUT_TRAINING}",
         commit = source.commit.as_deref().unwrap_or("COMMIT"),
-        training = source.training,
-        validation = source.validation,
+        training = separated(source.training),
+        validation = separated(source.validation),
         verdict = tables.verdict(),
         main = tables.main(),
         accuracy = tables.accuracy(),
@@ -175,6 +197,7 @@ momentum is rounded to 0, while the one of 32 bits, however small, moves it. One
         decay = tables.decay(),
         other_decay = tables.other_decay(),
         bf16 = tables.bf16(),
+        adamw = tables.adamw(),
         short = tables.short(),
         long = tables.long(),
         hard = tables.hard(),
@@ -183,4 +206,35 @@ momentum is rounded to 0, while the one of 32 bits, however small, moves it. One
         turn = tables.turn()?,
         noise = tables.noise(),
     ))
+}
+
+/// Returns a hash (FNV-1a, 64 bits).
+fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// Returns a number with a comma before each group of three digits.
+fn separated(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_separated() {
+        let numbers = [7, 999, 1000, 3_383_954].map(separated);
+        assert_eq!(numbers, ["7", "999", "1,000", "3,383,954"]);
+    }
 }

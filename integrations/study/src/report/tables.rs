@@ -3,8 +3,8 @@
 use super::names::{model, params, rule};
 use crate::cases::{NOISES, turn};
 use crate::plan::{
-    DECAYED, FACTORS, GAINS, LIONS, MEASURED, PARAMS, Part, RULES, SEARCHED, SHORT, Search, Size,
-    search, searched,
+    DECAYED, FACTORS, GAINS, LIONS, MEASURED, OTHER_DECAY, PARAMS, Part, RULES, SEARCHED, SHORT,
+    Search, Size, best, search, searched,
 };
 use crate::results::Results;
 use crate::run::{DIVERGED, Model, Outcome, Params, Rule};
@@ -35,7 +35,7 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 }
 
 /// The rules whose differences the tables have.
-const PAIRS: [(Rule, Rule); 3] = [
+pub(super) const PAIRS: [(Rule, Rule); 3] = [
     (Rule::Lion8, Rule::Lion32),
     (Rule::Lion8Stochastic, Rule::Lion32),
     (Rule::Lion8Stochastic, Rule::Lion8),
@@ -46,7 +46,7 @@ fn percent(share: f64) -> String {
 }
 
 /// Returns whether a run with one of these losses has diverged.
-fn diverges(losses: &[f64]) -> bool {
+pub(super) fn diverges(losses: &[f64]) -> bool {
     losses.iter().any(|&loss| loss >= DIVERGED)
 }
 
@@ -58,7 +58,7 @@ impl Tables<'_> {
         Some(outcomes.into_iter().map(value).collect())
     }
 
-    fn losses(&self, part: Part, rule: Rule) -> Option<Vec<f64>> {
+    pub(super) fn losses(&self, part: Part, rule: Rule) -> Option<Vec<f64>> {
         self.values(part, rule, |outcome| outcome.loss)
     }
 
@@ -128,73 +128,27 @@ impl Tables<'_> {
             let part = Part::Compared(Model::Digits, kind, 1.0);
             (format!("digits, {}", params(kind)), part)
         });
-        self.compared(&parts, |outcome| 100.0 * outcome.accuracy.unwrap_or(0.0))
+        self.compared(&parts, |outcome| {
+            100.0 * outcome.accuracy.unwrap_or(f64::NAN)
+        })
     }
 
-    /// The comparison at other learning rates, with `f32` parameters.
+    /// The comparison at other learning rates.
     pub(crate) fn factors(&self) -> String {
         let mut parts = Vec::new();
         for one in SEARCHED {
-            for factor in FACTORS {
-                let name = format!("{}, {factor} lr", model(one));
-                parts.push((name, Part::Compared(one, Params::F32, factor)));
+            for kind in PARAMS {
+                for factor in FACTORS.into_iter().filter(|&factor| factor != 1.0) {
+                    let name = format!("{}, {}, {factor} lr", model(one), params(kind));
+                    parts.push((name, Part::Compared(one, kind, factor)));
+                }
             }
         }
         self.compared(&parts, |outcome| outcome.loss)
     }
 
-    /// Counts the settings in which the losses of two rules differ, and states how large the differences can be.
-    pub(crate) fn verdict(&self) -> String {
-        let mut text = String::new();
-        for ((one, other), name) in PAIRS.into_iter().zip([
-            "Nearest rounding against 32 bits",
-            "Stochastic rounding against 32 bits",
-            "Stochastic against nearest rounding",
-        ]) {
-            let (mut worse, mut better) = (0, 0);
-            let mut shares: Vec<f64> = Vec::new();
-            // The upper ends of the intervals, as shares of the loss.
-            let mut ends: Vec<(f64, String)> = Vec::new();
-            for (setting, part) in self.settings() {
-                let (Some(ours), Some(theirs)) = (self.losses(part, one), self.losses(part, other))
-                else {
-                    continue;
-                };
-                if diverges(&ours) || diverges(&theirs) {
-                    continue;
-                }
-                let difference = Difference::of(&ours, &theirs);
-                if !difference.is_noise() {
-                    worse += u32::from(difference.0.mean > 0.0);
-                    better += u32::from(difference.0.mean < 0.0);
-                }
-                let theirs = Spread::of(&theirs);
-                shares.push(difference.0.mean / theirs.deviation);
-                if let Some(half) = difference.0.half_interval() {
-                    ends.push(((difference.0.mean + half) / theirs.mean, setting));
-                }
-            }
-            ends.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let (Some(median), Some(last)) = (ends.get(ends.len() / 2), ends.last()) else {
-                continue;
-            };
-            let mean = shares.iter().sum::<f64>() / shares.len() as f64;
-            let _ = writeln!(
-                text,
-                "- **{name}**: in {} settings, the loss is higher in {worse} and lower in {better}. The mean difference is \
-                 {mean:+.2} standard deviations over the seeds. The upper end of the interval is {:+.1} % of the loss in \
-                 the median, and {:+.1} % at most ({}).",
-                ends.len(),
-                100.0 * median.0,
-                100.0 * last.0,
-                last.1,
-            );
-        }
-        text
-    }
-
     /// All settings in which both 8-bit states are compared with 32 bits, with their names.
-    fn settings(&self) -> Vec<(String, Part)> {
+    pub(super) fn settings(&self) -> Vec<(String, Part)> {
         let mut settings = Vec::new();
         for one in SEARCHED {
             for kind in PARAMS {
@@ -311,19 +265,48 @@ impl Tables<'_> {
         let loss = |outcome: &Outcome| outcome.loss;
         let mut rows = Vec::new();
         for (one, factor) in DECAYED {
-            let (found, other) = (
-                Part::Compared(one, Params::F32, 1.0),
-                Part::Decay(one, factor),
-            );
+            let found = Part::Compared(one, Params::F32, 1.0);
+            let other = Part::Decay(one, factor);
+            let decay = best(self.size, one, Rule::Lion32, self.results).map(|best| best.decay);
             rows.push(vec![
-                format!("{}, {factor} lr", model(one)),
+                model(one).to_owned(),
+                format!("{OTHER_DECAY}, {factor} lr"),
                 self.spread(other, Rule::Lion32, loss),
+                format!("{}, 1 lr", decay.unwrap_or(f64::NAN)),
                 self.spread(found, Rule::Lion32, loss),
                 self.difference((other, Rule::Lion32), (found, Rule::Lion32), loss),
             ]);
         }
-        let header = ["Lion, 32 bits", "decay 1", "decay 10, 1 lr", "difference"];
+        let header = [
+            "Lion, 32 bits",
+            "decay",
+            "loss",
+            "decay that was found",
+            "loss",
+            "difference",
+        ];
         table(&header, rows)
+    }
+
+    /// Lion and AdamW, both at their best learning rates.
+    pub(crate) fn adamw(&self) -> String {
+        let loss = |outcome: &Outcome| outcome.loss;
+        let compared = |one| (model(one), Part::Compared(one, Params::F32, 1.0));
+        let parts = [
+            compared(Model::Digits),
+            compared(Model::Small),
+            compared(Model::Large),
+            (LONG, Part::Long),
+        ];
+        let rows = parts.map(|(name, part)| {
+            vec![
+                name.to_owned(),
+                self.spread(part, Rule::AdamW, loss),
+                self.spread(part, Rule::Lion32, loss),
+                self.difference((part, Rule::Lion32), (part, Rule::AdamW), loss),
+            ]
+        });
+        table(&["", "AdamW", "Lion, 32 bits", "difference"], rows.to_vec())
     }
 
     /// The cost of `bf16` parameters, and the updates that they lose.
@@ -342,7 +325,8 @@ impl Tables<'_> {
                         100.0 * last.map_or(f64::NAN, |check| check.lost)
                     };
                     let lost = match kind {
-                        Rule::AdamW => MISSING.to_owned(),
+                        // It has no `diagnose`.
+                        Rule::AdamW => String::new(),
                         _ => match self.values(part(Params::Bf16), kind, lost) {
                             Some(values) => format!("{:.1} %", Spread::of(&values).mean),
                             None => MISSING.to_owned(),
@@ -396,29 +380,26 @@ impl Tables<'_> {
     /// The loss of the rarer words.
     pub(crate) fn rare(&self) -> String {
         let parts = [("rare words".to_owned(), Part::Words)];
-        self.compared(&parts, |outcome| outcome.rare.unwrap_or(0.0))
+        self.compared(&parts, |outcome| outcome.rare.unwrap_or(f64::NAN))
     }
 
     /// An outlier per block. The 32-bit state is that of the comparison, as a power of 2 changes nothing there.
     pub(crate) fn outliers(&self) -> String {
+        let loss = |outcome: &Outcome| outcome.loss;
         let plain = Part::Compared(Model::Small, Params::F32, 1.0);
+        let parts = GAINS.map(|gain| (format!("{gain} times"), Part::Outliers(gain)));
         let mut rows = Vec::new();
-        for gain in GAINS {
-            let mut row = vec![format!("{gain} times")];
+        for (name, part) in [("none".to_owned(), plain)].into_iter().chain(parts) {
+            let mut row = vec![name, self.spread(plain, Rule::Lion32, loss)];
             for rule in [Rule::Lion8, Rule::Lion8Stochastic] {
-                let ours = self.losses(Part::Outliers(gain), rule);
-                match (ours, self.losses(plain, Rule::Lion32)) {
-                    (Some(ours), Some(exact)) => {
-                        row.push(Spread::of(&ours).to_string());
-                        row.push(Difference::of(&ours, &exact).to_string());
-                    }
-                    _ => row.extend([MISSING.to_owned(), MISSING.to_owned()]),
-                }
+                row.push(self.spread(part, rule, loss));
+                row.push(self.difference((part, rule), (plain, Rule::Lion32), loss));
             }
             rows.push(row);
         }
         let header = [
             "outlier",
+            "32 bits",
             "nearest",
             "nearest - 32 bits",
             "stochastic",
@@ -427,7 +408,8 @@ impl Tables<'_> {
         table(&header, rows)
     }
 
-    /// The noise of the gradients, the stuck momenta and the directions, early and in the middle of the measured runs.
+    /// The noise of the gradients, the stuck momenta and the directions, early, in the middle, and at the last check of the
+    /// measured runs.
     pub(crate) fn noise(&self) -> String {
         let mut rows = Vec::new();
         for (one, batch) in MEASURED {
@@ -443,7 +425,8 @@ impl Tables<'_> {
                 continue;
             };
             // The early one is not the first, whose momenta are all 0.
-            for place in [nearest.len().div_ceil(6), nearest.len() / 2] {
+            let last = nearest.len().saturating_sub(1);
+            for place in [nearest.len().div_ceil(6), nearest.len() / 2, last] {
                 let (Some(nearest), Some(stochastic)) = (nearest.get(place), stochastic.get(place))
                 else {
                     continue;
