@@ -7,9 +7,10 @@ use std::path::PathBuf;
 
 /// An error of a [`LionBurn`](crate::LionBurn).
 ///
-/// A call that returns an error has changed neither the module nor the optimizer, except after [`Error::NotMapped`] of a
-/// load, and after the errors of which [`lion::Error`] and [`CheckpointError`] say so. The gradients that were given to it
-/// are consumed.
+/// A call that returns an error has changed neither the module nor the optimizer, except after the errors of which
+/// [`lion::Error`] and [`CheckpointError`] say so, and except that a [save](crate::LionBurn::save) that fails to copy or
+/// to write has moved pending running means into the module, as the next forward pass would. After
+/// [`CheckpointError::PartlyLoaded`] the module is unchanged too. The gradients that were given to a call are consumed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -60,8 +61,8 @@ pub enum Error {
         /// What the optimizer has registered.
         wanted: String,
     },
-    /// A checkpoint does not have the tensors of the module.
-    Module {
+    /// A checkpoint does not have the values of the tensors of the module.
+    Values {
         /// The file.
         path: PathBuf,
         /// What the file has.
@@ -111,7 +112,7 @@ impl fmt::Display for Error {
                 "parameter `{parameter}` of the optimizer: the module to save has {given}, wanted {wanted}; remove the \
                  parameter with `lion_mut().remove` if the module no longer has it"
             ),
-            Error::Module {
+            Error::Values {
                 path,
                 given,
                 wanted,

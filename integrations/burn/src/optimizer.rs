@@ -166,7 +166,8 @@ impl LionBurn {
     }
 
     /// Counts what rounding would lose in a step with these arguments, as [`Lion::diagnose`] does. Nothing changes.
-    /// Parameters without a gradient are skipped. Parameters and gradients are copied for it.
+    /// Parameters without a gradient are skipped. Parameters and gradients are copied for it. It takes gradients of one device,
+    /// because burn returns the sum of those of several devices only once.
     ///
     /// ```
     /// use burn::nn::LinearConfig;

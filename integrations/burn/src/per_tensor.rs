@@ -37,8 +37,8 @@ const NAME: &str = "tensor";
 /// seeds that differ by more than the number of tensors. Otherwise two tensors are rounded with the same random numbers.
 ///
 /// A state in a record has its seed. A tensor that is first stepped after the record was loaded gets a seed after those of
-/// the states that were stepped before it. If it comes before them in the module, in the first step after the load, it
-/// gets one that a tensor of the record has.
+/// the states that were stepped before it, or the seed of this optimizer if those are smaller. If it comes before them in
+/// the module, in the first step after the load, it may get one that a tensor of the record has.
 ///
 /// # Records
 /// [`ModuleOptimizer::load_record`] has no error: a state that does not fit, as in a damaged record, is left out
@@ -71,7 +71,7 @@ pub struct TensorLion {
     hyper: Hyper,
     backend: Cpu,
     /// What to add to the seed for the next tensor without a state. It is more than was added for any tensor that has
-    /// been stepped.
+    /// been stepped, except those of seeds before this one.
     tensors: Arc<AtomicU64>,
 }
 
@@ -120,10 +120,13 @@ impl TensorLion {
         let len = elements.num_elements();
         let mut state = match state {
             Some(state) => {
-                // The state may come from a record, whose seeds this counter has not given out.
+                // The state may come from a record, whose seeds this counter has not given out. Seeds wrap around, so a
+                // distance of more than half of the range is that of a seed before this one, which the counter does not
+                // reach.
                 let added = state.seed.wrapping_sub(self.hyper.seed);
-                self.tensors
-                    .fetch_max(added.wrapping_add(1), Ordering::Relaxed);
+                if added < 1 << 63 {
+                    self.tensors.fetch_max(added + 1, Ordering::Relaxed);
+                }
                 state
             }
             None => {

@@ -2,13 +2,13 @@
 
 use crate::lend::put;
 use crate::tensor::{slice, slice_mut};
-use crate::visit::{Place, Visited, floats, unsaved};
+use crate::visit::{Place, Visited, floats, unmapped, unsaved};
 use crate::{Error, LionBurn};
 use burn_core::module::Module;
 use burn_core::tensor::{TensorData, bf16, f16};
 use lion::Dtype;
 use lion::backend::Operand;
-use lion::checkpoint::{Checkpoint, Load, LoadReport, Save, load};
+use lion::checkpoint::{Checkpoint, CheckpointError, Load, LoadReport, Save, load};
 use lion::tensor::MemoryOrder;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -30,7 +30,8 @@ impl LionBurn {
     /// random numbers, from which dropout draws. [`save_with`](LionBurn::save_with) can add bytes for these.
     ///
     /// burn keeps the running means of a forward pass apart until the next pass. A save moves them into the module, as the
-    /// next pass would. If passes of several threads are pending, it averages those that are there.
+    /// next pass would. If passes of several threads are pending, it averages those that are there. A save that is refused
+    /// because of the module moves none; one that fails later, as on a full disk, has moved them.
     ///
     /// ```
     /// use burn::nn::{Linear, LinearConfig};
@@ -82,9 +83,10 @@ impl LionBurn {
         module: &M,
         save: Save<'_>,
     ) -> Result<u64, Error> {
+        // A module that is refused is left as it is.
+        self.check_registered(&floats(module, false)?)?;
         synchronize(module);
         let tensors = floats(module, true)?;
-        self.check_registered(&tensors)?;
         let shapes: String = lines(&tensors).into_values().collect();
         let mut save = save.section(SHAPES, shapes.as_bytes());
         for tensor in &tensors {
@@ -170,8 +172,9 @@ impl LionBurn {
 
     /// Loads a run as [`load`](LionBurn::load) does, with options for its settings and states.
     ///
-    /// The options do not apply to the tensors: with any of them, the tensors must be exactly those of the file, and
-    /// [`Load::rename`] does not change their names.
+    /// The options do not apply to the tensors: with any of them, the tensors must be exactly those of the file. The function
+    /// of [`Load::rename`] is not called, because a state with another name would not be that of the tensor that gets the
+    /// values.
     ///
     /// ```
     /// use burn::nn::LinearConfig;
@@ -195,11 +198,15 @@ impl LionBurn {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Module`] if the file has no values or other tensors; [`Error::Checkpoint`] with the errors of
-    /// [`Lion::load_with`](lion::Lion::load_with); [`Error::Lion`] with the errors of
+    /// [`Error::Values`] if the file has no values or other tensors; [`Error::Checkpoint`] with the errors of
+    /// [`lion::checkpoint::load`]; [`Error::Lion`] with the errors of
     /// [`Lion::register`](lion::Lion::register), and with [`lion::Error::DuplicateParameter`] if the module has two
     /// tensors with one path; [`Error::Unsupported`] for a tensor on a device of another backend than flex;
-    /// [`Error::NotMapped`], after which everything but these tensors is loaded.
+    /// [`Error::NotMapped`].
+    ///
+    /// After [`CheckpointError::PartlyLoaded`](lion::checkpoint::CheckpointError::PartlyLoaded), which the load of the states
+    /// returns if the file can no longer be read then, the module is unchanged, and the states that the error lists must be
+    /// loaded again before the next step. After all other errors nothing has changed.
     pub fn load_with<M: Module>(
         &mut self,
         path: impl AsRef<Path>,
@@ -211,12 +218,15 @@ impl LionBurn {
         file.verify_all()?;
         let tensors = floats(module, false)?;
         check_values(path, &mut file, &tensors)?;
+        if let Some(parameter) = unmapped(module, &tensors) {
+            return Err(Error::NotMapped { parameter });
+        }
         let mut values: Vec<TensorData> = tensors.iter().map(zeros).collect();
         let pairs = tensors.iter().zip(&mut values);
         let slices: Result<Vec<_>, Error> = pairs
             .map(|(tensor, values)| Ok((&*tensor.name, slice_mut(&tensor.name, values)?)))
             .collect();
-        file.read_params(slices?)?;
+        file.read_params(slices?).map_err(nothing_loaded)?;
 
         let mut states = HashSet::new();
         for state in file.tensors()? {
@@ -224,7 +234,9 @@ impl LionBurn {
         }
         let stepped = tensors.iter().filter(|it| states.contains(&*it.name));
         let added = self.add(stepped)?;
-        let report = match load(&mut self.lion, &mut file, how) {
+        // With new names, the states would not be those of the tensors that get the values.
+        let same_names = |_: &str| None;
+        let report = match load(&mut self.lion, &mut file, how.rename(&same_names)) {
             Ok(report) => report,
             Err(error) => {
                 self.remove(added);
@@ -236,6 +248,7 @@ impl LionBurn {
         // Otherwise the next forward pass would replace the running means by those of the last one.
         synchronize(module);
         put(module, &places, &mut values);
+        // Nothing is left, unless the module maps other tensors each time.
         match places
             .into_iter()
             .zip(values)
@@ -246,6 +259,25 @@ impl LionBurn {
             }),
             None => Ok(report),
         }
+    }
+}
+
+/// Returns the error of a reading of values, without its list of what is partly read: no tensor has these values yet, and
+/// the caller would take it for a list of states.
+fn nothing_loaded(error: CheckpointError) -> CheckpointError {
+    match error {
+        CheckpointError::PartlyLoaded { path, source, .. } => {
+            let source = source.downcast::<CheckpointError>();
+            source.map_or_else(
+                |source| CheckpointError::Io {
+                    action: "read",
+                    path,
+                    source: std::io::Error::other(source),
+                },
+                |source| *source,
+            )
+        }
+        other => other,
     }
 }
 
@@ -286,7 +318,7 @@ fn check_values(
     file: &mut Checkpoint<File>,
     tensors: &[Visited],
 ) -> Result<(), Error> {
-    let differs = |given: String, wanted: String| Error::Module {
+    let differs = |given: String, wanted: String| Error::Values {
         path: path.to_owned(),
         given,
         wanted,
@@ -344,5 +376,26 @@ fn check_values(
     match given.into_keys().next() {
         Some(name) => Err(differs(format!("tensor `{name}`"), only())),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_values_lists_no_states() {
+        let partly = |source| CheckpointError::PartlyLoaded {
+            path: "run.lion".into(),
+            parameters: vec!["w".into()],
+            source,
+        };
+        let index = CheckpointError::Sharded {
+            path: "index.lion".into(),
+        };
+        let error = nothing_loaded(partly(Box::new(index)));
+        assert!(matches!(error, CheckpointError::Sharded { .. }));
+        let error = nothing_loaded(partly("gone".into()));
+        assert!(matches!(error, CheckpointError::Io { .. }));
     }
 }

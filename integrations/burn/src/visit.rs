@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::tensor::{check, data, dtype_of, flex};
-use burn_core::module::{Module, ModuleVisitor, Param, ParamId};
+use burn_core::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn_core::tensor::{Bool, Int, Tensor, TensorData};
 use burn_optim::{GradAdaptor, GradientsParams};
 use lion::Dtype;
@@ -133,6 +133,21 @@ pub(crate) fn unsaved<M: Module>(module: &M) -> Vec<String> {
     unsaved.names
 }
 
+/// Returns the name of the first of these tensors that the module visits and does not map. It cannot be replaced.
+pub(crate) fn unmapped<M: Module>(module: &M, tensors: &[Visited]) -> Option<String> {
+    let places: Vec<Place> = tensors.iter().map(Visited::place).collect();
+    let mut mapper = Mapped {
+        path: Path::default(),
+        places: Places::new(&places),
+        tensors,
+        met: vec![false; tensors.len()],
+    };
+    // A map has no reference to the module. That of a clone changes nothing, because it returns all tensors as they are.
+    let _ = module.clone().map(&mut mapper);
+    let index = mapper.met.iter().position(|met| !met)?;
+    Some(tensors[index].name.clone())
+}
+
 fn visit<M: Module>(
     module: &M,
     gradients: impl Gradients,
@@ -244,6 +259,33 @@ impl<G: Gradients> ModuleVisitor for Visitor<G> {
         if self.error.is_none() {
             self.error = self.tensor(param.id, param).err();
         }
+    }
+}
+
+/// Notes which tensors a module maps.
+struct Mapped<'v> {
+    path: Path,
+    places: Places<'v>,
+    tensors: &'v [Visited],
+    met: Vec<bool>,
+}
+
+impl ModuleMapper for Mapped<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.enter(name);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if let Some(index) = self.places.find(&self.path, param.id)
+            && self.tensors[index].shape.len() == D
+        {
+            self.met[index] = true;
+        }
+        param
     }
 }
 

@@ -180,6 +180,25 @@ fn running_means_are_saved_and_loaded_with_the_last_forward_pass() {
     assert_ne!(means(&used), at_save);
 }
 
+#[test]
+fn a_save_that_is_refused_leaves_the_running_means() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let mut other = one(1f32, [3]);
+    let optimizer = stepped(&mut other);
+    let norm = BatchNormConfig::new(3).init(&device());
+    forward(&norm, 1);
+    // Without what the pass has added.
+    let mean = || norm.running_mean.value().into_data();
+    let before = mean();
+    let error = optimizer.save(&path, &norm).unwrap_err();
+    assert!(matches!(error, Error::NotInModule { .. }), "{error}");
+    assert_eq!(mean(), before);
+    let none = LionBurn::new(Lion::builder()).unwrap();
+    none.save(&path, &norm).unwrap();
+    assert_ne!(mean(), before);
+}
+
 #[derive(Module, Debug)]
 struct One<const D: usize> {
     w: Param<Tensor<D>>,
@@ -218,7 +237,7 @@ fn a_file_of_another_module_is_refused_and_changes_nothing() {
     optimizer.save(&path, &model).unwrap();
 
     let differs = |error| match error {
-        Error::Module { given, wanted, .. } => (given, wanted),
+        Error::Values { given, wanted, .. } => (given, wanted),
         other => panic!("{other}"),
     };
     let (given, wanted) = differs(refused(&path, one(1f32, [3, 2])));
@@ -320,6 +339,39 @@ fn a_load_keeps_the_settings_of_the_optimizer_if_it_is_told_so() {
     let how = Load::new().convert_states(true);
     let report = optimizer.load_with(&path, &mut loaded, how).unwrap();
     assert_eq!(report.converted.len(), 1);
+}
+
+#[test]
+fn states_are_not_renamed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let mut model = (one(1f32, [3]), one(2f32, [3]));
+    let mut optimizer = LionBurn::new(Lion::builder()).unwrap();
+    let loss = model.0.w.val().sum() - model.1.w.val().sum();
+    let grads = GradientsParams::from_grads(loss.backward(), &model);
+    optimizer.step(0.125, &mut model, grads).unwrap();
+    optimizer.save(&path, &model).unwrap();
+    let state = |optimizer: &LionBurn, name| {
+        let lion = optimizer.lion();
+        lion.export_state(lion.handle(name).unwrap()).unwrap()
+    };
+    assert_ne!(state(&optimizer, "0.w"), state(&optimizer, "1.w"));
+
+    let swap = |name: &str| match name {
+        "0.w" => Some("1.w".to_owned()),
+        "1.w" => Some("0.w".to_owned()),
+        _ => None,
+    };
+    let mut loaded = (one(0f32, [3]), one(0f32, [3]));
+    let mut resumed = LionBurn::new(Lion::builder()).unwrap();
+    let how = Load::new().rename(&swap);
+    let report = resumed.load_with(&path, &mut loaded, how).unwrap();
+    assert_eq!((report.loaded.len(), report.renamed.len()), (2, 0));
+    for name in ["0.w", "1.w"] {
+        assert_eq!(state(&resumed, name), state(&optimizer, name));
+    }
+    assert_eq!(common::elements::<1, f32>(&loaded.0.w), [0.875; 3]);
+    assert_eq!(common::elements::<1, f32>(&loaded.1.w), [2.125; 3]);
 }
 
 #[derive(Module, Debug)]

@@ -427,6 +427,31 @@ fn a_parameter_that_is_not_mapped_is_refused() {
 }
 
 #[test]
+fn a_tensor_that_is_not_mapped_is_not_loaded_and_nothing_else_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let saved = LionBurn::new(Lion::builder().lr(0.125)).unwrap();
+    saved.save(&path, &Incomplete(two())).unwrap();
+
+    let zeros = Two {
+        a: param(vec![0f32; 2], [2]),
+        b: param(vec![0f32], [1]),
+    };
+    let mut model = Incomplete(zeros);
+    let before = tensors(&model);
+    let mut optimizer = LionBurn::new(Lion::builder().lr(0.5)).unwrap();
+    let error = optimizer.load(&path, &mut model).unwrap_err();
+    let Error::NotMapped { parameter } = error else {
+        panic!("{error}")
+    };
+    assert_eq!(parameter, "b");
+    assert_eq!(tensors(&model), before);
+    assert_eq!(optimizer.lion().lr(), 0.5);
+    optimizer.load(&path, &mut model.0).unwrap();
+    assert_eq!(elements::<1, f32>(&model.0.b), [3.0]);
+}
+
+#[test]
 fn settings_are_checked_when_the_optimizer_is_built() {
     let error = LionBurn::new(Lion::builder().lr(-1.0)).unwrap_err();
     assert!(error.to_string().contains("lr is -1"), "{error}");

@@ -171,6 +171,25 @@ fn a_tensor_that_is_first_stepped_after_a_resume_has_a_seed_of_its_own() {
 }
 
 #[test]
+fn a_record_of_smaller_seeds_leaves_the_seeds_of_the_optimizer() {
+    let x = || Tensor::<1>::ones([4], &Device::flex());
+    let step = |lion: &TensorLion, state| lion.step(0.1, x(), x(), state).1.unwrap();
+    let with_seed = |seed| TensorLion::new(Overrides::new().seed(seed)).unwrap();
+    // The second pair is on both sides of the end of the range.
+    for (saved, other) in [(7u64, 10u64), (u64::MAX - 1, 1)] {
+        let lion = with_seed(saved);
+        let states: Vec<_> = (0..3).map(|_| step(&lion, None)).collect();
+        let resumed = with_seed(other);
+        for (index, state) in (0..).zip(&states) {
+            let state = step(&resumed, Some(restored(state)));
+            assert_eq!(seed(&state), saved.wrapping_add(index));
+        }
+        assert_eq!(seed(&step(&resumed, None)), other);
+        assert_eq!(seed(&step(&resumed, None)), other + 1);
+    }
+}
+
+#[test]
 fn paged_states_are_refused() {
     let error = TensorLion::new(Overrides::new().is_paged(true)).unwrap_err();
     let Error::Lion(lion::Error::Backend { source, .. }) = &error else {

@@ -34,7 +34,8 @@ pub enum Error {
         /// The number of variables.
         variables: usize,
     },
-    /// A variable or a gradient cannot be stepped in place: it is on a device, strided, or has another type or shape.
+    /// A variable or a gradient cannot be stepped in place: it is on a device, strided, or has another type or shape. Or a
+    /// gradient has no elements, because it is a copy of a variable that another thread made during a step.
     Unsupported {
         /// The variable.
         variable: String,
@@ -68,6 +69,12 @@ pub enum Error {
         /// The variable.
         variable: String,
     },
+    /// [`Lion::remove`](lion::Lion::remove) was called for a variable, with [`lion_mut`](crate::LionCandle::lion_mut), so
+    /// it has no state. Remove it with [`LionCandle::remove`](crate::LionCandle::remove) too; it can be added again then.
+    Removed {
+        /// The variable.
+        variable: String,
+    },
     /// The optimizer has no variable of a name.
     UnknownVariable {
         /// The name.
@@ -76,7 +83,7 @@ pub enum Error {
         variables: usize,
     },
     /// A checkpoint does not have the values of the variables of the optimizer.
-    Variables {
+    Values {
         /// The file.
         path: PathBuf,
         /// What the file has.
@@ -130,6 +137,10 @@ impl fmt::Display for Error {
                 f,
                 "variable `{variable}` is being stepped or loaded in another thread, wanted one call at a time"
             ),
+            Error::Removed { variable } => write!(
+                f,
+                "variable `{variable}` was removed with `lion_mut().remove`, wanted `LionCandle::remove`"
+            ),
             Error::UnknownVariable {
                 variable,
                 variables,
@@ -137,7 +148,7 @@ impl fmt::Display for Error {
                 f,
                 "variable `{variable}` is none of the {variables} variables, wanted the name of one of them"
             ),
-            Error::Variables {
+            Error::Values {
                 path,
                 given,
                 wanted,

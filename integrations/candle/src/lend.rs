@@ -11,16 +11,22 @@
 //!
 //! Therefore an empty storage of [`CpuStorage::F4`] takes the place of the vector. candle has this type only to carry bytes
 //! from one safetensors file to another, and cannot compute with it. That no function reads its elements without a check
-//! has been verified by reading candle-core and candle-nn 0.11.1:
+//! has been verified by reading candle-core and candle-nn 0.11.1. Earlier versions are excluded by `Cargo.toml`. Later ones
+//! of the series 0.11 have not been read; only the tests in `other_threads.rs` cover them. A test compares the versions
+//! of `Cargo.lock` with the one that is named here, so whoever updates it reads again. The result:
 //!
 //! - `Map1`, `Map1Any`, `Map2`, `Map2InPlace` and `Map2U8`, and with them affine functions, reductions, comparisons,
 //!   poolings, upsamplings, convolutions, products of matrices, `gather`, `index_select`, `scatter` and `where_cond`, match
 //!   on the type of the storage and return an error for `F4`, also if only one of two operands has it. `to_dtype`, `powf`,
 //!   `elu`, unary and binary functions, `argsort` and `const_set` do so too.
-//! - `to_vec`, `to_scalar`, quantization, the products with quantized matrices, attention and the saving of files ask for
-//!   a slice of a type (`as_slice`, `cpu_storage_as_slice`). No type of Rust gets one of `F4`.
+//! - `to_vec`, `to_scalar`, `write_bytes`, quantization, the products with quantized matrices and attention ask for a slice
+//!   of a type (`as_slice`, `cpu_storage_as_slice`). No type of Rust gets one of `F4`.
+//! - The saving of safetensors calls `to_vec` too, and unwraps the error (`View::data`), so it panics. In `VarMap::save`, it
+//!   does so while it holds the `Mutex` of the map, which is poisoned from then on.
+//! - `Debug` and `Display` call `to_vec` or `cat`, and print no elements if these return an error.
 //! - `copy2d` and `copy_strided_src` copy between two storages of `F4`, as from one taken variable to another, but by slices
-//!   with checks. They panic, and candle's locks are not poisoned. Between `F4` and another type they return an error.
+//!   with checks. They panic. The locks of the storages are those of `parking_lot`, which are not poisoned; that of a
+//!   `VarMap` is, if `set` or `set_one` is the caller. Between `F4` and another type they return an error.
 //! - Functions that allocate a result of the type of a storage return an error, because `alloc_uninit` and `zeros` have no
 //!   `F4`.
 //! - `copy` succeeds and returns a tensor that is as empty. A copy to a GPU is an error.
@@ -161,7 +167,8 @@ mod tests {
     use crate::LionCandle;
     use candle_core::{Device, Var};
     use candle_nn::Optimizer;
-    use lion::Lion;
+    use lion::backend::Operand;
+    use lion::{Lion, StepArgs};
 
     fn optimizer(var: &Var) -> LionCandle {
         let mut optimizer = LionCandle::empty(Lion::builder().lr(0.5)).unwrap();
@@ -174,16 +181,69 @@ mod tests {
         let var = Var::new(&[1f32, 2.0], &Device::Cpu).unwrap();
         let mut first = optimizer(&var);
         let grads = var.sum_all().unwrap().backward().unwrap();
-        let second = optimizer(&var);
+        let mut second = LionCandle::empty(Lion::builder().lr(0.25)).unwrap();
+        second.add("w", &var).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.lion");
+        second.save(&path).unwrap();
         let lent = Lent::take(&second.variables).unwrap();
         let error = first.step(&grads).unwrap_err().to_string();
         assert!(error.contains("variable `w` is being stepped"), "{error}");
-        let error = first.save(std::env::temp_dir().join("not-written.lion"));
+        let error = first.save(folder.path().join("not-written.lion"));
         assert!(matches!(error, Err(Error::InUse { .. })));
+        let error = first.load(&path);
+        assert!(matches!(error, Err(Error::InUse { .. })));
+        // The settings and states are loaded when nothing else can fail.
+        assert_eq!(first.learning_rate(), 0.5);
         drop(lent);
         assert_eq!(var.to_vec1::<f32>().unwrap(), [1.0, 2.0]);
         first.step(&grads).unwrap();
         assert_eq!(var.to_vec1::<f32>().unwrap(), [0.5, 1.5]);
+    }
+
+    #[test]
+    fn a_gradient_that_was_copied_during_a_step_is_unsupported() {
+        let var = Var::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+        let mut optimizer = optimizer(&var);
+        let lent = Lent::take(&optimizer.variables).unwrap();
+        let copy = var.copy().unwrap();
+        drop(lent);
+        let mut grads = candle_core::backprop::GradStore::default();
+        grads.insert(&var, copy);
+        let error = optimizer.step_with(StepArgs::new(), &grads).unwrap_err();
+        let Error::Unsupported {
+            operand: Operand::Gradient,
+            what: "memory",
+            ..
+        } = error
+        else {
+            panic!("{error}")
+        };
+        let message = "the gradient of variable `w`: its memory is without elements";
+        assert!(error.to_string().starts_with(message), "{error}");
+        assert!(error.to_string().ends_with("wanted 2 elements"), "{error}");
+        assert_eq!(var.to_vec1::<f32>().unwrap(), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn the_versions_in_the_lock_file_are_those_that_were_read() {
+        let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock");
+        let lock = std::fs::read_to_string(lock).unwrap();
+        let read = include_str!("lend.rs");
+        for name in ["candle-core", "candle-nn"] {
+            let head = format!("name = \"{name}\"\nversion = \"");
+            let versions = lock.split(&head).skip(1);
+            let versions: Vec<_> = versions.filter_map(|it| it.split('"').next()).collect();
+            let [version] = versions[..] else {
+                panic!("{name} {versions:?}, wanted one version")
+            };
+            let named = format!("reading candle-core and candle-nn {version}. ");
+            assert!(
+                read.contains(&named),
+                "{name} {version} is in Cargo.lock, and the documentation of this module is about another version: read \
+                 what it lists in the sources of {version}, then name that version there and in Cargo.toml"
+            );
+        }
     }
 
     #[test]

@@ -50,7 +50,14 @@
 //! A step and a load take the vectors of the variables out of their tensors, and put them back at the end. In between, no
 //! other thread can use the variables. If one tries to, nothing is read or written: candle returns an error in that thread,
 //! which names the type `F4`, or panics. A [copy](candle_core::Tensor::copy) of a variable is then a tensor without
-//! elements, for which every operation fails. If another optimizer tries to, it returns [`Error::InUse`].
+//! elements, for which every operation fails; as a gradient, it is an [`Error::Unsupported`]. Printing a variable succeeds,
+//! and shows no elements. If another optimizer tries to use a variable, it returns [`Error::InUse`].
+//!
+//! [`VarMap::save`](candle_nn::VarMap::save) must not run in another thread during a step or a load. candle panics in it
+//! while it holds the lock of the map, which is poisoned from then on: `all_vars`, `get`, `set` and `save` of this map
+//! panic, until [`clear_poison`](std::sync::Mutex::clear_poison) is called for [`data`](candle_nn::VarMap::data). The same
+//! holds for a `set` from a variable that is being stepped. Save between steps, or with [`LionCandle::save`], which returns
+//! [`Error::InUse`].
 //!
 //! A step waits while another thread computes with a variable, or holds the guard that
 //! [`storage_and_layout`](candle_core::Tensor::storage_and_layout) returns. If the thread that steps holds one itself, the

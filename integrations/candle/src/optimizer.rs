@@ -185,17 +185,18 @@ impl LionCandle {
     /// let mut optimizer = LionCandle::empty(Lion::builder())?;
     /// optimizer.add("x", &x)?;
     /// let grads = x.sqr()?.affine(0.5, 0.0)?.sum_all()?.backward()?; // x itself
-    /// let report = optimizer.step_with(&grads, StepArgs::new().lr(0.25).max_grad_norm(1.0))?;
+    /// let report = optimizer.step_with(StepArgs::new().lr(0.25).max_grad_norm(1.0), &grads)?;
     /// assert_eq!(report.grad_norm, Some(5.0));
     /// assert_eq!(x.to_vec1::<f32>()?, [2.75, -3.75]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoGradients`]; [`Error::Unsupported`] for a gradient on a device, or of another shape than its variable;
-    /// [`Error::SharedStorage`] for a gradient that shares its memory with a variable; [`Error::InUse`];
-    /// [`Error::Candle`]; [`Error::Lion`] with the errors of [`Lion::step`].
-    pub fn step_with(&mut self, grads: &GradStore, args: StepArgs) -> Result<&StepReport, Error> {
+    /// [`Error::NoGradients`]; [`Error::Unsupported`] for a gradient on a device, of another shape than its variable, or
+    /// without elements; [`Error::SharedStorage`] for a gradient that shares its memory with a variable; [`Error::InUse`];
+    /// [`Error::Removed`]; [`Error::Candle`]; [`Error::Lion`] with the errors of [`Lion::step`].
+    pub fn step_with(&mut self, args: StepArgs, grads: &GradStore) -> Result<&StepReport, Error> {
+        self.check_registered()?;
         self.accept_lr(args)?;
         self.report = with_updates(&self.variables, &self.storages, grads, |updates| {
             self.lion.step_with(args, updates)
@@ -216,7 +217,7 @@ impl LionCandle {
     /// let mut optimizer = LionCandle::empty(Lion::builder())?;
     /// optimizer.add("x", &x)?;
     /// let grads = x.sum_all()?.backward()?;
-    /// let diagnosis = optimizer.diagnose(&grads, StepArgs::new().lr(1e-5))?;
+    /// let diagnosis = optimizer.diagnose(StepArgs::new().lr(1e-5), &grads)?;
     /// assert_eq!(diagnosis.parameters[0].lost_updates(), 1.0);
     /// assert!(diagnosis.to_string().ends_with("turn on stochastic_param"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -224,12 +225,24 @@ impl LionCandle {
     ///
     /// # Errors
     /// Those of [`step_with`](LionCandle::step_with), except that for a variable without a gradient.
-    pub fn diagnose(&mut self, grads: &GradStore, args: StepArgs) -> Result<Diagnosis, Error> {
+    pub fn diagnose(&mut self, args: StepArgs, grads: &GradStore) -> Result<Diagnosis, Error> {
+        self.check_registered()?;
         self.accept_lr(args)?;
         let args = args.missing_gradients(MissingGradient::Skip);
         with_updates(&self.variables, &self.storages, grads, |updates| {
             self.lion.diagnose_with(args, updates)
         })
+    }
+
+    /// Returns an error if `lion` no longer has a variable. Its own error has no name, because it has only a handle.
+    pub(crate) fn check_registered(&self) -> Result<(), Error> {
+        let removed = |it: &&Variable| self.lion.info(it.handle).is_err();
+        match self.variables.iter().find(removed) {
+            Some(variable) => Err(Error::Removed {
+                variable: variable.name.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Returns the error of a learning rate that [`set_learning_rate`](Optimizer::set_learning_rate) could not return, unless
@@ -247,7 +260,7 @@ impl LionCandle {
     }
 
     /// Returns the learning rate that `lion` has refused, unless another one has been set since.
-    fn refused_lr(&self) -> Option<f64> {
+    pub(crate) fn refused_lr(&self) -> Option<f64> {
         let refused = self.refused_lr.as_ref()?;
         let kept = refused.kept.to_bits() == self.lion.lr().to_bits();
         kept.then_some(refused.given)
@@ -266,8 +279,8 @@ impl LionCandle {
     }
 
     /// Returns the optimizer of lion, for example to change hyper-parameters. To remove a variable, call
-    /// [`remove`](LionCandle::remove) instead of [`Lion::remove`], after which steps, saves and loads return an error. Values
-    /// of variables are neither saved nor loaded by [`Lion::save`] and [`Lion::load`].
+    /// [`remove`](LionCandle::remove) instead of [`Lion::remove`], after which steps, saves and loads return
+    /// [`Error::Removed`]. Values of variables are neither saved nor loaded by [`Lion::save`] and [`Lion::load`].
     pub fn lion_mut(&mut self) -> &mut Lion {
         &mut self.lion
     }
@@ -291,7 +304,7 @@ impl Optimizer for LionCandle {
 
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
         let args = StepArgs::new().missing_gradients(MissingGradient::Skip);
-        self.step_with(grads, args)?;
+        self.step_with(args, grads)?;
         Ok(())
     }
 
@@ -377,8 +390,14 @@ fn with_updates<T>(
     for (param, grad) in lent.elements().zip(&gradients) {
         let (variable, param) = param?;
         let grad = grad.as_ref().map(|(storage, range)| {
-            elements(storage, range.clone()).ok_or_else(|| Error::InUse {
+            // A copy of a variable that was made during a step never has elements. A variable of another optimizer, which could
+            // be the gradient too, has none during its step.
+            elements(storage, range.clone()).ok_or_else(|| Error::Unsupported {
                 variable: variable.name.clone(),
+                operand: Operand::Gradient,
+                what: "memory",
+                given: "without elements, as that of a copy from the time of a step".to_owned(),
+                wanted: format!("{} elements", range.len()),
             })
         });
         updates.push(Update::new(variable.handle, param, grad.transpose()?));

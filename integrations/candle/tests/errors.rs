@@ -6,6 +6,7 @@ mod common;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 use common::gradients;
+use lion::checkpoint::Load;
 use lion::{Lion, OnNonFinite, Overrides, StepArgs};
 use lion_candle::{Error, LionCandle};
 
@@ -42,7 +43,7 @@ fn a_gradient_in_the_memory_of_a_variable_is_refused() {
         ),
     ] {
         let grads = gradients([(&a, of_a), (&b, of_b)]);
-        let error = optimizer.step_with(&grads, StepArgs::new()).unwrap_err();
+        let error = optimizer.step_with(StepArgs::new(), &grads).unwrap_err();
         assert!(matches!(error, Error::SharedStorage { .. }));
         assert_eq!(error.to_string(), message);
         // The same message arrives through candle's trait.
@@ -93,7 +94,7 @@ fn gradients_of_another_shape_or_type_are_refused() {
         ),
     ] {
         let grads = gradients([(&a, grad)]);
-        let error = optimizer.step_with(&grads, StepArgs::new()).unwrap_err();
+        let error = optimizer.step_with(StepArgs::new(), &grads).unwrap_err();
         assert_eq!(error.to_string(), message);
     }
     assert_eq!(a.to_vec1::<f32>().unwrap(), [1.0, 2.0]);
@@ -114,7 +115,7 @@ fn variables_come_back_after_an_error_of_the_step() {
     let mut optimizer = optimizer(&[("a", &a), ("b", &b)]);
     let nan = Tensor::new(&[1f32, f32::NAN], &Device::Cpu).unwrap();
     let grads = gradients([(&a, nan), (&b, b.ones_like().unwrap())]);
-    let error = optimizer.step_with(&grads, StepArgs::new()).unwrap_err();
+    let error = optimizer.step_with(StepArgs::new(), &grads).unwrap_err();
     assert!(matches!(error, Error::Lion(lion::Error::NonFinite { .. })));
     assert_eq!(a.to_vec1::<f32>().unwrap(), [1.0, 2.0]);
     assert_eq!(b.to_vec1::<f32>().unwrap(), [3.0]);
@@ -155,12 +156,12 @@ fn an_invalid_learning_rate_does_not_outlive_a_valid_one() {
     optimizer.set_learning_rate(f64::NAN);
     // The learning rate of a step replaces it, for that step.
     let args = StepArgs::new().lr(0.5);
-    optimizer.diagnose(&grads, args).unwrap();
-    optimizer.step_with(&grads, args).unwrap();
+    optimizer.diagnose(args, &grads).unwrap();
+    optimizer.step_with(args, &grads).unwrap();
     assert_eq!(a.to_vec1::<f32>().unwrap(), [0.5]);
     assert!(optimizer.learning_rate().is_nan());
     assert!(optimizer.step(&grads).is_err());
-    assert!(optimizer.diagnose(&grads, StepArgs::new()).is_err());
+    assert!(optimizer.diagnose(StepArgs::new(), &grads).is_err());
     // So does one that is set in lion.
     optimizer.lion_mut().set_lr(0.25).unwrap();
     assert_eq!(optimizer.learning_rate(), 0.25);
@@ -168,6 +169,62 @@ fn an_invalid_learning_rate_does_not_outlive_a_valid_one() {
     assert_eq!(a.to_vec1::<f32>().unwrap(), [0.25]);
     optimizer.lion_mut().set_lr(0.5).unwrap();
     assert_eq!(optimizer.learning_rate(), 0.5);
+}
+
+#[test]
+fn a_load_drops_an_invalid_learning_rate_only_if_it_loads_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let a = var(&[1.0]);
+    optimizer(&[("a", &a)]).save(&path).unwrap();
+    let grads = a.sum_all().unwrap().backward().unwrap();
+
+    // No settings are loaded.
+    let mut kept = optimizer(&[("a", &a)]);
+    kept.set_learning_rate(-1.0);
+    let how = Load::new().keep_settings(true);
+    kept.load_with(&path, how).unwrap();
+    assert_eq!(kept.learning_rate(), -1.0);
+    let error = kept.step(&grads).unwrap_err().to_string();
+    assert!(error.contains("lr is -1"), "{error}");
+    // They are, and have the learning rate that was valid before.
+    kept.load(&path).unwrap();
+    assert_eq!(kept.learning_rate(), 0.5);
+    kept.step(&grads).unwrap();
+
+    // They have another one. The invalid one does not come back with the one before.
+    let mut other = optimizer(&[("a", &a)]);
+    other.set_learning_rate(0.25);
+    other.set_learning_rate(-1.0);
+    other.load_with(&path, Load::new()).unwrap();
+    assert_eq!(other.learning_rate(), 0.5);
+    other.lion_mut().set_lr(0.25).unwrap();
+    assert_eq!(other.learning_rate(), 0.25);
+    other.step(&grads).unwrap();
+}
+
+#[test]
+fn a_variable_that_was_removed_from_lion_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.lion");
+    let (a, b) = (var(&[1.0]), var(&[1.0]));
+    let mut optimizer = optimizer(&[("a", &a), ("b", &b)]);
+    optimizer.save(&path).unwrap();
+    let handle = optimizer.lion().handle("b").unwrap();
+    optimizer.lion_mut().remove(handle).unwrap();
+    let grads = a.sum_all().unwrap().backward().unwrap();
+    let message = "variable `b` was removed with `lion_mut().remove`, wanted `LionCandle::remove`";
+    let args = StepArgs::new();
+    for error in [
+        optimizer.save(&path).err(),
+        optimizer.load(&path).err(),
+        optimizer.step_with(args, &grads).err(),
+        optimizer.diagnose(args, &grads).err(),
+    ] {
+        assert_eq!(error.unwrap().to_string(), message);
+    }
+    optimizer.remove("b").unwrap();
+    optimizer.step_with(args, &grads).unwrap();
 }
 
 #[test]

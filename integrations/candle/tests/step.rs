@@ -49,12 +49,12 @@ where
         let store = gradients(vars.iter().zip(tensors));
         let args = StepArgs::new().lr(0.01 / (step + 1) as f64).grad_scale(0.5);
         // It changes nothing, so the bits agree after the step.
-        let diagnosis = optimizer.diagnose(&store, args).unwrap();
+        let diagnosis = optimizer.diagnose(args, &store).unwrap();
         let updates = vectors.iter_mut().zip(&grads);
         let updates = updates.map(|((handle, values), grad)| (*handle, values, grad));
         assert_eq!(diagnosis, lion.diagnose_with(args, updates).unwrap());
 
-        optimizer.step_with(&store, args).unwrap();
+        optimizer.step_with(args, &store).unwrap();
         let updates = vectors.iter_mut().zip(&grads);
         let updates = updates.map(|((handle, values), grad)| (*handle, values, grad));
         lion.step_with(args, updates).unwrap();
@@ -176,11 +176,11 @@ fn a_variable_without_a_gradient_is_an_error_or_skipped() {
     optimizer.add("a", &a).unwrap();
     optimizer.add("b", &b).unwrap();
     let grads = gradients([(&b, b.ones_like().unwrap())]);
-    let error = optimizer.step_with(&grads, StepArgs::new()).unwrap_err();
+    let error = optimizer.step_with(StepArgs::new(), &grads).unwrap_err();
     assert!(error.to_string().contains("`a`"), "{error}");
     assert_eq!(b.to_vec1::<f32>().unwrap(), [1.0]);
     let skip = StepArgs::new().missing_gradients(MissingGradient::Skip);
-    optimizer.step_with(&grads, skip).unwrap();
+    optimizer.step_with(skip, &grads).unwrap();
     assert_eq!(a.to_vec1::<f32>().unwrap(), [1.0]);
     assert_eq!(b.to_vec1::<f32>().unwrap(), [0.5]);
 }
@@ -197,11 +197,11 @@ fn the_running_mean_and_variance_of_a_batch_norm_have_no_gradients() {
     let running = norm.running_mean().to_vec1::<f32>().unwrap();
     assert_ne!(running, [0.0; 3]);
 
-    let error = optimizer.step_with(&grads, StepArgs::new()).unwrap_err();
+    let error = optimizer.step_with(StepArgs::new(), &grads).unwrap_err();
     let missing = matches!(error, Error::Lion(lion::Error::MissingGradient { .. }));
     assert!(missing, "{error}");
     let skip = StepArgs::new().missing_gradients(MissingGradient::Skip);
-    optimizer.step_with(&grads, skip).unwrap();
+    optimizer.step_with(skip, &grads).unwrap();
     let (weight, _) = norm.weight_and_bias().unwrap();
     assert_eq!(weight.to_vec1::<f32>().unwrap(), [0.5; 3]);
     optimizer.step(&grads).unwrap();
@@ -212,7 +212,7 @@ fn the_running_mean_and_variance_of_a_batch_norm_have_no_gradients() {
     // Without them in the optimizer, no gradient is missing.
     optimizer.remove("running_mean").unwrap();
     optimizer.remove("running_var").unwrap();
-    optimizer.step_with(&grads, StepArgs::new()).unwrap();
+    optimizer.step_with(StepArgs::new(), &grads).unwrap();
     assert_eq!(weight.to_vec1::<f32>().unwrap(), [-0.5; 3]);
 }
 
@@ -233,7 +233,7 @@ fn a_removed_variable_is_not_stepped_and_can_be_added_again() {
     let first = |var: &Var| var.to_vec1::<f32>().unwrap()[0];
     optimizer.remove("a").unwrap();
     assert_eq!(optimizer.lion().state_bytes(), bytes / 3 * 2);
-    optimizer.step_with(&grads, StepArgs::new()).unwrap();
+    optimizer.step_with(StepArgs::new(), &grads).unwrap();
     assert_eq!(vars.each_ref().map(first), [1.0, 0.75, 0.5]);
 
     // The variables after it are still known by their memory, and it is free.
@@ -246,7 +246,7 @@ fn a_removed_variable_is_not_stepped_and_can_be_added_again() {
         assert!(error.contains(&message), "{error}");
     }
     optimizer.add("b2", &vars[0]).unwrap();
-    optimizer.step_with(&grads, StepArgs::new()).unwrap();
+    optimizer.step_with(StepArgs::new(), &grads).unwrap();
     assert_eq!(vars.each_ref().map(first), [0.75, 0.5, 0.0]);
     let handle = optimizer.lion().handle("b2").unwrap();
     let info = optimizer.lion().info(handle).unwrap();
@@ -276,7 +276,7 @@ fn a_group_keeps_its_learning_rate_unless_the_step_has_one() {
     optimizer.step(&grads).unwrap();
     assert_eq!(values(), [1.0 - 0.125, 1.0 - 0.25, 1.0 - 0.0625]);
     let args = StepArgs::new().lr(1.0);
-    optimizer.step_with(&grads, args).unwrap();
+    optimizer.step_with(args, &grads).unwrap();
     assert_eq!(values(), [-0.125, -0.25, 0.4375]);
 }
 

@@ -1,11 +1,13 @@
 //! What another thread sees of a variable whose vector is taken: errors, and no memory.
 
 use super::Lent;
-use crate::LionCandle;
+use crate::{Error, LionCandle};
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
-use candle_nn::{Optimizer, ops};
+use candle_nn::attention::{AttnMask, flash_attn};
+use candle_nn::{Init, Optimizer, VarMap, ops};
 use lion::Lion;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The shape of the variables: several rows, and whole blocks of a quantized type in each.
@@ -46,6 +48,17 @@ fn views(w: &Tensor) -> Result<[Tensor; 5]> {
 /// Returns `w` as a batch of two images of two channels.
 fn images(w: &Tensor) -> Result<Tensor> {
     w.reshape((2, 2, 8, 8))
+}
+
+/// Returns the attention of operands as `batch` sequences of two heads, with the kernel for their type.
+fn attention(batch: usize, [q, k, v]: [&Tensor; 3], mask: AttnMask) -> Result<()> {
+    let heads = |it: &Tensor| it.reshape((batch, 4 / batch, 2, 32));
+    let (q, k, v) = (heads(q)?, heads(k)?, heads(v)?);
+    done(match q.dtype() {
+        DType::F16 => flash_attn::<lion::f16>(&q, &k, &v, 1.0, mask, None, None),
+        DType::BF16 => flash_attn::<lion::bf16>(&q, &k, &v, 1.0, mask, None, None),
+        _ => flash_attn::<f32>(&q, &k, &v, 1.0, mask, None, None),
+    })
 }
 
 /// Operations on a view.
@@ -126,6 +139,16 @@ const COPIES: &[(&str, Operation)] = &[
     ("upsample_bilinear2d, same", |o| {
         done(images(&o.w)?.upsample_bilinear2d(8, 8, false))
     }),
+    ("write_bytes", |o| o.w.write_bytes(&mut Vec::new())),
+    ("save_safetensors", |o| {
+        let folder = tempfile::tempdir()?;
+        o.w.save_safetensors("w", folder.path().join("w.safetensors"))
+    }),
+    ("safetensors of a view", |o| {
+        let folder = tempfile::tempdir()?;
+        let tensors = HashMap::from([("w", o.w.t()?)]);
+        candle_core::safetensors::save(&tensors, folder.path().join("w.safetensors"))
+    }),
     ("quantize", |o| {
         done(QTensor::quantize(&o.w, GgmlDType::Q8_0))
     }),
@@ -195,6 +218,31 @@ const SUMS: &[(&str, Operation)] = &[
             &cos,
             &cos,
         ))
+    }),
+    ("attention", |o| {
+        attention(1, [&o.w, &o.real, &o.real], AttnMask::None)
+    }),
+    ("attention with its keys", |o| {
+        attention(1, [&o.real, &o.w, &o.real], AttnMask::None)
+    }),
+    ("attention with its values", |o| {
+        attention(1, [&o.real, &o.real, &o.w], AttnMask::None)
+    }),
+    ("attention by its mask", |o| {
+        let mask = AttnMask::Mask(o.w.narrow(1, 0, 4)?);
+        attention(1, [&o.real; 3], mask)
+    }),
+    ("causal attention", |o| {
+        attention(1, [&o.w, &o.v, &o.real], AttnMask::causal())
+    }),
+    ("causal attention with its values", |o| {
+        attention(1, [&o.real, &o.real, &o.w], AttnMask::causal())
+    }),
+    ("attention of a batch", |o| {
+        attention(2, [&o.w, &o.real, &o.real], AttnMask::causal())
+    }),
+    ("attention of a batch with its values", |o| {
+        attention(2, [&o.real, &o.real, &o.w], AttnMask::None)
     }),
     ("quantized matmul", |o| {
         let real = o.real.to_dtype(DType::F32)?;
@@ -302,4 +350,64 @@ fn every_use_of_a_variable_during_a_step_fails() {
             }
         }
     }
+}
+
+#[test]
+fn a_printed_variable_shows_no_elements_during_a_step() {
+    // candle prints those of 1,000 elements and more in another way, and those of one axis.
+    let shapes: [&[usize]; 4] = [&[], &[5], &[4, 64], &[40, 50]];
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for shape in shapes {
+            let full = Tensor::full(0.8125f32, shape, &Device::Cpu).unwrap();
+            let var = Var::from_tensor(&full.to_dtype(dtype).unwrap()).unwrap();
+            let mut optimizer = LionCandle::empty(Lion::builder()).unwrap();
+            optimizer.add("w", &var).unwrap();
+            let print = || {
+                [
+                    format!("{:?}", var.as_tensor()),
+                    format!("{}", var.as_tensor()),
+                ]
+            };
+            let before = print();
+            assert!(before[1].contains("0.8125"), "{}", before[1]);
+            let lent = Lent::take(&optimizer.variables).unwrap();
+            for text in print() {
+                assert!(!text.contains("0.8125"), "{text}");
+                // Nor numbers from other memory. The text of the largest is an error of candle, which may have dots.
+                assert!(shape == [40, 50] || !text.contains('.'), "{text}");
+            }
+            drop(lent);
+            assert_eq!(print(), before);
+        }
+    }
+}
+
+/// The lock of the map is of the standard library and not of candle. The documentation of the crate tells what to do.
+#[test]
+fn a_map_that_is_saved_during_a_step_is_poisoned() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("map.safetensors");
+    let varmap = VarMap::new();
+    let var = varmap.get(2, "w", Init::Const(1.0), DType::F32, &Device::Cpu);
+    let w = var.unwrap();
+    let optimizer = LionCandle::from_varmap(&varmap, Lion::builder()).unwrap();
+    let save = || catch_unwind(AssertUnwindSafe(|| varmap.save(&path)));
+    let all_vars = || catch_unwind(AssertUnwindSafe(|| varmap.all_vars().len()));
+
+    let lent = Lent::take(&optimizer.variables).unwrap();
+    let of_optimizer = optimizer.save(folder.path().join("run.lion"));
+    assert!(matches!(of_optimizer, Err(Error::InUse { .. })));
+    assert_eq!(all_vars().unwrap(), 1);
+    let saved = std::thread::scope(|scope| scope.spawn(save).join().unwrap());
+    assert!(saved.is_err());
+    drop(lent);
+
+    assert!(all_vars().is_err());
+    assert!(save().is_err());
+    optimizer.save(folder.path().join("run.lion")).unwrap();
+    LionCandle::from_varmap(&varmap, Lion::builder()).unwrap();
+    varmap.data().clear_poison();
+    assert_eq!(all_vars().unwrap(), 1);
+    save().unwrap().unwrap();
+    assert_eq!(w.to_vec1::<f32>().unwrap(), [1.0, 1.0]);
 }
