@@ -8,6 +8,8 @@
 mod bars;
 mod data;
 mod network;
+#[path = "../support/numbers.rs"]
+mod numbers;
 #[path = "../support/options.rs"]
 mod options;
 mod plot;
@@ -19,12 +21,12 @@ mod train;
 use anyhow::{Context, Result};
 use data::Digits;
 use lion::{Device, Lion, Lion8bit, Lion32bit, PagedLion8bit, PagedLion32bit, Paging};
+use numbers::grouped;
 use options::{Spec, Values, number};
 use random::Random;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use table::grouped;
 use train::{Plan, Saving};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits.csv");

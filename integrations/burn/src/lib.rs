@@ -43,8 +43,8 @@
 //! A state belongs to the path of its parameter in the module, such as `layer.weight`. The path is the same in the next
 //! process, while the [`ParamId`](burn_core::module::ParamId) is not if the module is built anew.
 //!
-//! So each module needs an optimizer of its own: parameters of two modules that have the same path would have one momentum.
-//! burn's own optimizers go by `ParamId`, and can step several modules. Two parameters of one module with the same path are
+//! Use one optimizer per module: parameters of two modules with the same path would share one momentum. burn's own
+//! optimizers identify a parameter by its `ParamId`, and can step several modules. Two parameters of one module with the same path are
 //! an error.
 //!
 //! # Groups

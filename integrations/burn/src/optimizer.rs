@@ -39,8 +39,8 @@ pub struct Report {
 }
 
 impl LionBurn {
-    /// Returns an optimizer without parameters. They are added as steps find them. It is for one module: parameters of
-    /// two modules that have the same path would have one momentum.
+    /// Returns an optimizer without parameters. They are added as steps find them. Use one optimizer per
+    /// module: parameters of two modules with the same path would share one momentum.
     ///
     /// # Errors
     /// [`Error::Lion`] with the errors of [`LionBuilder::build`].

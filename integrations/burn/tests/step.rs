@@ -1,4 +1,4 @@
-//! Tests of a step: the bits of its results, names, groups, and parameters without a gradient.
+//! Tests of `step`: the bits of the results, names, groups, and parameters without a gradient.
 #![allow(clippy::unwrap_used)]
 
 mod common;

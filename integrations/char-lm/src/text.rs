@@ -165,7 +165,7 @@ impl Text {
             .collect()
     }
 
-    /// Returns a hash of the pieces and the tokens of both parts (FNV-1a, 64 bits), to tell one text from another.
+    /// Returns a hash of the pieces and the tokens of both parts, to tell one text from another.
     pub fn hash(&self) -> u64 {
         let lengths = [&self.training, &self.validation].map(|part| part.len() as u64);
         let bytes = self.pieces.iter().flat_map(|piece| piece.bytes());
@@ -174,9 +174,7 @@ impl Text {
             .into_iter()
             .chain(bytes.map(u64::from))
             .chain(tokens.map(|&token| u64::from(token)));
-        numbers.fold(0xcbf2_9ce4_8422_2325, |hash, number| {
-            (hash ^ number).wrapping_mul(0x0000_0100_0000_01b3)
-        })
+        fnv(numbers)
     }
 
     /// Returns windows of the validation part, evenly spaced: the tokens and those that follow.
@@ -188,6 +186,13 @@ impl Text {
         let starts: Vec<usize> = (0..count).map(|i| i * last / count.max(1)).collect();
         windows(&self.validation, &starts, length)
     }
+}
+
+/// Returns a hash of numbers (FNV-1a, 64 bits).
+pub fn fnv(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0xcbf2_9ce4_8422_2325, |hash, number| {
+        (hash ^ number).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// Adds the paths of the Rust sources in a folder.

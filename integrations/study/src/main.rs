@@ -10,6 +10,8 @@ mod cases;
 mod data;
 mod digits;
 mod export;
+#[path = "../../../examples/support/numbers.rs"]
+mod numbers;
 mod observe;
 #[path = "../../../examples/support/options.rs"]
 mod options;

@@ -1,4 +1,4 @@
-//! What another thread sees of a variable whose vector is taken: errors, and no memory.
+//! Tests that every use of a variable in another thread fails while its vector is taken, and reads no memory.
 
 use super::Lent;
 use crate::{Error, LionCandle};

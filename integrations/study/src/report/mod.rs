@@ -6,9 +6,11 @@ mod plots;
 mod tables;
 mod verdict;
 
+use crate::numbers::grouped;
 use crate::plan::{Size, missing, parts};
 use crate::results::Results;
 use anyhow::{Context, Result};
+use char_lm::text::fnv;
 use std::path::Path;
 use tables::Tables;
 
@@ -42,7 +44,7 @@ fn text(size: Size, results: &Results, bitsandbytes: &str) -> Result<String> {
         _ => format!("{missing} trainings or more are missing.\n\n"),
     };
     let report = report(size, results, trainings, bitsandbytes)?;
-    let hash = fnv(report.bytes());
+    let hash = fnv(report.bytes().map(u64::from));
     let conclusions = match hash {
         CONCLUSIONS_ARE_FOR => CONCLUSIONS.to_owned(),
         _ => format!(
@@ -187,8 +189,8 @@ gradient is 0 and its momentum was rounded to 0, while the one of 32 bits, howev
 
 {bitsandbytes}{WITHOUT_TRAINING}",
         commit = source.commit.as_deref().unwrap_or("COMMIT"),
-        training = separated(source.training),
-        validation = separated(source.validation),
+        training = grouped(source.training),
+        validation = grouped(source.validation),
         verdict = tables.verdict(),
         main = tables.main(),
         accuracy = tables.accuracy(),
@@ -206,35 +208,4 @@ gradient is 0 and its momentum was rounded to 0, while the one of 32 bits, howev
         turn = tables.turn()?,
         noise = tables.noise(),
     ))
-}
-
-/// Returns a hash (FNV-1a, 64 bits).
-fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
-/// Returns a number with a comma before each group of three digits.
-fn separated(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_separated() {
-        let numbers = [7, 999, 1000, 3_383_954].map(separated);
-        assert_eq!(numbers, ["7", "999", "1,000", "3,383,954"]);
-    }
 }
